@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One range of guest physical memory and everything that a VMM knows of it before it is mapped.
+
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "vmspace/address_space/backing_spec.hpp"
+#include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/allocator/range.hpp"
+#include "vmspace/result.hpp"
+
+namespace vmspace {
+
+/// What a region is to the guest.
+enum class RegionType : std::uint8_t {
+  default_memory,   ///< RAM
+  device_memory,    ///< a device's registers or memory (BARs), emulated or passed through
+  dax_memory,       ///< a host file that the guest maps directly (virtio-fs DAX, pmem)
+  firmware_memory,  ///< firmware image or its variables
+};
+
+/// The name that the memory map shows: `ram`, `device`, `dax`, `firmware`.
+[[nodiscard]] std::string_view name_of(RegionType type) noexcept;
+
+/// What the guest, and the host through the mapping, may do. Bits combine with `|`.
+enum class Protection : std::uint8_t {
+  none = 0,
+  read = 1,
+  write = 2,
+  read_write = read | write,
+  execute = 4,
+};
+[[nodiscard]] constexpr Protection operator|(Protection a, Protection b) noexcept {
+  return static_cast<Protection>(static_cast<unsigned>(a) | static_cast<unsigned>(b));
+}
+/// Whether `all` of the bits in `wanted` are set in `given`.
+[[nodiscard]] constexpr bool allows(Protection given, Protection wanted) noexcept {
+  return (static_cast<unsigned>(given) & static_cast<unsigned>(wanted)) ==
+         static_cast<unsigned>(wanted);
+}
+
+/// What a caller says of a region; an aggregate for designated initialisers.
+struct RegionOptions {
+  std::string name = {};  ///< for people: the memory map and messages show it
+  RegionType type = RegionType::default_memory;
+  GuestAddress base = {};
+  std::uint64_t size = 0;  ///< bytes
+  BackingSpec backing = {};
+  Protection protection = Protection::read_write;
+  std::optional<std::uint32_t> numa_node = {};  ///< the host node to bind to; unset: anywhere
+  bool huge_pages = false;                      ///< advise transparent huge pages (MADV_HUGEPAGE)
+  bool hotplug = false;                         ///< came, or may go, while the guest runs
+  bool populate = false;                        ///< fill with pages before the guest starts
+  std::uint64_t owner = 0;  ///< for the VMM: which device this belongs to; not interpreted here
+
+  friend bool operator==(const RegionOptions&, const RegionOptions&) = default;
+};
+
+/// A checked region of guest physical memory: a value, immutable once made.
+///
+/// Invariant: the size is not 0, base + size does not pass 2^64, and base, size and the backing's
+/// offset are multiples of the backing's page size (not checked where there is no backing).
+class AddressSpaceRegion {
+ public:
+  /// Checks the options and makes the region. Errors: `zero_size`; `overflow` when base + size
+  /// passes 2^64; `misaligned` when base, size or offset is no multiple of the backing's page size;
+  /// `bad_alignment` when the page size is no power of two; `invalid_argument` when the backing
+  /// misses what its source needs (a path or descriptor) or has what it can't use. No system calls.
+  [[nodiscard]] static Result<AddressSpaceRegion> make(RegionOptions options);
+
+  [[nodiscard]] const std::string& name() const noexcept { return options_.name; }
+  [[nodiscard]] RegionType type() const noexcept { return options_.type; }
+  [[nodiscard]] GuestAddress base() const noexcept { return options_.base; }
+  [[nodiscard]] std::uint64_t size() const noexcept { return options_.size; }
+  /// The last address, inclusive: a region may end with the last byte of the address space.
+  [[nodiscard]] GuestAddress last_addr() const noexcept {
+    return GuestAddress(options_.base.value() + (options_.size - 1));
+  }
+  [[nodiscard]] Range range() const noexcept;
+  [[nodiscard]] const BackingSpec& backing() const noexcept { return options_.backing; }
+  [[nodiscard]] Protection protection() const noexcept { return options_.protection; }
+  [[nodiscard]] std::optional<std::uint32_t> numa_node() const noexcept {
+    return options_.numa_node;
+  }
+  [[nodiscard]] bool wants_huge_pages() const noexcept { return options_.huge_pages; }
+  [[nodiscard]] bool is_hotplug() const noexcept { return options_.hotplug; }
+  [[nodiscard]] bool wants_populate() const noexcept { return options_.populate; }
+  [[nodiscard]] std::uint64_t owner() const noexcept { return options_.owner; }
+  [[nodiscard]] bool is_dax() const noexcept { return type() == RegionType::dax_memory; }
+  /// Whether the memory layer maps it: it has a backing.
+  [[nodiscard]] bool is_mapped() const noexcept {
+    return options_.backing.source != MemorySource::none;
+  }
+  [[nodiscard]] bool contains(GuestAddress address) const noexcept {
+    return range().contains(address.value());
+  }
+
+  /// All of it, to make a changed copy: `auto moved = region.options(); moved.base = ...`.
+  [[nodiscard]] const RegionOptions& options() const noexcept { return options_; }
+
+  friend bool operator==(const AddressSpaceRegion&, const AddressSpaceRegion&) = default;
+
+ private:
+  explicit AddressSpaceRegion(RegionOptions options) : options_(std::move(options)) {}
+
+  RegionOptions options_;
+};
+
+}  // namespace vmspace

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a caller asks of an allocation.
+
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <limits>
+
+#include "vmspace/result.hpp"
+
+namespace vmspace {
+
+/// Which of the places that fit an allocation takes.
+enum class Policy : std::uint8_t {
+  first_match,  ///< the lowest address
+  last_match,   ///< the highest address
+  best_match,   ///< in the smallest free range that fits, the lowest among equals
+};
+
+/// What an allocation must satisfy; an aggregate for designated initialisers:
+/// `tree.allocate({.size = 4_KiB, .max = 0xffff'ffff, .align = 4_KiB})`.
+/// An exact address is no constraint: see IntervalTree::allocate_at.
+struct Constraint {
+  std::uint64_t size;     ///< how many members (bytes, for addresses); at least 1
+  std::uint64_t min = 0;  ///< the lowest address that the allocation may cover
+  std::uint64_t max = std::numeric_limits<std::uint64_t>::max();  ///< the highest, inclusive
+  std::uint64_t align = 1;  ///< the first address is a multiple of it; a power of two; 0 means 1
+  Policy policy = Policy::first_match;
+
+  /// Whether a request makes sense by itself: `zero_size` when size is 0, `invalid_range` when
+  /// min > max, `bad_alignment` when align is no power of two. Every allocate calls it. O(1).
+  [[nodiscard]] constexpr Result<void> validate() const {
+    constexpr const char* operation = "Constraint::validate";
+    if (size == 0) return fail({.code = Errc::zero_size, .operation = operation});
+    if (min > max) {
+      return fail(
+          {.code = Errc::invalid_range, .operation = operation, .first = Operand::range(min, max)});
+    }
+    if (align != 0 && !std::has_single_bit(align)) {
+      return fail(
+          {.code = Errc::bad_alignment, .operation = operation, .first = Operand::size(align)});
+    }
+    return {};
+  }
+
+  friend constexpr bool operator==(const Constraint&, const Constraint&) = default;
+};
+
+}  // namespace vmspace

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What every fallible call of the library reports: a code to branch on, and the operands, so that
+// one line tells a person what to change.
+//
+// An Error is trivially copyable and holds no heap memory: making, returning and dropping one costs
+// a few stores, whatever went wrong (running out of memory included). The text is built only when
+// somebody asks for it.
+
+#pragma once
+
+#include <charconv>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+
+namespace vmspace {
+
+/// The kind of an error: what a program branches on. Values are stable.
+enum class Errc : int {
+  invalid_range = 1,  ///< inverted bounds, or a range that can't be represented
+  zero_size,          ///< a size of 0 where at least 1 is needed
+  overflow,           ///< base + size passes 2^64
+  bad_alignment,      ///< an alignment that is no power of two
+  misaligned,         ///< an address or size that is no multiple of what is needed
+  overlap,            ///< meets something that is there already
+  no_space,           ///< nothing free satisfies the request
+  not_found,          ///< nothing is there
+  bad_state,          ///< is there, in a state that forbids the call
+  out_of_bounds,      ///< lies outside of what the object covers
+  access_denied,      ///< forbidden by the protection of the region
+  invalid_argument,   ///< another argument that makes no sense; `reason` says which
+  limit_exceeded,     ///< more than the object, or the kernel, can hold
+  would_deadlock,     ///< the calling thread would wait for itself
+  timed_out,          ///< the time allowed is over
+  corrupt,            ///< stored data fails its own checks
+  unsupported,        ///< this kernel, machine or build can't do it
+  os,                 ///< a system call failed; `os_errno` says how
+};
+
+/// One operand of a failed operation: a number, an address, a size in bytes, or a range.
+struct Operand {
+  enum class Kind : std::uint8_t { none, number, address, size, range };
+
+  Kind kind = Kind::none;
+  std::uint64_t first = 0;   ///< the number, address or size; or the range's lowest member
+  std::uint64_t second = 0;  ///< the range's highest member (inclusive)
+
+  /// A plain count or index, printed in decimal.
+  static constexpr Operand number(std::uint64_t value) { return {Kind::number, value, 0}; }
+  /// An address, printed in hexadecimal.
+  static constexpr Operand address(std::uint64_t value) { return {Kind::address, value, 0}; }
+  /// A size or an alignment in bytes, printed in hexadecimal.
+  static constexpr Operand size(std::uint64_t value) { return {Kind::size, value, 0}; }
+  /// Both bounds are inclusive; printed as `[0x100, 0x1ff]`, inverted bounds included.
+  static constexpr Operand range(std::uint64_t min, std::uint64_t max) {
+    return {Kind::range, min, max};
+  }
+  /// `size` bytes from `base`, for calls that take this form. When that is no valid range (size 0,
+  /// or past 2^64), the bounds are printed as they come out in 64 bits.
+  static constexpr Operand span(std::uint64_t base, std::uint64_t size) {
+    return {Kind::range, base, base + size - 1};
+  }
+
+  friend bool operator==(const Operand&, const Operand&) = default;
+};
+
+/// A failure, complete enough to act on.
+///
+/// An aggregate, made with designated initialisers:
+///   Error{.code = Errc::overlap, .operation = "insert", .first = Operand::range(0x200, 0x2ff)}
+struct Error {
+  Errc code;
+  const char* operation = "";    ///< the call that failed; a string literal
+  Operand first = {};            ///< what the caller asked for
+  Operand second = {};           ///< what stood in the way
+  const char* reason = nullptr;  ///< why, where the code alone is too coarse; literal
+  int os_errno = 0;              ///< errno(3) of the failed system call, for Errc::os; else 0
+
+  /// One line for a person, operands in hexadecimal:
+  /// `insert: [0x200, 0x2ff] overlaps [0x100, 0x20f]`. Allocates; the only call here that does.
+  [[nodiscard]] std::string message() const;
+
+  /// The same as a std::error_code: errno in the generic category for Errc::os, so that it compares
+  /// equal to std::errc values; in the library's own category otherwise.
+  [[nodiscard]] std::error_code error_code() const noexcept;
+
+  /// Errors are equal when they say the same; texts are compared by content.
+  friend bool operator==(const Error& a, const Error& b) noexcept {
+    const auto text = [](const char* s) { return s == nullptr ? std::string_view{} : s; };
+    return a.code == b.code && a.os_errno == b.os_errno && a.first == b.first &&
+           a.second == b.second && text(a.operation) == text(b.operation) &&
+           text(a.reason) == text(b.reason);
+  }
+};
+static_assert(std::is_trivially_copyable_v<Error>);
+
+namespace detail {
+
+/// How an Errc reads: `before` the first operand, and `between` the operands.
+struct ErrcPhrase {
+  const char* before;
+  const char* between;
+};
+
+constexpr ErrcPhrase phrase(Errc code) noexcept {
+  switch (code) {
+    case Errc::invalid_range: return {"invalid range", "for"};
+    case Errc::zero_size: return {"size is zero", "at"};
+    case Errc::overflow: return {"passes the end of 64 bits:", "plus"};
+    case Errc::bad_alignment: return {"alignment is no power of two:", "for"};
+    case Errc::misaligned: return {"misaligned:", "is no multiple of"};
+    case Errc::overlap: return {"", "overlaps"};
+    case Errc::no_space: return {"no space for", "in"};
+    case Errc::not_found: return {"not found:", "in"};
+    case Errc::bad_state: return {"wrong state:", "because of"};
+    case Errc::out_of_bounds: return {"out of bounds:", "is not within"};
+    case Errc::access_denied: return {"access denied:", "in"};
+    case Errc::invalid_argument: return {"invalid argument:", "for"};
+    case Errc::limit_exceeded: return {"limit exceeded:", "above"};
+    case Errc::would_deadlock: return {"would wait for itself:", "for"};
+    case Errc::timed_out: return {"timed out:", "after"};
+    case Errc::corrupt: return {"corrupt data:", "instead of"};
+    case Errc::unsupported: return {"unsupported:", "for"};
+    case Errc::os: return {"failed:", "at"};
+  }
+  return {"unknown error", "and"};
+}
+
+/// The phrase alone, for an error without operands and for std::error_code.
+constexpr std::string_view describe(Errc code) noexcept {
+  const ErrcPhrase words = phrase(code);
+  std::string_view text = *words.before != '\0' ? words.before : words.between;
+  for (const std::string_view tail : {":", " for"}) {
+    if (text.ends_with(tail)) text.remove_suffix(tail.size());
+  }
+  return text;
+}
+
+inline std::string hex(std::uint64_t value) {
+  char digits[16];
+  const auto end = std::to_chars(digits, digits + sizeof digits, value, 16).ptr;
+  return std::string("0x").append(digits, end);
+}
+
+inline std::string to_text(const Operand& operand) {
+  switch (operand.kind) {
+    case Operand::Kind::none: break;
+    case Operand::Kind::number: return std::to_string(operand.first);
+    case Operand::Kind::address:
+    case Operand::Kind::size: return hex(operand.first);
+    case Operand::Kind::range: return "[" + hex(operand.first) + ", " + hex(operand.second) + "]";
+  }
+  return {};
+}
+
+class ErrorCategory final : public std::error_category {
+ public:
+  const char* name() const noexcept override { return "vmspace"; }
+  std::string message(int code) const override {
+    return std::string(describe(static_cast<Errc>(code)));
+  }
+};
+
+}  // namespace detail
+
+/// The std::error_category of Errc; its name is "vmspace".
+inline const std::error_category& error_category() noexcept {
+  static const detail::ErrorCategory category;
+  return category;
+}
+
+/// Found by std::error_code's converting constructor.
+inline std::error_code make_error_code(Errc code) noexcept {
+  return {static_cast<int>(code), error_category()};
+}
+
+inline std::error_code Error::error_code() const noexcept {
+  if (code == Errc::os) return {os_errno, std::generic_category()};
+  return make_error_code(code);
+}
+
+inline std::string Error::message() const {
+  std::string out;
+  const auto add = [&out](std::string_view words) {
+    if (words.empty()) return;
+    if (!out.empty()) out += ' ';
+    out += words;
+  };
+  if (operation != nullptr && *operation != '\0') out.append(operation).append(":");
+  const std::string subject = detail::to_text(first);
+  const std::string obstacle = detail::to_text(second);
+  if (subject.empty() && obstacle.empty()) {
+    add(detail::describe(code));
+  } else {
+    const detail::ErrcPhrase words = detail::phrase(code);
+    add(words.before);
+    add(subject);
+    if (!obstacle.empty()) add(words.between);
+    add(obstacle);
+  }
+  if (reason != nullptr && *reason != '\0') out.append(" (").append(reason).append(")");
+  if (os_errno != 0) out.append(": ").append(std::generic_category().message(os_errno));
+  return out;
+}
+
+}  // namespace vmspace
+
+template <>
+struct std::is_error_code_enum<vmspace::Errc> : std::true_type {};

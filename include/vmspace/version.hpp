@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The library's version. The build system reads the three numbers below: this is their only place.
+
+#pragma once
+
+#define VMSPACE_VERSION_MAJOR 0
+#define VMSPACE_VERSION_MINOR 1
+#define VMSPACE_VERSION_PATCH 0
+
+namespace vmspace {
+
+/// A version as semantic versioning understands it (https://semver.org).
+struct Version {
+  int major;
+  int minor;
+  int patch;
+};
+
+/// The version of the headers that the caller was compiled with.
+inline constexpr Version version{VMSPACE_VERSION_MAJOR, VMSPACE_VERSION_MINOR,
+                                 VMSPACE_VERSION_PATCH};
+
+}  // namespace vmspace

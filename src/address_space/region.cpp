@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/address_space/region.hpp"
+
+#include <bit>
+
+namespace vmspace {
+
+namespace {
+
+constexpr const char* operation = "AddressSpaceRegion::make";
+
+Result<void> check_backing(const RegionOptions& options) {
+  const BackingSpec& backing = options.backing;
+  const Operand where = Operand::span(options.base.value(), options.size);
+  const auto invalid = [&](const char* reason) {
+    return fail(
+        {.code = Errc::invalid_argument, .operation = operation, .first = where, .reason = reason});
+  };
+  const bool needs_path = backing.source == MemorySource::hugetlbfs;
+  const bool is_file = backing.source == MemorySource::file;
+  if (needs_path && backing.path.empty()) return invalid("hugetlbfs needs the mount's path");
+  if (is_file && backing.path.empty() == !backing.descriptor) {
+    return invalid("file needs a path or a descriptor, and not both");
+  }
+  if (is_file && backing.descriptor && *backing.descriptor < 0) {
+    return invalid("the descriptor is negative");
+  }
+  if (!is_file && backing.descriptor) return invalid("only file takes a descriptor");
+  if (!is_file && !needs_path && !backing.path.empty()) return invalid("this source takes no path");
+  if (!is_file && backing.offset != 0) return invalid("only file takes an offset");
+  if (!is_file && backing.discardable) return invalid("only file is declared discardable");
+
+  const std::uint64_t page = backing.effective_page_size();
+  if (!std::has_single_bit(page)) {
+    return fail({.code = Errc::bad_alignment,
+                 .operation = operation,
+                 .first = Operand::size(page),
+                 .second = where});
+  }
+  const auto misaligned = [&](Operand value, const char* reason) {
+    return fail({.code = Errc::misaligned,
+                 .operation = operation,
+                 .first = value,
+                 .second = Operand::size(page),
+                 .reason = reason});
+  };
+  if (!options.base.is_aligned(page)) {
+    return misaligned(Operand::address(options.base.value()), "the base and the page size");
+  }
+  if (options.size % page != 0) {
+    return misaligned(Operand::size(options.size), "the size and the page size");
+  }
+  if (backing.offset % page != 0) {
+    return misaligned(Operand::size(backing.offset), "the file offset and the page size");
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<AddressSpaceRegion> AddressSpaceRegion::make(RegionOptions options) {
+  if (options.size == 0) {
+    return fail({.code = Errc::zero_size,
+                 .operation = operation,
+                 .second = Operand::address(options.base.value())});
+  }
+  if (!options.base.checked_add(options.size - 1)) {
+    return fail({.code = Errc::overflow,
+                 .operation = operation,
+                 .first = Operand::address(options.base.value()),
+                 .second = Operand::size(options.size)});
+  }
+  if (options.backing.source != MemorySource::none) {
+    if (auto ok = check_backing(options); !ok) return fail(ok.error());
+  }
+  return AddressSpaceRegion(std::move(options));
+}
+
+Range AddressSpaceRegion::range() const noexcept {
+  // Never fails: make() has checked that the size is not 0 and that the end fits.
+  return *Range::from_base_size(base().value(), size());
+}
+
+std::string_view name_of(RegionType type) noexcept {
+  switch (type) {
+    case RegionType::default_memory: return "ram";
+    case RegionType::device_memory: return "device";
+    case RegionType::dax_memory: return "dax";
+    case RegionType::firmware_memory: return "firmware";
+  }
+  return "unknown";
+}
+
+}  // namespace vmspace
