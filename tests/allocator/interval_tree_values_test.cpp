@@ -19,9 +19,7 @@
 namespace vmspace {
 namespace {
 
-struct NoState {
-  friend bool operator==(NoState, NoState) { return true; }
-};
+struct NoState {};
 
 // A value without state takes no place in a leaf; nor does it keep the others from their bounds.
 static_assert(sizeof(detail::Leaf<NoState>) == sizeof(detail::Leaf<std::monostate>));
