@@ -13,6 +13,7 @@
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/region.hpp"
 #include "vmspace/memory/backing.hpp"
+#include "vmspace/memory/dirty_bitmap.hpp"
 #include "vmspace/memory/mapping.hpp"
 #include "vmspace/result.hpp"
 
@@ -51,13 +52,18 @@ class MemoryRegion {
   [[nodiscard]] const AddressSpaceRegion& description() const noexcept { return description_; }
   [[nodiscard]] const Backing& backing() const noexcept { return mapping_.backing(); }
   [[nodiscard]] const MemoryMapping& mapping() const noexcept { return mapping_; }
+  /// What this process wrote of it, shared by every map that holds the region; off at first.
+  [[nodiscard]] DirtyBitmap& dirty() const noexcept { return dirty_; }
 
  private:
   MemoryRegion(AddressSpaceRegion description, MemoryMapping mapping)
-      : description_(std::move(description)), mapping_(std::move(mapping)) {}
+      : description_(std::move(description)),
+        mapping_(std::move(mapping)),
+        dirty_(description_.size()) {}
 
   AddressSpaceRegion description_;
   MemoryMapping mapping_;
+  mutable DirtyBitmap dirty_;  // thread-safe by itself
 };
 
 }  // namespace vmspace
