@@ -25,17 +25,6 @@ Range window(std::uint64_t min, std::uint64_t end) {
   return *Range::make(min, end - 1);
 }
 
-bool takes(ApertureUse use, RegionType type) noexcept {
-  if (type == RegionType::firmware_memory) return true;
-  switch (use) {
-    case ApertureUse::ram: return type == RegionType::default_memory;
-    case ApertureUse::mmio:
-      return type == RegionType::device_memory || type == RegionType::dax_memory;
-    case ApertureUse::platform: return type == RegionType::device_memory;
-  }
-  return false;
-}
-
 /// [min, end) as the operand of an error; also when it is empty.
 Operand half_open(std::uint64_t min, std::uint64_t end) {
   return Operand::span(min, end - min);
@@ -94,6 +83,17 @@ Result<void> check_machine(const char* operation, unsigned bits, Range allowed_b
 }
 
 }  // namespace
+
+bool Aperture::takes(RegionType type) const noexcept {
+  if (type == RegionType::firmware_memory) return true;
+  switch (use) {
+    case ApertureUse::ram: return type == RegionType::default_memory;
+    case ApertureUse::mmio:
+      return type == RegionType::device_memory || type == RegionType::dax_memory;
+    case ApertureUse::platform: return type == RegionType::device_memory;
+  }
+  return false;
+}
 
 std::string_view name_of(ApertureUse use) noexcept {
   switch (use) {
@@ -245,7 +245,7 @@ Result<void> AddressSpaceLayout::check_place(RegionType type, const Range& range
   bool inside_an_aperture = false;
   for (const Aperture& aperture : apertures_) {
     if (!aperture.range.overlaps(range)) continue;
-    if (!takes(aperture.use, type)) return meets(aperture.range, "an aperture for something else");
+    if (!aperture.takes(type)) return meets(aperture.range, "an aperture for something else");
     // RAM apertures only name parts of [mem_start, mem_end): RAM may reach past their edges.
     if (type != RegionType::default_memory && !aperture.range.contains(range)) {
       return outside(detail::operand(aperture.range), "crosses the edge of an aperture");

@@ -45,6 +45,9 @@ struct Aperture {
   Range range;
   ApertureUse use;
 
+  /// Whether regions of this type may lie inside.
+  [[nodiscard]] bool takes(RegionType type) const noexcept;
+
   friend bool operator==(const Aperture&, const Aperture&) = default;
 };
 
