@@ -63,10 +63,10 @@ struct Start {
 /// What the guest did that the host has to look at.
 struct Event {
   enum class Kind : std::uint8_t {
-    port_write,    ///< `value` to the I/O port `address`
-    unmapped_read, ///< of the address `address`, which no memory slot covers; it read all ones
-    unmapped_write,///< `value` to `address`, which no memory slot covers
-    halted,        ///< the processor has stopped, as it should
+    port_write,      ///< `value` to the I/O port `address`
+    unmapped_read,   ///< of the address `address`, which no memory slot covers; it read all ones
+    unmapped_write,  ///< `value` to `address`, which no memory slot covers
+    halted,          ///< the processor has stopped, as it should
   };
   Kind kind;
   std::uint64_t address = 0;

@@ -100,7 +100,8 @@ class Mapping {
     return *this;
   }
   ~Mapping() {
-    for (const Piece& piece : pieces_) (void)pool_->free(Range::point(piece.number));
+    for (const Piece& piece : pieces_)
+      (void)pool_->free(Range::point(piece.number));
   }
 
   /// Makes `count` pieces of the lowest numbers that are free; the pool has so many.
@@ -162,7 +163,7 @@ class KvmMemslots::State {
   std::uint32_t limit_;
   std::uint32_t used_ = 0;
   bool can_read_only_;
-  IntervalTree<> numbers_;           // declared before the mappings, which give back to it
+  IntervalTree<> numbers_;          // declared before the mappings, which give back to it
   IntervalTree<Mapping> mappings_;  // by guest physical addresses
 };
 
@@ -192,7 +193,8 @@ KvmMemslots::State::~State() {
   for (const auto& entry : mappings_) {
     Mapping& mapping = *mappings_.find_value(entry.range.min());
     // Nobody can be told of a failure any more. KVM keeps such a slot until the machine is gone.
-    for (std::size_t i = 0; i < mapping.pieces().size(); ++i) (void)switch_piece(mapping, i, false);
+    for (std::size_t i = 0; i < mapping.pieces().size(); ++i)
+      (void)switch_piece(mapping, i, false);
   }
 }
 
@@ -252,12 +254,14 @@ void KvmMemslots::State::forget(const Range& range) noexcept {
 Result<void> KvmMemslots::State::switch_all(Mapping& mapping, bool set,
                                             const char* operation) noexcept {
   auto& pieces = mapping.pieces();
-  const bool was_whole = std::ranges::none_of(pieces, [set](bool s) { return s == set; }, &Piece::set);
+  const bool was_whole = std::ranges::none_of(
+      pieces, [set](bool s) { return s == set; }, &Piece::set);
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     if (switch_piece(mapping, i, set)) continue;
     const int error = errno;
     bool whole = was_whole;
-    for (std::size_t back = i; was_whole && back-- > 0;) whole &= switch_piece(mapping, back, !set);
+    for (std::size_t back = i; was_whole && back-- > 0;)
+      whole &= switch_piece(mapping, back, !set);
     const KvmMemory part = mapping.part(i);
     return fail({.code = Errc::os,
                  .operation = operation,
@@ -278,8 +282,8 @@ bool KvmMemslots::State::switch_piece(Mapping& mapping, std::size_t index, bool 
   const KvmMemory part = mapping.part(index);
   kvm_userspace_memory_region region{};
   region.slot = piece.number;
-  region.flags = (part.read_only ? KVM_MEM_READONLY : 0u) |
-                 (part.log_dirty ? KVM_MEM_LOG_DIRTY_PAGES : 0u);
+  region.flags =
+      (part.read_only ? KVM_MEM_READONLY : 0u) | (part.log_dirty ? KVM_MEM_LOG_DIRTY_PAGES : 0u);
   region.guest_phys_addr = part.base.value();
   region.memory_size = set ? part.size : 0;  // size 0 deletes the slot
   region.userspace_addr = reinterpret_cast<std::uintptr_t>(part.host_address);
@@ -299,9 +303,13 @@ Result<KvmMemslots> KvmMemslots::create(int vm_descriptor) {
   return KvmMemslots(std::move(*state));
 }
 
-Result<void> KvmMemslots::set(const KvmMemory& memory) { return state_->set(memory); }
+Result<void> KvmMemslots::set(const KvmMemory& memory) {
+  return state_->set(memory);
+}
 
-Result<void> KvmMemslots::clear(const Range& range) { return state_->clear(range); }
+Result<void> KvmMemslots::clear(const Range& range) {
+  return state_->clear(range);
+}
 
 Result<std::vector<KvmSlot>> KvmMemslots::slots(const Range& range) const {
   const Mapping* mapping = state_->find(range);
@@ -320,7 +328,11 @@ Result<std::vector<KvmSlot>> KvmMemslots::slots(const Range& range) const {
   return found;
 }
 
-std::uint32_t KvmMemslots::limit() const noexcept { return state_->limit(); }
-std::uint32_t KvmMemslots::used() const noexcept { return state_->used(); }
+std::uint32_t KvmMemslots::limit() const noexcept {
+  return state_->limit();
+}
+std::uint32_t KvmMemslots::used() const noexcept {
+  return state_->used();
+}
 
 }  // namespace vmspace
