@@ -29,23 +29,18 @@ struct Device {
   vmspace::Range bar;
 };
 
-/// Who holds what.
-class Buses {
- public:
-  /// Everything that a PC with this layout gives to devices, all free.
+/// Who holds what of all that a PC gives to devices.
+struct Buses {
+  /// Everything free.
   explicit Buses(const vmspace::AddressSpaceLayout& layout);
 
   /// Gives a device one of each kind; ports and BAR are aligned to their size, as PCI wants it.
   Device attach(const DeviceOptions& options);
 
-  /// The name of the device that answers at an I/O port; null when none does.
-  const std::string* port_owner(std::uint64_t port) const { return ports_.find_value(port); }
-
- private:
-  vmspace::IntervalTree<std::string> pci_ids_;
-  vmspace::IntervalTree<std::string> msi_vectors_;
-  vmspace::IntervalTree<std::string> ports_;
-  vmspace::IntervalTree<std::string> mmio_;
+  vmspace::IntervalTree<std::string> pci_ids;
+  vmspace::IntervalTree<std::string> msi_vectors;
+  vmspace::IntervalTree<std::string> ports;
+  vmspace::IntervalTree<std::string> mmio;
 };
 
 }  // namespace tiny_vm

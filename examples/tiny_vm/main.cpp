@@ -35,7 +35,6 @@ constexpr std::chrono::seconds patience{20};  // for a guest that needs microsec
 
 const vmspace::RegionOptions dimm{
     .name = "dimm0",
-    .base = GuestAddress{8_GiB},
     .size = 256_MiB,
     .backing = {.source = vmspace::MemorySource::shmem},
     .hotplug = true,
@@ -50,19 +49,20 @@ void expect_pattern(const Machine& machine, GuestAddress where, const Pattern& p
 /// The guest's next event is this report, through a port that belongs to a device.
 void expect_report(Vcpu& vcpu, const Buses& buses, std::uint32_t report, std::string_view meaning) {
   const Event event = need(vcpu.next_event(patience));
-  const auto* device = buses.port_owner(event.address);
+  const auto* device = buses.ports.find_value(event.address);
   check(event.kind == Event::Kind::port_write && device != nullptr && event.value == report,
         fmt::format("the guest reports: {}", meaning));
   say("guest", "reports on port {:#x} ({}): {}", event.address, *device, meaning);
 }
 
-void plug(Machine& machine) {
-  machine.plug(dimm);
-  say("host", "plugged {}: {} MiB at {:#x}", dimm.name, dimm.size / 1_MiB, dimm.base.value());
+GuestAddress plug(Machine& machine) {
+  const GuestAddress base = machine.plug(dimm);
+  say("host", "plugged {}: {} MiB at {:#x}", dimm.name, dimm.size / 1_MiB, base.value());
+  return base;
 }
 
-void unplug(Machine& machine) {
-  machine.unplug(dimm.base);
+void unplug(Machine& machine, GuestAddress base) {
+  machine.unplug(base);
   say("host", "unplugged {}", dimm.name);
 }
 
@@ -74,9 +74,9 @@ void run_without_guest(Machine& machine) {
   };
   use(below_hole);
   use(above_hole);
-  plug(machine);
-  use(dimm.base);
-  unplug(machine);
+  const GuestAddress plugged = plug(machine);
+  use(plugged);
+  unplug(machine, plugged);
 }
 
 void run_guest(Machine& machine, const Buses& buses, const Device& reporter, const Vm& vm) {
@@ -98,16 +98,16 @@ void run_guest(Machine& machine, const Buses& buses, const Device& reporter, con
     const GuestAddress where{boot_params.value() + field};
     need(machine.memory().store(where, value, std::memory_order_release));
   };
-  plug(machine);
-  need(machine.memory().write(dimm.base, make_pattern(seed)));
-  tell(BOOT_PLUGGED, dimm.base.value());
+  const GuestAddress plugged = plug(machine);
+  need(machine.memory().write(plugged, make_pattern(seed)));
+  tell(BOOT_PLUGGED, plugged.value());
   expect_report(*vcpu, buses, REPORT_REGION_USED, "inverted what it found in the plugged region");
-  expect_pattern(machine, dimm.base, inverted(make_pattern(seed)));
+  expect_pattern(machine, plugged, inverted(make_pattern(seed)));
 
-  unplug(machine);
+  unplug(machine, plugged);
   tell(BOOT_UNPLUGGED, 1);
   const Event read = need(vcpu->next_event(patience));
-  check(read.kind == Event::Kind::unmapped_read && read.address == dimm.base.value(),
+  check(read.kind == Event::Kind::unmapped_read && read.address == plugged.value(),
         "no memory answers where the region was");
   expect_report(*vcpu, buses, REPORT_REGION_GONE, "nothing answers where the region was");
   check(need(vcpu->next_event(patience)).kind == Event::Kind::halted, "the guest halts");
@@ -123,6 +123,11 @@ void run() {
   const Device nic = buses.attach({.name = "nic0", .ports = 32, .bar_size = 64_KiB});
   plan_device(space, reporter);
   plan_device(space, nic);
+
+  say("pci ids", "{}", buses.pci_ids);
+  say("vectors", "{}", buses.msi_vectors);
+  say("ports", "{}", buses.ports);
+  say("mmio", "{}", buses.mmio);
 
   Machine machine(std::move(space));
   say("host", "mapped {} regions of memory, to be filled when touched",

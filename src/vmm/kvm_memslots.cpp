@@ -150,6 +150,8 @@ class KvmMemslots::State {
   }
   std::uint32_t limit() const noexcept { return limit_; }
   std::uint32_t used() const noexcept { return used_; }
+  /// The first broken rule, or null.
+  const char* broken_rule() const noexcept;
 
  private:
   State(detail::Descriptor vm, std::uint32_t limit, bool can_read_only)
@@ -292,6 +294,23 @@ bool KvmMemslots::State::switch_piece(Mapping& mapping, std::size_t index, bool 
   return true;
 }
 
+const char* KvmMemslots::State::broken_rule() const noexcept {
+  std::size_t count = 0;
+  for (const auto& entry : mappings_) {
+    if (entry.value == nullptr) return "a known range has its memory and slots";
+    const auto& pieces = entry.value->pieces();
+    if (pieces.empty()) return "a known range has at least one slot";
+    for (const Piece& piece : pieces) {
+      const auto number = numbers_.get(Range::point(piece.number));
+      if (!number || number->state == NodeState::free) return "the number of a slot is taken";
+    }
+    count += pieces.size();
+  }
+  if (count != used_) return "the slots of all ranges together are those in use";
+  if (numbers_.stats().taken_amount != used_) return "only slots have numbers";
+  return nullptr;
+}
+
 KvmMemslots::KvmMemslots(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
 KvmMemslots::KvmMemslots(KvmMemslots&&) noexcept = default;
 KvmMemslots& KvmMemslots::operator=(KvmMemslots&&) noexcept = default;
@@ -333,6 +352,13 @@ std::uint32_t KvmMemslots::limit() const noexcept {
 }
 std::uint32_t KvmMemslots::used() const noexcept {
   return state_->used();
+}
+
+Result<void> KvmMemslots::check_invariants() const noexcept {
+  const char* rule = state_->broken_rule();
+  if (rule == nullptr) return {};
+  return fail(
+      {.code = Errc::corrupt, .operation = "KvmMemslots::check_invariants", .reason = rule});
 }
 
 }  // namespace vmspace

@@ -246,6 +246,7 @@ TEST_F(KvmMemslotsTest, NumbersComeBackWhenRangesGo) {
     ASSERT_TRUE(
         memslots.set({.base = GuestAddress(16_TiB), .size = 64_KiB, .host_address = host(1_GiB)}));
     EXPECT_EQ(memslots.used(), memslots.limit());
+    ASSERT_TRUE(memslots.check_invariants());
     ASSERT_TRUE(memslots.clear(Range::of(0, 16_TiB - 1)));
     ASSERT_TRUE(memslots.clear(Range::of(16_TiB, 16_TiB + 64_KiB - 1)));
     ASSERT_EQ(memslots.used(), 0u);
@@ -384,6 +385,7 @@ TEST_F(KvmMemslotsTest, SetIsAllOrNothingWhicheverPieceKvmRefuses) {
     EXPECT_EQ(set.error().second, Operand::number(static_cast<std::uint64_t>(k) + 1)) << "its slot";
     EXPECT_EQ(slots, before);
     EXPECT_EQ(memslots.used(), 1u);
+    EXPECT_TRUE(memslots.check_invariants());
   }
   fail_change.reset();
   EXPECT_TRUE(memslots.set(memory));
@@ -401,6 +403,7 @@ TEST_F(KvmMemslotsTest, ClearIsAllOrNothingWhicheverPieceKvmRefuses) {
     EXPECT_EQ(cleared.error().os_errno, ENOMEM);
     EXPECT_EQ(slots, before);
     EXPECT_EQ(memslots.used(), 3u);
+    EXPECT_TRUE(memslots.check_invariants());
   }
   fail_change.reset();
   EXPECT_TRUE(memslots.clear(Range::of(0, 16_TiB - 1)));
@@ -417,6 +420,7 @@ TEST_F(KvmMemslotsTest, WhatCouldNotBeTakenBackStaysKnownUntilItIsCleared) {
   EXPECT_THAT(set.error().message(), HasSubstr("clear it"));
   EXPECT_THAT(slots, SizeIs(2));
   EXPECT_EQ(memslots.used(), 3u);
+  EXPECT_TRUE(memslots.check_invariants());
   EXPECT_EQ(memslots.set(memory).error().code, Errc::overlap);
 
   fail_all_from(1);  // a second try gets one slot further, and does not undo that

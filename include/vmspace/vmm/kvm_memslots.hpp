@@ -92,6 +92,10 @@ class KvmMemslots {
   /// How many of them are in use. O(1).
   [[nodiscard]] std::uint32_t used() const noexcept;
 
+  /// `corrupt`, with the first broken rule of the invariant as its reason, which is a defect of
+  /// this library or a stray write. Asks nothing of KVM. O(n).
+  [[nodiscard]] Result<void> check_invariants() const noexcept;
+
  private:
   class State;
   explicit KvmMemslots(std::unique_ptr<State> state) noexcept;
