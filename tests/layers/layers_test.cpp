@@ -87,8 +87,9 @@ std::vector<std::string> violations(const fs::path& folder, bool headers) {
       if (!is_public && find_layer(name.substr(0, name.find('/'))) == nullptr) continue;
       if (name == "vmspace/fmt.hpp") report(name, "the adapter stands above all layers");
       if (from.empty()) continue;
-      const std::string to =
-          layer_of(is_public ? fs::path(name).lexically_relative("vmspace") : name);
+      const fs::path target =
+          is_public ? fs::path(name).lexically_relative("vmspace") : fs::path(name);
+      const std::string to = layer_of(target);
       const auto& allowed = find_layer(from)->may_include;
       if (to != from && std::ranges::find(allowed, to) == allowed.end()) {
         report(name, "a higher layer");
