@@ -19,11 +19,16 @@
 
 namespace vmspace {
 
+class Range;
+
 namespace detail {
 
 /// Declared and never defined: a constant Range whose bounds are inverted calls it, and so does not
 /// compile, also where exceptions are off.
 void range_bounds_are_inverted();
+
+/// For bounds that the library has checked already, or made.
+constexpr Range unchecked_range(std::uint64_t min, std::uint64_t max) noexcept;
 
 }  // namespace detail
 
@@ -129,6 +134,8 @@ class Range {
   friend constexpr auto operator<=>(const Range&, const Range&) = default;
 
  private:
+  friend constexpr Range detail::unchecked_range(std::uint64_t, std::uint64_t) noexcept;
+
   constexpr Range(std::uint64_t min, std::uint64_t max) noexcept : min_(min), max_(max) {}
 
   std::uint64_t min_;
@@ -136,6 +143,10 @@ class Range {
 };
 
 namespace detail {
+
+constexpr Range unchecked_range(std::uint64_t min, std::uint64_t max) noexcept {
+  return {min, max};
+}
 
 constexpr Operand operand(const Range& range) {
   return Operand::range(range.min(), range.max());

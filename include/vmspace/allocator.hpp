@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The allocator layer: ranges, constraints, and the tree that gives ranges out.
+
+#pragma once
+
+#include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/interval_tree.hpp"
+#include "vmspace/allocator/range.hpp"
+#include "vmspace/error.hpp"
+#include "vmspace/literals.hpp"
+#include "vmspace/result.hpp"
+#include "vmspace/version.hpp"

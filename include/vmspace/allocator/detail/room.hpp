@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How much room a part of the tree has, in three numbers that prune a search, and the request that
+// they are compared with.
+//
+// Each number is a maximum over free ranges, so that of two parts together it is the larger of the
+// two. A part is skipped when any of the three is too small for the request:
+//
+//   longest  the size of the longest free range. Decides alone when there is no alignment.
+//   order    the largest k such that some free range holds a block of 2^k at a multiple of 2^k.
+//            Decides alone when the size equals the alignment, as it does for PCI BARs.
+//   zeros    the most trailing zero bits of any free address. Helps when the size is small beside
+//            the alignment: a free page is common, one that starts at a multiple of 2 MiB is not.
+//
+// For other mixes of size and alignment the three are necessary and not sufficient: the range that
+// is long enough need not be the one that is aligned well enough. Whoever searches therefore tests
+// each range that passes for real, with Request::lowest_in or highest_in.
+
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <limits>
+#include <optional>
+
+#include "vmspace/allocator/constraint.hpp"
+
+namespace vmspace::detail {
+
+/// The three maxima. All zero where nothing is free.
+struct Room {
+  std::uint64_t longest =
+      0;                   ///< in members; 2^64 is kept as 2^64-1, the most that can be asked for
+  std::uint8_t order = 0;  ///< 0 to 64
+  std::uint8_t zeros = 0;  ///< 0 to 64
+
+  /// The room of the one free range [lo, hi].
+  static constexpr Room of(std::uint64_t lo, std::uint64_t hi) noexcept {
+    // The address with the most trailing zeros is unique (0 counts as 64): between two multiples of
+    // 2^k lies a multiple of 2^(k+1). It is where lo-1 and hi part, read from the top bit down.
+    // A block of 2^k either begins or ends there at the latest, so the longer side has the largest.
+    Room room;
+    const std::uint64_t extent = hi - lo;
+    if (lo == 0) {
+      room.zeros = 64;
+      room.order = static_cast<std::uint8_t>(hi + 1 == 0 ? 64 : std::bit_width(hi + 1) - 1);
+    } else {
+      const unsigned zeros = static_cast<unsigned>(std::bit_width((lo - 1) ^ hi)) - 1;
+      const std::uint64_t middle = hi & (~std::uint64_t{0} << zeros);
+      const std::uint64_t side = std::max(middle - lo, hi - middle + 1);
+      room.zeros = static_cast<std::uint8_t>(zeros);
+      room.order = static_cast<std::uint8_t>(std::bit_width(side) - 1);
+    }
+    room.longest = extent + (extent != std::numeric_limits<std::uint64_t>::max());
+    return room;
+  }
+
+  /// The room of this part and another one together.
+  constexpr void join(const Room& other) noexcept {
+    longest = std::max(longest, other.longest);
+    order = std::max(order, other.order);
+    zeros = std::max(zeros, other.zeros);
+  }
+
+  /// Whether each of the three is larger than the other's.
+  [[nodiscard]] constexpr bool above(const Room& other) const noexcept {
+    return longest > other.longest && order > other.order && zeros > other.zeros;
+  }
+
+  friend constexpr bool operator==(const Room&, const Room&) = default;
+};
+
+/// A valid Constraint, made ready for comparing.
+class Request {
+ public:
+  constexpr explicit Request(const Constraint& constraint) noexcept
+      : size_(constraint.size),
+        min_(constraint.min),
+        max_(constraint.max),
+        low_bits_(constraint.align == 0 ? 0 : constraint.align - 1),
+        // Whatever starts at a multiple of `align` begins with an aligned block of 2^order.
+        order_(static_cast<std::uint8_t>(
+            std::min<std::uint64_t>(std::bit_width(low_bits_), std::bit_width(size_) - 1))),
+        zeros_(static_cast<std::uint8_t>(std::bit_width(low_bits_))) {}
+
+  [[nodiscard]] constexpr std::uint64_t min() const noexcept { return min_; }
+  [[nodiscard]] constexpr std::uint64_t max() const noexcept { return max_; }
+  [[nodiscard]] constexpr std::uint64_t extent() const noexcept { return size_ - 1; }
+
+  /// False only if no free range in a part with this room satisfies the request.
+  [[nodiscard]] constexpr bool may_fit(const Room& room) const noexcept {
+    return room.order >= order_ && room.longest >= size_ && room.zeros >= zeros_;
+  }
+
+  /// The lowest place in the free range [lo, hi] that satisfies the request.
+  [[nodiscard]] constexpr std::optional<std::uint64_t> lowest_in(std::uint64_t lo,
+                                                                 std::uint64_t hi) const noexcept {
+    lo = std::max(lo, min_);
+    hi = std::min(hi, max_);
+    const std::uint64_t place = (lo + low_bits_) & ~low_bits_;
+    if (place < lo || place > hi || hi - place < extent()) return std::nullopt;
+    return place;
+  }
+
+  /// The highest place in the free range [lo, hi] that satisfies the request.
+  [[nodiscard]] constexpr std::optional<std::uint64_t> highest_in(std::uint64_t lo,
+                                                                  std::uint64_t hi) const noexcept {
+    lo = std::max(lo, min_);
+    hi = std::min(hi, max_);
+    if (hi < lo || hi - lo < extent()) return std::nullopt;
+    const std::uint64_t place = (hi - extent()) & ~low_bits_;
+    if (place < lo) return std::nullopt;
+    return place;
+  }
+
+ private:
+  std::uint64_t size_;
+  std::uint64_t min_;
+  std::uint64_t max_;
+  std::uint64_t low_bits_;
+  std::uint8_t order_;
+  std::uint8_t zeros_;
+};
+
+}  // namespace vmspace::detail

@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Who holds what: an ordered set of ranges that do not overlap, each free or taken, from which
+// ranges can be allocated by size, alignment, window and policy.
+//
+//   IntervalTree<std::string> mmio;
+//   mmio.insert(Range::of(0xc000'0000, 0xfbff'ffff));                    // may be given out
+//   auto bar = mmio.allocate({.size = 16_KiB, .align = 16_KiB}, "nic0 BAR0");
+//   mmio.free(*bar);                                                     // and merged back
+//
+// How it works. The ranges are the entries of a B+-tree (detail/store.hpp):
+//
+//                     +--------- inner node ----------+    for each child: its lowest address, and
+//                     | key     room     child        |    three maxima over the free ranges below
+//                     +---|--------|-----------|------+    it (detail/room.hpp)
+//                         v        v           v
+//             +-- leaf --+  +-- leaf --+  +-- leaf --+     up to 32 ranges, ascending, arrays of
+//             | min max  |<>| min max  |<>| min max  |     their own for bounds, states and values
+//             | state T  |  | state T  |  | state T  |     (detail/node.hpp)
+//             +----------+  +----------+  +----------+
+//
+// A tree of up to 32 ranges, which is most VMMs, is one leaf: a sorted array. Looking up goes down
+// by key. Allocating goes down by room: a child is entered only if its maxima allow the request.
+// Where the maxima decide alone (no alignment; size equal to alignment) every child entered has a
+// fit, but for the two that the window cuts, so that a search is O(log n). For other mixes it may
+// have to try candidates, each long enough and aligned well enough in different places. To split a
+// free range, and to merge one back, changes entries where they are: a neighbour grows or shrinks,
+// and at most two entries are made or removed beside it.
+
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <limits>
+#include <optional>
+#include <ranges>
+#include <type_traits>
+#include <utility>
+#include <variant>
+
+#include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/detail/iterator.hpp"
+#include "vmspace/allocator/detail/room.hpp"
+#include "vmspace/allocator/detail/store.hpp"
+#include "vmspace/allocator/range.hpp"
+#include "vmspace/result.hpp"
+
+namespace vmspace {
+
+/// What a tree holds, counted. Amounts are in members (bytes, for addresses), and 2^64-1 where they
+/// would be more.
+struct IntervalTreeStats {
+  std::size_t free_ranges = 0;
+  std::size_t allocated_ranges = 0;
+  std::size_t valued_ranges = 0;
+  std::uint64_t free_amount = 0;
+  std::uint64_t taken_amount = 0;  ///< allocated and valued
+  std::uint64_t largest_free = 0;
+
+  /// The part of the free amount that lies outside the largest free range: 0 when all is in one
+  /// piece or nothing is free, near 1 when it is all crumbs.
+  [[nodiscard]] double fragmentation() const noexcept {
+    if (free_amount == 0) return 0;
+    return 1 - static_cast<double>(largest_free) / static_cast<double>(free_amount);
+  }
+
+  friend bool operator==(const IntervalTreeStats&, const IntervalTreeStats&) = default;
+};
+
+namespace detail {
+
+// Out of line, so that the paths which succeed stay small.
+[[gnu::cold, gnu::noinline]] inline tl::unexpected<Error> range_error(
+    Errc code, const char* operation, const Range& range, const char* reason = nullptr) {
+  return fail({.code = code, .operation = operation, .first = operand(range), .reason = reason});
+}
+[[gnu::cold, gnu::noinline]] inline tl::unexpected<Error> obstacle_error(
+    Errc code, const char* operation, const Range& range, const Range& obstacle,
+    const char* reason = nullptr) {
+  return fail({.code = code,
+               .operation = operation,
+               .first = operand(range),
+               .second = operand(obstacle),
+               .reason = reason});
+}
+[[gnu::cold, gnu::noinline]] inline tl::unexpected<Error> no_space_error(
+    const Constraint& constraint) {
+  return fail({.code = Errc::no_space,
+               .operation = "allocate",
+               .first = Operand::size(constraint.size),
+               .second = Operand::range(constraint.min, constraint.max)});
+}
+
+}  // namespace detail
+
+/// Ranges in address order that do not overlap, each free, allocated, or valued (holding a T).
+///
+/// Invariant: each range's state is one of the three, and it has a T exactly when it is valued;
+/// see check_invariants() for the structure. Ranges may touch; nothing merges them but free().
+///
+/// T may be move-only or over-aligned and needs no default constructor; moving and destroying one
+/// must not throw. A T without members takes no memory.
+///
+/// Failure: a call that returns an error, or throws std::bad_alloc, leaves the tree as it was, and
+/// its value argument where it was. free(), erase(), update() and the destructor never allocate.
+///
+/// Pointers and iterators: good until the next call that changes the tree, whichever range it is
+/// about (values move inside the tree). Who needs a value to stay where it is stores a handle.
+/// After a move or swap they belong to the tree that now holds the ranges; past-the-end ones
+/// of an empty tree excepted.
+///
+/// Threads: const calls may run at the same time; any other call excludes all others.
+template <typename T = std::monostate>
+class IntervalTree {
+  static_assert(std::is_object_v<T> && !std::is_array_v<T> && !std::is_const_v<T>);
+  static_assert(std::is_nothrow_move_constructible_v<T> && std::is_nothrow_destructible_v<T>,
+                "values move inside the tree, which must not fail half-way");
+
+ public:
+  using Entry = IntervalEntry<T>;
+  using Iterator = detail::EntryIterator<T>;
+  using value_type = Entry;
+  using iterator = Iterator;
+  using const_iterator = Iterator;
+
+  /// An empty tree. Allocates nothing.
+  IntervalTree() noexcept = default;
+  /// The ranges move to the new tree; `other` is empty and usable. O(1).
+  IntervalTree(IntervalTree&& other) noexcept = default;
+  /// The old ranges are destroyed; `other` is empty and usable.
+  IntervalTree& operator=(IntervalTree&& other) noexcept {
+    IntervalTree moved(std::move(other));
+    swap(moved);
+    return *this;
+  }
+  /// A copy of all ranges and values. Throws what copying a T throws, and leaks nothing then. O(n).
+  IntervalTree(const IntervalTree& other) requires std::copy_constructible<T>
+  = default;
+  /// The same; when it throws, the tree is as it was.
+  IntervalTree& operator=(const IntervalTree& other) requires std::copy_constructible<T> {
+    if (this != &other) {
+      IntervalTree copy(other);
+      swap(copy);
+    }
+    return *this;
+  }
+  ~IntervalTree() = default;
+
+  void swap(IntervalTree& other) noexcept { store_.swap(other.store_); }
+  friend void swap(IntervalTree& a, IntervalTree& b) noexcept { a.swap(b); }
+
+  /// Forgets all ranges and destroys their values. O(n).
+  void clear() noexcept { store_.clear(); }
+
+  /// How many ranges there are, in any state. O(1).
+  [[nodiscard]] std::size_t size() const noexcept { return store_.size(); }
+  [[nodiscard]] bool empty() const noexcept { return size() == 0; }
+
+  /// Two trees are equal when they have the same ranges with the same states and values. O(n).
+  friend bool operator==(const IntervalTree& a,
+                         const IntervalTree& b) requires std::equality_comparable<T> {
+    return a.size() == b.size() && std::ranges::equal(a, b);
+  }
+
+  // -- what may be given out -----------------------------------------------------------------
+
+  /// Adds a free range; it is not merged with a free range that touches it. `overlap`, naming the
+  /// lowest range in the way, when any part of it is in the tree. O(log n).
+  [[nodiscard]] Result<void> insert(const Range& range) { return insert_entry(range, nullptr); }
+
+  /// Adds a range that holds a value, with the same error. O(log n).
+  [[nodiscard]] Result<void> insert(const Range& range, T&& value) {
+    return insert_entry(range, &value);
+  }
+  [[nodiscard]] Result<void> insert(const Range& range,
+                                    const T& value) requires std::copy_constructible<T> {
+    return insert(range, T(value));
+  }
+
+  // -- taking --------------------------------------------------------------------------------
+
+  /// Takes a range that satisfies the constraint out of a free one, whose ends stay free; it is
+  /// allocated, without a value. The constraint's own error (Constraint::validate), or `no_space`
+  /// when no free range has a place for it inside the window; two free ranges that touch are not
+  /// one.
+  ///
+  /// first_match and last_match: O(log n) when align is 1 and when size equals align; for other
+  /// mixes also a test for each free range that is long enough and has an address aligned well
+  /// enough, but not in one piece. best_match: up to a test for each free range of the window.
+  [[nodiscard]] Result<Range> allocate(const Constraint& constraint) {
+    return allocate_entry(constraint, nullptr);
+  }
+
+  /// The same, and the range holds the value, in one step.
+  [[nodiscard]] Result<Range> allocate(const Constraint& constraint, T&& value) {
+    return allocate_entry(constraint, &value);
+  }
+  [[nodiscard]] Result<Range> allocate(const Constraint& constraint,
+                                       const T& value) requires std::copy_constructible<T> {
+    return allocate(constraint, T(value));
+  }
+
+  /// Takes exactly this range out of the free one around it. `bad_state`, naming the lowest range
+  /// in the way, when any part of it is taken; else `not_found` when any part is not in the tree;
+  /// else `bad_state` when it spans several free ranges. O(log n), and one step for each range it
+  /// meets.
+  [[nodiscard]] Result<Range> allocate_at(const Range& range) {
+    return allocate_entry_at(range, nullptr);
+  }
+
+  /// The same, and the range holds the value, in one step.
+  [[nodiscard]] Result<Range> allocate_at(const Range& range, T&& value) {
+    return allocate_entry_at(range, &value);
+  }
+  [[nodiscard]] Result<Range> allocate_at(const Range& range,
+                                          const T& value) requires std::copy_constructible<T> {
+    return allocate_at(range, T(value));
+  }
+
+  // -- changing what is there ----------------------------------------------------------------
+
+  /// Gives a taken range a value, and returns the one that it had. `not_found` when the tree has no
+  /// such range, exactly; `bad_state` when it is free. O(log n); never allocates.
+  [[nodiscard]] Result<std::optional<T>> update(const Range& range, T&& value) {
+    typename Store::Path at;
+    if (!store_.locate(range, at)) return unknown("update", range);
+    if (at.leaf->free.test(at.pos)) {
+      return detail::range_error(Errc::bad_state, "update", range, "the range is free");
+    }
+    Result<std::optional<T>> before = take_value(at);
+    at.leaf->values.construct(at.pos, std::move(value));
+    at.leaf->valued.set(at.pos);
+    return before;
+  }
+  [[nodiscard]] Result<std::optional<T>> update(
+      const Range& range, const T& value) requires std::copy_constructible<T> {
+    return update(range, T(value));
+  }
+
+  /// Gives a taken range back: it is free, and one with the free range that ends right before it
+  /// and the one that begins right after it. Returns the value that it had. `not_found` when the
+  /// tree has no such range, exactly (a part of one, or several, is none); `bad_state` when it is
+  /// free already. O(log n); never allocates.
+  [[nodiscard]] Result<std::optional<T>> free(const Range& range) {
+    typename Store::Path at;
+    if (!store_.locate(range, at)) return unknown("free", range);
+    if (at.leaf->free.test(at.pos)) {
+      return detail::range_error(Errc::bad_state, "free", range, "the range is free already");
+    }
+    Result<std::optional<T>> before = take_value(at);
+    store_.release(at);
+    return before;
+  }
+
+  /// Takes a range in any state out of the tree, and returns the value that it had. `not_found`
+  /// when the tree has no such range, exactly. O(log n); never allocates.
+  [[nodiscard]] Result<std::optional<T>> erase(const Range& range) {
+    typename Store::Path at;
+    if (!store_.locate(range, at)) return unknown("erase", range);
+    Result<std::optional<T>> before = take_value(at);
+    store_.remove(at, 1);
+    return before;
+  }
+
+  // -- looking up ----------------------------------------------------------------------------
+
+  /// The entry that is exactly this range. O(log n).
+  [[nodiscard]] std::optional<Entry> get(const Range& range) const noexcept {
+    std::optional<Entry> found = find(range.min());
+    if (found && found->range != range) found.reset();
+    return found;
+  }
+
+  /// The entry that contains this member. O(log n).
+  [[nodiscard]] std::optional<Entry> find(std::uint64_t point) const noexcept {
+    const typename Store::Place at = place_of(point);
+    if (at.leaf == nullptr) return std::nullopt;
+    return *Iterator(at.leaf, at.pos);
+  }
+
+  /// The entry that contains all of this range. O(log n).
+  [[nodiscard]] std::optional<Entry> get_superset(const Range& range) const noexcept {
+    std::optional<Entry> found = find(range.min());
+    if (found && !found->range.contains(range)) found.reset();
+    return found;
+  }
+
+  /// The value of the range that contains this member; null when there is none. O(log n).
+  [[nodiscard]] T* find_value(std::uint64_t point) noexcept {
+    const typename Store::Place at = place_of(point);
+    if (at.leaf == nullptr || !at.leaf->valued.test(at.pos)) return nullptr;
+    return at.leaf->values.at(at.pos);
+  }
+  [[nodiscard]] const T* find_value(std::uint64_t point) const noexcept {
+    return const_cast<IntervalTree*>(this)->find_value(point);
+  }
+
+  // -- walking -------------------------------------------------------------------------------
+
+  /// All entries in address order. Each step is O(1).
+  [[nodiscard]] Iterator begin() const noexcept { return {store_.first(), 0}; }
+  [[nodiscard]] Iterator end() const noexcept { return {store_.last(), end_pos()}; }
+
+  /// The entries that have a member in common with `range`, in address order. O(log n).
+  [[nodiscard]] detail::Walk<Iterator> overlapping(const Range& range) const noexcept {
+    typename Store::Place from = store_.upper_bound(range.min());
+    const typename Store::Place to = store_.upper_bound(range.max());
+    if (from.pos > 0 && from.leaf->max[from.pos - 1] >= range.min()) --from.pos;
+    return {Iterator(from.leaf, from.pos), Iterator(to.leaf, to.pos)};
+  }
+
+  /// The free ranges in address order, as a view of Range. A step skips what is taken, up to a leaf
+  /// at a time.
+  [[nodiscard]] detail::Walk<detail::FreeIterator<T>> free_ranges() const noexcept {
+    return {{store_.first(), 0}, {store_.last(), end_pos()}};
+  }
+
+  // -- about the whole -----------------------------------------------------------------------
+
+  /// Counts and amounts. O(n).
+  [[nodiscard]] IntervalTreeStats stats() const noexcept {
+    constexpr std::uint64_t most = std::numeric_limits<std::uint64_t>::max();
+    const auto saturated = [](std::uint64_t a, std::uint64_t b) {
+      return a > most - b ? most : a + b;
+    };
+    IntervalTreeStats stats;
+    for (const Entry& entry : *this) {
+      const std::uint64_t amount = saturated(entry.range.max() - entry.range.min(), 1);
+      switch (entry.state) {
+        case NodeState::free: ++stats.free_ranges; break;
+        case NodeState::allocated: ++stats.allocated_ranges; break;
+        case NodeState::valued: ++stats.valued_ranges; break;
+      }
+      if (entry.state == NodeState::free) {
+        stats.free_amount = saturated(stats.free_amount, amount);
+        stats.largest_free = std::max(stats.largest_free, amount);
+      } else {
+        stats.taken_amount = saturated(stats.taken_amount, amount);
+      }
+    }
+    return stats;
+  }
+
+  /// Checks every rule of the structure, in release builds too: `corrupt` with the first one that
+  /// is broken as its reason, which is a defect of this library or a stray write. O(n).
+  [[nodiscard]] Result<void> check_invariants() const noexcept {
+    if (const char* rule = store_.check()) {
+      return fail({.code = Errc::corrupt, .operation = "check_invariants", .reason = rule});
+    }
+    return {};
+  }
+
+ private:
+  using Store = detail::Store<T>;
+
+  [[nodiscard]] unsigned end_pos() const noexcept {
+    return store_.last() == nullptr ? 0 : store_.last()->count;
+  }
+
+  static tl::unexpected<Error> unknown(const char* operation, const Range& range) {
+    return detail::range_error(Errc::not_found, operation, range);
+  }
+
+  /// The entry that contains `point`, or no leaf.
+  [[nodiscard]] typename Store::Place place_of(std::uint64_t point) const noexcept {
+    typename Store::Place at = store_.upper_bound(point);
+    if (at.pos == 0 || at.leaf->max[at.pos - 1] < point) return {};
+    --at.pos;
+    return at;
+  }
+
+  /// Moves the value out of an entry, which is allocated then, or free as it was.
+  static std::optional<T> take_value(const typename Store::Path& at) noexcept {
+    auto& leaf = *at.leaf;
+    if (!leaf.valued.test(at.pos)) return std::nullopt;
+    std::optional<T> value(std::move(*leaf.values.at(at.pos)));
+    leaf.values.destroy(at.pos);
+    leaf.valued.reset(at.pos);
+    return value;
+  }
+
+  /// Moves a value, if there is one, into an entry without.
+  static void put_value(const typename Store::Path& at, T* value) noexcept {
+    if (value == nullptr) return;
+    at.leaf->values.construct(at.pos, std::move(*value));
+    at.leaf->valued.set(at.pos);
+  }
+
+  Result<void> insert_entry(const Range& range, T* value) {
+    const auto fill = value == nullptr ? detail::Fill::free : detail::Fill::taken;
+    typename Store::Path at;
+    if (empty()) {
+      store_.insert_first(range, fill, at);
+    } else {
+      store_.upper_bound(range.min(), at);
+      if (auto in_the_way = overlapping(range); !in_the_way.empty()) {
+        return detail::obstacle_error(Errc::overlap, "insert", range, in_the_way.front().range);
+      }
+      store_.make_room(at, 1);
+      store_.insert(at, range, fill);
+    }
+    put_value(at, value);
+    return {};
+  }
+
+  Result<Range> allocate_entry(const Constraint& constraint, T* value) {
+    if (Result<void> valid = constraint.validate(); !valid) return tl::unexpected(valid.error());
+    const detail::Request request(constraint);
+    typename Store::Path at;
+    std::uint64_t base = 0;
+    if (!search(request, constraint.policy, at, base)) return detail::no_space_error(constraint);
+    const Range piece = detail::unchecked_range(base, base + request.extent());
+    take(at, piece, value);
+    return piece;
+  }
+
+  Result<Range> allocate_entry_at(const Range& range, T* value) {
+    typename Store::Path at;
+    if (!empty()) {
+      store_.upper_bound(range.min(), at);
+      if (at.pos > 0) {
+        --at.pos;
+        if (at.leaf->free.test(at.pos) && at.leaf->max[at.pos] >= range.max()) {
+          take(at, range, value);
+          return range;
+        }
+      }
+    }
+    return why_not_at(range);
+  }
+
+  /// Turns `piece` of the free entry at the path into a taken one.
+  void take(typename Store::Path& at, const Range& piece, T* value) {
+    const unsigned ends =
+        (piece.min() != at.leaf->min[at.pos]) + (piece.max() != at.leaf->max[at.pos]);
+    store_.make_room(at, ends);
+    store_.cut(at, piece);
+    put_value(at, value);
+  }
+
+  bool search(const detail::Request& request, Policy policy, typename Store::Path& at,
+              std::uint64_t& base) const {
+    const auto accept = [&base](const typename Store::Path&, std::uint64_t place) {
+      base = place;
+      return true;
+    };
+    switch (policy) {
+      case Policy::first_match: return store_.template for_each_fit<true>(request, at, accept);
+      case Policy::last_match: return store_.template for_each_fit<false>(request, at, accept);
+      case Policy::best_match: break;
+    }
+    // A free range of just the size can't be beaten.
+    bool found = false;
+    std::uint64_t least = 0;
+    typename Store::Path here;
+    store_.template for_each_fit<true>(
+        request, here, [&](const typename Store::Path& candidate, std::uint64_t place) {
+          const std::uint64_t extent =
+              candidate.leaf->max[candidate.pos] - candidate.leaf->min[candidate.pos];
+          if (!found || extent < least) {
+            found = true;
+            least = extent;
+            base = place;
+            at = candidate;
+          }
+          return least == request.extent();
+        });
+    return found;
+  }
+
+  /// Why the range does not lie inside one free range.
+  [[gnu::cold, gnu::noinline]] tl::unexpected<Error> why_not_at(const Range& range) const {
+    constexpr const char* operation = "allocate_at";
+    const auto there = overlapping(range);
+    bool gap = there.empty();
+    std::uint64_t next = range.min();  // all below is in the tree
+    for (const Entry& entry : there) {
+      if (entry.state != NodeState::free) {
+        return detail::obstacle_error(Errc::bad_state, operation, range, entry.range, "taken");
+      }
+      gap = gap || entry.range.min() > next;
+      next = entry.range.max() + 1;  // 0 after the last of all, where the loop ends
+    }
+    if (gap || (next != 0 && next <= range.max())) {
+      return detail::range_error(Errc::not_found, operation, range, "not all of it is in the tree");
+    }
+    return detail::range_error(Errc::bad_state, operation, range, "it spans several free ranges");
+  }
+
+  Store store_;
+};
+
+}  // namespace vmspace
