@@ -6,4 +6,5 @@
 
 #include "vmspace/memory/backing.hpp"
 #include "vmspace/memory/mapping.hpp"
+#include "vmspace/memory/populate.hpp"
 #include "vmspace/memory/region.hpp"

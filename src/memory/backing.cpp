@@ -11,6 +11,7 @@
 #include <string>
 #include <utility>
 
+#include "memory/host.hpp"
 #include "memory/system_calls.hpp"
 
 // From linux/memfd.h, for C libraries that do not have them yet.
@@ -25,6 +26,7 @@ namespace vmspace {
 
 namespace {
 
+using detail::base_page_size;
 using detail::Descriptor;
 using detail::fail_os;
 using detail::kernel;
@@ -48,12 +50,8 @@ struct Request {
 struct Opened {
   Descriptor descriptor;
   std::uint64_t page_size = 0;
-  bool hugetlb = false;
+  PageKind kind = PageKind::anonymous;
 };
-
-std::uint64_t base_page_size() {
-  return BackingSpec{}.effective_page_size();
-}
 
 tl::unexpected<Error> invalid(const Request& request, const char* reason) {
   return fail({.code = Errc::invalid_argument,
@@ -116,7 +114,7 @@ Result<Opened> open_memfd(const Request& request) {
                  .reason = "this kernel has no hugetlb pool of this page size"});
   }
   if (fd < 0) return fail_os(operation, Operand::size(request.size), "memfd_create");
-  Opened opened{Descriptor(fd), page_size, huge};
+  Opened opened{Descriptor(fd), page_size, huge ? PageKind::hugetlb : PageKind::shmem};
   if (retry([&] { return kernel().ftruncate(fd, static_cast<off_t>(request.size)); }) < 0) {
     return fail_os(operation, Operand::size(request.size), "ftruncate of the memfd");
   }
@@ -163,7 +161,7 @@ Result<Opened> open_in_hugetlbfs(const Request& request) {
       0) {
     return fail_os(operation, Operand::size(request.size), "ftruncate of the file in hugetlbfs");
   }
-  return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), true};
+  return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), PageKind::hugetlb};
 }
 
 Result<void> check_access(const Request& request, int fd) {
@@ -211,17 +209,20 @@ Result<Opened> open_file(const Request& request) {
   if (retry([&] { return kernel().fstatfs(file.value(), &fs); }) < 0) {
     return fail_os(operation, request.span(), "fstatfs");
   }
-  const bool hugetlb = fs.f_type == HUGETLBFS_MAGIC;
-  return Opened{std::move(file),
-                hugetlb ? static_cast<std::uint64_t>(fs.f_bsize) : base_page_size(), hugetlb};
+  if (fs.f_type == HUGETLBFS_MAGIC) {
+    return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), PageKind::hugetlb};
+  }
+  return Opened{std::move(file), base_page_size(),
+                fs.f_type == TMPFS_MAGIC ? PageKind::shmem : PageKind::file};
 }
 
 Result<Opened> open_source(const Request& request) {
   const BackingSpec& spec = request.spec;
   switch (spec.source) {
     case MemorySource::none: break;
-    case MemorySource::anon: return Opened{{}, base_page_size(), false};
-    case MemorySource::hugeanon: return Opened{{}, spec.effective_page_size(), true};
+    case MemorySource::anon:
+      return Opened{{}, base_page_size(), spec.is_shared() ? PageKind::shmem : PageKind::anonymous};
+    case MemorySource::hugeanon: return Opened{{}, spec.effective_page_size(), PageKind::hugetlb};
     case MemorySource::shmem: return open_memfd(request);
     case MemorySource::hugeshmem:
       // Before the memfd is made: ftruncate would say no more than EINVAL.
@@ -260,7 +261,7 @@ Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Prote
   state->size = size;
   state->page_size = opened->page_size;
   state->source = spec.source;
-  state->hugetlb = opened->hugetlb;
+  state->kind = opened->kind;
   state->shared = spec.is_shared();
   state->discardable = spec.discardable || spec.source != MemorySource::file;
   return Backing(std::move(state));

@@ -2,7 +2,6 @@
 
 #include "vmspace/memory/mapping.hpp"
 
-#include <linux/mempolicy.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include <limits>
 #include <utility>
 
+#include "memory/host.hpp"
 #include "memory/system_calls.hpp"
 
 #ifndef MAP_HUGE_SHIFT
@@ -18,25 +18,15 @@
 
 namespace vmspace {
 
+using detail::base_page_size;
 using detail::fail_os;
 using detail::kernel;
+using detail::prot_of;
 using detail::retry;
 
 namespace {
 
 constexpr const char* map_operation = "MemoryMapping::map";
-
-int prot_of(Protection protection) {
-  int prot = PROT_NONE;
-  if (allows(protection, Protection::read)) prot |= PROT_READ;
-  if (allows(protection, Protection::write)) prot |= PROT_WRITE;
-  if (allows(protection, Protection::execute)) prot |= PROT_EXEC;
-  return prot;
-}
-
-std::uint64_t base_page_size() {
-  return BackingSpec{}.effective_page_size();
-}
 
 int flags_of(const Backing& backing) {
   int flags = backing.is_shared() ? MAP_SHARED : MAP_PRIVATE;
@@ -159,7 +149,8 @@ MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
       reserved_(std::exchange(other.reserved_, nullptr)),
       reserved_size_(std::exchange(other.reserved_size_, 0)),
       protection_(other.protection_),
-      numa_policy_(std::move(other.numa_policy_)) {}
+      numa_policy_(std::move(other.numa_policy_)),
+      advice_(std::move(other.advice_)) {}
 
 MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
   if (this == &other) return *this;
@@ -172,6 +163,7 @@ MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
   reserved_size_ = std::exchange(other.reserved_size_, 0);
   protection_ = other.protection_;
   numa_policy_ = std::move(other.numa_policy_);
+  advice_ = std::move(other.advice_);
   return *this;
 }
 
@@ -260,6 +252,29 @@ Result<void> MemoryMapping::protect(Protection protection) {
     return fail_os(operation, Operand::span(0, size_), "mprotect");
   }
   protection_ = protection;
+  return {};
+}
+
+Result<void> MemoryMapping::lock(std::uint64_t offset, std::uint64_t size) const {
+  constexpr const char* operation = "MemoryMapping::lock";
+  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  if (retry([&] { return kernel().mlock(data_ + offset, size); }) == 0) return {};
+  const int error = errno;
+  // mlock marks the range before it brings the pages in, and leaves the mark when that fails.
+  kernel().munlock(data_ + offset, size);
+  const bool limit = error == ENOMEM || error == EPERM || error == EAGAIN;
+  return fail_os(
+      operation, Operand::span(offset, size),
+      limit ? "more than RLIMIT_MEMLOCK or the free memory lets this process lock" : "mlock",
+      error);
+}
+
+Result<void> MemoryMapping::unlock(std::uint64_t offset, std::uint64_t size) const {
+  constexpr const char* operation = "MemoryMapping::unlock";
+  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  if (retry([&] { return kernel().munlock(data_ + offset, size); }) != 0) {
+    return fail_os(operation, Operand::span(offset, size), "munlock");
+  }
   return {};
 }
 

@@ -8,8 +8,8 @@
 
 namespace vmspace::detail {
 
-// Lambdas where the library's function is variadic, overloaded by attributes, or missing: mbind has
-// no wrapper in glibc, only in libnuma.
+// Lambdas where the library's function is variadic, overloaded by attributes, or missing: the calls
+// for NUMA have no wrapper in glibc, only in libnuma.
 constinit const SystemCalls real_system_calls{
     .mmap = ::mmap,
     .munmap = ::munmap,
@@ -26,6 +26,12 @@ constinit const SystemCalls real_system_calls{
            unsigned long node_bits, unsigned flags) {
           return static_cast<int>(
               ::syscall(SYS_mbind, address, size, mode, nodes, node_bits, flags));
+        },
+    .get_mempolicy =
+        [](int* mode, unsigned long* nodes, unsigned long node_bits, void* address,
+           unsigned long flags) {
+          return static_cast<int>(
+              ::syscall(SYS_get_mempolicy, mode, nodes, node_bits, address, flags));
         },
     .memfd_create = ::memfd_create,
     .open = [](const char* path, int flags, mode_t mode) { return ::open(path, flags, mode); },

@@ -37,6 +37,8 @@ struct SystemCalls {
   int (*mincore)(void* address, std::size_t size, unsigned char* pages);
   int (*mbind)(void* address, unsigned long size, int mode, const unsigned long* nodes,
                unsigned long node_bits, unsigned flags);
+  int (*get_mempolicy)(int* mode, unsigned long* nodes, unsigned long node_bits, void* address,
+                       unsigned long flags);
 
   int (*memfd_create)(const char* name, unsigned flags);
   int (*open)(const char* path, int flags, mode_t mode);

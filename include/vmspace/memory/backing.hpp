@@ -11,12 +11,21 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "vmspace/address_space/backing_spec.hpp"
 #include "vmspace/address_space/region.hpp"
 #include "vmspace/result.hpp"
 
 namespace vmspace {
+
+/// What the kernel makes the memory of; the limits of huge pages and discarding follow from it.
+enum class PageKind : std::uint8_t {
+  anonymous,  ///< private anonymous pages
+  shmem,      ///< pages of a memfd, of tmpfs, or shared anonymous ones
+  hugetlb,    ///< pages of a hugetlb pool
+  file,       ///< the page cache of a regular file
+};
 
 /// An opened backing: a handle whose copies share one descriptor, closed with the last of them.
 ///
@@ -54,8 +63,9 @@ class Backing {
   /// The size in bytes of the pages: of the hugetlb pool, or the machine's base page.
   [[nodiscard]] std::uint64_t page_size() const noexcept { return state_->page_size; }
   [[nodiscard]] MemorySource source() const noexcept { return state_->source; }
-  /// Whether the pages come from a hugetlb pool, also through a descriptor handed in.
-  [[nodiscard]] bool is_hugetlb() const noexcept { return state_->hugetlb; }
+  /// What the pages are, also behind a descriptor handed in.
+  [[nodiscard]] PageKind page_kind() const noexcept { return state_->kind; }
+  [[nodiscard]] bool is_hugetlb() const noexcept { return page_kind() == PageKind::hugetlb; }
   /// Whether mappings of it are MAP_SHARED.
   [[nodiscard]] bool is_shared() const noexcept { return state_->shared; }
   /// Whether discarding may punch holes: our own memory always, a file when it was declared so.
@@ -77,7 +87,7 @@ class Backing {
     std::uint64_t size = 0;
     std::uint64_t page_size = 0;
     MemorySource source = MemorySource::none;
-    bool hugetlb = false;
+    PageKind kind = PageKind::anonymous;
     bool shared = false;
     bool discardable = false;
   };

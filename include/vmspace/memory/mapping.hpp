@@ -69,6 +69,9 @@ struct MappingOptions {
   bool guard_pages = false;
 };
 
+struct PopulateOptions;
+struct PopulateRange;
+
 /// A mapping of host memory, unmapped by its destructor.
 ///
 /// Invariant: while it is_mapped(), size() bytes from data() are mapped from the backing, with
@@ -137,6 +140,24 @@ class MemoryMapping {
   [[nodiscard]] Result<void> lock(std::uint64_t offset, std::uint64_t size) const;
   /// Undoes lock(). Errors: `os`.
   [[nodiscard]] Result<void> unlock(std::uint64_t offset, std::uint64_t size) const;
+  /// Gives the memory of a part back to the host; later reads give zeros. By backing:
+  /// - private anonymous memory: dropped (MADV_DONTNEED); shared: removed (MADV_REMOVE);
+  /// - memfd, hugetlbfs: a hole in the file, which every process that maps it sees; a private
+  ///   mapping drops its own copies too;
+  /// - a shared regular file: a hole, if the backing was declared discardable;
+  /// - a private regular file: fresh anonymous memory in its place, since dropping the pages would
+  ///   show the file again. Each separate part then is a mapping to the kernel (vm.max_map_count).
+  ///
+  /// Discarded hugetlb pages go back to the pool, and only populating again makes it certain that
+  /// the pool still has them. Errors: `bad_state` for a file that is not discardable, and for
+  /// locked pages; `access_denied` without write protection; `unsupported` where kernel or file
+  /// system can't; `os`. Contents are unchanged after an error. O(pages given back).
+  [[nodiscard]] Result<void> discard(std::uint64_t offset, std::uint64_t size) const;
+  /// Tells how much of a part is in RAM, whoever brought it there: of files and memfd the pages in
+  /// the page cache count, mapped here or not. Pages that are only the kernel's shared page of
+  /// zeros do not count for anonymous memory (before Linux 6.7 they do). Errors: `os`. O(pages).
+  [[nodiscard]] Result<Residency> residency(std::uint64_t offset, std::uint64_t size) const;
+  [[nodiscard]] Result<Residency> residency() const { return residency(0, size_); }
   /// Starts to read a part from its file in the background (MADV_WILLNEED). Errors: `os`.
   [[nodiscard]] Result<void> prefetch(std::uint64_t offset, std::uint64_t size) const;
   /// Writes what was changed back to the file, and waits for it (msync(2)). Does nothing for what
@@ -145,10 +166,14 @@ class MemoryMapping {
   [[nodiscard]] Result<void> msync(std::uint64_t offset, std::uint64_t size) const;
 
  private:
+  friend Result<void> populate(std::span<const PopulateRange>, PopulateOptions);
+
   explicit MemoryMapping(Backing backing) : backing_(std::move(backing)) {}
 
   [[nodiscard]] Result<void> check_part(const char* operation, std::uint64_t offset,
                                         std::uint64_t size) const;
+  [[nodiscard]] Result<void> give_advice(const char* operation, int advice);
+  [[nodiscard]] Result<void> replace_by_zeros(std::uint64_t offset, std::uint64_t size) const;
   void unmap() noexcept;
 
   Backing backing_;
@@ -160,6 +185,8 @@ class MemoryMapping {
   std::uint64_t reserved_size_ = 0;
   Protection protection_ = Protection::none;
   NumaPolicy numa_policy_;
+  // What the whole mapping was advised (MADV_*), for memory that takes a part's place.
+  std::vector<int> advice_;
 };
 
 }  // namespace vmspace

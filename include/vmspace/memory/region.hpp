@@ -8,12 +8,14 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/region.hpp"
 #include "vmspace/memory/backing.hpp"
 #include "vmspace/memory/mapping.hpp"
+#include "vmspace/memory/populate.hpp"
 #include "vmspace/result.hpp"
 
 namespace vmspace {
@@ -27,6 +29,17 @@ struct MapOptions {
   std::uint64_t backing_offset = 0;
   /// An inaccessible page before and after, so that running over an end faults.
   bool guard_pages = false;
+  /// The host address agrees with the guest address modulo this power of two. 0: the size of a huge
+  /// page where one fits, so that KVM can map it to the guest as one.
+  std::uint64_t align = 0;
+  /// How a region that names a NUMA node is bound to it; `by_default` ignores the node.
+  NumaMode numa_mode = NumaMode::bind;
+  bool dontfork = false;   ///< children that fork do not get it
+  bool dontdump = false;   ///< core dumps leave it out
+  bool mergeable = false;  ///< the kernel may merge equal pages (KSM)
+  /// A region that wants to be populated is left to the caller, who does several at once.
+  bool defer_populate = false;
+  PopulateOptions populate = {};
 };
 
 /// A mapped region: description, backing and mapping, which never change.
@@ -36,8 +49,10 @@ struct MapOptions {
 /// Const calls, also those of mapping(), may be made from any thread.
 class MemoryRegion {
  public:
-  /// Opens the region's backing and maps all of it. Errors: those of Backing::open and
-  /// MemoryMapping::map; `invalid_argument` for a region that has no backing.
+  /// Opens the region's backing and maps all of it with its protection, then binds it to its node,
+  /// advises huge pages, and populates it, in this order. Errors: those of Backing::open,
+  /// MemoryMapping::map, bind_to_nodes, use_hugepages and populate; nothing is left of the region
+  /// then. A few system calls, and the cost of populate where the region wants it.
   [[nodiscard]] static Result<std::shared_ptr<const MemoryRegion>> map(
       const AddressSpaceRegion& description, const MapOptions& options = {});
 
@@ -51,13 +66,23 @@ class MemoryRegion {
   [[nodiscard]] const AddressSpaceRegion& description() const noexcept { return description_; }
   [[nodiscard]] const Backing& backing() const noexcept { return mapping_.backing(); }
   [[nodiscard]] const MemoryMapping& mapping() const noexcept { return mapping_; }
+  /// Whether the region's wish for transparent huge pages was taken; `not_applicable` also where it
+  /// had none.
+  [[nodiscard]] Applied huge_pages() const noexcept { return huge_pages_; }
 
  private:
-  MemoryRegion(AddressSpaceRegion description, MemoryMapping mapping)
-      : description_(std::move(description)), mapping_(std::move(mapping)) {}
+  MemoryRegion(AddressSpaceRegion description, MemoryMapping mapping, Applied huge_pages)
+      : description_(std::move(description)),
+        mapping_(std::move(mapping)),
+        huge_pages_(huge_pages) {}
 
   AddressSpaceRegion description_;
   MemoryMapping mapping_;
+  Applied huge_pages_;
 };
+
+/// Populates all of `regions` at once; see populate(). Null pointers are `invalid_argument`.
+[[nodiscard]] Result<void> populate(std::span<const std::shared_ptr<const MemoryRegion>> regions,
+                                    PopulateOptions options = {});
 
 }  // namespace vmspace
