@@ -8,8 +8,8 @@
 
 namespace vmspace::detail {
 
-// Lambdas where the library's function is variadic, overloaded by attributes, or missing: the calls
-// for NUMA have no wrapper in glibc, only in libnuma.
+// Lambdas where the library's function is variadic, overloaded by attributes, or missing:
+// membarrier and the calls for NUMA have no wrapper in glibc.
 constinit const SystemCalls real_system_calls{
     .mmap = ::mmap,
     .munmap = ::munmap,
@@ -42,7 +42,15 @@ constinit const SystemCalls real_system_calls{
     .fstatfs = ::fstatfs,
     .ftruncate = ::ftruncate,
     .fallocate = ::fallocate,
+    .lseek = ::lseek,
     .read = ::read,
+    .write = ::write,
+    .pread = ::pread,
+    .pwrite = ::pwrite,
+    .membarrier =
+        [](int command, unsigned flags) {
+          return static_cast<int>(::syscall(SYS_membarrier, command, flags, 0));
+        },
     .ioctl = [](int fd, unsigned long request,
                 void* argument) { return ::ioctl(fd, request, argument); },
     .pthread_create = ::pthread_create,

@@ -19,8 +19,8 @@ constexpr std::uint16_t no_hints[1] = {0};
 constexpr Translator no_regions{
     .base = 0, .span = 0, .hints = no_hints, .entries = nothing, .shift = 0, .extra = 0};
 
-/// Between how many entries an address may leave the choice, at most over all slots of 2^shift bytes:
-/// those that begin inside the slot, and the one before.
+/// Between how many entries an address may leave the choice, at most over all slots of 2^shift
+/// bytes: those that begin inside the slot, and the one before.
 std::size_t most_candidates(std::span<const TranslationEntry> entries, unsigned shift) {
   const std::uint64_t base = entries.front().first;
   std::size_t most = 1;
@@ -42,7 +42,7 @@ const Translator& TranslationTable::empty() noexcept {
 }
 
 TranslationTable::TranslationTable(std::span<const TranslationEntry> entries)
-    : translator_(no_regions) {
+    : count_(entries.size()), translator_(no_regions) {
   if (entries.empty()) return;
   assert(entries.size() <= max_entries);
   const std::uint64_t base = entries.front().first;
@@ -55,9 +55,11 @@ TranslationTable::TranslationTable(std::span<const TranslationEntry> entries)
     return std::max(1U, static_cast<unsigned>(steps));
   };
   unsigned shift = 0;
-  while ((span >> shift) >= max_slots) ++shift;
+  while ((span >> shift) >= max_slots)
+    ++shift;
   const unsigned steps = steps_with(shift);
-  while (shift < 63 && (span >> shift) != 0 && steps_with(shift + 1) == steps) ++shift;
+  while (shift < 63 && (span >> shift) != 0 && steps_with(shift + 1) == steps)
+    ++shift;
 
   // A search reads up to 2^steps entries from its hint. A hint near the end is moved back so that
   // they exist; when all entries are fewer, copies of the last fill up: stepping onto a copy gives
@@ -73,7 +75,8 @@ TranslationTable::TranslationTable(std::span<const TranslationEntry> entries)
   std::size_t candidate = 0;
   for (std::size_t slot = 0; slot < slots; ++slot) {
     const std::uint64_t start = base + (static_cast<std::uint64_t>(slot) << shift);
-    while (candidate + 1 < entries.size() && entries[candidate + 1].first <= start) ++candidate;
+    while (candidate + 1 < entries.size() && entries[candidate + 1].first <= start)
+      ++candidate;
     hints_[slot] = static_cast<std::uint16_t>(std::min(candidate, padded - reach));
   }
   translator_ = {.base = base,

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// From a guest physical address to the region that holds it, for the price of three dependent loads.
+// From a guest physical address to the region that holds it, for the price of three dependent
+// loads.
 //
-// The span from the first region to the last is cut into slots of a power of two bytes. `hints` names
-// for each slot the last region that begins at or below the slot's start, so that one shift and one
-// load leave to choose only between that region and those that begin inside the slot. A binary search
-// without branches picks among them. It takes the same number of steps for every slot, because steps
-// that vary from address to address cost more in mispredicted branches than they save. Slots are as
-// large as they can be without adding a step, and at most 8192 (16 KiB of hints): two regions need
-// two slots. Regions laid out as VMMs do it need the one step that is always made; clusters of tiny
-// regions far apart, which fall into one slot, need up to as many as a plain binary search.
+// The span from the first region to the last is cut into slots of a power of two bytes. `hints`
+// names for each slot the last region that begins at or below the slot's start, so that one shift
+// and one load leave to choose only between that region and those that begin inside the slot. A
+// binary search without branches picks among them. It takes the same number of steps for every
+// slot, because steps that vary from address to address cost more in mispredicted branches than
+// they save. Slots are as large as they can be without adding a step, and at most 8192 (16 KiB of
+// hints): two regions need two slots. Regions laid out as VMMs do it need the one step that is
+// always made; clusters of tiny regions far apart, which fall into one slot, need up to as many as
+// a plain binary search.
 
 #pragma once
 
@@ -30,7 +32,7 @@ struct TranslationEntry {
   std::uint64_t size;   ///< bytes, at least min_region_size
   std::byte* host;      ///< where `first` is mapped
   /// Where writes are recorded; null where the guest memory must not be written.
-  const DirtyBitmap* dirty;
+  DirtyBitmap* dirty;
 };
 static_assert(sizeof(TranslationEntry) == 32);
 
@@ -57,13 +59,18 @@ struct Translator {
     const TranslationEntry* entry = nearest(gpa);
     // Below the entry, the difference wraps to a number above every size. Nothing is added to a
     // guest's number, so nothing can wrap the other way.
-    if (entry == nullptr || gpa - entry->first > entry->size - size) [[unlikely]] return nullptr;
+    if (entry == nullptr || gpa - entry->first > entry->size - size) [[unlikely]]
+      return nullptr;
     return entry;
   }
 
-  /// The entry that holds the byte at `gpa`, or null.
-  [[nodiscard]] const TranslationEntry* find(std::uint64_t gpa) const noexcept {
-    return find(gpa, 1);
+  /// The same for any size. One comparison more.
+  [[nodiscard, gnu::always_inline]] const TranslationEntry* find_any(
+      std::uint64_t gpa, std::uint64_t size) const noexcept {
+    const TranslationEntry* entry = find(gpa, 1);
+    if (entry == nullptr || entry->size - (gpa - entry->first) < size) [[unlikely]]
+      return nullptr;
+    return entry;
   }
 
  private:
@@ -71,7 +78,8 @@ struct Translator {
   [[nodiscard, gnu::always_inline]] const TranslationEntry* nearest(
       std::uint64_t gpa) const noexcept {
     const std::uint64_t offset = gpa - base;
-    if (offset > span) [[unlikely]] return nullptr;
+    if (offset > span) [[unlikely]]
+      return nullptr;
     const TranslationEntry* entry = entries + hints[offset >> shift];
     if (extra != 0) [[unlikely]] {
       for (std::uint32_t step = extra; step != 0; --step) {
@@ -96,6 +104,9 @@ class TranslationTable {
   explicit TranslationTable(std::span<const TranslationEntry> entries);
 
   [[nodiscard]] const Translator& translator() const noexcept { return translator_; }
+  [[nodiscard]] std::span<const TranslationEntry> entries() const noexcept {
+    return {entries_.get(), count_};
+  }
 
   /// The translator of no regions at all: finds nothing, and lives for ever.
   [[nodiscard]] static const Translator& empty() noexcept;
@@ -103,6 +114,7 @@ class TranslationTable {
  private:
   std::unique_ptr<TranslationEntry[]> entries_;
   std::unique_ptr<std::uint16_t[]> hints_;
+  std::size_t count_;
   Translator translator_;
 };
 
