@@ -5,6 +5,7 @@
 #pragma once
 
 #include "vmspace/memory/backing.hpp"
+#include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/memory/mapping.hpp"
 #include "vmspace/memory/populate.hpp"
 #include "vmspace/memory/region.hpp"
