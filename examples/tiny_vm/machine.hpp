@@ -24,9 +24,9 @@ class Machine {
   /// Shows all memory, and from now on what is plugged, to the guest of this VM.
   void show_to(int vm_descriptor);
 
-  /// Adds a region. Described first, so that nobody else gets the addresses; the guest sees it
-  /// last.
-  void plug(const vmspace::RegionOptions& options);
+  /// Adds RAM where there is room for it, and says where. Described first, so that nobody else gets
+  /// the addresses; the guest sees it last.
+  vmspace::GuestAddress plug(const vmspace::RegionOptions& options);
   /// Takes it away again, in the opposite order.
   void unplug(vmspace::GuestAddress base);
 

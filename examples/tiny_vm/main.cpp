@@ -115,7 +115,7 @@ void run_guest(Machine& machine, const Buses& buses, const Device& reporter, con
 }
 
 void run() {
-  const auto layout = need(vmspace::AddressSpaceLayout::x86_64({.phys_bits = 36}));
+  const auto layout = need(vmspace::AddressSpaceLayout::x86_64({.phys_bits = 40}));
   vmspace::AddressSpace space = plan_ram(layout, 6_GiB);
 
   Buses buses(layout);

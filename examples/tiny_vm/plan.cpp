@@ -2,6 +2,7 @@
 
 #include "plan.hpp"
 
+#include "vmspace/fmt.hpp"
 #include "vmspace/literals.hpp"
 
 #include "steps.hpp"
