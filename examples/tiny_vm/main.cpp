@@ -8,9 +8,12 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <string>
 #include <string_view>
+#include <utility>
 
 #include "vmspace/fmt.hpp"
 #include "vmspace/literals.hpp"
@@ -46,15 +49,6 @@ void expect_pattern(const Machine& machine, GuestAddress where, const Pattern& p
   say("host", "finds the right pattern at {:#x}", where.value());
 }
 
-/// The guest's next event is this report, through a port that belongs to a device.
-void expect_report(Vcpu& vcpu, const Buses& buses, std::uint32_t report, std::string_view meaning) {
-  const Event event = need(vcpu.next_event(patience));
-  const auto* device = buses.ports.find_value(event.address);
-  check(event.kind == Event::Kind::port_write && device != nullptr && event.value == report,
-        fmt::format("the guest reports: {}", meaning));
-  say("guest", "reports on port {:#x} ({}): {}", event.address, *device, meaning);
-}
-
 GuestAddress plug(Machine& machine) {
   const GuestAddress base = machine.plug(dimm);
   say("host", "plugged {}: {} MiB at {:#x}", dimm.name, dimm.size / 1_MiB, base.value());
@@ -81,35 +75,41 @@ void run_without_guest(Machine& machine) {
 
 void run_guest(Machine& machine, const Buses& buses, const Device& reporter, const Vm& vm) {
   machine.show_to(vm.descriptor());
-  const auto vcpu =
-      need(Vcpu::start(vm, need(load_guest(machine.memory(), {
-                                                                 .low = below_hole,
-                                                                 .high = above_hole,
-                                                                 .seed = seed,
-                                                                 .port = reporter.ports.min(),
-                                                             }))));
+  const Start start = need(load_guest(
+      machine.memory(),
+      {.low = below_hole, .high = above_hole, .seed = seed, .port = reporter.ports.min()}));
+  const auto vcpu = need(Vcpu::start(vm, start));
   say("guest", "started in 64-bit mode");
-  expect_report(*vcpu, buses, REPORT_PATTERNS_WRITTEN, "patterns written below and above 4 GiB");
+
+  const auto expect_report = [&](std::uint32_t report, std::string_view meaning) {
+    const Event event = need(vcpu->next_event(patience));
+    const std::string* device = buses.ports.find_value(event.address);
+    check(event.kind == Event::Kind::port_write && event.value == report && device != nullptr &&
+              *device == reporter.name,
+          fmt::format("the guest reports: {}", meaning));
+    say("guest", "reports on port {:#x} ({}): {}", event.address, *device, meaning);
+  };
+  expect_report(REPORT_PATTERNS_WRITTEN, "patterns written below and above 4 GiB");
   expect_pattern(machine, below_hole, make_pattern(seed));
   expect_pattern(machine, above_hole, make_pattern(seed));
 
-  // The guest polls these two words, so it runs while its memory changes.
-  const auto tell = [&machine](std::size_t field, std::uint64_t value) {
-    const GuestAddress where{boot_params.value() + field};
-    need(machine.memory().store(where, value, std::memory_order_release));
+  // The guest polls these words, so it runs while its memory changes.
+  const auto tell = [&](std::size_t field, std::uint64_t value) {
+    const GuestAddress word{boot_params.value() + field};
+    need(machine.memory().store(word, value, std::memory_order_release));
   };
   const GuestAddress plugged = plug(machine);
   need(machine.memory().write(plugged, make_pattern(seed)));
   tell(BOOT_PLUGGED, plugged.value());
-  expect_report(*vcpu, buses, REPORT_REGION_USED, "inverted what it found in the plugged region");
+  expect_report(REPORT_REGION_USED, "inverted what it found in the plugged region");
   expect_pattern(machine, plugged, inverted(make_pattern(seed)));
 
   unplug(machine, plugged);
   tell(BOOT_UNPLUGGED, 1);
   const Event read = need(vcpu->next_event(patience));
   check(read.kind == Event::Kind::unmapped_read && read.address == plugged.value(),
-        "no memory answers where the region was");
-  expect_report(*vcpu, buses, REPORT_REGION_GONE, "nothing answers where the region was");
+        "the guest's read of the unplugged region reaches the host");
+  expect_report(REPORT_REGION_GONE, "nothing answers where the region was");
   check(need(vcpu->next_event(patience)).kind == Event::Kind::halted, "the guest halts");
   say("guest", "halted");
 }

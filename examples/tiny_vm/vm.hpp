@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A virtual machine of one processor under /dev/kvm, as plain as it can be: no interrupt
-// controller, no timer, no firmware. Everything it needs of vspace's memory is already in place
-// when the processor starts; see kvm(4) and the kernel's Documentation/virt/kvm/api.rst.
+// controller, no timer, no firmware, and no memory of its own. Source: the kernel's
+// Documentation/virt/kvm/api.rst.
 
 #pragma once
 

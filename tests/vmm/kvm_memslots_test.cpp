@@ -22,12 +22,14 @@
 
 #include "vmspace/literals.hpp"
 
+#include "faults/failing_allocations.hpp"
 #include "memory/system_calls.hpp"
 
 namespace vmspace {
 namespace {
 
 using namespace literals;
+using test::fail_each_allocation;
 using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -49,7 +51,11 @@ class KvmMemslotsTest : public testing::Test {
   KvmMemslotsTest() {
     fake = this;
     calls_.ioctl = [](int, unsigned long request, void* argument) {
-      return fake->ioctl(request, argument);
+      // The kernel's memory is not ours: what this fake allocates does not fail.
+      const int until_failure = std::exchange(test::allocations_until_failure, -1);
+      const int result = fake->ioctl(request, argument);
+      test::allocations_until_failure = until_failure;
+      return result;
     };
     calls_.fcntl = [](int, int command, int) {
       EXPECT_EQ(command, F_DUPFD_CLOEXEC);
@@ -432,6 +438,25 @@ TEST_F(KvmMemslotsTest, WhatCouldNotBeTakenBackStaysKnownUntilItIsCleared) {
   EXPECT_THAT(slots, IsEmpty());
   EXPECT_EQ(memslots.used(), 0u);
   EXPECT_TRUE(memslots.set(memory));
+}
+
+// For each k: the k-th allocation of memory fails, and then the same call goes through.
+TEST_F(KvmMemslotsTest, SetAndCreateAreAllOrNothingWhicheverAllocationFails) {
+  const KvmMemory memory{.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)};
+  std::optional<KvmMemslots> memslots;
+  ASSERT_GT(fail_each_allocation([&] { memslots.emplace(make()); },
+                                 [&] { EXPECT_EQ(open_descriptors, 0); }),
+            0);
+  ASSERT_GT(fail_each_allocation([&] { EXPECT_TRUE(memslots->set(memory)); },
+                                 [&] {
+                                   EXPECT_THAT(slots, IsEmpty());
+                                   EXPECT_EQ(memslots->used(), 0u);
+                                   EXPECT_TRUE(memslots->check_invariants());
+                                 }),
+            0);
+  EXPECT_EQ(fail_each_allocation([&] { EXPECT_TRUE(memslots->clear(Range::of(0, 16_TiB - 1))); },
+                                 [] { ADD_FAILURE() << "clear() allocates"; }),
+            0);
 }
 
 /// The kernel itself, where this user may open /dev/kvm.
