@@ -169,8 +169,10 @@ void read(benchmark::State& state) {
     std::this_thread::yield();
   {
     typename Implementation::Reader reader(*shared);
+    std::uint64_t sum = 0;  // DoNotOptimize of a field does not make the compiler load it
     for (auto _ : state)
-      benchmark::DoNotOptimize(reader.field());
+      sum += reader.field();
+    benchmark::DoNotOptimize(sum);
   }
   if (state.thread_index() == 0) {
     ready = false;
@@ -194,10 +196,12 @@ void register_readers(const std::string& who) {
 void park(benchmark::State& state) {
   Published<Snapshot> value{Snapshot{}};
   auto reader = value.reader();
+  std::uint64_t sum = 0;
   for (auto _ : state) {
-    benchmark::DoNotOptimize(reader.current().field);
+    sum += reader.current().field;
     reader.park();
   }
+  benchmark::DoNotOptimize(sum);
 }
 
 // -- spaces ------------------------------------------------------------------------------------
