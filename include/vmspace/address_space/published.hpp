@@ -5,18 +5,16 @@
 // A vCPU thread that handles an exit must know the memory layout now, and cannot afford a lock. So
 // a value is never changed in place: a writer edits a copy and publishes it, and a generation
 // counter goes up. Each reading thread has a Reader, which holds on to one value and before each
-// use asks whether that is still the current one: as long as nothing changed, one load and one
-// compare.
+// use asks whether that is still the current one: while nothing changes, one load and one compare.
 //
 //   Published<Map> map{Map{...}};
 //
-//   auto reader = map.reader();                                   // once a thread
-//   use(reader.current());                                        // as often as wanted
-//   reader.park();                                                // before KVM_RUN, before
-//   sleeping
+//   auto reader = map.reader();  // once a thread
+//   use(reader.current());       // as often as wanted
+//   reader.park();               // before KVM_RUN, before sleeping
 //
-//   map.update([&](Map& draft) { return draft.remove(region); }); // a writer, on any thread
-//   map.wait_released(1s);                                        // nobody sees the old value now
+//   map.update([&](Map& draft) { return draft.remove(region); });  // a writer, on any thread
+//   map.wait_released(1s);                                         // the old map is gone
 //
 // Who destroys old values: the writers. A value may be large, and what it holds may be slow to give
 // up (mappings), so a reader that lets go last only hands it back; update(), wait_released() and
@@ -28,12 +26,12 @@
 
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <list>
 #include <memory>
 #include <mutex>
