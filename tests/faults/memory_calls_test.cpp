@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <utility>
 
 #include <gtest/gtest.h>
 
@@ -106,6 +107,61 @@ TEST(SystemCallFaults, MappingEachBacking) {
           });
     }
   }
+}
+
+TEST(SystemCallFaults, MappingInAnArena) {
+  const auto arena = HostArena::reserve({.size = size});
+  ASSERT_TRUE(arena);
+  fail_each_call(
+      [&]() -> Result<void> {
+        const auto backing = Backing::open({.source = MemorySource::anon}, size - 8_KiB);
+        if (!backing) return fail(backing.error());
+        auto mapping = MemoryMapping::map(
+            *backing,
+            {.size = size - 8_KiB, .guard_pages = true, .arena = *arena, .arena_offset = 4_KiB});
+        if (!mapping) return fail(mapping.error());
+        const auto closed = mapping->close();
+        EXPECT_EQ(mapping->is_mapped(), !closed);
+        EXPECT_TRUE(closed || mapping->close());
+        EXPECT_EQ(permissions_at(arena->data() + 8_KiB), "---p");
+        return closed;
+      },
+      never);
+}
+
+TEST(SystemCallFaults, ReservingAnArena) {
+  fail_each_call(
+      [&]() -> Result<void> {
+        const auto arena = HostArena::reserve({.size = size});
+        if (!arena) return fail(arena.error());
+        return {};
+      },
+      never);
+}
+
+TEST(SystemCallFaults, AFailedMappingLeavesNoHoleInAnArena) {
+  Injector injector;
+  const auto arena = HostArena::reserve({.size = 1_MiB});
+  static int hole_closed = 0;
+  // As older kernels do it: what was there is gone when the call fails.
+  injector.table().mmap = [](void* address, std::size_t length, int protection, int flags, int fd,
+                             off_t offset) {
+    if ((flags & MAP_FIXED_NOREPLACE) != 0) ++hole_closed;
+    static bool failed = false;
+    if ((flags & MAP_FIXED) == 0 || std::exchange(failed, true)) {
+      return ::mmap(address, length, protection, flags, fd, offset);
+    }
+    ::munmap(address, length);
+    errno = ENOMEM;
+    return MAP_FAILED;
+  };
+  const auto backing = Backing::open({.source = MemorySource::anon}, 64_KiB);
+  const auto mapping =
+      MemoryMapping::map(*backing, {.size = 64_KiB, .arena = *arena, .arena_offset = 64_KiB});
+  ASSERT_FALSE(mapping);
+  EXPECT_EQ(mapping.error().os_errno, ENOMEM);
+  EXPECT_EQ(hole_closed, 1);
+  EXPECT_EQ(permissions_at(arena->data() + 64_KiB), "---p");
 }
 
 TEST(SystemCallFaults, HugetlbfsFiles) {
@@ -324,6 +380,14 @@ TEST(SystemCallFaults, CloseReportsAFailedUnmappingAndKeepsTheMemory) {
     EXPECT_TRUE(holds(mapping, 0, 64_KiB, 7));
   }
   EXPECT_TRUE(mapping.close());
+
+  const auto arena = HostArena::reserve({.size = 1_MiB});
+  auto inside = map_or_die({.source = MemorySource::anon}, {.size = 64_KiB, .arena = *arena});
+  fill(inside, 7);
+  injector.fail_next("mmap", ENOMEM);
+  EXPECT_EQ(inside.close().error().os_errno, ENOMEM);
+  EXPECT_TRUE(holds(inside, 0, 64_KiB, 7));
+  EXPECT_TRUE(inside.close());
 }
 
 TEST(SystemCallFaults, OlderKernelsStillTellWhatIsHuge) {
