@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/memory/mapping.hpp"
