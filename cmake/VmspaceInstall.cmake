@@ -1,0 +1,64 @@
+# Install rules, the CMake package and the pkg-config files.
+#
+# Each component has an export set of its own, so that finding one does not ask for what another
+# needs: `COMPONENTS allocator` works where there is neither fmt nor Boost.
+
+include(CMakePackageConfigHelpers)
+
+set(vmspace_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/vmspace")
+
+function(vmspace_install_component target component)
+  install(TARGETS ${target} EXPORT vmspace-${component}-targets)
+  install(EXPORT vmspace-${component}-targets NAMESPACE vmspace:: DESTINATION ${vmspace_package_dir})
+endfunction()
+
+vmspace_install_component(vmspace_allocator allocator)
+if(VMSPACE_ALLOCATOR_ONLY)
+  set(vmspace_installed_components allocator)
+  foreach(header error result literals version allocator)
+    install(FILES "${PROJECT_SOURCE_DIR}/include/vmspace/${header}.hpp"
+            DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace")
+  endforeach()
+  install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/vmspace/allocator"
+          DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace")
+else()
+  set(vmspace_installed_components allocator vmspace fmt)
+  vmspace_install_component(vmspace vmspace)
+  vmspace_install_component(vmspace_fmt fmt)
+  install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/vmspace"
+          DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
+endif()
+install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}")
+
+set(vmspace_library_type INTERFACE_LIBRARY)
+if(TARGET vmspace)
+  get_target_property(vmspace_library_type vmspace TYPE)
+endif()
+
+configure_package_config_file(
+  "${CMAKE_CURRENT_LIST_DIR}/vmspace-config.cmake.in" "${PROJECT_BINARY_DIR}/vmspace-config.cmake"
+  INSTALL_DESTINATION ${vmspace_package_dir} NO_SET_AND_CHECK_MACRO)
+# Before 1.0 a minor version may break its users.
+write_basic_package_version_file("${PROJECT_BINARY_DIR}/vmspace-config-version.cmake"
+                                 COMPATIBILITY SameMinorVersion)
+install(FILES "${PROJECT_BINARY_DIR}/vmspace-config.cmake"
+              "${PROJECT_BINARY_DIR}/vmspace-config-version.cmake"
+        DESTINATION ${vmspace_package_dir})
+
+# vmspace_install_pkg_config(<name>): <name>.pc from <name>.pc.in, relocatable when the prefix is.
+function(vmspace_install_pkg_config name)
+  configure_file("${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${name}.pc.in"
+                 "${PROJECT_BINARY_DIR}/${name}.pc" @ONLY)
+  install(FILES "${PROJECT_BINARY_DIR}/${name}.pc" DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig")
+endfunction()
+
+file(RELATIVE_PATH vmspace_pc_to_prefix "/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/")
+vmspace_install_pkg_config(vmspace-allocator)
+if(TARGET vmspace)
+  # Whoever links the static library links what it uses; a shared one has it linked already.
+  set(vmspace_pc_requires "")
+  if(vmspace_library_type STREQUAL "STATIC_LIBRARY")
+    set(vmspace_pc_requires "fmt")
+  endif()
+  vmspace_install_pkg_config(vmspace)
+endif()

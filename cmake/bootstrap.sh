@@ -1,0 +1,77 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# sh cmake/bootstrap.sh <preset>...
+#
+# Installs what each preset needs and this machine lacks, with the system's package manager, then
+# runs `cmake --workflow --preset <preset>`. The main ones: `demo` builds and runs the tiny VM,
+# `test` builds and passes the tests. The others are those of CMakePresets.json.
+#
+# Installing needs Debian 12 or newer (or a derivative) and root, or sudo. Elsewhere the script says
+# what it would have installed and goes no further.
+
+set -eu
+
+usage() {
+  echo "usage: sh cmake/bootstrap.sh demo|test|release|asan|tsan|clang ..." >&2
+  exit 2
+}
+
+# packages_for <preset>: Debian's package names.
+packages_for() {
+  library="g++ cmake ninja-build libexpected-dev libfmt-dev libboost-dev linux-libc-dev"
+  tests="libgtest-dev libgmock-dev librapidcheck-dev pkg-config"
+  case $1 in
+    demo) echo "$library" ;;
+    test) echo "$library $tests" ;;
+    asan | tsan) echo "$library $tests ccache" ;;
+    clang) echo "$library $tests ccache clang libclang-rt-dev clang-format" ;;
+    release) echo "$library libbenchmark-dev" ;;
+    *) usage ;;
+  esac
+}
+
+is_installed() {
+  dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q '^install ok installed'
+}
+
+[ $# -gt 0 ] || usage
+cd "$(dirname "$0")/.."
+
+wanted=""
+for preset in "$@"; do
+  wanted="$wanted $(packages_for "$preset")" || exit $?
+done
+
+if command -v dpkg-query >/dev/null 2>&1; then
+  missing=""
+  for package in $wanted; do
+    is_installed "$package" || missing="$missing $package"
+  done
+  if [ -n "$missing" ]; then
+    if [ "$(id -u)" = 0 ]; then
+      as_root=""
+    elif command -v sudo >/dev/null 2>&1; then
+      as_root="sudo"
+    else
+      echo "bootstrap: these packages are missing, and installing them needs root or sudo:" >&2
+      echo "  apt-get install --no-install-recommends$missing" >&2
+      exit 1
+    fi
+    echo "bootstrap: installing$missing"
+    # The variable is set behind sudo, which would drop it.
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+    # shellcheck disable=SC2086  # a list of words
+    $as_root env DEBIAN_FRONTEND=noninteractive \
+      apt-get install -y -qq --no-install-recommends $missing
+  fi
+else
+  echo "bootstrap: no dpkg here, so nothing is installed. What Debian calls" >&2
+  echo "  $wanted" >&2
+  echo "must be there: a C++20 compiler, CMake 3.25, Ninja, tl::expected, fmt, Boost's headers;" >&2
+  echo "for tests GoogleTest and RapidCheck, for benchmarks Google Benchmark. Trying with what is." >&2
+fi
+
+for preset in "$@"; do
+  cmake --workflow --preset "$preset"
+done

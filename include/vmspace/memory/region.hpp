@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A region of guest memory, mapped: what an AddressSpaceRegion describes, made real.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/address_space/region.hpp"
+#include "vmspace/memory/arena.hpp"
+#include "vmspace/memory/backing.hpp"
+#include "vmspace/memory/dirty_bitmap.hpp"
+#include "vmspace/memory/mapping.hpp"
+#include "vmspace/memory/populate.hpp"
+#include "vmspace/result.hpp"
+
+namespace vmspace {
+
+/// How a region is mapped, beyond what its description says; an aggregate for designated
+/// initialisers.
+struct MapOptions {
+  /// Memory that is open already, instead of opening the region's backing: several regions may
+  /// share one. It is mapped from `backing_offset` bytes after its own offset.
+  std::optional<Backing> backing = {};
+  std::uint64_t backing_offset = 0;
+  /// An inaccessible page before and after, so that running over an end faults.
+  bool guard_pages = false;
+  /// The host address agrees with the guest address modulo this power of two. 0: the size of a huge
+  /// page where one fits, so that KVM can map it to the guest as one.
+  std::uint64_t align = 0;
+  /// Maps the region at its own place in this arena, which begins with the arena's guest_base().
+  std::optional<HostArena> arena = {};
+  /// How a region that names a NUMA node is bound to it; `by_default` ignores the node.
+  NumaMode numa_mode = NumaMode::bind;
+  bool dontfork = false;   ///< children that fork do not get it
+  bool dontdump = false;   ///< core dumps leave it out
+  bool mergeable = false;  ///< the kernel may merge equal pages (KSM)
+  /// A region that wants to be populated is left to the caller, who does several at once.
+  bool defer_populate = false;
+  PopulateOptions populate = {};
+};
+
+/// A mapped region: description, backing and mapping, which never change.
+///
+/// Held as shared_ptr<const MemoryRegion>: several maps of guest memory share it, and the last one
+/// to let go unmaps it. What is immutable is the region; the memory is written through host_base().
+/// Const calls, also those of mapping(), may be made from any thread.
+class MemoryRegion {
+ public:
+  /// Opens the region's backing and maps all of it with its protection, then binds it to its node,
+  /// advises huge pages, and populates it, in this order. Errors: those of Backing::open,
+  /// MemoryMapping::map (`out_of_bounds` also for a region that is not inside the arena),
+  /// bind_to_nodes, use_hugepages and populate; nothing is left of the region
+  /// then. A few system calls, and the cost of populate where the region wants it.
+  [[nodiscard]] static Result<std::shared_ptr<const MemoryRegion>> map(
+      const AddressSpaceRegion& description, const MapOptions& options = {});
+
+  [[nodiscard]] GuestAddress base() const noexcept { return description_.base(); }
+  [[nodiscard]] std::uint64_t size() const noexcept { return description_.size(); }
+  /// The last address, inclusive.
+  [[nodiscard]] GuestAddress last_addr() const noexcept { return description_.last_addr(); }
+  /// Where the guest's base() is in this process.
+  [[nodiscard]] std::byte* host_base() const noexcept { return mapping_.data(); }
+  [[nodiscard]] Protection protection() const noexcept { return description_.protection(); }
+  [[nodiscard]] const AddressSpaceRegion& description() const noexcept { return description_; }
+  [[nodiscard]] const Backing& backing() const noexcept { return mapping_.backing(); }
+  [[nodiscard]] const MemoryMapping& mapping() const noexcept { return mapping_; }
+  /// Whether the region's wish for transparent huge pages was taken; `not_applicable` also where it
+  /// had none.
+  [[nodiscard]] Applied huge_pages() const noexcept { return huge_pages_; }
+  /// What this process wrote of it, shared by every map that holds the region; off at first.
+  [[nodiscard]] DirtyBitmap& dirty() const noexcept { return dirty_; }
+
+ private:
+  MemoryRegion(AddressSpaceRegion description, MemoryMapping mapping, Applied huge_pages)
+      : description_(std::move(description)),
+        mapping_(std::move(mapping)),
+        huge_pages_(huge_pages),
+        dirty_(description_.size()) {}
+
+  AddressSpaceRegion description_;
+  MemoryMapping mapping_;
+  Applied huge_pages_;
+  mutable DirtyBitmap dirty_;  // thread-safe by itself
+};
+
+/// Populates all of `regions` at once; see populate(). Null pointers are `invalid_argument`.
+[[nodiscard]] Result<void> populate(std::span<const std::shared_ptr<const MemoryRegion>> regions,
+                                    PopulateOptions options = {});
+
+}  // namespace vmspace

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// MemoryMapping: everything that madvise(2) changes without changing contents.
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <string_view>
+
+#include "vmspace/memory/mapping.hpp"
+
+#include "memory/host.hpp"
+#include "memory/system_calls.hpp"
+
+#ifndef MADV_COLD
+#define MADV_COLD 20
+#define MADV_PAGEOUT 21
+#endif
+
+namespace vmspace {
+
+using detail::fail_os;
+using detail::kernel;
+using detail::retry;
+
+namespace {
+
+/// Whether this setting of transparent huge pages ends in `never` or `deny`. The kernel marks the
+/// value in force: `always [madvise] never`. Of the two settings, the one for the page size
+/// decides, unless it says `inherit` or the kernel does not have it (before Linux 6.8).
+bool huge_pages_forbidden(const char* setting) {
+  const std::string root = "/sys/kernel/mm/transparent_hugepage/";
+  const std::string kib = std::to_string(detail::huge_page_size() / 1024);
+  std::array<char, 128> buffer;
+  std::string_view text = detail::read_start((root + "hugepages-" + kib + "kB/" + setting).c_str(),
+                                             buffer.data(), buffer.size());
+  if (text.empty() || text.find("[inherit]") != text.npos) {
+    text = detail::read_start((root + setting).c_str(), buffer.data(), buffer.size());
+  }
+  // No such file: a kernel that has no transparent huge pages.
+  return text.empty() || text.find("[never]") != text.npos || text.find("[deny]") != text.npos;
+}
+
+int madvise_value(Advice advice) {
+  switch (advice) {
+    case Advice::normal: return MADV_NORMAL;
+    case Advice::random: return MADV_RANDOM;
+    case Advice::sequential: return MADV_SEQUENTIAL;
+    case Advice::cold: return MADV_COLD;
+    case Advice::page_out: return MADV_PAGEOUT;
+    case Advice::no_huge_pages: return MADV_NOHUGEPAGE;
+  }
+  return MADV_NORMAL;
+}
+
+}  // namespace
+
+Result<void> MemoryMapping::give_advice(const char* operation, int advice) {
+  if (auto ok = check_part(operation, 0, size_); !ok) return ok;
+  advice_.reserve(advice_.size() + 1);
+  if (retry([&] { return kernel().madvise(data_, size_, advice); }) != 0) {
+    return fail_os(operation, Operand::span(0, size_), "madvise");
+  }
+  if (std::find(advice_.begin(), advice_.end(), advice) == advice_.end()) {
+    advice_.push_back(advice);
+  }
+  return {};
+}
+
+Result<Applied> MemoryMapping::use_hugepages() {
+  constexpr const char* operation = "MemoryMapping::use_hugepages";
+  if (auto ok = check_part(operation, 0, size_); !ok) return fail(ok.error());
+  const PageKind kind = backing_.page_kind();
+  // A file's page cache is made of what its file system likes.
+  if (kind == PageKind::hugetlb || kind == PageKind::file) return Applied::not_applicable;
+  const std::uint64_t huge = detail::huge_page_size();
+  const std::uint64_t first = reinterpret_cast<std::uintptr_t>(data_);
+  const std::uint64_t skipped = (std::uint64_t{0} - first) & (huge - 1);
+  if (size_ < huge || size_ - huge < skipped) return Applied::not_applicable;
+  if (huge_pages_forbidden(kind == PageKind::shmem ? "shmem_enabled" : "enabled")) {
+    return Applied::not_applicable;
+  }
+  if (auto ok = give_advice(operation, MADV_HUGEPAGE); !ok) return fail(ok.error());
+  return Applied::applied;
+}
+
+Result<void> MemoryMapping::use_dontfork() {
+  return give_advice("MemoryMapping::use_dontfork", MADV_DONTFORK);
+}
+
+Result<void> MemoryMapping::use_dontdump() {
+  return give_advice("MemoryMapping::use_dontdump", MADV_DONTDUMP);
+}
+
+Result<Applied> MemoryMapping::use_mergeable() {
+  constexpr const char* operation = "MemoryMapping::use_mergeable";
+  if (auto ok = check_part(operation, 0, size_); !ok) return fail(ok.error());
+  // KSM merges anonymous pages, and those a private mapping has written: never shared ones.
+  if (backing_.is_shared() || backing_.is_hugetlb()) return Applied::not_applicable;
+  if (auto ok = give_advice(operation, MADV_MERGEABLE); !ok) {
+    if (ok.error().os_errno == EINVAL) return Applied::not_applicable;
+    return fail(ok.error());
+  }
+  return Applied::applied;
+}
+
+Result<void> MemoryMapping::advise(std::uint64_t offset, std::uint64_t size, Advice advice) const {
+  constexpr const char* operation = "MemoryMapping::advise";
+  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  if (retry([&] { return kernel().madvise(data_ + offset, size, madvise_value(advice)); }) == 0) {
+    return {};
+  }
+  if (errno == EINVAL) {
+    return fail({.code = Errc::unsupported,
+                 .operation = operation,
+                 .first = Operand::span(offset, size),
+                 .reason = "this kernel does not take the advice for this memory",
+                 .os_errno = EINVAL});
+  }
+  return fail_os(operation, Operand::span(offset, size), "madvise");
+}
+
+Result<void> MemoryMapping::prefetch(std::uint64_t offset, std::uint64_t size) const {
+  constexpr const char* operation = "MemoryMapping::prefetch";
+  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  if (retry([&] { return kernel().madvise(data_ + offset, size, MADV_WILLNEED); }) != 0) {
+    return fail_os(operation, Operand::span(offset, size), "madvise(MADV_WILLNEED)");
+  }
+  return {};
+}
+
+}  // namespace vmspace

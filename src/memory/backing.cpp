@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/backing.hpp"
+
+#include <linux/magic.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <bit>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "memory/host.hpp"
+#include "memory/system_calls.hpp"
+
+// From linux/memfd.h, for C libraries that do not have them yet.
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008U
+#endif
+#ifndef MFD_HUGE_SHIFT
+#define MFD_HUGE_SHIFT 26
+#endif
+
+namespace vmspace {
+
+namespace {
+
+using detail::base_page_size;
+using detail::Descriptor;
+using detail::fail_os;
+using detail::kernel;
+using detail::retry;
+
+constexpr const char* operation = "Backing::open";
+
+/// What open() asks of the helpers below.
+struct Request {
+  const BackingSpec& spec;
+  std::uint64_t size;
+  Protection protection;
+
+  [[nodiscard]] Operand span() const { return Operand::span(spec.offset, size); }
+  [[nodiscard]] bool writes_through() const {
+    return spec.is_shared() && allows(protection, Protection::write);
+  }
+};
+
+/// An open file and the page size of its file system.
+struct Opened {
+  Descriptor descriptor;
+  std::uint64_t page_size = 0;
+  PageKind kind = PageKind::anonymous;
+};
+
+tl::unexpected<Error> invalid(const Request& request, const char* reason) {
+  return fail({.code = Errc::invalid_argument,
+               .operation = operation,
+               .first = request.span(),
+               .reason = reason});
+}
+
+Result<void> check_request(const Request& request) {
+  if (request.size == 0) {
+    return fail({.code = Errc::zero_size,
+                 .operation = operation,
+                 .second = Operand::size(request.spec.offset)});
+  }
+  constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<off_t>::max());
+  if (request.spec.offset > largest || request.size > largest - request.spec.offset) {
+    return fail({.code = Errc::limit_exceeded,
+                 .operation = operation,
+                 .first = Operand::size(request.size),
+                 .second = Operand::size(largest),
+                 .reason = "the largest file"});
+  }
+  const std::uint64_t page = request.spec.effective_page_size();
+  if (!std::has_single_bit(page)) {
+    return fail(
+        {.code = Errc::bad_alignment, .operation = operation, .first = Operand::size(page)});
+  }
+  return {};
+}
+
+Result<void> check_multiple(const Request& request, std::uint64_t page_size) {
+  for (const std::uint64_t value : {request.size, request.spec.offset}) {
+    if (value % page_size != 0) {
+      return fail({.code = Errc::misaligned,
+                   .operation = operation,
+                   .first = Operand::size(value),
+                   .second = Operand::size(page_size),
+                   .reason = "the size and the offset are multiples of the page size"});
+    }
+  }
+  return {};
+}
+
+Result<Opened> open_memfd(const Request& request) {
+  const bool huge = request.spec.is_hugetlb();
+  const std::uint64_t page_size = huge ? request.spec.effective_page_size() : base_page_size();
+  unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+  if (huge) {
+    flags |= MFD_HUGETLB | static_cast<unsigned>(std::countr_zero(page_size)) << MFD_HUGE_SHIFT;
+  }
+  // Before Linux 6.3 the kernel does not know MFD_NOEXEC_SEAL and refuses it.
+  int fd = retry([&] { return kernel().memfd_create("vmspace", flags | MFD_NOEXEC_SEAL); });
+  if (fd < 0 && errno == EINVAL) {
+    fd = retry([&] { return kernel().memfd_create("vmspace", flags); });
+  }
+  if (fd < 0 && errno == ENODEV && huge) {
+    return fail({.code = Errc::unsupported,
+                 .operation = operation,
+                 .first = Operand::size(page_size),
+                 .reason = "this kernel has no hugetlb pool of this page size"});
+  }
+  if (fd < 0) return fail_os(operation, Operand::size(request.size), "memfd_create");
+  Opened opened{Descriptor(fd), page_size, huge ? PageKind::hugetlb : PageKind::shmem};
+  if (retry([&] { return kernel().ftruncate(fd, static_cast<off_t>(request.size)); }) < 0) {
+    return fail_os(operation, Operand::size(request.size), "ftruncate of the memfd");
+  }
+  // Without the seals whoever gets the descriptor could shrink it, and that is SIGBUS for us.
+  if (retry([&] {
+        return kernel().fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+      }) < 0) {
+    return fail_os(operation, Operand::size(request.size), "sealing the memfd");
+  }
+  return opened;
+}
+
+Result<Opened> open_in_hugetlbfs(const Request& request) {
+  // A random name, made exclusively: a name that can be foretold is one that somebody else can have
+  // put there first.
+  constexpr int attempts = 16;
+  Descriptor file;
+  std::string path;
+  for (int attempt = 0; file.value() < 0; ++attempt) {
+    std::uint64_t random = 0;
+    if (::getentropy(&random, sizeof random) != 0) {
+      return fail_os(operation, request.span(), "getentropy");
+    }
+    path = request.spec.path + "/vmspace-" + std::to_string(random);
+    file = Descriptor(retry([&] {
+      return kernel().open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    }));
+    if (file.value() < 0 && (errno != EEXIST || attempt == attempts)) {
+      return fail_os(operation, request.span(), "making a file in the hugetlbfs directory");
+    }
+  }
+  if (retry([&] { return kernel().unlink(path.c_str()); }) < 0) {
+    return fail_os(operation, request.span(), "unlinking the file in hugetlbfs");
+  }
+  struct statfs fs {};
+  if (retry([&] { return kernel().fstatfs(file.value(), &fs); }) < 0) {
+    return fail_os(operation, request.span(), "fstatfs");
+  }
+  if (fs.f_type != HUGETLBFS_MAGIC) return invalid(request, "the path is in no hugetlbfs");
+  if (auto ok = check_multiple(request, static_cast<std::uint64_t>(fs.f_bsize)); !ok) {
+    return fail(ok.error());
+  }
+  if (retry([&] { return kernel().ftruncate(file.value(), static_cast<off_t>(request.size)); }) <
+      0) {
+    return fail_os(operation, Operand::size(request.size), "ftruncate of the file in hugetlbfs");
+  }
+  return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), PageKind::hugetlb};
+}
+
+Result<void> check_access(const Request& request, int fd) {
+  const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
+  if (flags < 0) return fail_os(operation, request.span(), "fcntl(F_GETFL)");
+  const int mode = flags & O_ACCMODE;
+  // mmap(2): a mapping always needs reading; writing through it needs writing.
+  if ((flags & O_PATH) != 0 || (mode != O_RDWR && (mode != O_RDONLY || request.writes_through()))) {
+    return fail({.code = Errc::access_denied,
+                 .operation = operation,
+                 .first = request.span(),
+                 .reason = "the descriptor is not open for what the mapping needs"});
+  }
+  return {};
+}
+
+Result<Opened> open_file(const Request& request) {
+  Descriptor file;
+  if (request.spec.descriptor) {
+    file = Descriptor(
+        retry([&] { return kernel().fcntl(*request.spec.descriptor, F_DUPFD_CLOEXEC, 0); }));
+    if (file.value() < 0) return fail_os(operation, request.span(), "duplicating the descriptor");
+    if (auto ok = check_access(request, file.value()); !ok) return fail(ok.error());
+  } else {
+    // O_NONBLOCK: a path that names a FIFO is refused below instead of waited for.
+    const int mode = request.writes_through() ? O_RDWR : O_RDONLY;
+    file = Descriptor(retry([&] {
+      return kernel().open(request.spec.path.c_str(), mode | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
+    }));
+    if (file.value() < 0) return fail_os(operation, request.span(), "opening the file");
+  }
+  struct stat info {};
+  if (retry([&] { return kernel().fstat(file.value(), &info); }) < 0) {
+    return fail_os(operation, request.span(), "fstat");
+  }
+  if (!S_ISREG(info.st_mode)) return invalid(request, "not a regular file");
+  if (static_cast<std::uint64_t>(info.st_size) < request.spec.offset + request.size) {
+    return fail({.code = Errc::out_of_bounds,
+                 .operation = operation,
+                 .first = request.span(),
+                 .second = Operand::size(static_cast<std::uint64_t>(info.st_size)),
+                 .reason = "the file ends before the memory does"});
+  }
+  struct statfs fs {};
+  if (retry([&] { return kernel().fstatfs(file.value(), &fs); }) < 0) {
+    return fail_os(operation, request.span(), "fstatfs");
+  }
+  if (fs.f_type == HUGETLBFS_MAGIC) {
+    return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), PageKind::hugetlb};
+  }
+  return Opened{std::move(file), base_page_size(),
+                fs.f_type == TMPFS_MAGIC ? PageKind::shmem : PageKind::file};
+}
+
+Result<Opened> open_source(const Request& request) {
+  const BackingSpec& spec = request.spec;
+  switch (spec.source) {
+    case MemorySource::none: break;
+    case MemorySource::anon:
+      return Opened{{}, base_page_size(), spec.is_shared() ? PageKind::shmem : PageKind::anonymous};
+    case MemorySource::hugeanon: return Opened{{}, spec.effective_page_size(), PageKind::hugetlb};
+    case MemorySource::shmem: return open_memfd(request);
+    case MemorySource::hugeshmem:
+      // Before the memfd is made: ftruncate would say no more than EINVAL.
+      if (auto ok = check_multiple(request, spec.effective_page_size()); !ok) {
+        return fail(ok.error());
+      }
+      return open_memfd(request);
+    case MemorySource::hugetlbfs: return open_in_hugetlbfs(request);
+    case MemorySource::file: return open_file(request);
+  }
+  return invalid(request, "a region without a backing has no memory");
+}
+
+}  // namespace
+
+Backing::State::~State() {
+  if (descriptor >= 0) kernel().close(descriptor);
+}
+
+Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Protection protection) {
+  const Request request{spec, size, protection};
+  if (auto ok = check_request(request); !ok) return fail(ok.error());
+  auto state = std::make_shared<State>();
+  auto opened = open_source(request);
+  if (!opened) return fail(opened.error());
+  if (spec.page_size != 0 && spec.page_size != opened->page_size) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = Operand::size(spec.page_size),
+                 .second = Operand::size(opened->page_size),
+                 .reason = "the backing's pages have another size"});
+  }
+  if (auto ok = check_multiple(request, opened->page_size); !ok) return fail(ok.error());
+  state->descriptor = opened->descriptor.release();
+  state->offset = spec.offset;
+  state->size = size;
+  state->page_size = opened->page_size;
+  state->source = spec.source;
+  state->kind = opened->kind;
+  state->shared = spec.is_shared();
+  state->discardable = spec.discardable || spec.source != MemorySource::file;
+  return Backing(std::move(state));
+}
+
+}  // namespace vmspace

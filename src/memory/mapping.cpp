@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/mapping.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include "memory/host.hpp"
+#include "memory/system_calls.hpp"
+
+#ifndef MAP_HUGE_SHIFT
+#define MAP_HUGE_SHIFT 26
+#endif
+
+namespace vmspace {
+
+using detail::base_page_size;
+using detail::fail_os;
+using detail::kernel;
+using detail::prot_of;
+using detail::retry;
+
+namespace {
+
+constexpr const char* map_operation = "MemoryMapping::map";
+
+int flags_of(const Backing& backing) {
+  int flags = backing.is_shared() ? MAP_SHARED : MAP_PRIVATE;
+  if (backing.is_anonymous()) {
+    flags |= MAP_ANONYMOUS;
+    if (backing.is_hugetlb()) {
+      flags |= MAP_HUGETLB | std::countr_zero(backing.page_size()) << MAP_HUGE_SHIFT;
+    }
+  }
+  return flags;
+}
+
+Result<void> check_options(const Backing& backing, const MappingOptions& options) {
+  if (options.size == 0) {
+    return fail({.code = Errc::zero_size,
+                 .operation = map_operation,
+                 .second = Operand::address(options.offset)});
+  }
+  const std::uint64_t page = backing.page_size();
+  for (const std::uint64_t value : {options.size, options.offset, options.congruent_to}) {
+    if (value % page != 0) {
+      return fail({.code = Errc::misaligned,
+                   .operation = map_operation,
+                   .first = Operand::size(value),
+                   .second = Operand::size(page),
+                   .reason = "size, offset and congruence are multiples of the page size"});
+    }
+  }
+  if (options.align != 0 && !std::has_single_bit(options.align)) {
+    return fail({.code = Errc::bad_alignment,
+                 .operation = map_operation,
+                 .first = Operand::size(options.align)});
+  }
+  if (options.offset > backing.size() || options.size > backing.size() - options.offset) {
+    return fail({.code = Errc::out_of_bounds,
+                 .operation = map_operation,
+                 .first = Operand::span(options.offset, options.size),
+                 .second = Operand::size(backing.size())});
+  }
+  if (options.size > detail::size_limit || options.align > detail::size_limit) {
+    return fail({.code = Errc::limit_exceeded,
+                 .operation = map_operation,
+                 .first = Operand::size(std::max(options.size, options.align)),
+                 .second = Operand::size(detail::size_limit)});
+  }
+  return {};
+}
+
+tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& options) {
+  const Operand size = Operand::size(options.size);
+  if (errno == EACCES) {
+    return fail({.code = Errc::access_denied,
+                 .operation = map_operation,
+                 .first = size,
+                 .reason = "the descriptor is not open for what the mapping needs"});
+  }
+  if (backing.is_hugetlb() && errno == ENOMEM) {
+    return fail_os(map_operation, size, "the hugetlb pool has too few free pages");
+  }
+  if (backing.is_hugetlb() && backing.is_anonymous() && errno == EINVAL) {
+    return fail({.code = Errc::unsupported,
+                 .operation = map_operation,
+                 .first = Operand::size(backing.page_size()),
+                 .reason = "this kernel has no hugetlb pool of this page size",
+                 .os_errno = errno});
+  }
+  return fail_os(map_operation, size, "mmap");
+}
+
+void* map_at(const Backing& backing, const MappingOptions& options, void* address, int flags) {
+  return kernel().mmap(address, options.size, prot_of(options.protection),
+                       flags_of(backing) | flags, backing.descriptor(),
+                       static_cast<off_t>(backing.offset() + options.offset));
+}
+
+}  // namespace
+
+Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOptions& options) {
+  if (auto ok = check_options(backing, options); !ok) return fail(ok.error());
+  MemoryMapping mapping(backing);
+  const std::uint64_t align = std::max(options.align, backing.page_size());
+  // The kernel aligns to the page size by itself, of hugetlb too.
+  if (!options.arena && !options.guard_pages && align == backing.page_size()) {
+    void* const address = map_at(backing, options, nullptr, 0);
+    if (address == MAP_FAILED) return fail_map(backing, options);
+    mapping.reserved_ = static_cast<std::byte*>(address);
+    mapping.reserved_size_ = options.size;
+    mapping.data_ = mapping.reserved_;
+  } else {
+    auto place = mapping.reserve(options, align);
+    if (!place) return fail(place.error());
+    if (auto ok = mapping.map_over(*place, options); !ok) return fail(ok.error());
+    mapping.data_ = *place;
+  }
+  mapping.size_ = options.size;
+  mapping.file_offset_ = backing.offset() + options.offset;
+  mapping.protection_ = options.protection;
+  return mapping;
+}
+
+/// Takes the addresses of the mapping and of what surrounds it, and tells where it begins.
+Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::uint64_t align) {
+  const std::uint64_t guard = options.guard_pages ? base_page_size() : 0;
+  if (options.arena) {
+    // As a number: an offset that is none of the arena's makes no valid pointer.
+    const std::uint64_t address =
+        reinterpret_cast<std::uintptr_t>(options.arena->data()) + options.arena_offset;
+    if (((address - options.congruent_to) & (align - 1)) != 0) {
+      return fail({.code = Errc::misaligned,
+                   .operation = map_operation,
+                   .first = Operand::address(options.arena_offset),
+                   .second = Operand::size(align),
+                   .reason = "the place in the arena and the alignment"});
+    }
+    // An offset below guard wraps to one that no arena has.
+    if (auto ok = options.arena->claim(options.arena_offset - guard, options.size + 2 * guard);
+        !ok) {
+      return fail(ok.error());
+    }
+    arena_ = options.arena;
+    std::byte* const place = arena_->data() + options.arena_offset;
+    reserved_ = place - guard;
+    reserved_size_ = options.size + 2 * guard;
+    return place;
+  }
+  // What the alignment leaves on both sides is kept: it costs addresses only, and giving it back
+  // could fail.
+  const std::uint64_t outer = options.size + 2 * guard + (align - base_page_size());
+  void* const address = detail::reserve_addresses(nullptr, outer, 0);
+  if (address == MAP_FAILED) {
+    return fail_os(map_operation, Operand::size(outer), "reserving addresses");
+  }
+  reserved_ = static_cast<std::byte*>(address);
+  reserved_size_ = outer;
+  const std::uint64_t first = reinterpret_cast<std::uintptr_t>(address) + guard;
+  return reserved_ + guard + ((options.congruent_to - first) & (align - 1));
+}
+
+/// Maps over reserved addresses, which stay reserved when that fails.
+Result<void> MemoryMapping::map_over(std::byte* place, const MappingOptions& options) {
+  // Kernels differ in whether a failing MAP_FIXED has removed what was there, and where it has,
+  // another thread's memory may come into the hole. The failure that is to be expected, a hugetlb
+  // pool with too few pages, is therefore met somewhere else first.
+  if (backing_.is_hugetlb()) {
+    void* const trial = map_at(backing_, options, nullptr, 0);
+    if (trial == MAP_FAILED) return fail_map(backing_, options);
+    if (kernel().munmap(trial, options.size) != 0) {
+      return fail_os(map_operation, Operand::size(options.size), "munmap");
+    }
+  }
+  if (map_at(backing_, options, place, MAP_FIXED) != MAP_FAILED) return {};
+  const auto failure = fail_map(backing_, options);
+  // Closes the hole, if there is one; where there is none this fails with EEXIST.
+  detail::reserve_addresses(place, options.size, MAP_FIXED_NOREPLACE);
+  return failure;
+}
+
+MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
+    : backing_(other.backing_),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      file_offset_(other.file_offset_),
+      reserved_(std::exchange(other.reserved_, nullptr)),
+      reserved_size_(std::exchange(other.reserved_size_, 0)),
+      arena_(std::exchange(other.arena_, std::nullopt)),
+      protection_(other.protection_),
+      numa_policy_(std::move(other.numa_policy_)),
+      advice_(std::move(other.advice_)) {}
+
+MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
+  if (this == &other) return *this;
+  static_cast<void>(unmap());
+  backing_ = other.backing_;
+  data_ = std::exchange(other.data_, nullptr);
+  size_ = std::exchange(other.size_, 0);
+  file_offset_ = other.file_offset_;
+  reserved_ = std::exchange(other.reserved_, nullptr);
+  reserved_size_ = std::exchange(other.reserved_size_, 0);
+  arena_ = std::exchange(other.arena_, std::nullopt);
+  protection_ = other.protection_;
+  numa_policy_ = std::move(other.numa_policy_);
+  advice_ = std::move(other.advice_);
+  return *this;
+}
+
+MemoryMapping::~MemoryMapping() {
+  static_cast<void>(unmap());
+}
+
+/// False, with errno, when the kernel refuses; all is as it was then.
+bool MemoryMapping::unmap() noexcept {
+  if (reserved_ == nullptr) return true;
+  if (arena_) {
+    // In an arena the addresses stay reserved; in one step, so that nobody gets between.
+    if (detail::reserve_addresses(reserved_, reserved_size_, MAP_FIXED) == MAP_FAILED) return false;
+    arena_->release(static_cast<std::uint64_t>(reserved_ - arena_->data()), reserved_size_);
+    arena_.reset();
+  } else if (kernel().munmap(reserved_, reserved_size_) != 0) {
+    return false;
+  }
+  data_ = reserved_ = nullptr;
+  size_ = reserved_size_ = 0;
+  return true;
+}
+
+Result<void> MemoryMapping::close() {
+  constexpr const char* operation = "MemoryMapping::close";
+  if (!is_mapped()) return fail({.code = Errc::bad_state, .operation = operation});
+  const Operand all = Operand::span(0, size_);
+  Result<void> written;
+  if (backing_.source() == MemorySource::file && backing_.is_shared() &&
+      retry([&] { return kernel().msync(data_, size_, MS_SYNC); }) != 0) {
+    written = fail_os(operation, all, "msync");
+  }
+  if (!unmap() && written) return fail_os(operation, all, "munmap");
+  return written;
+}
+
+Result<void> MemoryMapping::check_part(const char* operation, std::uint64_t offset,
+                                       std::uint64_t size) const {
+  const Operand part = Operand::span(offset, size);
+  if (!is_mapped()) {
+    return fail({.code = Errc::bad_state,
+                 .operation = operation,
+                 .first = part,
+                 .reason = "the mapping is closed"});
+  }
+  if (size == 0) {
+    return fail(
+        {.code = Errc::zero_size, .operation = operation, .second = Operand::address(offset)});
+  }
+  if (offset > size_ || size > size_ - offset) {
+    return fail({.code = Errc::out_of_bounds,
+                 .operation = operation,
+                 .first = part,
+                 .second = Operand::size(size_)});
+  }
+  if (offset % page_size() != 0 || size % page_size() != 0) {
+    return fail({.code = Errc::misaligned,
+                 .operation = operation,
+                 .first = part,
+                 .second = Operand::size(page_size()),
+                 .reason = "offset, size and the page size"});
+  }
+  return {};
+}
+
+Result<void> MemoryMapping::msync() const {
+  return msync(0, size_);
+}
+
+Result<void> MemoryMapping::msync(std::uint64_t offset, std::uint64_t size) const {
+  constexpr const char* operation = "MemoryMapping::msync";
+  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  if (backing_.is_anonymous() || !backing_.is_shared()) return {};
+  if (retry([&] { return kernel().msync(data_ + offset, size, MS_SYNC); }) != 0) {
+    return fail_os(operation, Operand::span(offset, size), "msync");
+  }
+  return {};
+}
+
+Result<void> MemoryMapping::protect(Protection protection) {
+  constexpr const char* operation = "MemoryMapping::protect";
+  if (!is_mapped()) return fail({.code = Errc::bad_state, .operation = operation});
+  if (kernel().mprotect(data_, size_, prot_of(protection)) != 0) {
+    if (errno == EACCES) {
+      return fail({.code = Errc::access_denied,
+                   .operation = operation,
+                   .first = Operand::span(0, size_),
+                   .reason = "the descriptor is not open for writing"});
+    }
+    return fail_os(operation, Operand::span(0, size_), "mprotect");
+  }
+  protection_ = protection;
+  return {};
+}
+
+Result<void> MemoryMapping::lock(std::uint64_t offset, std::uint64_t size) const {
+  constexpr const char* operation = "MemoryMapping::lock";
+  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  if (retry([&] { return kernel().mlock(data_ + offset, size); }) == 0) return {};
+  const int error = errno;
+  // mlock marks the range before it brings the pages in, and leaves the mark when that fails.
+  kernel().munlock(data_ + offset, size);
+  const bool limit = error == ENOMEM || error == EPERM || error == EAGAIN;
+  return fail_os(
+      operation, Operand::span(offset, size),
+      limit ? "more than RLIMIT_MEMLOCK or the free memory lets this process lock" : "mlock",
+      error);
+}
+
+Result<void> MemoryMapping::unlock(std::uint64_t offset, std::uint64_t size) const {
+  constexpr const char* operation = "MemoryMapping::unlock";
+  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  if (retry([&] { return kernel().munlock(data_ + offset, size); }) != 0) {
+    return fail_os(operation, Operand::span(offset, size), "munlock");
+  }
+  return {};
+}
+
+}  // namespace vmspace

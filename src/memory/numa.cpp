@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// MemoryMapping: binding to host NUMA nodes.
+
+#include <linux/mempolicy.h>
+
+#include <algorithm>
+#include <array>
+#include <climits>
+#include <utility>
+
+#include "vmspace/memory/mapping.hpp"
+
+#include "memory/system_calls.hpp"
+
+namespace vmspace {
+
+using detail::fail_os;
+using detail::kernel;
+
+namespace {
+
+constexpr const char* operation = "MemoryMapping::bind_to_nodes";
+constexpr std::size_t word_bits = sizeof(unsigned long) * CHAR_BIT;
+// Kernels are built for at most 1,024 nodes, and none takes a mask longer than a page.
+constexpr std::size_t node_limit = 4096 * CHAR_BIT;
+
+bool has_bit(std::span<const unsigned long> mask, std::uint32_t node) {
+  return (mask[node / word_bits] >> (node % word_bits) & 1) != 0;
+}
+
+/// mbind itself drops nodes that do not exist without a word when others of the mask do.
+Result<void> check_nodes(std::span<const std::uint32_t> nodes) {
+  std::array<unsigned long, node_limit / word_bits> allowed{};
+  if (kernel().get_mempolicy(nullptr, allowed.data(), node_limit, nullptr, MPOL_F_MEMS_ALLOWED) !=
+      0) {
+    return fail_os(operation, Operand::number(nodes.front()), "get_mempolicy");
+  }
+  for (const std::uint32_t node : nodes) {
+    if (node >= node_limit || !has_bit(allowed, node)) {
+      return fail({.code = Errc::not_found,
+                   .operation = operation,
+                   .first = Operand::number(node),
+                   .reason = "no NUMA node of this number has memory that this process may use"});
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<void> MemoryMapping::bind_to_nodes(NumaPolicy policy) {
+  if (auto ok = check_part(operation, 0, size_); !ok) return ok;
+  int mode = MPOL_DEFAULT;
+  bool fits = policy.nodes.empty();
+  if (policy.mode == NumaMode::preferred) {
+    mode = MPOL_PREFERRED;
+    fits = policy.nodes.size() == 1;
+  } else if (policy.mode == NumaMode::bind) {
+    mode = MPOL_BIND;
+    fits = !policy.nodes.empty();
+  }
+  if (!fits) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = Operand::number(policy.nodes.size()),
+                 .reason = "by_default takes no node, preferred one, bind at least one"});
+  }
+  std::vector<unsigned long> mask;
+  if (!policy.nodes.empty()) {
+    if (auto ok = check_nodes(policy.nodes); !ok) return ok;
+    mask.resize(*std::max_element(policy.nodes.begin(), policy.nodes.end()) / word_bits + 1);
+    for (const std::uint32_t node : policy.nodes)
+      mask[node / word_bits] |= 1UL << node % word_bits;
+  }
+  // The kernel reads one bit less than it is told.
+  const unsigned long bits = mask.empty() ? 0 : mask.size() * word_bits + 1;
+  if (kernel().mbind(data_, size_, mode, mask.empty() ? nullptr : mask.data(), bits, 0) != 0) {
+    return fail_os(operation, Operand::span(0, size_), "mbind");
+  }
+  numa_policy_ = std::move(policy);
+  return {};
+}
+
+}  // namespace vmspace

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/populate.hpp"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "vmspace/literals.hpp"
+
+#include "memory/host.hpp"
+#include "memory/system_calls.hpp"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+
+namespace vmspace {
+
+using literals::operator""_MiB;
+using detail::fail_os;
+using detail::kernel;
+using detail::retry;
+
+namespace {
+
+constexpr const char* operation = "populate";
+
+/// What a thread does at a time: long enough to make the system call cheap, short enough that no
+/// thread is left alone with the last one.
+constexpr std::uint64_t chunk_size = 16_MiB;
+/// Below it another thread costs more than it brings.
+constexpr std::uint64_t least_per_thread = 32_MiB;
+
+struct Chunk {
+  const MemoryMapping* mapping;
+  std::uint64_t offset;
+  std::uint64_t size;
+  bool write;
+};
+
+/// Whether the kernel knows the advice: it looks at that before it finds nothing to do.
+bool kernel_knows(int advice) {
+  return retry([&] { return kernel().madvise(nullptr, 0, advice); }) == 0;
+}
+
+/// Reads or rewrites a word of each page. The word is rewritten atomically, since somebody else may
+/// be writing it.
+void touch(const Chunk& chunk) {
+  const std::uint64_t page = chunk.mapping->page_size();
+  for (std::uint64_t at = 0; at < chunk.size; at += page) {
+    auto* const word = reinterpret_cast<unsigned long*>(chunk.mapping->data() + chunk.offset + at);
+    if (chunk.write) {
+      __atomic_fetch_or(word, 0UL, __ATOMIC_RELAXED);
+    } else {
+      static_cast<void>(*static_cast<volatile unsigned long*>(word));
+    }
+  }
+}
+
+/// The work of one call, shared by its threads.
+class Job {
+ public:
+  explicit Job(std::vector<Chunk> chunks)
+      : chunks_(std::move(chunks)),
+        can_read_(kernel_knows(MADV_POPULATE_READ)),
+        can_write_(kernel_knows(MADV_POPULATE_WRITE)) {}
+
+  /// Runs on `threads` threads at most, the caller's included.
+  Result<void> run(unsigned threads) {
+    std::vector<pthread_t> others;
+    others.reserve(threads - 1);
+    // A new thread inherits the mask: the program's signal handlers have no business on ours.
+    sigset_t all;
+    sigset_t before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    while (others.size() + 1 < threads) {
+      pthread_t thread{};
+      if (kernel().pthread_create(&thread, nullptr, &Job::thread_body, this) != 0) break;
+      others.push_back(thread);
+    }
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    work();
+    for (const pthread_t thread : others)
+      pthread_join(thread, nullptr);
+    if (error_) return fail(*error_);
+    return {};
+  }
+
+ private:
+  static void* thread_body(void* self) {
+    static_cast<Job*>(self)->work();
+    return nullptr;
+  }
+
+  void work() {
+    while (!failed_.load(std::memory_order_relaxed)) {
+      const std::size_t index = next_.fetch_add(1, std::memory_order_relaxed);
+      if (index >= chunks_.size()) return;
+      if (auto done = populate_chunk(chunks_[index]); !done) {
+        // The first one to fail reports; joining the threads makes it visible.
+        if (!failed_.exchange(true)) error_ = done.error();
+        return;
+      }
+    }
+  }
+
+  [[nodiscard]] Result<void> populate_chunk(const Chunk& chunk) const {
+    const Operand part = Operand::span(chunk.offset, chunk.size);
+    const Backing& backing = chunk.mapping->backing();
+    const bool known = chunk.write ? can_write_ : can_read_;
+    // Of a memfd the pages are the space, and populating them reports a shortage by itself;
+    // allocating them before would make small pages where huge ones are advised.
+    const bool allocate = chunk.write && backing.is_shared() && !backing.is_anonymous() &&
+                          (!known || backing.page_kind() == PageKind::file);
+    if (allocate && retry([&] {
+                      return kernel().fallocate(
+                          backing.descriptor(), 0,
+                          static_cast<off_t>(chunk.mapping->file_offset() + chunk.offset),
+                          static_cast<off_t>(chunk.size));
+                    }) != 0) {
+      // A file system without fallocate(2) finds the space when the page is written.
+      if (errno != EOPNOTSUPP || !known) return fail_os(operation, part, "fallocate");
+    }
+    if (!known) {
+      touch(chunk);
+      return {};
+    }
+    const int advice = chunk.write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
+    if (retry([&] {
+          return kernel().madvise(chunk.mapping->data() + chunk.offset, chunk.size, advice);
+        }) != 0) {
+      return fail_os(operation, part,
+                     errno == EFAULT
+                         ? "no page to be had: hugetlb pool, file system or memory cgroup is full"
+                         : "madvise(MADV_POPULATE)");
+    }
+    return {};
+  }
+
+  std::vector<Chunk> chunks_;
+  bool can_read_;
+  bool can_write_;
+  std::atomic<std::size_t> next_ = 0;
+  std::atomic<bool> failed_ = false;
+  std::optional<Error> error_;
+};
+
+Result<bool> wants_write(const PopulateRange& range, PopulateAccess access) {
+  const Protection protection = range.mapping->protection();
+  const Backing& backing = range.mapping->backing();
+  const bool writable = allows(protection, Protection::write);
+  const bool write =
+      access == PopulateAccess::write || (access == PopulateAccess::by_mapping && writable &&
+                                          (backing.is_shared() || backing.is_anonymous()));
+  if (write ? !writable : !allows(protection, Protection::read)) {
+    return fail({.code = Errc::access_denied,
+                 .operation = operation,
+                 .first = Operand::span(range.offset, range.size),
+                 .reason = "the mapping's protection"});
+  }
+  return write;
+}
+
+}  // namespace
+
+Result<void> populate(std::span<const PopulateRange> ranges, PopulateOptions options) {
+  std::vector<Chunk> chunks;
+  std::uint64_t total = 0;
+  for (const PopulateRange& range : ranges) {
+    if (auto ok = range.mapping->check_part(operation, range.offset, range.size); !ok) return ok;
+    const auto write = wants_write(range, options.access);
+    if (!write) return fail(write.error());
+    total += range.size;
+    // Chunks end where the host address is a multiple of their size: no huge page is cut in two.
+    const std::uint64_t step = std::max(chunk_size, range.mapping->page_size());
+    const std::uint64_t end = range.offset + range.size;
+    for (std::uint64_t at = range.offset; at < end;) {
+      const auto address = reinterpret_cast<std::uintptr_t>(range.mapping->data()) + at;
+      const std::uint64_t size = std::min(end - at, step - (address & (step - 1)));
+      chunks.push_back({range.mapping, at, size, *write});
+      at += size;
+    }
+  }
+  std::uint64_t threads = options.threads;
+  if (threads == 0) {
+    threads =
+        std::min<std::uint64_t>(std::thread::hardware_concurrency(), total / least_per_thread);
+  }
+  threads = std::clamp<std::uint64_t>(threads, 1, std::max<std::size_t>(chunks.size(), 1));
+  Job job(std::move(chunks));
+  return job.run(static_cast<unsigned>(threads));
+}
+
+Result<void> populate(const MemoryMapping& mapping, PopulateOptions options) {
+  const PopulateRange all{&mapping, 0, mapping.size()};
+  return populate(std::span(&all, 1), options);
+}
+
+}  // namespace vmspace

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// MemoryMapping: what is really in RAM.
+
+#include <linux/ioctl.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <charconv>
+#include <cstring>
+#include <string>
+#include <string_view>
+
+#include "vmspace/memory/mapping.hpp"
+
+#include "memory/host.hpp"
+#include "memory/system_calls.hpp"
+
+namespace vmspace {
+
+using detail::base_page_size;
+using detail::Descriptor;
+using detail::fail_os;
+using detail::kernel;
+using detail::retry;
+
+namespace {
+
+constexpr const char* operation = "MemoryMapping::residency";
+
+// From linux/fs.h of Linux 6.7: PAGEMAP_SCAN (see admin-guide/mm/pagemap in the kernel's
+// documentation).
+struct PageRegion {
+  std::uint64_t start;
+  std::uint64_t end;
+  std::uint64_t categories;
+};
+struct ScanArgument {
+  std::uint64_t size;
+  std::uint64_t flags;
+  std::uint64_t start;
+  std::uint64_t end;
+  std::uint64_t walk_end;
+  std::uint64_t vec;
+  std::uint64_t vec_len;
+  std::uint64_t max_pages;
+  std::uint64_t category_inverted;
+  std::uint64_t category_mask;
+  std::uint64_t category_anyof_mask;
+  std::uint64_t return_mask;
+};
+constexpr unsigned long pagemap_scan = _IOWR('f', 16, ScanArgument);
+constexpr std::uint64_t page_is_present = 1 << 3;
+constexpr std::uint64_t page_is_zero_page = 1 << 5;
+constexpr std::uint64_t page_is_huge = 1 << 6;
+
+/// A part of the address space, [start, end).
+struct Part {
+  std::uint64_t start;
+  std::uint64_t end;
+};
+
+/// What page tables map; nothing where the kernel has no PAGEMAP_SCAN.
+Result<std::optional<Residency>> scan_page_tables(Part part) {
+  const Descriptor pagemap(
+      retry([] { return kernel().open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0); }));
+  if (pagemap.value() < 0) {
+    return fail_os(operation, Operand::range(part.start, part.end - 1),
+                   "opening /proc/self/pagemap");
+  }
+  std::uint64_t present = 0;
+  std::uint64_t huge = 0;
+  std::array<PageRegion, 256> regions;
+  while (part.start < part.end) {
+    ScanArgument scan{
+        .size = sizeof scan,
+        .flags = 0,
+        .start = part.start,
+        .end = part.end,
+        .walk_end = 0,
+        .vec = reinterpret_cast<std::uintptr_t>(regions.data()),
+        .vec_len = regions.size(),
+        .max_pages = 0,
+        .category_inverted = page_is_zero_page,
+        .category_mask = page_is_present | page_is_zero_page,
+        .category_anyof_mask = 0,
+        .return_mask = page_is_huge,
+    };
+    const int found = retry([&] { return kernel().ioctl(pagemap.value(), pagemap_scan, &scan); });
+    if (found < 0) {
+      if (errno == ENOTTY || errno == EINVAL || errno == ENOSYS) return std::nullopt;
+      return fail_os(operation, Operand::range(part.start, part.end - 1), "ioctl(PAGEMAP_SCAN)");
+    }
+    for (const PageRegion& region : std::span(regions).first(static_cast<std::size_t>(found))) {
+      present += region.end - region.start;
+      if ((region.categories & page_is_huge) != 0) huge += region.end - region.start;
+    }
+    part.start = scan.walk_end;
+  }
+  return Residency{present, huge};
+}
+
+/// What is in RAM, mapped here or not.
+Result<std::uint64_t> count_pages(Part part) {
+  std::array<unsigned char, 4096> pages;
+  const std::uint64_t page = base_page_size();
+  std::uint64_t resident = 0;
+  while (part.start < part.end) {
+    const std::uint64_t size = std::min(part.end - part.start, pages.size() * page);
+    if (retry([&] {
+          return kernel().mincore(reinterpret_cast<void*>(part.start), size, pages.data());
+        }) != 0) {
+      return fail_os(operation, Operand::range(part.start, part.end - 1), "mincore");
+    }
+    const auto looked = std::span(pages).first(size / page);
+    // The other bits are undefined (mincore(2)).
+    resident += page * static_cast<std::uint64_t>(std::count_if(
+                           looked.begin(), looked.end(), [](auto flags) { return flags & 1; }));
+    part.start += size;
+  }
+  return resident;
+}
+
+/// Reads a file of /proc line by line, through a small buffer.
+class Lines {
+ public:
+  explicit Lines(const char* path)
+      : file_(retry([&] { return kernel().open(path, O_RDONLY | O_CLOEXEC, 0); })) {}
+
+  [[nodiscard]] bool failed() const { return file_.value() < 0 || failed_; }
+
+  /// The next line without its end; it lives until the next call. A line longer than the buffer
+  /// (the path of a mapped file may be) comes in pieces.
+  std::optional<std::string_view> next() {
+    for (;;) {
+      const std::string_view rest(buffer_.data() + begin_, end_ - begin_);
+      const std::size_t length = rest.find('\n');
+      if (length != rest.npos) {
+        begin_ += length + 1;
+        return rest.substr(0, length);
+      }
+      if (rest.size() == buffer_.size()) {
+        begin_ = end_;
+        return rest;
+      }
+      std::memmove(buffer_.data(), rest.data(), rest.size());
+      begin_ = 0;
+      end_ = rest.size();
+      const ssize_t got = retry([&] {
+        return kernel().read(file_.value(), buffer_.data() + end_, buffer_.size() - end_);
+      });
+      failed_ = got < 0;
+      if (got <= 0) return std::nullopt;
+      end_ += static_cast<std::size_t>(got);
+    }
+  }
+
+ private:
+  Descriptor file_;
+  std::array<char, 4096> buffer_;
+  std::size_t begin_ = 0;
+  std::size_t end_ = 0;
+  bool failed_ = false;
+};
+
+/// Takes a number off the front of `text`; nothing when there is none.
+std::optional<std::uint64_t> take_number(std::string_view& text, int base) {
+  text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
+  std::uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number, base);
+  if (error != std::errc{}) return std::nullopt;
+  text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+  return number;
+}
+
+/// What /proc/self/smaps says of the kernel's areas inside `part`. It tells sums of whole areas:
+/// nothing when an area with huge pages is only partly inside.
+std::optional<std::uint64_t> huge_bytes_from_smaps(Part part) {
+  Lines lines("/proc/self/smaps");
+  std::uint64_t huge = 0;
+  Part area{};
+  if (lines.failed()) return std::nullopt;
+  while (const auto line = lines.next()) {
+    std::string_view text = *line;
+    // An area begins with a line like `7f0000000000-7f0000200000 rw-p ...`.
+    if (const auto start = take_number(text, 16); start && text.starts_with('-')) {
+      text.remove_prefix(1);
+      area = {*start, take_number(text, 16).value_or(*start)};
+      continue;
+    }
+    if (area.end <= part.start || area.start >= part.end) continue;
+    for (const std::string_view name : {"AnonHugePages:", "ShmemPmdMapped:", "FilePmdMapped:"}) {
+      if (!line->starts_with(name)) continue;
+      std::string_view value = line->substr(name.size());
+      const std::uint64_t bytes = 1024 * take_number(value, 10).value_or(0);
+      if (bytes != 0 && (area.start < part.start || area.end > part.end)) return std::nullopt;
+      huge += bytes;
+    }
+  }
+  if (lines.failed()) return std::nullopt;
+  return huge;
+}
+
+}  // namespace
+
+Result<Residency> MemoryMapping::residency(std::uint64_t offset, std::uint64_t size) const {
+  if (auto ok = check_part(operation, offset, size); !ok) return fail(ok.error());
+  const std::uint64_t start = reinterpret_cast<std::uintptr_t>(data_) + offset;
+  const Part part{start, start + size};
+  auto tables = scan_page_tables(part);
+  if (!tables) return fail(tables.error());
+  // Of anonymous memory everything is in page tables, and they tell pages of zeros from others.
+  if (*tables && backing_.page_kind() == PageKind::anonymous) return **tables;
+  auto resident = count_pages(part);
+  if (!resident) return fail(resident.error());
+  Residency result{.resident = *resident};
+  if (*tables) {
+    result.huge = (**tables).huge;
+  } else if (backing_.is_hugetlb()) {
+    result.huge = *resident;
+  } else {
+    result.huge = huge_bytes_from_smaps(part);
+  }
+  return result;
+}
+
+}  // namespace vmspace

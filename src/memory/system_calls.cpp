@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "memory/system_calls.hpp"
+
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace vmspace::detail {
+
+// Lambdas where the library's function is variadic, overloaded by attributes, or missing:
+// membarrier and the calls for NUMA have no wrapper in glibc.
+constinit const SystemCalls real_system_calls{
+    .mmap = ::mmap,
+    .munmap = ::munmap,
+    .mremap = [](void* from, std::size_t size, std::size_t new_size, int flags,
+                 void* to) { return ::mremap(from, size, new_size, flags, to); },
+    .mprotect = ::mprotect,
+    .madvise = ::madvise,
+    .msync = ::msync,
+    .mlock = ::mlock,
+    .munlock = ::munlock,
+    .mincore = ::mincore,
+    .mbind =
+        [](void* address, unsigned long size, int mode, const unsigned long* nodes,
+           unsigned long node_bits, unsigned flags) {
+          return static_cast<int>(
+              ::syscall(SYS_mbind, address, size, mode, nodes, node_bits, flags));
+        },
+    .get_mempolicy =
+        [](int* mode, unsigned long* nodes, unsigned long node_bits, void* address,
+           unsigned long flags) {
+          return static_cast<int>(
+              ::syscall(SYS_get_mempolicy, mode, nodes, node_bits, address, flags));
+        },
+    .memfd_create = ::memfd_create,
+    .open = [](const char* path, int flags, mode_t mode) { return ::open(path, flags, mode); },
+    .unlink = ::unlink,
+    .close = ::close,
+    .fcntl = [](int fd, int command, int argument) { return ::fcntl(fd, command, argument); },
+    .fstat = ::fstat,
+    .fstatfs = ::fstatfs,
+    .ftruncate = ::ftruncate,
+    .fallocate = ::fallocate,
+    .lseek = ::lseek,
+    .read = ::read,
+    .write = ::write,
+    .pread = ::pread,
+    .pwrite = ::pwrite,
+    .membarrier =
+        [](int command, unsigned flags) {
+          return static_cast<int>(::syscall(SYS_membarrier, command, flags, 0));
+        },
+    .ioctl = [](int fd, unsigned long request,
+                void* argument) { return ::ioctl(fd, request, argument); },
+    .pthread_create = ::pthread_create,
+};
+
+constinit std::atomic<const SystemCalls*> current_system_calls{&real_system_calls};
+
+}  // namespace vmspace::detail

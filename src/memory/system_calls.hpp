@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The one place where the memory layer enters the kernel.
+//
+// Every system call is a member of a table, and code of the layer calls `kernel().mmap(...)`. A
+// test installs a table of its own and so makes any call fail with any errno. To add a call: one
+// member here, one initialiser in system_calls.cpp. Signatures are those of the man pages; a
+// variadic call gets the fixed form that is used.
+
+#pragma once
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/types.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstddef>
+#include <utility>
+
+#include "vmspace/result.hpp"
+
+namespace vmspace::detail {
+
+struct SystemCalls {
+  void* (*mmap)(void* address, std::size_t size, int protection, int flags, int fd, off_t offset);
+  int (*munmap)(void* address, std::size_t size);
+  void* (*mremap)(void* from, std::size_t size, std::size_t new_size, int flags, void* to);
+  int (*mprotect)(void* address, std::size_t size, int protection);
+  int (*madvise)(void* address, std::size_t size, int advice);
+  int (*msync)(void* address, std::size_t size, int flags);
+  int (*mlock)(const void* address, std::size_t size);
+  int (*munlock)(const void* address, std::size_t size);
+  int (*mincore)(void* address, std::size_t size, unsigned char* pages);
+  int (*mbind)(void* address, unsigned long size, int mode, const unsigned long* nodes,
+               unsigned long node_bits, unsigned flags);
+  int (*get_mempolicy)(int* mode, unsigned long* nodes, unsigned long node_bits, void* address,
+                       unsigned long flags);
+
+  int (*memfd_create)(const char* name, unsigned flags);
+  int (*open)(const char* path, int flags, mode_t mode);
+  int (*unlink)(const char* path);
+  int (*close)(int fd);
+  int (*fcntl)(int fd, int command, int argument);
+  int (*fstat)(int fd, struct stat* out);
+  int (*fstatfs)(int fd, struct statfs* out);
+  int (*ftruncate)(int fd, off_t size);
+  int (*fallocate)(int fd, int mode, off_t offset, off_t size);
+  off_t (*lseek)(int fd, off_t offset, int whence);
+  ssize_t (*read)(int fd, void* buffer, std::size_t size);
+  ssize_t (*write)(int fd, const void* buffer, std::size_t size);
+  ssize_t (*pread)(int fd, void* buffer, std::size_t size, off_t offset);
+  ssize_t (*pwrite)(int fd, const void* buffer, std::size_t size, off_t offset);
+  int (*membarrier)(int command, unsigned flags);
+  int (*ioctl)(int fd, unsigned long request, void* argument);
+
+  /// Gives the error instead of setting errno, as in its man page.
+  int (*pthread_create)(pthread_t* thread, const pthread_attr_t* attributes, void* (*body)(void*),
+                        void* argument);
+};
+
+/// The calls themselves.
+extern const SystemCalls real_system_calls;
+
+/// What kernel() gives; tests store their own table, which outlives its use. Never null.
+extern std::atomic<const SystemCalls*> current_system_calls;
+
+inline const SystemCalls& kernel() noexcept {
+  return *current_system_calls.load(std::memory_order_acquire);
+}
+
+/// Makes a call again for as long as a signal interrupts it. Not for close(2): Linux has closed the
+/// descriptor even then.
+template <typename Call>
+auto retry(Call call) {
+  for (;;) {
+    const auto result = call();
+    if (result != -1 || errno != EINTR) return result;
+  }
+}
+
+/// The error of a system call that has just failed. `reason` is a literal: the call's name, or what
+/// the errno means here. ENOSYS becomes `unsupported`.
+[[nodiscard]] inline tl::unexpected<Error> fail_os(const char* operation, Operand first,
+                                                   const char* reason, int error = errno) {
+  return fail({.code = error == ENOSYS ? Errc::unsupported : Errc::os,
+               .operation = operation,
+               .first = first,
+               .reason = reason,
+               .os_errno = error});
+}
+
+/// A file descriptor that this object closes.
+class Descriptor {
+ public:
+  Descriptor() noexcept = default;
+  explicit Descriptor(int fd) noexcept : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~Descriptor() {
+    if (fd_ >= 0) kernel().close(fd_);
+  }
+
+  [[nodiscard]] int value() const noexcept { return fd_; }
+  [[nodiscard]] int release() noexcept { return std::exchange(fd_, -1); }
+
+ private:
+  int fd_ = -1;
+};
+
+}  // namespace vmspace::detail
