@@ -60,6 +60,7 @@ TEST(Store, CheckNamesTheRuleThatIsBroken) {
        [](auto& at) { ++at.up[0].node->key[at.up[0].slot]; }},
       {"a room is exact for its subtree",
        [](auto& at) { ++at.up[0].node->longest[at.up[0].slot]; }},
+      {"a child not in use has no room", [](auto& at) { at.up[0].node->zeros[31] = 1; }},
       {"a room is exact for its subtree", [](auto& at) { ++at.up[0].node->order[at.up[0].slot]; }},
       {"a room is exact for its subtree", [](auto& at) { ++at.up[0].node->zeros[at.up[0].slot]; }},
       {"a room is exact for its subtree",

@@ -2,7 +2,7 @@
 //
 // The B+-tree of an IntervalTree: how nodes hang together, split, merge, and are searched.
 //
-// Invariant (each a rule of check()):
+// Invariant (each a rule of the Checker):
 //   - all leaves have the same depth, and link to each other in address order;
 //   - every node but the root is at least a quarter full; an inner root has two children;
 //   - entries do not overlap and ascend; keys in inner nodes are the lowest address below a child;
@@ -20,12 +20,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <type_traits>
 #include <utility>
 
+#include "vmspace/allocator/detail/checker.hpp"
 #include "vmspace/allocator/detail/node.hpp"
 #include "vmspace/allocator/detail/room.hpp"
 #include "vmspace/allocator/range.hpp"
@@ -253,17 +253,7 @@ class Store {
 
   /// The first rule that the structure breaks, as a text; null when there is none. O(n).
   [[nodiscard]] const char* check() const noexcept {
-    if (root_ == nullptr) {
-      return size_ == 0 && height_ == 0 && first_ == nullptr && last_ == nullptr
-                 ? nullptr
-                 : "an empty tree has no size, height or leaves";
-    }
-    Walk walk{.leaf = nullptr, .entries = 0, .end = std::nullopt, .broken = nullptr};
-    check(*root_, height_, walk);
-    if (walk.broken != nullptr) return walk.broken;
-    if (walk.leaf != last_ || last_->next != nullptr) return "the last leaf ends the chain";
-    if (walk.entries != size_) return "the size is the number of entries";
-    return nullptr;
+    return Checker<T>{root_, first_, last_, size_, height_}.first_broken_rule();
   }
 
  private:
@@ -541,73 +531,6 @@ class Store {
     for (unsigned i = 0; i < inner->count; ++i)
       destroy(inner->child[i], level - 1);
     delete inner;
-  }
-
-  struct Walk {
-    const Leaf<T>* leaf;               ///< the last one seen
-    std::size_t entries;               ///< seen so far
-    std::optional<std::uint64_t> end;  ///< of the last entry seen
-    const char* broken;
-  };
-
-  /// Checks a subtree; returns its room.
-  Room check(const Node& node, unsigned level, Walk& walk) const noexcept {
-    const auto broken = [&walk](const char* rule) {
-      if (walk.broken == nullptr) walk.broken = rule;
-      return Room{};
-    };
-    const bool is_root = &node == root_;
-    const unsigned least = !is_root ? node_minimum : level == 0 ? 1 : 2;
-    if (node.count < least) return broken("a node is at least a quarter full");
-    if (node.count > node_capacity) return broken("a node is at most full");
-    if (level == 0) return check_leaf(static_cast<const Leaf<T>&>(node), walk);
-
-    const Inner& inner = static_cast<const Inner&>(node);
-    for (unsigned i = inner.count; i < node_capacity; ++i) {
-      if (inner.key[i] != std::numeric_limits<std::uint64_t>::max()) {
-        return broken("a key not in use is 2^64-1");
-      }
-    }
-    for (unsigned i = 0; i < inner.count; ++i) {
-      const Node* leftmost = inner.child[i];
-      for (unsigned below = level - 1; below > 0; --below) {
-        leftmost = static_cast<const Inner*>(leftmost)->child[0];
-      }
-      if (inner.key[i] != static_cast<const Leaf<T>*>(leftmost)->min[0]) {
-        return broken("a key is the lowest address below its child");
-      }
-      if (!(check(*inner.child[i], level - 1, walk) == inner.room_of(i))) {
-        return broken("a room is exact for its subtree");
-      }
-    }
-    return inner.room();
-  }
-
-  Room check_leaf(const Leaf<T>& leaf, Walk& walk) const noexcept {
-    const auto broken = [&walk](const char* rule) {
-      if (walk.broken == nullptr) walk.broken = rule;
-      return Room{};
-    };
-    if (leaf.prev != walk.leaf || (walk.leaf == nullptr ? first_ : walk.leaf->next) != &leaf) {
-      return broken("leaves link to each other in order");
-    }
-    walk.leaf = &leaf;
-    if (leaf.free.from(leaf.count).any() || leaf.valued.from(leaf.count).any()) {
-      return broken("an entry not in use has no state");
-    }
-    for (unsigned i = 0; i < leaf.count; ++i) {
-      if (leaf.min[i] > leaf.max[i]) return broken("a range's min is at most its max");
-      if (walk.end && leaf.min[i] <= *walk.end) return broken("ranges ascend and do not overlap");
-      if (leaf.free.test(i) && leaf.valued.test(i)) return broken("a free range has no value");
-      walk.end = leaf.max[i];
-    }
-    for (unsigned i = leaf.count; i < node_capacity; ++i) {
-      if (leaf.min[i] != std::numeric_limits<std::uint64_t>::max()) {
-        return broken("a key not in use is 2^64-1");
-      }
-    }
-    walk.entries += leaf.count;
-    return leaf.room();
   }
 
   Node* root_ = nullptr;

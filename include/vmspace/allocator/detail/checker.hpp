@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The rules of the interval tree's structure, one text each, and the walk that looks for the first
+// one that is broken.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <optional>
+
+#include "vmspace/allocator/detail/node.hpp"
+#include "vmspace/allocator/detail/room.hpp"
+
+namespace vmspace::detail {
+
+/// Made from what a Store is made of, for one walk.
+template <typename T>
+class Checker {
+ public:
+  Checker(const Node* root, const Leaf<T>* first, const Leaf<T>* last, std::size_t size,
+          unsigned height) noexcept
+      : root_(root), first_(first), last_(last), size_(size), height_(height) {}
+
+  /// Null when all rules hold.
+  [[nodiscard]] const char* first_broken_rule() noexcept {
+    if (root_ == nullptr) {
+      const bool nothing = size_ == 0 && height_ == 0 && first_ == nullptr && last_ == nullptr;
+      return nothing ? nullptr : "an empty tree has no size, height or leaves";
+    }
+    check(*root_, height_);
+    if (broken_ != nullptr) return broken_;
+    if (leaf_ != last_ || last_->next != nullptr) return "the last leaf ends the chain";
+    if (entries_ != size_) return "the size is the number of entries";
+    return nullptr;
+  }
+
+ private:
+  Room broken(const char* rule) noexcept {
+    if (broken_ == nullptr) broken_ = rule;
+    return {};
+  }
+
+  /// Checks a subtree; returns its room.
+  Room check(const Node& node, unsigned level) noexcept {
+    const unsigned least = &node != root_ ? node_minimum : level == 0 ? 1 : 2;
+    if (node.count < least) return broken("a node is at least a quarter full");
+    if (node.count > node_capacity) return broken("a node is at most full");
+    if (level == 0) return check_leaf(static_cast<const Leaf<T>&>(node));
+
+    const Inner& inner = static_cast<const Inner&>(node);
+    for (unsigned i = inner.count; i < node_capacity; ++i) {
+      if (inner.key[i] != std::numeric_limits<std::uint64_t>::max()) {
+        return broken("a key not in use is 2^64-1");
+      }
+      if (inner.room_of(i) != Room{}) return broken("a child not in use has no room");
+    }
+    for (unsigned i = 0; i < inner.count; ++i) {
+      const Node* leftmost = inner.child[i];
+      for (unsigned below = level - 1; below > 0; --below) {
+        leftmost = static_cast<const Inner*>(leftmost)->child[0];
+      }
+      if (inner.key[i] != static_cast<const Leaf<T>*>(leftmost)->min[0]) {
+        return broken("a key is the lowest address below its child");
+      }
+      if (check(*inner.child[i], level - 1) != inner.room_of(i)) {
+        return broken("a room is exact for its subtree");
+      }
+    }
+    return inner.room();
+  }
+
+  Room check_leaf(const Leaf<T>& leaf) noexcept {
+    if (leaf.prev != leaf_ || (leaf_ == nullptr ? first_ : leaf_->next) != &leaf) {
+      return broken("leaves link to each other in order");
+    }
+    leaf_ = &leaf;
+    if (leaf.free.from(leaf.count).any() || leaf.valued.from(leaf.count).any()) {
+      return broken("an entry not in use has no state");
+    }
+    for (unsigned i = 0; i < leaf.count; ++i) {
+      if (leaf.min[i] > leaf.max[i]) return broken("a range's min is at most its max");
+      if (end_ && leaf.min[i] <= *end_) return broken("ranges ascend and do not overlap");
+      if (leaf.free.test(i) && leaf.valued.test(i)) return broken("a free range has no value");
+      end_ = leaf.max[i];
+    }
+    for (unsigned i = leaf.count; i < node_capacity; ++i) {
+      if (leaf.min[i] != std::numeric_limits<std::uint64_t>::max()) {
+        return broken("a key not in use is 2^64-1");
+      }
+    }
+    entries_ += leaf.count;
+    return leaf.room();
+  }
+
+  const Node* root_;
+  const Leaf<T>* first_;
+  const Leaf<T>* last_;
+  std::size_t size_;
+  unsigned height_;
+
+  const Leaf<T>* leaf_ = nullptr;     ///< the last one seen
+  std::size_t entries_ = 0;           ///< seen so far
+  std::optional<std::uint64_t> end_;  ///< of the last entry seen
+  const char* broken_ = nullptr;
+};
+
+}  // namespace vmspace::detail
