@@ -151,7 +151,12 @@ inline std::string to_text(const Operand& operand) {
     case Operand::Kind::number: return std::to_string(operand.first);
     case Operand::Kind::address:
     case Operand::Kind::size: return hex(operand.first);
-    case Operand::Kind::range: return "[" + hex(operand.first) + ", " + hex(operand.second) + "]";
+    case Operand::Kind::range:
+      return std::string("[")
+          .append(hex(operand.first))
+          .append(", ")
+          .append(hex(operand.second))
+          .append("]");
   }
   return {};
 }

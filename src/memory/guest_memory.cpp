@@ -252,11 +252,11 @@ Error GuestMemory::integer_error(const char* operation, GuestAddress address, st
 
 const char* GuestMemory::check_invariants() const noexcept {
   if (map_ == nullptr) {
-    return translator_.entries == detail::TranslationTable::empty().entries
+    return translator_.block == detail::TranslationTable::empty().block
                ? nullptr
                : "no map, but a translator that points into one";
   }
-  if (translator_.entries != map_->table.translator().entries) {
+  if (translator_.block != map_->table.translator().block) {
     return "the translator is not that of the map";
   }
   if (map_->regions.empty() || map_->regions.size() > max_regions) return "the number of regions";

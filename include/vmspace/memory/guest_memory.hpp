@@ -65,7 +65,7 @@ struct GuestRange {
 
 /// An immutable, sorted set of mapped regions that do not overlap, with quick translation.
 ///
-/// A handle of 64 bytes: copies share one set, and keep it alive. A change makes a new GuestMemory
+/// A handle of five words: copies share one set, and keep it alive. A change makes a new GuestMemory
 /// that shares the regions that stay. Every call is const and may be made from any thread at any
 /// time; accesses are not ordered among threads, except load(), store(), compare_exchange() and
 /// fetch_or() as their memory order says. There is no move: moving copies, and leaves both usable.
@@ -125,16 +125,16 @@ class GuestMemory {
   /// About a nanosecond for an integer. Bytes are not converted: see LittleEndian.
   template <GuestObject T>
   [[nodiscard]] Result<T> read(GuestAddress address) const {
-    if constexpr (sizeof(T) <= detail::min_region_size) {
-      if (const auto* entry = translator_.find(address.value(), sizeof(T))) [[likely]] {
-        T value;
-        detail::load_once(value, entry->host + (address.value() - entry->first));
-        return value;
-      }
-    }
     T value;
-    if (const auto ok = read_across("GuestMemory::read", address, &value, sizeof value); !ok) {
-      return fail(ok.error());
+    const auto* entry = find_object<T>(address);
+    if (entry != nullptr) [[likely]] {
+      detail::load_once(value, entry->host + (address.value() - entry->first));
+    } else {
+      // Variables of its own, so that `value` has no address and stays in a register.
+      T crossing;
+      const auto ok = read_across("GuestMemory::read", address, &crossing, sizeof crossing);
+      if (!ok) return fail(ok.error());
+      value = crossing;
     }
     return value;
   }
@@ -297,16 +297,25 @@ class GuestMemory {
 
   template <bool Marked, typename T>
   [[gnu::always_inline]] Result<void> write_object(GuestAddress address, const T& value) const {
-    if constexpr (sizeof(T) <= detail::min_region_size) {
-      const auto* entry = translator_.find(address.value(), sizeof(T));
-      if (entry != nullptr && entry->dirty != nullptr) [[likely]] {
-        const std::uint64_t offset = address.value() - entry->first;
-        detail::store_once(entry->host + offset, value);
-        if constexpr (Marked) entry->dirty->mark(offset, sizeof(T));
-        return {};
-      }
+    const auto* entry = find_object<T>(address);
+    if (entry == nullptr || entry->dirty == nullptr) [[unlikely]] {
+      const T crossing = value;
+      return write_across("GuestMemory::write", address, &crossing, sizeof crossing);
     }
-    return write_across("GuestMemory::write", address, &value, sizeof value);
+    const std::uint64_t offset = address.value() - entry->first;
+    detail::store_once(entry->host + offset, value);
+    if constexpr (Marked) entry->dirty->mark(offset, sizeof(T));
+    return {};
+  }
+
+  template <typename T>
+  [[gnu::always_inline]] const detail::TranslationEntry* find_object(
+      GuestAddress address) const noexcept {
+    if constexpr (sizeof(T) <= detail::min_region_size) {
+      return translator_.find(address.value(), sizeof(T));
+    } else {
+      return translator_.find_any(address.value(), sizeof(T));
+    }
   }
 
   template <typename T>
