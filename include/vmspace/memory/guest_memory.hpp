@@ -230,10 +230,11 @@ class GuestMemory {
   [[nodiscard]] Result<void> write_slice(GuestAddress address,
                                          std::span<const std::byte> from) const {
     const auto* entry = translator_.find_any(address.value(), from.size());
-    if (entry != nullptr && entry->dirty != nullptr) [[likely]] {
+    DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
+    if (dirty != nullptr) [[likely]] {
       const std::uint64_t offset = address.value() - entry->first;
       detail::copy_to_shared(entry->host + offset, from.data(), from.size());
-      entry->dirty->mark(offset, from.size());
+      dirty->mark(offset, from.size());
       return {};
     }
     return write_across("GuestMemory::write_slice", address, from.data(), from.size());
@@ -298,13 +299,15 @@ class GuestMemory {
   template <bool Marked, typename T>
   [[gnu::always_inline]] Result<void> write_object(GuestAddress address, const T& value) const {
     const auto* entry = find_object<T>(address);
-    if (entry == nullptr || entry->dirty == nullptr) [[unlikely]] {
+    // Loaded before the store: for all the compiler knows, the store may change the entry.
+    DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
+    if (dirty == nullptr) [[unlikely]] {
       const T crossing = value;
       return write_across("GuestMemory::write", address, &crossing, sizeof crossing);
     }
     const std::uint64_t offset = address.value() - entry->first;
     detail::store_once(entry->host + offset, value);
-    if constexpr (Marked) entry->dirty->mark(offset, sizeof(T));
+    if constexpr (Marked) dirty->mark(offset, sizeof(T));
     return {};
   }
 

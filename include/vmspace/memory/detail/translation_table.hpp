@@ -80,7 +80,8 @@ struct Translator {
     if (gpa > limit) [[unlikely]] return nullptr;
     const std::size_t hint = reinterpret_cast<const std::uint16_t*>(block)[gpa >> (shape % 64)];
     const TranslationEntry* entry = reinterpret_cast<const TranslationEntry*>(block) + hint;
-    if (shape >= 64) [[unlikely]] {
+    // With a probability that makes the compiler move the loop out of the way; [[unlikely]] does not.
+    if (__builtin_expect_with_probability(shape >= 64, 0, 0.9999)) {
       for (std::uint64_t step = shape / 64; step != 0; --step) {
         entry += unpredictable(entry[std::size_t{1} << step].first <= gpa) << step;
       }
