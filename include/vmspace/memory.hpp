@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
 #include "vmspace/memory/mapping.hpp"
 #include "vmspace/memory/populate.hpp"

@@ -97,7 +97,7 @@ Result<void> check_multiple(const Request& request, std::uint64_t page_size) {
 
 Result<Opened> open_memfd(const Request& request) {
   const bool huge = request.spec.is_hugetlb();
-  const std::uint64_t page_size = request.spec.effective_page_size();
+  const std::uint64_t page_size = huge ? request.spec.effective_page_size() : base_page_size();
   unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
   if (huge) {
     flags |= MFD_HUGETLB | static_cast<unsigned>(std::countr_zero(page_size)) << MFD_HUGE_SHIFT;
@@ -169,7 +169,7 @@ Result<void> check_access(const Request& request, int fd) {
   if (flags < 0) return fail_os(operation, request.span(), "fcntl(F_GETFL)");
   const int mode = flags & O_ACCMODE;
   // mmap(2): a mapping always needs reading; writing through it needs writing.
-  if (mode != O_RDWR && (mode != O_RDONLY || request.writes_through())) {
+  if ((flags & O_PATH) != 0 || (mode != O_RDWR && (mode != O_RDONLY || request.writes_through()))) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
                  .first = request.span(),

@@ -2,31 +2,187 @@
 
 #include "vmspace/memory/region.hpp"
 
+#include <vector>
+
 #include <gtest/gtest.h>
 
-#include "vmspace/literals.hpp"
+#include "memory/host_support.hpp"
 
 namespace vmspace {
 namespace {
 
-using namespace literals;
+using namespace test;
+
+AddressSpaceRegion describe(RegionOptions options) {
+  auto region = AddressSpaceRegion::make(std::move(options));
+  if (!region) ADD_FAILURE() << region.error().message();
+  return *region;
+}
 
 AddressSpaceRegion ram(BackingSpec backing, std::uint64_t size = 1_MiB) {
-  return *AddressSpaceRegion::make(
+  return describe(
       {.name = "ram", .base = GuestAddress(4_GiB), .size = size, .backing = std::move(backing)});
 }
 
-TEST(MemoryRegion, MapsAnonymousMemoryAndMemfd) {
+TEST(MemoryRegion, IsWhatItsDescriptionSays) {
   for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
     const auto description = ram({.source = source});
-    auto region = MemoryRegion::map(description);
+    const auto region = MemoryRegion::map(description);
     ASSERT_TRUE(region) << region.error().message();
     EXPECT_EQ((*region)->description(), description);
     EXPECT_EQ((*region)->base(), GuestAddress(4_GiB));
+    EXPECT_EQ((*region)->size(), 1_MiB);
     EXPECT_EQ((*region)->last_addr(), GuestAddress(4_GiB + 1_MiB - 1));
-    (*region)->host_base()[1_MiB - 1] = std::byte{7};
+    EXPECT_EQ((*region)->protection(), Protection::read_write);
     EXPECT_EQ((*region)->backing().descriptor() >= 0, source == MemorySource::shmem);
+    EXPECT_EQ((*region)->host_base(), (*region)->mapping().data());
+    EXPECT_EQ((*region)->mapping().residency()->resident, 0U) << "nobody asked to populate it";
+    (*region)->host_base()[1_MiB - 1] = std::byte{7};
   }
+}
+
+TEST(MemoryRegion, HonoursProtectionOffsetAndSharing) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("firmware", 64_KiB, 'x');
+  {
+    std::fstream file(path, std::ios::in | std::ios::out);
+    file.seekp(60_KiB) << "firmware";
+  }
+  const auto region = MemoryRegion::map(
+      describe({.type = RegionType::firmware_memory,
+                .base = GuestAddress(4_GiB - 4_KiB),
+                .size = 4_KiB,
+                .backing = {.source = MemorySource::file, .path = path, .offset = 60_KiB},
+                .protection = Protection::read}));
+  ASSERT_TRUE(region) << region.error().message();
+  EXPECT_EQ(permissions_at((*region)->host_base()), "r--s");
+  EXPECT_EQ((*region)->mapping().file_offset(), 60_KiB);
+  EXPECT_EQ((*region)->host_base()[0], std::byte{'f'});
+  EXPECT_EQ((*region)->protection(), Protection::read);
+
+  const auto copy = MemoryRegion::map(
+      ram({.source = MemorySource::file, .path = path, .sharing = Sharing::map_private}, 64_KiB));
+  ASSERT_TRUE(copy);
+  EXPECT_EQ(permissions_at((*copy)->host_base()), "rw-p");
+}
+
+TEST(MemoryRegion, HostAddressAgreesWithTheGuestAddressModuloTheHugePage) {
+  for (const std::uint64_t base : {std::uint64_t{0}, 4_GiB, 3_MiB, 4_GiB + 4_KiB}) {
+    const auto region = MemoryRegion::map(describe(
+        {.base = GuestAddress(base), .size = 8_MiB, .backing = {.source = MemorySource::anon}}));
+    ASSERT_TRUE(region);
+    const auto host = reinterpret_cast<std::uintptr_t>((*region)->host_base());
+    EXPECT_EQ((host - base) % 2_MiB, 0U) << base;
+  }
+  const auto giant =
+      MemoryRegion::map(ram({.source = MemorySource::anon}, 2_MiB), {.align = 1_GiB});
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>((*giant)->host_base()) % 1_GiB, 0U);
+}
+
+TEST(MemoryRegion, TheLastPageOfTheAddressSpaceCanBeMapped) {
+  const std::uint64_t page = page_size();
+  const auto region = MemoryRegion::map(describe({.base = GuestAddress(UINT64_MAX - page + 1),
+                                                  .size = page,
+                                                  .backing = {.source = MemorySource::anon}}));
+  ASSERT_TRUE(region);
+  EXPECT_EQ((*region)->last_addr(), GuestAddress(UINT64_MAX));
+  EXPECT_EQ(MemoryRegion::map(describe({.size = std::uint64_t{1} << 63,
+                                        .backing = {.source = MemorySource::anon}}))
+                .error()
+                .code,
+            Errc::limit_exceeded);
+}
+
+TEST(MemoryRegion, BindsBeforeTheFirstPageAndPopulatesLast) {
+  RegionOptions options{.base = GuestAddress(0),
+                        .size = 8_MiB,
+                        .backing = {.source = MemorySource::anon},
+                        .numa_node = 0,
+                        .huge_pages = true,
+                        .populate = true};
+  const auto region = MemoryRegion::map(describe(options));
+  if (!region && region.error().code == Errc::unsupported) {
+    GTEST_SKIP() << "this kernel has no NUMA, or this container may not use it";
+  }
+  ASSERT_TRUE(region) << region.error().message();
+  const auto& mapping = (*region)->mapping();
+  EXPECT_EQ(mapping.numa_policy(), (NumaPolicy{NumaMode::bind, {0}}));
+  const auto residency = mapping.residency();
+  EXPECT_EQ(residency->resident, 8_MiB);
+  if ((*region)->huge_pages() == Applied::applied) {
+    // Not all of it must be huge: the host may be short of contiguous memory.
+    EXPECT_EQ(residency->huge, std::stoull(smaps_value(mapping.data(), "AnonHugePages")) * 1024);
+    EXPECT_NE(smaps_value(mapping.data(), "VmFlags").find(" hg"), std::string::npos);
+  }
+  options.numa_node = 1023;
+  const auto missing = MemoryRegion::map(describe(options));
+  ASSERT_FALSE(missing);
+  EXPECT_EQ(missing.error().code, Errc::not_found);
+  EXPECT_TRUE(MemoryRegion::map(describe(options), {.numa_mode = NumaMode::by_default}));
+}
+
+TEST(MemoryRegion, TellsWhetherTheWishForHugePagesWasTaken) {
+  const auto plain = MemoryRegion::map(ram({.source = MemorySource::anon}, 8_MiB));
+  EXPECT_EQ((*plain)->huge_pages(), Applied::not_applicable);
+  const auto small = MemoryRegion::map(
+      describe({.size = 64_KiB, .backing = {.source = MemorySource::anon}, .huge_pages = true}));
+  EXPECT_EQ((*small)->huge_pages(), Applied::not_applicable);
+}
+
+TEST(MemoryRegion, SeveralRegionsShareOneBacking) {
+  const auto memory = Backing::open({.source = MemorySource::shmem}, 2_MiB);
+  const auto low = MemoryRegion::map(ram({.source = MemorySource::shmem}), {.backing = *memory});
+  const auto high = MemoryRegion::map(ram({.source = MemorySource::shmem}),
+                                      {.backing = *memory, .backing_offset = 1_MiB});
+  ASSERT_TRUE(low && high);
+  EXPECT_EQ((*low)->backing(), (*high)->backing());
+  EXPECT_EQ((*high)->mapping().file_offset(), 1_MiB);
+  (*high)->host_base()[0] = std::byte{9};
+  const auto all = MemoryMapping::map(*memory, {.size = 2_MiB});
+  EXPECT_EQ(all->data()[1_MiB], std::byte{9});
+  const auto past = MemoryRegion::map(ram({.source = MemorySource::shmem}),
+                                      {.backing = *memory, .backing_offset = 2_MiB});
+  ASSERT_FALSE(past);
+  EXPECT_EQ(past.error().code, Errc::out_of_bounds);
+}
+
+TEST(MemoryRegion, PopulatesSeveralRegionsAtOnce) {
+  std::vector<std::shared_ptr<const MemoryRegion>> regions;
+  for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
+    const auto region = MemoryRegion::map(
+        describe({.size = 20_MiB, .backing = {.source = source}, .populate = true}),
+        {.defer_populate = true});
+    ASSERT_TRUE(region);
+    EXPECT_EQ((*region)->mapping().residency()->resident, 0U);
+    regions.push_back(*region);
+  }
+  const auto done = populate(regions, {.threads = 2});
+  ASSERT_TRUE(done) << done.error().message();
+  for (const auto& region : regions) {
+    EXPECT_EQ(region->mapping().residency()->resident, 20_MiB);
+  }
+  regions.push_back(nullptr);
+  EXPECT_EQ(populate(regions).error().code, Errc::invalid_argument);
+}
+
+TEST(MemoryRegion, ARegionWithoutABackingHasNoMemory) {
+  const auto region = MemoryRegion::map(describe({.size = 4_KiB}));
+  ASSERT_FALSE(region);
+  EXPECT_EQ(region.error().code, Errc::invalid_argument);
+}
+
+TEST(MemoryRegion, LastHolderUnmaps) {
+  const auto before = open_descriptors();
+  const std::uint64_t mapped = address_space_bytes();
+  {
+    auto region = MemoryRegion::map(ram({.source = MemorySource::shmem}, 1_GiB));
+    ASSERT_TRUE(region);
+    const auto other = *region;
+    region->reset();
+    other->host_base()[1_GiB - 1] = std::byte{1};
+  }
+  EXPECT_EQ(open_descriptors(), before);
+  EXPECT_LT(address_space_bytes(), mapped + 64_MiB);
 }
 
 }  // namespace

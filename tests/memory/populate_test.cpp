@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/populate.hpp"
+
+#include <sys/mman.h>
+
+#include <array>
+
+#include <gtest/gtest.h>
+
+#include "memory/host_support.hpp"
+
+namespace vmspace {
+namespace {
+
+using namespace test;
+
+// More than one chunk for each of the threads, and no multiple of a chunk.
+constexpr std::uint64_t size = 40_MiB + 4_KiB;
+
+TEST(Populate, MakesEveryPageResidentOnAnyNumberOfThreads) {
+  for (const unsigned threads : {0U, 1U, 2U, 7U, 1000U}) {
+    for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
+      const auto mapping = map_or_die({.source = source}, {.size = size});
+      const auto done = populate(mapping, {.threads = threads});
+      ASSERT_TRUE(done) << done.error().message();
+      EXPECT_EQ(mapping.residency()->resident, size);
+    }
+  }
+}
+
+TEST(Populate, KeepsContents) {
+  const auto mapping = map_or_die({.source = MemorySource::anon}, {.size = size});
+  mapping.data()[0] = std::byte{1};
+  mapping.data()[size - 1] = std::byte{2};
+  ASSERT_TRUE(populate(mapping, {.threads = 2}));
+  EXPECT_EQ(mapping.data()[0], std::byte{1});
+  EXPECT_EQ(mapping.data()[size - 1], std::byte{2});
+  EXPECT_TRUE(holds(mapping, 1, size - 2, 0));
+}
+
+TEST(Populate, FillsSeveralRangesAtOnceAndNothingElse) {
+  const auto first = map_or_die({.source = MemorySource::anon}, {.size = size});
+  const auto second = map_or_die({.source = MemorySource::shmem}, {.size = size});
+  const std::array ranges{PopulateRange{&first, 4_KiB, 20_MiB},
+                          PopulateRange{&second, 8_MiB, 8_KiB}};
+  ASSERT_TRUE(populate(ranges, {.threads = 2}));
+  EXPECT_EQ(first.residency()->resident, 20_MiB);
+  EXPECT_EQ(first.residency(0, 4_KiB)->resident, 0U);
+  EXPECT_EQ(second.residency()->resident, 8_KiB);
+  EXPECT_TRUE(populate(std::span<const PopulateRange>{})) << "no ranges are no work";
+}
+
+TEST(Populate, OneWrongRangeAndNothingIsPopulated) {
+  const auto mapping = map_or_die({.source = MemorySource::anon}, {.size = size});
+  const std::array ranges{PopulateRange{&mapping, 0, 4_KiB}, PopulateRange{&mapping, size, 4_KiB}};
+  const auto done = populate(ranges);
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().code, Errc::out_of_bounds);
+  EXPECT_EQ(mapping.residency()->resident, 0U);
+}
+
+TEST(Populate, ReadsPrivateFilesInsteadOfCopyingThem) {
+  const TemporaryDirectory directory;
+  const auto mapping = map_or_die({.source = MemorySource::file,
+                                   .path = directory.file("snapshot", 1_MiB, 's'),
+                                   .sharing = Sharing::map_private},
+                                  {.size = 1_MiB});
+  ASSERT_TRUE(populate(mapping));
+  EXPECT_EQ(mapping.residency()->resident, 1_MiB);
+  EXPECT_EQ(std::stoull(smaps_value(mapping.data(), "Rss")), 1024U) << "mapped, not only cached";
+  EXPECT_EQ(std::stoull(smaps_value(mapping.data(), "Anonymous")), 0U);
+  ASSERT_TRUE(populate(mapping, {.access = PopulateAccess::write}));
+  EXPECT_EQ(std::stoull(smaps_value(mapping.data(), "Anonymous")), 1024U);
+  EXPECT_TRUE(holds(mapping, 0, 1_MiB, 's'));
+}
+
+TEST(Populate, ReadsWhatMayOnlyBeRead) {
+  const TemporaryDirectory directory;
+  const auto mapping =
+      map_or_die({.source = MemorySource::file, .path = directory.file("rom", 1_MiB, 'r')},
+                 {.size = 1_MiB, .protection = Protection::read});
+  EXPECT_TRUE(populate(mapping));
+  EXPECT_EQ(std::stoull(smaps_value(mapping.data(), "Rss")), 1024U);
+  EXPECT_EQ(populate(mapping, {.access = PopulateAccess::write}).error().code, Errc::access_denied);
+  const auto nothing =
+      map_or_die({.source = MemorySource::anon}, {.size = 4_KiB, .protection = Protection::none});
+  EXPECT_EQ(populate(nothing).error().code, Errc::access_denied);
+}
+
+TEST(Populate, AllocatesTheSpaceOfASharedFile) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("ram", 0, ' ');
+  ASSERT_EQ(::truncate(path.c_str(), static_cast<off_t>(size)), 0);
+  const auto mapping = map_or_die({.source = MemorySource::file, .path = path}, {.size = size});
+  EXPECT_EQ(allocated_bytes(mapping.backing().descriptor()), 0U);
+  ASSERT_TRUE(populate(mapping, {.threads = 2}));
+  EXPECT_GE(allocated_bytes(mapping.backing().descriptor()), size);
+  EXPECT_TRUE(holds(mapping, 0, size, 0));
+}
+
+TEST(Populate, KeepsHugePagesWhole) {
+  auto mapping = map_or_die({.source = MemorySource::anon},
+                            {.size = 40_MiB, .align = 2_MiB, .congruent_to = 0});
+  if (*mapping.use_hugepages() != Applied::applied) {
+    GTEST_SKIP() << "transparent huge pages are switched off";
+  }
+  ASSERT_TRUE(populate(mapping, {.threads = 2}));
+  const auto residency = mapping.residency();
+  EXPECT_EQ(residency->resident, 40_MiB);
+  EXPECT_EQ(residency->huge, std::stoull(smaps_value(mapping.data(), "AnonHugePages")) * 1024);
+}
+
+TEST(Populate, HugetlbIncludingAPoolThatRunsOut) {
+  constexpr std::uint64_t huge = 2_MiB;
+  HugePages pool(huge, 4);
+  if (!pool.available()) GTEST_SKIP() << pool.why_not();
+  const std::uint64_t pages = pool.free();
+  for (const auto source : {MemorySource::hugeanon, MemorySource::hugeshmem}) {
+    const auto mapping = map_or_die({.source = source}, {.size = pages * huge});
+    const auto done = populate(mapping, {.threads = 2});
+    ASSERT_TRUE(done) << done.error().message();
+    EXPECT_EQ(mapping.residency()->resident, pages * huge);
+    EXPECT_EQ(pool.free(), 0U);
+    // Discarding gives up the reservation: whoever takes the page now leaves none for us.
+    if (!mapping.discard(0, huge)) continue;  // before Linux 5.18, private
+    const auto thief = Backing::open({.source = MemorySource::hugeshmem}, huge);
+    const auto stolen = MemoryMapping::map(*thief, {.size = huge});
+    if (!stolen) continue;  // this kernel kept the reservation
+    ASSERT_TRUE(populate(*stolen));
+    const auto failed = populate(mapping);
+    ASSERT_FALSE(failed) << "the next access would be SIGBUS";
+    EXPECT_EQ(failed.error().code, Errc::os);
+    EXPECT_EQ(failed.error().os_errno, EFAULT);
+  }
+}
+
+}  // namespace
+}  // namespace vmspace
