@@ -99,7 +99,7 @@ std::string_view name_of(ApertureUse use) noexcept {
   switch (use) {
     case ApertureUse::ram: return "ram window";
     case ApertureUse::mmio: return "mmio window";
-    case ApertureUse::platform: return "platform";
+    case ApertureUse::platform: return "platform window";
   }
   return "unknown";
 }

@@ -36,7 +36,7 @@ enum class ApertureUse : std::uint8_t {
              ///< guests
 };
 
-/// The name that the memory map shows: `ram window`, `mmio window`, `platform`.
+/// The name that the memory map shows: `ram window`, `mmio window`, `platform window`.
 [[nodiscard]] std::string_view name_of(ApertureUse use) noexcept;
 
 /// A window of the guest physical space with one purpose.

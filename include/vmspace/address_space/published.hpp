@@ -4,18 +4,17 @@
 //
 // A vCPU thread that handles an exit must know the memory layout now, and cannot afford a lock. So
 // a value is never changed in place: a writer edits a copy and publishes it, and a generation
-// counter goes up. Each reading thread has a Reader, which holds on to one value and compares
-// generations before each use: as long as nothing changed, that is one load and one compare.
+// counter goes up. Each reading thread has a Reader, which holds on to one value and before each
+// use asks whether that is still the current one: while nothing changes, one load and one compare.
 //
 //   Published<Map> map{Map{...}};
 //
-//   auto reader = map.reader();                                   // once a thread
-//   use(reader.current());                                        // as often as wanted
-//   reader.park();                                                // before KVM_RUN, before
-//   sleeping
+//   auto reader = map.reader();  // once a thread
+//   use(reader.current());       // as often as wanted
+//   reader.park();               // before KVM_RUN, before sleeping
 //
-//   map.update([&](Map& draft) { return draft.remove(region); }); // a writer, on any thread
-//   map.wait_released(1s);                                        // nobody sees the old value now
+//   map.update([&](Map& draft) { return draft.remove(region); });  // a writer, on any thread
+//   map.wait_released(1s);                                         // the old map is gone
 //
 // Who destroys old values: the writers. A value may be large, and what it holds may be slow to give
 // up (mappings), so a reader that lets go last only hands it back; update(), wait_released() and
@@ -27,12 +26,12 @@
 
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -78,16 +77,22 @@ struct PublishedState {
     // Any other number names the thread that uses the value.
 
     std::atomic<std::uintptr_t> state{empty};
-    ValueRef value{};  ///< under `guard`; means something unless empty
+    ValueRef value{};                       ///< under `guard`; means something unless empty
+    std::shared_ptr<PublishedState> owner;  ///< so that what is held outlives the handles
   };
   using HolderRef = typename std::list<Holder>::iterator;
 
-  explicit PublishedState(T first) { values.push_back({std::move(first), 1}); }
+  explicit PublishedState(T first) {
+    values.push_back({std::move(first), 1});
+    current.store(&values.back(), std::memory_order_relaxed);
+  }
   PublishedState(const PublishedState&) = delete;
   PublishedState& operator=(const PublishedState&) = delete;
 
-  // On a line of its own: all that a reader touches while nothing changes.
-  alignas(cache_line) std::atomic<std::uint64_t> generation{1};
+  // On a line of its own: all that a reader touches while nothing changes. Its address stands for
+  // the generation: one that is held is not given to another value. Only who holds it looks inside.
+  alignas(cache_line) std::atomic<const Value*> current;
+  std::atomic<std::uint64_t> generation{1};
 
   alignas(cache_line) std::mutex writing;
   std::atomic<std::uintptr_t> writer{0};  ///< the thread that holds `writing`
@@ -97,12 +102,6 @@ struct PublishedState {
   std::list<Value> values;           ///< under `guard`
   std::list<Value> handed_back;      ///< under `guard`
   std::list<Holder> holders;         ///< under `guard`
-
-  /// The value that a writer starts from. With `writing` held, so that it stays the current one.
-  [[nodiscard]] const Value& current() noexcept {
-    const std::lock_guard lock(guard);
-    return values.back();
-  }
 
   /// With `guard` held: `holder` begins to hold the current value.
   void hold_current(Holder& holder, std::uintptr_t thread) noexcept {
@@ -128,20 +127,50 @@ struct PublishedState {
     released.notify_all();
   }
 
+  /// Makes `holder`, a Reader's, hold the current value for the calling thread, and returns that.
+  [[gnu::noinline]] const Value* refresh(Holder& holder) noexcept {
+    const std::uintptr_t thread = this_thread();
+    std::uintptr_t expected = Holder::parked;
+    // Where nobody took the value while it was parked, it likely is still the current one.
+    if (!holder.state.compare_exchange_strong(expected, thread) ||
+        &*holder.value != current.load(std::memory_order_acquire)) {
+      const std::lock_guard lock(guard);
+      let_go(holder);
+      hold_current(holder, thread);
+    }
+    return &*holder.value;
+  }
+
+  /// Makes `holder`, a Reader's which uses the value `seen`, let others take it.
+  void park(Holder& holder, const Value* seen) noexcept {
+    // The value is left in place for the next refresh(). Either the publisher, who stores what is
+    // current and then looks at this state, sees it parked and takes it; or this thread, which
+    // stores the state and then looks at what is current, sees the change and gives it up. Both
+    // pairs are sequentially consistent, so that not both can miss the other.
+    holder.state.store(Holder::parked, std::memory_order_seq_cst);
+    if (current.load(std::memory_order_seq_cst) == seen) return;
+    const std::lock_guard lock(guard);
+    let_go(holder);
+  }
+
   /// A holder that holds nothing yet. Allocates.
-  [[nodiscard]] HolderRef add_holder() {
+  [[nodiscard]] static HolderRef add_holder(std::shared_ptr<PublishedState> state) {
     std::list<Holder> fresh(1);
     const HolderRef holder = fresh.begin();
-    const std::lock_guard lock(guard);
-    holders.splice(holders.end(), fresh);
+    PublishedState& self = *state;
+    holder->owner = std::move(state);
+    const std::lock_guard lock(self.guard);
+    self.holders.splice(self.holders.end(), fresh);
     return holder;
   }
 
-  void remove_holder(HolderRef holder) noexcept {
+  /// `holder` lets go, and is no more. May destroy all of this, if there is no other.
+  [[gnu::noinline]] static void remove_holder(HolderRef holder) noexcept {
+    const std::shared_ptr<PublishedState> self = std::move(holder->owner);
     std::list<Holder> gone;  // freed after the lock
-    const std::lock_guard lock(guard);
-    let_go(*holder);
-    gone.splice(gone.end(), holders, holder);
+    const std::lock_guard lock(self->guard);
+    self->let_go(*holder);
+    gone.splice(gone.end(), self->holders, holder);
   }
 
   /// Destroys what was handed back; with no lock held.
@@ -165,8 +194,9 @@ struct PublishedState {
     const std::lock_guard lock(guard);
     const ValueRef before = std::prev(values.end());
     values.splice(values.end(), draft);
-    // Sequentially consistent, as the stores and loads of park(): see there.
-    generation.store(values.back().generation, std::memory_order_seq_cst);
+    generation.store(values.back().generation, std::memory_order_release);
+    // Sequentially consistent, as the store and the load of park(): see there.
+    current.store(&values.back(), std::memory_order_seq_cst);
     if (before->holders == 0) hand_back(before);
     for (Holder& holder : holders) {
       std::uintptr_t expected = Holder::parked;
@@ -252,87 +282,59 @@ class Published<T>::Reader {
  public:
   /// Moves leave a Reader that may only be assigned to or destroyed.
   Reader(Reader&& other) noexcept
-      : state_(std::move(other.state_)),
+      : state_(std::exchange(other.state_, nullptr)),
         holder_(other.holder_),
-        value_(other.value_),
-        generation_(std::exchange(other.generation_, 0)) {}
+        seen_(std::exchange(other.seen_, nullptr)) {}
   Reader& operator=(Reader&& other) noexcept {
     Reader taken(std::move(other));
     std::swap(state_, taken.state_);
     std::swap(holder_, taken.holder_);
-    std::swap(value_, taken.value_);
-    std::swap(generation_, taken.generation_);
+    std::swap(seen_, taken.seen_);
     return *this;
   }
   ~Reader() {
-    if (state_ != nullptr) state_->remove_holder(holder_);
+    if (state_ != nullptr) State::remove_holder(holder_);
   }
 
   /// The current value; it stays until the next call of this Reader. One load and one compare while
   /// nothing changed; a lock held for a few instructions after a change.
   [[nodiscard]] const T& current() {
-    if (state_->generation.load(std::memory_order_acquire) != generation_) [[unlikely]]
-      refresh();
-    return *value_;
+    const auto* value = state_->current.load(std::memory_order_acquire);
+    if (value != seen_) [[unlikely]]
+      value = seen_ = state_->refresh(*holder_);
+    return value->value;
   }
   [[nodiscard]] const T* operator->() { return &current(); }
 
   /// The generation of what current() gave last; 0 when there is none, or it was parked.
-  [[nodiscard]] std::uint64_t generation() const noexcept { return generation_; }
+  [[nodiscard]] std::uint64_t generation() const noexcept {
+    return seen_ == nullptr ? 0 : seen_->generation;
+  }
 
   /// Lets go of the value, so that a thread which sleeps, or runs its guest, keeps no old value
   /// alive. current() comes back. Costs an exchange on a cache line of this Reader's own, and so
   /// does coming back when nothing changed meanwhile.
-  void park() noexcept;
+  void park() noexcept {
+    if (seen_ != nullptr) state_->park(*holder_, seen_);
+    seen_ = nullptr;
+  }
 
  private:
   friend Published;
 
-  explicit Reader(std::shared_ptr<State> state)
-      : state_(std::move(state)), holder_(state_->add_holder()) {}
+  explicit Reader(const std::shared_ptr<State>& state)
+      : state_(state.get()), holder_(State::add_holder(state)) {}
 
-  void refresh();
-
-  std::shared_ptr<State> state_;
+  // Plain pointers, and no call takes `this` away: where a Reader is a local variable, a compiler
+  // keeps it in registers, and current() is two loads.
+  State* state_;
   typename State::HolderRef holder_;
-  const T* value_ = nullptr;      ///< what holder_ holds; unless generation_ is 0
-  std::uint64_t generation_ = 0;  ///< of *value_; no value has 0, so that 0 leads to refresh()
+  const typename State::Value* seen_ = nullptr;  ///< what holder_ holds; null while parked
 };
 
 template <typename T>
-void Published<T>::Reader::park() noexcept {
-  if (generation_ == 0) return;
-  // The value is left in place for the next current(). Either the publisher, who stores the
-  // generation and then looks at this state, sees it parked and takes it; or this thread, which
-  // stores the state and then looks at the generation, sees the change and gives it up. Both pairs
-  // are sequentially consistent, so that not both can miss the other.
-  holder_->state.store(Holder::parked, std::memory_order_seq_cst);
-  if (state_->generation.load(std::memory_order_seq_cst) != generation_) {
-    const std::lock_guard lock(state_->guard);
-    state_->let_go(*holder_);
-  }
-  generation_ = 0;
-}
-
-template <typename T>
-void Published<T>::Reader::refresh() {
-  const std::uintptr_t thread = detail::this_thread();
-  std::uintptr_t expected = Holder::parked;
-  // Nobody took it while it was parked: then it is the current one, or was a moment ago.
-  if (holder_->state.compare_exchange_strong(expected, thread)) {
-    generation_ = holder_->value->generation;
-    if (generation_ == state_->generation.load(std::memory_order_acquire)) return;
-  }
-  const std::lock_guard lock(state_->guard);
-  state_->let_go(*holder_);
-  state_->hold_current(*holder_, thread);
-  value_ = &holder_->value->value;
-  generation_ = holder_->value->generation;
-}
-
-template <typename T>
 std::shared_ptr<const T> Published<T>::snapshot() const {
-  const auto holder = state_->add_holder();
+  const auto holder = State::add_holder(state_);
   const T* value = nullptr;
   {
     const std::lock_guard lock(state_->guard);
@@ -340,8 +342,7 @@ std::shared_ptr<const T> Published<T>::snapshot() const {
     value = &holder->value->value;
   }
   // Should the shared_ptr find no memory, it calls the deleter.
-  return std::shared_ptr<const T>(
-      value, [state = state_, holder](const T*) { state->remove_holder(holder); });
+  return std::shared_ptr<const T>(value, [holder](const T*) { State::remove_holder(holder); });
 }
 
 template <typename T>
@@ -364,8 +365,9 @@ std::invoke_result_t<Edit, T&> Published<T>::update(Edit&& edit) const {
   } mark{state.writer};
   state.writer.store(thread, std::memory_order_relaxed);
 
-  const auto& current = state.current();
-  draft.push_back({current.value, current.generation + 1});
+  // Only a writer replaces the current value, and this is the one.
+  const auto* current = state.current.load(std::memory_order_relaxed);
+  draft.push_back({current->value, current->generation + 1});
   auto result = std::forward<Edit>(edit)(draft.back().value);
   if (result) state.publish(draft);
   return result;

@@ -86,7 +86,7 @@ class AddressSpaceRegion {
   }
   [[nodiscard]] Range range() const noexcept {
     // Never fails: make() has checked that the size is not 0 and that the end fits.
-    return *Range::make(base().value(), last_addr().value());
+    return detail::unchecked_range(base().value(), last_addr().value());
   }
   /// What base and size are multiples of: the backing's page size, or 1 without a backing.
   [[nodiscard]] std::uint64_t alignment() const noexcept {
