@@ -83,6 +83,24 @@ Result<GuestMemory> GuestMemory::from_regions(std::vector<RegionPtr> regions) {
   return GuestMemory(std::make_shared<const Map>(std::move(regions), entries));
 }
 
+Result<GuestMemory> GuestMemory::map(const AddressSpaceBase& space, const MapOptions& options) {
+  MapOptions mapping = options;
+  mapping.defer_populate = true;
+  std::vector<RegionPtr> regions;
+  std::vector<RegionPtr> to_populate;
+  for (const AddressSpaceRegion& description : space) {
+    if (!description.is_mapped()) continue;
+    auto region = MemoryRegion::map(description, mapping);
+    if (!region) return fail(region.error());
+    if (description.wants_populate() && !options.defer_populate) to_populate.push_back(*region);
+    regions.push_back(std::move(*region));
+  }
+  if (!to_populate.empty()) {
+    if (auto ok = populate(to_populate, options.populate); !ok) return fail(ok.error());
+  }
+  return from_regions(std::move(regions));
+}
+
 Result<GuestMemory> GuestMemory::create(std::span<const GuestRange> ram) {
   std::vector<RegionPtr> regions;
   regions.reserve(ram.size());
