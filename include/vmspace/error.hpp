@@ -77,7 +77,7 @@ struct Error {
   Operand first = {};            ///< what the caller asked for
   Operand second = {};           ///< what stood in the way
   const char* reason = nullptr;  ///< why, where the code alone is too coarse; literal
-  int os_errno = 0;              ///< errno(3) of the failed system call, for Errc::os; else 0
+  int os_errno = 0;              ///< errno(3) of the system call that failed, if one did; else 0
 
   /// One line for a person, operands in hexadecimal:
   /// `insert: [0x200, 0x2ff] overlaps [0x100, 0x20f]`. Allocates; the only call here that does.
@@ -151,7 +151,10 @@ inline std::string to_text(const Operand& operand) {
     case Operand::Kind::number: return std::to_string(operand.first);
     case Operand::Kind::address:
     case Operand::Kind::size: return hex(operand.first);
-    case Operand::Kind::range: return "[" + hex(operand.first) + ", " + hex(operand.second) + "]";
+    case Operand::Kind::range:
+      // Not operator+: there g++ 12 warns of an overlap that can't be (-Wrestrict, its bug 105651).
+      return std::string("[").append(hex(operand.first)).append(", ").append(hex(operand.second)) +
+             "]";
   }
   return {};
 }

@@ -4,7 +4,9 @@
 
 #pragma once
 
+#include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
+#include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/memory/mapping.hpp"
 #include "vmspace/memory/populate.hpp"
 #include "vmspace/memory/region.hpp"

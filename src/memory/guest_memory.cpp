@@ -83,6 +83,17 @@ Result<GuestMemory> GuestMemory::from_regions(std::vector<RegionPtr> regions) {
   return GuestMemory(std::make_shared<const Map>(std::move(regions), entries));
 }
 
+Result<GuestMemory> GuestMemory::map(const AddressSpaceBase& space) {
+  std::vector<RegionPtr> regions;
+  for (const AddressSpaceRegion& description : space) {
+    if (!description.is_mapped()) continue;
+    auto region = MemoryRegion::map(description);
+    if (!region) return fail(region.error());
+    regions.push_back(std::move(*region));
+  }
+  return from_regions(std::move(regions));
+}
+
 Result<GuestMemory> GuestMemory::create(std::span<const GuestRange> ram) {
   std::vector<RegionPtr> regions;
   regions.reserve(ram.size());

@@ -6,6 +6,11 @@
 
 namespace vmspace::detail {
 
+void* reserve_addresses(void* address, std::uint64_t size, int flags) {
+  return kernel().mmap(address, size, PROT_NONE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
+}
+
 std::string_view read_start(const char* path, char* buffer, std::size_t size) {
   const Descriptor file(retry([&] { return kernel().open(path, O_RDONLY | O_CLOEXEC, 0); }));
   if (file.value() < 0) return {};

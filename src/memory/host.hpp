@@ -6,6 +6,7 @@
 
 #include <sys/mman.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 
@@ -32,6 +33,13 @@ inline int prot_of(Protection protection) {
   if (allows(protection, Protection::execute)) prot |= PROT_EXEC;
   return prot;
 }
+
+/// Below it no sum of a size, an alignment and guard pages passes 64 bits. The kernel's limit is
+/// lower.
+inline constexpr std::uint64_t size_limit = std::uint64_t{1} << 62;
+
+/// Takes addresses that nobody may access and that cost no memory: mmap(2) with these flags added.
+void* reserve_addresses(void* address, std::uint64_t size, int flags);
 
 /// The beginning of a file in /proc or /sys, up to `size` bytes; empty when it can't be read.
 std::string_view read_start(const char* path, char* buffer, std::size_t size);

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <limits>
 #include <utility>
 
 #include "memory/host.hpp"
@@ -66,13 +65,11 @@ Result<void> check_options(const Backing& backing, const MappingOptions& options
                  .first = Operand::span(options.offset, options.size),
                  .second = Operand::size(backing.size())});
   }
-  // Below it no sum of size, alignment and guard pages passes 64 bits. The kernel's limit is lower.
-  constexpr std::uint64_t most = std::uint64_t{1} << 62;
-  if (options.size > most || options.align > most) {
+  if (options.size > detail::size_limit || options.align > detail::size_limit) {
     return fail({.code = Errc::limit_exceeded,
                  .operation = map_operation,
                  .first = Operand::size(std::max(options.size, options.align)),
-                 .second = Operand::size(most)});
+                 .second = Operand::size(detail::size_limit)});
   }
   return {};
 }
@@ -98,47 +95,92 @@ tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& opt
   return fail_os(map_operation, size, "mmap");
 }
 
+void* map_at(const Backing& backing, const MappingOptions& options, void* address, int flags) {
+  return kernel().mmap(address, options.size, prot_of(options.protection),
+                       flags_of(backing) | flags, backing.descriptor(),
+                       static_cast<off_t>(backing.offset() + options.offset));
+}
+
 }  // namespace
 
 Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOptions& options) {
   if (auto ok = check_options(backing, options); !ok) return fail(ok.error());
   MemoryMapping mapping(backing);
-  const std::uint64_t file_offset = backing.offset() + options.offset;
-  const auto map_at = [&](void* address, int flags) {
-    return kernel().mmap(address, options.size, prot_of(options.protection),
-                         flags_of(backing) | flags, backing.descriptor(),
-                         static_cast<off_t>(file_offset));
-  };
-
-  const std::uint64_t guard = options.guard_pages ? base_page_size() : 0;
   const std::uint64_t align = std::max(options.align, backing.page_size());
   // The kernel aligns to the page size by itself, of hugetlb too.
-  if (guard == 0 && align == backing.page_size()) {
-    void* const address = map_at(nullptr, 0);
+  if (!options.arena && !options.guard_pages && align == backing.page_size()) {
+    void* const address = map_at(backing, options, nullptr, 0);
     if (address == MAP_FAILED) return fail_map(backing, options);
-    mapping.data_ = mapping.reserved_ = static_cast<std::byte*>(address);
-    mapping.reserved_size_ = options.size;
-  } else {
-    // Inaccessible addresses first, then the memory over them. What is left on both sides is kept:
-    // it costs addresses only, and giving it back could fail.
-    const std::uint64_t outer = options.size + 2 * guard + (align - base_page_size());
-    void* const address = kernel().mmap(nullptr, outer, PROT_NONE,
-                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (address == MAP_FAILED) {
-      return fail_os(map_operation, Operand::size(outer), "reserving addresses");
-    }
     mapping.reserved_ = static_cast<std::byte*>(address);
-    mapping.reserved_size_ = outer;
-    const std::uint64_t first = reinterpret_cast<std::uintptr_t>(address) + guard;
-    const std::uint64_t skip = guard + ((options.congruent_to - first) & (align - 1));
-    void* const place = mapping.reserved_ + skip;
-    if (map_at(place, MAP_FIXED) == MAP_FAILED) return fail_map(backing, options);
-    mapping.data_ = mapping.reserved_ + skip;
+    mapping.reserved_size_ = options.size;
+    mapping.data_ = mapping.reserved_;
+  } else {
+    auto place = mapping.reserve(options, align);
+    if (!place) return fail(place.error());
+    if (auto ok = mapping.map_over(*place, options); !ok) return fail(ok.error());
+    mapping.data_ = *place;
   }
   mapping.size_ = options.size;
-  mapping.file_offset_ = file_offset;
+  mapping.file_offset_ = backing.offset() + options.offset;
   mapping.protection_ = options.protection;
   return mapping;
+}
+
+/// Takes the addresses of the mapping and of what surrounds it, and tells where it begins.
+Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::uint64_t align) {
+  const std::uint64_t guard = options.guard_pages ? base_page_size() : 0;
+  if (options.arena) {
+    // As a number: an offset that is none of the arena's makes no valid pointer.
+    const std::uint64_t address =
+        reinterpret_cast<std::uintptr_t>(options.arena->data()) + options.arena_offset;
+    if (((address - options.congruent_to) & (align - 1)) != 0) {
+      return fail({.code = Errc::misaligned,
+                   .operation = map_operation,
+                   .first = Operand::address(options.arena_offset),
+                   .second = Operand::size(align),
+                   .reason = "the place in the arena and the alignment"});
+    }
+    // An offset below guard wraps to one that no arena has.
+    if (auto ok = options.arena->claim(options.arena_offset - guard, options.size + 2 * guard);
+        !ok) {
+      return fail(ok.error());
+    }
+    arena_ = options.arena;
+    std::byte* const place = arena_->data() + options.arena_offset;
+    reserved_ = place - guard;
+    reserved_size_ = options.size + 2 * guard;
+    return place;
+  }
+  // What the alignment leaves on both sides is kept: it costs addresses only, and giving it back
+  // could fail.
+  const std::uint64_t outer = options.size + 2 * guard + (align - base_page_size());
+  void* const address = detail::reserve_addresses(nullptr, outer, 0);
+  if (address == MAP_FAILED) {
+    return fail_os(map_operation, Operand::size(outer), "reserving addresses");
+  }
+  reserved_ = static_cast<std::byte*>(address);
+  reserved_size_ = outer;
+  const std::uint64_t first = reinterpret_cast<std::uintptr_t>(address) + guard;
+  return reserved_ + guard + ((options.congruent_to - first) & (align - 1));
+}
+
+/// Maps over reserved addresses, which stay reserved when that fails.
+Result<void> MemoryMapping::map_over(std::byte* place, const MappingOptions& options) {
+  // Kernels differ in whether a failing MAP_FIXED has removed what was there, and where it has,
+  // another thread's memory may come into the hole. The failure that is to be expected, a hugetlb
+  // pool with too few pages, is therefore met somewhere else first.
+  if (backing_.is_hugetlb()) {
+    void* const trial = map_at(backing_, options, nullptr, 0);
+    if (trial == MAP_FAILED) return fail_map(backing_, options);
+    if (kernel().munmap(trial, options.size) != 0) {
+      return fail_os(map_operation, Operand::size(options.size), "munmap");
+    }
+  }
+  if (map_at(backing_, options, place, MAP_FIXED) != MAP_FAILED) return {};
+  const auto failure = fail_map(backing_, options);
+  // Closes the hole, if there is one; where there is none this fails with EEXIST.
+  detail::reserve_addresses(place, options.size, MAP_FIXED_NOREPLACE);
+  return failure;
 }
 
 MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
@@ -148,19 +190,21 @@ MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
       file_offset_(other.file_offset_),
       reserved_(std::exchange(other.reserved_, nullptr)),
       reserved_size_(std::exchange(other.reserved_size_, 0)),
+      arena_(std::exchange(other.arena_, std::nullopt)),
       protection_(other.protection_),
       numa_policy_(std::move(other.numa_policy_)),
       advice_(std::move(other.advice_)) {}
 
 MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
   if (this == &other) return *this;
-  unmap();
+  static_cast<void>(unmap());
   backing_ = other.backing_;
   data_ = std::exchange(other.data_, nullptr);
   size_ = std::exchange(other.size_, 0);
   file_offset_ = other.file_offset_;
   reserved_ = std::exchange(other.reserved_, nullptr);
   reserved_size_ = std::exchange(other.reserved_size_, 0);
+  arena_ = std::exchange(other.arena_, std::nullopt);
   protection_ = other.protection_;
   numa_policy_ = std::move(other.numa_policy_);
   advice_ = std::move(other.advice_);
@@ -168,13 +212,23 @@ MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
 }
 
 MemoryMapping::~MemoryMapping() {
-  unmap();
+  static_cast<void>(unmap());
 }
 
-void MemoryMapping::unmap() noexcept {
-  if (reserved_ != nullptr) kernel().munmap(reserved_, reserved_size_);
+/// False, with errno, when the kernel refuses; all is as it was then.
+bool MemoryMapping::unmap() noexcept {
+  if (reserved_ == nullptr) return true;
+  if (arena_) {
+    // In an arena the addresses stay reserved; in one step, so that nobody gets between.
+    if (detail::reserve_addresses(reserved_, reserved_size_, MAP_FIXED) == MAP_FAILED) return false;
+    arena_->release(static_cast<std::uint64_t>(reserved_ - arena_->data()), reserved_size_);
+    arena_.reset();
+  } else if (kernel().munmap(reserved_, reserved_size_) != 0) {
+    return false;
+  }
   data_ = reserved_ = nullptr;
   size_ = reserved_size_ = 0;
+  return true;
 }
 
 Result<void> MemoryMapping::close() {
@@ -183,16 +237,10 @@ Result<void> MemoryMapping::close() {
   const Operand all = Operand::span(0, size_);
   Result<void> written;
   if (backing_.source() == MemorySource::file && backing_.is_shared() &&
-      allows(protection_, Protection::write) &&
       retry([&] { return kernel().msync(data_, size_, MS_SYNC); }) != 0) {
     written = fail_os(operation, all, "msync");
   }
-  if (kernel().munmap(reserved_, reserved_size_) != 0) {
-    if (!written) return written;
-    return fail_os(operation, all, "munmap");
-  }
-  reserved_ = nullptr;
-  unmap();
+  if (!unmap() && written) return fail_os(operation, all, "munmap");
   return written;
 }
 

@@ -16,12 +16,27 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
   const std::uint64_t huge = detail::huge_page_size();
   std::uint64_t align = options.align;
   if (align == 0 && description.size() >= huge) align = std::max(huge, backing.page_size());
+  std::uint64_t arena_offset = 0;
+  if (options.arena) {
+    const auto offset = description.base().offset_from(options.arena->guest_base());
+    if (!offset) {
+      return fail(
+          {.code = Errc::out_of_bounds,
+           .operation = "MemoryRegion::map",
+           .first = detail::operand(description.range()),
+           .second = Operand::span(options.arena->guest_base().value(), options.arena->size()),
+           .reason = "the region begins before the arena"});
+    }
+    arena_offset = *offset;
+  }
   return MemoryMapping::map(backing, {.size = description.size(),
                                       .offset = options.backing_offset,
                                       .protection = description.protection(),
                                       .align = align,
                                       .congruent_to = description.base().value(),
-                                      .guard_pages = options.guard_pages});
+                                      .guard_pages = options.guard_pages,
+                                      .arena = options.arena,
+                                      .arena_offset = arena_offset});
 }
 
 /// All that must be said before the first page exists.

@@ -30,6 +30,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/memory/detail/guest_access.hpp"
@@ -85,6 +86,10 @@ class GuestMemory {
   /// Of these regions, in any order. Errors: `overlap`; `limit_exceeded` above max_regions;
   /// `invalid_argument` for a null pointer. O(n log n).
   [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<RegionPtr> regions);
+
+  /// Maps every region of the space that has a backing. Errors: those of MemoryRegion::map and
+  /// from_regions; then nothing stays mapped.
+  [[nodiscard]] static Result<GuestMemory> map(const AddressSpaceBase& space);
 
   /// Maps plain RAM for those who need no address space: each range a shared memfd of its own.
   /// Errors: those of from_regions, AddressSpaceRegion::make and MemoryRegion::map.

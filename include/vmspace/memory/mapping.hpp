@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "vmspace/address_space/region.hpp"
+#include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
 #include "vmspace/result.hpp"
 
@@ -67,6 +68,10 @@ struct MappingOptions {
   std::uint64_t congruent_to = 0;  ///< usually the guest address; a multiple of the page size
   /// An inaccessible page before and after, so that running over an end faults.
   bool guard_pages = false;
+  /// Maps at a fixed place: `arena_offset` bytes into this arena. `align` and `congruent_to` are
+  /// then conditions that the place must meet. Guard pages take a page of the arena on either side.
+  std::optional<HostArena> arena = {};
+  std::uint64_t arena_offset = 0;
 };
 
 struct PopulateOptions;
@@ -85,10 +90,11 @@ class MemoryMapping {
  public:
   /// Maps `options.size` bytes of `backing`. Errors: `zero_size`; `limit_exceeded` for what no
   /// address space holds; `misaligned` when size, offset or congruent_to is no multiple of the
-  /// backing's page size; `out_of_bounds` past the backing's end; `bad_alignment`;
+  /// backing's page size, or the place in the arena is not as aligned as wanted; `out_of_bounds`
+  /// past the backing's end or the arena's; `overlap` in the arena; `bad_alignment`;
   /// `access_denied` as mmap(2) says; `unsupported` for a hugetlb page size that the kernel lacks;
   /// `os`: ENOMEM for no room, and for a hugetlb pool with too few free pages, since those are
-  /// reserved here. Two system calls at most.
+  /// reserved here. A few system calls.
   [[nodiscard]] static Result<MemoryMapping> map(const Backing& backing,
                                                  const MappingOptions& options);
 
@@ -174,15 +180,18 @@ class MemoryMapping {
                                         std::uint64_t size) const;
   [[nodiscard]] Result<void> give_advice(const char* operation, int advice);
   [[nodiscard]] Result<void> replace_by_zeros(std::uint64_t offset, std::uint64_t size) const;
-  void unmap() noexcept;
+  [[nodiscard]] Result<std::byte*> reserve(const MappingOptions& options, std::uint64_t align);
+  [[nodiscard]] Result<void> map_over(std::byte* place, const MappingOptions& options);
+  [[nodiscard]] bool unmap() noexcept;
 
   Backing backing_;
   std::byte* data_ = nullptr;
   std::uint64_t size_ = 0;
   std::uint64_t file_offset_ = 0;
-  // What munmap takes back: the mapping, and around it the guard pages and what alignment cost.
+  // What is given back: the mapping, and around it the guard pages and what alignment cost.
   std::byte* reserved_ = nullptr;
   std::uint64_t reserved_size_ = 0;
+  std::optional<HostArena> arena_;
   Protection protection_ = Protection::none;
   NumaPolicy numa_policy_;
   // What the whole mapping was advised (MADV_*), for memory that takes a part's place.

@@ -13,6 +13,7 @@
 
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/region.hpp"
+#include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
 #include "vmspace/memory/dirty_bitmap.hpp"
 #include "vmspace/memory/mapping.hpp"
@@ -33,6 +34,8 @@ struct MapOptions {
   /// The host address agrees with the guest address modulo this power of two. 0: the size of a huge
   /// page where one fits, so that KVM can map it to the guest as one.
   std::uint64_t align = 0;
+  /// Maps the region at its own place in this arena, which begins with the arena's guest_base().
+  std::optional<HostArena> arena = {};
   /// How a region that names a NUMA node is bound to it; `by_default` ignores the node.
   NumaMode numa_mode = NumaMode::bind;
   bool dontfork = false;   ///< children that fork do not get it
@@ -52,7 +55,8 @@ class MemoryRegion {
  public:
   /// Opens the region's backing and maps all of it with its protection, then binds it to its node,
   /// advises huge pages, and populates it, in this order. Errors: those of Backing::open,
-  /// MemoryMapping::map, bind_to_nodes, use_hugepages and populate; nothing is left of the region
+  /// MemoryMapping::map (`out_of_bounds` also for a region that is not inside the arena),
+  /// bind_to_nodes, use_hugepages and populate; nothing is left of the region
   /// then. A few system calls, and the cost of populate where the region wants it.
   [[nodiscard]] static Result<std::shared_ptr<const MemoryRegion>> map(
       const AddressSpaceRegion& description, const MapOptions& options = {});

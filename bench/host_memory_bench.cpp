@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Populating host memory: populate/<who>/<what>. The time is that from asking for addresses to
+// having every page; `s_per_GiB` is the figure to compare, inside one run.
+//
+// who: vmspace on one and on two threads; mmap(MAP_POPULATE); the loop of other VMMs, which reads a
+// word of each page and writes it back with a compare-exchange.
+// what: small anonymous pages; anonymous memory advised to use huge pages (MAP_POPULATE brings its
+// pages before any advice can be given); a shared memfd.
+//
+// All of the memory is touched once before the first measurement: where this machine is itself a
+// guest, its host may back its memory only then, and that is not what is measured.
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include <benchmark/benchmark.h>
+
+#include "vmspace/literals.hpp"
+#include "vmspace/memory/populate.hpp"
+#include "vmspace/memory/region.hpp"
+
+namespace {
+
+using namespace vmspace;
+using namespace vmspace::literals;
+
+constexpr std::uint64_t size = 1_GiB;
+
+enum class What { anon, anon_thp, memfd };
+
+void die(const char* what) {
+  std::perror(what);
+  std::abort();
+}
+
+/// Plain system calls, for the baselines; unmapped by the destructor.
+class RawMemory {
+ public:
+  RawMemory(What what, int flags, bool touch = false) {
+    if (what == What::memfd) {
+      fd_ = ::memfd_create("bench", MFD_CLOEXEC);
+      if (fd_ < 0 || ::ftruncate(fd_, static_cast<off_t>(size)) != 0) die("memfd");
+    }
+    flags |= fd_ < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+    data_ = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, fd_, 0);
+    if (data_ == MAP_FAILED) die("mmap");
+    if (what == What::anon_thp && ::madvise(data_, size, MADV_HUGEPAGE) != 0) die("madvise");
+    if (touch) touch_pages();
+  }
+  RawMemory(const RawMemory&) = delete;
+  RawMemory& operator=(const RawMemory&) = delete;
+  ~RawMemory() {
+    ::munmap(data_, size);
+    if (fd_ >= 0) ::close(fd_);
+  }
+
+ private:
+  void touch_pages() const {
+    const auto step = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+    for (std::uint64_t at = 0; at < size; at += step) {
+      auto& word = *reinterpret_cast<std::uint64_t*>(static_cast<char*>(data_) + at);
+      std::atomic_ref<std::uint64_t> atomic(word);
+      std::uint64_t value = atomic.load(std::memory_order_relaxed);
+      atomic.compare_exchange_strong(value, value);
+    }
+  }
+  int fd_ = -1;
+  void* data_ = nullptr;
+};
+
+/// Times `make`, and drops what it makes outside of the time.
+template <typename Make>
+void measure(benchmark::State& state, Make make) {
+  std::chrono::duration<double> total{};
+  for (auto _ : state) {
+    const auto begin = std::chrono::steady_clock::now();
+    auto memory = make();
+    total += std::chrono::steady_clock::now() - begin;
+    state.PauseTiming();
+    memory.reset();
+    state.ResumeTiming();
+  }
+  const double gib = static_cast<double>(size) / static_cast<double>(1_GiB);
+  state.counters["s_per_GiB"] = total.count() / static_cast<double>(state.iterations()) / gib;
+}
+
+void vmspace_threads(benchmark::State& state, What what, unsigned threads) {
+  const auto region = AddressSpaceRegion::make(
+      {.size = size,
+       .backing = {.source = what == What::memfd ? MemorySource::shmem : MemorySource::anon},
+       .huge_pages = what == What::anon_thp,
+       .populate = true});
+  measure(state, [&] {
+    auto mapped = MemoryRegion::map(*region, {.populate = {.threads = threads}});
+    if (!mapped) {
+      std::fprintf(stderr, "%s\n", mapped.error().message().c_str());
+      std::abort();
+    }
+    return *mapped;
+  });
+}
+
+void map_populate(benchmark::State& state, What what) {
+  measure(state, [&] { return std::make_unique<RawMemory>(what, MAP_POPULATE); });
+}
+
+void page_touch(benchmark::State& state, What what) {
+  measure(state, [&] { return std::make_unique<RawMemory>(what, 0, true); });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  for (const auto& [name, what] :
+       {std::pair{"anon", What::anon}, {"anon_thp", What::anon_thp}, {"memfd", What::memfd}}) {
+    const auto add = [&, label = std::string(name)](const std::string& who, auto body) {
+      benchmark::RegisterBenchmark(("populate/" + who + "/" + label).c_str(), body)
+          ->Unit(benchmark::kMillisecond);
+    };
+    add("map_populate", [what](benchmark::State& s) { map_populate(s, what); });
+    add("page_touch", [what](benchmark::State& s) { page_touch(s, what); });
+    add("vmspace_1t", [what](benchmark::State& s) { vmspace_threads(s, what, 1); });
+    add("vmspace_2t", [what](benchmark::State& s) { vmspace_threads(s, what, 2); });
+  }
+  // The memory of the measurements, backed by the host.
+  RawMemory(What::anon, MAP_POPULATE);
+  benchmark::RunSpecifiedBenchmarks();
+}

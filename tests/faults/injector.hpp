@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Makes system calls of the memory layer fail.
+//
+// An Injector stands in the place of the kernel for as long as it lives: every call is numbered and
+// named, and the one that a test has picked fails with the errno it has picked, once. A loop over
+// all numbers and errnos shows what any failure does. To make a call of a test's own take part, use
+// `replace`.
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <cstddef>
+#include <mutex>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "memory/system_calls.hpp"
+
+namespace vmspace::test {
+
+class Injector {
+ public:
+  Injector() {
+    calls_ = detail::real_system_calls;
+    route<&detail::SystemCalls::mmap>("mmap");
+    route<&detail::SystemCalls::munmap>("munmap");
+    route<&detail::SystemCalls::mremap>("mremap");
+    route<&detail::SystemCalls::mprotect>("mprotect");
+    route<&detail::SystemCalls::madvise>("madvise");
+    route<&detail::SystemCalls::msync>("msync");
+    route<&detail::SystemCalls::mlock>("mlock");
+    route<&detail::SystemCalls::munlock>("munlock");
+    route<&detail::SystemCalls::mincore>("mincore");
+    route<&detail::SystemCalls::mbind>("mbind");
+    route<&detail::SystemCalls::get_mempolicy>("get_mempolicy");
+    route<&detail::SystemCalls::memfd_create>("memfd_create");
+    route<&detail::SystemCalls::open>("open");
+    route<&detail::SystemCalls::unlink>("unlink");
+    route<&detail::SystemCalls::close>("close");
+    route<&detail::SystemCalls::fcntl>("fcntl");
+    route<&detail::SystemCalls::fstat>("fstat");
+    route<&detail::SystemCalls::fstatfs>("fstatfs");
+    route<&detail::SystemCalls::ftruncate>("ftruncate");
+    route<&detail::SystemCalls::fallocate>("fallocate");
+    route<&detail::SystemCalls::read>("read");
+    route<&detail::SystemCalls::ioctl>("ioctl");
+    route<&detail::SystemCalls::pthread_create>("pthread_create");
+    state() = {};
+    detail::current_system_calls.store(&calls_);
+  }
+  Injector(const Injector&) = delete;
+  Injector& operator=(const Injector&) = delete;
+  ~Injector() { detail::current_system_calls.store(&detail::real_system_calls); }
+
+  /// From now on call number `index` (from 0) fails with `error`.
+  void fail_call(std::size_t index, int error) { start({.index = index, .error = error}); }
+  /// From now on the next call of this name fails with `error`, or every one.
+  void fail_next(std::string name, int error) { start({.name = std::move(name), .error = error}); }
+  void fail_always(std::string name, int error) {
+    start({.name = std::move(name), .error = error, .always = true});
+  }
+  /// Nothing fails; counts from 0 again.
+  void fail_none() { start({}); }
+
+  /// The names of the calls made since then.
+  [[nodiscard]] std::vector<std::string> calls() const {
+    const std::lock_guard lock(mutex());
+    return state().calls;
+  }
+  [[nodiscard]] std::size_t count(const std::string& name) const {
+    const auto all = calls();
+    return static_cast<std::size_t>(std::count(all.begin(), all.end(), name));
+  }
+  /// Whether the failure that was asked for has happened.
+  [[nodiscard]] bool has_failed() const {
+    const std::lock_guard lock(mutex());
+    return state().failed;
+  }
+
+  /// The table in force, for a test that needs a call to do something else.
+  [[nodiscard]] detail::SystemCalls& table() { return calls_; }
+
+ private:
+  struct State {
+    std::size_t index = 0;
+    std::string name = {};
+    int error = 0;
+    bool always = false;
+    bool failed = false;
+    std::vector<std::string> calls = {};
+  };
+
+  static State& state() {
+    static State state;
+    return state;
+  }
+  static std::mutex& mutex() {
+    static std::mutex mutex;
+    return mutex;
+  }
+  static void start(State next) {
+    const std::lock_guard lock(mutex());
+    state() = std::move(next);
+  }
+
+  /// Notes a call, and tells the errno that it shall fail with; 0: none.
+  static int error_for(const char* name) {
+    const std::lock_guard lock(mutex());
+    State& now = state();
+    const bool picked = now.name.empty() ? now.calls.size() == now.index : now.name == name;
+    now.calls.emplace_back(name);
+    if (now.error == 0 || !picked || (now.failed && !now.always)) return 0;
+    now.failed = true;
+    return now.error;
+  }
+
+  template <auto member>
+  struct Route;
+
+  template <typename R, typename... A, R (*detail::SystemCalls::*member)(A...)>
+  struct Route<member> {
+    static inline const char* name = "";
+
+    static R call(A... arguments) {
+      const int error = error_for(name);
+      if (error == 0) return (detail::real_system_calls.*member)(arguments...);
+      // What the errors of these two mean: the descriptor is closed all the same (close(2)), and
+      // there is no errno (pthread_create(3)).
+      if constexpr (std::is_same_v<decltype(member), int (*detail::SystemCalls::*)(int)>) {
+        (detail::real_system_calls.*member)(arguments...);
+      }
+      if constexpr (sizeof...(A) == 4 && (std::is_same_v<A, pthread_t*> || ...)) return error;
+      errno = error;
+      if constexpr (std::is_pointer_v<R>) {
+        return MAP_FAILED;
+      } else {
+        return -1;
+      }
+    }
+  };
+
+  template <auto member>
+  void route(const char* name) {
+    Route<member>::name = name;
+    calls_.*member = &Route<member>::call;
+  }
+
+  detail::SystemCalls calls_;
+};
+
+}  // namespace vmspace::test

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/arena.hpp"
+
+#include <gtest/gtest.h>
+
+#include "vmspace/memory/region.hpp"
+
+#include "memory/host_support.hpp"
+
+namespace vmspace {
+namespace {
+
+using namespace test;
+
+constexpr GuestAddress guest_base{4_GiB};
+
+HostArena reserve(std::uint64_t size = 64_MiB) {
+  return *HostArena::reserve({.size = size, .guest_base = guest_base});
+}
+
+Result<std::shared_ptr<const MemoryRegion>> map_at(const HostArena& arena, std::uint64_t guest,
+                                                   std::uint64_t size,
+                                                   MemorySource source = MemorySource::anon) {
+  const auto region = AddressSpaceRegion::make(
+      {.base = GuestAddress(guest), .size = size, .backing = {.source = source}});
+  return MemoryRegion::map(*region, {.arena = arena});
+}
+
+TEST(HostArena, IsInaccessibleAndCongruentToItsGuestBase) {
+  for (const std::uint64_t base : {std::uint64_t{0}, 4_GiB, 5_GiB + 3_MiB}) {
+    for (const std::uint64_t align : {std::uint64_t{0}, 1_GiB}) {
+      const auto arena =
+          HostArena::reserve({.size = 64_MiB, .guest_base = GuestAddress(base), .align = align});
+      ASSERT_TRUE(arena) << arena.error().message();
+      const auto host = reinterpret_cast<std::uintptr_t>(arena->data());
+      EXPECT_EQ((host - base) % (align == 0 ? 2_MiB : align), 0U);
+      EXPECT_EQ(permissions_at(arena->data()), "---p");
+      EXPECT_EQ(permissions_at(arena->data() + arena->size() - 1), "---p");
+      EXPECT_EQ(arena->guest_base(), GuestAddress(base));
+    }
+  }
+}
+
+TEST(HostArena, NeighboursInTheGuestAreNeighboursOnTheHost) {
+  const auto arena = reserve();
+  const auto low = map_at(arena, 4_GiB, 2_MiB);
+  const auto high = map_at(arena, 4_GiB + 2_MiB, 2_MiB, MemorySource::shmem);
+  const auto last = map_at(arena, 4_GiB + 64_MiB - 4_KiB, 4_KiB);
+  ASSERT_TRUE(low && high && last);
+  EXPECT_EQ((*low)->host_base(), arena.data());
+  EXPECT_EQ((*high)->host_base(), (*low)->host_base() + 2_MiB);
+  EXPECT_EQ((*last)->host_base(), arena.data() + 64_MiB - 4_KiB);
+  std::fill_n((*low)->host_base(), 4_MiB, std::byte{1});
+  EXPECT_EQ(permissions_at(arena.data() + 4_MiB), "---p");
+}
+
+TEST(HostArena, APlaceIsTakenOnceAndFreeAgainAfterwards) {
+  const auto arena = reserve();
+  auto first = map_at(arena, 4_GiB, 4_MiB);
+  ASSERT_TRUE(first);
+  (*first)->host_base()[0] = std::byte{1};
+  for (const std::uint64_t guest : {4_GiB, 4_GiB + 4_MiB - 4_KiB}) {
+    const auto second = map_at(arena, guest, 4_MiB);
+    ASSERT_FALSE(second);
+    EXPECT_EQ(second.error().code, Errc::overlap);
+  }
+  EXPECT_EQ((*first)->host_base()[0], std::byte{1});
+  first->reset();
+  EXPECT_EQ(permissions_at(arena.data()), "---p") << "still nobody else's";
+  EXPECT_EQ(permissions_at(arena.data() + 4_MiB - 1), "---p");
+  const auto again = map_at(arena, 4_GiB, 64_MiB);
+  ASSERT_TRUE(again);
+  EXPECT_EQ((*again)->host_base()[0], std::byte{0});
+}
+
+TEST(HostArena, ClosingAMappingGivesThePlaceBack) {
+  const auto arena = reserve();
+  const auto backing = Backing::open({.source = MemorySource::anon}, 64_MiB);
+  for (int round = 0; round < 2; ++round) {
+    auto mapping = MemoryMapping::map(*backing, {.size = 64_MiB, .arena = arena});
+    ASSERT_TRUE(mapping) << mapping.error().message();
+    auto moved = std::move(*mapping);
+    moved.data()[0] = std::byte{1};
+    EXPECT_TRUE(moved.close());
+  }
+}
+
+TEST(HostArena, RegionsOutsideOrMisalignedAreErrors) {
+  const auto arena = reserve();
+  EXPECT_EQ(map_at(arena, 4_GiB - 4_KiB, 4_KiB).error().code, Errc::out_of_bounds);
+  EXPECT_EQ(map_at(arena, 4_GiB + 64_MiB - 4_KiB, 8_KiB).error().code, Errc::out_of_bounds);
+  EXPECT_EQ(map_at(arena, 4_GiB + 64_MiB, 4_KiB).error().code, Errc::out_of_bounds);
+  EXPECT_EQ(map_at(arena, UINT64_MAX - 4095, 4_KiB).error().code, Errc::out_of_bounds);
+  const auto backing = Backing::open({.source = MemorySource::anon}, 4_MiB);
+  const auto code = [&](MappingOptions options) {
+    options.arena = arena;
+    const auto mapping = MemoryMapping::map(*backing, options);
+    return mapping ? Errc{} : mapping.error().code;
+  };
+  EXPECT_EQ(code({.size = 4_MiB, .align = 2_MiB, .arena_offset = 4_KiB}), Errc::misaligned);
+  EXPECT_EQ(code({.size = 4_KiB, .arena_offset = 1}), Errc::misaligned);
+  EXPECT_EQ(code({.size = 4_KiB, .guard_pages = true}), Errc::out_of_bounds)
+      << "no page before the first";
+  EXPECT_EQ(code({.size = 4_MiB, .arena_offset = UINT64_MAX - 4095}), Errc::out_of_bounds);
+  const auto whole = map_at(arena, 4_GiB, 64_MiB);
+  EXPECT_TRUE(whole) << "what failed has taken nothing";
+}
+
+TEST(HostArena, GuardPagesTakeAPageOnEitherSide) {
+  const auto arena = reserve();
+  const auto backing = Backing::open({.source = MemorySource::anon}, 4_KiB);
+  const auto guarded = MemoryMapping::map(
+      *backing, {.size = 4_KiB, .guard_pages = true, .arena = arena, .arena_offset = 8_KiB});
+  ASSERT_TRUE(guarded);
+  EXPECT_EQ(map_at(arena, 4_GiB + 4_KiB, 4_KiB).error().code, Errc::overlap);
+  EXPECT_EQ(map_at(arena, 4_GiB + 12_KiB, 4_KiB).error().code, Errc::overlap);
+  EXPECT_TRUE(map_at(arena, 4_GiB, 4_KiB));
+  EXPECT_TRUE(map_at(arena, 4_GiB + 16_KiB, 4_KiB));
+}
+
+TEST(HostArena, MappingsKeepTheArenaAlive) {
+  const std::uint64_t before = address_space_bytes();
+  {
+    std::shared_ptr<const MemoryRegion> region;
+    {
+      const auto arena = reserve(1_GiB);
+      region = *map_at(arena, 4_GiB + 512_MiB, 4_KiB);
+    }
+    EXPECT_GE(address_space_bytes(), before + 1_GiB);
+    region->host_base()[0] = std::byte{1};
+    EXPECT_EQ(permissions_at(region->host_base() - 1), "---p");
+  }
+  EXPECT_LT(address_space_bytes(), before + 64_MiB);
+}
+
+TEST(HostArena, BadOptionsAreErrors) {
+  const auto code = [](const ArenaOptions& options) {
+    const auto arena = HostArena::reserve(options);
+    return arena ? Errc{} : arena.error().code;
+  };
+  EXPECT_EQ(code({.size = 0}), Errc::zero_size);
+  EXPECT_EQ(code({.size = 1}), Errc::misaligned);
+  EXPECT_EQ(code({.size = 4_KiB, .guest_base = GuestAddress(1)}), Errc::misaligned);
+  EXPECT_EQ(code({.size = 4_KiB, .align = 3}), Errc::bad_alignment);
+  EXPECT_EQ(code({.size = std::uint64_t{1} << 63}), Errc::limit_exceeded);
+  EXPECT_EQ(code({.size = 4_KiB, .align = std::uint64_t{1} << 63}), Errc::limit_exceeded);
+  EXPECT_EQ(HostArena::reserve({.size = std::uint64_t{1} << 60}).error().os_errno, ENOMEM);
+}
+
+TEST(HostArena, HugetlbMemoryHasItsPlaceOrLeavesItReserved) {
+  HugePages pool(2_MiB, 2);
+  if (!pool.available()) GTEST_SKIP() << pool.why_not();
+  const auto arena = reserve();
+  for (const auto source : {MemorySource::hugeanon, MemorySource::hugeshmem}) {
+    const auto region = map_at(arena, 4_GiB + 2_MiB, 4_MiB, source);
+    ASSERT_TRUE(region) << region.error().message();
+    EXPECT_EQ((*region)->host_base(), arena.data() + 2_MiB);
+    (*region)->host_base()[4_MiB - 1] = std::byte{1};
+    const auto too_much = map_at(arena, 4_GiB + 8_MiB, 2_MiB, source);
+    ASSERT_FALSE(too_much);
+    EXPECT_EQ(too_much.error().os_errno, ENOMEM);
+    EXPECT_EQ(permissions_at(arena.data() + 8_MiB), "---p");
+  }
+}
+
+}  // namespace
+}  // namespace vmspace
