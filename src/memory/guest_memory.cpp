@@ -83,13 +83,20 @@ Result<GuestMemory> GuestMemory::from_regions(std::vector<RegionPtr> regions) {
   return GuestMemory(std::make_shared<const Map>(std::move(regions), entries));
 }
 
-Result<GuestMemory> GuestMemory::map(const AddressSpaceBase& space) {
+Result<GuestMemory> GuestMemory::map(const AddressSpaceBase& space, const MapOptions& options) {
+  MapOptions mapping = options;
+  mapping.defer_populate = true;
   std::vector<RegionPtr> regions;
+  std::vector<RegionPtr> to_populate;
   for (const AddressSpaceRegion& description : space) {
     if (!description.is_mapped()) continue;
-    auto region = MemoryRegion::map(description);
+    auto region = MemoryRegion::map(description, mapping);
     if (!region) return fail(region.error());
+    if (description.wants_populate() && !options.defer_populate) to_populate.push_back(*region);
     regions.push_back(std::move(*region));
+  }
+  if (!to_populate.empty()) {
+    if (auto ok = populate(to_populate, options.populate); !ok) return fail(ok.error());
   }
   return from_regions(std::move(regions));
 }
@@ -263,11 +270,11 @@ Error GuestMemory::integer_error(const char* operation, GuestAddress address, st
 
 const char* GuestMemory::check_invariants() const noexcept {
   if (map_ == nullptr) {
-    return translator_.entries == detail::TranslationTable::empty().entries
+    return translator_.block == detail::TranslationTable::empty().block
                ? nullptr
                : "no map, but a translator that points into one";
   }
-  if (translator_.entries != map_->table.translator().entries) {
+  if (translator_.block != map_->table.translator().block) {
     return "the translator is not that of the map";
   }
   if (map_->regions.empty() || map_->regions.size() > max_regions) return "the number of regions";

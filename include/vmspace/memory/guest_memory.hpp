@@ -66,7 +66,7 @@ struct GuestRange {
 
 /// An immutable, sorted set of mapped regions that do not overlap, with quick translation.
 ///
-/// A handle of 64 bytes: copies share one set, and keep it alive. A change makes a new GuestMemory
+/// A handle of five words: copies share one set, and keep it alive. A change makes a new GuestMemory
 /// that shares the regions that stay. Every call is const and may be made from any thread at any
 /// time; accesses are not ordered among threads, except load(), store(), compare_exchange() and
 /// fetch_or() as their memory order says. There is no move: moving copies, and leaves both usable.
@@ -87,9 +87,11 @@ class GuestMemory {
   /// `invalid_argument` for a null pointer. O(n log n).
   [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<RegionPtr> regions);
 
-  /// Maps every region of the space that has a backing. Errors: those of MemoryRegion::map and
-  /// from_regions; then nothing stays mapped.
-  [[nodiscard]] static Result<GuestMemory> map(const AddressSpaceBase& space);
+  /// Maps every region of the address space that has a backing, and then populates those that want
+  /// it, all at once. Errors: those of MemoryRegion::map, populate() and from_regions; nothing stays
+  /// mapped then. A few system calls a region.
+  [[nodiscard]] static Result<GuestMemory> map(const AddressSpaceBase& space,
+                                               const MapOptions& options = {});
 
   /// Maps plain RAM for those who need no address space: each range a shared memfd of its own.
   /// Errors: those of from_regions, AddressSpaceRegion::make and MemoryRegion::map.
@@ -130,16 +132,16 @@ class GuestMemory {
   /// About a nanosecond for an integer. Bytes are not converted: see LittleEndian.
   template <GuestObject T>
   [[nodiscard]] Result<T> read(GuestAddress address) const {
-    if constexpr (sizeof(T) <= detail::min_region_size) {
-      if (const auto* entry = translator_.find(address.value(), sizeof(T))) [[likely]] {
-        T value;
-        detail::load_once(value, entry->host + (address.value() - entry->first));
-        return value;
-      }
-    }
     T value;
-    if (const auto ok = read_across("GuestMemory::read", address, &value, sizeof value); !ok) {
-      return fail(ok.error());
+    const auto* entry = find_object<T>(address);
+    if (entry != nullptr) [[likely]] {
+      detail::load_once(value, entry->host + (address.value() - entry->first));
+    } else {
+      // Variables of its own, so that `value` has no address and stays in a register.
+      T crossing;
+      const auto ok = read_across("GuestMemory::read", address, &crossing, sizeof crossing);
+      if (!ok) return fail(ok.error());
+      value = crossing;
     }
     return value;
   }
@@ -235,10 +237,11 @@ class GuestMemory {
   [[nodiscard]] Result<void> write_slice(GuestAddress address,
                                          std::span<const std::byte> from) const {
     const auto* entry = translator_.find_any(address.value(), from.size());
-    if (entry != nullptr && entry->dirty != nullptr) [[likely]] {
+    DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
+    if (dirty != nullptr) [[likely]] {
       const std::uint64_t offset = address.value() - entry->first;
       detail::copy_to_shared(entry->host + offset, from.data(), from.size());
-      entry->dirty->mark(offset, from.size());
+      dirty->mark(offset, from.size());
       return {};
     }
     return write_across("GuestMemory::write_slice", address, from.data(), from.size());
@@ -302,16 +305,27 @@ class GuestMemory {
 
   template <bool Marked, typename T>
   [[gnu::always_inline]] Result<void> write_object(GuestAddress address, const T& value) const {
-    if constexpr (sizeof(T) <= detail::min_region_size) {
-      const auto* entry = translator_.find(address.value(), sizeof(T));
-      if (entry != nullptr && entry->dirty != nullptr) [[likely]] {
-        const std::uint64_t offset = address.value() - entry->first;
-        detail::store_once(entry->host + offset, value);
-        if constexpr (Marked) entry->dirty->mark(offset, sizeof(T));
-        return {};
-      }
+    const auto* entry = find_object<T>(address);
+    // Loaded before the store: for all the compiler knows, the store may change the entry.
+    DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
+    if (dirty == nullptr) [[unlikely]] {
+      const T crossing = value;
+      return write_across("GuestMemory::write", address, &crossing, sizeof crossing);
     }
-    return write_across("GuestMemory::write", address, &value, sizeof value);
+    const std::uint64_t offset = address.value() - entry->first;
+    detail::store_once(entry->host + offset, value);
+    if constexpr (Marked) dirty->mark(offset, sizeof(T));
+    return {};
+  }
+
+  template <typename T>
+  [[gnu::always_inline]] const detail::TranslationEntry* find_object(
+      GuestAddress address) const noexcept {
+    if constexpr (sizeof(T) <= detail::min_region_size) {
+      return translator_.find(address.value(), sizeof(T));
+    } else {
+      return translator_.find_any(address.value(), sizeof(T));
+    }
   }
 
   template <typename T>

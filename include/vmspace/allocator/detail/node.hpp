@@ -78,6 +78,7 @@ class Bits {
   [[nodiscard]] unsigned lowest() const noexcept {
     return static_cast<unsigned>(std::countr_zero(word_));
   }
+  void reset_lowest() noexcept { word_ &= word_ - 1; }
   [[nodiscard]] unsigned highest() const noexcept {
     return 31 - static_cast<unsigned>(std::countl_zero(word_));
   }
@@ -173,7 +174,7 @@ struct Leaf : Node {
 
   [[nodiscard]] Room room() const noexcept {
     Room room;
-    for (Bits left = free; left.any(); left.reset(left.lowest())) {
+    for (Bits left = free; left.any(); left.reset_lowest()) {
       room.join(Room::of(min[left.lowest()], max[left.lowest()]));
     }
     return room;
@@ -242,13 +243,13 @@ struct Leaf : Node {
 };
 
 /// Up to 32 children. `key[i]` is the lowest address of any entry under child i; the arrays
-/// `longest`, `order` and `zeros` are the rooms of the children.
+/// `longest`, `order` and `zeros` are the rooms of the children, and 0 above `count`.
 struct Inner : Node {
   Keys key;
   Node* child[node_capacity];
-  std::uint64_t longest[node_capacity];
-  std::uint8_t order[node_capacity];
-  std::uint8_t zeros[node_capacity];
+  std::uint64_t longest[node_capacity] = {};
+  std::uint8_t order[node_capacity] = {};
+  std::uint8_t zeros[node_capacity] = {};
 
   [[nodiscard]] std::uint64_t first_key() const noexcept { return key[0]; }
 
@@ -270,8 +271,26 @@ struct Inner : Node {
   [[nodiscard]] Room room() const noexcept {
     Room room;
     for (unsigned i = 0; i < count; ++i)
-      room.join(room_of(i));
+      room.longest = std::max(room.longest, longest[i]);
+    // All 32, unused ones included: a loop of fixed length becomes a few vector instructions.
+    for (unsigned i = 0; i < node_capacity; ++i)
+      room.order = std::max(room.order, order[i]);
+    for (unsigned i = 0; i < node_capacity; ++i)
+      room.zeros = std::max(room.zeros, zeros[i]);
     return room;
+  }
+
+  /// The first child from `slot` on whose room allows the request; 32 when there is none.
+  [[nodiscard]] unsigned next_fit(const Request& request, unsigned slot) const noexcept {
+    for (unsigned group = slot / 8 * 8; group < count; group += 8) {
+      std::uint64_t may = request.may_fit(order + group, zeros + group);
+      if (group < slot) may = may >> (slot - group) * 8 << (slot - group) * 8;
+      for (; may != 0; may &= may - 1) {
+        const unsigned found = group + static_cast<unsigned>(std::countr_zero(may)) / 8;
+        if (request.may_fit(room_of(found))) return found;
+      }
+    }
+    return node_capacity;
   }
 
   void insert(unsigned slot, Node* node, std::uint64_t first, const Room& room) noexcept {
@@ -289,6 +308,8 @@ struct Inner : Node {
   void close(unsigned slot, unsigned n) noexcept {
     copy_entries(*this, slot + n, slot, count - slot - n);
     key.retire(count - n, count);
+    for (unsigned i = count - n; i < count; ++i)
+      set_room(i, Room{});
     count -= n;
   }
 

@@ -21,6 +21,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <optional>
 
@@ -63,9 +64,12 @@ struct Room {
     zeros = std::max(zeros, other.zeros);
   }
 
-  /// Whether each of the three is larger than the other's.
-  [[nodiscard]] constexpr bool above(const Room& other) const noexcept {
-    return longest > other.longest && order > other.order && zeros > other.zeros;
+  /// Whether this maximum stays as it is when a part of it that had the room `before` has `after`:
+  /// in each of the three, that part was below it, or still reaches it.
+  [[nodiscard]] constexpr bool outlasts(const Room& before, const Room& after) const noexcept {
+    return (before.longest < longest || after.longest == longest) &&
+           (before.order < order || after.order == order) &&
+           (before.zeros < zeros || after.zeros == zeros);
   }
 
   friend constexpr bool operator==(const Room&, const Room&) = default;
@@ -93,6 +97,13 @@ class Request {
     return room.order >= order_ && room.longest >= size_ && room.zeros >= zeros_;
   }
 
+  /// The same by order and zeros alone for eight parts at once, whose numbers lie in a row: the
+  /// high bit of byte i of the result is set when part i may fit.
+  [[nodiscard]] std::uint64_t may_fit(const std::uint8_t* orders,
+                                      const std::uint8_t* zeros) const noexcept {
+    return at_least(orders, order_) & at_least(zeros, zeros_);
+  }
+
   /// The lowest place in the free range [lo, hi] that satisfies the request.
   [[nodiscard]] constexpr std::optional<std::uint64_t> lowest_in(std::uint64_t lo,
                                                                  std::uint64_t hi) const noexcept {
@@ -115,6 +126,16 @@ class Request {
   }
 
  private:
+  /// Which of eight numbers are at least `least`. None is above 64, so that adding 128 - least to
+  /// each carries into the high bit of its byte and no further.
+  static std::uint64_t at_least(const std::uint8_t* numbers, std::uint8_t least) noexcept {
+    static_assert(std::endian::native == std::endian::little, "byte 0 is the lowest");
+    constexpr std::uint64_t each = 0x0101'0101'0101'0101;
+    std::uint64_t eight;
+    std::memcpy(&eight, numbers, sizeof eight);
+    return (eight + each * (128U - least)) & each * 128;
+  }
+
   std::uint64_t size_;
   std::uint64_t min_;
   std::uint64_t max_;

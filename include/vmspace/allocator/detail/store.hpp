@@ -148,38 +148,21 @@ class Store {
   /// Makes sure that `n` entries (1 or 2) can be opened in the leaf, splitting what is full. The
   /// path stays at the same entry. When memory runs out, nothing has changed.
   void make_room(Path& path, unsigned n) {
-    if (path.leaf->count + n <= node_capacity) return;
-    Spares spares;
-    spares.leaf = std::make_unique<Leaf<T>>();
-    unsigned level = 0;
-    while (level < height_ && path.up[level].node->count == node_capacity) {
-      spares.inner[level++] = std::make_unique<Inner>();
-    }
-    if (level == height_) spares.root = std::make_unique<Inner>();
-    split_leaf(path, spares);
+    if (path.leaf->count + n > node_capacity) split(path);
   }
 
   /// The first entry of an empty tree.
   void insert_first(const Range& range, Fill fill, Path& path) {
-    Leaf<T>* leaf = new Leaf<T>;
-    root_ = first_ = last_ = leaf;
-    path.leaf = leaf;
+    root_ = first_ = last_ = path.leaf = new Leaf<T>;
     path.pos = 0;
-    insert(path, range, fill);
+    open(path, range, fill);
   }
 
   /// Puts an entry before the one at the path, or at the end of the leaf. There must be room.
   void insert(Path& path, const Range& range, Fill fill) noexcept {
-    Leaf<T>& leaf = *path.leaf;
-    leaf.open(path.pos, 1);
-    leaf.min[path.pos] = range.min();
-    leaf.max[path.pos] = range.max();
-    ++size_;
+    open(path, range, fill);
     if (path.pos == 0) rename(path);
-    if (fill == Fill::free) {
-      leaf.free.set(path.pos);
-      grow(path, Room::of(range.min(), range.max()));
-    }
+    if (fill == Fill::free) grow(path, Room::of(range.min(), range.max()));
   }
 
   /// Takes `piece` out of the free entry at the path, whose ends stay free. There must be room for
@@ -193,12 +176,10 @@ class Store {
     const unsigned tail = piece.max() != hi;
     leaf.open(pos + 1, head + tail);
     size_ += head + tail;
-    Room rest;
     leaf.free.reset(pos);
     if (head != 0) {
       leaf.max[pos] = piece.min() - 1;
       leaf.free.set(pos);
-      rest.join(Room::of(lo, piece.min() - 1));
     }
     path.pos = pos + head;
     leaf.min[path.pos] = piece.min();
@@ -207,9 +188,8 @@ class Store {
       leaf.min[path.pos + 1] = piece.max() + 1;
       leaf.max[path.pos + 1] = hi;
       leaf.free.set(path.pos + 1);
-      rest.join(Room::of(piece.max() + 1, hi));
     }
-    shrink(path, Room::of(lo, hi), rest);
+    pass_up(path, leaf);
   }
 
   /// Makes the taken entry at the path, whose value is gone already, free, and one with the free
@@ -265,7 +245,7 @@ class Store {
       return;
     }
     if (path.pos == 0) rename(path);
-    pass_up(path, leaf.room());
+    pass_up(path, leaf);
     fill_up(path);
   }
 
@@ -304,9 +284,8 @@ class Store {
       return search<ascending>(request, inner.child[slot], level - 1, path, visit);
     };
     if constexpr (ascending) {
-      const unsigned start = inner.child_for(request.min());
-      for (unsigned slot = start; slot < inner.count; ++slot) {
-        if (!request.may_fit(inner.room_of(slot))) continue;
+      const unsigned start = request.min() == 0 ? 0 : inner.child_for(request.min());
+      for (unsigned slot = start; (slot = inner.next_fit(request, slot)) < inner.count; ++slot) {
         if (slot != start && inner.key[slot] > request.max()) return false;
         if (enter(slot)) return true;
       }
@@ -333,20 +312,36 @@ class Store {
     return false;
   }
 
+  void open(Path& path, const Range& range, Fill fill) noexcept {
+    Leaf<T>& leaf = *path.leaf;
+    leaf.open(path.pos, 1);
+    leaf.min[path.pos] = range.min();
+    leaf.max[path.pos] = range.max();
+    if (fill == Fill::free) leaf.free.set(path.pos);
+    ++size_;
+  }
+
   // -- rooms and keys --------------------------------------------------------------------------
 
-  /// The leaf's room is now `room`: tells its ancestors, as far up as it makes a difference.
-  void pass_up(const Path& path, Room room) noexcept {
+  /// Free entries of the leaf have shrunk or gone: tells its ancestors what room there is, as far
+  /// up as it makes a difference.
+  void pass_up(const Path& path, const Leaf<T>& leaf) noexcept {
+    if (height_ == 0) return;
+    Room room = leaf.room();
     for (unsigned level = 0; level < height_; ++level) {
       Inner& node = *path.up[level].node;
       const unsigned slot = path.up[level].slot;
-      if (node.room_of(slot) == room) return;
+      const Room before = node.room_of(slot);
+      if (before == room) return;
       node.set_room(slot, room);
-      if (level + 1 < height_) room = node.room();
+      if (level + 1 == height_) return;
+      const Step& above = path.up[level + 1];
+      if (above.node->room_of(above.slot).outlasts(before, room)) return;
+      room = node.room();
     }
   }
 
-  /// The leaf has an entry with this room in addition to what it had.
+  /// The leaf has a free entry with this room in addition to what it had.
   void grow(const Path& path, const Room& added) noexcept {
     for (unsigned level = 0; level < height_; ++level) {
       Inner& node = *path.up[level].node;
@@ -356,15 +351,6 @@ class Store {
       if (room == node.room_of(slot)) return;
       node.set_room(slot, room);
     }
-  }
-
-  /// An entry of the leaf had the room `before` and has only `after`.
-  void shrink(const Path& path, const Room& before, const Room& after) noexcept {
-    if (height_ == 0) return;
-    Room room = path.up[0].node->room_of(path.up[0].slot);
-    if (room.above(before)) return;
-    static_cast<void>(after);
-    pass_up(path, path.leaf->room());
   }
 
   /// The leaf's first entry has a new key: tells the ancestors that keep it.
@@ -390,6 +376,18 @@ class Store {
   }
 
   // -- splitting -------------------------------------------------------------------------------
+
+  /// Splits the leaf, and above it what is full.
+  [[gnu::noinline]] void split(Path& path) {
+    Spares spares;
+    spares.leaf = std::make_unique<Leaf<T>>();
+    unsigned level = 0;
+    while (level < height_ && path.up[level].node->count == node_capacity) {
+      spares.inner[level++] = std::make_unique<Inner>();
+    }
+    if (level == height_) spares.root = std::make_unique<Inner>();
+    split_leaf(path, spares);
+  }
 
   void split_leaf(Path& path, Spares& spares) noexcept {
     Leaf<T>* const left = path.leaf;
@@ -516,7 +514,7 @@ class Store {
       std::copy_n(source.max, source.count, leaf->max);
       leaf->free = source.free;
       leaf->count = source.count;
-      for (Bits left = source.valued; left.any(); left.reset(left.lowest())) {
+      for (Bits left = source.valued; left.any(); left.reset_lowest()) {
         leaf->values.construct(left.lowest(), *source.values.at(left.lowest()));
         leaf->valued.set(left.lowest());
       }

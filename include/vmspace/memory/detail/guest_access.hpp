@@ -5,8 +5,8 @@
 // A guest writes to its memory whenever it likes. To the compiler, plain loads of it are loads of
 // ordinary memory: it may do one twice instead of keeping the value, and then a length that was
 // checked is not the length that is used (a "double fetch"; XSA-155 is the known example). Here every
-// small load and store is volatile, and bulk copies end in a function that the compiler does not see
-// into: what the caller gets is a private copy that was read once.
+// small load and store is volatile, and a bulk copy ends in a barrier across which the compiler may not
+// read the source again: what the caller gets is a private copy that was read once.
 //
 // An aligned load or store of 1, 2, 4 or 8 bytes is one access of the machine, never torn. A misaligned
 // one, and a larger object, are several.
@@ -36,14 +36,53 @@
 
 namespace vmspace::detail {
 
-/// `bytes` from memory that others write, to private memory. Out of line, so that no caller's compiler
-/// can merge the copy with its later use. Any alignment; the ranges do not overlap.
-void copy_from_shared(void* to, const std::byte* from, std::size_t bytes) noexcept;
+/// For all the compiler knows, all memory has changed.
+[[gnu::always_inline]] inline void compiler_barrier() noexcept {
+  asm volatile("" ::: "memory");
+}
+
+/// memmove and memset in relaxed atomic bytes, for ThreadSanitizer.
+void move_atomically(std::byte* to, const std::byte* from, std::size_t bytes) noexcept;
+void fill_atomically(std::byte* to, std::byte value, std::size_t bytes) noexcept;
+
+/// From memory that others write to private memory. Any alignment; no overlap.
+[[gnu::always_inline]] inline void copy_from_shared(void* to, const std::byte* from,
+                                                    std::size_t bytes) noexcept {
+#if VMSPACE_DETAIL_TSAN
+  move_atomically(static_cast<std::byte*>(to), from, bytes);
+#else
+  std::memcpy(to, from, bytes);
+#endif
+  compiler_barrier();
+}
+
 /// The same, the other way round.
-void copy_to_shared(std::byte* to, const void* from, std::size_t bytes) noexcept;
+[[gnu::always_inline]] inline void copy_to_shared(std::byte* to, const void* from,
+                                                  std::size_t bytes) noexcept {
+#if VMSPACE_DETAIL_TSAN
+  move_atomically(to, static_cast<const std::byte*>(from), bytes);
+#else
+  std::memcpy(to, from, bytes);
+#endif
+  compiler_barrier();
+}
+
 /// Within shared memory; the ranges may overlap.
-void move_shared(std::byte* to, const std::byte* from, std::size_t bytes) noexcept;
-void fill_shared(std::byte* to, std::byte value, std::size_t bytes) noexcept;
+inline void move_shared(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
+#if VMSPACE_DETAIL_TSAN
+  move_atomically(to, from, bytes);
+#else
+  std::memmove(to, from, bytes);
+#endif
+}
+
+inline void fill_shared(std::byte* to, std::byte value, std::size_t bytes) noexcept {
+#if VMSPACE_DETAIL_TSAN
+  fill_atomically(to, value, bytes);
+#else
+  std::memset(to, static_cast<int>(value), bytes);
+#endif
+}
 
 template <typename Word>
 [[gnu::always_inline]] inline Word load_word(const std::byte* from) noexcept {

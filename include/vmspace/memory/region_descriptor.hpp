@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Guest memory for another process: what a vhost-user backend, a migration helper or a debugger is
+// told so that it can map the same memory. The descriptors travel over a Unix socket (SCM_RIGHTS),
+// which is the caller's; here is what to send, and how to make a GuestMemory of what was received.
+
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/address_space/region.hpp"
+#include "vmspace/memory/guest_memory.hpp"
+#include "vmspace/result.hpp"
+
+namespace vmspace {
+
+/// One region as another process maps it: MAP_SHARED, `size` bytes of `descriptor` from `offset`.
+struct RegionDescriptor {
+  GuestAddress base = {};
+  std::uint64_t size = 0;    ///< bytes
+  int descriptor = -1;       ///< borrowed: stays the region's, or the receiver's
+  std::uint64_t offset = 0;  ///< in the file, in bytes
+  Protection protection = Protection::read_write;
+
+  friend bool operator==(const RegionDescriptor&, const RegionDescriptor&) = default;
+};
+
+/// The regions of `memory`, sorted by address. The descriptors are valid for as long as it is. Errors:
+/// `unsupported` for a region that no other process can share: anonymous, or mapped privately.
+[[nodiscard]] Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory);
+
+/// Maps what another process described. The descriptors are duplicated; the caller closes its own.
+/// Everything is checked as if an enemy had sent it. Errors: those of AddressSpaceRegion::make,
+/// Backing::open (a file shorter than described is `out_of_bounds`), MemoryRegion::map and
+/// GuestMemory::from_regions; nothing stays mapped then. That the sender does not shrink the file
+/// later, only a seal promises (F_SEAL_SHRINK, which our own memfds have).
+[[nodiscard]] Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions);
+
+}  // namespace vmspace

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/region_descriptor.hpp"
+
+#include <cerrno>
+#include <utility>
+
+#include "memory/system_calls.hpp"
+
+namespace vmspace {
+
+namespace {
+
+/// The page size of a descriptor's filesystem: that of the pool for hugetlb, else 0, the default.
+Result<std::uint64_t> page_size_of(int descriptor) {
+  constexpr long hugetlbfs_magic = 0x958458f6;  // linux/magic.h
+  struct statfs info {};
+  if (detail::retry([&] { return detail::kernel().fstatfs(descriptor, &info); }) != 0) {
+    return detail::fail_os("map_regions", Operand::number(static_cast<unsigned>(descriptor)),
+                           "fstatfs");
+  }
+  return info.f_type == hugetlbfs_magic ? static_cast<std::uint64_t>(info.f_bsize) : 0;
+}
+
+}  // namespace
+
+Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory) {
+  std::vector<RegionDescriptor> described;
+  described.reserve(memory.regions().size());
+  for (const auto& region : memory.regions()) {
+    const Backing& backing = region->backing();
+    if (backing.is_anonymous() || !backing.is_shared()) {
+      return fail({.code = Errc::unsupported,
+                   .operation = "describe_regions",
+                   .first = Operand::range(region->base().value(), region->last_addr().value()),
+                   .reason = "the region is anonymous or private: no other process can map it"});
+    }
+    described.push_back({.base = region->base(),
+                         .size = region->size(),
+                         .descriptor = backing.descriptor(),
+                         .offset = region->mapping().file_offset(),
+                         .protection = region->protection()});
+  }
+  return described;
+}
+
+Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions) {
+  if (regions.size() > GuestMemory::max_regions) {
+    return fail({.code = Errc::limit_exceeded,
+                 .operation = "map_regions",
+                 .first = Operand::number(regions.size()),
+                 .second = Operand::number(GuestMemory::max_regions)});
+  }
+  std::vector<GuestMemory::RegionPtr> mapped;
+  mapped.reserve(regions.size());
+  for (const RegionDescriptor& region : regions) {
+    const auto page = page_size_of(region.descriptor);
+    if (!page) return fail(page.error());
+    auto description = AddressSpaceRegion::make({.name = "shared",
+                                                 .base = region.base,
+                                                 .size = region.size,
+                                                 .backing = {.source = MemorySource::file,
+                                                             .descriptor = region.descriptor,
+                                                             .offset = region.offset,
+                                                             .page_size = *page,
+                                                             .sharing = Sharing::map_shared},
+                                                 .protection = region.protection});
+    if (!description) return fail(description.error());
+    auto one = MemoryRegion::map(*description);
+    if (!one) return fail(one.error());
+    mapped.push_back(std::move(*one));
+  }
+  return GuestMemory::from_regions(std::move(mapped));
+}
+
+}  // namespace vmspace
