@@ -130,14 +130,15 @@ TEST(AddressSpaceBase, InsertRefusesWhatOverlapsNamingTheLowestRegionInTheWay) {
   AddressSpaceBase space = example();
   ASSERT_TRUE(space.insert_region(ram(1_GiB + 8_KiB, 4_KiB)));
   const Error error =
-      failing(space, [](auto& s) { return s.insert_region(ram(1_GiB - 1, 1_GiB)); });
+      failing(space, [](AddressSpaceBase& s) { return s.insert_region(ram(1_GiB - 1, 1_GiB)); });
   EXPECT_EQ(error, (Error{.code = Errc::overlap,
                           .operation = "insert_region",
                           .first = Operand::span(1_GiB - 1, 1_GiB),
                           .second = Operand::span(0, 1_GiB)}));
-  EXPECT_EQ(failing(space, [](auto& s) { return s.insert_region(ram(1_GiB, 1_GiB)); }).second,
-            Operand::span(1_GiB + 8_KiB, 4_KiB));
-  EXPECT_EQ(failing(space, [](auto& s) { return s.insert_region(ram(0, 1_GiB)); }).code,
+  EXPECT_EQ(
+      failing(space, [](AddressSpaceBase& s) { return s.insert_region(ram(1_GiB, 1_GiB)); }).second,
+      Operand::span(1_GiB + 8_KiB, 4_KiB));
+  EXPECT_EQ(failing(space, [](AddressSpaceBase& s) { return s.insert_region(ram(0, 1_GiB)); }).code,
             Errc::overlap);
   EXPECT_TRUE(space.insert_region(ram(1_GiB, 8_KiB)));  // just fits between two
 }
@@ -145,7 +146,7 @@ TEST(AddressSpaceBase, InsertRefusesWhatOverlapsNamingTheLowestRegionInTheWay) {
 TEST(AddressSpaceBase, InsertRefusesWhatTheLayoutHasNoPlaceFor) {
   AddressSpaceBase space = example();
   const auto code = [&](RegionOptions options) {
-    return failing(space, [&](auto& s) { return s.insert_region(options); }).code;
+    return failing(space, [&](AddressSpaceBase& s) { return s.insert_region(options); }).code;
   };
   EXPECT_EQ(code(ram(2_GiB, 1_GiB + 4_KiB)), Errc::overlap);             // over the MMIO hole
   EXPECT_EQ(code(ram(0xfd'0000'0000 - 4_KiB, 8_KiB)), Errc::overlap);    // over the AMD hole
@@ -164,7 +165,8 @@ TEST(AddressSpaceBase, InsertRefusesWhatTheLayoutHasNoPlaceFor) {
 
 TEST(AddressSpaceBase, AnErrorOfTheLayoutSaysWhichCallFailed) {
   AddressSpaceBase space(pc());
-  EXPECT_EQ(failing(space, [](auto& s) { return s.insert_region(ram(3_GiB, 4_KiB)); }).message(),
+  EXPECT_EQ(failing(space, [](AddressSpaceBase& s) { return s.insert_region(ram(3_GiB, 4_KiB)); })
+                .message(),
             "insert_region: [0xc0000000, 0xc0000fff] overlaps [0xc0000000, 0xfbffffff] "
             "(an aperture for something else)");
 }
@@ -174,8 +176,9 @@ TEST(AddressSpaceBase, TakesRegionsUpToTheLastByteOfTheLayout) {
       *AddressSpaceLayout::make({.mem_end = UINT64_MAX, .phys_end = UINT64_MAX}));
   ASSERT_TRUE(space.insert_region(ram(0, 1)));
   ASSERT_TRUE(space.insert_region(ram(UINT64_MAX - 1, 1)));
-  EXPECT_EQ(failing(space, [](auto& s) { return s.insert_region(ram(UINT64_MAX, 1)); }).code,
-            Errc::out_of_bounds);
+  EXPECT_EQ(
+      failing(space, [](AddressSpaceBase& s) { return s.insert_region(ram(UINT64_MAX, 1)); }).code,
+      Errc::out_of_bounds);
   EXPECT_TRUE(space.insert_region(ram(1, UINT64_MAX - 2)));
   EXPECT_EQ(space.size(), 3U);
   EXPECT_EQ(space.find_region(GuestAddress{UINT64_MAX - 2})->base(), GuestAddress{1});
@@ -199,7 +202,7 @@ TEST(AddressSpaceBase, RemoveNeedsTheBaseOfARegion) {
   AddressSpaceBase space = example();
   for (const std::uint64_t address : {std::uint64_t{1}, 1_GiB - 1, 1_GiB, UINT64_MAX}) {
     const Error error =
-        failing(space, [&](auto& s) { return s.remove_region(GuestAddress{address}); });
+        failing(space, [&](AddressSpaceBase& s) { return s.remove_region(GuestAddress{address}); });
     EXPECT_EQ(error.code, Errc::not_found);
     EXPECT_EQ(error.first, Operand::address(address));
   }
@@ -241,8 +244,9 @@ TEST(AddressSpaceBase, MoveHappensWhollyOrNotAtAll) {
   AddressSpaceBase space = example();
   ASSERT_TRUE(space.insert_region(device(0xd000'0000, 4_KiB)));
   const auto error = [&](std::uint64_t from, std::uint64_t to) {
-    return failing(space,
-                   [&](auto& s) { return s.move_region(GuestAddress{from}, GuestAddress{to}); });
+    return failing(space, [&](AddressSpaceBase& s) {
+      return s.move_region(GuestAddress{from}, GuestAddress{to});
+    });
   };
   EXPECT_EQ(error(0xc000'0000, 0xcfff'f000), (Error{.code = Errc::overlap,
                                                     .operation = "move_region",
@@ -288,7 +292,8 @@ TEST(AddressSpaceBase, PlaceRefusesWhatCannotBePlaced) {
   AddressSpaceBase space = example();
   const RegionOptions bar{.name = "bar", .type = RegionType::device_memory};
   const auto error = [&](RegionOptions options, Constraint constraint, std::string_view aperture) {
-    return failing(space, [&](auto& s) { return s.place_region(options, constraint, aperture); });
+    return failing(
+        space, [&](AddressSpaceBase& s) { return s.place_region(options, constraint, aperture); });
   };
   EXPECT_EQ(error(bar, {.size = 4_KiB}, "nowhere").code, Errc::not_found);
   EXPECT_EQ(error(bar, {.size = 4_KiB}, "ram_low").code, Errc::bad_state);

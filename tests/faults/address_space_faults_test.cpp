@@ -20,7 +20,7 @@ AddressSpaceLayout pc() {
   return *AddressSpaceLayout::x86_64({.phys_bits = 46});
 }
 
-RegionOptions bar(std::uint64_t base, std::uint64_t size = 64_KiB) {
+RegionOptions bar(std::uint64_t base, std::uint64_t size) {
   return {.name = "a name that is too long to be kept inside of a string",
           .type = RegionType::device_memory,
           .base = GuestAddress{base},
@@ -31,7 +31,7 @@ RegionOptions bar(std::uint64_t base, std::uint64_t size = 64_KiB) {
 AddressSpaceBase filled() {
   AddressSpaceBase space(pc());
   for (std::uint64_t i = 0; i < 100; ++i) {
-    EXPECT_TRUE(space.insert_region(bar(0xc000'0000 + i * 128_KiB)));
+    EXPECT_TRUE(space.insert_region(bar(0xc000'0000 + i * 128_KiB, 64_KiB)));
   }
   return space;
 }
@@ -63,7 +63,7 @@ TEST(AddressSpaceFaults, EveryChangeOfASpaceHappensWhollyOrNotAtAll) {
     return space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xc000'8000});
   });
   expect_strong_guarantee([](AddressSpaceBase& space) {
-    return space.place_region(bar(0), {.size = 64_KiB, .align = 64_KiB}, "mmio_low");
+    return space.place_region(bar(0, 64_KiB), {.size = 64_KiB, .align = 64_KiB}, "mmio_low");
   });
 }
 

@@ -246,7 +246,7 @@ class Published {
   /// inside an edit of the same value. Cost: the copy, the edit, and the destruction of values that
   /// nobody uses any more. Waits for other writers, never for readers.
   template <typename Edit>
-  std::invoke_result_t<Edit, T&> update(Edit&& edit) const;
+  [[nodiscard]] std::invoke_result_t<Edit, T&> update(Edit&& edit) const;
 
   /// Waits until every value older than the current one is let go of by all who held it, and
   /// destroys them. Errors: `timed_out` naming the generation of a value that is still held;
