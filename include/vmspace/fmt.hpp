@@ -10,6 +10,12 @@
 //   Error       its message()
 //   a tree      [0x100-0x1ff] nic0 | free 0x300 | [0x500-0x5ff] | gap 0x100 | free 0x100
 //
+//   GuestAddress        0xfee00000
+//   MemorySource        shmem
+//   RegionType          ram, device, dax, firmware
+//   AddressSpaceRegion  nic0 BAR0 device [0xc0000000-0xc0003fff] none
+//   AddressSpaceBase    its memory_map(), of several lines
+//
 // None takes a format specification beyond fill, align and width: `{:>24}`.
 
 #pragma once
@@ -22,6 +28,7 @@
 
 #include <fmt/format.h>
 
+#include "vmspace/address_space.hpp"
 #include "vmspace/allocator.hpp"
 
 namespace vmspace::detail {
@@ -124,5 +131,50 @@ struct fmt::formatter<vmspace::IntervalTree<T>> : vmspace::detail::TextFormatter
       }
     }
     return vmspace::detail::TextFormatter::format(line, context);
+  }
+};
+
+// -- address space -----------------------------------------------------------------------------
+
+template <>
+struct fmt::formatter<vmspace::GuestAddress> : vmspace::detail::TextFormatter {
+  template <typename Context>
+  auto format(vmspace::GuestAddress address, Context& context) const {
+    return vmspace::detail::TextFormatter::format(fmt::format("{:#x}", address.value()), context);
+  }
+};
+
+template <>
+struct fmt::formatter<vmspace::MemorySource> : vmspace::detail::TextFormatter {
+  template <typename Context>
+  auto format(vmspace::MemorySource source, Context& context) const {
+    return vmspace::detail::TextFormatter::format(name_of(source), context);
+  }
+};
+
+template <>
+struct fmt::formatter<vmspace::RegionType> : vmspace::detail::TextFormatter {
+  template <typename Context>
+  auto format(vmspace::RegionType type, Context& context) const {
+    return vmspace::detail::TextFormatter::format(name_of(type), context);
+  }
+};
+
+template <>
+struct fmt::formatter<vmspace::AddressSpaceRegion> : vmspace::detail::TextFormatter {
+  template <typename Context>
+  auto format(const vmspace::AddressSpaceRegion& region, Context& context) const {
+    return vmspace::detail::TextFormatter::format(
+        fmt::format("{} {} {} {}", region.name(), region.type(), region.range(),
+                    region.backing().source),
+        context);
+  }
+};
+
+template <>
+struct fmt::formatter<vmspace::AddressSpaceBase> : vmspace::detail::TextFormatter {
+  template <typename Context>
+  auto format(const vmspace::AddressSpaceBase& space, Context& context) const {
+    return vmspace::detail::TextFormatter::format(vmspace::memory_map(space), context);
   }
 };

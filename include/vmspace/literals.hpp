@@ -6,9 +6,7 @@
 
 #include <cstdint>
 
-namespace vmspace::literals {
-
-namespace detail {
+namespace vmspace::detail {
 
 /// Declared and never defined: a literal above 2^64-1 calls it, and so does not compile.
 void size_literal_exceeds_64_bits();
@@ -18,7 +16,9 @@ consteval std::uint64_t scaled(unsigned long long count, unsigned shift) {
   return static_cast<std::uint64_t>(count) << shift;
 }
 
-}  // namespace detail
+}  // namespace vmspace::detail
+
+namespace vmspace::literals {
 
 consteval std::uint64_t operator""_KiB(unsigned long long count) {
   return detail::scaled(count, 10);

@@ -6,6 +6,7 @@
 
 #include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
+#include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/memory/mapping.hpp"
 #include "vmspace/memory/populate.hpp"
 #include "vmspace/memory/region.hpp"

@@ -3,6 +3,9 @@
 #include "vmspace/address_space/region.hpp"
 
 #include <bit>
+#include <cstdint>
+#include <limits>
+#include <utility>
 
 namespace vmspace {
 
@@ -17,6 +20,10 @@ Result<void> check_backing(const RegionOptions& options) {
     return fail(
         {.code = Errc::invalid_argument, .operation = operation, .first = where, .reason = reason});
   };
+  if (backing.source == MemorySource::none) {
+    if (backing == BackingSpec{}) return {};
+    return invalid("a backing without a source takes nothing else");
+  }
   const bool needs_path = backing.source == MemorySource::hugetlbfs;
   const bool is_file = backing.source == MemorySource::file;
   if (needs_path && backing.path.empty()) return invalid("hugetlbfs needs the mount's path");
@@ -38,6 +45,8 @@ Result<void> check_backing(const RegionOptions& options) {
                  .first = Operand::size(page),
                  .second = where});
   }
+  if (page < BackingSpec{}.effective_page_size())
+    return invalid("pages smaller than the machine's");
   const auto misaligned = [&](Operand value, const char* reason) {
     return fail({.code = Errc::misaligned,
                  .operation = operation,
@@ -53,6 +62,15 @@ Result<void> check_backing(const RegionOptions& options) {
   }
   if (backing.offset % page != 0) {
     return misaligned(Operand::size(backing.offset), "the file offset and the page size");
+  }
+  constexpr auto max_file_end =
+      static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+  if (is_file && (backing.offset > max_file_end || options.size > max_file_end - backing.offset)) {
+    return fail({.code = Errc::overflow,
+                 .operation = operation,
+                 .first = Operand::size(backing.offset),
+                 .second = Operand::size(options.size),
+                 .reason = "no file reaches so far"});
   }
   return {};
 }
@@ -71,15 +89,8 @@ Result<AddressSpaceRegion> AddressSpaceRegion::make(RegionOptions options) {
                  .first = Operand::address(options.base.value()),
                  .second = Operand::size(options.size)});
   }
-  if (options.backing.source != MemorySource::none) {
-    if (auto ok = check_backing(options); !ok) return fail(ok.error());
-  }
+  if (auto ok = check_backing(options); !ok) return fail(ok.error());
   return AddressSpaceRegion(std::move(options));
-}
-
-Range AddressSpaceRegion::range() const noexcept {
-  // Never fails: make() has checked that the size is not 0 and that the end fits.
-  return *Range::from_base_size(base().value(), size());
 }
 
 std::string_view name_of(RegionType type) noexcept {

@@ -8,8 +8,8 @@
 
 namespace vmspace::detail {
 
-// Lambdas where the C library's function is variadic or missing (the calls for NUMA are in
-// libnuma), and for mlock, which the sanitizers replace by nothing.
+// Lambdas where the C library's function is variadic or missing (membarrier, and the calls for NUMA,
+// which are in libnuma), and for mlock, which the sanitizers replace by nothing.
 constinit const SystemCalls real_system_calls{
     .mmap = ::mmap,
     .munmap = ::munmap,
@@ -46,7 +46,15 @@ constinit const SystemCalls real_system_calls{
     .fstatfs = ::fstatfs,
     .ftruncate = ::ftruncate,
     .fallocate = ::fallocate,
+    .lseek = ::lseek,
     .read = ::read,
+    .write = ::write,
+    .pread = ::pread,
+    .pwrite = ::pwrite,
+    .membarrier =
+        [](int command, unsigned flags) {
+          return static_cast<int>(::syscall(SYS_membarrier, command, flags, 0));
+        },
     .ioctl = [](int fd, unsigned long request,
                 void* argument) { return ::ioctl(fd, request, argument); },
     .pthread_create = ::pthread_create,

@@ -49,7 +49,12 @@ struct SystemCalls {
   int (*fstatfs)(int fd, struct statfs* out);
   int (*ftruncate)(int fd, off_t size);
   int (*fallocate)(int fd, int mode, off_t offset, off_t size);
+  off_t (*lseek)(int fd, off_t offset, int whence);
   ssize_t (*read)(int fd, void* buffer, std::size_t size);
+  ssize_t (*write)(int fd, const void* buffer, std::size_t size);
+  ssize_t (*pread)(int fd, void* buffer, std::size_t size, off_t offset);
+  ssize_t (*pwrite)(int fd, const void* buffer, std::size_t size, off_t offset);
+  int (*membarrier)(int command, unsigned flags);
   int (*ioctl)(int fd, unsigned long request, void* argument);
 
   /// Gives the error instead of setting errno, as in its man page.

@@ -1,25 +1,458 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// Every outcome of every call: what it gives, what it leaves, and, where it fails, that it leaves
+// everything. See picture.hpp for how trees are drawn.
 
 #include "vmspace/allocator/interval_tree.hpp"
 
-#include <memory>
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
+#include <ranges>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
+
+#include "allocator/picture.hpp"
 
 namespace vmspace {
 namespace {
 
-TEST(IntervalTree, GivesOutTheLowestPlaceAndTakesItBack) {
-  IntervalTree<std::string> tree;
-  ASSERT_TRUE(tree.insert(Range::of(0x100, 0x4ff)));
-  ASSERT_EQ(tree.allocate({.size = 0x100}, "nic0"), Range::of(0x100, 0x1ff));
-  EXPECT_EQ(*tree.find_value(0x180), "nic0");
-  const auto value = tree.free(Range::of(0x100, 0x1ff));
-  ASSERT_TRUE(value);
-  EXPECT_EQ(*value, "nic0");
-  EXPECT_EQ(tree.size(), 1U);
+using test::from_picture;
+using test::Letters;
+using test::to_picture;
+
+constexpr std::uint64_t top = UINT64_MAX;
+
+static_assert(std::ranges::bidirectional_range<IntervalTree<>>);
+static_assert(std::ranges::bidirectional_range<decltype(IntervalTree<>().free_ranges())>);
+static_assert(std::ranges::view<decltype(IntervalTree<>().overlapping(Range::point(0)))>);
+static_assert(std::ranges::borrowed_range<decltype(IntervalTree<>().free_ranges())>);
+
+/// A call on a copy of `tree`, which must fail with this error and change nothing.
+template <typename Call>
+void fails(const Letters& tree, Errc code, const Operand& first, const Operand& second, Call call) {
+  Letters after(tree);
+  const auto result = call(after);
+  ASSERT_FALSE(result.has_value());
+  EXPECT_EQ(result.error().code, code) << result.error().message();
+  EXPECT_EQ(result.error().first, first) << result.error().message();
+  EXPECT_EQ(result.error().second, second) << result.error().message();
+  EXPECT_EQ(after, tree) << to_picture(after);
+  EXPECT_TRUE(after.check_invariants());
+}
+
+Operand range(std::uint64_t min, std::uint64_t max) {
+  return Operand::range(min, max);
+}
+
+/// What update, free and erase give of a range that had this value, or none.
+Result<std::optional<char>> had(char value) {
+  return std::optional(value);
+}
+Result<std::optional<char>> had_none() {
+  return std::optional<char>();
+}
+
+// -- insert ------------------------------------------------------------------------------------
+
+TEST(IntervalTree, InsertAddsAFreeRange) {
+  Letters tree;
+  EXPECT_TRUE(tree.insert(Range::of(2, 4)));
+  EXPECT_EQ(to_picture(tree), "  ...");
+}
+
+TEST(IntervalTree, InsertWithAValueAddsATakenRange) {
+  Letters tree;
+  EXPECT_TRUE(tree.insert(Range::of(2, 4), 'A'));
+  EXPECT_EQ(to_picture(tree), "  AAA");
+}
+
+TEST(IntervalTree, InsertDoesNotMerge) {
+  Letters tree = from_picture("..");
+  EXPECT_TRUE(tree.insert(Range::of(2, 4)));
+  EXPECT_EQ(to_picture(tree), "..|...");
+}
+
+TEST(IntervalTree, InsertOfAnOverlapNamesTheLowestRangeItMeetsAndChangesNothing) {
+  const Letters tree = from_picture("  ..xA   ..");
+  const auto insert = [](std::uint64_t min, std::uint64_t max) {
+    return [=](Letters& t) { return t.insert(*Range::make(min, max)); };
+  };
+  fails(tree, Errc::overlap, range(3, 3), range(2, 3), insert(3, 3));
+  fails(tree, Errc::overlap, range(0, 2), range(2, 3), insert(0, 2));
+  fails(tree, Errc::overlap, range(5, 9), range(5, 5), insert(5, 9));
+  fails(tree, Errc::overlap, range(6, 20), range(9, 10), insert(6, 20));
+  fails(tree, Errc::overlap, range(0, top), range(2, 3), insert(0, top));
+  fails(tree, Errc::overlap, range(4, 4), range(4, 4),
+        [](Letters& t) { return t.insert(Range::point(4), 'B'); });
+}
+
+TEST(IntervalTree, InsertReachesBothEndsOfTheDomain) {
+  IntervalTree<> tree;
+  EXPECT_TRUE(tree.insert(Range::point(top)));
+  EXPECT_TRUE(tree.insert(Range::point(0)));
+  EXPECT_TRUE(tree.insert(Range::of(1, top - 1)));
+  EXPECT_EQ(tree.size(), 3U);
+  EXPECT_EQ(tree.insert(Range::whole_domain()).error().second, range(0, 0));
   EXPECT_TRUE(tree.check_invariants());
+}
+
+// -- allocate_at -------------------------------------------------------------------------------
+
+TEST(IntervalTree, AllocateAtTakesExactlyTheRange) {
+  Letters tree = from_picture("......");
+  EXPECT_EQ(tree.allocate_at(Range::of(2, 3)), Range::of(2, 3));
+  EXPECT_EQ(to_picture(tree), "..xx..");
+  EXPECT_EQ(tree.allocate_at(Range::of(0, 1), 'A'), Range::of(0, 1));
+  EXPECT_EQ(to_picture(tree), "AAxx..");
+  EXPECT_EQ(tree.allocate_at(Range::of(5, 5), 'B'), Range::of(5, 5));
+  EXPECT_EQ(to_picture(tree), "AAxx.B");
+  EXPECT_EQ(tree.allocate_at(Range::of(4, 4)), Range::of(4, 4));
+  EXPECT_EQ(to_picture(tree), "AAxxxB");
+}
+
+TEST(IntervalTree, AllocateAtOfWhatIsTakenIsBadStateBeforeAllElse) {
+  //                               0123456789
+  const Letters tree = from_picture(" ..x.A ..|.");
+  const auto at = [](std::uint64_t min, std::uint64_t max) {
+    return [=](Letters& t) { return t.allocate_at(*Range::make(min, max)); };
+  };
+  // Taken, taken with free and unmanaged parts, and both: the lowest is named.
+  fails(tree, Errc::bad_state, range(3, 3), range(3, 3), at(3, 3));
+  fails(tree, Errc::bad_state, range(0, 3), range(3, 3), at(0, 3));
+  fails(tree, Errc::bad_state, range(4, 6), range(5, 5), at(4, 6));
+  fails(tree, Errc::bad_state, range(0, top), range(3, 3), at(0, top));
+  // Not managed, in whole, at an end, between.
+  fails(tree, Errc::not_found, range(0, 0), {}, at(0, 0));
+  fails(tree, Errc::not_found, range(0, 1), {}, at(0, 1));
+  fails(tree, Errc::not_found, range(9, 10), {}, at(9, 10));
+  fails(tree, Errc::not_found, range(6, 8), {}, at(6, 8));
+  fails(tree, Errc::not_found, range(20, top), {}, at(20, top));
+  // Free and in one piece for the eye only.
+  fails(tree, Errc::bad_state, range(8, 9), {}, at(8, 9));
+  fails(tree, Errc::bad_state, range(8, 9), {},
+        [](Letters& t) { return t.allocate_at(Range::of(8, 9), 'C'); });
+}
+
+TEST(IntervalTree, AllocateAtLooksForGapsUpToTheEndOfTheDomain) {
+  IntervalTree<> tree;
+  ASSERT_TRUE(tree.insert(Range::of(top - 9, top - 5)));
+  ASSERT_TRUE(tree.insert(Range::of(top - 4, top)));
+  EXPECT_EQ(tree.allocate_at(Range::of(top - 9, top)).error().code, Errc::bad_state);
+  EXPECT_EQ(tree.allocate_at(Range::of(top - 10, top)).error().code, Errc::not_found);
+  EXPECT_EQ(tree.allocate_at(Range::of(top, top)), Range::point(top));
+  ASSERT_TRUE(tree.erase(Range::point(top)));
+  EXPECT_EQ(tree.allocate_at(Range::of(top - 1, top)).error().code, Errc::not_found);
+}
+
+TEST(IntervalTree, AllocateAtInAnEmptyTreeIsNotFound) {
+  fails(Letters(), Errc::not_found, range(0, top), {},
+        [](Letters& t) { return t.allocate_at(Range::whole_domain()); });
+}
+
+// -- update ------------------------------------------------------------------------------------
+
+TEST(IntervalTree, UpdateGivesBackTheOldValue) {
+  Letters tree = from_picture("xA.");
+  EXPECT_EQ(tree.update(Range::point(1), 'B'), had('A'));
+  EXPECT_EQ(to_picture(tree), "xB.");
+  EXPECT_EQ(tree.update(Range::point(0), 'C'), had_none());
+  EXPECT_EQ(to_picture(tree), "CB.");
+}
+
+TEST(IntervalTree, UpdateOfAFreeOrUnknownRangeFailsAndChangesNothing) {
+  const Letters tree = from_picture("xA.. ");
+  const auto update = [](std::uint64_t min, std::uint64_t max) {
+    return [=](Letters& t) { return t.update(*Range::make(min, max), 'Z'); };
+  };
+  fails(tree, Errc::bad_state, range(2, 3), {}, update(2, 3));
+  fails(tree, Errc::not_found, range(2, 2), {}, update(2, 2));
+  fails(tree, Errc::not_found, range(0, 1), {}, update(0, 1));
+  fails(tree, Errc::not_found, range(4, 4), {}, update(4, 4));
+  fails(Letters(), Errc::not_found, range(0, top), {}, update(0, top));
+}
+
+// -- free --------------------------------------------------------------------------------------
+
+TEST(IntervalTree, FreeMergesWithTheFreeRangesThatTouch) {
+  struct Case {
+    const char* before;
+    Range range;
+    const char* after;
+  };
+  const std::vector<Case> cases = {
+      {"x", Range::point(0), "."},
+      {"xAx", Range::point(1), "x.x"},
+      {"..A", Range::point(2), "..."},
+      {"A..", Range::point(0), "..."},
+      {"..A..", Range::point(2), "....."},
+      {".x.", Range::point(1), "..."},
+      {". A .", Range::point(2), ". . ."},
+      {"..|..A..|..", Range::point(4), "..|.....|.."},  // the immediate ones, no further
+      {".Ax.", Range::point(1), "..x."},
+  };
+  for (const Case& c : cases) {
+    Letters tree = from_picture(c.before);
+    const auto value = tree.free(c.range);
+    ASSERT_TRUE(value) << c.before;
+    EXPECT_EQ(value->has_value(), std::string(c.before).find('A') != std::string::npos);
+    EXPECT_EQ(to_picture(tree), c.after) << c.before;
+    EXPECT_TRUE(tree.check_invariants());
+  }
+}
+
+TEST(IntervalTree, NeighboursOfLengthOneMerge) {
+  Letters tree = from_picture("xxxx");
+  for (const std::uint64_t i : {0U, 2U, 1U, 3U})
+    ASSERT_TRUE(tree.free(Range::point(i)));
+  EXPECT_EQ(to_picture(tree), "....");
+  EXPECT_EQ(tree.size(), 1U);
+}
+
+TEST(IntervalTree, FreeOfARangeThatWasNeverAllocatedIsNotFoundAndAddsNothing) {
+  const Letters tree = from_picture("  xA");
+  const auto free = [](std::uint64_t min, std::uint64_t max) {
+    return [=](Letters& t) { return t.free(*Range::make(min, max)); };
+  };
+  fails(tree, Errc::not_found, range(0, 1), {}, free(0, 1));
+  fails(tree, Errc::not_found, range(9, 9), {}, free(9, 9));
+  fails(tree, Errc::not_found, range(0, top), {}, free(0, top));
+  fails(Letters(), Errc::not_found, range(0, 0), {}, free(0, 0));
+}
+
+TEST(IntervalTree, FreeTwiceIsBadStateAndChangesNothing) {
+  Letters tree = from_picture("xAx");
+  ASSERT_TRUE(tree.free(Range::point(1)));
+  fails(tree, Errc::bad_state, range(1, 1), {}, [](Letters& t) { return t.free(Range::point(1)); });
+  // Merged, it is not even there any more.
+  ASSERT_TRUE(tree.free(Range::point(0)));
+  fails(tree, Errc::not_found, range(1, 1), {}, [](Letters& t) { return t.free(Range::point(1)); });
+}
+
+TEST(IntervalTree, FreeOfAPartOrOfTwoRangesIsNotFoundAndChangesNothing) {
+  Letters tree;
+  ASSERT_TRUE(tree.insert(Range::of(0, 9), 'A'));
+  ASSERT_TRUE(tree.insert(Range::of(10, 19), 'B'));
+  for (const Range& wrong : {Range::of(0, 8), Range::of(1, 9), Range::of(0, 19), Range::point(5)}) {
+    fails(tree, Errc::not_found, range(wrong.min(), wrong.max()), {},
+          [&](Letters& t) { return t.free(wrong); });
+  }
+}
+
+TEST(IntervalTree, FreeCoalescesBackToTheWholeDomain) {
+  IntervalTree<> tree;
+  ASSERT_TRUE(tree.insert(Range::whole_domain()));
+  const std::uint64_t half = std::uint64_t{1} << 63;
+  const std::vector<Range> parts = {Range::point(0), Range::of(half, half + 9),
+                                    Range::of(top - 4, top - 1), Range::point(top)};
+  for (const Range& part : parts)
+    ASSERT_EQ(tree.allocate_at(part), part);
+  EXPECT_EQ(tree.size(), 6U);
+  for (const Range& part : {parts[3], parts[0], parts[2], parts[1]})
+    ASSERT_TRUE(tree.free(part));
+  ASSERT_EQ(tree.size(), 1U);
+  EXPECT_EQ((*tree.begin()).range, Range::whole_domain());
+  EXPECT_TRUE(tree.check_invariants());
+}
+
+TEST(IntervalTree, TheEndsOfTheDomainDoNotMergeAroundIt) {
+  IntervalTree<> tree;
+  for (const Range& end : {Range::point(0), Range::point(top)}) {
+    ASSERT_TRUE(tree.insert(end));
+    ASSERT_TRUE(tree.allocate_at(end));
+  }
+  ASSERT_TRUE(tree.free(Range::point(0)));
+  ASSERT_TRUE(tree.free(Range::point(top)));
+  EXPECT_EQ(tree.size(), 2U);
+}
+
+// -- erase -------------------------------------------------------------------------------------
+
+TEST(IntervalTree, EraseTakesARangeInAnyStateOutOfTheTree) {
+  Letters tree = from_picture("..xA.");
+  EXPECT_EQ(tree.erase(Range::point(3)), had('A'));
+  EXPECT_EQ(to_picture(tree), "..x .");
+  EXPECT_EQ(tree.erase(Range::of(0, 1)), had_none());
+  EXPECT_EQ(to_picture(tree), "  x .");
+  EXPECT_EQ(tree.erase(Range::point(2)), had_none());
+  EXPECT_TRUE(tree.erase(Range::point(4)));
+  EXPECT_TRUE(tree.empty());
+  EXPECT_TRUE(tree.check_invariants());
+}
+
+TEST(IntervalTree, EraseOfAnUnknownRangeIsNotFoundAndChangesNothing) {
+  const Letters tree = from_picture("..xA.");
+  for (const Range& wrong : {Range::point(0), Range::of(0, 2), Range::of(2, 3), Range::point(9),
+                             Range::whole_domain()}) {
+    fails(tree, Errc::not_found, range(wrong.min(), wrong.max()), {},
+          [&](Letters& t) { return t.erase(wrong); });
+  }
+}
+
+// -- looking up --------------------------------------------------------------------------------
+
+TEST(IntervalTree, LookUpsTellWhatIsThere) {
+  Letters tree;
+  ASSERT_TRUE(tree.insert(Range::of(10, 19), 'A'));
+  ASSERT_TRUE(tree.insert(Range::of(20, 29)));
+
+  ASSERT_TRUE(tree.find(19));
+  EXPECT_EQ(tree.find(19)->range, Range::of(10, 19));
+  EXPECT_EQ(tree.find(19)->state, NodeState::valued);
+  EXPECT_EQ(*tree.find(19)->value, 'A');
+  EXPECT_EQ(tree.find(20)->state, NodeState::free);
+  EXPECT_EQ(tree.find(20)->value, nullptr);
+  EXPECT_FALSE(tree.find(9));
+  EXPECT_FALSE(tree.find(30));
+  EXPECT_FALSE(tree.find(top));
+  EXPECT_FALSE(Letters().find(0));
+
+  EXPECT_TRUE(tree.get(Range::of(10, 19)));
+  EXPECT_FALSE(tree.get(Range::of(10, 18)));
+  EXPECT_FALSE(tree.get(Range::of(11, 19)));
+  EXPECT_TRUE(tree.get_superset(Range::of(11, 19)));
+  EXPECT_FALSE(tree.get_superset(Range::of(19, 20)));
+  EXPECT_FALSE(tree.get_superset(Range::of(9, 10)));
+}
+
+TEST(IntervalTree, FindValueIsNullWhereThereIsNone) {
+  Letters tree = from_picture("A.x ");
+  ASSERT_NE(tree.find_value(0), nullptr);
+  *tree.find_value(0) = 'B';
+  EXPECT_EQ(*std::as_const(tree).find_value(0), 'B');
+  for (const std::uint64_t point : {1U, 2U, 3U, 4U})
+    EXPECT_EQ(tree.find_value(point), nullptr);
+  EXPECT_EQ(tree.find_value(top), nullptr);
+  EXPECT_EQ(Letters().find_value(0), nullptr);
+}
+
+TEST(IntervalTree, OverlappingGivesWhatHasAMemberInCommon) {
+  const Letters tree = from_picture("AB..  x.", 10);
+  const auto letters = [&](const Range& window) {
+    std::string text;
+    for (const auto& entry : tree.overlapping(window)) {
+      text += entry.state == NodeState::free ? '.' : entry.value == nullptr ? 'x' : *entry.value;
+    }
+    return text;
+  };
+  EXPECT_EQ(letters(Range::whole_domain()), "AB.x.");
+  EXPECT_EQ(letters(Range::of(11, 12)), "B.");
+  EXPECT_EQ(letters(Range::of(13, 16)), ".x");
+  EXPECT_EQ(letters(Range::of(14, 15)), "");
+  EXPECT_EQ(letters(Range::of(0, 9)), "");
+  EXPECT_EQ(letters(Range::of(0, 10)), "A");
+  EXPECT_EQ(letters(Range::of(18, top)), "");
+  EXPECT_TRUE(Letters().overlapping(Range::whole_domain()).empty());
+}
+
+TEST(IntervalTree, FreeRangesSkipsWhatIsTakenInBothDirections) {
+  IntervalTree<> tree;
+  std::vector<Range> free;
+  for (std::uint64_t i = 0; i < 500; ++i) {
+    const Range range = Range::point(top - 2 * (500 - i));
+    ASSERT_TRUE(tree.insert(range));
+    // Long runs of taken ranges, so that whole leaves are skipped.
+    if (i / 100 % 2 == 0 || i % 50 == 0) {
+      free.push_back(range);
+    } else {
+      ASSERT_TRUE(tree.allocate_at(range));
+    }
+  }
+  EXPECT_TRUE(std::ranges::equal(tree.free_ranges(), free));
+  EXPECT_TRUE(
+      std::ranges::equal(tree.free_ranges() | std::views::reverse, free | std::views::reverse));
+  EXPECT_TRUE(IntervalTree<>().free_ranges().empty());
+}
+
+TEST(IntervalTree, FreeRangesOfATreeWithoutAnyIsEmpty) {
+  const Letters tree = from_picture("xABx");
+  EXPECT_TRUE(tree.free_ranges().empty());
+}
+
+// -- the whole ---------------------------------------------------------------------------------
+
+TEST(IntervalTree, StatsCountAndMeasure) {
+  const auto stats = from_picture("xA....B.. .").stats();
+  EXPECT_EQ(stats.free_ranges, 3U);
+  EXPECT_EQ(stats.allocated_ranges, 1U);
+  EXPECT_EQ(stats.valued_ranges, 2U);
+  EXPECT_EQ(stats.free_amount, 7U);
+  EXPECT_EQ(stats.taken_amount, 3U);
+  EXPECT_EQ(stats.largest_free, 4U);
+  EXPECT_DOUBLE_EQ(stats.fragmentation(), 3.0 / 7);
+  EXPECT_DOUBLE_EQ(Letters().stats().fragmentation(), 0);
+  EXPECT_DOUBLE_EQ(from_picture("x...").stats().fragmentation(), 0);
+}
+
+TEST(IntervalTree, StatsSaturateAtTheWholeDomain) {
+  IntervalTree<> tree;
+  ASSERT_TRUE(tree.insert(Range::whole_domain()));
+  EXPECT_EQ(tree.stats().free_amount, top);
+  EXPECT_EQ(tree.stats().largest_free, top);
+  ASSERT_TRUE(tree.allocate_at(Range::whole_domain()));
+  EXPECT_EQ(tree.stats().free_amount, 0U);
+  EXPECT_EQ(tree.stats().taken_amount, top);
+}
+
+TEST(IntervalTree, IsEqualWhenRangesStatesAndValuesAre) {
+  EXPECT_EQ(from_picture("xA.. ."), from_picture("xA.. ."));
+  EXPECT_NE(from_picture("xA.."), from_picture("xB.."));
+  EXPECT_NE(from_picture("x"), from_picture("."));
+  EXPECT_NE(from_picture("x"), from_picture("A"));
+  EXPECT_NE(from_picture("..|.."), from_picture("...."));
+  EXPECT_NE(from_picture(". "), from_picture(".."));
+  EXPECT_EQ(Letters(), Letters());
+}
+
+TEST(IntervalTree, ACopyIsIndependent) {
+  Letters tree = from_picture("xA..");
+  Letters copy(tree);
+  ASSERT_TRUE(copy.update(Range::point(1), 'B'));
+  EXPECT_EQ(to_picture(tree), "xA..");
+  tree = copy;
+  EXPECT_EQ(to_picture(tree), "xB..");
+  const Letters& self = tree;
+  tree = self;
+  EXPECT_EQ(to_picture(tree), "xB..");
+}
+
+TEST(IntervalTree, AMovedFromTreeIsEmptyAndUsable) {
+  Letters tree = from_picture("xA..");
+  Letters moved(std::move(tree));
+  EXPECT_EQ(to_picture(moved), "xA..");
+  EXPECT_TRUE(tree.empty());  // NOLINT(bugprone-use-after-move)
+  EXPECT_EQ(tree.begin(), tree.end());
+  EXPECT_TRUE(tree.check_invariants());
+  EXPECT_TRUE(tree.insert(Range::of(0, 1)));
+  EXPECT_EQ(to_picture(tree), "..");
+  moved = std::move(tree);
+  EXPECT_EQ(to_picture(moved), "..");
+}
+
+TEST(IntervalTree, SwapExchangesAndClearForgets) {
+  Letters a = from_picture("xA..");
+  Letters b = from_picture(" B");
+  swap(a, b);
+  EXPECT_EQ(to_picture(a), " B");
+  EXPECT_EQ(to_picture(b), "xA..");
+  b.clear();
+  EXPECT_TRUE(b.empty());
+  EXPECT_TRUE(b.insert(Range::whole_domain()));
+}
+
+TEST(IntervalTree, ErrorsReadAsOneLine) {
+  Letters tree = from_picture("..A");
+  EXPECT_EQ(tree.insert(Range::of(1, 5)).error().message(),
+            "insert: [0x1, 0x5] overlaps [0x0, 0x1]");
+  EXPECT_EQ(tree.allocate({.size = 0x4000}).error().message(),
+            "allocate: no space for 0x4000 in [0x0, 0xffffffffffffffff]");
+  EXPECT_EQ(tree.free(Range::of(0, 1)).error().message(),
+            "free: wrong state: [0x0, 0x1] (the range is free already)");
+  EXPECT_EQ(tree.allocate_at(Range::of(1, 2)).error().message(),
+            "allocate_at: wrong state: [0x1, 0x2] because of [0x2, 0x2] (taken)");
 }
 
 }  // namespace

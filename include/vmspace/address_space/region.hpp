@@ -69,9 +69,11 @@ struct RegionOptions {
 class AddressSpaceRegion {
  public:
   /// Checks the options and makes the region. Errors: `zero_size`; `overflow` when base + size
-  /// passes 2^64; `misaligned` when base, size or offset is no multiple of the backing's page size;
-  /// `bad_alignment` when the page size is no power of two; `invalid_argument` when the backing
-  /// misses what its source needs (a path or descriptor) or has what it can't use. No system calls.
+  /// passes 2^64, or the part of a file 2^63 - 1 (the largest off_t); `misaligned` when base, size
+  /// or offset is no multiple of the backing's page size; `bad_alignment` when the page size is no
+  /// power of two; `invalid_argument` when it is smaller than the machine's pages, or when the
+  /// backing misses what its source needs (a path or descriptor) or has what it can't use. Opens
+  /// nothing and looks at nothing on the host.
   [[nodiscard]] static Result<AddressSpaceRegion> make(RegionOptions options);
 
   [[nodiscard]] const std::string& name() const noexcept { return options_.name; }
@@ -82,7 +84,14 @@ class AddressSpaceRegion {
   [[nodiscard]] GuestAddress last_addr() const noexcept {
     return GuestAddress(options_.base.value() + (options_.size - 1));
   }
-  [[nodiscard]] Range range() const noexcept;
+  [[nodiscard]] Range range() const noexcept {
+    // Never fails: make() has checked that the size is not 0 and that the end fits.
+    return detail::unchecked_range(base().value(), last_addr().value());
+  }
+  /// What base and size are multiples of: the backing's page size, or 1 without a backing.
+  [[nodiscard]] std::uint64_t alignment() const noexcept {
+    return is_mapped() ? backing().effective_page_size() : 1;
+  }
   [[nodiscard]] const BackingSpec& backing() const noexcept { return options_.backing; }
   [[nodiscard]] Protection protection() const noexcept { return options_.protection; }
   [[nodiscard]] std::optional<std::uint32_t> numa_node() const noexcept {
@@ -107,7 +116,9 @@ class AddressSpaceRegion {
   friend bool operator==(const AddressSpaceRegion&, const AddressSpaceRegion&) = default;
 
  private:
-  explicit AddressSpaceRegion(RegionOptions options) : options_(std::move(options)) {}
+  friend class AddressSpaceBase;  // sets the base of a region that it finds a place for
+
+  explicit AddressSpaceRegion(RegionOptions options) noexcept : options_(std::move(options)) {}
 
   RegionOptions options_;
 };

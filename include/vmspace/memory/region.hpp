@@ -15,6 +15,7 @@
 #include "vmspace/address_space/region.hpp"
 #include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
+#include "vmspace/memory/dirty_bitmap.hpp"
 #include "vmspace/memory/mapping.hpp"
 #include "vmspace/memory/populate.hpp"
 #include "vmspace/result.hpp"
@@ -73,16 +74,20 @@ class MemoryRegion {
   /// Whether the region's wish for transparent huge pages was taken; `not_applicable` also where it
   /// had none.
   [[nodiscard]] Applied huge_pages() const noexcept { return huge_pages_; }
+  /// What this process wrote of it, shared by every map that holds the region; off at first.
+  [[nodiscard]] DirtyBitmap& dirty() const noexcept { return dirty_; }
 
  private:
   MemoryRegion(AddressSpaceRegion description, MemoryMapping mapping, Applied huge_pages)
       : description_(std::move(description)),
         mapping_(std::move(mapping)),
-        huge_pages_(huge_pages) {}
+        huge_pages_(huge_pages),
+        dirty_(description_.size()) {}
 
   AddressSpaceRegion description_;
   MemoryMapping mapping_;
   Applied huge_pages_;
+  mutable DirtyBitmap dirty_;  // thread-safe by itself
 };
 
 /// Populates all of `regions` at once; see populate(). Null pointers are `invalid_argument`.

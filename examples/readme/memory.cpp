@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory.hpp"
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+
+#include "vmspace/address_space.hpp"
+#include "vmspace/literals.hpp"
+
+using namespace vmspace::literals;
+
+namespace {
+
+struct BootParams {
+  std::uint32_t magic;
+  std::uint32_t e820_entries;
+};
+
+vmspace::Result<void> example(const vmspace::AddressSpace& space) {
+  const BootParams boot_params{.magic = 0x53726448, .e820_entries = 5};
+  const vmspace::GuestAddress ring_index{0x9002};
+  // README begin
+  const auto memory =
+      vmspace::GuestMemory::map(*space.snapshot());  // every region that has a backing
+  if (!memory) return vmspace::fail(memory.error());
+
+  if (auto ok = memory->write(vmspace::GuestAddress{0x7000}, boot_params); !ok) return ok;
+  const auto head =
+      memory->load<std::uint16_t>(ring_index, std::memory_order_acquire);  // never torn
+  if (!head) return vmspace::fail(head.error());
+
+  std::array<std::byte, 512> sector{};
+  if (auto ok = memory->read_slice(vmspace::GuestAddress{0x8000}, sector); !ok) return ok;
+
+  const auto hole = memory->read<std::uint32_t>(vmspace::GuestAddress{0xfee0'0000});
+  if (!hole)
+    std::printf("%s\n", hole.error().message().c_str());  // "GuestMemory::read: not found: ..."
+  // README end
+  return {};
+}
+
+vmspace::Result<vmspace::AddressSpace> make_space() {
+  const auto layout = vmspace::AddressSpaceLayout::x86_64({.phys_bits = 40});
+  if (!layout) return vmspace::fail(layout.error());
+  auto space = vmspace::AddressSpace::create(*layout);
+  if (!space) return space;
+  if (auto ok = space->insert_region(
+          {.name = "ram", .size = 512_MiB, .backing = {.source = vmspace::MemorySource::shmem}});
+      !ok) {
+    return vmspace::fail(ok.error());
+  }
+  return space;
+}
+
+}  // namespace
+
+int main() {
+  const auto space = make_space();
+  const auto ok = space ? example(*space) : vmspace::fail(space.error());
+  if (!ok) std::fprintf(stderr, "%s\n", ok.error().message().c_str());
+  return ok ? 0 : 1;
+}

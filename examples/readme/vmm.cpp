@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/vmm.hpp"
+
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+#include "vmspace/literals.hpp"
+#include "vmspace/memory.hpp"
+
+using namespace vmspace::literals;
+
+namespace {
+
+vmspace::Result<void> example(int vm_fd, const vmspace::GuestMemory& memory) {
+  // README begin
+  auto slots = vmspace::KvmMemslots::create(vm_fd);  // a descriptor from KVM_CREATE_VM
+  if (!slots) return vmspace::fail(slots.error());
+
+  for (const auto& region : memory.regions()) {
+    const auto ok = slots->set(
+        {.base = region->base(), .size = region->size(), .host_address = region->host_base()});
+    if (!ok) return ok;  // KVM sees all of the region or nothing of it
+  }
+  const auto first = memory.regions().front()->description().range();
+  if (auto ok = slots->clear(first); !ok) return ok;  // unplugged: no vCPU reaches it any more
+  // README end
+  return {};
+}
+
+}  // namespace
+
+int main() {
+  constexpr int skipped = 77;  // for CTest
+  const int kvm = ::open("/dev/kvm", O_RDWR | O_CLOEXEC);
+  const int vm = kvm < 0 ? -1 : ::ioctl(kvm, KVM_CREATE_VM, 0);
+  if (vm < 0) {
+    std::printf("no virtual machine here: /dev/kvm: %s\n", std::strerror(errno));
+    return skipped;
+  }
+  const vmspace::GuestRange ram[] = {{vmspace::GuestAddress{0}, 64_MiB}};
+  const auto memory = vmspace::GuestMemory::create(ram);
+  const auto ok = memory ? example(vm, *memory) : vmspace::fail(memory.error());
+  if (!ok) std::fprintf(stderr, "%s\n", ok.error().message().c_str());
+  ::close(vm);
+  ::close(kvm);
+  return ok ? 0 : 1;
+}

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The address space layer: what each guest physical address is, for one thread or for many.
+
+#pragma once
+
+#include "vmspace/address_space/address_space.hpp"
+#include "vmspace/address_space/address_space_base.hpp"
+#include "vmspace/address_space/backing_spec.hpp"
+#include "vmspace/address_space/e820.hpp"
+#include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/address_space/layout.hpp"
+#include "vmspace/address_space/memory_map.hpp"
+#include "vmspace/address_space/published.hpp"
+#include "vmspace/address_space/region.hpp"

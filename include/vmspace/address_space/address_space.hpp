@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The address space of a running guest: an AddressSpaceBase that many threads share.
+//
+//   auto space = AddressSpace::create(*AddressSpaceLayout::x86_64({.phys_bits = 46}));
+//
+//   auto reader = space->reader();                                // a vCPU thread
+//   if (auto* region = reader.current().find_region(gpa)) ...
+//
+//   space->transact([&](AddressSpaceBase& draft) -> Result<void> {  // a management thread
+//     if (auto ok = draft.remove_region(old_base); !ok) return fail(ok.error());
+//     return draft.insert_region(replacement);
+//   });
+
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "vmspace/address_space/address_space_base.hpp"
+#include "vmspace/address_space/published.hpp"
+#include "vmspace/result.hpp"
+
+namespace vmspace {
+
+/// A guest physical address space that changes while others read it.
+///
+/// A handle: copies of it are the same space. Every change is made to a copy of the regions and
+/// published at once, so that a reader sees the space before it or after it and nothing between.
+///
+/// Threads: every call is safe from any thread. Changes happen one after the other, none is lost;
+/// `would_deadlock` for a change from inside a transaction on the same space. Each costs O(n) for
+/// the copy, a pointer a region. See Published for readers, and for who destroys what.
+class AddressSpace {
+ public:
+  using Reader = Published<AddressSpaceBase>::Reader;
+
+  /// A space with these regions. The errors of AddressSpaceBase::from_regions().
+  [[nodiscard]] static Result<AddressSpace> create(AddressSpaceLayout layout,
+                                                   std::vector<AddressSpaceRegion> regions = {}) {
+    auto first = AddressSpaceBase::from_regions(std::move(layout), std::move(regions));
+    if (!first) return fail(first.error());
+    return AddressSpace(*std::move(first));
+  }
+
+  /// A space that begins as a copy of `first`.
+  explicit AddressSpace(AddressSpaceBase first) : published_(std::move(first)) {}
+
+  /// A reader for one thread: current() is the space now, for one load and one compare.
+  [[nodiscard]] Reader reader() const { return published_.reader(); }
+
+  /// The space now, which stays as it is as long as the pointer lives. For cold paths.
+  [[nodiscard]] std::shared_ptr<const AddressSpaceBase> snapshot() const {
+    return published_.snapshot();
+  }
+
+  /// How often the space was published: 1 in the beginning, one more with each change.
+  [[nodiscard]] std::uint64_t generation() const noexcept { return published_.generation(); }
+
+  /// Several changes, published at once or not at all: `edit(AddressSpaceBase&)` gives a Result,
+  /// and an error of it leaves the space, its generation and its readers as they were.
+  template <typename Edit>
+  [[nodiscard]] std::invoke_result_t<Edit, AddressSpaceBase&> transact(Edit&& edit) const {
+    return published_.update(std::forward<Edit>(edit));
+  }
+
+  /// The calls of AddressSpaceBase, each a transaction of its own.
+  [[nodiscard]] Result<void> insert_region(AddressSpaceRegion region) const {
+    return transact(
+        [&](AddressSpaceBase& draft) { return draft.insert_region(std::move(region)); });
+  }
+  [[nodiscard]] Result<void> insert_region(RegionOptions options) const {
+    return transact(
+        [&](AddressSpaceBase& draft) { return draft.insert_region(std::move(options)); });
+  }
+  [[nodiscard]] Result<AddressSpaceRegion> remove_region(GuestAddress base) const {
+    return transact([&](AddressSpaceBase& draft) { return draft.remove_region(base); });
+  }
+  [[nodiscard]] Result<void> move_region(GuestAddress from, GuestAddress to) const {
+    return transact([&](AddressSpaceBase& draft) { return draft.move_region(from, to); });
+  }
+  [[nodiscard]] Result<GuestAddress> place_region(RegionOptions options,
+                                                  const Constraint& constraint,
+                                                  std::string_view aperture) const {
+    return transact([&](AddressSpaceBase& draft) {
+      return draft.place_region(std::move(options), constraint, aperture);
+    });
+  }
+
+  /// Waits until nobody sees the space as it was before the last change; see
+  /// Published::wait_released().
+  [[nodiscard]] Result<void> wait_released(std::chrono::nanoseconds timeout) const {
+    return published_.wait_released(timeout);
+  }
+
+  /// Whether both are handles of one space.
+  [[nodiscard]] bool same_as(const AddressSpace& other) const noexcept {
+    return published_.same_as(other.published_);
+  }
+
+ private:
+  Published<AddressSpaceBase> published_;
+};
+
+}  // namespace vmspace

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What every guest physical address is: the regions that were put into a layout, as a value.
+//
+//   AddressSpaceBase space(*AddressSpaceLayout::x86_64({.phys_bits = 46}));
+//   space.insert_region({.name = "ram", .size = 3_GiB, .backing = {.source =
+//   MemorySource::shmem}}); space.place_region({.name = "gpu BAR0", .type =
+//   RegionType::device_memory},
+//                      {.size = 16_MiB, .align = 16_MiB}, "mmio_high");
+//   if (const AddressSpaceRegion* region = space.find_region(GuestAddress{0x1000})) ...
+//   for (const AddressSpaceRegion& region : space) ...
+//
+// Regions are entries of an IntervalTree whose free ranges are what the layout leaves between its
+// holes: looking up, refusing overlaps and finding a free place are one structure. A region never
+// changes once it is in, so copies of the space share it, and copying a space costs a pointer a
+// region; that is how AddressSpace publishes each change.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/address_space/layout.hpp"
+#include "vmspace/address_space/region.hpp"
+#include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/interval_tree.hpp"
+#include "vmspace/result.hpp"
+
+namespace vmspace {
+
+/// The regions of a guest physical address space.
+///
+/// Invariant: no two regions overlap, and each lies where the layout allows its type
+/// (AddressSpaceLayout::check_place); see check_invariants().
+///
+/// Failure: a call that returns an error, or throws std::bad_alloc, leaves the space as it was.
+/// Pointers and references to a region live until that region is removed or moved and every copy of
+/// the space that has it is gone. Threads: const calls may run at the same time; any other call
+/// excludes all others. Spaces that share regions are independent.
+class AddressSpaceBase {
+  using RegionPtr = std::shared_ptr<const AddressSpaceRegion>;
+  using Tree = IntervalTree<RegionPtr>;
+
+ public:
+  /// Walks over regions in address order.
+  class Iterator {
+   public:
+    using iterator_category = std::forward_iterator_tag;
+    using value_type = AddressSpaceRegion;
+    using difference_type = std::ptrdiff_t;
+    using pointer = const AddressSpaceRegion*;
+    using reference = const AddressSpaceRegion&;
+
+    Iterator() = default;
+    [[nodiscard]] reference operator*() const noexcept { return **(*at_).value; }
+    [[nodiscard]] pointer operator->() const noexcept { return &**this; }
+    Iterator& operator++() noexcept {
+      ++at_;
+      skip_free();
+      return *this;
+    }
+    Iterator operator++(int) noexcept {
+      Iterator before = *this;
+      ++*this;
+      return before;
+    }
+    friend bool operator==(const Iterator& a, const Iterator& b) noexcept { return a.at_ == b.at_; }
+
+   private:
+    friend AddressSpaceBase;
+    Iterator(Tree::Iterator at, Tree::Iterator end) noexcept : at_(at), end_(end) { skip_free(); }
+    void skip_free() noexcept {
+      while (at_ != end_ && (*at_).value == nullptr)
+        ++at_;
+    }
+
+    Tree::Iterator at_;
+    Tree::Iterator end_;
+  };
+  using iterator = Iterator;
+  using const_iterator = Iterator;
+
+  /// A space without regions.
+  explicit AddressSpaceBase(AddressSpaceLayout layout);
+
+  /// A space with these regions, in any order. The errors of insert_region() for the first that
+  /// does not fit. O(n log n).
+  [[nodiscard]] static Result<AddressSpaceBase> from_regions(
+      AddressSpaceLayout layout, std::vector<AddressSpaceRegion> regions);
+
+  /// Puts a region where it says. Errors: those of AddressSpaceRegion::make; those of
+  /// AddressSpaceLayout::check_place; `overlap` naming the lowest region in the way. O(log n).
+  [[nodiscard]] Result<void> insert_region(AddressSpaceRegion region);
+  [[nodiscard]] Result<void> insert_region(RegionOptions options);
+
+  /// Takes out the region that begins at `base` and returns it. `not_found` when none begins there.
+  /// O(log n).
+  [[nodiscard]] Result<AddressSpaceRegion> remove_region(GuestAddress base);
+
+  /// Moves the region that begins at `from` to begin at `to`, as when a guest writes a BAR: wholly
+  /// or not at all. The new place may overlap the old. Errors: `not_found` when no region begins at
+  /// `from`; those of insert_region() for the new place. O(log n); O(n) when the places overlap.
+  [[nodiscard]] Result<void> move_region(GuestAddress from, GuestAddress to);
+
+  /// Finds a place for a region of `constraint.size` bytes inside the aperture of this name, and
+  /// puts it there. The constraint's window narrows the aperture; the place is aligned to the
+  /// backing's page size too. `options.base` stays 0, `options.size` is 0 or the constraint's.
+  /// Returns the address. Errors: `invalid_argument` when base or size disagree; `not_found` when
+  /// there is no such aperture; `bad_state` when it does not take the region's type; those of
+  /// Constraint::validate and AddressSpaceRegion::make; `no_space`. Cost: IntervalTree::allocate.
+  [[nodiscard]] Result<GuestAddress> place_region(RegionOptions options, Constraint constraint,
+                                                  std::string_view aperture);
+
+  /// The region that contains the address; null when none does. O(log n).
+  [[nodiscard]] const AddressSpaceRegion* find_region(GuestAddress address) const noexcept {
+    const RegionPtr* found = regions_.find_value(address.value());
+    return found == nullptr ? nullptr : found->get();
+  }
+
+  /// What the region at an address says of itself; `not_found` when there is no region, which is
+  /// not the same as a region that says nothing (a node that is not set). O(log n).
+  [[nodiscard]] Result<bool> is_dax_region(GuestAddress address) const;
+  [[nodiscard]] Result<Protection> prot_flags(GuestAddress address) const;
+  [[nodiscard]] Result<std::optional<std::uint32_t>> numa_node_id(GuestAddress address) const;
+
+  [[nodiscard]] const AddressSpaceLayout& layout() const noexcept { return *layout_; }
+
+  /// The last address of the highest region, inclusive; nothing when there is no region.
+  [[nodiscard]] std::optional<GuestAddress> last_addr() const noexcept;
+
+  /// How many regions there are. O(1).
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
+  /// The regions in address order.
+  [[nodiscard]] Iterator begin() const noexcept { return {regions_.begin(), regions_.end()}; }
+  [[nodiscard]] Iterator end() const noexcept { return {regions_.end(), regions_.end()}; }
+
+  /// Spaces are equal when their layouts and regions say the same. O(n).
+  friend bool operator==(const AddressSpaceBase& a, const AddressSpaceBase& b) noexcept;
+
+  /// Checks every rule of the invariant: `corrupt` with the first one that is broken as its reason,
+  /// which is a defect of this library or a stray write. O(n).
+  [[nodiscard]] Result<void> check_invariants() const;
+
+ private:
+  /// `overlap` when a region other than `ignored` has a part of this range, or the layout's error.
+  [[nodiscard]] Result<void> check_free(const AddressSpaceRegion& region, const char* operation,
+                                        const AddressSpaceRegion* ignored = nullptr) const;
+  [[nodiscard]] Result<const AddressSpaceRegion*> region_from(GuestAddress base,
+                                                              const char* operation) const;
+  [[nodiscard]] Result<const AddressSpaceRegion*> region_at(GuestAddress address,
+                                                            const char* operation) const;
+
+  std::shared_ptr<const AddressSpaceLayout> layout_;
+  Tree regions_;  ///< free: where regions may go; valued: a region, never null
+  std::size_t size_ = 0;
+};
+
+/// What changed from one space to another.
+struct RegionDiff {
+  std::vector<AddressSpaceRegion> removed;  ///< in address order
+  std::vector<AddressSpaceRegion> added;    ///< in address order
+
+  [[nodiscard]] bool empty() const noexcept { return removed.empty() && added.empty(); }
+};
+
+/// The regions that only the one or only the other has; one that was moved or changed in any way is
+/// both removed and added. O(n), and cheap for what both share.
+[[nodiscard]] RegionDiff diff(const AddressSpaceBase& before, const AddressSpaceBase& after);
+
+}  // namespace vmspace

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What each part of a machine's guest physical space may be used for, before anything is there.
+//
+// A machine dictates a frame: how far its addresses reach, where RAM may lie, which windows belong
+// to devices, which addresses nobody may use. An AddressSpaceLayout is that frame, checked once;
+// an AddressSpaceBase then refuses every region that does not fit it. It also plans where RAM goes,
+// because RAM is what has to be laid around everything else:
+//
+//   auto layout = AddressSpaceLayout::x86_64({.phys_bits = 46});
+//   auto plan = layout->plan_ram({6_GiB});  // [0, 3 GiB) and [4 GiB, 7 GiB)
+
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/address_space/region.hpp"
+#include "vmspace/allocator/range.hpp"
+#include "vmspace/result.hpp"
+
+namespace vmspace {
+
+/// Which regions an aperture takes. Firmware may lie in every one.
+enum class ApertureUse : std::uint8_t {
+  ram,       ///< RAM
+  mmio,      ///< device and DAX regions; where device regions are placed
+  platform,  ///< devices at fixed addresses (APIC, HPET, PCI configuration space): reserved to
+             ///< guests
+};
+
+/// The name that the memory map shows: `ram window`, `mmio window`, `platform window`.
+[[nodiscard]] std::string_view name_of(ApertureUse use) noexcept;
+
+/// A window of the guest physical space with one purpose.
+struct Aperture {
+  std::string name;
+  Range range;
+  ApertureUse use;
+
+  /// Whether regions of this type may lie inside.
+  [[nodiscard]] bool takes(RegionType type) const noexcept;
+
+  friend bool operator==(const Aperture&, const Aperture&) = default;
+};
+
+/// What a boot table says of a hole.
+enum class HoleKind : std::uint8_t {
+  unused,    ///< nothing answers there: in no boot table
+  reserved,  ///< the machine uses it itself: listed as reserved, so that a guest keeps off
+};
+
+/// Addresses where no region may lie.
+struct Hole {
+  std::string name;
+  Range range;
+  HoleKind kind = HoleKind::reserved;
+
+  friend bool operator==(const Hole&, const Hole&) = default;
+};
+
+/// What a caller says of a layout; an aggregate for designated initialisers.
+struct LayoutOptions {
+  std::uint64_t mem_start = 0;  ///< where RAM may begin
+  std::uint64_t mem_end;        ///< where RAM must end, exclusive
+  std::uint64_t phys_end;       ///< where the guest physical space ends, exclusive
+  std::vector<Aperture> apertures = {};
+  std::vector<Hole> holes = {};
+};
+
+/// What a caller says of a PC.
+struct X86LayoutOptions {
+  /// Bits of a guest physical address, 36 to 52: the least of what the host can do
+  /// (CPUID.80000008H:EAX[7:0]) and what the VMM tells its guest.
+  unsigned phys_bits;
+  /// Buses of PCI configuration space (ECAM), 1 MiB each, from 0xC000'0000; at most 256, 0 is none.
+  unsigned ecam_buses = 0;
+  /// Leave out [0xFD'0000'0000, 0xFF'FFFF'FFFF], which AMD processors use for HyperTransport.
+  bool amd_hole = true;
+  /// Where RAM must end, exclusive; at least 4 GiB. Unset: half of the space, the rest is for
+  /// devices.
+  std::optional<std::uint64_t> mem_end = {};
+};
+
+/// What a caller says of an Arm machine.
+struct Aarch64LayoutOptions {
+  /// Bits of an intermediate physical address, 32 to 52 (KVM_VM_TYPE_ARM_IPA_SIZE).
+  unsigned ipa_bits;
+  /// Buses of PCI configuration space (ECAM), 1 MiB each, from 0x1000'0000; at most 256, 0 is none.
+  unsigned ecam_buses = 0;
+  /// Where RAM must end, exclusive; above 1 GiB. Unset: half of the space, the rest is for devices.
+  std::optional<std::uint64_t> mem_end = {};
+};
+
+/// A run of RAM that a plan places.
+struct RamPiece {
+  GuestAddress base;
+  std::uint64_t size;  ///< bytes
+  std::uint32_t node;  ///< the guest's NUMA node: the index into the sizes that were planned
+
+  friend bool operator==(const RamPiece&, const RamPiece&) = default;
+};
+
+/// The frame of a guest physical address space.
+///
+/// Invariant: mem_start <= mem_end <= phys_end, and phys_end is not 0. Apertures and holes lie
+/// below phys_end and are sorted by address; no two apertures overlap, no two holes do, and a hole
+/// lies inside one aperture or outside all. Apertures for RAM lie within [mem_start, mem_end).
+/// Aperture names are unique and not empty.
+///
+/// A value, immutable once made: safe to read from any thread.
+class AddressSpaceLayout {
+ public:
+  /// A layout from its parts. Errors: `invalid_range` when the bounds are not in order, or there
+  /// are no addresses; `out_of_bounds` when an aperture or hole reaches past phys_end, or an
+  /// aperture for RAM past [mem_start, mem_end); `overlap` when two apertures or two holes overlap,
+  /// or a hole crosses the edge of an aperture; `invalid_argument` when an aperture's name is empty
+  /// or taken.
+  [[nodiscard]] static Result<AddressSpaceLayout> make(LayoutOptions options);
+
+  /// A PC: RAM from 0 to 3 GiB (`ram_low`) and from 4 GiB to mem_end (`ram_high`); between them the
+  /// MMIO hole: `ecam` if asked for, `mmio_low`, and from 0xFC00'0000 `platform` (I/O APIC, HPET,
+  /// local APIC, TSS, firmware); `mmio_high` from mem_end on; the hole `hypertransport` where it is
+  /// not switched off and the space reaches so far. Errors: `invalid_argument` for bits, buses or a
+  /// mem_end outside of what the options allow; `overlap` when mem_end cuts the hole.
+  ///
+  /// Sources: Intel SDM vol. 3, chapter "Advanced Programmable Interrupt Controller" (0xFEE0'0000);
+  /// AMD I/O Virtualization Technology (IOMMU) Specification, 2.1.2, table "Special Address
+  /// Controls (GPA)" (HyperTransport).
+  [[nodiscard]] static Result<AddressSpaceLayout> x86_64(const X86LayoutOptions& options);
+
+  /// An Arm machine with its devices below RAM: `platform` from 0 to 256 MiB (flash, GIC, UART),
+  /// then `ecam` if asked for, `mmio_low` up to 1 GiB, `ram` to mem_end, and `mmio_high` from
+  /// there. Errors: `invalid_argument` for bits, buses or a mem_end outside of what the options
+  /// allow.
+  [[nodiscard]] static Result<AddressSpaceLayout> aarch64(const Aarch64LayoutOptions& options);
+
+  [[nodiscard]] std::uint64_t mem_start() const noexcept { return mem_start_; }
+  [[nodiscard]] std::uint64_t mem_end() const noexcept { return mem_end_; }    ///< exclusive
+  [[nodiscard]] std::uint64_t phys_end() const noexcept { return phys_end_; }  ///< exclusive
+  /// In address order.
+  [[nodiscard]] std::span<const Aperture> apertures() const noexcept { return apertures_; }
+  /// In address order.
+  [[nodiscard]] std::span<const Hole> holes() const noexcept { return holes_; }
+  /// The aperture of this name; null when there is none. Lives as long as the layout.
+  [[nodiscard]] const Aperture* find_aperture(std::string_view name) const noexcept;
+
+  /// Whether a region of this type may lie at `range`. RAM lies within [mem_start, mem_end) and
+  /// meets no aperture for anything else. Others lie inside one aperture that takes them or meet
+  /// none, and then device and DAX regions lie within [mem_end, phys_end). Errors: `out_of_bounds`
+  /// when it lies outside of that, or crosses the edge of an aperture; `overlap` when it meets a
+  /// hole, or an aperture for something else. Both name the other range. O(apertures + holes).
+  [[nodiscard]] Result<void> check_place(RegionType type, const Range& range) const;
+
+  /// Where the RAM of a machine goes whose NUMA nodes have these sizes: pieces in address order,
+  /// filling what is neither hole nor aperture for anything else from mem_start up, node by node. A
+  /// node that does not fit below a hole is split there, unless less than 128 MiB is left: then it
+  /// begins above, because a sliver would cost a region, and a KVM memory slot, for little. Errors:
+  /// `invalid_argument` without a node; `zero_size`; `misaligned` when a size is no multiple of
+  /// 4 KiB; `no_space` naming the size of the node that does not fit.
+  [[nodiscard]] Result<std::vector<RamPiece>> plan_ram(std::span<const std::uint64_t> sizes) const;
+  [[nodiscard]] Result<std::vector<RamPiece>> plan_ram(
+      std::initializer_list<std::uint64_t> sizes) const {
+    return plan_ram(std::span(sizes.begin(), sizes.size()));
+  }
+
+  friend bool operator==(const AddressSpaceLayout&, const AddressSpaceLayout&) = default;
+
+ private:
+  explicit AddressSpaceLayout(LayoutOptions options) noexcept
+      : mem_start_(options.mem_start),
+        mem_end_(options.mem_end),
+        phys_end_(options.phys_end),
+        apertures_(std::move(options.apertures)),
+        holes_(std::move(options.holes)) {}
+
+  std::uint64_t mem_start_;
+  std::uint64_t mem_end_;
+  std::uint64_t phys_end_;
+  std::vector<Aperture> apertures_;
+  std::vector<Hole> holes_;
+};
+
+/// The host's memory in bytes: MemTotal of /proc/meminfo (proc(5)). `os` when the file can't be
+/// read, `corrupt` when it has no such line. A system call; not for hot paths.
+[[nodiscard]] Result<std::uint64_t> host_memory_size();
+
+namespace detail {
+
+/// MemTotal out of the text of /proc/meminfo; `corrupt` when it is not there or no number.
+[[nodiscard]] Result<std::uint64_t> parse_meminfo(std::string_view text);
+
+}  // namespace detail
+
+}  // namespace vmspace

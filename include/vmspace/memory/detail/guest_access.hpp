@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Loads, stores and copies of memory that somebody else changes meanwhile.
+//
+// A guest writes to its memory whenever it likes. To the compiler, plain loads of it are loads of
+// ordinary memory: it may do one twice instead of keeping the value, and then a length that was
+// checked is not the length that is used (a "double fetch"; XSA-155 is the known example). Here every
+// small load and store is volatile, and bulk copies end in a function that the compiler does not see
+// into: what the caller gets is a private copy that was read once.
+//
+// An aligned load or store of 1, 2, 4 or 8 bytes is one access of the machine, never torn. A misaligned
+// one, and a larger object, are several.
+//
+// ThreadSanitizer takes volatile accesses for ordinary ones and would report every race with the guest,
+// or with another thread that acts for it. Such races are meant, so under it the same accesses are made
+// with relaxed atomics, as small as the alignment asks.
+
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__SANITIZE_THREAD__)
+#define VMSPACE_DETAIL_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define VMSPACE_DETAIL_TSAN 1
+#endif
+#endif
+#ifndef VMSPACE_DETAIL_TSAN
+#define VMSPACE_DETAIL_TSAN 0
+#endif
+
+namespace vmspace::detail {
+
+/// `bytes` from memory that others write, to private memory. Out of line, so that no caller's compiler
+/// can merge the copy with its later use. Any alignment; the ranges do not overlap.
+void copy_from_shared(void* to, const std::byte* from, std::size_t bytes) noexcept;
+/// The same, the other way round.
+void copy_to_shared(std::byte* to, const void* from, std::size_t bytes) noexcept;
+/// Within shared memory; the ranges may overlap.
+void move_shared(std::byte* to, const std::byte* from, std::size_t bytes) noexcept;
+void fill_shared(std::byte* to, std::byte value, std::size_t bytes) noexcept;
+
+template <typename Word>
+[[gnu::always_inline]] inline Word load_word(const std::byte* from) noexcept {
+#if VMSPACE_DETAIL_TSAN
+  if (reinterpret_cast<std::uintptr_t>(from) % sizeof(Word) == 0) {
+    return __atomic_load_n(reinterpret_cast<const Word*>(from), __ATOMIC_RELAXED);
+  }
+  unsigned char bytes[sizeof(Word)];
+  for (std::size_t i = 0; i < sizeof(Word); ++i) {
+    bytes[i] = __atomic_load_n(reinterpret_cast<const unsigned char*>(from) + i, __ATOMIC_RELAXED);
+  }
+  Word word;
+  std::memcpy(&word, bytes, sizeof word);
+  return word;
+#else
+  // One load on x86-64 and aarch64 wherever it lies; the attributes tell the compiler that it may lie
+  // anywhere and overlay any type.
+  using Anywhere [[gnu::may_alias, gnu::aligned(1)]] = Word;
+  const Word word = *reinterpret_cast<const volatile Anywhere*>(from);
+  return word;
+#endif
+}
+
+template <typename Word>
+[[gnu::always_inline]] inline void store_word(std::byte* to, Word word) noexcept {
+#if VMSPACE_DETAIL_TSAN
+  if (reinterpret_cast<std::uintptr_t>(to) % sizeof(Word) == 0) {
+    return __atomic_store_n(reinterpret_cast<Word*>(to), word, __ATOMIC_RELAXED);
+  }
+  unsigned char bytes[sizeof(Word)];
+  std::memcpy(bytes, &word, sizeof word);
+  for (std::size_t i = 0; i < sizeof(Word); ++i) {
+    __atomic_store_n(reinterpret_cast<unsigned char*>(to) + i, bytes[i], __ATOMIC_RELAXED);
+  }
+#else
+  using Anywhere [[gnu::may_alias, gnu::aligned(1)]] = Word;
+  *reinterpret_cast<volatile Anywhere*>(to) = word;
+#endif
+}
+
+/// Up to this size an object is copied word by word in line: a call would cost more.
+inline constexpr std::size_t inline_copy_limit = 64;
+
+/// An object of T's bytes, read once.
+template <typename T>
+  requires std::is_trivially_copyable_v<T>
+[[gnu::always_inline]] inline void load_once(T& to, const std::byte* from) noexcept {
+  if constexpr (sizeof(T) > inline_copy_limit) {
+    copy_from_shared(&to, from, sizeof(T));
+  } else {
+    auto* out = reinterpret_cast<unsigned char*>(&to);
+    std::size_t at = 0;
+    const auto words = [&]<typename Word>(Word) {
+      for (; sizeof(T) - at >= sizeof(Word); at += sizeof(Word)) {
+        const Word word = load_word<Word>(from + at);
+        std::memcpy(out + at, &word, sizeof word);
+      }
+    };
+    words(std::uint64_t{});
+    words(std::uint32_t{});
+    words(std::uint16_t{});
+    words(std::uint8_t{});
+  }
+}
+
+/// An object of T's bytes, each written once.
+template <typename T>
+  requires std::is_trivially_copyable_v<T>
+[[gnu::always_inline]] inline void store_once(std::byte* to, const T& from) noexcept {
+  if constexpr (sizeof(T) > inline_copy_limit) {
+    copy_to_shared(to, &from, sizeof(T));
+  } else {
+    const auto* in = reinterpret_cast<const unsigned char*>(&from);
+    std::size_t at = 0;
+    const auto words = [&]<typename Word>(Word) {
+      for (; sizeof(T) - at >= sizeof(Word); at += sizeof(Word)) {
+        Word word;
+        std::memcpy(&word, in + at, sizeof word);
+        store_word<Word>(to + at, word);
+      }
+    };
+    words(std::uint64_t{});
+    words(std::uint32_t{});
+    words(std::uint16_t{});
+    words(std::uint8_t{});
+  }
+}
+
+}  // namespace vmspace::detail

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which pages of a region this process has written: one bit a page, for live migration and
+// incremental snapshots. KVM keeps such a log of what the guest writes; this one is for what the
+// VMM and its devices write.
+//
+// Why no write is ever missing. A writer stores its data, then loads the bitmap, tests the bit, and
+// sets it if it was clear. A harvester clears the bit, then reads the data. Were the writer's test
+// to overtake its store, it could see the bit of the last round still set, and the harvester could
+// still read the old data. A full fence between the writer's store and test forbids that, and would
+// cost more than the write. membarrier(2) makes all running threads of the process pass such a
+// fence when the harvester asks: the writer keeps a compiler fence, which costs nothing, and the
+// harvester one system call. Either the writer's test came before the barrier, then its data is
+// visible after it; or after, then it sees the cleared bit and sets it. The same argument, with the
+// pointer in place of the bit, holds for switching on: data whose writer saw tracking off is
+// visible to whoever copies after enable() has returned. Where membarrier is missing (seccomp, old
+// kernels) writers pay the fence.
+
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "vmspace/result.hpp"
+
+namespace vmspace {
+
+/// A range of dirty bytes: whole pages, as an offset into a region.
+struct DirtyRange {
+  std::uint64_t offset;
+  std::uint64_t size;
+
+  friend bool operator==(const DirtyRange&, const DirtyRange&) = default;
+};
+
+/// The dirty pages of one region; off until enable().
+///
+/// Invariant: while tracking is on, a page that was written through marking accessors since the
+/// last harvest has its bit set, once the writer's call has returned. Pages may be reported that
+/// hold what they held: marking is never too little, sometimes too much. Any thread may call
+/// anything at any time. The bitmap's memory is kept from the first enable() to the destructor,
+/// because a writer may be about to set a bit when tracking ends; the caller keeps writers away
+/// from the destructor.
+class DirtyBitmap {
+ public:
+  /// Bytes that one bit stands for, on every machine: KVM's smallest page.
+  static constexpr std::uint64_t page_size = 4096;
+
+  /// For a region of `size` bytes; off. Asks the kernel for membarrier: one system call.
+  explicit DirtyBitmap(std::uint64_t size) noexcept;
+  DirtyBitmap(const DirtyBitmap&) = delete;
+  DirtyBitmap& operator=(const DirtyBitmap&) = delete;
+  ~DirtyBitmap() = default;
+
+  /// Bytes that are tracked.
+  [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
+  [[nodiscard]] std::uint64_t pages() const noexcept {
+    return size_ / page_size + (size_ % page_size != 0 ? 1 : 0);
+  }
+  [[nodiscard]] bool is_enabled() const noexcept {
+    return (state_.load(std::memory_order_relaxed) & ~fence_first) != 0;
+  }
+  /// Whether writers must fence, because there is no membarrier.
+  [[nodiscard]] bool writers_fence() const noexcept {
+    return (state_.load(std::memory_order_relaxed) & fence_first) != 0;
+  }
+
+  /// Starts tracking with a clear bitmap. Copy the whole region after it returns, harvest after
+  /// that. Does nothing when it is on already. Errors: `os` when membarrier fails, and then it
+  /// stays off. Allocates one bit a page the first time; one system call.
+  [[nodiscard]] Result<void> enable();
+
+  /// Stops tracking; what was marked is forgotten. Does nothing when it is off.
+  void disable() noexcept;
+
+  /// Records that the `size` bytes from `offset` were written, after the write. The part outside of
+  /// the region is ignored. While off, costs a load and a branch, and not more than that inline.
+  [[gnu::always_inline]] void mark(std::uint64_t offset, std::uint64_t size) noexcept {
+    // The data must be stored before the state is loaded: by the compiler here, by the processor
+    // when the harvester's membarrier says so.
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    // Acquire pairs with enable(): the words that a pointer leads to are zeroed.
+    const std::uintptr_t state = state_.load(std::memory_order_acquire);
+    if (state == 0) [[likely]]
+      return;
+    mark_in(state, offset, size);
+  }
+
+  /// The ranges written since the last harvest (or enable), coalesced and in order; their bits are
+  /// clear afterwards. Read the data after this returns: whoever writes from then on marks again.
+  /// Empty while off. Errors: `os` when membarrier fails; the bits are set again then. One system
+  /// call; O(pages / 64 + ranges); allocates.
+  [[nodiscard]] Result<std::vector<DirtyRange>> harvest();
+
+  /// The same without the bits being cleared, and with no promise about writers: for displays.
+  [[nodiscard]] std::vector<DirtyRange> peek() const;
+
+  /// Marks what a foreign bitmap says, such as the one of KVM_GET_DIRTY_LOG: bit n of word w is the
+  /// page 64 * w + n after the page at `offset`. Ignored while off. Errors: `misaligned` when
+  /// `offset` is no multiple of page_size; `out_of_bounds` when a set bit lies past the end, and
+  /// then nothing is marked.
+  [[nodiscard]] Result<void> merge(std::uint64_t offset, std::span<const std::uint64_t> bits);
+
+ private:
+  friend class DirtyHarvest;
+
+  using Word = std::atomic<std::uint64_t>;
+
+  /// In `state_`: writers fence before they look. Set for good when the object is made; pointers to
+  /// words leave the bit free.
+  static constexpr std::uintptr_t fence_first = 1;
+
+  static Word* words_in(std::uintptr_t state) noexcept {
+    return reinterpret_cast<Word*>(state & ~fence_first);
+  }
+
+  [[gnu::always_inline]] void mark_in(std::uintptr_t state, std::uint64_t offset,
+                                      std::uint64_t size) noexcept {
+    const std::uint64_t page = offset / page_size;
+    const std::uint64_t last = offset + (size - 1);
+    if ((state & fence_first) != 0 || page != last / page_size || last >= size_) [[unlikely]] {
+      return mark_range(offset, size);
+    }
+    // Test before setting: the line stays shared between the writers' caches while the bit is set.
+    Word& word = words_in(state)[page / 64];
+    const std::uint64_t bit = std::uint64_t{1} << (page % 64);
+    if ((word.load(std::memory_order_relaxed) & bit) == 0) {
+      word.fetch_or(bit, std::memory_order_relaxed);
+    }
+  }
+
+  /// The general case of mark(): several pages, writers that fence, nonsense.
+  void mark_range(std::uint64_t offset, std::uint64_t size) noexcept;
+
+  std::atomic<std::uintptr_t> state_;  ///< 0 is off; else the words, and fence_first
+  std::uint64_t size_;
+  std::unique_ptr<Word[]> words_;  ///< set once, under the mutex
+  std::mutex switching_;           ///< orders enable() and disable()
+};
+
+/// A harvest of several bitmaps for the price of one barrier: take() each, then finish() once, then
+/// read the data. Until finish() has succeeded, the destructor sets all bits again, so that a
+/// harvest that fails half-way, also for want of memory, forgets nothing. One thread uses an object
+/// at a time.
+class DirtyHarvest {
+ public:
+  DirtyHarvest() = default;
+  DirtyHarvest(const DirtyHarvest&) = delete;
+  DirtyHarvest& operator=(const DirtyHarvest&) = delete;
+  ~DirtyHarvest();
+
+  /// Takes the bits out of a bitmap; gives its ranges. Nothing while it is off.
+  [[nodiscard]] std::vector<DirtyRange> take(DirtyBitmap& bitmap);
+
+  /// Makes every writer that found a bit set have its data visible. Errors: `os`.
+  [[nodiscard]] Result<void> finish();
+
+ private:
+  struct Taken {
+    DirtyBitmap* bitmap;
+    std::vector<std::uint64_t> words;
+  };
+  std::vector<Taken> taken_;
+};
+
+}  // namespace vmspace

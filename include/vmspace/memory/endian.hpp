@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Little-endian integers, as virtio and most device structures lay them out, for use as members of
+// structures that are read from and written to guest memory. On the little-endian hosts that there are
+// they cost nothing; what they add is that a structure says which order its bytes have.
+
+#pragma once
+
+#include <bit>
+#include <compare>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace vmspace {
+
+/// An unsigned integer stored with its lowest byte first. Has the size and the alignment of T, and
+/// converts from and to it; arithmetic is done on T. A value; every call is constexpr.
+template <std::unsigned_integral T>
+  requires(!std::same_as<T, bool>)
+class LittleEndian {
+ public:
+  using value_type = T;
+
+  /// Uninitialised, as an integer is, so that structures of these stay trivial.
+  LittleEndian() = default;
+  // NOLINTNEXTLINE(google-explicit-constructor): it stands in for the integer.
+  constexpr LittleEndian(T value) noexcept : stored_(swapped(value)) {}
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  constexpr operator T() const noexcept { return swapped(stored_); }
+
+  [[nodiscard]] constexpr T value() const noexcept { return swapped(stored_); }
+
+ private:
+  static constexpr T swapped(T value) noexcept {
+    if constexpr (std::endian::native == std::endian::little) return value;
+    T result = 0;
+    for (std::size_t i = 0; i < sizeof(T); ++i) {
+      result = static_cast<T>((result << 8) | (value & 0xff));
+      value = static_cast<T>(value >> 8);
+    }
+    return result;
+  }
+
+  T stored_;
+};
+
+using Le16 = LittleEndian<std::uint16_t>;
+using Le32 = LittleEndian<std::uint32_t>;
+using Le64 = LittleEndian<std::uint64_t>;
+
+static_assert(std::is_trivially_copyable_v<Le64> && std::is_standard_layout_v<Le64> &&
+              sizeof(Le64) == 8 && alignof(Le16) == 2);
+
+}  // namespace vmspace

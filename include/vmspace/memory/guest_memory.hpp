@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The guest's memory, to read and write by guest physical address.
+//
+// Everything here is called with numbers that a guest chose. Three rules hold for all of them:
+//
+// - A range is checked whole, without arithmetic that can wrap, before any of it is touched. It may
+//   cross from a region into the next one if that begins where the first ends; a gap inside is an
+//   error, and so is a range that would pass 2^64. A range may end with the last byte, 2^64-1. An
+//   empty range touches nothing and is good anywhere, except where a pointer is asked for.
+// - What is read is copied once into memory that the guest can't reach, and never read again behind
+// the
+//   caller's back (see detail/guest_access.hpp).
+// - A call that fails has changed nothing, unless it says otherwise.
+//
+// Errors of every access: `not_found` for a first byte that no region holds; `out_of_bounds` for a
+// range that runs into a gap; `overflow` for one that would pass 2^64; `access_denied` where the
+// region may not be read, or written.
+
+#pragma once
+
+#include <atomic>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "vmspace/address_space/address_space_base.hpp"
+#include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/allocator/range.hpp"
+#include "vmspace/memory/detail/guest_access.hpp"
+#include "vmspace/memory/detail/translation_table.hpp"
+#include "vmspace/memory/guest_view.hpp"
+#include "vmspace/memory/region.hpp"
+#include "vmspace/result.hpp"
+
+namespace vmspace {
+
+/// What can be read from guest memory as it lies there: every pattern of bits must be a value,
+/// because the guest writes what it likes. Not bool and not pointers; a structure that has such
+/// members has to be avoided by its author.
+template <typename T>
+concept GuestObject = std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T> &&
+                      !std::is_pointer_v<T> &&
+                      !std::is_const_v<T> && !std::same_as<T, bool>;
+
+/// An integer that the machine accesses in one piece: 1, 2, 4 or 8 bytes.
+template <typename T>
+concept GuestInteger = std::integral<T> && GuestObject<T>;
+
+/// What the host is about to do to guest memory.
+enum class Access : std::uint8_t { read, write };
+
+/// Where a piece of RAM lies in the guest, and its size in bytes.
+struct GuestRange {
+  GuestAddress base;
+  std::uint64_t size;
+
+  friend bool operator==(const GuestRange&, const GuestRange&) = default;
+};
+
+/// An immutable, sorted set of mapped regions that do not overlap, with quick translation.
+///
+/// A handle of 64 bytes: copies share one set, and keep it alive. A change makes a new GuestMemory
+/// that shares the regions that stay. Every call is const and may be made from any thread at any
+/// time; accesses are not ordered among threads, except load(), store(), compare_exchange() and
+/// fetch_or() as their memory order says. There is no move: moving copies, and leaves both usable.
+class GuestMemory {
+ public:
+  using RegionPtr = std::shared_ptr<const MemoryRegion>;
+
+  /// More regions than the memslots of KVM on x86-64 (509).
+  static constexpr std::size_t max_regions = 512;
+
+  /// No memory: every address is not_found.
+  GuestMemory() noexcept : translator_(detail::TranslationTable::empty()) {}
+  GuestMemory(const GuestMemory&) = default;
+  GuestMemory& operator=(const GuestMemory&) = default;
+  ~GuestMemory() = default;
+
+  /// Of these regions, in any order. Errors: `overlap`; `limit_exceeded` above max_regions;
+  /// `invalid_argument` for a null pointer. O(n log n).
+  [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<RegionPtr> regions);
+
+  /// Maps every region of the space that has a backing. Errors: those of MemoryRegion::map and
+  /// from_regions; then nothing stays mapped.
+  [[nodiscard]] static Result<GuestMemory> map(const AddressSpaceBase& space);
+
+  /// Maps plain RAM for those who need no address space: each range a shared memfd of its own.
+  /// Errors: those of from_regions, AddressSpaceRegion::make and MemoryRegion::map.
+  [[nodiscard]] static Result<GuestMemory> create(std::span<const GuestRange> ram);
+
+  /// These regions and one more. Errors: `overlap`, `limit_exceeded`, `invalid_argument`. O(n).
+  [[nodiscard]] Result<GuestMemory> with_region(RegionPtr region) const;
+  /// These regions without the one that begins at `base`. Errors: `not_found`. O(n). The region is
+  /// unmapped when the last map, view or other holder lets go of it.
+  [[nodiscard]] Result<GuestMemory> without_region(GuestAddress base) const;
+
+  /// Sorted by address.
+  [[nodiscard]] std::span<const RegionPtr> regions() const noexcept;
+  /// The region that holds `address`; null when none does. O(log n); a reference is taken.
+  [[nodiscard]] RegionPtr find_region(GuestAddress address) const;
+  /// Whether every byte of the range can be accessed; an empty range always.
+  [[nodiscard]] bool contains(GuestAddress base, std::uint64_t size,
+                              Access access = Access::read) const noexcept;
+  /// The bytes of all regions together.
+  [[nodiscard]] std::uint64_t total_size() const noexcept;
+  /// The highest address of any region, inclusive; nothing when there are no regions.
+  [[nodiscard]] std::optional<GuestAddress> last_addr() const noexcept;
+
+  /// Where the `size` bytes from `base` lie in this process, contiguous and writable. Who writes
+  /// through it calls mark_dirty(), and keeps this map for as long as the pointer is used. Errors:
+  /// those of every access; `zero_size`; `out_of_bounds` also for a range that crosses regions.
+  [[nodiscard]] Result<std::byte*> host_address(GuestAddress base, std::uint64_t size) const;
+  /// The same, for reading: also of read-only regions.
+  [[nodiscard]] Result<const std::byte*> const_host_address(GuestAddress base,
+                                                            std::uint64_t size) const;
+  /// The guest address of a byte of this process; nothing when it lies in no region. O(log n).
+  [[nodiscard]] std::optional<GuestAddress> guest_address(const void* host) const noexcept;
+
+  // Objects, at any alignment.
+
+  /// A copy of the object at `address`, read once. Up to 64 bytes it is read in words of 8, 4, 2
+  /// and 1 bytes, so an aligned integer is not torn; of a larger structure nothing is promised.
+  /// About a nanosecond for an integer. Bytes are not converted: see LittleEndian.
+  template <GuestObject T>
+  [[nodiscard]] Result<T> read(GuestAddress address) const {
+    if constexpr (sizeof(T) <= detail::min_region_size) {
+      if (const auto* entry = translator_.find(address.value(), sizeof(T))) [[likely]] {
+        T value;
+        detail::load_once(value, entry->host + (address.value() - entry->first));
+        return value;
+      }
+    }
+    T value;
+    if (const auto ok = read_across("GuestMemory::read", address, &value, sizeof value); !ok) {
+      return fail(ok.error());
+    }
+    return value;
+  }
+
+  /// Writes the object, each byte once; then marks its pages.
+  template <GuestObject T>
+  [[nodiscard]] Result<void> write(GuestAddress address, const T& value) const {
+    return write_object<true>(address, value);
+  }
+
+  /// write() without marking, for many small writes that one mark_dirty() covers afterwards.
+  template <GuestObject T>
+  [[nodiscard]] Result<void> write_unmarked(GuestAddress address, const T& value) const {
+    return write_object<false>(address, value);
+  }
+
+  // Integers that are never torn and ordered among threads and with the guest. The address must be
+  // a multiple of the size: else `misaligned`. A memory order that the operation does not have is
+  // taken as seq_cst, the strongest.
+
+  template <GuestInteger T>
+  [[nodiscard]] Result<T> load(GuestAddress address, std::memory_order order) const {
+    const auto* entry = translator_.find(address.value(), sizeof(T));
+    if (entry == nullptr || !address.is_aligned(sizeof(T))) [[unlikely]] {
+      return fail(integer_error("GuestMemory::load", address, sizeof(T), Access::read));
+    }
+    T* const at = integer_at<T>(entry, address);
+    switch (order) {
+      case std::memory_order_relaxed: return __atomic_load_n(at, __ATOMIC_RELAXED);
+      case std::memory_order_consume:
+      case std::memory_order_acquire: return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+      default: return __atomic_load_n(at, __ATOMIC_SEQ_CST);
+    }
+  }
+
+  template <GuestInteger T>
+  [[nodiscard]] Result<void> store(GuestAddress address, T value, std::memory_order order) const {
+    const auto* entry = writable_integer<T>(address);
+    if (entry == nullptr) [[unlikely]] {
+      return fail(integer_error("GuestMemory::store", address, sizeof(T), Access::write));
+    }
+    T* const at = integer_at<T>(entry, address);
+    switch (order) {
+      case std::memory_order_relaxed: __atomic_store_n(at, value, __ATOMIC_RELAXED); break;
+      case std::memory_order_release: __atomic_store_n(at, value, __ATOMIC_RELEASE); break;
+      default: __atomic_store_n(at, value, __ATOMIC_SEQ_CST); break;
+    }
+    entry->dirty->mark(address.value() - entry->first, sizeof(T));
+    return {};
+  }
+
+  /// Stores `desired` if the integer equals `expected`, in one step; gives what was there before,
+  /// so it was stored if that equals `expected`. seq_cst.
+  template <GuestInteger T>
+  [[nodiscard]] Result<T> compare_exchange(GuestAddress address, T expected, T desired) const {
+    const auto* entry = writable_integer<T>(address);
+    if (entry == nullptr) [[unlikely]] {
+      return fail(
+          integer_error("GuestMemory::compare_exchange", address, sizeof(T), Access::write));
+    }
+    if (__atomic_compare_exchange_n(integer_at<T>(entry, address), &expected, desired, false,
+                                    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+      entry->dirty->mark(address.value() - entry->first, sizeof(T));
+    }
+    return expected;  // overwritten with what was there when it was not equal
+  }
+
+  /// Sets bits in one step; gives the integer as it was before. seq_cst.
+  template <GuestInteger T>
+  [[nodiscard]] Result<T> fetch_or(GuestAddress address, T bits) const {
+    const auto* entry = writable_integer<T>(address);
+    if (entry == nullptr) [[unlikely]] {
+      return fail(integer_error("GuestMemory::fetch_or", address, sizeof(T), Access::write));
+    }
+    const T before = __atomic_fetch_or(integer_at<T>(entry, address), bits, __ATOMIC_SEQ_CST);
+    entry->dirty->mark(address.value() - entry->first, sizeof(T));
+    return before;
+  }
+
+  // Bytes, across adjacent regions.
+
+  /// Fills `to` from the guest: all of it, or nothing and an error.
+  [[nodiscard]] Result<void> read_slice(GuestAddress address, std::span<std::byte> to) const {
+    if (const auto* entry = translator_.find_any(address.value(), to.size())) [[likely]] {
+      detail::copy_from_shared(to.data(), entry->host + (address.value() - entry->first),
+                               to.size());
+      return {};
+    }
+    return read_across("GuestMemory::read_slice", address, to.data(), to.size());
+  }
+
+  /// Writes all of `from` into the guest, or nothing and an error.
+  [[nodiscard]] Result<void> write_slice(GuestAddress address,
+                                         std::span<const std::byte> from) const {
+    const auto* entry = translator_.find_any(address.value(), from.size());
+    if (entry != nullptr && entry->dirty != nullptr) [[likely]] {
+      const std::uint64_t offset = address.value() - entry->first;
+      detail::copy_to_shared(entry->host + offset, from.data(), from.size());
+      entry->dirty->mark(offset, from.size());
+      return {};
+    }
+    return write_across("GuestMemory::write_slice", address, from.data(), from.size());
+  }
+
+  /// As many bytes as there are up to the first gap, unreadable region or 2^64: how many were read.
+  /// An error when the first byte can't be; 0 for an empty span.
+  [[nodiscard]] Result<std::size_t> read_some(GuestAddress address, std::span<std::byte> to) const;
+  /// As many bytes as fit up to the first gap, read-only region or 2^64.
+  [[nodiscard]] Result<std::size_t> write_some(GuestAddress address,
+                                               std::span<const std::byte> from) const;
+
+  /// Sets every byte of the range.
+  [[nodiscard]] Result<void> fill(GuestRange range, std::byte value) const;
+  /// Copies within the guest; the ranges may overlap, as with memmove. Both are checked first.
+  [[nodiscard]] Result<void> copy(GuestAddress to, GuestAddress from, std::uint64_t size) const;
+
+  /// Reads from a descriptor into the guest until the range is full or read(2) gives 0 (end of
+  /// file); gives the number of bytes. A failure after some bytes gives their number; the next call
+  /// gives the error. Errors: `os`. The whole range is marked dirty when a read failed, because
+  /// nobody knows how much of it was written.
+  [[nodiscard]] Result<std::uint64_t> read_from(int fd, GuestRange range) const;
+  /// Writes the range to a descriptor, in several write(2) if need be; gives the number of bytes. A
+  /// failure after some bytes gives their number. Errors: `os`.
+  [[nodiscard]] Result<std::uint64_t> write_to(int fd, GuestRange range) const;
+
+  /// The text from `address` to its terminating 0, without it. Errors: `limit_exceeded` when there
+  /// is no 0 among `limit` bytes; those of every access when the memory ends before a 0.
+  [[nodiscard]] Result<std::string> read_string(GuestAddress address, std::size_t limit) const;
+
+  // Views, which hold this map. One atomic increment each.
+
+  /// Errors: as host_address(); an empty range gives an empty view.
+  [[nodiscard]] Result<GuestView> view(GuestRange range) const;
+  [[nodiscard]] Result<MutableGuestView> mutable_view(GuestRange range) const;
+  /// A list of pieces for readv(2), which writes to the guest (Access::write), or writev(2).
+  [[nodiscard]] Result<GuestIovecs> iovecs(GuestRange range, Access access) const;
+
+  // Dirty tracking, of all regions that may be written: see DirtyBitmap for what is promised.
+
+  /// Starts everywhere, or nowhere and an error. Copy all memory after it returns.
+  [[nodiscard]] Result<void> enable_dirty_tracking() const;
+  void disable_dirty_tracking() const noexcept;
+  /// The ranges written since the last harvest, coalesced also across adjacent regions, and clears
+  /// them. Errors: `os`, and then nothing is lost. One system call.
+  [[nodiscard]] Result<std::vector<Range>> harvest_dirty() const;
+  /// Records a write that was made through a raw pointer, after the write.
+  [[nodiscard]] Result<void> mark_dirty(GuestRange range) const;
+  /// Marks what a foreign bitmap says, such as KVM's log of the slot that begins at `base`, which
+  /// lies within one region. Errors: `not_found`, `access_denied`; those of DirtyBitmap::merge.
+  [[nodiscard]] Result<void> merge_dirty_log(GuestAddress base,
+                                             std::span<const std::uint64_t> bits) const;
+
+  /// The first broken rule of the invariant as a text, or null. For tests; O(n).
+  [[nodiscard]] const char* check_invariants() const noexcept;
+
+ private:
+  struct Map;
+
+  explicit GuestMemory(std::shared_ptr<const Map> map) noexcept;
+
+  template <bool Marked, typename T>
+  [[gnu::always_inline]] Result<void> write_object(GuestAddress address, const T& value) const {
+    if constexpr (sizeof(T) <= detail::min_region_size) {
+      const auto* entry = translator_.find(address.value(), sizeof(T));
+      if (entry != nullptr && entry->dirty != nullptr) [[likely]] {
+        const std::uint64_t offset = address.value() - entry->first;
+        detail::store_once(entry->host + offset, value);
+        if constexpr (Marked) entry->dirty->mark(offset, sizeof(T));
+        return {};
+      }
+    }
+    return write_across("GuestMemory::write", address, &value, sizeof value);
+  }
+
+  template <typename T>
+  [[gnu::always_inline]] const detail::TranslationEntry* writable_integer(
+      GuestAddress address) const noexcept {
+    const auto* entry = translator_.find(address.value(), sizeof(T));
+    if (entry == nullptr || entry->dirty == nullptr || !address.is_aligned(sizeof(T))) {
+      return nullptr;
+    }
+    return entry;
+  }
+
+  // Regions and their mappings begin at multiples of a page, so that an aligned guest address is
+  // aligned in this process.
+  template <typename T>
+  static T* integer_at(const detail::TranslationEntry* entry, GuestAddress address) noexcept {
+    return reinterpret_cast<T*>(entry->host + (address.value() - entry->first));
+  }
+
+  // Out of line: what is rare, and every Error, so that the accessors above stay a few
+  // instructions.
+  [[gnu::cold]] Result<void> read_across(const char* operation, GuestAddress address, void* to,
+                                         std::size_t size) const;
+  [[gnu::cold]] Result<void> write_across(const char* operation, GuestAddress address,
+                                          const void* from, std::size_t size) const;
+  [[gnu::cold]] Error integer_error(const char* operation, GuestAddress address, std::size_t size,
+                                    Access access) const;
+  [[gnu::cold]] Error range_error(const char* operation, GuestRange range, Access access) const;
+  [[nodiscard]] Result<void> check(const char* operation, GuestRange range, Access access) const;
+  /// How many bytes from the start of the range can be accessed.
+  [[nodiscard]] std::uint64_t reachable(GuestRange range, Access access) const noexcept;
+
+  detail::Translator translator_;
+  std::shared_ptr<const Map> map_;  ///< null without regions; what translator_ points into
+};
+
+}  // namespace vmspace

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Guest memory as plain pointers: one span, or a list of iovecs for readv(2) and writev(2).
+//
+// A pointer into guest memory is only good while the memory stays mapped, and a region may be
+// unplugged at any time. So a view holds the map that it was taken from, and with it the regions:
+// whatever is unplugged meanwhile, the pointers stay valid until the view ends. Mutable views
+// record their whole range as written when they end, because nobody sees what is written through
+// them.
+//
+// The guest sees and changes these bytes while they are looked at. What is parsed from a view has
+// to be copied out first; GuestMemory::read and GuestPtr do that.
+
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "vmspace/memory/dirty_bitmap.hpp"
+
+namespace vmspace {
+
+/// Bytes of guest memory to read. A handle: copies share the map. Safe to read from any thread.
+class GuestView {
+ public:
+  [[nodiscard]] const std::byte* data() const noexcept { return bytes_.data(); }
+  [[nodiscard]] std::size_t size() const noexcept { return bytes_.size(); }
+  [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
+
+ private:
+  friend class GuestMemory;
+  GuestView(std::shared_ptr<const void> map, std::span<const std::byte> bytes) noexcept
+      : map_(std::move(map)), bytes_(bytes) {}
+
+  std::shared_ptr<const void> map_;
+  std::span<const std::byte> bytes_;
+};
+
+namespace detail {
+
+/// Some bytes of a region, to be marked as written later.
+struct DirtyPart {
+  DirtyBitmap* bitmap;
+  std::uint64_t offset;
+  std::uint64_t size;
+};
+
+}  // namespace detail
+
+/// Bytes of guest memory to write, marked dirty when the view ends (or earlier, by mark()). Moves,
+/// never copies; one thread ends it.
+class MutableGuestView {
+ public:
+  MutableGuestView(MutableGuestView&& other) noexcept
+      : map_(std::move(other.map_)),
+        bytes_(std::exchange(other.bytes_, {})),
+        part_(std::exchange(other.part_, {})) {}
+  MutableGuestView& operator=(MutableGuestView&& other) noexcept {
+    std::swap(map_, other.map_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(part_, other.part_);
+    return *this;
+  }
+  ~MutableGuestView() { mark(); }
+
+  [[nodiscard]] std::byte* data() const noexcept { return bytes_.data(); }
+  [[nodiscard]] std::size_t size() const noexcept { return bytes_.size(); }
+  [[nodiscard]] std::span<std::byte> bytes() const noexcept { return bytes_; }
+
+  /// Records all of it as written, now: for a view that lives long.
+  void mark() const noexcept {
+    if (part_.bitmap != nullptr) part_.bitmap->mark(part_.offset, part_.size);
+  }
+
+ private:
+  friend class GuestMemory;
+  MutableGuestView(std::shared_ptr<const void> map, std::span<std::byte> bytes,
+                   detail::DirtyPart part) noexcept
+      : map_(std::move(map)), bytes_(bytes), part_(part) {}
+
+  std::shared_ptr<const void> map_;
+  std::span<std::byte> bytes_;
+  detail::DirtyPart part_;
+};
+
+/// A range of guest memory as iovecs, one for each region that it crosses. Those for writing are
+/// marked dirty when the object ends. Moves, never copies; one thread ends it.
+class GuestIovecs {
+ public:
+  GuestIovecs(GuestIovecs&&) noexcept = default;
+  GuestIovecs& operator=(GuestIovecs&& other) noexcept {
+    std::swap(map_, other.map_);
+    std::swap(iovecs_, other.iovecs_);
+    std::swap(parts_, other.parts_);
+    return *this;
+  }
+  ~GuestIovecs() { mark(); }
+
+  /// Empty for an empty range. Bytes of an object made for reading must not be written.
+  [[nodiscard]] std::span<const iovec> iovecs() const noexcept { return iovecs_; }
+  [[nodiscard]] const iovec* data() const noexcept { return iovecs_.data(); }
+  /// How many iovecs there are, as readv(2) counts: an int.
+  [[nodiscard]] int count() const noexcept { return static_cast<int>(iovecs_.size()); }
+
+  /// Records all of it as written, now; nothing for an object made for reading.
+  void mark() const noexcept {
+    for (const detail::DirtyPart& part : parts_)
+      part.bitmap->mark(part.offset, part.size);
+  }
+
+ private:
+  friend class GuestMemory;
+  explicit GuestIovecs(std::shared_ptr<const void> map) noexcept : map_(std::move(map)) {}
+
+  std::shared_ptr<const void> map_;
+  std::vector<iovec> iovecs_;
+  std::vector<detail::DirtyPart> parts_;
+};
+
+}  // namespace vmspace

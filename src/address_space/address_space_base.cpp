@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/address_space/address_space_base.hpp"
+
+#include <algorithm>
+#include <cassert>
+#include <utility>
+
+namespace vmspace {
+
+namespace {
+
+/// An error of a part, under the name of the call that its caller made.
+tl::unexpected<Error> renamed(Error error, const char* operation) {
+  error.operation = operation;
+  return fail(error);
+}
+
+tl::unexpected<Error> no_region(GuestAddress address, const char* operation, const char* reason) {
+  return fail({.code = Errc::not_found,
+               .operation = operation,
+               .first = Operand::address(address.value()),
+               .reason = reason});
+}
+
+}  // namespace
+
+AddressSpaceBase::AddressSpaceBase(AddressSpaceLayout layout)
+    : layout_(std::make_shared<const AddressSpaceLayout>(std::move(layout))) {
+  std::uint64_t next = 0;
+  const auto add_free = [&](std::uint64_t end) {
+    if (next == end) return;
+    const auto added = regions_.insert(*Range::make(next, end - 1));
+    assert(added);
+    static_cast<void>(added);
+  };
+  for (const Hole& hole : layout_->holes()) {
+    add_free(hole.range.min());
+    next = hole.range.max() + 1;  // does not wrap: holes end below phys_end
+  }
+  add_free(layout_->phys_end());
+}
+
+Result<AddressSpaceBase> AddressSpaceBase::from_regions(AddressSpaceLayout layout,
+                                                        std::vector<AddressSpaceRegion> regions) {
+  AddressSpaceBase space(std::move(layout));
+  for (AddressSpaceRegion& region : regions) {
+    if (auto ok = space.insert_region(std::move(region)); !ok) return fail(ok.error());
+  }
+  return space;
+}
+
+Result<void> AddressSpaceBase::check_free(const AddressSpaceRegion& region, const char* operation,
+                                          const AddressSpaceRegion* ignored) const {
+  const Range range = region.range();
+  if (auto ok = layout_->check_place(region.type(), range); !ok) {
+    return renamed(ok.error(), operation);
+  }
+  for (const auto& entry : regions_.overlapping(range)) {
+    if (entry.value == nullptr || entry.value->get() == ignored) continue;
+    return fail({.code = Errc::overlap,
+                 .operation = operation,
+                 .first = detail::operand(range),
+                 .second = detail::operand(entry.range)});
+  }
+  return {};
+}
+
+Result<void> AddressSpaceBase::insert_region(AddressSpaceRegion region) {
+  constexpr const char* operation = "insert_region";
+  if (auto ok = check_free(region, operation); !ok) return ok;
+  const Range range = region.range();
+  auto taken =
+      regions_.allocate_at(range, std::make_shared<const AddressSpaceRegion>(std::move(region)));
+  if (!taken) return renamed(taken.error(), operation);
+  ++size_;
+  return {};
+}
+
+Result<void> AddressSpaceBase::insert_region(RegionOptions options) {
+  auto region = AddressSpaceRegion::make(std::move(options));
+  if (!region) return fail(region.error());
+  return insert_region(*std::move(region));
+}
+
+Result<const AddressSpaceRegion*> AddressSpaceBase::region_from(GuestAddress base,
+                                                                const char* operation) const {
+  const AddressSpaceRegion* region = find_region(base);
+  if (region == nullptr || region->base() != base) {
+    return no_region(base, operation, "no region begins there");
+  }
+  return region;
+}
+
+Result<AddressSpaceRegion> AddressSpaceBase::remove_region(GuestAddress base) {
+  constexpr const char* operation = "remove_region";
+  const auto region = region_from(base, operation);
+  if (!region) return fail(region.error());
+  AddressSpaceRegion removed = **region;  // before anything changes: copying allocates
+  if (auto freed = regions_.free(removed.range()); !freed) return renamed(freed.error(), operation);
+  --size_;
+  return removed;
+}
+
+Result<void> AddressSpaceBase::move_region(GuestAddress from, GuestAddress to) {
+  constexpr const char* operation = "move_region";
+  const auto found = region_from(from, operation);
+  if (!found) return fail(found.error());
+  const AddressSpaceRegion& region = **found;
+  if (from == to) return {};
+
+  RegionOptions options = region.options();
+  options.base = to;
+  auto moved = AddressSpaceRegion::make(std::move(options));
+  if (!moved) return renamed(moved.error(), operation);
+  if (auto ok = check_free(*moved, operation, &region); !ok) return ok;
+
+  const Range old_range = region.range();
+  const Range new_range = moved->range();
+  auto value = std::make_shared<const AddressSpaceRegion>(*std::move(moved));
+  // The new place is taken before the old one is given up, because taking may fail for want of
+  // memory and giving up can't. Where both overlap that is no order, so a copy is changed.
+  const bool overlapping = old_range.overlaps(new_range);
+  Tree copy = overlapping ? regions_ : Tree();
+  Tree& tree = overlapping ? copy : regions_;
+  if (overlapping) {
+    if (auto freed = tree.free(old_range); !freed) return renamed(freed.error(), operation);
+  }
+  if (auto taken = tree.allocate_at(new_range, std::move(value)); !taken) {
+    return renamed(taken.error(), operation);
+  }
+  if (overlapping) {
+    regions_.swap(copy);
+  } else if (auto freed = regions_.free(old_range); !freed) {
+    return renamed(freed.error(), operation);
+  }
+  return {};
+}
+
+Result<GuestAddress> AddressSpaceBase::place_region(RegionOptions options, Constraint constraint,
+                                                    std::string_view aperture) {
+  constexpr const char* operation = "place_region";
+  if (options.base != GuestAddress{} || (options.size != 0 && options.size != constraint.size)) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = Operand::span(options.base.value(), options.size),
+                 .second = Operand::size(constraint.size),
+                 .reason = "the base is to be found, and the size is the constraint's"});
+  }
+  if (auto valid = constraint.validate(); !valid) return renamed(valid.error(), operation);
+  const Aperture* window = layout_->find_aperture(aperture);
+  if (window == nullptr) {
+    return fail({.code = Errc::not_found,
+                 .operation = operation,
+                 .reason = "the layout has no aperture of this name"});
+  }
+  if (!window->takes(options.type)) {
+    return fail({.code = Errc::bad_state,
+                 .operation = operation,
+                 .first = detail::operand(window->range),
+                 .reason = "the aperture does not take this type of region"});
+  }
+  options.size = constraint.size;
+  auto region = AddressSpaceRegion::make(std::move(options));
+  if (!region) return renamed(region.error(), operation);
+
+  const Operand asked = Operand::size(constraint.size);
+  constraint.min = std::max(constraint.min, window->range.min());
+  constraint.max = std::min(constraint.max, window->range.max());
+  constraint.align = std::max(constraint.align, region->alignment());
+  const auto value = std::make_shared<AddressSpaceRegion>(*std::move(region));
+  auto place = constraint.min <= constraint.max ? regions_.allocate(constraint, RegionPtr(value))
+                                                : Result<Range>(fail({.code = Errc::no_space}));
+  if (!place) {
+    return fail({.code = place.error().code,
+                 .operation = operation,
+                 .first = asked,
+                 .second = Operand::range(constraint.min, constraint.max)});
+  }
+  value->options_.base = GuestAddress(place->min());
+  ++size_;
+  return value->base();
+}
+
+Result<const AddressSpaceRegion*> AddressSpaceBase::region_at(GuestAddress address,
+                                                              const char* operation) const {
+  const AddressSpaceRegion* region = find_region(address);
+  if (region == nullptr) return no_region(address, operation, "no region is there");
+  return region;
+}
+
+Result<bool> AddressSpaceBase::is_dax_region(GuestAddress address) const {
+  return region_at(address, "is_dax_region").map([](auto* region) { return region->is_dax(); });
+}
+
+Result<Protection> AddressSpaceBase::prot_flags(GuestAddress address) const {
+  return region_at(address, "prot_flags").map([](auto* region) { return region->protection(); });
+}
+
+Result<std::optional<std::uint32_t>> AddressSpaceBase::numa_node_id(GuestAddress address) const {
+  return region_at(address, "numa_node_id").map([](auto* region) { return region->numa_node(); });
+}
+
+std::optional<GuestAddress> AddressSpaceBase::last_addr() const noexcept {
+  for (auto at = regions_.end(); at != regions_.begin();) {
+    --at;
+    if ((*at).value != nullptr) return GuestAddress((*at).range.max());
+  }
+  return std::nullopt;
+}
+
+bool operator==(const AddressSpaceBase& a, const AddressSpaceBase& b) noexcept {
+  const auto same = [](const auto& left, const auto& right) {
+    return &left == &right || left == right;
+  };
+  return a.size_ == b.size_ && same(*a.layout_, *b.layout_) &&
+         std::equal(a.begin(), a.end(), b.begin(), b.end(), same);
+}
+
+Result<void> AddressSpaceBase::check_invariants() const {
+  const auto broken = [](const char* rule) {
+    return fail({.code = Errc::corrupt, .operation = "check_invariants", .reason = rule});
+  };
+  if (auto ok = regions_.check_invariants(); !ok) return ok;
+  std::size_t count = 0;
+  for (const auto& entry : regions_) {
+    if (entry.state == NodeState::allocated) return broken("a taken range has no region");
+    if (entry.value == nullptr) continue;
+    ++count;
+    const AddressSpaceRegion& region = **entry.value;
+    if (region.range() != entry.range) return broken("a region is not where it says");
+    if (!layout_->check_place(region.type(), region.range())) {
+      return broken("a region lies where the layout has no place for it");
+    }
+  }
+  if (count != size_) return broken("the number of regions is wrong");
+  // What is neither free nor a region is a hole: giving all regions back gives an empty space.
+  Tree tree = regions_;
+  for (const AddressSpaceRegion& region : *this)
+    static_cast<void>(tree.free(region.range()));
+  if (tree != AddressSpaceBase(*layout_).regions_) return broken("free ranges are lost or split");
+  return {};
+}
+
+RegionDiff diff(const AddressSpaceBase& before, const AddressSpaceBase& after) {
+  RegionDiff result;
+  auto old_region = before.begin();
+  auto new_region = after.begin();
+  while (old_region != before.end() || new_region != after.end()) {
+    const bool has_old = old_region != before.end();
+    const bool has_new = new_region != after.end();
+    if (has_old && has_new && old_region->base() == new_region->base()) {
+      if (&*old_region != &*new_region && *old_region != *new_region) {
+        result.removed.push_back(*old_region);
+        result.added.push_back(*new_region);
+      }
+      ++old_region;
+      ++new_region;
+    } else if (!has_new || (has_old && old_region->base() < new_region->base())) {
+      result.removed.push_back(*old_region++);
+    } else {
+      result.added.push_back(*new_region++);
+    }
+  }
+  return result;
+}
+
+}  // namespace vmspace

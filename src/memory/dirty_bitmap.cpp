@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/dirty_bitmap.hpp"
+
+#include <linux/membarrier.h>
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include "memory/system_calls.hpp"
+
+namespace vmspace {
+
+namespace {
+
+// g++ warns that ThreadSanitizer does not model fences. The accesses that these order are atomic,
+// so it has no race to report for want of them.
+#if defined(__SANITIZE_THREAD__)
+#pragma GCC diagnostic ignored "-Wtsan"
+#endif
+
+void full_fence() noexcept {
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+
+/// Makes every running thread of this process pass a full fence.
+Result<void> fence_writers(const char* operation) {
+  full_fence();
+  if (detail::kernel().membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0) != 0) {
+    return detail::fail_os(operation, {}, "membarrier");
+  }
+  return {};
+}
+
+/// Appends the runs of set bits, as ranges of bytes that end at `size` at the latest.
+class RangeBuilder {
+ public:
+  explicit RangeBuilder(std::uint64_t size) : size_(size) {}
+
+  void add(std::uint64_t word, std::uint64_t bits) {
+    while (bits != 0) {
+      const auto first = static_cast<unsigned>(std::countr_zero(bits));
+      const auto count = static_cast<unsigned>(std::countr_one(bits >> first));
+      add_pages(64 * word + first, count);
+      if (first + count == 64) return;
+      bits &= ~std::uint64_t{0} << (first + count);
+    }
+  }
+
+  std::vector<DirtyRange> take() { return std::move(ranges_); }
+
+ private:
+  void add_pages(std::uint64_t page, std::uint64_t count) {
+    const std::uint64_t offset = page * DirtyBitmap::page_size;
+    const std::uint64_t size = std::min(count * DirtyBitmap::page_size, size_ - offset);
+    if (!ranges_.empty() && ranges_.back().offset + ranges_.back().size == offset) {
+      ranges_.back().size += size;
+    } else {
+      ranges_.push_back({.offset = offset, .size = size});
+    }
+  }
+
+  std::uint64_t size_;
+  std::vector<DirtyRange> ranges_;
+};
+
+}  // namespace
+
+DirtyBitmap::DirtyBitmap(std::uint64_t size) noexcept : state_(0), size_(size) {
+  // Once a process is enough; doing it again costs little and asks nobody else.
+  if (detail::kernel().membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0) != 0) {
+    state_.store(fence_first, std::memory_order_relaxed);
+  }
+}
+
+Result<void> DirtyBitmap::enable() {
+  const std::lock_guard lock(switching_);
+  if (is_enabled()) return {};
+  const auto words = static_cast<std::size_t>((pages() + 63) / 64);
+  if (!words_) {
+    words_ = std::make_unique<Word[]>(words);
+  } else {
+    for (std::size_t i = 0; i < words; ++i)
+      words_[i].store(0, std::memory_order_relaxed);
+  }
+  const std::uintptr_t off = state_.load(std::memory_order_relaxed);
+  // Release: who sees the pointer sees the words constructed.
+  state_.store(reinterpret_cast<std::uintptr_t>(words_.get()) | off, std::memory_order_release);
+  if (off == fence_first) {
+    full_fence();
+    return {};
+  }
+  if (auto ok = fence_writers("DirtyBitmap::enable"); !ok) {
+    state_.store(off, std::memory_order_relaxed);
+    return ok;
+  }
+  return {};
+}
+
+void DirtyBitmap::disable() noexcept {
+  const std::lock_guard lock(switching_);
+  state_.store(state_.load(std::memory_order_relaxed) & fence_first, std::memory_order_relaxed);
+}
+
+void DirtyBitmap::mark_range(std::uint64_t offset, std::uint64_t size) noexcept {
+  std::uintptr_t state = state_.load(std::memory_order_acquire);
+  if ((state & fence_first) != 0) {
+    full_fence();
+    state = state_.load(std::memory_order_acquire);
+  }
+  Word* const words = words_in(state);
+  if (words == nullptr || size == 0 || offset >= size_) return;
+  const std::uint64_t first = offset / page_size;
+  const std::uint64_t last = (offset + (std::min(size, size_ - offset) - 1)) / page_size;
+  for (std::uint64_t page = first; page <= last;) {
+    const std::uint64_t bit = page % 64;
+    const std::uint64_t count = std::min(64 - bit, last - page + 1);
+    const std::uint64_t bits = (~std::uint64_t{0} >> (64 - count)) << bit;
+    Word& word = words[page / 64];
+    if ((word.load(std::memory_order_relaxed) & bits) != bits) {
+      word.fetch_or(bits, std::memory_order_relaxed);
+    }
+    page += count;
+  }
+}
+
+Result<std::vector<DirtyRange>> DirtyBitmap::harvest() {
+  DirtyHarvest harvest;
+  auto ranges = harvest.take(*this);
+  if (auto ok = harvest.finish(); !ok) return fail(ok.error());
+  return ranges;
+}
+
+std::vector<DirtyRange> DirtyBitmap::peek() const {
+  RangeBuilder ranges(size_);
+  const Word* const words = words_in(state_.load(std::memory_order_acquire));
+  if (words == nullptr) return {};
+  for (std::uint64_t i = 0; i < (pages() + 63) / 64; ++i) {
+    ranges.add(i, words[i].load(std::memory_order_relaxed));
+  }
+  return ranges.take();
+}
+
+Result<void> DirtyBitmap::merge(std::uint64_t offset, std::span<const std::uint64_t> bits) {
+  constexpr const char* operation = "DirtyBitmap::merge";
+  if (offset % page_size != 0) {
+    return fail({.code = Errc::misaligned,
+                 .operation = operation,
+                 .first = Operand::size(offset),
+                 .second = Operand::size(page_size)});
+  }
+  while (!bits.empty() && bits.back() == 0)
+    bits = bits.first(bits.size() - 1);
+  if (bits.empty()) return {};
+  const std::uint64_t first = offset / page_size;
+  const std::uint64_t needed =
+      64 * (bits.size() - 1) + static_cast<std::uint64_t>(std::bit_width(bits.back()));
+  if (first >= pages() || needed > pages() - first) {
+    return fail({.code = Errc::out_of_bounds,
+                 .operation = operation,
+                 .first = Operand::span(first, needed),
+                 .second = Operand::span(0, pages()),
+                 .reason = "in pages"});
+  }
+  RangeBuilder ranges(size_ - offset);
+  for (std::size_t i = 0; i < bits.size(); ++i)
+    ranges.add(i, bits[i]);
+  for (const DirtyRange& range : ranges.take())
+    mark_range(offset + range.offset, range.size);
+  return {};
+}
+
+DirtyHarvest::~DirtyHarvest() {
+  for (const Taken& taken : taken_) {
+    for (std::size_t i = 0; i < taken.words.size(); ++i) {
+      if (taken.words[i] == 0) continue;
+      taken.bitmap->words_[i].fetch_or(taken.words[i], std::memory_order_relaxed);
+    }
+  }
+}
+
+std::vector<DirtyRange> DirtyHarvest::take(DirtyBitmap& bitmap) {
+  using Word = DirtyBitmap::Word;
+  Word* const words = DirtyBitmap::words_in(bitmap.state_.load(std::memory_order_acquire));
+  if (words == nullptr) return {};
+  const auto count = static_cast<std::size_t>((bitmap.pages() + 63) / 64);
+  // All memory that can fail to come is here before the first bit is cleared.
+  taken_.push_back({.bitmap = &bitmap, .words = {}});
+  std::vector<std::uint64_t>& copy = taken_.back().words;
+  copy.resize(count);
+  RangeBuilder ranges(bitmap.size());
+  for (std::size_t i = 0; i < count; ++i) {
+    if (words[i].load(std::memory_order_relaxed) == 0) continue;
+    copy[i] = words[i].exchange(0, std::memory_order_relaxed);
+    ranges.add(i, copy[i]);
+  }
+  return ranges.take();
+}
+
+Result<void> DirtyHarvest::finish() {
+  full_fence();
+  const bool needed = std::ranges::any_of(
+      taken_, [](const Taken& taken) { return !taken.bitmap->writers_fence(); });
+  if (needed) {
+    if (auto ok = fence_writers("DirtyBitmap::harvest"); !ok) return ok;
+  }
+  taken_.clear();
+  return {};
+}
+
+}  // namespace vmspace

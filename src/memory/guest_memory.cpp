@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/guest_memory.hpp"
+
+#include <algorithm>
+#include <functional>
+#include <utility>
+
+#include "memory/guest_map.hpp"
+
+namespace vmspace {
+
+namespace {
+
+using RegionPtr = GuestMemory::RegionPtr;
+
+constexpr std::uint64_t top = ~std::uint64_t{0};
+
+Operand operand(GuestRange range) {
+  return Operand::span(range.base.value(), range.size);
+}
+
+Operand operand(const MemoryRegion& region) {
+  return Operand::range(region.base().value(), region.last_addr().value());
+}
+
+/// The first region that ends at or above `address`.
+std::vector<RegionPtr>::const_iterator first_reaching(const std::vector<RegionPtr>& regions,
+                                                      GuestAddress address) {
+  return std::ranges::lower_bound(regions, address, {},
+                                  [](const RegionPtr& region) { return region->last_addr(); });
+}
+
+}  // namespace
+
+GuestMemory::Map::Map(std::vector<RegionPtr> sorted,
+                      std::span<const detail::TranslationEntry> entries)
+    : regions(std::move(sorted)), table(entries) {
+  by_host.reserve(regions.size());
+  for (const RegionPtr& region : regions)
+    by_host.push_back(region.get());
+  // std::less orders pointers of different arrays too; operator< need not.
+  std::ranges::sort(by_host, std::less<const std::byte*>{}, &MemoryRegion::host_base);
+}
+
+GuestMemory::GuestMemory(std::shared_ptr<const Map> map) noexcept
+    : translator_(map->table.translator()), map_(std::move(map)) {}
+
+Result<GuestMemory> GuestMemory::from_regions(std::vector<RegionPtr> regions) {
+  constexpr const char* operation = "GuestMemory::from_regions";
+  if (regions.size() > max_regions) {
+    return fail({.code = Errc::limit_exceeded,
+                 .operation = operation,
+                 .first = Operand::number(regions.size()),
+                 .second = Operand::number(max_regions)});
+  }
+  if (std::ranges::find(regions, nullptr) != regions.end()) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .reason = "a region is a null pointer"});
+  }
+  std::ranges::sort(regions, {}, [](const RegionPtr& region) { return region->base(); });
+  std::vector<detail::TranslationEntry> entries;
+  entries.reserve(regions.size());
+  const MemoryRegion* before = nullptr;
+  for (const RegionPtr& region : regions) {
+    if (before != nullptr && region->base() <= before->last_addr()) {
+      return fail({.code = Errc::overlap,
+                   .operation = operation,
+                   .first = operand(*region),
+                   .second = operand(*before)});
+    }
+    before = region.get();
+    // What may not be read is no candidate for any access; range_error() still finds it.
+    if (!allows(region->protection(), Protection::read)) continue;
+    const bool writable = allows(region->protection(), Protection::write);
+    entries.push_back({.first = region->base().value(),
+                       .size = region->size(),
+                       .host = region->host_base(),
+                       .dirty = writable ? &region->dirty() : nullptr});
+  }
+  if (regions.empty()) return GuestMemory();
+  return GuestMemory(std::make_shared<const Map>(std::move(regions), entries));
+}
+
+Result<GuestMemory> GuestMemory::map(const AddressSpaceBase& space) {
+  std::vector<RegionPtr> regions;
+  for (const AddressSpaceRegion& description : space) {
+    if (!description.is_mapped()) continue;
+    auto region = MemoryRegion::map(description);
+    if (!region) return fail(region.error());
+    regions.push_back(std::move(*region));
+  }
+  return from_regions(std::move(regions));
+}
+
+Result<GuestMemory> GuestMemory::create(std::span<const GuestRange> ram) {
+  std::vector<RegionPtr> regions;
+  regions.reserve(ram.size());
+  for (const GuestRange& range : ram) {
+    auto description = AddressSpaceRegion::make({.name = "ram",
+                                                 .base = range.base,
+                                                 .size = range.size,
+                                                 .backing = {.source = MemorySource::shmem}});
+    if (!description) return fail(description.error());
+    auto region = MemoryRegion::map(*description);
+    if (!region) return fail(region.error());
+    regions.push_back(std::move(*region));
+  }
+  return from_regions(std::move(regions));
+}
+
+Result<GuestMemory> GuestMemory::with_region(RegionPtr region) const {
+  std::vector<RegionPtr> changed;
+  changed.reserve(regions().size() + 1);
+  changed.assign(regions().begin(), regions().end());
+  changed.push_back(std::move(region));
+  return from_regions(std::move(changed));
+}
+
+Result<GuestMemory> GuestMemory::without_region(GuestAddress base) const {
+  std::vector<RegionPtr> changed(regions().begin(), regions().end());
+  const auto removed =
+      std::erase_if(changed, [&](const RegionPtr& region) { return region->base() == base; });
+  if (removed == 0) {
+    return fail({.code = Errc::not_found,
+                 .operation = "GuestMemory::without_region",
+                 .first = Operand::address(base.value()),
+                 .reason = "no region begins here"});
+  }
+  return from_regions(std::move(changed));
+}
+
+std::span<const RegionPtr> GuestMemory::regions() const noexcept {
+  if (map_ == nullptr) return {};
+  return map_->regions;
+}
+
+RegionPtr GuestMemory::find_region(GuestAddress address) const {
+  if (map_ == nullptr) return nullptr;
+  const auto found = first_reaching(map_->regions, address);
+  if (found == map_->regions.end() || address < (*found)->base()) return nullptr;
+  return *found;
+}
+
+bool GuestMemory::contains(GuestAddress base, std::uint64_t size, Access access) const noexcept {
+  return reachable({.base = base, .size = size}, access) == size;
+}
+
+std::uint64_t GuestMemory::total_size() const noexcept {
+  std::uint64_t total = 0;
+  for (const RegionPtr& region : regions())
+    total += region->size();
+  return total;
+}
+
+std::optional<GuestAddress> GuestMemory::last_addr() const noexcept {
+  if (regions().empty()) return std::nullopt;
+  return regions().back()->last_addr();
+}
+
+Result<const std::byte*> GuestMemory::const_host_address(GuestAddress base,
+                                                         std::uint64_t size) const {
+  constexpr const char* operation = "GuestMemory::const_host_address";
+  const GuestRange range{.base = base, .size = size};
+  if (size == 0) {
+    return fail({.code = Errc::zero_size,
+                 .operation = operation,
+                 .second = Operand::address(base.value())});
+  }
+  if (auto ok = check(operation, range, Access::read); !ok) return fail(ok.error());
+  const detail::Piece piece = detail::piece_at(translator_, base.value(), size);
+  if (piece.size != size) {
+    return fail({.code = Errc::out_of_bounds,
+                 .operation = operation,
+                 .first = operand(range),
+                 .second = operand(*find_region(base)),
+                 .reason = "crosses into another region"});
+  }
+  return piece.host;
+}
+
+Result<std::byte*> GuestMemory::host_address(GuestAddress base, std::uint64_t size) const {
+  auto host = const_host_address(base, size);
+  if (!host) {
+    Error error = host.error();
+    error.operation = "GuestMemory::host_address";
+    return fail(error);
+  }
+  const detail::Piece piece = detail::piece_at(translator_, base.value(), size);
+  if (piece.dirty == nullptr) {
+    return fail(range_error("GuestMemory::host_address", {base, size}, Access::write));
+  }
+  return piece.host;
+}
+
+std::optional<GuestAddress> GuestMemory::guest_address(const void* host) const noexcept {
+  if (map_ == nullptr) return std::nullopt;
+  const auto* const byte = static_cast<const std::byte*>(host);
+  const auto above = std::ranges::upper_bound(map_->by_host, byte, std::less<const std::byte*>{},
+                                              &MemoryRegion::host_base);
+  if (above == map_->by_host.begin()) return std::nullopt;
+  const MemoryRegion& region = **std::prev(above);
+  const auto offset = static_cast<std::uint64_t>(byte - region.host_base());
+  if (offset >= region.size()) return std::nullopt;
+  return GuestAddress(region.base().value() + offset);
+}
+
+std::uint64_t GuestMemory::reachable(GuestRange range, Access access) const noexcept {
+  std::uint64_t done = 0;
+  while (done < range.size) {
+    const std::uint64_t gpa = range.base.value() + done;
+    if (gpa < range.base.value()) break;  // passed 2^64
+    const detail::Piece piece = detail::piece_at(translator_, gpa, range.size - done);
+    if (piece.size == 0 || (access == Access::write && piece.dirty == nullptr)) break;
+    done += piece.size;
+  }
+  return done;
+}
+
+Result<void> GuestMemory::check(const char* operation, GuestRange range, Access access) const {
+  if (reachable(range, access) == range.size) return {};
+  return fail(range_error(operation, range, access));
+}
+
+Error GuestMemory::range_error(const char* operation, GuestRange range, Access access) const {
+  const std::uint64_t base = range.base.value();
+  if (range.size - 1 > top - base) {
+    return {.code = Errc::overflow,
+            .operation = operation,
+            .first = Operand::address(base),
+            .second = Operand::size(range.size)};
+  }
+  const std::uint64_t reached = reachable(range, access);
+  const RegionPtr stop = find_region(GuestAddress(base + reached));
+  if (stop != nullptr) {
+    return {.code = Errc::access_denied,
+            .operation = operation,
+            .first = operand(range),
+            .second = operand(*stop),
+            .reason = access == Access::write ? "may not be written" : "may not be read"};
+  }
+  if (reached == 0) {
+    return {.code = Errc::not_found, .operation = operation, .first = Operand::address(base)};
+  }
+  return {.code = Errc::out_of_bounds,
+          .operation = operation,
+          .first = operand(range),
+          .second = operand(*find_region(GuestAddress(base + (reached - 1)))),
+          .reason = "runs into a gap"};
+}
+
+Error GuestMemory::integer_error(const char* operation, GuestAddress address, std::size_t size,
+                                 Access access) const {
+  if (!address.is_aligned(size)) {
+    return {.code = Errc::misaligned,
+            .operation = operation,
+            .first = Operand::address(address.value()),
+            .second = Operand::size(size)};
+  }
+  return range_error(operation, {.base = address, .size = size}, access);
+}
+
+const char* GuestMemory::check_invariants() const noexcept {
+  if (map_ == nullptr) {
+    return translator_.entries == detail::TranslationTable::empty().entries
+               ? nullptr
+               : "no map, but a translator that points into one";
+  }
+  if (translator_.entries != map_->table.translator().entries) {
+    return "the translator is not that of the map";
+  }
+  if (map_->regions.empty() || map_->regions.size() > max_regions) return "the number of regions";
+  std::size_t readable = 0;
+  const MemoryRegion* before = nullptr;
+  for (const RegionPtr& region : map_->regions) {
+    if (before != nullptr && region->base() <= before->last_addr()) return "unsorted, or overlaps";
+    before = region.get();
+    if (!allows(region->protection(), Protection::read)) continue;
+    ++readable;
+    for (const std::uint64_t offset : {std::uint64_t{0}, region->size() - 1}) {
+      const auto* entry = translator_.find(region->base().value() + offset, 1);
+      if (entry == nullptr) return "a readable region that is not found";
+      if (entry->host != region->host_base()) return "translation to another region";
+    }
+  }
+  if (readable != map_->table.entries().size()) return "the number of entries";
+  return nullptr;
+}
+
+}  // namespace vmspace

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Accesses that may cross regions, views, descriptors, and what marks many regions.
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <utility>
+
+#include "vmspace/memory/guest_memory.hpp"
+
+#include "memory/guest_map.hpp"
+#include "memory/system_calls.hpp"
+
+namespace vmspace {
+
+using detail::for_each_piece;
+using detail::Piece;
+
+Result<void> GuestMemory::read_across(const char* operation, GuestAddress address, void* to,
+                                      std::size_t size) const {
+  const GuestRange range{.base = address, .size = size};
+  if (auto ok = check(operation, range, Access::read); !ok) return ok;
+  auto* const out = static_cast<std::byte*>(to);
+  for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t done) {
+    detail::copy_from_shared(out + done, piece.host, piece.size);
+  });
+  return {};
+}
+
+Result<void> GuestMemory::write_across(const char* operation, GuestAddress address,
+                                       const void* from, std::size_t size) const {
+  const GuestRange range{.base = address, .size = size};
+  if (auto ok = check(operation, range, Access::write); !ok) return ok;
+  const auto* const in = static_cast<const std::byte*>(from);
+  for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t done) {
+    detail::copy_to_shared(piece.host, in + done, piece.size);
+    piece.mark();
+  });
+  return {};
+}
+
+Result<std::size_t> GuestMemory::read_some(GuestAddress address, std::span<std::byte> to) const {
+  constexpr const char* operation = "GuestMemory::read_some";
+  const std::uint64_t size = reachable({.base = address, .size = to.size()}, Access::read);
+  if (size == 0 && !to.empty()) {
+    return fail(range_error(operation, {.base = address, .size = 1}, Access::read));
+  }
+  if (auto ok = read_across(operation, address, to.data(), size); !ok) return fail(ok.error());
+  return size;
+}
+
+Result<std::size_t> GuestMemory::write_some(GuestAddress address,
+                                            std::span<const std::byte> from) const {
+  constexpr const char* operation = "GuestMemory::write_some";
+  const std::uint64_t size = reachable({.base = address, .size = from.size()}, Access::write);
+  if (size == 0 && !from.empty()) {
+    return fail(range_error(operation, {.base = address, .size = 1}, Access::write));
+  }
+  if (auto ok = write_across(operation, address, from.data(), size); !ok) return fail(ok.error());
+  return size;
+}
+
+Result<void> GuestMemory::fill(GuestRange range, std::byte value) const {
+  if (auto ok = check("GuestMemory::fill", range, Access::write); !ok) return ok;
+  for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t) {
+    detail::fill_shared(piece.host, value, piece.size);
+    piece.mark();
+  });
+  return {};
+}
+
+Result<void> GuestMemory::copy(GuestAddress to, GuestAddress from, std::uint64_t size) const {
+  constexpr const char* operation = "GuestMemory::copy";
+  if (auto ok = check(operation, {.base = from, .size = size}, Access::read); !ok) return ok;
+  if (auto ok = check(operation, {.base = to, .size = size}, Access::write); !ok) return ok;
+  const bool downwards = to > from;  // so that an overlap is read before it is overwritten
+  for (std::uint64_t left = size; left != 0;) {
+    Piece source;
+    Piece target;
+    if (downwards) {
+      source = detail::piece_below(translator_, from.value() + (left - 1), left);
+      target = detail::piece_below(translator_, to.value() + (left - 1), source.size);
+      source.host += source.size - target.size;
+    } else {
+      source = detail::piece_at(translator_, from.value() + (size - left), left);
+      target = detail::piece_at(translator_, to.value() + (size - left), source.size);
+    }
+    detail::move_shared(target.host, source.host, target.size);
+    target.mark();
+    left -= target.size;
+  }
+  return {};
+}
+
+Result<std::uint64_t> GuestMemory::read_from(int fd, GuestRange range) const {
+  constexpr const char* operation = "GuestMemory::read_from";
+  if (auto ok = check(operation, range, Access::write); !ok) return fail(ok.error());
+  std::uint64_t done = 0;
+  while (done < range.size) {
+    const Piece piece = detail::piece_at(translator_, range.base.value() + done, range.size - done);
+    const auto count =
+        detail::retry([&] { return detail::kernel().read(fd, piece.host, piece.size); });
+    if (count < 0) {
+      const int error = errno;
+      for_each_piece(translator_, range, [](const Piece& all, std::uint64_t) { all.mark(); });
+      if (done != 0) return done;
+      return detail::fail_os(operation, Operand::span(range.base.value(), range.size), "read",
+                             error);
+    }
+    if (count == 0) break;
+    piece.dirty->mark(piece.offset, static_cast<std::uint64_t>(count));
+    done += static_cast<std::uint64_t>(count);
+  }
+  return done;
+}
+
+Result<std::uint64_t> GuestMemory::write_to(int fd, GuestRange range) const {
+  constexpr const char* operation = "GuestMemory::write_to";
+  if (auto ok = check(operation, range, Access::read); !ok) return fail(ok.error());
+  std::uint64_t done = 0;
+  while (done < range.size) {
+    const Piece piece = detail::piece_at(translator_, range.base.value() + done, range.size - done);
+    const auto count =
+        detail::retry([&] { return detail::kernel().write(fd, piece.host, piece.size); });
+    if (count < 0) {
+      if (done != 0) return done;
+      return detail::fail_os(operation, Operand::span(range.base.value(), range.size), "write");
+    }
+    if (count == 0) break;
+    done += static_cast<std::uint64_t>(count);
+  }
+  return done;
+}
+
+Result<std::string> GuestMemory::read_string(GuestAddress address, std::size_t limit) const {
+  constexpr const char* operation = "GuestMemory::read_string";
+  std::string text;
+  std::array<std::byte, 256> chunk;
+  while (text.size() < limit) {
+    // The address wraps only where the memory ends with 2^64-1; text that long has no 0.
+    const auto at = address.checked_add(text.size());
+    if (!at) return fail(range_error(operation, {address, text.size() + 1}, Access::read));
+    const std::size_t size = std::min(chunk.size(), limit - text.size());
+    const auto read = read_some(*at, std::span(chunk).first(size));
+    if (!read) {
+      return fail(range_error(operation, {address, text.size() + 1}, Access::read));
+    }
+    const auto got = std::span(chunk).first(*read);
+    const auto end = std::ranges::find(got, std::byte{0});
+    text.append(reinterpret_cast<const char*>(got.data()),
+                static_cast<std::size_t>(end - got.begin()));
+    if (end != got.end()) return text;
+  }
+  return fail({.code = Errc::limit_exceeded,
+               .operation = operation,
+               .first = Operand::address(address.value()),
+               .second = Operand::size(limit),
+               .reason = "no end of the string"});
+}
+
+Result<GuestView> GuestMemory::view(GuestRange range) const {
+  if (range.size == 0) return GuestView(map_, {});
+  auto host = const_host_address(range.base, range.size);
+  if (!host) return fail(host.error());
+  return GuestView(map_, {*host, static_cast<std::size_t>(range.size)});
+}
+
+Result<MutableGuestView> GuestMemory::mutable_view(GuestRange range) const {
+  if (range.size == 0) return MutableGuestView(map_, {}, {});
+  auto host = host_address(range.base, range.size);
+  if (!host) return fail(host.error());
+  const Piece piece = detail::piece_at(translator_, range.base.value(), range.size);
+  return MutableGuestView(map_, {*host, static_cast<std::size_t>(range.size)},
+                          {.bitmap = piece.dirty, .offset = piece.offset, .size = piece.size});
+}
+
+Result<GuestIovecs> GuestMemory::iovecs(GuestRange range, Access access) const {
+  if (auto ok = check("GuestMemory::iovecs", range, access); !ok) return fail(ok.error());
+  GuestIovecs result(map_);
+  for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t) {
+    result.iovecs_.push_back({.iov_base = piece.host, .iov_len = piece.size});
+    if (access == Access::write) {
+      result.parts_.push_back({.bitmap = piece.dirty, .offset = piece.offset, .size = piece.size});
+    }
+  });
+  return result;
+}
+
+Result<void> GuestMemory::enable_dirty_tracking() const {
+  std::vector<DirtyBitmap*> started;
+  started.reserve(regions().size());
+  // Also when memory for a bitmap runs out: nothing that was off before stays on.
+  struct Undo {
+    std::vector<DirtyBitmap*>& started;
+    ~Undo() {
+      for (DirtyBitmap* bitmap : started)
+        bitmap->disable();
+    }
+  } undo{started};
+  for (const RegionPtr& region : regions()) {
+    if (!allows(region->protection(), Protection::write)) continue;
+    DirtyBitmap& bitmap = region->dirty();
+    if (bitmap.is_enabled()) continue;
+    if (auto ok = bitmap.enable(); !ok) return ok;
+    started.push_back(&bitmap);
+  }
+  started.clear();
+  return {};
+}
+
+void GuestMemory::disable_dirty_tracking() const noexcept {
+  for (const RegionPtr& region : regions())
+    region->dirty().disable();
+}
+
+Result<std::vector<Range>> GuestMemory::harvest_dirty() const {
+  DirtyHarvest harvest;
+  std::vector<Range> ranges;
+  for (const RegionPtr& region : regions()) {
+    for (const DirtyRange& dirty : harvest.take(region->dirty())) {
+      const std::uint64_t min = region->base().value() + dirty.offset;
+      const std::uint64_t max = min + (dirty.size - 1);
+      if (!ranges.empty() && ranges.back().max() + 1 == min) {
+        ranges.back() = *Range::make(ranges.back().min(), max);
+      } else {
+        ranges.push_back(*Range::make(min, max));
+      }
+    }
+  }
+  if (auto ok = harvest.finish(); !ok) return fail(ok.error());
+  return ranges;
+}
+
+Result<void> GuestMemory::mark_dirty(GuestRange range) const {
+  if (auto ok = check("GuestMemory::mark_dirty", range, Access::write); !ok) return ok;
+  for_each_piece(translator_, range, [](const Piece& piece, std::uint64_t) { piece.mark(); });
+  return {};
+}
+
+Result<void> GuestMemory::merge_dirty_log(GuestAddress base,
+                                          std::span<const std::uint64_t> bits) const {
+  const Piece piece = detail::piece_at(translator_, base.value(), 1);
+  if (piece.size == 0 || piece.dirty == nullptr) {
+    return fail(range_error("GuestMemory::merge_dirty_log", {base, 1}, Access::write));
+  }
+  return piece.dirty->merge(piece.offset, bits);
+}
+
+}  // namespace vmspace

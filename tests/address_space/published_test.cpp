@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/address_space/published.hpp"
+
+#include <future>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace vmspace {
+namespace {
+
+using namespace std::chrono_literals;
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+/// Remembers which numbers were destroyed, and on which thread.
+class Log {
+ public:
+  void destroyed(int number) {
+    numbers_.push_back(number);
+    threads_.push_back(std::this_thread::get_id());
+  }
+  const std::vector<int>& numbers() const { return numbers_; }
+  const std::vector<std::thread::id>& threads() const { return threads_; }
+
+ private:
+  std::vector<int> numbers_;
+  std::vector<std::thread::id> threads_;
+};
+
+/// A published value: its number, and a copy is told apart from what it was copied from by
+/// `number`.
+struct Thing {
+  Thing(int n, Log* l) : number(n), log(l) {}
+  Thing(const Thing& other) = default;
+  Thing(Thing&& other) noexcept : number(other.number), log(std::exchange(other.log, nullptr)) {}
+  Thing& operator=(const Thing&) = delete;
+  ~Thing() {
+    if (log != nullptr) log->destroyed(number);
+  }
+
+  int number;
+  Log* log;
+};
+
+Result<void> set(const Published<Thing>& thing, int number) {
+  return thing.update([&](Thing& draft) -> Result<void> {
+    draft.number = number;
+    return {};
+  });
+}
+
+/// Runs `body` on another thread, to its end.
+template <typename Body>
+auto elsewhere(Body body) {
+  return std::async(std::launch::async, std::move(body)).get();
+}
+
+TEST(Published, AReaderSeesEachPublicationAndItsGeneration) {
+  Published<int> number{10};
+  auto reader = number.reader();
+  EXPECT_EQ(reader.generation(), 0U);
+  EXPECT_EQ(reader.current(), 10);
+  EXPECT_EQ(reader.generation(), 1U);
+  ASSERT_TRUE(number.update([](int& draft) -> Result<void> {
+    ++draft;
+    return {};
+  }));
+  EXPECT_EQ(number.generation(), 2U);
+  EXPECT_EQ(reader.generation(), 1U);
+  EXPECT_EQ(reader.current(), 11);
+  EXPECT_EQ(reader.generation(), 2U);
+}
+
+TEST(Published, UpdateGivesWhatTheEditGives) {
+  Published<int> number{10};
+  const auto old =
+      number.update([](int& draft) -> Result<int> { return std::exchange(draft, 20); });
+  EXPECT_EQ(*old, 10);
+  EXPECT_EQ(*number.snapshot(), 20);
+}
+
+TEST(Published, AnEditThatFailsPublishesNothing) {
+  Published<int> number{10};
+  auto reader = number.reader();
+  const int* before = &reader.current();
+  const auto failed = number.update([](int& draft) -> Result<void> {
+    draft = 99;
+    return fail({.code = Errc::no_space, .operation = "edit"});
+  });
+  ASSERT_FALSE(failed);
+  EXPECT_EQ(failed.error(), (Error{.code = Errc::no_space, .operation = "edit"}));
+  EXPECT_EQ(number.generation(), 1U);
+  EXPECT_EQ(&reader.current(), before);
+  EXPECT_EQ(*before, 10);
+}
+
+TEST(Published, AnEditThatThrowsPublishesNothingAndLetsTheNextOneIn) {
+  Published<int> number{10};
+  EXPECT_THROW(static_cast<void>(number.update([](int& draft) -> Result<void> {
+                 draft = 99;
+                 throw std::bad_alloc();
+               })),
+               std::bad_alloc);
+  EXPECT_EQ(number.generation(), 1U);
+  EXPECT_EQ(*number.snapshot(), 10);
+  EXPECT_TRUE(number.update([](int&) -> Result<void> { return {}; }));
+  EXPECT_EQ(number.generation(), 2U);
+}
+
+TEST(Published, CopiesOfAHandleAreTheSameValue) {
+  Published<int> number{10};
+  const Published<int> copy = number;
+  EXPECT_TRUE(copy.same_as(number));
+  EXPECT_FALSE(copy.same_as(Published<int>{10}));
+  ASSERT_TRUE(copy.update([](int& draft) -> Result<void> {
+    draft = 11;
+    return {};
+  }));
+  EXPECT_EQ(*number.snapshot(), 11);
+}
+
+TEST(Published, AnUpdateFromInsideAnEditIsAnErrorAndTheOuterEditGoesOn) {
+  Published<int> number{10};
+  const Published<int> copy = number;
+  Published<int> other{0};
+  std::optional<Error> inner;
+  std::optional<Error> waiting;
+  const auto outer = number.update([&](int& draft) -> Result<void> {
+    draft = 11;
+    inner = copy.update([](int&) -> Result<void> { return {}; }).error();
+    waiting = copy.wait_released(0s).error();
+    EXPECT_EQ(*copy.snapshot(), 10);  // readers go on with what is published
+    return other.update([](int&) -> Result<void> { return {}; });
+  });
+  EXPECT_TRUE(outer);
+  EXPECT_EQ(inner->code, Errc::would_deadlock);
+  EXPECT_EQ(waiting->code, Errc::would_deadlock);
+  EXPECT_EQ(*number.snapshot(), 11);
+  EXPECT_EQ(number.generation(), 2U);
+  EXPECT_EQ(other.generation(), 2U);
+  EXPECT_TRUE(number.update([](int&) -> Result<void> { return {}; }));
+}
+
+TEST(Published, AWriterDestroysWhatNobodyHoldsWhenItHasPublished) {
+  Log log;
+  {
+    Published<Thing> thing{Thing(1, &log)};
+    ASSERT_TRUE(set(thing, 2));
+    EXPECT_THAT(log.numbers(), ElementsAre(1));
+    ASSERT_TRUE(set(thing, 3));
+    EXPECT_THAT(log.numbers(), ElementsAre(1, 2));
+  }
+  EXPECT_THAT(log.numbers(), ElementsAre(1, 2, 3));
+}
+
+TEST(Published, AReaderThatLetsGoLastHandsTheValueBackToTheWriters) {
+  Log log;
+  Published<Thing> thing{Thing(1, &log)};
+  elsewhere([&] {
+    auto reader = thing.reader();
+    EXPECT_EQ(reader.current().number, 1);
+    EXPECT_TRUE(elsewhere([&] { return set(thing, 2).has_value(); }));
+    EXPECT_EQ(reader.current().number, 2);
+  });
+  EXPECT_THAT(log.numbers(), IsEmpty());
+  EXPECT_EQ(thing.collect(), 1U);
+  EXPECT_EQ(thing.collect(), 0U);
+  EXPECT_THAT(log.numbers(), ElementsAre(1));
+  EXPECT_THAT(log.threads(), ElementsAre(std::this_thread::get_id()));
+}
+
+TEST(Published, NeitherParkNorDestructionOfAReaderOrSnapshotDestroysAValue) {
+  Log log;
+  Published<Thing> thing{Thing(1, &log)};
+  auto parked = thing.reader();
+  auto destroyed = std::make_optional(thing.reader());
+  auto snapshot = thing.snapshot();
+  const std::weak_ptr<const Thing> weak = snapshot;
+  EXPECT_EQ(parked->number + (*destroyed)->number, 2);
+  ASSERT_TRUE(set(thing, 2));
+  parked.park();
+  destroyed.reset();
+  EXPECT_THAT(log.numbers(), IsEmpty());
+  snapshot = weak.lock();
+  snapshot.reset();
+  EXPECT_TRUE(weak.expired());
+  EXPECT_THAT(log.numbers(), IsEmpty());
+  EXPECT_EQ(thing.collect(), 1U);
+  EXPECT_THAT(log.numbers(), ElementsAre(1));
+}
+
+TEST(Published, ReadersAndSnapshotsMayOutliveTheHandles) {
+  Log log;
+  auto thing = std::make_optional<Published<Thing>>(Thing(1, &log));
+  auto reader = std::make_optional(thing->reader());
+  auto snapshot = thing->snapshot();
+  thing.reset();
+  EXPECT_EQ(reader->current().number, 1);
+  reader.reset();
+  EXPECT_EQ(snapshot->number, 1);
+  EXPECT_THAT(log.numbers(), IsEmpty());
+  snapshot.reset();
+  EXPECT_THAT(log.numbers(), ElementsAre(1));
+}
+
+TEST(Published, AParkedReaderKeepsNoOldValueAlive) {
+  Log log;
+  Published<Thing> thing{Thing(1, &log)};
+  auto reader = thing.reader();
+  EXPECT_EQ(reader->number, 1);
+  reader.park();
+  EXPECT_EQ(reader.generation(), 0U);
+  ASSERT_TRUE(set(thing, 2));
+  EXPECT_THAT(log.numbers(), ElementsAre(1));
+  EXPECT_EQ(reader->number, 2);
+  EXPECT_EQ(reader.generation(), 2U);
+}
+
+TEST(Published, AReaderComesBackFromParkToTheSameValueWhenNothingChanged) {
+  Published<int> number{10};
+  auto reader = number.reader();
+  const int* value = &reader.current();
+  reader.park();
+  reader.park();
+  EXPECT_EQ(&reader.current(), value);
+  EXPECT_EQ(reader.generation(), 1U);
+  reader.park();
+}
+
+TEST(Published, ParkBeforeTheFirstUseDoesNothing) {
+  Published<int> number{10};
+  auto reader = number.reader();
+  reader.park();
+  EXPECT_EQ(reader.current(), 10);
+}
+
+TEST(Published, AMovedReaderGoesOn) {
+  Published<int> number{10};
+  auto first = number.reader();
+  const int* value = &first.current();
+  auto second = std::move(first);
+  EXPECT_EQ(&second.current(), value);
+  EXPECT_EQ(second.generation(), 1U);
+  auto third = number.reader();
+  EXPECT_EQ(third.current(), 10);
+  third = std::move(second);
+  EXPECT_EQ(&third.current(), value);
+  third.park();
+}
+
+TEST(WaitReleased, ReturnsAtOnceWhenNobodyHoldsAnOldValue) {
+  Published<int> number{10};
+  auto reader = number.reader();
+  EXPECT_EQ(reader.current(), 10);
+  EXPECT_TRUE(number.wait_released(0s));
+  EXPECT_TRUE(number.wait_released(-1s));
+  EXPECT_TRUE(number.wait_released(std::chrono::nanoseconds::max()));
+  EXPECT_TRUE(number.wait_released(std::chrono::nanoseconds::min()));
+}
+
+TEST(WaitReleased, TimesOutNamingTheGenerationThatIsStillHeld) {
+  Log log;
+  Published<Thing> thing{Thing(1, &log)};
+  auto reader = thing.reader();
+  elsewhere([&] { EXPECT_EQ(reader.current().number, 1); });
+  ASSERT_TRUE(set(thing, 2));
+  for (const auto timeout : {0ms, 5ms, -5ms}) {
+    const auto waited = thing.wait_released(timeout);
+    ASSERT_FALSE(waited);
+    EXPECT_EQ(waited.error(), (Error{.code = Errc::timed_out,
+                                     .operation = "Published::wait_released",
+                                     .first = Operand::number(1),
+                                     .reason = "that generation is still held"}));
+  }
+  EXPECT_THAT(log.numbers(), IsEmpty());
+  reader.park();
+  EXPECT_TRUE(thing.wait_released(0s));
+  EXPECT_THAT(log.numbers(), ElementsAre(1));
+}
+
+TEST(WaitReleased, WakesWhenTheLastHolderLetsGoAndDestroysOnItsOwnThread) {
+  Log log;
+  Published<Thing> thing{Thing(1, &log)};
+  std::promise<void> holds;
+  std::promise<void> let_go;
+  std::thread holder([&] {
+    auto reader = thing.reader();
+    EXPECT_EQ(reader.current().number, 1);
+    holds.set_value();
+    let_go.get_future().wait();
+    reader.park();
+  });
+  holds.get_future().wait();
+  ASSERT_TRUE(set(thing, 2));
+  auto waiting = std::async(std::launch::async, [&] {
+    EXPECT_TRUE(thing.wait_released(10min));
+    return std::this_thread::get_id();
+  });
+  EXPECT_EQ(thing.wait_released(1ms).error().code, Errc::timed_out);
+  let_go.set_value();
+  const auto waiter = waiting.get();
+  holder.join();
+  EXPECT_THAT(log.numbers(), ElementsAre(1));
+  EXPECT_THAT(log.threads(), ElementsAre(waiter));
+}
+
+TEST(WaitReleased, ByAThreadWhoseReaderHoldsAnOldValueIsAnError) {
+  Published<int> number{10};
+  auto first = number.reader();
+  auto second = number.reader();
+  EXPECT_EQ(first.current() + second.current(), 20);
+  ASSERT_TRUE(number.update([](int&) -> Result<void> { return {}; }));
+  const auto waited = number.wait_released(10min);
+  ASSERT_FALSE(waited);
+  EXPECT_EQ(waited.error(), (Error{.code = Errc::would_deadlock,
+                                   .operation = "Published::wait_released",
+                                   .first = Operand::number(1),
+                                   .reason = "the calling thread holds that generation"}));
+  first.park();
+  EXPECT_EQ(number.wait_released(10min).error().code, Errc::would_deadlock);
+  EXPECT_EQ(second.current(), 10);  // now holds the new value
+  EXPECT_TRUE(number.wait_released(10min));
+}
+
+TEST(WaitReleased, ByAThreadThatCameBackFromParkIsAnErrorToo) {
+  Published<int> number{10};
+  auto reader = number.reader();
+  // The reader was first used on another thread, and parked there.
+  elsewhere([&] {
+    EXPECT_EQ(reader.current(), 10);
+    reader.park();
+  });
+  EXPECT_EQ(reader.current(), 10);
+  ASSERT_TRUE(number.update([](int&) -> Result<void> { return {}; }));
+  EXPECT_EQ(number.wait_released(10min).error().code, Errc::would_deadlock);
+}
+
+TEST(WaitReleased, ByAThreadThatTookASnapshotOfAnOldValueIsAnError) {
+  Published<int> number{10};
+  auto snapshot = number.snapshot();
+  auto copy = snapshot;
+  ASSERT_TRUE(number.update([](int&) -> Result<void> { return {}; }));
+  snapshot.reset();
+  EXPECT_EQ(number.wait_released(10min).error().code, Errc::would_deadlock);
+  elsewhere([&] { copy.reset(); });
+  EXPECT_TRUE(number.wait_released(10min));
+}
+
+TEST(WaitReleased, ASnapshotOfAnotherThreadIsWaitedFor) {
+  Published<int> number{10};
+  auto snapshot = elsewhere([&] { return number.snapshot(); });
+  ASSERT_TRUE(number.update([](int&) -> Result<void> { return {}; }));
+  EXPECT_EQ(number.wait_released(1ms).error().code, Errc::timed_out);
+  snapshot.reset();
+  EXPECT_TRUE(number.wait_released(0s));
+}
+
+TEST(WaitReleased, HoldingTheCurrentValueIsNoHindrance) {
+  Published<int> number{10};
+  ASSERT_TRUE(number.update([](int&) -> Result<void> { return {}; }));
+  auto reader = number.reader();
+  const auto snapshot = number.snapshot();
+  EXPECT_EQ(reader.current(), 10);
+  EXPECT_TRUE(number.wait_released(0s));
+}
+
+}  // namespace
+}  // namespace vmspace

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Where allocate puts what: policies, windows and alignments, fragmentation drawn beside each case.
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "allocator/picture.hpp"
+
+namespace vmspace {
+namespace {
+
+using test::from_picture;
+using test::Letters;
+using test::to_picture;
+
+constexpr std::uint64_t top = UINT64_MAX;
+constexpr std::uint64_t half = std::uint64_t{1} << 63;
+
+constexpr Policy first = Policy::first_match;
+constexpr Policy last = Policy::last_match;
+constexpr Policy best = Policy::best_match;
+
+TEST(IntervalTree, AllocatePutsItWhereThePolicySays) {
+  struct Case {
+    const char* before;
+    Constraint constraint;
+    const char* after;
+  };
+  const std::vector<Case> cases = {
+      {"........", {.size = 2}, "AA......"},
+      {"........", {.size = 2, .policy = last}, "......AA"},
+      {"xx.x....", {.size = 1}, "xxAx...."},
+      {"xx.x....", {.size = 2}, "xx.xAA.."},
+      {"xx..x...", {.size = 2, .policy = last}, "xx..x.AA"},
+      {"....x..x...", {.size = 2, .policy = best}, "....xAAx..."},
+      {"...x..x..x", {.size = 2, .policy = best}, "...xAAx..x"},  // equals: the lowest
+      {"....x...", {.size = 2, .policy = best}, "....xAA."},
+      {"..|..x...", {.size = 3}, "..|..xAAA"},  // what touches is not one
+      {".. ....", {.size = 3}, ".. AAA."},
+      // windows
+      {"........", {.size = 2, .min = 3}, "...AA..."},
+      {"........", {.size = 2, .min = 3, .max = 4}, "...AA..."},
+      {"........", {.size = 2, .max = 4, .policy = last}, "...AA..."},
+      {"...x....", {.size = 2, .min = 2}, "...xAA.."},
+      {".....x..", {.size = 2, .min = 1, .policy = best}, ".....xAA"},
+      {".....x..", {.size = 2, .min = 1, .max = 6, .policy = best}, ".AA..x.."},
+      // alignment
+      {".......", {.size = 2, .min = 1, .align = 4}, "....AA."},
+      {".......", {.size = 1, .align = 4, .policy = last}, "....A.."},
+      {"x..x....", {.size = 2, .align = 2}, "x..xAA.."},  // long enough, wrong place
+      {"x...x...", {.size = 2, .align = 2}, "x.AAx..."},
+      {"x..x.x...", {.size = 1, .align = 8}, "x..x.x..A"},
+      {"x..xx.x..", {.size = 2, .align = 2, .policy = best}, nullptr},
+      {"....", {.size = 2, .align = 0}, "AA.."},
+      {"x......", {.size = 3, .align = 2}, "x.AAA.."},
+      // full, empty, not there
+      {"xxAA", {.size = 1}, nullptr},
+      {"...", {.size = 4}, nullptr},
+      {"....", {.size = 2, .min = 3}, nullptr},
+      {"....", {.size = 2, .min = 4}, nullptr},
+      {" ...", {.size = 1, .max = 0}, nullptr},
+      {"x...", {.size = 1, .align = half}, nullptr},
+      {".xxx", {.size = 1, .align = half}, "Axxx"},
+  };
+  for (const Case& c : cases) {
+    const Letters before = from_picture(c.before);
+    Letters tree(before);
+    const auto got = tree.allocate(c.constraint, 'A');
+    EXPECT_TRUE(tree.check_invariants());
+    if (c.after != nullptr) {
+      ASSERT_TRUE(got) << c.before << " " << got.error().message();
+      EXPECT_EQ(to_picture(tree), c.after) << c.before;
+      EXPECT_EQ(got->size(), c.constraint.size);
+      EXPECT_EQ(*tree.find_value(got->min()), 'A');
+      // And back: what touches at an edge of the picture stays as it was.
+      ASSERT_TRUE(tree.free(*got));
+      if (std::string_view(c.before).find('|') == std::string_view::npos) {
+        EXPECT_EQ(tree, before) << c.before;
+      }
+    } else {
+      ASSERT_FALSE(got) << c.before << " " << to_picture(tree);
+      EXPECT_EQ(got.error().code, Errc::no_space);
+      EXPECT_EQ(got.error().first, Operand::size(c.constraint.size));
+      EXPECT_EQ(got.error().second, Operand::range(c.constraint.min, c.constraint.max));
+      EXPECT_EQ(tree, before);
+    }
+  }
+}
+
+TEST(IntervalTree, AllocateWithoutAValueLeavesTheRangeAllocated) {
+  Letters tree = from_picture("....");
+  ASSERT_TRUE(tree.allocate({.size = 2}));
+  EXPECT_EQ(to_picture(tree), "xx..");
+}
+
+TEST(IntervalTree, AllocateGivesTheConstraintsOwnError) {
+  const Letters before = from_picture("....");
+  for (const Constraint& bad : {Constraint{.size = 0}, Constraint{.size = 1, .align = 3},
+                                Constraint{.size = 1, .min = 2, .max = 1}}) {
+    Letters tree(before);
+    const auto got = tree.allocate(bad, 'A');
+    ASSERT_FALSE(got);
+    EXPECT_EQ(got.error(), bad.validate().error());
+    EXPECT_NE(got.error().code, Errc::no_space);
+    EXPECT_EQ(tree, before);
+    EXPECT_FALSE(tree.allocate(bad));
+    EXPECT_EQ(tree, before);
+  }
+}
+
+TEST(IntervalTree, AllocateInAnEmptyTreeIsNoSpace) {
+  for (const Policy policy : {first, last, best}) {
+    Letters tree;
+    EXPECT_EQ(tree.allocate({.size = 1, .policy = policy}).error().code, Errc::no_space);
+  }
+}
+
+TEST(IntervalTree, AllocateReachesTheEndsOfTheDomain) {
+  for (const Policy policy : {first, last, best}) {
+    IntervalTree<> tree;
+    ASSERT_TRUE(tree.insert(Range::whole_domain()));
+    // The most that can be asked for leaves one member over.
+    const auto most = tree.allocate({.size = top, .policy = policy});
+    ASSERT_TRUE(most);
+    EXPECT_EQ(*most, policy == last ? Range::of(1, top) : Range::of(0, top - 1));
+    EXPECT_EQ(tree.allocate({.size = 1, .policy = policy}), Range::point(policy == last ? 0 : top));
+    EXPECT_EQ(tree.allocate({.size = 1, .policy = policy}).error().code, Errc::no_space);
+  }
+}
+
+TEST(IntervalTree, AllocateWithHugeAlignmentsTakesTheOnlyPlacesThereAre) {
+  IntervalTree<> tree;
+  ASSERT_TRUE(tree.insert(Range::of(1, top)));
+  EXPECT_EQ(tree.allocate({.size = 1, .align = half}), Range::point(half));
+  EXPECT_EQ(tree.allocate({.size = 1, .align = half}).error().code, Errc::no_space);
+  EXPECT_EQ(tree.allocate({.size = half - 1, .align = half / 2, .policy = last}).error().code,
+            Errc::no_space);
+  EXPECT_EQ(tree.allocate({.size = half / 2, .align = half / 2, .policy = last}),
+            Range::of(half + half / 2, top));
+}
+
+TEST(IntervalTree, AllocateNeverPassesTheEndOfTheDomain) {
+  IntervalTree<> tree;
+  ASSERT_TRUE(tree.insert(Range::of(top - 0x1800, top)));
+  EXPECT_EQ(tree.allocate({.size = 0x1000, .align = 0x1000}), Range::of(top - 0xfff, top));
+  EXPECT_EQ(tree.allocate({.size = 0x1000, .align = 0x1000}).error().code, Errc::no_space);
+  EXPECT_EQ(tree.allocate({.size = 0x800, .min = top - 0x17ff}),
+            Range::of(top - 0x17ff, top - 0x1000));
+}
+
+/// Thousands of gaps: the answer is the same as in a small tree, on every level.
+TEST(IntervalTree, AllocateFindsTheOneGapThatFitsAmongThousands) {
+  constexpr std::uint64_t gaps = 5000;
+  for (const std::uint64_t wide : {std::uint64_t{0}, gaps / 2 + 7, gaps - 1}) {
+    // Gaps of two members at odd addresses, and one of four.
+    IntervalTree<std::uint64_t> tree;
+    for (std::uint64_t i = 0; i < gaps; ++i) {
+      const std::uint64_t base = 8 * i + 1;
+      ASSERT_TRUE(tree.insert(*Range::from_base_size(base, i == wide ? 4 : 2)));
+      ASSERT_TRUE(tree.insert(Range::point(base + 6), std::uint64_t{i}));
+    }
+    const std::uint64_t at = 8 * wide + 1;
+    for (const Policy policy : {first, last, best}) {
+      for (const auto& [constraint, place] :
+           {std::pair<Constraint, std::uint64_t>{{.size = 3}, policy == last ? at + 1 : at},
+            {{.size = 4}, at},
+            {{.size = 2, .align = 2}, at + 1}}) {
+        Constraint wanted = constraint;
+        wanted.policy = policy;
+        const auto got = tree.allocate(wanted);
+        ASSERT_TRUE(got);
+        EXPECT_EQ(got->min(), place);
+        ASSERT_TRUE(tree.free(*got));
+        wanted.min = at + 4;
+        EXPECT_FALSE(tree.allocate(wanted));
+        wanted.min = 0;
+        wanted.max = at;
+        EXPECT_FALSE(tree.allocate(wanted));
+      }
+    }
+    EXPECT_TRUE(tree.check_invariants());
+  }
+}
+
+TEST(IntervalTree, WindowsOfEveryKindGiveWhatLiesInside) {
+  IntervalTree<> tree;
+  // 1,000 gaps of one page at every second page.
+  for (std::uint64_t i = 0; i < 1000; ++i) {
+    ASSERT_TRUE(tree.insert(*Range::from_base_size(0x2000 * i, 0x1000)));
+  }
+  for (std::uint64_t i = 0; i < 1000; i += 13) {
+    const std::uint64_t base = 0x2000 * i;
+    const Range page = *Range::from_base_size(base, 0x1000);
+    // Just the page; a bit more on each side; what begins in the page before.
+    const std::array windows = {page, *Range::make(base, base + 0x1fff),
+                                *Range::make(base == 0 ? 0 : base - 0x1000, base + 0xfff),
+                                *Range::make(base == 0 ? 0 : base - 0x1800, base + 0x27ff)};
+    for (const Range& window : windows) {
+      for (const Policy policy : {first, last, best}) {
+        const auto got = tree.allocate(
+            {.size = 0x1000, .min = window.min(), .max = window.max(), .policy = policy});
+        ASSERT_EQ(got, page);
+        ASSERT_TRUE(tree.free(*got));
+      }
+    }
+    EXPECT_FALSE(tree.allocate({.size = 0x1000, .min = base + 1, .max = base + 0x2ffe}));
+  }
+  EXPECT_FALSE(tree.allocate({.size = 1, .min = 0x2000 * 1000}));
+}
+
+}  // namespace
+}  // namespace vmspace

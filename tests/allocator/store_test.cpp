@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// That the checker of the structure sees what is broken: each rule is broken by hand.
+
+#include "vmspace/allocator/detail/store.hpp"
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+namespace vmspace::detail {
+namespace {
+
+using TestStore = Store<int>;
+
+/// `n` ranges of two members, four apart; each third is taken and has a value.
+void fill(TestStore& store, std::uint64_t n) {
+  for (std::uint64_t i = 0; i < n; ++i) {
+    TestStore::Path at;
+    const Range range = unchecked_range(4 * i, 4 * i + 1);
+    const Fill fill = i % 3 == 0 ? Fill::taken : Fill::free;
+    if (i == 0) {
+      store.insert_first(range, fill, at);
+    } else {
+      store.upper_bound(range.min(), at);
+      store.make_room(at, 1);
+      store.insert(at, range, fill);
+    }
+    if (fill == Fill::taken) {
+      at.leaf->values.construct(at.pos, 1);
+      at.leaf->valued.set(at.pos);
+    }
+  }
+}
+
+TEST(Store, IsSoundAtEverySize) {
+  for (const std::uint64_t n : {0U, 1U, 32U, 33U, 1000U, 20'000U}) {
+    TestStore store;
+    fill(store, n);
+    EXPECT_EQ(store.check(), nullptr) << n << " " << store.check();
+  }
+}
+
+TEST(Store, CheckNamesTheRuleThatIsBroken) {
+  struct Case {
+    const char* rule;
+    std::function<void(TestStore::Path&)> damage;
+  };
+  const std::vector<Case> cases = {
+      {"a range's min is at most its max", [](auto& at) { at.leaf->max[1] = at.leaf->min[1] - 1; }},
+      {"ranges ascend and do not overlap", [](auto& at) { at.leaf->max[1] = at.leaf->min[2]; }},
+      {"a free range has no value", [](auto& at) { at.leaf->valued.set(at.leaf->free.lowest()); }},
+      {"an entry not in use has no state", [](auto& at) { at.leaf->free.set(31); }},
+      {"a key not in use is 2^64-1", [](auto& at) { at.leaf->min[31] = 7; }},
+      {"a key not in use is 2^64-1", [](auto& at) { at.up[0].node->key[31] = 7; }},
+      {"a key is the lowest address below its child",
+       [](auto& at) { ++at.up[0].node->key[at.up[0].slot]; }},
+      {"a room is exact for its subtree",
+       [](auto& at) { ++at.up[0].node->longest[at.up[0].slot]; }},
+      {"a room is exact for its subtree", [](auto& at) { ++at.up[0].node->order[at.up[0].slot]; }},
+      {"a room is exact for its subtree", [](auto& at) { ++at.up[0].node->zeros[at.up[0].slot]; }},
+      {"a room is exact for its subtree",
+       [](auto& at) { at.leaf->max[at.leaf->free.lowest()] += 1; }},
+      {"a node is at least a quarter full", [](auto& at) { at.leaf->count = 7; }},
+      {"a node is at most full", [](auto& at) { at.leaf->count = 33; }},
+      {"leaves link to each other in order", [](auto& at) { at.leaf->prev = nullptr; }},
+      {"leaves link to each other in order", [](auto& at) { at.leaf->prev->next = at.leaf->next; }},
+  };
+  for (const Case& c : cases) {
+    TestStore store;
+    fill(store, 100);
+    TestStore::Path at;
+    store.upper_bound(200, at);
+    ASSERT_NE(at.leaf->prev, nullptr);
+    ASSERT_NE(at.leaf->next, nullptr);
+    ASSERT_LT(at.leaf->count, 31U);
+    // What is damaged is put back, for the destructor.
+    Leaf<int>& leaf = *at.leaf;
+    const auto count = leaf.count;
+    const Bits valued = leaf.valued;
+    Leaf<int>* const prev = leaf.prev;
+    c.damage(at);
+    const char* const found = store.check();
+    leaf.count = count;
+    leaf.valued = valued;
+    leaf.prev = prev;
+    prev->next = &leaf;
+    ASSERT_NE(found, nullptr) << c.rule;
+    EXPECT_STREQ(found, c.rule);
+  }
+}
+
+}  // namespace
+}  // namespace vmspace::detail

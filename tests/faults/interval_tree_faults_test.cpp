@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Memory runs out at every allocation that a call on a tree makes: the tree is as it was, and what
+// takes things back never asks for memory.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "vmspace/allocator.hpp"
+
+namespace {
+
+/// How many allocations are granted; below 0, all.
+int granted = -1;
+int asked = 0;
+
+void* get_memory(std::size_t size) {
+  ++asked;
+  if (granted == 0) throw std::bad_alloc();
+  if (granted > 0) --granted;
+  if (void* const memory = std::malloc(size == 0 ? 1 : size)) return memory;
+  throw std::bad_alloc();
+}
+
+}  // namespace
+
+// The whole program allocates here. All forms without a size or an alignment of their own end here.
+void* operator new(std::size_t size) {
+  return get_memory(size);
+}
+void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
+void operator delete(void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
+
+namespace vmspace {
+namespace {
+
+using Tree = IntervalTree<std::uint64_t>;
+
+/// Calls `change` on copies of `tree` with one more allocation granted each time, until it gets
+/// through; returns how often it failed.
+template <typename T, typename Change>
+int fail_each_allocation(const T& tree, Change change) {
+  for (int n = 0;; ++n) {
+    T copy(tree);
+    const auto* const first = copy.empty() ? nullptr : (*copy.begin()).value;
+    granted = n;
+    try {
+      change(copy);
+      granted = -1;
+      EXPECT_TRUE(copy.check_invariants());
+      return n;
+    } catch (const std::bad_alloc&) {
+      granted = -1;
+      EXPECT_EQ(copy, tree) << "after " << n << " allocations";
+      EXPECT_TRUE(copy.check_invariants());
+      // Not even moved: pointers to values hold.
+      if (first != nullptr) {
+        EXPECT_EQ(first, (*copy.begin()).value);
+      }
+    }
+  }
+}
+
+/// `n` values at even addresses, and one long free range after them.
+Tree tree_of(std::uint64_t n) {
+  Tree tree;
+  for (std::uint64_t i = 0; i < n; ++i)
+    EXPECT_TRUE(tree.insert(Range::point(2 * i), i));
+  EXPECT_TRUE(tree.insert(Range::of(10'000, 99'999)));
+  return tree;
+}
+
+TEST(IntervalTreeFaults, MakingAndMovingAndDestroyingATreeAsksForNoMemory) {
+  asked = 0;
+  {
+    Tree tree;
+    Tree moved(std::move(tree));
+    swap(tree, moved);
+    moved = std::move(tree);
+    EXPECT_EQ(moved.find(0), std::nullopt);
+  }
+  EXPECT_EQ(asked, 0);
+}
+
+TEST(IntervalTreeFaults, AFailedInsertOrAllocateLeavesTheTreeAsItWas) {
+  int most = 0;
+  for (std::uint64_t n = 0; n < 1100; n += n < 100 ? 1 : 37) {
+    const Tree tree = tree_of(n);
+    most = std::max(most, fail_each_allocation(tree, [](Tree& t) {
+                      ASSERT_TRUE(t.insert(Range::point(1), std::uint64_t{7}));
+                    }));
+    most = std::max(most, fail_each_allocation(
+                              tree, [](Tree& t) { ASSERT_TRUE(t.insert(Range::of(5001, 5002))); }));
+    most = std::max(most, fail_each_allocation(tree, [](Tree& t) {
+                      ASSERT_TRUE(t.allocate({.size = 10, .min = 20'001}, std::uint64_t{1}));
+                    }));
+    most = std::max(most, fail_each_allocation(tree, [](Tree& t) {
+                      ASSERT_TRUE(t.allocate_at(Range::of(50'000, 50'001)));
+                    }));
+    most = std::max(most, fail_each_allocation(tree, [](Tree& t) {
+                      ASSERT_TRUE(t.allocate({.size = 10, .policy = Policy::best_match}));
+                    }));
+  }
+  EXPECT_EQ(most, 2);  // a leaf and a root, at 32 and 33 ranges
+}
+
+/// Every node on the way is full: the call asks for one on each level and one for a new root.
+TEST(IntervalTreeFaults, AFailedSplitOfEveryLevelLeavesTheTreeAsItWas) {
+  const auto grow = [](Tree& tree, std::uint64_t n) {
+    return tree.insert(Range::point(UINT64_MAX - 2 * n), n).has_value();
+  };
+  // How many ranges there are when a split first asks for a leaf, an inner node, and a root.
+  asked = 0;
+  std::uint64_t full = 0;
+  for (Tree tree; asked < 3; ++full) {
+    asked = 0;
+    ASSERT_TRUE(grow(tree, full));
+    ASSERT_LT(full, 10'000U);
+  }
+  Tree tree;
+  for (std::uint64_t n = 0; n + 1 < full; ++n)
+    ASSERT_TRUE(grow(tree, n));
+  EXPECT_EQ(fail_each_allocation(tree, [&](Tree& t) { ASSERT_TRUE(grow(t, full - 1)); }), 3);
+}
+
+TEST(IntervalTreeFaults, AFailedCopyLeavesNothingBehind) {
+  IntervalTree<std::string> tree;
+  for (std::uint64_t i = 0; i < 100; ++i) {
+    ASSERT_TRUE(tree.insert(Range::point(i), "a text that is too long to be kept in place"));
+  }
+  const int failed =
+      fail_each_allocation(tree, [&tree](IntervalTree<std::string>& t) { t = tree; });
+  EXPECT_GT(failed, 100);
+}
+
+TEST(IntervalTreeFaults, FreeEraseAndUpdateNeverAskForMemory) {
+  for (const bool erase : {false, true}) {
+    Tree tree;
+    ASSERT_TRUE(tree.insert(Range::whole_domain()));
+    std::vector<Range> live;
+    for (std::uint64_t i = 0; i < 3000; ++i) {
+      live.push_back(*tree.allocate({.size = 1 + i % 7, .align = std::uint64_t{1} << i % 4}, i));
+    }
+    asked = 0;
+    granted = 0;
+    // Steps that share no divisor with 3,000 meet every range once, in an order that leaves holes.
+    for (std::uint64_t i = 0; i < live.size(); ++i) {
+      const Range& range = live[i * 1'009 % live.size()];
+      ASSERT_TRUE(tree.update(range, i));
+      ASSERT_TRUE(erase ? tree.erase(range) : tree.free(range));
+    }
+    granted = -1;
+    EXPECT_EQ(asked, 0);
+    EXPECT_TRUE(tree.check_invariants());
+    if (!erase) {
+      ASSERT_EQ(tree.size(), 1U);
+      EXPECT_EQ((*tree.begin()).range, Range::whole_domain());
+    }
+  }
+}
+
+TEST(IntervalTreeFaults, CallsThatFailAskForNoMemory) {
+  Tree tree = tree_of(500);
+  const Tree before(tree);
+  asked = 0;
+  EXPECT_FALSE(tree.insert(Range::of(0, 10)));
+  EXPECT_FALSE(tree.allocate({.size = 0}));
+  EXPECT_FALSE(tree.allocate({.size = 100'000}));
+  EXPECT_FALSE(tree.allocate_at(Range::of(0, 1)));
+  EXPECT_FALSE(tree.free(Range::of(1, 1)));
+  EXPECT_FALSE(tree.erase(Range::of(1, 1)));
+  EXPECT_FALSE(tree.update(Range::of(1, 1), std::uint64_t{0}));
+  EXPECT_EQ(asked, 0);
+  EXPECT_EQ(tree, before);
+}
+
+}  // namespace
+}  // namespace vmspace

@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// An IntervalTree that is obviously right: a sorted vector, walked from end to end, with sums in
+// 128 bits. And the step that drives it beside the real one, from a few numbers, so that RapidCheck
+// and libFuzzer share it.
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "vmspace/allocator.hpp"
+
+namespace vmspace::test {
+
+__extension__ using u128 = unsigned __int128;
+
+class Oracle {
+ public:
+  struct Item {
+    Range range;
+    NodeState state;
+    int value;  // 0 unless valued
+  };
+  using Taken = std::optional<int>;  // none: the item becomes allocated (or, inserted, free)
+
+  const std::vector<Item>& items() const { return items_; }
+
+  Result<void> insert(const Range& range, Taken value) {
+    for (const Item& item : items_) {
+      if (item.range.overlaps(range)) return error(Errc::overlap, range, item.range);
+    }
+    add({range, value ? NodeState::valued : NodeState::free, value.value_or(0)});
+    return {};
+  }
+
+  Result<Range> allocate(const Constraint& constraint, Taken value) {
+    if (auto valid = constraint.validate(); !valid) return tl::unexpected(valid.error());
+    std::optional<std::size_t> best;
+    std::optional<Range> place;
+    for (std::size_t i = 0; i < items_.size(); ++i) {
+      const Item& item = items_[i];
+      const auto here = place_in(item, constraint);
+      if (!here) continue;
+      const bool better = !best || constraint.policy == Policy::last_match ||
+                          (constraint.policy == Policy::best_match &&
+                           extent(item.range) < extent(items_[*best].range));
+      if (!better) continue;
+      best = i;
+      place = here;
+    }
+    if (!best) {
+      return fail({.code = Errc::no_space,
+                   .first = Operand::size(constraint.size),
+                   .second = Operand::range(constraint.min, constraint.max)});
+    }
+    take(*best, *place, value);
+    return *place;
+  }
+
+  Result<Range> allocate_at(const Range& range, Taken value) {
+    u128 managed = 0;
+    std::optional<std::size_t> around;
+    for (std::size_t i = 0; i < items_.size(); ++i) {
+      const auto common = items_[i].range.intersection(range);
+      if (!common) continue;
+      if (items_[i].state != NodeState::free) {
+        return error(Errc::bad_state, range, items_[i].range);
+      }
+      managed += u128{extent(*common)} + 1;
+      if (items_[i].range.contains(range)) around = i;
+    }
+    if (managed != u128{extent(range)} + 1) return error(Errc::not_found, range);
+    if (!around) return error(Errc::bad_state, range);
+    take(*around, range, value);
+    return range;
+  }
+
+  Result<Taken> update(const Range& range, int value) {
+    const auto i = index_of(range);
+    if (!i) return error(Errc::not_found, range);
+    Item& item = items_[*i];
+    if (item.state == NodeState::free) return error(Errc::bad_state, range);
+    const Taken before = value_of(item);
+    item = {range, NodeState::valued, value};
+    return before;
+  }
+
+  Result<Taken> free(const Range& range) {
+    const auto i = index_of(range);
+    if (!i) return error(Errc::not_found, range);
+    if (items_[*i].state == NodeState::free) return error(Errc::bad_state, range);
+    const Taken before = value_of(items_[*i]);
+    Item merged{range, NodeState::free, 0};
+    // The one after first: to erase it leaves the indices before as they are.
+    if (*i + 1 < items_.size() && joins(items_[*i + 1], range)) {
+      merged.range = *Range::make(range.min(), items_[*i + 1].range.max());
+      items_.erase(items_.begin() + static_cast<std::ptrdiff_t>(*i) + 1);
+    }
+    items_.erase(items_.begin() + static_cast<std::ptrdiff_t>(*i));
+    if (*i > 0 && joins(items_[*i - 1], range)) {
+      merged.range = *Range::make(items_[*i - 1].range.min(), merged.range.max());
+      items_.erase(items_.begin() + static_cast<std::ptrdiff_t>(*i) - 1);
+    }
+    add(merged);
+    return before;
+  }
+
+  Result<Taken> erase(const Range& range) {
+    const auto i = index_of(range);
+    if (!i) return error(Errc::not_found, range);
+    const Taken before = value_of(items_[*i]);
+    items_.erase(items_.begin() + static_cast<std::ptrdiff_t>(*i));
+    return before;
+  }
+
+  const Item* find(std::uint64_t point) const {
+    for (const Item& item : items_) {
+      if (item.range.contains(point)) return &item;
+    }
+    return nullptr;
+  }
+
+ private:
+  static std::uint64_t extent(const Range& range) { return range.max() - range.min(); }
+  static Taken value_of(const Item& item) {
+    return item.state == NodeState::valued ? Taken(item.value) : std::nullopt;
+  }
+  static bool joins(const Item& item, const Range& range) {
+    return item.state == NodeState::free && item.range.adjacent(range);
+  }
+  static tl::unexpected<Error> error(Errc code, const Range& range) {
+    return fail({.code = code, .first = detail::operand(range)});
+  }
+  static tl::unexpected<Error> error(Errc code, const Range& range, const Range& obstacle) {
+    return fail(
+        {.code = code, .first = detail::operand(range), .second = detail::operand(obstacle)});
+  }
+
+  static std::optional<Range> place_in(const Item& item, const Constraint& constraint) {
+    if (item.state != NodeState::free) return std::nullopt;
+    const u128 lo = std::max(item.range.min(), constraint.min);
+    const u128 hi = std::min(item.range.max(), constraint.max);
+    const u128 align = std::max<std::uint64_t>(constraint.align, 1);
+    u128 base = (lo + align - 1) / align * align;
+    if (base + constraint.size - 1 > hi) return std::nullopt;
+    if (constraint.policy == Policy::last_match) base = (hi + 1 - constraint.size) / align * align;
+    return *Range::from_base_size(static_cast<std::uint64_t>(base), constraint.size);
+  }
+
+  std::optional<std::size_t> index_of(const Range& range) const {
+    for (std::size_t i = 0; i < items_.size(); ++i) {
+      if (items_[i].range == range) return i;
+    }
+    return std::nullopt;
+  }
+  void add(const Item& item) {
+    const auto by_min = [](const Item& a, const Item& b) { return a.range.min() < b.range.min(); };
+    items_.insert(std::upper_bound(items_.begin(), items_.end(), item, by_min), item);
+  }
+  void take(std::size_t i, const Range& piece, Taken value) {
+    const Range from = items_[i].range;
+    items_.erase(items_.begin() + static_cast<std::ptrdiff_t>(i));
+    if (from.min() < piece.min()) {
+      add({*Range::make(from.min(), piece.min() - 1), NodeState::free, 0});
+    }
+    if (piece.max() < from.max()) {
+      add({*Range::make(piece.max() + 1, from.max()), NodeState::free, 0});
+    }
+    add({piece, value ? NodeState::valued : NodeState::allocated, value.value_or(0)});
+  }
+
+  std::vector<Item> items_;
+};
+
+/// One call, as numbers whose meaning depends on the kind.
+struct Step {
+  std::uint8_t kind = 0;
+  std::uint8_t shape = 0;
+  std::uint16_t a = 0;
+  std::uint16_t b = 0;
+
+  friend std::ostream& operator<<(std::ostream& out, const Step& s) {
+    return out << "{" << +s.kind << ", " << +s.shape << ", " << s.a << ", " << s.b << "}";
+  }
+};
+
+/// The tree and the oracle, side by side.
+class SideBySide {
+ public:
+  /// Addresses are `origin` and the 65,535 after it, and now and then the ends of the domain.
+  explicit SideBySide(std::uint64_t origin) : origin_(origin) {}
+
+  const IntervalTree<int>& tree() const { return tree_; }
+  const Oracle& oracle() const { return oracle_; }
+
+  /// Makes one call on both; a text when they differ in outcome or in what they hold.
+  std::optional<std::string> apply(const Step& step) {
+    std::string difference = call(step);
+    if (difference.empty()) difference = compare();
+    if (difference.empty()) return std::nullopt;
+    return difference;
+  }
+
+ private:
+  std::uint64_t address(std::uint16_t n) const { return origin_ + n; }
+
+  /// A range between two addresses, or one of those at the ends of the domain.
+  Range some_range(const Step& step) const {
+    static constexpr std::array special = {Range::whole_domain(), Range::point(0),
+                                           Range::point(UINT64_MAX), Range::of(0, UINT64_MAX - 1),
+                                           Range::of(1, UINT64_MAX)};
+    if (step.shape % 32 == 31) return special[step.a % special.size()];
+    const std::uint64_t lo = address(step.a);
+    const std::uint64_t most = address(UINT16_MAX) - lo;
+    return *Range::make(lo, lo + std::min<std::uint64_t>(step.b % 64, most));
+  }
+
+  /// Mostly one that is there; sometimes a part of one, or any.
+  Range known_range(const Step& step) const {
+    const auto& items = oracle_.items();
+    if (items.empty() || step.shape % 16 == 15) return some_range(step);
+    const Range range = items[step.a % items.size()].range;
+    switch (step.shape % 16) {
+      case 14: return Range::point(range.min() + (range.max() - range.min()) / 2);
+      case 13: return Range::point(range.max());
+      default: return range;
+    }
+  }
+
+  /// A range inside a free one, a whole free one, or any.
+  Range free_part(const Step& step) const {
+    const auto& items = oracle_.items();
+    const std::size_t first = items.empty() ? 0 : step.a % items.size();
+    for (std::size_t i = first; i < items.size() && step.shape % 4 != 3; ++i) {
+      if (items[i].state != NodeState::free) continue;
+      const Range range = items[i].range;
+      const std::uint64_t extent = range.max() - range.min();
+      const std::uint64_t skip = extent == 0 ? 0 : step.b % (std::min<std::uint64_t>(extent, 100));
+      if (step.shape % 4 == 0) return range;
+      return *Range::make(range.min() + skip,
+                          range.min() + skip + std::min<std::uint64_t>(extent - skip, step.b % 5));
+    }
+    return some_range(step);
+  }
+
+  Constraint some_constraint(const Step& step) const {
+    Constraint constraint{.size = 1 + step.b % 16u};
+    if (step.b % 64 == 63) constraint.size = std::array{0UL, UINT64_MAX, 1UL << 63}[step.a % 3];
+    switch (step.shape / 4 % 8) {
+      case 0:
+      case 1: break;
+      case 2: constraint.align = 0; break;
+      case 3: constraint.align = constraint.size; break;  // sometimes no power of two
+      case 4:
+        constraint.size = std::uint64_t{1} << step.b % 8;
+        constraint.align = constraint.size;
+        break;
+      case 5: constraint.align = std::uint64_t{1} << step.b / 16 % 64; break;
+      default: constraint.align = std::uint64_t{1} << step.b / 16 % 8; break;
+    }
+    constraint.policy = static_cast<Policy>(step.shape % 4 % 3);
+    switch (step.shape / 32) {
+      case 0:
+        constraint.min = address(step.a);
+        constraint.max = constraint.min + step.b;  // inverted where it wraps
+        break;
+      case 1: constraint.min = address(step.a); break;
+      case 2: constraint.max = address(step.a); break;
+      default: break;
+    }
+    return constraint;
+  }
+
+  std::string call(const Step& step) {
+    // Kinds are repeated so that trees grow, shrink, and grow again.
+    const int value = step.a + 1;
+    switch (step.kind % 16) {
+      case 0: return same(tree_.insert(some_range(step)), oracle_.insert(some_range(step), {}));
+      case 1: {
+        const Range range = some_range(step);
+        return same(tree_.insert(range, value), oracle_.insert(range, value));
+      }
+      case 2:
+      case 3: {
+        const Constraint constraint = some_constraint(step);
+        return same(tree_.allocate(constraint), oracle_.allocate(constraint, {}));
+      }
+      case 4:
+      case 5:
+      case 6: {
+        const Constraint constraint = some_constraint(step);
+        return same(tree_.allocate(constraint, value), oracle_.allocate(constraint, value));
+      }
+      case 7: {
+        const Range range = free_part(step);
+        return same(tree_.allocate_at(range), oracle_.allocate_at(range, {}));
+      }
+      case 8: {
+        const Range range = free_part(step);
+        return same(tree_.allocate_at(range, value), oracle_.allocate_at(range, value));
+      }
+      case 9: {
+        const Range range = known_range(step);
+        return same(tree_.update(range, value), oracle_.update(range, value));
+      }
+      case 10:
+      case 11:
+      case 12: {
+        const Range range = known_range(step);
+        return same(tree_.free(range), oracle_.free(range));
+      }
+      case 13: {
+        const Range range = known_range(step);
+        return same(tree_.erase(range), oracle_.erase(range));
+      }
+      case 14: return look(step);
+      default: return copy_and_move();
+    }
+  }
+
+  template <typename R>
+  static std::string same(const R& tree, const R& oracle) {
+    if (tree.has_value() != oracle.has_value()) return "one failed, the other did not";
+    if (!tree) {
+      // The oracle does not care for names and reasons.
+      const Error& a = tree.error();
+      const Error& b = oracle.error();
+      return a.code == b.code && a.first == b.first && a.second == b.second ? "" : "other error";
+    }
+    if constexpr (!std::is_same_v<R, Result<void>>) {
+      if (*tree != *oracle) return "other result";
+    }
+    return {};
+  }
+
+  std::string look(const Step& step) const {
+    const Range range = step.shape % 2 == 0 ? known_range(step) : some_range(step);
+    const Oracle::Item* const item = oracle_.find(range.min());
+    const auto is = [&](const std::optional<IntervalTree<int>::Entry>& entry, bool expected) {
+      if (!entry || !expected) return entry.has_value() == expected;
+      return entry->range == item->range && entry->state == item->state &&
+             (entry->value == nullptr ? 0 : *entry->value) == item->value;
+    };
+    if (!is(tree_.find(range.min()), item != nullptr)) return "find differs";
+    if (!is(tree_.get(range), item != nullptr && item->range == range)) return "get differs";
+    if (!is(tree_.get_superset(range), item != nullptr && item->range.contains(range))) {
+      return "get_superset differs";
+    }
+    const int* const value = tree_.find_value(range.min());
+    if ((value == nullptr ? 0 : *value) != (item == nullptr ? 0 : item->value)) {
+      return "find_value differs";
+    }
+    auto met = tree_.overlapping(range).begin();
+    for (const Oracle::Item& other : oracle_.items()) {
+      if (!other.range.overlaps(range)) continue;
+      if (met == tree_.overlapping(range).end() || (*met).range != other.range) {
+        return "overlapping differs";
+      }
+      ++met;
+    }
+    return met == tree_.overlapping(range).end() ? "" : "overlapping gives too much";
+  }
+
+  std::string copy_and_move() {
+    const IntervalTree<int> copy(tree_);
+    if (!copy.check_invariants() || !(copy == tree_)) return "a copy differs";
+    IntervalTree<int> moved(std::move(tree_));
+    if (!tree_.empty() || !tree_.check_invariants()) return "a moved-from tree is not empty";
+    swap(moved, tree_);
+    return tree_ == copy ? "" : "move or swap lost something";
+  }
+
+  std::string compare() const {
+    if (const auto sound = tree_.check_invariants(); !sound) return sound.error().message();
+    if (tree_.size() != oracle_.items().size()) return "other number of ranges";
+    auto entry = tree_.begin();
+    auto gap = tree_.free_ranges().begin();
+    const IntervalTreeStats stats = tree_.stats();
+    std::size_t counts[3] = {};
+    u128 amounts[2] = {};
+    u128 largest = 0;
+    for (const Oracle::Item& item : oracle_.items()) {
+      if ((*entry).range != item.range || (*entry).state != item.state) return "other ranges";
+      if (((*entry).value == nullptr ? 0 : *(*entry).value) != item.value) return "other values";
+      if (item.state == NodeState::free && *gap++ != item.range) return "other free ranges";
+      ++entry;
+
+      const u128 amount = u128{item.range.max() - item.range.min()} + 1;
+      ++counts[static_cast<int>(item.state)];
+      amounts[item.state == NodeState::free ? 0 : 1] += amount;
+      if (item.state == NodeState::free) largest = std::max(largest, amount);
+    }
+    const auto saturated = [](u128 n) {
+      return static_cast<std::uint64_t>(std::min<u128>(n, UINT64_MAX));
+    };
+    if (stats != IntervalTreeStats{.free_ranges = counts[0],
+                                   .allocated_ranges = counts[1],
+                                   .valued_ranges = counts[2],
+                                   .free_amount = saturated(amounts[0]),
+                                   .taken_amount = saturated(amounts[1]),
+                                   .largest_free = saturated(largest)}) {
+      return "other stats";
+    }
+    if (entry != tree_.end()) return "iteration goes too far";
+    if (gap != tree_.free_ranges().end()) return "free_ranges goes too far";
+    for (auto item = oracle_.items().rbegin(); item != oracle_.items().rend(); ++item) {
+      if ((*--entry).range != item->range) return "iteration backwards differs";
+      if (item->state == NodeState::free && *--gap != item->range) {
+        return "free_ranges backwards differs";
+      }
+    }
+    return {};
+  }
+
+  std::uint64_t origin_;
+  IntervalTree<int> tree_;
+  Oracle oracle_;
+};
+
+}  // namespace vmspace::test
