@@ -163,6 +163,7 @@ class Store {
   void insert_first(const Range& range, Fill fill, Path& path) {
     Leaf<T>* leaf = new Leaf<T>;
     root_ = first_ = last_ = leaf;
+    height_ = 0;  // As it is: g++ 12 warns of the unset levels above (-Wmaybe-uninitialized).
     path.leaf = leaf;
     path.pos = 0;
     insert(path, range, fill);
