@@ -34,7 +34,7 @@ struct HostArena::State {
   void* reserved = nullptr;
   std::uint64_t reserved_size = 0;
   std::mutex mutex;
-  IntervalTree<> places;  ///< of offsets: free, or taken by a mapping
+  IntervalTree<> taken;  ///< the offsets that mappings have
 };
 
 Result<HostArena> HostArena::reserve(const ArenaOptions& options) {
@@ -65,8 +65,6 @@ Result<HostArena> HostArena::reserve(const ArenaOptions& options) {
                  .second = Operand::size(detail::size_limit)});
   }
   auto state = std::make_shared<State>();
-  const auto all = Range::from_base_size(0, options.size);
-  if (auto ok = state->places.insert(*all); !ok) return fail(ok.error());
   const std::uint64_t outer = options.size + align;
   void* const address = detail::reserve_addresses(nullptr, outer, 0);
   if (address == MAP_FAILED) return fail_os(operation, Operand::size(outer), "mmap");
@@ -100,18 +98,19 @@ Result<void> HostArena::claim(std::uint64_t offset, std::uint64_t size) const {
                  .reason = "offsets in the arena"});
   }
   const std::lock_guard lock(state_->mutex);
-  if (!state_->places.allocate_at(*place)) {
+  if (auto ok = state_->taken.insert(*place); !ok) {
     return fail({.code = Errc::overlap,
                  .operation = operation,
-                 .first = detail::operand(*place),
-                 .reason = "something is mapped in the arena there"});
+                 .first = ok.error().first,
+                 .second = ok.error().second,
+                 .reason = "offsets in the arena"});
   }
   return {};
 }
 
 void HostArena::release(std::uint64_t offset, std::uint64_t size) const noexcept {
   const std::lock_guard lock(state_->mutex);
-  static_cast<void>(state_->places.free(*Range::from_base_size(offset, size)));
+  static_cast<void>(state_->taken.erase(*Range::from_base_size(offset, size)));
 }
 
 }  // namespace vmspace

@@ -52,15 +52,15 @@ bool kernel_knows(int advice) {
 }
 
 /// Reads or rewrites a word of each page. The word is rewritten atomically, since somebody else may
-/// be writing it.
+/// be writing it; by a compare-exchange, since compilers turn an atomic addition of 0 into a load.
 void touch(const Chunk& chunk) {
   const std::uint64_t page = chunk.mapping->page_size();
   for (std::uint64_t at = 0; at < chunk.size; at += page) {
-    auto* const word = reinterpret_cast<unsigned long*>(chunk.mapping->data() + chunk.offset + at);
+    auto* const word =
+        reinterpret_cast<volatile unsigned long*>(chunk.mapping->data() + chunk.offset + at);
+    unsigned long value = *word;
     if (chunk.write) {
-      __atomic_fetch_or(word, 0UL, __ATOMIC_RELAXED);
-    } else {
-      static_cast<void>(*static_cast<volatile unsigned long*>(word));
+      __atomic_compare_exchange_n(word, &value, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     }
   }
 }

@@ -8,8 +8,8 @@
 
 namespace vmspace::detail {
 
-// Lambdas where the library's function is variadic, overloaded by attributes, or missing:
-// membarrier and the calls for NUMA have no wrapper in glibc.
+// Lambdas where the C library's function is variadic or missing (membarrier, and the calls for NUMA,
+// which are in libnuma), and for mlock, which the sanitizers replace by nothing.
 constinit const SystemCalls real_system_calls{
     .mmap = ::mmap,
     .munmap = ::munmap,
@@ -18,8 +18,12 @@ constinit const SystemCalls real_system_calls{
     .mprotect = ::mprotect,
     .madvise = ::madvise,
     .msync = ::msync,
-    .mlock = ::mlock,
-    .munlock = ::munlock,
+    .mlock = [](const void* address,
+                std::size_t size) { return static_cast<int>(::syscall(SYS_mlock, address, size)); },
+    .munlock =
+        [](const void* address, std::size_t size) {
+          return static_cast<int>(::syscall(SYS_munlock, address, size));
+        },
     .mincore = ::mincore,
     .mbind =
         [](void* address, unsigned long size, int mode, const unsigned long* nodes,

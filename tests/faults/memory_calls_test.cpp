@@ -284,7 +284,7 @@ TEST(SystemCallFaults, CallsOnAMappingLeaveItAsItWas) {
         const std::string permissions = permissions_at(mapping.data());
         const auto done = call();
         if (!done) {
-          EXPECT_TRUE(holds(mapping, 0, 64_KiB, 0xa5));
+          EXPECT_TRUE(holds(mapping, 0, mapping.size(), 0xa5));
           EXPECT_EQ(mapping.protection(), protection);
           EXPECT_EQ(mapping.numa_policy(), policy);
           EXPECT_EQ(permissions_at(mapping.data()), permissions);

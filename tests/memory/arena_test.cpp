@@ -15,7 +15,10 @@ using namespace test;
 
 constexpr GuestAddress guest_base{4_GiB};
 
-HostArena reserve(std::uint64_t size = 64_MiB) {
+// A constant: clang 14 takes no consteval literal as a default argument.
+constexpr std::uint64_t arena_size = 64_MiB;
+
+HostArena reserve(std::uint64_t size = arena_size) {
   return *HostArena::reserve({.size = size, .guest_base = guest_base});
 }
 

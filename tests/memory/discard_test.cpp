@@ -112,12 +112,7 @@ TEST(Discard, MemoryThatTakesThePlaceOfAFileHasItsProtectionPolicyAndAdvice) {
   EXPECT_NE(flags.find(" dc"), std::string::npos) << flags;
   EXPECT_NE(flags.find(" dd"), std::string::npos) << flags;
   if (numa) {
-    std::string policy;
-    std::ifstream maps("/proc/self/numa_maps");
-    for (std::string line; std::getline(maps, line);) {
-      if (std::stoull(line, nullptr, 16) == reinterpret_cast<std::uintptr_t>(place)) policy = line;
-    }
-    EXPECT_NE(policy.find("bind:0"), std::string::npos) << policy;
+    EXPECT_EQ(numa_policy_at(place).find("bind:0"), 0U) << numa_policy_at(place);
   }
 }
 

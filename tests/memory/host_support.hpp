@@ -195,6 +195,17 @@ inline std::string permissions_at(const void* address) {
   return "";
 }
 
+/// The kernel's memory policy for the area that contains `address`, from /proc/self/numa_maps.
+inline std::string numa_policy_at(const void* address) {
+  std::string policy;
+  std::ifstream maps("/proc/self/numa_maps");
+  for (std::string line; std::getline(maps, line);) {
+    if (std::stoull(line, nullptr, 16) > reinterpret_cast<std::uintptr_t>(address)) break;
+    policy = line.substr(line.find(' ') + 1);
+  }
+  return policy;
+}
+
 /// The value of the line `name:` in /proc/self/smaps for the area that contains `address`.
 inline std::string smaps_value(const void* address, const std::string& name) {
   const auto wanted = reinterpret_cast<std::uintptr_t>(address);

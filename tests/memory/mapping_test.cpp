@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include <cstring>
+#include <functional>
 
 #include <gtest/gtest.h>
 
@@ -159,14 +160,16 @@ TEST(MemoryMapping, SizesAboveTheAddressSpaceAreErrors) {
             Errc::limit_exceeded);
 }
 
+template <typename T>
+Errc code_of(const Result<T>& result) {
+  return result ? Errc{} : result.error().code;
+}
+
 TEST(MemoryMapping, EveryCallOnAPartChecksItFirst) {
   const auto mapping = map_or_die(shmem, {.size = 64_KiB});
   fill(mapping, 5);
-  const auto check = [&](auto call) {
-    const auto code = [&](std::uint64_t offset, std::uint64_t size) {
-      const auto done = call(offset, size);
-      return done ? Errc{} : done.error().code;
-    };
+  using U = std::uint64_t;
+  const auto check = [&](const std::function<Errc(U, U)>& code) {
     EXPECT_EQ(code(0, 0), Errc::zero_size);
     EXPECT_EQ(code(64_KiB, 4_KiB), Errc::out_of_bounds);
     EXPECT_EQ(code(60_KiB, 8_KiB), Errc::out_of_bounds);
@@ -175,17 +178,16 @@ TEST(MemoryMapping, EveryCallOnAPartChecksItFirst) {
     EXPECT_EQ(code(1, 4_KiB), Errc::misaligned);
     EXPECT_EQ(code(0, 4_KiB + 1), Errc::misaligned);
   };
-  using U = std::uint64_t;
-  check([&](U offset, U size) { return mapping.advise(offset, size, Advice::cold); });
-  check([&](U offset, U size) { return mapping.lock(offset, size); });
-  check([&](U offset, U size) { return mapping.unlock(offset, size); });
-  check([&](U offset, U size) { return mapping.discard(offset, size); });
-  check([&](U offset, U size) { return mapping.residency(offset, size); });
-  check([&](U offset, U size) { return mapping.prefetch(offset, size); });
-  check([&](U offset, U size) { return mapping.msync(offset, size); });
+  check([&](U offset, U size) { return code_of(mapping.advise(offset, size, Advice::cold)); });
+  check([&](U offset, U size) { return code_of(mapping.lock(offset, size)); });
+  check([&](U offset, U size) { return code_of(mapping.unlock(offset, size)); });
+  check([&](U offset, U size) { return code_of(mapping.discard(offset, size)); });
+  check([&](U offset, U size) { return code_of(mapping.residency(offset, size)); });
+  check([&](U offset, U size) { return code_of(mapping.prefetch(offset, size)); });
+  check([&](U offset, U size) { return code_of(mapping.msync(offset, size)); });
   check([&](U offset, U size) {
     const PopulateRange range{&mapping, offset, size};
-    return populate(std::span(&range, 1));
+    return code_of(populate(std::span(&range, 1)));
   });
   EXPECT_TRUE(holds(mapping, 0, 64_KiB, 5));
 }
@@ -410,14 +412,7 @@ TEST(MemoryMapping, BindsToNodesOrSaysWhichOneIsMissing) {
     GTEST_SKIP() << "this kernel has no NUMA, or this container may not use it";
   }
   ASSERT_TRUE(bound) << bound.error().message();
-  const auto policy = [&] {
-    std::ifstream maps("/proc/self/numa_maps");
-    const auto wanted = reinterpret_cast<std::uintptr_t>(mapping.data());
-    for (std::string line; std::getline(maps, line);) {
-      if (std::stoull(line, nullptr, 16) == wanted) return line.substr(line.find(' ') + 1);
-    }
-    return std::string();
-  };
+  const auto policy = [&] { return numa_policy_at(mapping.data()); };
   EXPECT_EQ(policy().substr(0, 6), "bind:0");
   ASSERT_TRUE(mapping.bind_to_nodes({NumaMode::preferred, {0}}));
   EXPECT_EQ(policy().find("prefer"), 0U) << policy();

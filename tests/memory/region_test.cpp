@@ -19,7 +19,10 @@ AddressSpaceRegion describe(RegionOptions options) {
   return *region;
 }
 
-AddressSpaceRegion ram(BackingSpec backing, std::uint64_t size = 1_MiB) {
+// A constant: clang 14 takes no consteval literal as a default argument.
+constexpr std::uint64_t ram_size = 1_MiB;
+
+AddressSpaceRegion ram(BackingSpec backing, std::uint64_t size = ram_size) {
   return describe(
       {.name = "ram", .base = GuestAddress(4_GiB), .size = size, .backing = std::move(backing)});
 }
