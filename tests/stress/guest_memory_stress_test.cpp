@@ -39,8 +39,8 @@ class Random {
 constexpr std::uint64_t base = 0x10'0000;
 constexpr std::uint64_t pages = 130;  // three words of a bitmap
 constexpr std::uint64_t size = pages * page;
-constexpr int rounds = 60;
-constexpr int writes = 400;
+constexpr int rounds = 30;
+constexpr int writes = 300;
 
 /// Writers write, a harvester copies what is dirty; when both have stopped, a last harvest must make
 /// the copy complete. Tracking begins while the writers run.
