@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 
+#include "vmspace/address_space.hpp"
 #include "vmspace/literals.hpp"
 
 using namespace vmspace::literals;

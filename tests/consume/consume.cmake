@@ -7,7 +7,8 @@ function(run)
 endfunction()
 
 file(REMOVE_RECURSE "${work}")
-set(common -G "${generator}" -D CMAKE_CXX_COMPILER=${compiler} -D CMAKE_BUILD_TYPE=Debug ${defines})
+set(common -G "${generator}" -D CMAKE_CXX_COMPILER=${compiler}
+    -D CMAKE_CXX_COMPILER_LAUNCHER=${launcher} -D CMAKE_BUILD_TYPE=Debug ${defines})
 
 if(consumer STREQUAL "allocator_only")
   run(${CMAKE_COMMAND} -S "${vmspace_source}" -B "${work}/vmspace" ${common}
@@ -19,6 +20,6 @@ elseif(NOT consumer STREQUAL "add_subdirectory")
 endif()
 
 run(${CMAKE_COMMAND} -S "${CMAKE_CURRENT_LIST_DIR}/${consumer}" -B "${work}/build" ${common}
-    -D CMAKE_PREFIX_PATH=${work}/prefix -D vmspace_source=${vmspace_source})
+    --no-warn-unused-cli -D CMAKE_PREFIX_PATH=${work}/prefix -D vmspace_source=${vmspace_source})
 run(${CMAKE_COMMAND} --build "${work}/build" -j 2)
 run(${CMAKE_CTEST_COMMAND} --test-dir "${work}/build" --output-on-failure --no-tests=error)

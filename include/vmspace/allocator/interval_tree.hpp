@@ -230,7 +230,7 @@ class IntervalTree {
     if (at.leaf->free.test(at.pos)) {
       return detail::range_error(Errc::bad_state, "update", range, "the range is free");
     }
-    Result<std::optional<T>> before = take_value(at);
+    std::optional<T> before = take_value(at);
     at.leaf->values.construct(at.pos, std::move(value));
     at.leaf->valued.set(at.pos);
     return before;
@@ -250,7 +250,7 @@ class IntervalTree {
     if (at.leaf->free.test(at.pos)) {
       return detail::range_error(Errc::bad_state, "free", range, "the range is free already");
     }
-    Result<std::optional<T>> before = take_value(at);
+    std::optional<T> before = take_value(at);
     store_.release(at);
     return before;
   }
@@ -260,7 +260,7 @@ class IntervalTree {
   [[nodiscard]] Result<std::optional<T>> erase(const Range& range) {
     typename Store::Path at;
     if (!store_.locate(range, at)) return unknown("erase", range);
-    Result<std::optional<T>> before = take_value(at);
+    std::optional<T> before = take_value(at);
     store_.remove(at, 1);
     return before;
   }

@@ -9,5 +9,5 @@
 
 int main() {
   const std::string text = fmt::format("{}", vmspace::Range::of(0x100, 0x1ff));
-  return text == "[0x100, 0x1ff]" ? 0 : 1;
+  return text == "[0x100-0x1ff]" ? 0 : 1;
 }

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The first quarter of an hour with vmspace: numbers for devices, addresses for their registers,
+// and a piece of guest memory. Ends with 0 only when everything came out as the comments say.
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "vmspace/address_space.hpp"
+#include "vmspace/allocator.hpp"
+#include "vmspace/literals.hpp"
+#include "vmspace/memory.hpp"
+
+using namespace vmspace::literals;
+using vmspace::GuestAddress;
+using vmspace::IntervalTree;
+using vmspace::Range;
+
+namespace {
+
+// Every fallible call gives a value or an Error that says what was asked and what stood in the way.
+// A VMM hands it on to its caller; this program prints it and ends.
+template <typename T>
+T need(vmspace::Result<T> result) {
+  if (!result) {
+    std::fprintf(stderr, "%s\n", result.error().message().c_str());
+    std::exit(1);
+  }
+  if constexpr (!std::is_void_v<T>) return *std::move(result);
+}
+
+void check(bool holds, const char* what) {
+  std::printf("%s: %s\n", holds ? "ok" : "WRONG", what);
+  if (!holds) std::exit(1);
+}
+
+// PCI device ids: any numbers will do, each used once.
+void device_ids() {
+  IntervalTree<std::string> ids;
+  need(ids.insert(Range::of(0, 255)));
+
+  const Range disk = need(ids.allocate({.size = 1}, "disk"));
+  const Range nic = need(ids.allocate({.size = 1}, "nic"));
+  check(disk.min() == 0 && nic.min() == 1, "the lowest free ids come first");
+  check(*ids.find_value(nic.min()) == "nic", "an id knows its owner");
+
+  need(ids.free(disk));
+  check(need(ids.allocate({.size = 1}, "gpu")) == disk, "a freed id is used again");
+  check(!ids.allocate_at(nic, "sound"), "an id that is taken is not given twice");
+}
+
+// MMIO ranges: where a range may lie, and what its address must be a multiple of.
+void mmio_ranges() {
+  IntervalTree<std::string> mmio;
+  need(mmio.insert(Range::of(0xc000'0000, 0xfbff'ffff)));
+  need(mmio.insert(Range::of(0x80'0000'0000, 0xff'ffff'ffff)));
+
+  const Range registers = need(mmio.allocate({.size = 4_KiB, .align = 4_KiB}, "nic registers"));
+  const Range video = need(mmio.allocate({.size = 256_MiB, .align = 256_MiB}, "video memory"));
+  const Range queues =
+      need(mmio.allocate({.size = 64_KiB, .min = 4_GiB, .align = 64_KiB}, "nic queues"));
+  check(registers == Range::of(0xc000'0000, 0xc000'0fff), "the first range lies at the start");
+  check(video.min() == 0xd000'0000, "an aligned range leaves a gap before it");
+  check(queues.min() == 0x80'0000'0000, "a 64-bit BAR lies above 4 GiB");
+  check(*mmio.find_value(0xd123'4567) == "video memory", "any address finds its owner");
+
+  const auto none = mmio.allocate({.size = 1_GiB, .max = 0xffff'ffff, .align = 1_GiB}, "too big");
+  check(!none && none.error().code == vmspace::Errc::no_space, "no space is an error...");
+  std::printf("    %s\n", none.error().message().c_str());
+}
+
+// An address space of one region of memory, and that memory's contents.
+void guest_memory() {
+  const auto layout =
+      need(vmspace::AddressSpaceLayout::make({.mem_end = 16_MiB, .phys_end = 1_GiB}));
+  auto space = need(vmspace::AddressSpace::create(layout));
+  need(space.insert_region({.name = "ram",
+                            .base = GuestAddress{1_MiB},
+                            .size = 1_MiB,
+                            .backing = {.source = vmspace::MemorySource::shmem}}));
+
+  const auto memory = need(vmspace::GuestMemory::map(*space.snapshot()));
+  need(memory.write(GuestAddress{1_MiB + 100}, std::uint64_t{0x1234'5678}));
+  check(need(memory.read<std::uint64_t>(GuestAddress{1_MiB + 100})) == 0x1234'5678,
+        "what was written is read");
+
+  const auto outside = memory.read<std::uint64_t>(GuestAddress{2_MiB - 4});
+  check(!outside, "a read over the end is an error...");
+  std::printf("    %s\n", outside.error().message().c_str());
+}
+
+}  // namespace
+
+int main() {
+  device_ids();
+  mmio_ranges();
+  guest_memory();
+  return 0;
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "machine.hpp"
+
+#include <cstdint>
+#include <utility>
+
+#include "vmspace/literals.hpp"
+
+#include "steps.hpp"
+
+namespace tiny_vm {
+
+using namespace vmspace::literals;
+using vmspace::GuestAddress;
+using vmspace::GuestMemory;
+using vmspace::MemoryRegion;
+
+namespace {
+
+// Guests add and remove RAM in blocks of this size.
+constexpr std::uint64_t plug_alignment = 128_MiB;
+
+}  // namespace
+
+Machine::Machine(vmspace::AddressSpace space)
+    : space_(std::move(space)), memory_(need(GuestMemory::map(*space_.snapshot()))) {}
+
+void Machine::show_to(int vm_descriptor) {
+  slots_ = need(vmspace::KvmMemslots::create(vm_descriptor));
+  for (const auto& region : memory_.regions())
+    show(*region);
+}
+
+void Machine::show(const MemoryRegion& region) {
+  need(slots_->set({.base = region.base(),
+                    .size = region.size(),
+                    .host_address = region.host_base(),
+                    .read_only = !allows(region.protection(), vmspace::Protection::write)}));
+}
+
+GuestAddress Machine::plug(const vmspace::RegionOptions& options) {
+  const GuestAddress base = need(
+      space_.place_region(options, {.size = options.size, .align = plug_alignment}, "ram_high"));
+  const auto region = need(MemoryRegion::map(*space_.snapshot()->find_region(base)));
+  memory_ = need(memory_.with_region(region));
+  if (slots_) show(*region);
+  return base;
+}
+
+void Machine::unplug(GuestAddress base) {
+  const auto region = memory_.find_region(base);
+  check(region != nullptr && region->base() == base, "a region begins at this address");
+  if (slots_) need(slots_->clear(region->description().range()));
+  memory_ = need(memory_.without_region(base));
+  need(space_.remove_region(base));
+}  // here `region`, the last holder, unmaps it
+
+}  // namespace tiny_vm

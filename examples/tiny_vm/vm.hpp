@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A virtual machine of one processor under /dev/kvm, as plain as it can be: no interrupt
+// controller, no timer, no firmware, and no memory of its own. Source: the kernel's
+// Documentation/virt/kvm/api.rst.
+
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/result.hpp"
+
+struct kvm_run;
+
+namespace tiny_vm {
+
+/// An open descriptor, closed on destruction.
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Descriptor& operator=(Descriptor&&) = delete;
+  ~Descriptor();
+
+  [[nodiscard]] int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+/// A virtual machine without memory and without processors.
+class Vm {
+ public:
+  /// Fails where KVM is not there, not allowed, or too old: its message says which.
+  static vmspace::Result<Vm> create();
+
+  [[nodiscard]] int descriptor() const { return vm_.get(); }
+  /// The size in bytes of a processor's shared struct kvm_run.
+  [[nodiscard]] std::size_t run_size() const { return run_size_; }
+
+ private:
+  Vm(Descriptor vm, std::size_t run_size) : vm_(std::move(vm)), run_size_(run_size) {}
+
+  Descriptor vm_;
+  std::size_t run_size_;
+};
+
+/// Where a processor starts: 64-bit code, its page tables, and what it finds in %rdi.
+struct Start {
+  vmspace::GuestAddress code;
+  vmspace::GuestAddress page_tables;
+  vmspace::GuestAddress argument;
+};
+
+/// What the guest did that the host has to look at.
+struct Event {
+  enum class Kind : std::uint8_t {
+    port_write,      ///< `value` to the I/O port `address`
+    unmapped_read,   ///< of the address `address`, which no memory slot covers; it read all ones
+    unmapped_write,  ///< `value` to `address`, which no memory slot covers
+    halted,          ///< the processor has stopped, as it should
+  };
+  Kind kind;
+  std::uint64_t address = 0;
+  std::uint64_t value = 0;
+};
+
+/// A processor that runs on a thread of its own from construction until it halts, fails or is
+/// destroyed.
+class Vcpu {
+ public:
+  static vmspace::Result<std::unique_ptr<Vcpu>> start(const Vm& vm, const Start& start);
+  Vcpu(const Vcpu&) = delete;
+  Vcpu& operator=(const Vcpu&) = delete;
+  /// Takes the processor out of the guest, wherever it is there, and ends its thread.
+  ~Vcpu();
+
+  /// The next event, in order; waits for it. `timed_out` when none comes within `limit`; an error
+  /// that names the exit when the processor could not go on.
+  vmspace::Result<Event> next_event(std::chrono::seconds limit);
+
+ private:
+  Vcpu(Descriptor vcpu, kvm_run* run, std::size_t run_size);
+  void run_loop();
+  vmspace::Result<Event> handle_exit();
+  void post(vmspace::Result<Event> event);
+
+  Descriptor vcpu_;
+  kvm_run* run_;
+  std::size_t run_size_;
+  std::mutex mutex_;
+  std::condition_variable posted_;
+  std::deque<vmspace::Result<Event>> events_;
+  std::thread thread_;
+};
+
+}  // namespace tiny_vm

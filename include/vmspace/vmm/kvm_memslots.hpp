@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The memory slots of a KVM virtual machine: which host memory the guest sees at which guest
+// physical addresses.
+//
+// KVM identifies a slot by a number that its user makes up, holds a limited number of them, and
+// takes at most 2^31 - 1 pages a slot. KvmMemslots hides all three: its user sets and clears ranges
+// of any size, and it numbers, splits and counts. What it has set it also takes back.
+//
+// Source: the kernel's Documentation/virt/kvm/api.rst, KVM_SET_USER_MEMORY_REGION.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/allocator/range.hpp"
+#include "vmspace/result.hpp"
+
+namespace vmspace {
+
+/// Host memory that the guest shall see; an aggregate for designated initialisers.
+struct KvmMemory {
+  GuestAddress base = {};        ///< where the guest sees it; a multiple of the host's page size
+  std::uint64_t size = 0;        ///< bytes, a multiple of the host's page size
+  void* host_address = nullptr;  ///< where the host has it mapped; also such a multiple
+  bool read_only = false;        ///< guest writes exit to the VMM (KVM_MEM_READONLY)
+  bool log_dirty = false;        ///< KVM notes the pages written (KVM_MEM_LOG_DIRTY_PAGES)
+
+  friend bool operator==(const KvmMemory&, const KvmMemory&) = default;
+};
+
+/// One slot as KVM knows it, for the calls that name it (KVM_GET_DIRTY_LOG).
+struct KvmSlot {
+  std::uint32_t number;
+  Range range;  ///< the guest physical addresses it covers
+
+  friend bool operator==(const KvmSlot&, const KvmSlot&) = default;
+};
+
+/// Sets and clears the memory slots of one virtual machine.
+///
+/// Invariant: every slot that it has set in KVM belongs to exactly one known range, slot numbers
+/// are in use exactly as long as their range is known, and ranges do not overlap.
+///
+/// It owns all slot numbers of the machine (in KVM's address space 0): nobody else may set slots in
+/// it. It does not own the memory behind a range: keep that mapped until the range is cleared or
+/// this object destroyed.
+///
+/// Threads: one at a time. Processors may run in the guest meanwhile; they see a range of several
+/// slots come and go slot by slot.
+class KvmMemslots {
+ public:
+  /// Takes over the slots of the machine behind `vm_descriptor` (from KVM_CREATE_VM), which must
+  /// have none yet. The descriptor is duplicated, so the caller may close its own at any time; the
+  /// machine lives on in the kernel at least as long as this object. Errors: `os` when the
+  /// descriptor can't be duplicated or does not answer KVM_CHECK_EXTENSION.
+  [[nodiscard]] static Result<KvmMemslots> create(int vm_descriptor);
+
+  KvmMemslots(KvmMemslots&&) noexcept;
+  /// The slots held before are cleared, as on destruction.
+  KvmMemslots& operator=(KvmMemslots&&) noexcept;
+  /// Clears every slot, so that the guest keeps no memory that the host is about to unmap.
+  ~KvmMemslots();
+
+  /// Shows `memory` to the guest, in as many slots as it needs; all of it or nothing.
+  ///
+  /// Errors: `zero_size`; `misaligned` when base, size or host address is no multiple of the host's
+  /// page size; `overflow` when either end passes 2^64; `invalid_argument` when the host address is
+  /// null; `overlap` with a known range, naming the lowest; `limit_exceeded` when fewer slots are
+  /// left than it needs; `unsupported` when read-only slots are not; `os`, naming the piece and its
+  /// slot number, when KVM refuses one. The pieces set before that are taken back. Should KVM
+  /// refuse even this, which takes a kernel out of memory, the range stays known: clear() it.
+  ///
+  /// Cost: O(log n) and a system call a slot.
+  [[nodiscard]] Result<void> set(const KvmMemory& memory);
+
+  /// Takes away what one set() has shown; `range` is exactly its range. `not_found` for any other;
+  /// `os` when KVM refuses: then the pieces cleared before it are set again, the range stays known,
+  /// and clear() may be called again. When it succeeds, no processor accesses the memory any more.
+  ///
+  /// Cost: O(log n) and a system call a slot, which waits for all processors to take notice.
+  [[nodiscard]] Result<void> clear(const Range& range);
+
+  /// The slots of one known range, in address order; `not_found` for any other range. O(slots).
+  [[nodiscard]] Result<std::vector<KvmSlot>> slots(const Range& range) const;
+
+  /// How many slots KVM can hold for this machine. O(1).
+  [[nodiscard]] std::uint32_t limit() const noexcept;
+  /// How many of them are in use. O(1).
+  [[nodiscard]] std::uint32_t used() const noexcept;
+
+  /// `corrupt`, with the first broken rule of the invariant as its reason, which is a defect of
+  /// this library or a stray write. Asks nothing of KVM. O(n).
+  [[nodiscard]] Result<void> check_invariants() const noexcept;
+
+ private:
+  class State;
+  explicit KvmMemslots(std::unique_ptr<State> state) noexcept;
+
+  std::unique_ptr<State> state_;  // null only after a move: then only assign or destroy
+};
+
+}  // namespace vmspace

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Memory runs out at every allocation that a call on an address space makes: the space, its
+// generation and its readers are as they were.
+
+#include <gtest/gtest.h>
+
+#include "vmspace/address_space.hpp"
+#include "vmspace/literals.hpp"
+
+#include "faults/failing_new.hpp"
+
+namespace vmspace {
+namespace {
+
+using namespace literals;
+using testing::fail_each_allocation;
+
+AddressSpaceLayout pc() {
+  return *AddressSpaceLayout::x86_64({.phys_bits = 46});
+}
+
+RegionOptions bar(std::uint64_t base, std::uint64_t size = 64_KiB) {
+  return {.name = "a name that is too long to be kept inside of a string",
+          .type = RegionType::device_memory,
+          .base = GuestAddress{base},
+          .size = size};
+}
+
+/// 100 BARs of 64 KiB with gaps of 64 KiB between.
+AddressSpaceBase filled() {
+  AddressSpaceBase space(pc());
+  for (std::uint64_t i = 0; i < 100; ++i) {
+    EXPECT_TRUE(space.insert_region(bar(0xc000'0000 + i * 128_KiB)));
+  }
+  return space;
+}
+
+/// Makes each allocation of `change` fail once on a copy of filled(); `change` must need some.
+template <typename Change>
+void expect_strong_guarantee(Change change) {
+  const AddressSpaceBase before = filled();
+  AddressSpaceBase space = before;
+  const int failures = fail_each_allocation([&] { ASSERT_TRUE(change(space)); },
+                                            [&] {
+                                              EXPECT_EQ(space, before);
+                                              EXPECT_TRUE(space.check_invariants());
+                                            });
+  EXPECT_GT(failures, 0);
+  EXPECT_NE(space, before);
+  EXPECT_TRUE(space.check_invariants());
+}
+
+TEST(AddressSpaceFaults, EveryChangeOfASpaceHappensWhollyOrNotAtAll) {
+  expect_strong_guarantee(
+      [](AddressSpaceBase& space) { return space.insert_region(bar(0xc001'0000, 4_KiB)); });
+  expect_strong_guarantee(
+      [](AddressSpaceBase& space) { return space.remove_region(GuestAddress{0xc000'0000}); });
+  expect_strong_guarantee([](AddressSpaceBase& space) {
+    return space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xf000'0000});
+  });
+  expect_strong_guarantee([](AddressSpaceBase& space) {
+    return space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xc000'8000});
+  });
+  expect_strong_guarantee([](AddressSpaceBase& space) {
+    return space.place_region(bar(0), {.size = 64_KiB, .align = 64_KiB}, "mmio_low");
+  });
+}
+
+TEST(AddressSpaceFaults, AnUpdateThatRunsOutOfMemoryPublishesNothing) {
+  const AddressSpace space{filled()};
+  auto reader = space.reader();
+  const AddressSpaceBase* seen = &reader.current();
+  const int failures =
+      fail_each_allocation([&] { ASSERT_TRUE(space.insert_region(bar(0xc001'0000, 4_KiB))); },
+                           [&] {
+                             EXPECT_EQ(space.generation(), 1U);
+                             EXPECT_EQ(&reader.current(), seen);
+                             EXPECT_EQ(*seen, filled());
+                           });
+  EXPECT_GT(failures, 3);
+  EXPECT_EQ(space.generation(), 2U);
+  EXPECT_EQ(reader.current().size(), 101U);
+  EXPECT_TRUE(space.wait_released(std::chrono::seconds(0)));
+}
+
+TEST(AddressSpaceFaults, AReaderOrSnapshotThatFindsNoMemoryHoldsNothing) {
+  const AddressSpace space{filled()};
+  EXPECT_GT(fail_each_allocation([&] { static_cast<void>(space.snapshot()); }, [] {}), 1);
+  EXPECT_GT(fail_each_allocation([&] { static_cast<void>(space.reader()); }, [] {}), 0);
+  ASSERT_TRUE(space.remove_region(GuestAddress{0xc000'0000}));
+  EXPECT_TRUE(space.wait_released(std::chrono::seconds(0)));
+}
+
+TEST(AddressSpaceFaults, ReadingParkingAndWaitingNeedNoMemory) {
+  const AddressSpace space{filled()};
+  auto reader = space.reader();
+  EXPECT_EQ(reader.current().size(), 100U);
+  auto snapshot = space.snapshot();
+  ASSERT_TRUE(space.remove_region(GuestAddress{0xc000'0000}));
+  testing::granted = 0;
+  const std::size_t size = reader.current().size();
+  const bool found = reader.current().find_region(GuestAddress{0xc002'0000}) != nullptr;
+  reader.park();
+  snapshot.reset();
+  const bool released = space.wait_released(std::chrono::seconds(0)).has_value();
+  testing::granted = -1;
+  EXPECT_EQ(size, 99U);
+  EXPECT_TRUE(found);
+  EXPECT_TRUE(released);
+}
+
+}  // namespace
+}  // namespace vmspace

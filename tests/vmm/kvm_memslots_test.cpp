@@ -1,0 +1,541 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/vmm/kvm_memslots.hpp"
+
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "vmspace/literals.hpp"
+
+#include "faults/failing_allocations.hpp"
+#include "memory/system_calls.hpp"
+
+namespace vmspace {
+namespace {
+
+using namespace literals;
+using test::fail_each_allocation;
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+
+const auto page_size = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+
+void* host(std::uint64_t address) {
+  return reinterpret_cast<void*>(address);
+}
+
+/// KVM's slots as the kernel keeps and checks them, behind the layer's system calls. Any call that
+/// sets or deletes a slot can be made to fail.
+class KvmMemslotsTest : public testing::Test {
+ protected:
+  static constexpr int vm_descriptor = 1000;
+
+  KvmMemslotsTest() {
+    fake = this;
+    calls_.ioctl = [](int, unsigned long request, void* argument) {
+      // The kernel's memory is not ours: what this fake allocates does not fail.
+      const int until_failure = std::exchange(test::allocations_until_failure, -1);
+      const int result = fake->ioctl(request, argument);
+      test::allocations_until_failure = until_failure;
+      return result;
+    };
+    calls_.fcntl = [](int, int command, int) {
+      EXPECT_EQ(command, F_DUPFD_CLOEXEC);
+      return fake->duplicate();
+    };
+    calls_.close = [](int) {
+      --fake->open_descriptors;
+      return 0;
+    };
+    detail::current_system_calls = &calls_;
+  }
+  ~KvmMemslotsTest() override {
+    detail::current_system_calls = &detail::real_system_calls;
+    fake = nullptr;
+  }
+
+  struct Slot {
+    std::uint32_t flags;
+    Range range;
+    std::uint64_t host_address;
+    friend bool operator==(const Slot&, const Slot&) = default;
+  };
+
+  // What KVM holds, and how it behaves.
+  std::map<std::uint32_t, Slot> slots;
+  int slot_limit = 509;
+  bool has_read_only = true;
+  int open_descriptors = 0;
+  int changes = 0;                 // calls that set or delete a slot
+  std::optional<int> fail_change;  // the index of the one that fails with ENOMEM
+  std::optional<int> fail_from;    // or of the first of all that do
+
+  KvmMemslots make() {
+    auto memslots = KvmMemslots::create(vm_descriptor);
+    EXPECT_TRUE(memslots);
+    return std::move(*memslots);
+  }
+
+  void fail_next(int index) {
+    changes = 0;
+    fail_change = index;
+  }
+  void fail_all_from(int index) {
+    changes = 0;
+    fail_from = index;
+  }
+
+ private:
+  static KvmMemslotsTest* fake;
+
+  int duplicate() {
+    ++open_descriptors;
+    return vm_descriptor + open_descriptors;
+  }
+
+  static int refuse(int error) {
+    errno = error;
+    return -1;
+  }
+
+  int ioctl(unsigned long request, void* argument) {
+    if (request == KVM_CHECK_EXTENSION) {
+      const auto extension = reinterpret_cast<std::uintptr_t>(argument);
+      if (extension == KVM_CAP_NR_MEMSLOTS) return slot_limit < 0 ? refuse(ENOTTY) : slot_limit;
+      EXPECT_EQ(extension, static_cast<std::uintptr_t>(KVM_CAP_READONLY_MEM));
+      return has_read_only ? 1 : 0;
+    }
+    EXPECT_EQ(request, KVM_SET_USER_MEMORY_REGION);
+    const int index = changes++;
+    if (index == fail_change || (fail_from && index >= *fail_from)) return refuse(ENOMEM);
+    return set_region(*static_cast<const kvm_userspace_memory_region*>(argument));
+  }
+
+  // The checks of kvm_set_memory_region() in the kernel.
+  int set_region(const kvm_userspace_memory_region& region) {
+    const int limit = slot_limit == 0 ? 32 : slot_limit;
+    if (region.slot >= static_cast<std::uint32_t>(limit)) return refuse(EINVAL);
+    if ((region.guest_phys_addr | region.memory_size | region.userspace_addr) % page_size != 0) {
+      return refuse(EINVAL);
+    }
+    if (region.memory_size == 0) return slots.erase(region.slot) == 1 ? 0 : refuse(EINVAL);
+    if (region.memory_size / page_size > (std::uint64_t{1} << 31) - 1) return refuse(EINVAL);
+    if (region.guest_phys_addr + region.memory_size < region.guest_phys_addr) {
+      return refuse(EINVAL);
+    }
+    const Range range = *Range::from_base_size(region.guest_phys_addr, region.memory_size);
+    for (const auto& [number, slot] : slots) {
+      // Setting a slot that is in use would move or change it: never wanted here.
+      if (number == region.slot || slot.range.overlaps(range)) return refuse(EEXIST);
+    }
+    slots.emplace(region.slot, Slot{region.flags, range, region.userspace_addr});
+    return 0;
+  }
+
+  detail::SystemCalls calls_ = detail::real_system_calls;
+};
+
+KvmMemslotsTest* KvmMemslotsTest::fake = nullptr;
+
+TEST_F(KvmMemslotsTest, TakesTheLimitFromKvm) {
+  EXPECT_EQ(make().limit(), 509u);
+  slot_limit = 0;  // a kernel without the extension
+  EXPECT_EQ(make().limit(), 32u);
+}
+
+TEST_F(KvmMemslotsTest, KeepsADescriptorOfItsOwnAndClosesIt) {
+  {
+    const KvmMemslots memslots = make();
+    EXPECT_EQ(open_descriptors, 1);
+  }
+  EXPECT_EQ(open_descriptors, 0);
+}
+
+TEST_F(KvmMemslotsTest, ADescriptorThatIsNoVirtualMachineIsAnErrorAndLeaksNothing) {
+  slot_limit = -1;
+  const auto memslots = KvmMemslots::create(vm_descriptor);
+  ASSERT_FALSE(memslots);
+  EXPECT_EQ(memslots.error().code, Errc::os);
+  EXPECT_EQ(memslots.error().os_errno, ENOTTY);
+  EXPECT_EQ(open_descriptors, 0);
+}
+
+TEST_F(KvmMemslotsTest, SetShowsTheMemoryWithItsFlags) {
+  KvmMemslots memslots = make();
+  ASSERT_TRUE(memslots.set({.base = GuestAddress(0), .size = 64_KiB, .host_address = host(1_GiB)}));
+  ASSERT_TRUE(memslots.set({.base = GuestAddress(1_MiB),
+                            .size = 64_KiB,
+                            .host_address = host(2_GiB),
+                            .read_only = true}));
+  ASSERT_TRUE(memslots.set({.base = GuestAddress(2_MiB),
+                            .size = 64_KiB,
+                            .host_address = host(3_GiB),
+                            .log_dirty = true}));
+  EXPECT_THAT(slots, ElementsAre(std::pair(0u, Slot{0, Range::of(0, 64_KiB - 1), 1_GiB}),
+                                 std::pair(1u, Slot{KVM_MEM_READONLY,
+                                                    Range::of(1_MiB, 1_MiB + 64_KiB - 1), 2_GiB}),
+                                 std::pair(2u, Slot{KVM_MEM_LOG_DIRTY_PAGES,
+                                                    Range::of(2_MiB, 2_MiB + 64_KiB - 1), 3_GiB})));
+  EXPECT_EQ(memslots.used(), 3u);
+}
+
+TEST_F(KvmMemslotsTest, AdjacentRangesAreSlotsOfTheirOwn) {
+  KvmMemslots memslots = make();
+  for (std::uint64_t i = 0; i < 4; ++i) {
+    ASSERT_TRUE(memslots.set({.base = GuestAddress(i * page_size),
+                              .size = page_size,
+                              .host_address = host(1_GiB + i * page_size)}));
+  }
+  EXPECT_THAT(slots, SizeIs(4));
+}
+
+TEST_F(KvmMemslotsTest, SplitsARangeThatIsAboveKvmsLimitOfPages) {
+  KvmMemslots memslots = make();
+  const KvmMemory memory{.base = GuestAddress(4_GiB), .size = 16_TiB, .host_address = host(32_TiB)};
+  ASSERT_TRUE(memslots.set(memory));
+  EXPECT_EQ(memslots.used(), 3u);
+
+  const auto pieces = memslots.slots(Range::of(4_GiB, 4_GiB + 16_TiB - 1));
+  ASSERT_TRUE(pieces);
+  std::uint64_t next = 4_GiB;
+  for (const KvmSlot& piece : *pieces) {
+    ASSERT_TRUE(slots.contains(piece.number));
+    const Slot& slot = slots.at(piece.number);
+    EXPECT_EQ(slot.range, piece.range);
+    EXPECT_EQ(piece.range.min(), next);
+    EXPECT_EQ(piece.range.min() % 1_GiB, 0u) << "cuts one of the guest's huge pages";
+    EXPECT_EQ(slot.host_address - 32_TiB, next - 4_GiB);
+    next = piece.range.max() + 1;
+  }
+  EXPECT_EQ(next, 4_GiB + 16_TiB);
+
+  ASSERT_TRUE(memslots.clear(Range::of(4_GiB, 4_GiB + 16_TiB - 1)));
+  EXPECT_THAT(slots, IsEmpty());
+  EXPECT_EQ(memslots.used(), 0u);
+}
+
+TEST_F(KvmMemslotsTest, TheLargestSlotIsNotSplitAndOnePageMoreIs) {
+  KvmMemslots memslots = make();
+  const std::uint64_t largest = ((std::uint64_t{1} << 31) - 1) * page_size / 1_GiB * 1_GiB;
+  ASSERT_TRUE(
+      memslots.set({.base = GuestAddress(0), .size = largest, .host_address = host(1_GiB)}));
+  EXPECT_EQ(memslots.used(), 1u);
+  ASSERT_TRUE(memslots.set(
+      {.base = GuestAddress(largest), .size = largest + page_size, .host_address = host(1_GiB)}));
+  EXPECT_EQ(memslots.used(), 3u);
+}
+
+TEST_F(KvmMemslotsTest, NumbersComeBackWhenRangesGo) {
+  slot_limit = 4;
+  KvmMemslots memslots = make();
+  for (int round = 0; round < 100; ++round) {
+    ASSERT_TRUE(
+        memslots.set({.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)}));
+    ASSERT_TRUE(
+        memslots.set({.base = GuestAddress(16_TiB), .size = 64_KiB, .host_address = host(1_GiB)}));
+    EXPECT_EQ(memslots.used(), memslots.limit());
+    ASSERT_TRUE(memslots.check_invariants());
+    ASSERT_TRUE(memslots.clear(Range::of(0, 16_TiB - 1)));
+    ASSERT_TRUE(memslots.clear(Range::of(16_TiB, 16_TiB + 64_KiB - 1)));
+    ASSERT_EQ(memslots.used(), 0u);
+  }
+}
+
+TEST_F(KvmMemslotsTest, FreedNumbersInTwoPlacesStillMakeOneSplitRange) {
+  slot_limit = 5;
+  KvmMemslots memslots = make();
+  for (std::uint64_t i = 0; i < 5; ++i) {
+    ASSERT_TRUE(memslots.set({.base = GuestAddress(32_TiB + i * page_size),
+                              .size = page_size,
+                              .host_address = host(1_GiB)}));
+  }
+  for (const std::uint64_t i : {0u, 2u, 4u}) {
+    ASSERT_TRUE(memslots.clear(*Range::from_base_size(32_TiB + i * page_size, page_size)));
+  }
+  EXPECT_TRUE(
+      memslots.set({.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)}));
+  EXPECT_THAT(slots, SizeIs(5));
+}
+
+TEST_F(KvmMemslotsTest, DestructionAndAssignmentClearEverySlot) {
+  {
+    KvmMemslots memslots = make();
+    ASSERT_TRUE(
+        memslots.set({.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)}));
+    KvmMemslots moved = std::move(memslots);
+    EXPECT_THAT(slots, SizeIs(3));
+    moved = make();
+    EXPECT_THAT(slots, IsEmpty());
+    ASSERT_TRUE(moved.set({.base = GuestAddress(0), .size = 64_KiB, .host_address = host(1_GiB)}));
+  }
+  EXPECT_THAT(slots, IsEmpty());
+  EXPECT_EQ(open_descriptors, 0);
+}
+
+TEST_F(KvmMemslotsTest, BadRequestsNameTheirOperandsAndChangeNothing) {
+  KvmMemslots memslots = make();
+  ASSERT_TRUE(
+      memslots.set({.base = GuestAddress(1_MiB), .size = 1_MiB, .host_address = host(1_GiB)}));
+  const auto before = slots;
+  constexpr std::uint64_t last = std::numeric_limits<std::uint64_t>::max();
+
+  struct Case {
+    KvmMemory memory;
+    Errc code;
+    const char* text;
+  };
+  const Case cases[] = {
+      {{GuestAddress(4_MiB), 0, host(1_GiB)}, Errc::zero_size, "0x400000"},
+      {{GuestAddress(4_MiB + 1), 1_MiB, host(1_GiB)}, Errc::misaligned, "0x400001"},
+      {{GuestAddress(4_MiB), 1_MiB + 1, host(1_GiB)}, Errc::misaligned, "0x100001"},
+      {{GuestAddress(4_MiB), 1_MiB, host(1_GiB + 1)}, Errc::misaligned, "0x40000001"},
+      {{GuestAddress(4_MiB), 1_MiB, nullptr}, Errc::invalid_argument, "[0x400000, 0x4fffff]"},
+      {{GuestAddress(last - 1_MiB + 1), 2_MiB, host(1_GiB)}, Errc::overflow, "0x200000"},
+      {{GuestAddress(last), last, host(1_GiB)}, Errc::overflow, "0xffffffffffffffff"},
+      {{GuestAddress(4_MiB), 2_MiB, host(last - 1_MiB + 1)}, Errc::overflow, "0xfffffffffff00000"},
+      // It ends with the last byte of 64 bits, which KVM's own arithmetic can't express.
+      {{GuestAddress(last - 1_MiB + 1), 1_MiB, host(1_GiB)}, Errc::os, "0xfffffffffff00000"},
+      {{GuestAddress(0), 2_MiB, host(2_GiB)}, Errc::overlap, "[0x100000, 0x1fffff]"},
+      {{GuestAddress(2_MiB - page_size), 2_MiB, host(2_GiB)},
+       Errc::overlap,
+       "[0x100000, 0x1fffff]"},
+      {{GuestAddress(1_MiB), 1_MiB, host(1_GiB)}, Errc::overlap, "[0x100000, 0x1fffff]"},
+  };
+  for (const Case& c : cases) {
+    const auto set = memslots.set(c.memory);
+    ASSERT_FALSE(set) << c.text;
+    EXPECT_EQ(set.error().code, c.code) << set.error().message();
+    EXPECT_THAT(set.error().message(), AllOf(HasSubstr("KvmMemslots::set"), HasSubstr(c.text)));
+    EXPECT_EQ(slots, before);
+    EXPECT_EQ(memslots.used(), 1u);
+  }
+}
+
+TEST_F(KvmMemslotsTest, ReadOnlyMemoryNeedsAKvmThatHasIt) {
+  has_read_only = false;
+  KvmMemslots memslots = make();
+  const auto set = memslots.set(
+      {.base = GuestAddress(0), .size = 64_KiB, .host_address = host(1_GiB), .read_only = true});
+  ASSERT_FALSE(set);
+  EXPECT_EQ(set.error().code, Errc::unsupported);
+  EXPECT_THAT(slots, IsEmpty());
+}
+
+TEST_F(KvmMemslotsTest, MoreSlotsThanAreLeftIsAnErrorAndTakesNone) {
+  slot_limit = 3;
+  KvmMemslots memslots = make();
+  ASSERT_TRUE(memslots.set({.base = GuestAddress(0), .size = 64_KiB, .host_address = host(1_GiB)}));
+  const auto before = slots;
+  const auto set =
+      memslots.set({.base = GuestAddress(1_GiB), .size = 16_TiB, .host_address = host(32_TiB)});
+  ASSERT_FALSE(set);
+  EXPECT_EQ(set.error().code, Errc::limit_exceeded);
+  EXPECT_EQ(set.error().first, Operand::number(3));
+  EXPECT_EQ(set.error().second, Operand::number(2));
+  EXPECT_EQ(slots, before);
+  EXPECT_EQ(memslots.used(), 1u);
+  EXPECT_TRUE(
+      memslots.set({.base = GuestAddress(1_GiB), .size = 8_TiB, .host_address = host(32_TiB)}));
+}
+
+TEST_F(KvmMemslotsTest, OnlyExactlyAKnownRangeIsCleared) {
+  KvmMemslots memslots = make();
+  ASSERT_TRUE(
+      memslots.set({.base = GuestAddress(1_MiB), .size = 1_MiB, .host_address = host(1_GiB)}));
+  const auto before = slots;
+  for (const Range range :
+       {Range::of(1_MiB, 1_MiB + 4_KiB - 1), Range::of(1_MiB, 3_MiB - 1), Range::of(0, 2_MiB - 1),
+        Range::of(4_MiB, 5_MiB - 1), Range::point(1_MiB), Range::whole_domain()}) {
+    const auto cleared = memslots.clear(range);
+    ASSERT_FALSE(cleared);
+    EXPECT_EQ(cleared.error().code, Errc::not_found);
+    EXPECT_EQ(cleared.error().first, Operand::range(range.min(), range.max()));
+    EXPECT_EQ(memslots.slots(range).error().code, Errc::not_found);
+    EXPECT_EQ(slots, before);
+  }
+  EXPECT_TRUE(memslots.clear(Range::of(1_MiB, 2_MiB - 1)));
+  EXPECT_EQ(memslots.clear(Range::of(1_MiB, 2_MiB - 1)).error().code, Errc::not_found);
+}
+
+// For each k: the k-th piece fails, those before it are taken back, and no number is lost.
+TEST_F(KvmMemslotsTest, SetIsAllOrNothingWhicheverPieceKvmRefuses) {
+  slot_limit = 4;  // one, and the three of the split range: a lost number would show at once
+  KvmMemslots memslots = make();
+  ASSERT_TRUE(memslots.set({.base = GuestAddress(0), .size = 64_KiB, .host_address = host(1_GiB)}));
+  const auto before = slots;
+  const KvmMemory memory{.base = GuestAddress(1_GiB), .size = 16_TiB, .host_address = host(32_TiB)};
+  for (int k = 0; k < 3; ++k) {
+    fail_next(k);
+    const auto set = memslots.set(memory);
+    ASSERT_FALSE(set);
+    EXPECT_EQ(set.error().code, Errc::os);
+    EXPECT_EQ(set.error().os_errno, ENOMEM);
+    EXPECT_EQ(set.error().second, Operand::number(static_cast<std::uint64_t>(k) + 1)) << "its slot";
+    EXPECT_EQ(slots, before);
+    EXPECT_EQ(memslots.used(), 1u);
+    EXPECT_TRUE(memslots.check_invariants());
+  }
+  fail_change.reset();
+  EXPECT_TRUE(memslots.set(memory));
+}
+
+TEST_F(KvmMemslotsTest, ClearIsAllOrNothingWhicheverPieceKvmRefuses) {
+  KvmMemslots memslots = make();
+  ASSERT_TRUE(
+      memslots.set({.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)}));
+  const auto before = slots;
+  for (int k = 0; k < 3; ++k) {
+    fail_next(k);
+    const auto cleared = memslots.clear(Range::of(0, 16_TiB - 1));
+    ASSERT_FALSE(cleared);
+    EXPECT_EQ(cleared.error().os_errno, ENOMEM);
+    EXPECT_EQ(slots, before);
+    EXPECT_EQ(memslots.used(), 3u);
+    EXPECT_TRUE(memslots.check_invariants());
+  }
+  fail_change.reset();
+  EXPECT_TRUE(memslots.clear(Range::of(0, 16_TiB - 1)));
+  EXPECT_THAT(slots, IsEmpty());
+}
+
+TEST_F(KvmMemslotsTest, WhatCouldNotBeTakenBackStaysKnownUntilItIsCleared) {
+  KvmMemslots memslots = make();
+  const Range range = Range::of(0, 16_TiB - 1);
+  const KvmMemory memory{.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)};
+  fail_all_from(2);  // the third piece, and the removal of the two before it
+  const auto set = memslots.set(memory);
+  ASSERT_FALSE(set);
+  EXPECT_THAT(set.error().message(), HasSubstr("clear it"));
+  EXPECT_THAT(slots, SizeIs(2));
+  EXPECT_EQ(memslots.used(), 3u);
+  EXPECT_TRUE(memslots.check_invariants());
+  EXPECT_EQ(memslots.set(memory).error().code, Errc::overlap);
+
+  fail_all_from(1);  // a second try gets one slot further, and does not undo that
+  EXPECT_FALSE(memslots.clear(range));
+  EXPECT_THAT(slots, SizeIs(1));
+
+  fail_from.reset();
+  EXPECT_TRUE(memslots.clear(range));
+  EXPECT_THAT(slots, IsEmpty());
+  EXPECT_EQ(memslots.used(), 0u);
+  EXPECT_TRUE(memslots.set(memory));
+}
+
+// For each k: the k-th allocation of memory fails, and then the same call goes through.
+TEST_F(KvmMemslotsTest, SetAndCreateAreAllOrNothingWhicheverAllocationFails) {
+  const KvmMemory memory{.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)};
+  std::optional<KvmMemslots> memslots;
+  ASSERT_GT(fail_each_allocation([&] { memslots.emplace(make()); },
+                                 [&] { EXPECT_EQ(open_descriptors, 0); }),
+            0);
+  ASSERT_GT(fail_each_allocation([&] { EXPECT_TRUE(memslots->set(memory)); },
+                                 [&] {
+                                   EXPECT_THAT(slots, IsEmpty());
+                                   EXPECT_EQ(memslots->used(), 0u);
+                                   EXPECT_TRUE(memslots->check_invariants());
+                                 }),
+            0);
+  EXPECT_EQ(fail_each_allocation([&] { EXPECT_TRUE(memslots->clear(Range::of(0, 16_TiB - 1))); },
+                                 [] { ADD_FAILURE() << "clear() allocates"; }),
+            0);
+}
+
+/// The kernel itself, where this user may open /dev/kvm.
+class RealKvmMemslots : public testing::Test {
+ protected:
+  void SetUp() override {
+    kvm_ = detail::Descriptor(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
+    if (kvm_.value() < 0) GTEST_SKIP() << "can't open /dev/kvm: " << std::strerror(errno);
+    vm_ = detail::Descriptor(::ioctl(kvm_.value(), KVM_CREATE_VM, 0));
+    if (vm_.value() < 0) GTEST_SKIP() << "KVM_CREATE_VM failed: " << std::strerror(errno);
+    memory_ = ::mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                     MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    ASSERT_NE(memory_, MAP_FAILED);
+  }
+  ~RealKvmMemslots() override {
+    if (memory_ != nullptr) ::munmap(memory_, size);
+  }
+
+  static constexpr std::uint64_t size = 64_MiB;
+  detail::Descriptor kvm_;
+  detail::Descriptor vm_;
+  void* memory_ = nullptr;
+};
+
+TEST_F(RealKvmMemslots, SetsClearsAndSetsAgainMoreOftenThanThereAreNumbersInUse) {
+  auto memslots = KvmMemslots::create(vm_.value());
+  ASSERT_TRUE(memslots) << memslots.error().message();
+  EXPECT_GE(memslots->limit(), 32u);
+  const KvmMemory memory{.base = GuestAddress(4_GiB), .size = size, .host_address = memory_};
+  for (int round = 0; round < 8; ++round) {
+    const auto set = memslots->set(memory);
+    ASSERT_TRUE(set) << set.error().message();
+    EXPECT_EQ(memslots->set(memory).error().code, Errc::overlap);
+    const auto cleared = memslots->clear(Range::of(4_GiB, 4_GiB + size - 1));
+    ASSERT_TRUE(cleared) << cleared.error().message();
+  }
+}
+
+TEST_F(RealKvmMemslots, DestructionLeavesTheMachineWithoutSlots) {
+  for (int round = 0; round < 2; ++round) {
+    auto memslots = KvmMemslots::create(vm_.value());
+    ASSERT_TRUE(memslots) << memslots.error().message();
+    // Had the first round left its slot, this would overlap with it.
+    const auto set =
+        memslots->set({.base = GuestAddress(0), .size = size, .host_address = memory_});
+    ASSERT_TRUE(set) << set.error().message();
+  }
+}
+
+TEST_F(RealKvmMemslots, TheCallersDescriptorMayBeClosed) {
+  auto memslots = KvmMemslots::create(vm_.value());
+  ASSERT_TRUE(memslots) << memslots.error().message();
+  vm_ = detail::Descriptor();
+  const auto set = memslots->set({.base = GuestAddress(0), .size = size, .host_address = memory_});
+  EXPECT_TRUE(set) << set.error().message();
+}
+
+TEST_F(RealKvmMemslots, WhatKvmItselfRefusesNamesTheRangeAndTheSlot) {
+  auto memslots = KvmMemslots::create(vm_.value());
+  ASSERT_TRUE(memslots) << memslots.error().message();
+  // Somebody else's slot, which KvmMemslots does not know of.
+  kvm_userspace_memory_region foreign{};
+  foreign.slot = 5;
+  foreign.guest_phys_addr = 1_MiB;
+  foreign.memory_size = 1_MiB;
+  foreign.userspace_addr = reinterpret_cast<std::uintptr_t>(memory_);
+  ASSERT_EQ(::ioctl(vm_.value(), KVM_SET_USER_MEMORY_REGION, &foreign), 0);
+  const auto set = memslots->set({.base = GuestAddress(0), .size = 2_MiB, .host_address = memory_});
+  ASSERT_FALSE(set);
+  EXPECT_EQ(set.error().error_code(), std::errc::file_exists) << set.error().message();
+  EXPECT_EQ(set.error().first, Operand::range(0, 2_MiB - 1));
+  EXPECT_EQ(memslots->used(), 0u);
+}
+
+TEST(KvmMemslotsDescriptor, OneThatIsNotOpenIsAnError) {
+  const auto memslots = KvmMemslots::create(-1);
+  ASSERT_FALSE(memslots);
+  EXPECT_EQ(memslots.error().os_errno, EBADF) << memslots.error().message();
+}
+
+}  // namespace
+}  // namespace vmspace
