@@ -4,17 +4,16 @@
 //
 // Names are workload/implementation/number of regions (or bytes). The regions are 2 MiB each, at gaps
 // drawn uniformly from 0 to 32 MiB; `sparse64` has 64 regions of 4 KiB to 1 TiB in clusters over
-// 64 TiB. Each iteration visits the same 512 addresses: many enough that no branch predictor knows
+// 64 TiB. Each iteration visits the same 256 addresses: many enough that no branch predictor knows
 // them by heart, and few enough that their data stays in the first-level cache, so that what is
 // measured is the translation and not the memory. Every implementation reads the same bytes.
 
-#include <sys/mman.h>
-#include <sys/statfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
@@ -30,6 +29,7 @@
 #include "vmspace/address_space/published.hpp"
 #include "vmspace/literals.hpp"
 #include "vmspace/memory/guest_memory.hpp"
+#include "vmspace/memory/snapshot.hpp"
 
 namespace {
 
@@ -64,11 +64,11 @@ T expect(Result<T> result) {
 
 GuestMemory::RegionPtr make_region(std::uint64_t base, std::uint64_t size) {
   // A memfd also where it is terabytes: nothing is reserved for it.
-  return expect(MemoryRegion::map(expect(
-      AddressSpaceRegion::make({.name = "ram",
-                                .base = GuestAddress(base),
-                                .size = size,
-                                .backing = {.source = MemorySource::shmem}}))));
+  return expect(MemoryRegion::map(
+      expect(AddressSpaceRegion::make({.name = "ram",
+                                       .base = GuestAddress(base),
+                                       .size = size,
+                                       .backing = {.source = MemorySource::shmem}}))));
 }
 
 /// A guest, and the addresses to visit.
@@ -79,7 +79,8 @@ struct Layout {
 
 Layout make_layout(const std::vector<std::pair<std::uint64_t, std::uint64_t>>& ranges) {
   std::vector<GuestMemory::RegionPtr> regions;
-  for (const auto& [base, size] : ranges) regions.push_back(make_region(base, size));
+  for (const auto& [base, size] : ranges)
+    regions.push_back(make_region(base, size));
   Layout layout{expect(GuestMemory::from_regions(std::move(regions))), {}};
   SplitMix64 random(ranges.size());
   for (std::size_t i = 0; i < addresses_per_round; ++i) {
@@ -174,7 +175,8 @@ class UpperBound {
 class Branchless {
  public:
   explicit Branchless(const GuestMemory& memory) : regions_(found(memory)) {
-    for (const Found& region : regions_) starts_.push_back(region.first);
+    for (const Found& region : regions_)
+      starts_.push_back(region.first);
   }
   std::byte* operator()(std::uint64_t address) const {
     const std::uint64_t* start = starts_.data();
@@ -196,7 +198,8 @@ class Branchless {
 class StdMap {
  public:
   explicit StdMap(const GuestMemory& memory) {
-    for (const Found& region : found(memory)) regions_.emplace(region.first, region);
+    for (const Found& region : found(memory))
+      regions_.emplace(region.first, region);
   }
   std::byte* operator()(std::uint64_t address) const {
     const auto above = regions_.upper_bound(address);
@@ -219,7 +222,8 @@ void read_searching(benchmark::State& state, const std::string& regions) {
     std::uint64_t sum = 0;
     for (const std::uint64_t address : layout.addresses) {
       const std::byte* at = find(address);
-      if (at == nullptr) [[unlikely]] return state.SkipWithError("not found");
+      if (at == nullptr) [[unlikely]]
+        return state.SkipWithError("not found");
       sum += load(at);
     }
     benchmark::DoNotOptimize(sum);
@@ -235,7 +239,8 @@ void read_raw(benchmark::State& state, const std::string& regions) {
   };
   const std::uintptr_t base = host(layout.memory.regions()[0]->base().value());
   std::vector<std::uintptr_t> offsets;
-  for (const std::uint64_t address : layout.addresses) offsets.push_back(host(address) - base);
+  for (const std::uint64_t address : layout.addresses)
+    offsets.push_back(host(address) - base);
   for (auto _ : state) {
     std::uint64_t sum = 0;
     for (const std::uintptr_t offset : offsets) {
@@ -253,7 +258,8 @@ void read_vmspace(benchmark::State& state, const std::string& regions) {
     std::uint64_t sum = 0;
     for (const std::uint64_t address : layout.addresses) {
       const auto value = memory.read<std::uint64_t>(GuestAddress(address));
-      if (!value) [[unlikely]] return state.SkipWithError("not found");
+      if (!value) [[unlikely]]
+        return state.SkipWithError("not found");
       sum += *value;
     }
     benchmark::DoNotOptimize(sum);
@@ -269,7 +275,8 @@ void read_published(benchmark::State& state, const std::string& regions) {
     std::uint64_t sum = 0;
     for (const std::uint64_t address : layout.addresses) {
       const auto value = reader.current().read<std::uint64_t>(GuestAddress(address));
-      if (!value) [[unlikely]] return state.SkipWithError("not found");
+      if (!value) [[unlikely]]
+        return state.SkipWithError("not found");
       sum += *value;
     }
     benchmark::DoNotOptimize(sum);
@@ -289,7 +296,8 @@ void write_vmspace(benchmark::State& state, const std::string& regions) {
       const auto ok = tracking == Tracking::none
                           ? memory.write_unmarked(GuestAddress(address), address)
                           : memory.write(GuestAddress(address), address);
-      if (!ok) [[unlikely]] return state.SkipWithError("not found");
+      if (!ok) [[unlikely]]
+        return state.SkipWithError("not found");
     }
   }
   memory.disable_dirty_tracking();
@@ -336,7 +344,8 @@ void slice(benchmark::State& state, std::size_t bytes) {
       const GuestAddress address(0x10'0000 + offset);
       const auto ok = way == Way::read ? guest.memory.read_slice(address, buffer)
                                        : guest.memory.write_slice(address, buffer);
-      if (!ok) [[unlikely]] return state.SkipWithError("failed");
+      if (!ok) [[unlikely]]
+        return state.SkipWithError("failed");
     }
     benchmark::ClobberMemory();
     offset = (offset + bytes) & (window - 1);
@@ -344,8 +353,94 @@ void slice(benchmark::State& state, std::size_t bytes) {
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(bytes));
 }
 
+// Snapshots of a guest of 4 GiB with 256 MiB of data in pieces of 1 MiB, into the directory that
+// VMSPACE_BENCH_DIR names, or the working directory; and the plain sequential write of as many bytes.
+
+class TempFile {
+ public:
+  TempFile() {
+    const char* directory = std::getenv("VMSPACE_BENCH_DIR");
+    std::string path = std::string(directory != nullptr ? directory : ".") + "/snapshot-XXXXXX";
+    fd_ = mkstemp(path.data());
+    if (fd_ < 0) {
+      std::perror("mkstemp");
+      std::exit(1);
+    }
+    unlink(path.c_str());
+  }
+  TempFile(const TempFile&) = delete;
+  TempFile& operator=(const TempFile&) = delete;
+  ~TempFile() { close(fd_); }
+  [[nodiscard]] int fd() const { return fd_; }
+
+ private:
+  int fd_ = -1;
+};
+
+constexpr std::uint64_t snapshot_data = 256_MiB;
+constexpr std::uint64_t snapshot_piece = 1_MiB;
+
+const GuestMemory& snapshot_guest() {
+  static const GuestMemory memory = [] {
+    auto guest = expect(GuestMemory::create(std::array{GuestRange{GuestAddress(0), 4_GiB}}));
+    std::vector<std::byte> piece(snapshot_piece, std::byte{0x5a});
+    for (std::uint64_t i = 0; i < snapshot_data / snapshot_piece; ++i) {
+      if (!guest.write_slice(GuestAddress(i * 16_MiB), piece)) std::abort();
+    }
+    return guest;
+  }();
+  return memory;
+}
+
+void save_plain(benchmark::State& state, int) {
+  const GuestMemory& guest = snapshot_guest();
+  const TempFile file;
+  for (auto _ : state) {
+    if (ftruncate(file.fd(), 0) != 0) return state.SkipWithError("ftruncate");
+    for (std::uint64_t i = 0; i < snapshot_data / snapshot_piece; ++i) {
+      const auto* piece = *guest.const_host_address(GuestAddress(i * 16_MiB), snapshot_piece);
+      if (pwrite(file.fd(), piece, snapshot_piece, static_cast<off_t>(i * snapshot_piece)) !=
+          static_cast<ssize_t>(snapshot_piece)) {
+        return state.SkipWithError("pwrite");
+      }
+    }
+  }
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
+}
+
+void save_sparse(benchmark::State& state, int) {
+  const GuestMemory& guest = snapshot_guest();
+  const TempFile file;
+  for (auto _ : state) {
+    if (!Snapshot::save(guest, file.fd())) return state.SkipWithError("save");
+  }
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
+}
+
+void restore_mapped(benchmark::State& state, int) {
+  const TempFile file;
+  expect(Snapshot::save(snapshot_guest(), file.fd()));
+  for (auto _ : state) {
+    const auto guest = Snapshot::map(file.fd());
+    if (!guest || !guest->read<std::uint64_t>(GuestAddress(0))) {
+      return state.SkipWithError("map");
+    }
+  }
+}
+
+void restore_copied(benchmark::State& state, int) {
+  const TempFile file;
+  expect(Snapshot::save(snapshot_guest(), file.fd()));
+  for (auto _ : state) {
+    const auto guest = expect(GuestMemory::create(std::array{GuestRange{GuestAddress(0), 4_GiB}}));
+    if (!Snapshot::restore(guest, file.fd())) return state.SkipWithError("restore");
+  }
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
+}
+
 void add(const std::string& name, auto body, auto argument) {
-  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) { body(state, argument); });
+  benchmark::RegisterBenchmark(name.c_str(),
+                               [=](benchmark::State& state) { body(state, argument); });
 }
 
 void add_all() {
@@ -368,6 +463,18 @@ void add_all() {
     add("write_slice/vmspace/" + size, slice<Way::write, false>, bytes);
     add("write_slice/memcpy/" + size, slice<Way::write, true>, bytes);
   }
+  benchmark::RegisterBenchmark("snapshot_save/plain_write/256M", save_plain, 0)
+      ->Unit(benchmark::kMillisecond)
+      ->UseRealTime();
+  benchmark::RegisterBenchmark("snapshot_save/vmspace/256M", save_sparse, 0)
+      ->Unit(benchmark::kMillisecond)
+      ->UseRealTime();
+  benchmark::RegisterBenchmark("snapshot_restore/vmspace_mapped/256M", restore_mapped, 0)
+      ->Unit(benchmark::kMillisecond)
+      ->UseRealTime();
+  benchmark::RegisterBenchmark("snapshot_restore/vmspace_copied/256M", restore_copied, 0)
+      ->Unit(benchmark::kMillisecond)
+      ->UseRealTime();
 }
 
 }  // namespace

@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Host memory for guests: backings, mappings and regions.
+// Memory of guests: backings, mappings and regions on the host; access by guest address, dirty tracking
+// and snapshots.
 
 #pragma once
 
 #include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
+#include "vmspace/memory/dirty_bitmap.hpp"
+#include "vmspace/memory/endian.hpp"
 #include "vmspace/memory/guest_memory.hpp"
+#include "vmspace/memory/guest_ptr.hpp"
+#include "vmspace/memory/guest_view.hpp"
 #include "vmspace/memory/mapping.hpp"
 #include "vmspace/memory/populate.hpp"
 #include "vmspace/memory/region.hpp"
+#include "vmspace/memory/region_descriptor.hpp"
+#include "vmspace/memory/snapshot.hpp"

@@ -6,24 +6,38 @@ namespace vmspace::detail {
 
 namespace {
 
-void copy_byte(std::byte* to, const std::byte* from) noexcept {
-  std::byte value;
-  __atomic_load(from, &value, __ATOMIC_RELAXED);
-  __atomic_store(to, &value, __ATOMIC_RELAXED);
+template <typename Word>
+void copy_word(std::byte* to, const std::byte* from) noexcept {
+  const Word word = __atomic_load_n(reinterpret_cast<const Word*>(from), __ATOMIC_RELAXED);
+  __atomic_store_n(reinterpret_cast<Word*>(to), word, __ATOMIC_RELAXED);
+}
+
+bool is_aligned(const std::byte* at) {
+  return reinterpret_cast<std::uintptr_t>(at) % sizeof(std::uint64_t) == 0;
 }
 
 }  // namespace
 
 void move_atomically(std::byte* to, const std::byte* from, std::size_t bytes) noexcept {
   if (to <= from) {
-    for (std::size_t i = 0; i < bytes; ++i) copy_byte(to + i, from + i);
+    std::size_t i = 0;
+    if (is_aligned(to) && is_aligned(from)) {
+      for (; bytes - i >= sizeof(std::uint64_t); i += sizeof(std::uint64_t)) {
+        copy_word<std::uint64_t>(to + i, from + i);
+      }
+    }
+    for (; i < bytes; ++i)
+      copy_word<std::uint8_t>(to + i, from + i);
   } else {
-    while (bytes-- > 0) copy_byte(to + bytes, from + bytes);
+    // The source may overlap the target from below: downwards.
+    while (bytes-- > 0)
+      copy_word<std::uint8_t>(to + bytes, from + bytes);
   }
 }
 
 void fill_atomically(std::byte* to, std::byte value, std::size_t bytes) noexcept {
-  for (std::size_t i = 0; i < bytes; ++i) __atomic_store(to + i, &value, __ATOMIC_RELAXED);
+  for (std::size_t i = 0; i < bytes; ++i)
+    __atomic_store(to + i, &value, __ATOMIC_RELAXED);
 }
 
 }  // namespace vmspace::detail

@@ -47,7 +47,12 @@ class Injector {
     route<&detail::SystemCalls::fstatfs>("fstatfs");
     route<&detail::SystemCalls::ftruncate>("ftruncate");
     route<&detail::SystemCalls::fallocate>("fallocate");
+    route<&detail::SystemCalls::lseek>("lseek");
     route<&detail::SystemCalls::read>("read");
+    route<&detail::SystemCalls::write>("write");
+    route<&detail::SystemCalls::pread>("pread");
+    route<&detail::SystemCalls::pwrite>("pwrite");
+    route<&detail::SystemCalls::membarrier>("membarrier");
     route<&detail::SystemCalls::ioctl>("ioctl");
     route<&detail::SystemCalls::pthread_create>("pthread_create");
     state() = {};

@@ -14,7 +14,8 @@
 
 #pragma once
 
-#include <bit>
+#include <atomic>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -44,21 +45,19 @@ class GuestPtr {
   [[nodiscard]] Result<void> write(const T& value) const { return memory_->write(address_, value); }
 
   /// One access of the machine, with a memory order. Errors: as GuestMemory::load and store.
-  [[nodiscard]] Result<T> load(std::memory_order order) const
-    requires GuestInteger<T>
-  {
+  [[nodiscard]] Result<T> load(std::memory_order order) const requires GuestInteger<T> {
     return memory_->load<T>(address_, order);
   }
-  [[nodiscard]] Result<void> store(T value, std::memory_order order) const
-    requires GuestInteger<T>
-  {
+  [[nodiscard]] Result<void> store(T value,
+                                   std::memory_order order) const requires GuestInteger<T> {
     return memory_->store<T>(address_, value, order);
   }
 
   /// The element `index` of an array of `count` that begins here. Errors: `out_of_bounds` for an
   /// index that is not below the count; `overflow` when the element would begin above 2^64-1.
   [[nodiscard]] Result<GuestPtr> at(std::uint64_t index, std::uint64_t count) const {
-    if (index >= count) [[unlikely]] return fail(index_error(index, count));
+    if (index >= count) [[unlikely]]
+      return fail(index_error(index, count));
     // The product can't be formed where it would pass 2^64.
     if (index > (std::numeric_limits<std::uint64_t>::max() - address_.value()) / sizeof(T))
         [[unlikely]] {
@@ -72,9 +71,9 @@ class GuestPtr {
 
   /// A member of the object: `descriptor.member(&Descriptor::flags)`, for looking at one field of a
   /// large structure, or storing one. Errors: `overflow` when it would begin above 2^64-1.
-  template <GuestObject M>
-    requires std::is_standard_layout_v<T>
-  [[nodiscard]] Result<GuestPtr<M>> member(M T::*which) const {
+  template <GuestObject M, typename Class>
+  requires(std::same_as<Class, T>&& std::is_standard_layout_v<T>)
+      [[nodiscard]] Result<GuestPtr<M>> member(M Class::*which) const {
     const auto address = address_.checked_add(offset_of(which));
     if (!address) [[unlikely]] {
       return fail({.code = Errc::overflow,
@@ -93,8 +92,8 @@ class GuestPtr {
             .second = count == 0 ? Operand{} : Operand::range(0, count - 1)};
   }
 
-  template <typename M>
-  static std::uint64_t offset_of(M T::*which) noexcept {
+  template <typename M, typename Class>
+  static std::uint64_t offset_of(M Class::*which) noexcept {
     // Never read: only the addresses count, and the compiler leaves the object out.
     alignas(T) std::byte bytes[sizeof(T)] = {};
     const T* const object = reinterpret_cast<const T*>(bytes);

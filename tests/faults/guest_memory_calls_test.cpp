@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Every system call that snapshots, dirty tracking and descriptors of guest memory make, failing:
+// with each errno, at each place, once.
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <functional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "vmspace/memory/region_descriptor.hpp"
+#include "vmspace/memory/snapshot.hpp"
+
+#include "faults/injector.hpp"
+#include "memory/guest_support.hpp"
+
+namespace vmspace {
+namespace {
+
+using test::Injector;
+using testing::contents;
+using testing::guest;
+using testing::page;
+using testing::pattern;
+
+constexpr int errnos[] = {ENOMEM, EMFILE, EINTR, EIO, ENOSPC, EPERM, EINVAL, ENOSYS};
+constexpr std::uint64_t base = 0x10000;
+
+GuestMemory sample() {
+  const GuestMemory memory =
+      guest({{base, 4 * page, Protection::read_write, MemorySource::shmem}, {2 * base, page}});
+  EXPECT_TRUE(memory.write_slice(GuestAddress(base + page), pattern(page)));
+  return memory;
+}
+
+/// Runs `body` once for each of its calls and each errno. It gives an error that tells the errno; or
+/// succeeds, where the call was made again or can be done without, and then everything is as it is
+/// after a run without failures, which `good` checks.
+void fail_each_call(const std::set<std::string>& dispensable,
+                    const std::function<Result<void>()>& body, const std::function<bool()>& good) {
+  Injector injector;
+  ASSERT_TRUE(body());
+  injector.fail_none();
+  ASSERT_TRUE(body());
+  const auto calls = injector.calls();
+  ASSERT_FALSE(calls.empty());
+  for (std::size_t index = 0; index < calls.size(); ++index) {
+    if (calls[index] == "close" || calls[index] == "munmap") continue;  // of destructors
+    for (const int error : errnos) {
+      SCOPED_TRACE(calls[index] + " (call " + std::to_string(index) + "): " + std::strerror(error));
+      injector.fail_call(index, error);
+      const Result<void> done = body();
+      const bool failed = injector.has_failed();
+      injector.fail_none();
+      ASSERT_TRUE(failed);
+      if (!done) {
+        EXPECT_FALSE(dispensable.contains(calls[index]));
+        EXPECT_NE(done.error().code, Errc{});
+        if (done.error().os_errno != 0) {
+          EXPECT_EQ(done.error().os_errno, error);
+        }
+      } else {
+        EXPECT_TRUE(error == EINTR || dispensable.contains(calls[index]));
+        EXPECT_TRUE(good());
+      }
+    }
+  }
+}
+
+TEST(SnapshotCalls, ASaveThatFailsSaysSoAndLeavesNoSnapshot) {
+  const GuestMemory memory = sample();
+  const auto before = contents(memory, base, 4 * page);
+  const int file = memfd_create("snapshot", MFD_CLOEXEC);
+  bool complete = false;
+  fail_each_call(
+      // Without SEEK_DATA everything is taken for data, and looked at.
+      {"lseek"},
+      [&]() -> Result<void> {
+        EXPECT_EQ(ftruncate(file, 0), 0);
+        const auto saved = Snapshot::save(memory, file);
+        complete = saved.has_value();
+        if (!saved) {
+          EXPECT_FALSE(Snapshot::inspect(file));
+          return fail(saved.error());
+        }
+        return {};
+      },
+      [&] { return complete && Snapshot::restore(memory, file).has_value(); });
+  EXPECT_EQ(contents(memory, base, 4 * page), before);
+  close(file);
+}
+
+TEST(SnapshotCalls, ARestoreThatFailsSaysSo) {
+  const GuestMemory saved = sample();
+  const int file = memfd_create("snapshot", MFD_CLOEXEC);
+  ASSERT_TRUE(Snapshot::save(saved, file));
+  const GuestMemory memory = sample();
+  fail_each_call(
+      {"lseek"}, [&] { return Snapshot::restore(memory, file); },
+      [&] { return contents(memory, base, 4 * page) == contents(saved, base, 4 * page); });
+  // Without huge pages, and with writers that fence.
+  fail_each_call(
+      {"madvise", "membarrier"},
+      [&]() -> Result<void> {
+        const auto mapped = Snapshot::map(file);
+        if (!mapped) return fail(mapped.error());
+        return {};
+      },
+      [] { return true; });
+  close(file);
+}
+
+TEST(GuestMemoryCalls, DirtyPagesSurviveAHarvestThatFails) {
+  const GuestMemory memory = sample();
+  Injector injector;
+  injector.fail_always("membarrier", EPERM);
+  EXPECT_EQ(memory.enable_dirty_tracking().error().os_errno, EPERM);
+  EXPECT_FALSE(memory.regions()[0]->dirty().is_enabled());
+  injector.fail_none();
+  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_TRUE(memory.write(GuestAddress(base), 1U));
+  ASSERT_TRUE(memory.write(GuestAddress(2 * base), 1U));
+  injector.fail_next("membarrier", ENOMEM);
+  EXPECT_EQ(memory.harvest_dirty().error().os_errno, ENOMEM);
+  injector.fail_none();
+  EXPECT_EQ(memory.harvest_dirty()->size(), 2U);
+}
+
+TEST(GuestMemoryCalls, ReadsAndWritesOfDescriptorsAreRetriedAndReported) {
+  const GuestMemory memory = sample();
+  ASSERT_TRUE(memory.enable_dirty_tracking());
+  const int file = memfd_create("data", MFD_CLOEXEC);
+  Injector injector;
+  injector.fail_next("write", EINTR);
+  EXPECT_EQ(memory.write_to(file, {GuestAddress(base), 2 * page}), 2 * page);
+  injector.fail_next("write", ENOSPC);
+  EXPECT_EQ(memory.write_to(file, {GuestAddress(base), page}).error().os_errno, ENOSPC);
+  ASSERT_EQ(lseek(file, 0, SEEK_SET), 0);
+  injector.fail_next("read", EINTR);
+  EXPECT_EQ(memory.read_from(file, {GuestAddress(base), page}), page);
+  ASSERT_TRUE(memory.harvest_dirty());
+  injector.fail_next("read", EIO);
+  EXPECT_EQ(memory.read_from(file, {GuestAddress(base), 3 * page}).error().os_errno, EIO);
+  injector.fail_none();
+  EXPECT_EQ(*memory.harvest_dirty(), std::vector<Range>{*Range::from_base_size(base, 3 * page)});
+  close(file);
+}
+
+TEST(GuestMemoryCalls, DescriptorsOfOthersAreMappedWhollyOrNotAtAll) {
+  const GuestMemory memory = guest({{base, page, Protection::read_write, MemorySource::shmem},
+                                    {2 * base, page, Protection::read_write, MemorySource::shmem}});
+  const auto described = describe_regions(memory);
+  ASSERT_TRUE(described);
+  std::size_t regions = 0;
+  fail_each_call(
+      {"madvise", "membarrier"},
+      [&]() -> Result<void> {
+        const auto mapped = map_regions(*described);
+        if (!mapped) return fail(mapped.error());
+        regions = mapped->regions().size();
+        return {};
+      },
+      [&] { return regions == 2; });
+}
+
+}  // namespace
+}  // namespace vmspace

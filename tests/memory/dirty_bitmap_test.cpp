@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/dirty_bitmap.hpp"
+
+#include <array>
+#include <cerrno>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "memory/system_calls.hpp"
+
+namespace vmspace {
+namespace {
+
+constexpr std::uint64_t page = DirtyBitmap::page_size;
+using Ranges = std::vector<DirtyRange>;
+
+Ranges harvest(DirtyBitmap& bitmap) {
+  auto ranges = bitmap.harvest();
+  EXPECT_TRUE(ranges) << ranges.error().message();
+  return *ranges;
+}
+
+TEST(DirtyBitmap, IsOffUntilEnabledAndForgetsWhenDisabled) {
+  DirtyBitmap bitmap(10 * page);
+  bitmap.mark(0, 10 * page);
+  EXPECT_FALSE(bitmap.is_enabled());
+  EXPECT_TRUE(harvest(bitmap).empty());
+  ASSERT_TRUE(bitmap.enable());
+  EXPECT_TRUE(bitmap.is_enabled());
+  EXPECT_TRUE(harvest(bitmap).empty());
+  bitmap.mark(0, 1);
+  EXPECT_TRUE(bitmap.enable());  // again: changes nothing
+  EXPECT_EQ(bitmap.peek(), (Ranges{{0, page}}));
+  bitmap.disable();
+  EXPECT_TRUE(bitmap.peek().empty());
+  ASSERT_TRUE(bitmap.enable());
+  EXPECT_TRUE(harvest(bitmap).empty());
+}
+
+TEST(DirtyBitmap, MarksEveryPageThatIsTouchedAndNoOther) {
+  DirtyBitmap bitmap(200 * page);
+  ASSERT_TRUE(bitmap.enable());
+  bitmap.mark(page - 1, 1);
+  EXPECT_EQ(harvest(bitmap), (Ranges{{0, page}}));
+  bitmap.mark(page - 1, 2);
+  EXPECT_EQ(harvest(bitmap), (Ranges{{0, 2 * page}}));
+  // Across the words of the bitmap, coalesced.
+  bitmap.mark(60 * page, 70 * page);
+  bitmap.mark(199 * page + 17, 4);
+  bitmap.mark(0, 1);
+  EXPECT_EQ(harvest(bitmap), (Ranges{{0, page}, {60 * page, 70 * page}, {199 * page, page}}));
+  EXPECT_TRUE(harvest(bitmap).empty());
+  bitmap.mark(0, 200 * page);
+  EXPECT_EQ(harvest(bitmap), (Ranges{{0, 200 * page}}));
+}
+
+TEST(DirtyBitmap, IgnoresWhatLiesOutside) {
+  constexpr auto top = std::numeric_limits<std::uint64_t>::max();
+  DirtyBitmap bitmap(2 * page);
+  ASSERT_TRUE(bitmap.enable());
+  bitmap.mark(0, 0);
+  bitmap.mark(2 * page, 1);
+  bitmap.mark(top, 1);
+  bitmap.mark(top, top);
+  EXPECT_TRUE(harvest(bitmap).empty());
+  bitmap.mark(page + 5, top);
+  EXPECT_EQ(harvest(bitmap), (Ranges{{page, page}}));
+}
+
+TEST(DirtyBitmap, MergesAForeignLogWhereItBelongs) {
+  DirtyBitmap bitmap(130 * page);
+  ASSERT_TRUE(bitmap.enable());
+  const std::array<std::uint64_t, 3> log{std::uint64_t{1} << 63, 1, 0b11};
+  ASSERT_TRUE(bitmap.merge(0, log));
+  EXPECT_EQ(harvest(bitmap), (Ranges{{63 * page, 2 * page}, {128 * page, 2 * page}}));
+  ASSERT_TRUE(bitmap.merge(2 * page, std::span(log).first(2)));
+  EXPECT_EQ(harvest(bitmap), (Ranges{{65 * page, 2 * page}}));
+  // KVM's log is made of whole words: bits past the end are clear.
+  const std::array<std::uint64_t, 4> long_log{1, 0, 0, 0};
+  ASSERT_TRUE(bitmap.merge(129 * page, long_log));
+  EXPECT_EQ(harvest(bitmap), (Ranges{{129 * page, page}}));
+
+  EXPECT_EQ(bitmap.merge(page, log).error().code, Errc::out_of_bounds);
+  EXPECT_EQ(bitmap.merge(130 * page, log).error().code, Errc::out_of_bounds);
+  EXPECT_EQ(bitmap.merge(1, log).error().code, Errc::misaligned);
+  EXPECT_TRUE(harvest(bitmap).empty());
+  EXPECT_TRUE(bitmap.merge(0, {}));
+  bitmap.disable();
+  EXPECT_TRUE(bitmap.merge(0, log));
+  ASSERT_TRUE(bitmap.enable());
+  EXPECT_TRUE(harvest(bitmap).empty());
+}
+
+/// membarrier fails from its nth call on.
+class WithoutMembarrier {
+ public:
+  explicit WithoutMembarrier(int works) {
+    left_ = works;
+    table_ = detail::real_system_calls;
+    table_.membarrier = [](int command, unsigned flags) {
+      if (left_ > 0) {
+        --left_;
+        return detail::real_system_calls.membarrier(command, flags);
+      }
+      errno = EPERM;
+      return -1;
+    };
+    detail::current_system_calls.store(&table_);
+  }
+  WithoutMembarrier(const WithoutMembarrier&) = delete;
+  WithoutMembarrier& operator=(const WithoutMembarrier&) = delete;
+  ~WithoutMembarrier() { detail::current_system_calls.store(&detail::real_system_calls); }
+
+ private:
+  static inline int left_ = 0;
+  detail::SystemCalls table_;
+};
+
+TEST(DirtyBitmap, WithoutMembarrierWritersFenceAndEverythingElseIsTheSame) {
+  const WithoutMembarrier missing(0);
+  DirtyBitmap bitmap(100 * page);
+  EXPECT_TRUE(bitmap.writers_fence());
+  EXPECT_FALSE(bitmap.is_enabled());
+  bitmap.mark(0, 1);
+  EXPECT_TRUE(harvest(bitmap).empty());
+  ASSERT_TRUE(bitmap.enable());
+  EXPECT_TRUE(bitmap.is_enabled());
+  EXPECT_TRUE(bitmap.writers_fence());
+  bitmap.mark(5 * page, 8);
+  bitmap.mark(70 * page - 1, 2);
+  EXPECT_EQ(harvest(bitmap), (Ranges{{5 * page, page}, {69 * page, 2 * page}}));
+  bitmap.disable();
+  EXPECT_TRUE(bitmap.writers_fence());
+  bitmap.mark(0, 1);
+  EXPECT_TRUE(bitmap.peek().empty());
+}
+
+TEST(DirtyBitmap, AHarvestThatFailsLosesNothing) {
+  const WithoutMembarrier later(2);  // registers and enables
+  DirtyBitmap bitmap(100 * page);
+  ASSERT_TRUE(bitmap.enable());
+  bitmap.mark(5 * page, 8);
+  bitmap.mark(80 * page, 8);
+  const auto failed = bitmap.harvest();
+  ASSERT_FALSE(failed);
+  EXPECT_EQ(failed.error().code, Errc::os);
+  EXPECT_EQ(failed.error().os_errno, EPERM);
+  EXPECT_EQ(bitmap.peek(), (Ranges{{5 * page, page}, {80 * page, page}}));
+}
+
+TEST(DirtyBitmap, EnablingThatFailsLeavesItOff) {
+  const WithoutMembarrier later(1);
+  DirtyBitmap bitmap(100 * page);
+  EXPECT_EQ(bitmap.enable().error().os_errno, EPERM);
+  EXPECT_FALSE(bitmap.is_enabled());
+}
+
+}  // namespace
+}  // namespace vmspace

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/guest_ptr.hpp"
+
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "vmspace/memory/endian.hpp"
+
+#include "memory/guest_support.hpp"
+#include "memory/virtqueue.hpp"
+
+namespace vmspace {
+namespace {
+
+using testing::Chain;
+using testing::Descriptor;
+using testing::guest;
+using testing::page;
+using testing::walk;
+
+constexpr std::uint64_t base = 0x10000;
+constexpr std::uint64_t top = std::numeric_limits<std::uint64_t>::max();
+
+TEST(GuestPtr, ReadsAndWritesACopy) {
+  const GuestMemory memory = guest({{base, page}});
+  const GuestPtr<Descriptor> descriptor(memory, GuestAddress(base + 3));
+  ASSERT_TRUE(descriptor.write({.address = 1, .length = 2, .flags = 3, .next = 4}));
+  const auto copy = descriptor.read();
+  ASSERT_TRUE(copy);
+  EXPECT_EQ(copy->address, 1U);
+  EXPECT_EQ(copy->next, 4);
+  ASSERT_TRUE(memory.fill({GuestAddress(base), page}, std::byte{0xff}));
+  EXPECT_EQ(copy->length, 2U);  // the guest can't reach it
+  EXPECT_EQ(GuestPtr<Descriptor>(memory, GuestAddress(base + page - 15)).read().error().code,
+            Errc::out_of_bounds);
+}
+
+TEST(GuestPtr, ElementsAreBoundedByTheCountAndNeverWrap) {
+  const GuestMemory memory = guest({{base, page}});
+  const GuestPtr<std::uint64_t> array(memory, GuestAddress(base));
+  ASSERT_TRUE(array.at(5, 6));
+  EXPECT_EQ(array.at(5, 6)->address(), GuestAddress(base + 40));
+  const auto beyond = array.at(6, 6);
+  ASSERT_FALSE(beyond);
+  EXPECT_EQ(beyond.error().message(), "GuestPtr::at: out of bounds: 6 is not within [0x0, 0x5]");
+  EXPECT_EQ(array.at(0, 0).error().code, Errc::out_of_bounds);
+  EXPECT_EQ(array.at(top - 1, top).error().code, Errc::overflow);
+  EXPECT_EQ(array.at((top - base) / 8 + 1, top).error().code, Errc::overflow);
+  EXPECT_TRUE(array.at((top - base) / 8, top));
+  const GuestPtr<std::uint64_t> last(memory, GuestAddress(top));
+  EXPECT_TRUE(last.at(0, 2));
+  EXPECT_EQ(last.at(1, 2).error().code, Errc::overflow);
+}
+
+TEST(GuestPtr, MembersAreReachedByTheirOffset) {
+  const GuestMemory memory = guest({{base, page}});
+  const GuestPtr<Descriptor> descriptor(memory, GuestAddress(base));
+  ASSERT_TRUE(descriptor.write({.address = 1, .length = 2, .flags = 3, .next = 4}));
+  const auto next = descriptor.member(&Descriptor::next);
+  ASSERT_TRUE(next);
+  EXPECT_EQ(next->address(), GuestAddress(base + 14));
+  EXPECT_EQ(*next->read(), 4);
+  EXPECT_EQ(descriptor.member(&Descriptor::address)->address(), GuestAddress(base));
+  const GuestPtr<Descriptor> end(memory, GuestAddress(top - 1));
+  EXPECT_EQ(end.member(&Descriptor::flags).error().code, Errc::overflow);
+}
+
+TEST(GuestPtr, IntegersAreLoadedAndStoredWithAnOrder) {
+  const GuestMemory memory = guest({{base, page}});
+  const GuestPtr<std::uint16_t> index(memory, GuestAddress(base + 2));
+  ASSERT_TRUE(index.store(7, std::memory_order_release));
+  EXPECT_EQ(index.load(std::memory_order_acquire), 7);
+  const GuestPtr<std::uint16_t> odd(memory, GuestAddress(base + 1));
+  EXPECT_EQ(odd.load(std::memory_order_acquire).error().code, Errc::misaligned);
+}
+
+TEST(LittleEndian, BytesAreInOrderWhateverTheHost) {
+  const GuestMemory memory = guest({{base, page}});
+  ASSERT_TRUE(memory.write(GuestAddress(base), Le32(0x0102'0304)));
+  using Bytes = std::array<std::uint8_t, 4>;
+  EXPECT_EQ(memory.read<Bytes>(GuestAddress(base)), (Bytes{4, 3, 2, 1}));
+  const auto back = memory.read<Le32>(GuestAddress(base));
+  ASSERT_TRUE(back);
+  EXPECT_EQ(back->value(), 0x0102'0304U);
+  EXPECT_EQ(*back + 1, 0x0102'0305U);
+}
+
+// What a hostile or broken driver may set up, without any race.
+class DescriptorChain : public ::testing::Test {
+ protected:
+  static constexpr std::uint16_t size = 8;
+
+  void describe(std::uint16_t index, Descriptor descriptor) {
+    const auto slot = table.at(index, size);
+    ASSERT_TRUE(slot);
+    ASSERT_TRUE(slot->write(descriptor));
+  }
+
+  GuestMemory memory = guest({{base, 4 * page}});
+  GuestPtr<Descriptor> table{memory, GuestAddress(base)};
+};
+
+TEST_F(DescriptorChain, IsWalkedToItsEnd) {
+  describe(0, {.address = base + page, .length = 16, .flags = Descriptor::has_next, .next = 5});
+  describe(5,
+           {.address = base + 2 * page, .length = 100, .flags = Descriptor::writable, .next = 0});
+  const auto chain = walk(memory, table, size, 0);
+  ASSERT_TRUE(chain);
+  EXPECT_EQ(chain->pieces, 2U);
+  EXPECT_EQ(chain->bytes, 116U);
+}
+
+TEST_F(DescriptorChain, LoopsAndIndicesOutOfTheTableAreErrors) {
+  describe(0, {.address = base + page, .length = 16, .flags = Descriptor::has_next, .next = 0});
+  EXPECT_EQ(walk(memory, table, size, 0).error().code, Errc::limit_exceeded);
+  describe(0, {.address = base + page, .length = 16, .flags = Descriptor::has_next, .next = 8});
+  EXPECT_EQ(walk(memory, table, size, 0).error().code, Errc::out_of_bounds);
+  EXPECT_EQ(walk(memory, table, size, 65535).error().code, Errc::out_of_bounds);
+}
+
+TEST_F(DescriptorChain, BuffersOutOfMemoryAreErrors) {
+  for (const auto& [address, length] : {std::pair<std::uint64_t, std::uint32_t>{0, 1},
+                                        {base + 4 * page - 1, 2},
+                                        {base, 0xffff'ffff},
+                                        {top, 0xffff'ffff},
+                                        {top - 3, 4}}) {
+    describe(0, {.address = address, .length = length, .flags = 0, .next = 0});
+    EXPECT_FALSE(walk(memory, table, size, 0)) << address << " " << length;
+  }
+}
+
+}  // namespace
+}  // namespace vmspace

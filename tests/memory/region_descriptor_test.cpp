@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/region_descriptor.hpp"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "memory/guest_support.hpp"
+
+namespace vmspace {
+namespace {
+
+using testing::guest;
+using testing::page;
+
+constexpr std::uint64_t top = std::numeric_limits<std::uint64_t>::max();
+
+TEST(RegionDescriptor, TheOtherSideSeesTheSameMemory) {
+  const GuestMemory memory =
+      guest({{0x1000, 4 * page, Protection::read_write, MemorySource::shmem},
+             {top - 2 * page + 1, 2 * page, Protection::read, MemorySource::shmem}});
+  const auto described = describe_regions(memory);
+  ASSERT_TRUE(described);
+  ASSERT_EQ(described->size(), 2U);
+  const auto other = map_regions(*described);
+  ASSERT_TRUE(other) << other.error().message();
+  ASSERT_TRUE(other->write(GuestAddress(0x1008), std::uint64_t{42}));
+  EXPECT_EQ(memory.read<std::uint64_t>(GuestAddress(0x1008)), 42U);
+  EXPECT_EQ(other->write(GuestAddress(top), std::uint8_t{1}).error().code, Errc::access_denied);
+  EXPECT_EQ(other->last_addr(), GuestAddress(top));
+  // And may be described in turn.
+  const auto again = describe_regions(*other);
+  ASSERT_TRUE(again);
+  EXPECT_EQ((*again)[0].offset, (*described)[0].offset);
+}
+
+TEST(RegionDescriptor, OffsetsAreKept) {
+  const int file = memfd_create("two halves", MFD_CLOEXEC);
+  ASSERT_EQ(ftruncate(file, 2 * page), 0);
+  const std::vector<RegionDescriptor> halves{
+      {.base = GuestAddress(0), .size = page, .descriptor = file, .offset = page},
+      {.base = GuestAddress(4 * page), .size = page, .descriptor = file}};
+  const auto memory = map_regions(halves);
+  ASSERT_TRUE(memory);
+  ASSERT_TRUE(memory->write(GuestAddress(0), std::uint8_t{9}));
+  std::uint8_t byte = 0;
+  ASSERT_EQ(pread(file, &byte, 1, page), 1);
+  EXPECT_EQ(byte, 9);
+  EXPECT_EQ((*describe_regions(*memory))[0].offset, page);
+  close(file);
+  EXPECT_EQ(memory->read<std::uint8_t>(GuestAddress(0)), 9);  // a descriptor of its own
+}
+
+TEST(RegionDescriptor, WhatNobodyCanShareIsUnsupported) {
+  const auto described = describe_regions(guest({{0x1000, page}}));
+  ASSERT_FALSE(described);
+  EXPECT_EQ(described.error().code, Errc::unsupported);
+}
+
+TEST(RegionDescriptor, NothingThatWasReceivedIsTrusted) {
+  const int file = memfd_create("short", MFD_CLOEXEC);
+  ASSERT_EQ(ftruncate(file, 2 * page), 0);
+  const RegionDescriptor good{.base = GuestAddress(0), .size = page, .descriptor = file};
+  const auto refused = [&](auto change, Errc code) {
+    RegionDescriptor bad = good;
+    bad.base = GuestAddress(8 * page);
+    change(bad);
+    const auto mapped = map_regions(std::vector<RegionDescriptor>{good, bad});
+    ASSERT_FALSE(mapped);
+    EXPECT_EQ(mapped.error().code, code) << mapped.error().message();
+  };
+  refused([](auto& r) { r.descriptor = -1; }, Errc::os);
+  refused([](auto& r) { r.size = 0; }, Errc::zero_size);
+  refused([](auto& r) { r.size = 3 * page; }, Errc::out_of_bounds);
+  refused([](auto& r) { r.offset = 2 * page; }, Errc::out_of_bounds);
+  refused([](auto& r) { r.offset = top - page + 1; }, Errc::overflow);
+  refused([](auto& r) { r.offset = 1; }, Errc::misaligned);
+  refused([](auto& r) { r.base = GuestAddress(page / 2); }, Errc::misaligned);
+  refused([](auto& r) { r.base = GuestAddress(top - page + 1), r.size = 2 * page; },
+          Errc::overflow);
+  refused([](auto& r) { r.base = GuestAddress(0); }, Errc::overlap);
+  const std::vector<RegionDescriptor> many(GuestMemory::max_regions + 1, good);
+  EXPECT_EQ(map_regions(many).error().code, Errc::limit_exceeded);
+  EXPECT_EQ(map_regions({})->regions().size(), 0U);
+  close(file);
+}
+
+}  // namespace
+}  // namespace vmspace
