@@ -14,7 +14,7 @@ namespace vmspace {
 namespace {
 
 using namespace literals;
-using testing::fail_each_allocation;
+using test::fail_each_allocation;
 
 AddressSpaceLayout pc() {
   return *AddressSpaceLayout::x86_64({.phys_bits = 46});
@@ -98,13 +98,13 @@ TEST(AddressSpaceFaults, ReadingParkingAndWaitingNeedNoMemory) {
   EXPECT_EQ(reader.current().size(), 100U);
   auto snapshot = space.snapshot();
   ASSERT_TRUE(space.remove_region(GuestAddress{0xc000'0000}));
-  testing::granted = 0;
+  test::granted = 0;
   const std::size_t size = reader.current().size();
   const bool found = reader.current().find_region(GuestAddress{0xc002'0000}) != nullptr;
   reader.park();
   snapshot.reset();
   const bool released = space.wait_released(std::chrono::seconds(0)).has_value();
-  testing::granted = -1;
+  test::granted = -1;
   EXPECT_EQ(size, 99U);
   EXPECT_TRUE(found);
   EXPECT_TRUE(released);

@@ -8,12 +8,15 @@
 #include <cstdlib>
 #include <new>
 
-namespace vmspace::testing {
+namespace vmspace::test {
 
 /// How many more allocations this thread is granted; below 0, all.
 inline thread_local int granted = -1;
+/// How many this thread has asked for.
+inline thread_local int asked = 0;
 
 inline void* get_memory(std::size_t size, std::size_t align) {
+  ++asked;
   if (granted == 0) throw std::bad_alloc();
   if (granted > 0) --granted;
   const std::size_t whole = (size + align) / align * align;  // never 0, as aligned_alloc wants it
@@ -43,23 +46,23 @@ int fail_each_allocation(Attempt attempt, Check check) {
   }
 }
 
-}  // namespace vmspace::testing
+}  // namespace vmspace::test
 
 void* operator new(std::size_t size) {
-  return vmspace::testing::get_memory(size, alignof(std::max_align_t));
+  return vmspace::test::get_memory(size, alignof(std::max_align_t));
 }
 void* operator new(std::size_t size, std::align_val_t align) {
-  return vmspace::testing::get_memory(size, static_cast<std::size_t>(align));
+  return vmspace::test::get_memory(size, static_cast<std::size_t>(align));
 }
 void operator delete(void* memory) noexcept {
-  vmspace::testing::put_memory(memory);
+  vmspace::test::put_memory(memory);
 }
 void operator delete(void* memory, std::size_t) noexcept {
-  vmspace::testing::put_memory(memory);
+  vmspace::test::put_memory(memory);
 }
 void operator delete(void* memory, std::align_val_t) noexcept {
-  vmspace::testing::put_memory(memory);
+  vmspace::test::put_memory(memory);
 }
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
-  vmspace::testing::put_memory(memory);
+  vmspace::test::put_memory(memory);
 }

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 #include <string>
 #include <utility>
@@ -16,36 +15,13 @@
 
 #include "vmspace/allocator.hpp"
 
-namespace {
-
-/// How many allocations are granted; below 0, all.
-int granted = -1;
-int asked = 0;
-
-void* get_memory(std::size_t size) {
-  ++asked;
-  if (granted == 0) throw std::bad_alloc();
-  if (granted > 0) --granted;
-  if (void* const memory = std::malloc(size == 0 ? 1 : size)) return memory;
-  throw std::bad_alloc();
-}
-
-}  // namespace
-
-// The whole program allocates here. All forms without a size or an alignment of their own end here.
-void* operator new(std::size_t size) {
-  return get_memory(size);
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
+#include "faults/failing_new.hpp"
 
 namespace vmspace {
 namespace {
 
+using test::asked;
+using test::granted;
 using Tree = IntervalTree<std::uint64_t>;
 
 /// Calls `change` on copies of `tree` with one more allocation granted each time, until it gets

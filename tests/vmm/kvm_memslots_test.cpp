@@ -22,7 +22,7 @@
 
 #include "vmspace/literals.hpp"
 
-#include "faults/failing_allocations.hpp"
+#include "faults/failing_new.hpp"
 #include "memory/system_calls.hpp"
 
 namespace vmspace {
@@ -52,9 +52,9 @@ class KvmMemslotsTest : public testing::Test {
     fake = this;
     calls_.ioctl = [](int, unsigned long request, void* argument) {
       // The kernel's memory is not ours: what this fake allocates does not fail.
-      const int until_failure = std::exchange(test::allocations_until_failure, -1);
+      const int granted = std::exchange(test::granted, -1);
       const int result = fake->ioctl(request, argument);
-      test::allocations_until_failure = until_failure;
+      test::granted = granted;
       return result;
     };
     calls_.fcntl = [](int, int command, int) {
