@@ -3,7 +3,6 @@
 #include "vmspace/memory/backing.hpp"
 
 #include <linux/magic.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #include <bit>
@@ -135,7 +134,7 @@ Result<Opened> open_in_hugetlbfs(const Request& request) {
   std::string path;
   for (int attempt = 0; file.value() < 0; ++attempt) {
     std::uint64_t random = 0;
-    if (::getentropy(&random, sizeof random) != 0) {
+    if (kernel().getentropy(&random, sizeof random) != 0) {
       return fail_os(operation, request.span(), "getentropy");
     }
     path = request.spec.path + "/vmspace-" + std::to_string(random);

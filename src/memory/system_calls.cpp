@@ -39,6 +39,7 @@ constinit const SystemCalls real_system_calls{
         },
     .memfd_create = ::memfd_create,
     .open = [](const char* path, int flags, mode_t mode) { return ::open(path, flags, mode); },
+    .getentropy = ::getentropy,
     .unlink = ::unlink,
     .close = ::close,
     .fcntl = [](int fd, int command, int argument) { return ::fcntl(fd, command, argument); },

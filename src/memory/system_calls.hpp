@@ -42,6 +42,7 @@ struct SystemCalls {
 
   int (*memfd_create)(const char* name, unsigned flags);
   int (*open)(const char* path, int flags, mode_t mode);
+  int (*getentropy)(void* buffer, std::size_t size);
   int (*unlink)(const char* path);
   int (*close)(int fd);
   int (*fcntl)(int fd, int command, int argument);

@@ -40,6 +40,7 @@ class Injector {
     route<&detail::SystemCalls::get_mempolicy>("get_mempolicy");
     route<&detail::SystemCalls::memfd_create>("memfd_create");
     route<&detail::SystemCalls::open>("open");
+    route<&detail::SystemCalls::getentropy>("getentropy");
     route<&detail::SystemCalls::unlink>("unlink");
     route<&detail::SystemCalls::close>("close");
     route<&detail::SystemCalls::fcntl>("fcntl");
