@@ -65,19 +65,22 @@ struct Translator {
     return entry;
   }
 
-  /// The same for any size. One comparison more.
+  /// The same for any size, and null for size 0. One comparison more.
   [[nodiscard, gnu::always_inline]] const TranslationEntry* find_any(
       std::uint64_t gpa, std::uint64_t size) const noexcept {
     const TranslationEntry* entry = find(gpa, 1);
-    if (entry == nullptr || entry->size - (gpa - entry->first) < size) [[unlikely]]
+    // Less one, so that no size of 0 passes: it wraps to the largest.
+    if (entry == nullptr || size - 1 >= entry->size - (gpa - entry->first)) [[unlikely]] {
       return nullptr;
+    }
     return entry;
   }
 
  private:
   /// The entry that holds `gpa` if any does; null above all regions.
   [[gnu::always_inline]] const TranslationEntry* nearest(std::uint64_t gpa) const noexcept {
-    if (gpa > limit) [[unlikely]] return nullptr;
+    if (gpa > limit) [[unlikely]]
+      return nullptr;
     const std::size_t hint = reinterpret_cast<const std::uint16_t*>(block)[gpa >> (shape % 64)];
     const TranslationEntry* entry = reinterpret_cast<const TranslationEntry*>(block) + hint;
     // With a probability that makes the compiler move the loop out of the way; [[unlikely]] does not.
