@@ -1,36 +1,80 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Sizes in bytes as a person writes them: `using namespace vmspace::literals; auto size = 6_GiB;`
+//
+// What is no whole number below 2^64 does not compile. The operators are templates over the digits, and not
+// consteval functions, because clang 14 rejects calls of those in default arguments and in generic
+// lambdas, where sizes are wanted.
 
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
-namespace vmspace::detail {
+namespace vmspace {
 
-/// Declared and never defined: a literal above 2^64-1 calls it, and so does not compile.
-void size_literal_exceeds_64_bits();
+namespace detail {
 
-consteval std::uint64_t scaled(unsigned long long count, unsigned shift) {
-  if (count > (UINT64_MAX >> shift)) size_literal_exceeds_64_bits();
-  return static_cast<std::uint64_t>(count) << shift;
+/// What a literal says, in units of 2^shift.
+struct ScaledLiteral {
+  std::uint64_t value = 0;
+  bool valid = true;
+};
+
+/// Reads an integer literal as C++ spells it: decimal, 0x, 0b or octal, with separators.
+constexpr ScaledLiteral scale_literal(const char* digit, const char* end, unsigned shift) {
+  unsigned base = 10;
+  if (end - digit > 1 && *digit == '0') {
+    const char prefix = digit[1];
+    base = prefix == 'x' || prefix == 'X' ? 16 : prefix == 'b' || prefix == 'B' ? 2 : 8;
+    digit += base == 8 ? 1 : 2;
+  }
+  ScaledLiteral size;
+  const std::uint64_t most = std::numeric_limits<std::uint64_t>::max() >> shift;
+  for (; digit != end; ++digit) {
+    if (*digit == '\'') continue;
+    const char zero = *digit <= '9' ? '0' : static_cast<char>((*digit <= 'F' ? 'A' : 'a') - 10);
+    const auto figure = static_cast<std::uint64_t>(*digit - zero);
+    // Not a figure of this base: the point or the exponent of a number with a fraction.
+    if (figure >= base || size.value > (most - figure) / base) {
+      size.valid = false;
+      break;
+    }
+    size.value = size.value * base + figure;
+  }
+  size.value <<= shift;
+  return size;
 }
 
-}  // namespace vmspace::detail
+template <unsigned shift, char... digits>
+inline constexpr std::uint64_t literal_size = [] {
+  constexpr char text[] = {digits...};
+  constexpr ScaledLiteral size = scale_literal(text, text + sizeof text, shift);
+  static_assert(size.valid, "a size is a whole number of bytes below 2^64");
+  return size.value;
+}();
 
-namespace vmspace::literals {
+}  // namespace detail
 
-consteval std::uint64_t operator""_KiB(unsigned long long count) {
-  return detail::scaled(count, 10);
+namespace literals {
+
+template <char... digits>
+[[nodiscard]] constexpr std::uint64_t operator""_KiB() {
+  return detail::literal_size<10, digits...>;
 }
-consteval std::uint64_t operator""_MiB(unsigned long long count) {
-  return detail::scaled(count, 20);
+template <char... digits>
+[[nodiscard]] constexpr std::uint64_t operator""_MiB() {
+  return detail::literal_size<20, digits...>;
 }
-consteval std::uint64_t operator""_GiB(unsigned long long count) {
-  return detail::scaled(count, 30);
+template <char... digits>
+[[nodiscard]] constexpr std::uint64_t operator""_GiB() {
+  return detail::literal_size<30, digits...>;
 }
-consteval std::uint64_t operator""_TiB(unsigned long long count) {
-  return detail::scaled(count, 40);
+template <char... digits>
+[[nodiscard]] constexpr std::uint64_t operator""_TiB() {
+  return detail::literal_size<40, digits...>;
 }
 
-}  // namespace vmspace::literals
+}  // namespace literals
+
+}  // namespace vmspace
