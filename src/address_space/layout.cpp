@@ -283,9 +283,17 @@ Result<std::vector<RamPiece>> AddressSpaceLayout::plan_ram(
     available -= Interval(aperture.range.min(), aperture.range.max() + 1);
   }
 
+  // RAM is mapped in pages, so a bound that cuts one leaves the rest of that page unused.
+  Intervals whole_pages;
+  for (const Interval& part : available) {
+    const auto first = GuestAddress(part.lower()).align_up(page_size);
+    const GuestAddress end = GuestAddress(part.upper()).align_down(page_size);
+    if (first && *first < end) whole_pages += Interval(first->value(), end.value());
+  }
+
   std::vector<RamPiece> pieces;
-  auto area = available.begin();
-  std::uint64_t next = area == available.end() ? 0 : area->lower();
+  auto area = whole_pages.begin();
+  std::uint64_t next = area == whole_pages.end() ? 0 : area->lower();
   for (std::size_t node = 0; node < sizes.size(); ++node) {
     const std::uint64_t size = sizes[node];
     if (size == 0) {
@@ -302,7 +310,7 @@ Result<std::vector<RamPiece>> AddressSpaceLayout::plan_ram(
     }
     std::uint64_t missing = size;
     while (missing != 0) {
-      if (area == available.end()) {
+      if (area == whole_pages.end()) {
         return fail({.code = Errc::no_space,
                      .operation = operation,
                      .first = Operand::size(size),
@@ -317,7 +325,7 @@ Result<std::vector<RamPiece>> AddressSpaceLayout::plan_ram(
         missing -= taken;
       }
       if (splits || next == area->upper()) {
-        if (++area != available.end()) next = area->lower();
+        if (++area != whole_pages.end()) next = area->lower();
       }
     }
   }

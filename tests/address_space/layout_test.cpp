@@ -113,6 +113,23 @@ TEST(PlanRam, HasNoSpaceWhereTheLayoutHasNoRam) {
   EXPECT_EQ(layout->plan_ram({4_KiB}).error().code, Errc::no_space);
 }
 
+TEST(PlanRam, PiecesAreWholePagesAlsoWhereTheLayoutsBoundsAreNot) {
+  const auto layout =
+      AddressSpaceLayout::make({.mem_start = 0x800,
+                                .mem_end = 1_GiB + 0x800,
+                                .phys_end = 2_GiB,
+                                .holes = {{"odd", Range::of(256_MiB + 0x10, 512_MiB + 0x10)},
+                                          {"speck", Range::of(512_MiB + 0x20, 512_MiB + 0x20)}}});
+  ASSERT_TRUE(layout);
+  EXPECT_THAT(*layout->plan_ram({512_MiB}), ElementsAre(piece(0x1000, 256_MiB - 0x1000),
+                                                        piece(512_MiB + 0x1000, 256_MiB + 0x1000)));
+  EXPECT_EQ(layout->plan_ram({768_MiB}).error().code, Errc::no_space);
+
+  const auto to_the_end = AddressSpaceLayout::make(
+      {.mem_start = UINT64_MAX - 1, .mem_end = UINT64_MAX, .phys_end = UINT64_MAX});
+  EXPECT_EQ(to_the_end->plan_ram({4_KiB}).error().code, Errc::no_space);
+}
+
 TEST(PlanRam, EveryPieceIsAPlaceForRam) {
   const auto plan = pc().plan_ram({100_GiB, 1000_GiB, 4_KiB, 500_GiB});
   for (const auto& run : *plan) {
