@@ -25,8 +25,10 @@ Range window(std::uint64_t min, std::uint64_t end) {
   return *Range::make(min, end - 1);
 }
 
-/// [min, end) as the operand of an error; also when it is empty.
+/// [min, end) as the operand of an error; when it is empty, that it has no size: from 0 on, the
+/// bounds would come out as the whole domain.
 Operand half_open(std::uint64_t min, std::uint64_t end) {
+  if (min == end) return Operand::size(0);
   return Operand::span(min, end - min);
 }
 

@@ -110,7 +110,10 @@ TEST(PlanRam, RefusesSizesThatMakeNoRam) {
 
 TEST(PlanRam, HasNoSpaceWhereTheLayoutHasNoRam) {
   const auto layout = AddressSpaceLayout::make({.mem_end = 0, .phys_end = 1_GiB});
-  EXPECT_EQ(layout->plan_ram({4_KiB}).error().code, Errc::no_space);
+  EXPECT_EQ(layout->plan_ram({4_KiB}).error().message(),
+            "AddressSpaceLayout::plan_ram: no space for 0x1000 in 0x0");
+  EXPECT_EQ(layout->check_place(RegionType::default_memory, Range::of(0, 0xfff)).error().second,
+            Operand::size(0));
 }
 
 TEST(PlanRam, PiecesAreWholePagesAlsoWhereTheLayoutsBoundsAreNot) {
