@@ -25,8 +25,10 @@ Range window(std::uint64_t min, std::uint64_t end) {
   return *Range::make(min, end - 1);
 }
 
-/// [min, end) as the operand of an error; also when it is empty.
+/// [min, end) as the operand of an error; when it is empty, that it has no size: from 0 on, the
+/// bounds would come out as the whole domain.
 Operand half_open(std::uint64_t min, std::uint64_t end) {
+  if (min == end) return Operand::size(0);
   return Operand::span(min, end - min);
 }
 
@@ -283,9 +285,17 @@ Result<std::vector<RamPiece>> AddressSpaceLayout::plan_ram(
     available -= Interval(aperture.range.min(), aperture.range.max() + 1);
   }
 
+  // RAM is mapped in pages, so a bound that cuts one leaves the rest of that page unused.
+  Intervals whole_pages;
+  for (const Interval& part : available) {
+    const auto first = GuestAddress(part.lower()).align_up(page_size);
+    const GuestAddress end = GuestAddress(part.upper()).align_down(page_size);
+    if (first && *first < end) whole_pages += Interval(first->value(), end.value());
+  }
+
   std::vector<RamPiece> pieces;
-  auto area = available.begin();
-  std::uint64_t next = area == available.end() ? 0 : area->lower();
+  auto area = whole_pages.begin();
+  std::uint64_t next = area == whole_pages.end() ? 0 : area->lower();
   for (std::size_t node = 0; node < sizes.size(); ++node) {
     const std::uint64_t size = sizes[node];
     if (size == 0) {
@@ -302,7 +312,7 @@ Result<std::vector<RamPiece>> AddressSpaceLayout::plan_ram(
     }
     std::uint64_t missing = size;
     while (missing != 0) {
-      if (area == available.end()) {
+      if (area == whole_pages.end()) {
         return fail({.code = Errc::no_space,
                      .operation = operation,
                      .first = Operand::size(size),
@@ -317,7 +327,7 @@ Result<std::vector<RamPiece>> AddressSpaceLayout::plan_ram(
         missing -= taken;
       }
       if (splits || next == area->upper()) {
-        if (++area != available.end()) next = area->lower();
+        if (++area != whole_pages.end()) next = area->lower();
       }
     }
   }

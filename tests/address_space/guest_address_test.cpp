@@ -61,6 +61,20 @@ TEST(GuestAddress, AlignsToAnyPowerOfTwo) {
   EXPECT_TRUE(last.is_aligned(1));
 }
 
+TEST(GuestAddress, AlignsToWhatIsNoPowerOfTwoAndTakesZeroAsOne) {
+  EXPECT_EQ(GuestAddress{0x1001}.align_up(0x1800), GuestAddress{0x1800});
+  EXPECT_EQ(GuestAddress{0x1800}.align_up(0x1800), GuestAddress{0x1800});
+  EXPECT_EQ(GuestAddress{0x2fff}.align_down(0x1800), GuestAddress{0x1800});
+  EXPECT_TRUE(GuestAddress{0x3000}.is_aligned(0x1800));
+  EXPECT_FALSE(GuestAddress{0x2000}.is_aligned(0x1800));
+  EXPECT_EQ(last.align_up(3), last);  // 2^64-1 is a multiple of 3
+  EXPECT_EQ(GuestAddress{UINT64_MAX - 1}.align_up(UINT64_MAX), last);
+  EXPECT_EQ(last.align_up(UINT64_MAX - 1), std::nullopt);
+  EXPECT_EQ(last.align_up(0), last);
+  EXPECT_EQ(last.align_down(0), last);
+  EXPECT_TRUE(last.is_aligned(0));
+}
+
 TEST(GuestAddress, OrdersAndHashesAsItsNumber) {
   EXPECT_LT(GuestAddress{1}, GuestAddress{2});
   EXPECT_GT(last, GuestAddress{0});

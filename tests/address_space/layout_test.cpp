@@ -110,7 +110,27 @@ TEST(PlanRam, RefusesSizesThatMakeNoRam) {
 
 TEST(PlanRam, HasNoSpaceWhereTheLayoutHasNoRam) {
   const auto layout = AddressSpaceLayout::make({.mem_end = 0, .phys_end = 1_GiB});
-  EXPECT_EQ(layout->plan_ram({4_KiB}).error().code, Errc::no_space);
+  EXPECT_EQ(layout->plan_ram({4_KiB}).error().message(),
+            "AddressSpaceLayout::plan_ram: no space for 0x1000 in 0x0");
+  EXPECT_EQ(layout->check_place(RegionType::default_memory, Range::of(0, 0xfff)).error().second,
+            Operand::size(0));
+}
+
+TEST(PlanRam, PiecesAreWholePagesAlsoWhereTheLayoutsBoundsAreNot) {
+  const auto layout =
+      AddressSpaceLayout::make({.mem_start = 0x800,
+                                .mem_end = 1_GiB + 0x800,
+                                .phys_end = 2_GiB,
+                                .holes = {{"odd", Range::of(256_MiB + 0x10, 512_MiB + 0x10)},
+                                          {"speck", Range::of(512_MiB + 0x20, 512_MiB + 0x20)}}});
+  ASSERT_TRUE(layout);
+  EXPECT_THAT(*layout->plan_ram({512_MiB}), ElementsAre(piece(0x1000, 256_MiB - 0x1000),
+                                                        piece(512_MiB + 0x1000, 256_MiB + 0x1000)));
+  EXPECT_EQ(layout->plan_ram({768_MiB}).error().code, Errc::no_space);
+
+  const auto to_the_end = AddressSpaceLayout::make(
+      {.mem_start = UINT64_MAX - 1, .mem_end = UINT64_MAX, .phys_end = UINT64_MAX});
+  EXPECT_EQ(to_the_end->plan_ram({4_KiB}).error().code, Errc::no_space);
 }
 
 TEST(PlanRam, EveryPieceIsAPlaceForRam) {

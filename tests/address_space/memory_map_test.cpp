@@ -98,6 +98,14 @@ TEST(MemoryMap, SizesAreExactInTheLargestUnitThatGivesQuarters) {
   EXPECT_THAT(map(768_GiB), HasSubstr(" 768 GiB "));
 }
 
+TEST(MemoryMap, OfADeviceRangeThatIsTheWholeDomainSaysItsSize) {
+  const AddressSpaceBase space(pc());
+  const DeviceRange everything{"everything", Range::whole_domain()};
+  const std::string map = memory_map(space, {.devices = {&everything, 1}});
+  EXPECT_THAT(map, HasSubstr("everything"));
+  EXPECT_THAT(map, HasSubstr(" 16384 PiB"));
+}
+
 TEST(MemoryMap, SaysWhatIsSpecialAboutARegion) {
   EXPECT_EQ(line_of({.name = "dimm0",
                      .base = GuestAddress{1_GiB},

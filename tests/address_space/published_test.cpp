@@ -310,6 +310,42 @@ TEST(WaitReleased, WakesWhenTheLastHolderLetsGoAndDestroysOnItsOwnThread) {
   EXPECT_THAT(log.threads(), ElementsAre(waiter));
 }
 
+/// A value whose destruction says that it has begun, and goes on when told to.
+struct SlowToDestroy {
+  std::shared_ptr<std::promise<void>> begun;
+  std::shared_future<void> go_on;
+
+  SlowToDestroy() = default;
+  SlowToDestroy(const SlowToDestroy&) {}  // only the first is slow
+  SlowToDestroy(SlowToDestroy&&) = default;
+  SlowToDestroy& operator=(const SlowToDestroy&) = delete;
+  ~SlowToDestroy() {
+    if (begun == nullptr) return;
+    begun->set_value();
+    go_on.wait();
+  }
+};
+
+TEST(WaitReleased, WaitsForWhatAnotherWriterIsDestroying) {
+  SlowToDestroy first;
+  first.begun = std::make_shared<std::promise<void>>();
+  auto begun = first.begun->get_future();
+  std::promise<void> go_on;
+  first.go_on = go_on.get_future().share();
+  const Published<SlowToDestroy> value(std::move(first));
+  auto writer = std::async(std::launch::async, [&] {
+    return value.update([](SlowToDestroy&) -> Result<void> { return {}; });
+  });
+  begun.wait();
+  const auto waited = value.wait_released(1ms);
+  EXPECT_EQ(value.generation(), 2U);
+  go_on.set_value();
+  ASSERT_FALSE(waited);
+  EXPECT_EQ(waited.error().code, Errc::timed_out);
+  EXPECT_TRUE(value.wait_released(10min));
+  EXPECT_TRUE(writer.get());
+}
+
 TEST(WaitReleased, ByAThreadWhoseReaderHoldsAnOldValueIsAnError) {
   Published<int> number{10};
   auto first = number.reader();

@@ -3,9 +3,9 @@
 // What every guest physical address is: the regions that were put into a layout, as a value.
 //
 //   AddressSpaceBase space(*AddressSpaceLayout::x86_64({.phys_bits = 46}));
-//   space.insert_region({.name = "ram", .size = 3_GiB, .backing = {.source =
-//   MemorySource::shmem}}); space.place_region({.name = "gpu BAR0", .type =
-//   RegionType::device_memory},
+//   space.insert_region(
+//       {.name = "ram", .size = 3_GiB, .backing = {.source = MemorySource::shmem}});
+//   space.place_region({.name = "gpu BAR0", .type = RegionType::device_memory},
 //                      {.size = 16_MiB, .align = 16_MiB}, "mmio_high");
 //   if (const AddressSpaceRegion* region = space.find_region(GuestAddress{0x1000})) ...
 //   for (const AddressSpaceRegion& region : space) ...
@@ -41,7 +41,9 @@ namespace vmspace {
 ///
 /// Failure: a call that returns an error, or throws std::bad_alloc, leaves the space as it was.
 /// Pointers and references to a region live until that region is removed or moved and every copy of
-/// the space that has it is gone. Threads: const calls may run at the same time; any other call
+/// the space that has it is gone. A space that was moved from may only be assigned to or destroyed.
+///
+/// Threads: const calls may run at the same time; any other call
 /// excludes all others. Spaces that share regions are independent.
 class AddressSpaceBase {
   using RegionPtr = std::shared_ptr<const AddressSpaceRegion>;

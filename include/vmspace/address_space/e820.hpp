@@ -38,7 +38,8 @@ struct E820Entry {
 /// area, video memory, ROMs). Where both meet, it is reserved. O(n log n).
 [[nodiscard]] std::vector<E820Entry> e820(const AddressSpaceBase& space);
 
-/// The same from a plan, before there are regions.
+/// The same from a plan, before there are regions. The pieces lie in the layout, as plan_ram() of it
+/// gives them: sizes and ends are not checked again.
 [[nodiscard]] std::vector<E820Entry> e820(const AddressSpaceLayout& layout,
                                           std::span<const RamPiece> plan);
 

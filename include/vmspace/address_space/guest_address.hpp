@@ -8,8 +8,6 @@
 
 #pragma once
 
-#include <bit>
-#include <cassert>
 #include <compare>
 #include <cstddef>
 #include <cstdint>
@@ -48,27 +46,33 @@ class GuestAddress {
     return value_ - base.value_;
   }
 
-  /// The next multiple of `align`, a power of two, at or above; nothing when that would be 2^64.
+  // Alignments are any number, and 0 means 1: with a remainder instead of a mask no argument gives
+  // a wrong answer, and where the alignment is a constant power of two it is a mask all the same.
+
+  /// The next multiple of `align` at or above; nothing when that would pass 2^64-1.
   [[nodiscard]] constexpr std::optional<GuestAddress> align_up(std::uint64_t align) const noexcept {
-    assert(std::has_single_bit(align));
-    return checked_add((std::uint64_t{0} - value_) & (align - 1));
+    const std::uint64_t above = past_multiple(align);
+    return above == 0 ? *this : checked_add(align - above);
   }
 
-  /// The multiple of `align`, a power of two, at or below.
+  /// The multiple of `align` at or below.
   [[nodiscard]] constexpr GuestAddress align_down(std::uint64_t align) const noexcept {
-    assert(std::has_single_bit(align));
-    return GuestAddress(value_ & ~(align - 1));
+    return GuestAddress(value_ - past_multiple(align));
   }
 
-  /// Whether the address is a multiple of `align`, a power of two.
+  /// Whether the address is a multiple of `align`.
   [[nodiscard]] constexpr bool is_aligned(std::uint64_t align) const noexcept {
-    assert(std::has_single_bit(align));
-    return (value_ & (align - 1)) == 0;
+    return past_multiple(align) == 0;
   }
 
   friend constexpr auto operator<=>(GuestAddress, GuestAddress) = default;
 
  private:
+  /// How far the address lies above a multiple of `align`.
+  [[nodiscard]] constexpr std::uint64_t past_multiple(std::uint64_t align) const noexcept {
+    return align == 0 ? 0 : value_ % align;
+  }
+
   std::uint64_t value_ = 0;
 };
 

@@ -32,8 +32,7 @@ namespace vmspace {
 enum class ApertureUse : std::uint8_t {
   ram,       ///< RAM
   mmio,      ///< device and DAX regions; where device regions are placed
-  platform,  ///< devices at fixed addresses (APIC, HPET, PCI configuration space): reserved to
-             ///< guests
+  platform,  ///< devices at fixed addresses (APIC, HPET, ECAM); boot tables say reserved
 };
 
 /// The name that the memory map shows: `ram window`, `mmio window`, `platform window`.
@@ -129,7 +128,8 @@ class AddressSpaceLayout {
   /// MMIO hole: `ecam` if asked for, `mmio_low`, and from 0xFC00'0000 `platform` (I/O APIC, HPET,
   /// local APIC, TSS, firmware); `mmio_high` from mem_end on; the hole `hypertransport` where it is
   /// not switched off and the space reaches so far. Errors: `invalid_argument` for bits, buses or a
-  /// mem_end outside of what the options allow; `overlap` when mem_end cuts the hole.
+  /// mem_end outside of what the options allow; `misaligned` when mem_end is no multiple of 4 KiB;
+  /// `overlap` when mem_end cuts the hole.
   ///
   /// Sources: Intel SDM vol. 3, chapter "Advanced Programmable Interrupt Controller" (0xFEE0'0000);
   /// AMD I/O Virtualization Technology (IOMMU) Specification, 2.1.2, table "Special Address
@@ -139,7 +139,7 @@ class AddressSpaceLayout {
   /// An Arm machine with its devices below RAM: `platform` from 0 to 256 MiB (flash, GIC, UART),
   /// then `ecam` if asked for, `mmio_low` up to 1 GiB, `ram` to mem_end, and `mmio_high` from
   /// there. Errors: `invalid_argument` for bits, buses or a mem_end outside of what the options
-  /// allow.
+  /// allow; `misaligned` when mem_end is no multiple of 4 KiB.
   [[nodiscard]] static Result<AddressSpaceLayout> aarch64(const Aarch64LayoutOptions& options);
 
   [[nodiscard]] std::uint64_t mem_start() const noexcept { return mem_start_; }
@@ -160,7 +160,7 @@ class AddressSpaceLayout {
   [[nodiscard]] Result<void> check_place(RegionType type, const Range& range) const;
 
   /// Where the RAM of a machine goes whose NUMA nodes have these sizes: pieces in address order,
-  /// filling what is neither hole nor aperture for anything else from mem_start up, node by node. A
+  /// of whole pages of 4 KiB, filling what is neither hole nor aperture for anything else from mem_start up, node by node. A
   /// node that does not fit below a hole is split there, unless less than 128 MiB is left: then it
   /// begins above, because a sliver would cost a region, and a KVM memory slot, for little. Errors:
   /// `invalid_argument` without a node; `zero_size`; `misaligned` when a size is no multiple of

@@ -98,9 +98,10 @@ struct PublishedState {
   std::atomic<std::uintptr_t> writer{0};  ///< the thread that holds `writing`
 
   std::mutex guard;
-  std::condition_variable released;  ///< a value was handed back
+  std::condition_variable released;  ///< a value was handed back, or handed back and destroyed
   std::list<Value> values;           ///< under `guard`
   std::list<Value> handed_back;      ///< under `guard`
+  std::size_t collecting = 0;        ///< under `guard`; threads that destroy what was handed back
   std::list<Holder> holders;         ///< under `guard`
 
   /// With `guard` held: `holder` begins to hold the current value.
@@ -175,12 +176,23 @@ struct PublishedState {
 
   /// Destroys what was handed back; with no lock held.
   std::size_t collect() {
+    std::unique_lock lock(guard);
+    return collect(lock);
+  }
+
+  /// The same with `guard` held by `lock`, which is given up while destructors run.
+  std::size_t collect(std::unique_lock<std::mutex>& lock) {
+    if (handed_back.empty()) return 0;
     std::list<Value> rubbish;
-    {
-      const std::lock_guard lock(guard);
-      rubbish.swap(handed_back);
-    }
-    return rubbish.size();
+    rubbish.swap(handed_back);
+    ++collecting;
+    lock.unlock();
+    const std::size_t count = rubbish.size();
+    rubbish.clear();
+    lock.lock();
+    --collecting;
+    released.notify_all();
+    return count;
   }
 
   /// Collects when it goes out of scope.
@@ -249,7 +261,9 @@ class Published {
   [[nodiscard]] std::invoke_result_t<Edit, T&> update(Edit&& edit) const;
 
   /// Waits until every value older than the current one is let go of by all who held it, and
-  /// destroys them. Errors: `timed_out` naming the generation of a value that is still held;
+  /// destroys them; what another writer is destroying meanwhile is waited for too. Not for a
+  /// destructor of T, which would wait for itself. Errors: `timed_out` naming the generation of a
+  /// value that is still held, or none when the last of them is just being destroyed;
   /// `would_deadlock`, at once, when the calling thread itself holds an old value through a Reader
   /// that it has neither parked nor asked since, or through a snapshot, or calls from inside an
   /// edit.
@@ -402,13 +416,21 @@ Result<void> Published<T>::wait_released(std::chrono::nanoseconds timeout) const
     }
   }
   const auto none_older = [&] { return state.values.front().generation >= newest; };
-  if (!state.released.wait_until(lock, deadline, none_older)) {
+  // Another writer may be at work on values that were let go of: they are not gone yet.
+  const auto none_left = [&] { return none_older() && state.collecting == 0; };
+  if (state.released.wait_until(lock, deadline, none_left)) {
+    state.collect(lock);  // before another writer could take up what was handed back
+    return {};
+  }
+  if (none_older()) {
     return fail({.code = Errc::timed_out,
                  .operation = operation,
-                 .first = Operand::number(state.values.front().generation),
-                 .reason = "that generation is still held"});
+                 .reason = "another thread is still destroying an old value"});
   }
-  return {};
+  return fail({.code = Errc::timed_out,
+               .operation = operation,
+               .first = Operand::number(state.values.front().generation),
+               .reason = "that generation is still held"});
 }
 
 }  // namespace vmspace

@@ -31,8 +31,8 @@ namespace vmspace::detail {
 
 /// The three maxima. All zero where nothing is free.
 struct Room {
-  std::uint64_t longest =
-      0;                   ///< in members; 2^64 is kept as 2^64-1, the most that can be asked for
+  /// In members; 2^64 is kept as 2^64-1, the most that can be asked for.
+  std::uint64_t longest = 0;
   std::uint8_t order = 0;  ///< 0 to 64
   std::uint8_t zeros = 0;  ///< 0 to 64
 
