@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The input is a snapshot file. Whatever it holds, reading it gives an error or a guest that can be
-// read and saved again. An input whose first byte is odd gets the checksum that belongs to it, so that
-// what lies behind that check is reached.
+// read and saved again. An input whose first byte is odd gets the checksum that belongs to it, so
+// that what lies behind that check is reached.
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -34,7 +34,7 @@ void mend_checksum(std::vector<std::uint8_t>& file) {
 }
 
 void touch(const GuestMemory& memory) {
-  if (memory.check_invariants() != nullptr) std::abort();
+  if (!memory.check_invariants()) std::abort();
   for (const auto& region : memory.regions()) {
     (void)memory.read<std::uint64_t>(region->base());
     (void)memory.write(GuestAddress(region->last_addr().value() - 7), std::uint64_t{1});

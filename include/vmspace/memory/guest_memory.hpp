@@ -295,11 +295,15 @@ class GuestMemory {
   [[nodiscard]] Result<void> merge_dirty_log(GuestAddress base,
                                              std::span<const std::uint64_t> bits) const;
 
-  /// The first broken rule of the invariant as a text, or null. For tests; O(n).
-  [[nodiscard]] const char* check_invariants() const noexcept;
+  /// Whether the invariant holds; else `corrupt`, with the first broken rule as the reason. For
+  /// tests; O(n).
+  [[nodiscard]] Result<void> check_invariants() const noexcept;
 
  private:
   struct Map;
+
+  /// The first broken rule of the invariant, or null.
+  [[nodiscard]] const char* broken_rule() const noexcept;
 
   explicit GuestMemory(std::shared_ptr<const Map> map) noexcept;
 
