@@ -37,6 +37,10 @@ GuestAddress at(std::uint64_t address) {
   return GuestAddress(address);
 }
 
+__extension__ using Int128 = __int128;  // integral in GNU dialects only
+static_assert(GuestInteger<std::uint64_t> && GuestInteger<char>);
+static_assert(!GuestInteger<Int128> && !GuestInteger<bool> && !GuestInteger<void*>);
+
 // Two adjacent regions, a gap of two pages, a read-only one, one that may not be accessed, and the
 // last page of the address space:
 //

@@ -49,9 +49,10 @@ concept GuestObject = std::is_trivially_copyable_v<T> && std::is_trivially_destr
                       !std::is_pointer_v<T> &&
                       !std::is_const_v<T> && !std::same_as<T, bool>;
 
-/// An integer that the machine accesses in one piece: 1, 2, 4 or 8 bytes.
+/// An integer that the machine accesses in one piece: 1, 2, 4 or 8 bytes. Not __int128, which GNU
+/// dialects count as integral: its accesses may take a lock that the guest knows nothing of.
 template <typename T>
-concept GuestInteger = std::integral<T> && GuestObject<T>;
+concept GuestInteger = std::integral<T> && GuestObject<T> && sizeof(T) <= 8;
 
 /// What the host is about to do to guest memory.
 enum class Access : std::uint8_t { read, write };
