@@ -327,6 +327,14 @@ Result<std::uint64_t> Snapshot::save(const GuestMemory& memory, int fd,
                                      const SaveOptions& options) {
   constexpr const char* operation = "Snapshot::save";
   if (const auto file = check_file(operation, fd, &memory); !file) return fail(file.error());
+  const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
+  if (flags < 0) return fail_os(operation, {}, "fcntl(F_GETFL)");
+  // pwrite(2), "BUGS": Linux appends then, whatever the offset.
+  if ((flags & O_APPEND) != 0) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .reason = "the descriptor appends (O_APPEND)"});
+  }
   const auto head = lay_out(memory);
   if (!head) return fail(head.error());
   const std::vector<std::byte> bytes = detail::encode_head(*head);
