@@ -41,24 +41,28 @@ struct Extent {
   std::uint64_t size;
 };
 
-/// The first part of [from, end) of a file that is no hole, as SEEK_DATA sees it; empty at `end` when
-/// there is none. A file system that knows nothing of holes says that all is data; where the kernel
-/// can't even tell that, so do we.
+/// The first part of [from, end) of a file that is no hole, as SEEK_DATA sees it; empty at `end`
+/// when there is none. A file system that knows nothing of holes says that all is data; where the
+/// kernel can't even tell that, or tells nonsense (a file system may be anybody's program), so do
+/// we: a caller that goes from extent to extent always comes to the end.
 Extent next_data(int fd, std::uint64_t from, std::uint64_t end) {
   const auto data = kernel().lseek(fd, static_cast<off_t>(from), SEEK_DATA);
   if (data < 0) return errno == ENXIO ? Extent{end, 0} : Extent{from, end - from};
   const auto begin = static_cast<std::uint64_t>(data);
+  if (begin < from) return {from, end - from};
   if (begin >= end) return {end, 0};
   const auto hole = kernel().lseek(fd, data, SEEK_HOLE);
-  if (hole < 0) return {begin, end - begin};
+  if (hole <= data) return {begin, end - begin};
   return {begin, std::min(end, static_cast<std::uint64_t>(hole)) - begin};
 }
 
-/// The file whose holes are the region's holes: of memory that is shared with it. A private mapping
-/// has pages that the file knows nothing of.
+/// The file whose holes are the region's holes: a memfd, or a file of tmpfs, of which the pages are
+/// all there is. A private mapping has pages that the file knows nothing of, and so has a shared
+/// one of a regular file for as long as its file system, or a server behind it, has not seen them.
 std::optional<int> shared_file(const MemoryRegion& region) {
   const Backing& backing = region.backing();
   if (backing.is_anonymous() || !backing.is_shared()) return std::nullopt;
+  if (backing.page_kind() != PageKind::shmem) return std::nullopt;
   return backing.descriptor();
 }
 
@@ -88,7 +92,11 @@ Result<void> write_all(int fd, const std::byte* from, std::uint64_t size, std::u
   while (size != 0) {
     const auto count =
         retry([&] { return kernel().pwrite(fd, from, size, static_cast<off_t>(offset)); });
-    if (count < 0) return fail_os("Snapshot::save", Operand::span(offset, size), "pwrite");
+    if (count <= 0) {
+      // A file system that takes nothing and calls it no error would do so for ever.
+      return fail_os("Snapshot::save", Operand::span(offset, size), "pwrite",
+                     count == 0 ? EIO : errno);
+    }
     from += count;
     size -= static_cast<std::uint64_t>(count);
     offset += static_cast<std::uint64_t>(count);

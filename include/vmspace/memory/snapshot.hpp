@@ -44,8 +44,8 @@ using SnapshotProgress = std::function<void(std::uint64_t done, std::uint64_t to
 
 /// How to save; an aggregate for designated initialisers.
 struct SaveOptions {
-  /// Leave out pages of zeros. Where memory is shared with a file (a memfd), what was never written is
-  /// not even looked at.
+  /// Leave out pages of zeros. Of a memfd that is mapped shared, what was never written is not even
+  /// looked at.
   bool sparse = true;
   SnapshotProgress progress = {};
 };
