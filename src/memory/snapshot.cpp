@@ -29,7 +29,8 @@ using detail::snapshot_page;
 
 constexpr std::uint64_t largest_file = std::numeric_limits<std::int64_t>::max();
 
-/// What one system call moves at most: large enough to cost nothing, small enough for a progress bar.
+/// What one system call moves at most: large enough to cost nothing, small enough for a progress
+/// bar.
 constexpr std::uint64_t chunk = std::uint64_t{8} << 20;
 
 Operand operand(const MemoryRegion& region) {
@@ -215,8 +216,8 @@ Result<detail::SnapshotHead> read_head(int fd) {
   return detail::decode_head(bytes, file_size);
 }
 
-/// Writes the part [offset, offset + size) of a region, without its pages of zeros if `sparse`; gives
-/// the bytes written.
+/// Writes the part [offset, offset + size) of a region, without its pages of zeros if `sparse`;
+/// gives the bytes written.
 Result<std::uint64_t> save_part(const MemoryRegion& region, Extent part, int fd,
                                 std::uint64_t file_offset, bool sparse) {
   const std::byte* const memory = region.host_base();
@@ -256,8 +257,8 @@ void clear_part(const MemoryRegion& region, std::uint64_t offset, std::uint64_t 
 
 constexpr const char* restoring = "Snapshot::restore";
 
-/// Calls `data(offset, size)` and `hole(offset, size)` for the parts of a region's bytes in the file,
-/// in chunks of whole pages; stops at an error.
+/// Calls `data(offset, size)` and `hole(offset, size)` for the parts of a region's bytes in the
+/// file, in chunks of whole pages; stops at an error.
 template <typename Data, typename Hole>
 Result<void> for_each_part(int fd, const SnapshotRegion& region, Data data, Hole hole) {
   const auto page_up = [](std::uint64_t offset) {

@@ -22,8 +22,8 @@ struct EmptyBlock {
 };
 constexpr EmptyBlock empty_block;
 
-/// Between how many entries an address may leave the choice, at most over all slots of 2^shift bytes:
-/// those that begin inside the slot, and the one before.
+/// Between how many entries an address may leave the choice, at most over all slots of 2^shift
+/// bytes: those that begin inside the slot, and the one before.
 std::size_t most_candidates(std::span<const TranslationEntry> entries, unsigned shift) {
   std::size_t most = 1;
   std::size_t beginning = 0;

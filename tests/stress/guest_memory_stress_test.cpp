@@ -42,8 +42,8 @@ constexpr std::uint64_t size = pages * page;
 constexpr int rounds = 30;
 constexpr int writes = 300;
 
-/// Writers write, a harvester copies what is dirty; when both have stopped, a last harvest must make
-/// the copy complete. Tracking begins while the writers run.
+/// Writers write, a harvester copies what is dirty; when both have stopped, a last harvest must
+/// make the copy complete. Tracking begins while the writers run.
 void expect_no_write_is_missed() {
   const GuestMemory memory = guest({{base, size / 2}, {base + size / 2, size / 2}});
   std::vector<std::byte> replica(size);

@@ -74,21 +74,22 @@ class Snapshot {
   [[nodiscard]] static Result<std::uint64_t> save(const GuestMemory& memory, int fd,
                                                   const SaveOptions& options = {});
 
-  /// Reads and checks header and table. Errors: `corrupt` for what is no snapshot, is cut off, fails
-  /// its checksum or contradicts itself; `unsupported` for a newer version; `os`. A few system
-  /// calls; what every restore does first.
+  /// Reads and checks header and table. Errors: `corrupt` for what is no snapshot, is cut off,
+  /// fails its checksum or contradicts itself; `unsupported` for a newer version; `os`. A few
+  /// system calls; what every restore does first.
   [[nodiscard]] static Result<std::vector<SnapshotRegion>> inspect(int fd);
 
   /// Copies the snapshot into memory whose regions have the same places and sizes, from whichever
-  /// backing it was saved. Everything that is not stored becomes 0; what is written is marked dirty.
-  /// Errors: those of inspect(); `invalid_argument` for another layout; `access_denied` when a region
-  /// that may not be written differs from the snapshot: nothing was changed then. `os` or `corrupt`
-  /// for a file that can't be read, or is cut off meanwhile: part of the memory was changed.
+  /// backing it was saved. Everything that is not stored becomes 0; what is written is marked
+  /// dirty. Errors: those of inspect(); `invalid_argument` for another layout; `access_denied` when
+  /// a region that may not be written differs from the snapshot: nothing was changed then. `os` or
+  /// `corrupt` for a file that can't be read, or is cut off meanwhile: part of the memory was
+  /// changed. O(bytes of the guest).
   [[nodiscard]] static Result<void> restore(const GuestMemory& memory, int fd,
                                             const SnapshotProgress& progress = {});
 
-  /// Guest memory that is the file, mapped privately: ready at once, read in page by page when it is
-  /// used, and never written back. The file has to stay as it is. The descriptor is duplicated.
+  /// Guest memory that is the file, mapped privately: ready at once, read in page by page when it
+  /// is used, and never written back. The file has to stay as it is. The descriptor is duplicated.
   /// Errors: those of inspect(); those of mapping.
   [[nodiscard]] static Result<GuestMemory> map(int fd);
 };
