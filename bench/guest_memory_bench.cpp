@@ -2,11 +2,11 @@
 //
 // What an access to guest memory costs beside the ways that others find the region.
 //
-// Names are workload/implementation/number of regions (or bytes). The regions are 2 MiB each, at gaps
-// drawn uniformly from 0 to 32 MiB; `sparse64` has 64 regions of 4 KiB to 1 TiB in clusters over
-// 64 TiB. Each iteration visits the same 256 addresses: many enough that no branch predictor knows
-// them by heart, and few enough that their data stays in the first-level cache, so that what is
-// measured is the translation and not the memory. Every implementation reads the same bytes.
+// Names are workload/implementation/number of regions (or bytes). The regions are 2 MiB each, at
+// gaps drawn uniformly from 0 to 32 MiB; `sparse64` has 64 regions of 4 KiB to 1 TiB in clusters
+// over 64 TiB. Each iteration visits the same 256 addresses: many enough that no branch predictor
+// knows them by heart, and few enough that their data stays in the first-level cache, so that what
+// is measured is the translation and not the memory. Every implementation reads the same bytes.
 
 #include <unistd.h>
 
@@ -170,8 +170,8 @@ class UpperBound {
   std::vector<Found> regions_;
 };
 
-/// The starts in an array of their own; the same steps for every address, and no branch that depends
-/// on it.
+/// The starts in an array of their own; the same steps for every address, and no branch that
+/// depends on it.
 class Branchless {
  public:
   explicit Branchless(const GuestMemory& memory) : regions_(found(memory)) {
@@ -304,8 +304,8 @@ void write_vmspace(benchmark::State& state, const std::string& regions) {
   report(state, layout.addresses.size());
 }
 
-// Slices: one place that moves through 16 MiB of a region, so that small ones stay in the caches and
-// large ones do not.
+// Slices: one place that moves through 16 MiB of a region, so that small ones stay in the caches
+// and large ones do not.
 
 constexpr std::uint64_t slice_window = 16_MiB;
 
@@ -354,7 +354,8 @@ void slice(benchmark::State& state, std::size_t bytes) {
 }
 
 // Snapshots of a guest of 4 GiB with 256 MiB of data in pieces of 1 MiB, into the directory that
-// VMSPACE_BENCH_DIR names, or the working directory; and the plain sequential write of as many bytes.
+// VMSPACE_BENCH_DIR names, or the working directory; and the plain sequential write of as many
+// bytes.
 
 class TempFile {
  public:

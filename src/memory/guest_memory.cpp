@@ -268,7 +268,14 @@ Error GuestMemory::integer_error(const char* operation, GuestAddress address, st
   return range_error(operation, {.base = address, .size = size}, access);
 }
 
-const char* GuestMemory::check_invariants() const noexcept {
+Result<void> GuestMemory::check_invariants() const noexcept {
+  const char* const rule = broken_rule();
+  if (rule == nullptr) return {};
+  return fail(
+      {.code = Errc::corrupt, .operation = "GuestMemory::check_invariants", .reason = rule});
+}
+
+const char* GuestMemory::broken_rule() const noexcept {
   if (map_ == nullptr) {
     return translator_.block == detail::TranslationTable::empty().block
                ? nullptr

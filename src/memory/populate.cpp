@@ -176,6 +176,12 @@ Result<void> populate(std::span<const PopulateRange> ranges, PopulateOptions opt
   std::vector<Chunk> chunks;
   std::uint64_t total = 0;
   for (const PopulateRange& range : ranges) {
+    if (range.mapping == nullptr) {
+      return fail({.code = Errc::invalid_argument,
+                   .operation = operation,
+                   .first = Operand::span(range.offset, range.size),
+                   .reason = "no mapping"});
+    }
     if (auto ok = range.mapping->check_part(operation, range.offset, range.size); !ok) return ok;
     const auto write = wants_write(range, options.access);
     if (!write) return fail(write.error());

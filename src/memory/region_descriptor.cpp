@@ -2,6 +2,8 @@
 
 #include "vmspace/memory/region_descriptor.hpp"
 
+#include <linux/magic.h>
+
 #include <cerrno>
 #include <utility>
 
@@ -13,13 +15,12 @@ namespace {
 
 /// The page size of a descriptor's filesystem: that of the pool for hugetlb, else 0, the default.
 Result<std::uint64_t> page_size_of(int descriptor) {
-  constexpr long hugetlbfs_magic = 0x958458f6;  // linux/magic.h
   struct statfs info {};
   if (detail::retry([&] { return detail::kernel().fstatfs(descriptor, &info); }) != 0) {
     return detail::fail_os("map_regions", Operand::number(static_cast<unsigned>(descriptor)),
                            "fstatfs");
   }
-  return info.f_type == hugetlbfs_magic ? static_cast<std::uint64_t>(info.f_bsize) : 0;
+  return info.f_type == HUGETLBFS_MAGIC ? static_cast<std::uint64_t>(info.f_bsize) : 0;
 }
 
 }  // namespace

@@ -29,7 +29,8 @@ using detail::snapshot_page;
 
 constexpr std::uint64_t largest_file = std::numeric_limits<std::int64_t>::max();
 
-/// What one system call moves at most: large enough to cost nothing, small enough for a progress bar.
+/// What one system call moves at most: large enough to cost nothing, small enough for a progress
+/// bar.
 constexpr std::uint64_t chunk = std::uint64_t{8} << 20;
 
 Operand operand(const MemoryRegion& region) {
@@ -41,24 +42,28 @@ struct Extent {
   std::uint64_t size;
 };
 
-/// The first part of [from, end) of a file that is no hole, as SEEK_DATA sees it; empty at `end` when
-/// there is none. A file system that knows nothing of holes says that all is data; where the kernel
-/// can't even tell that, so do we.
+/// The first part of [from, end) of a file that is no hole, as SEEK_DATA sees it; empty at `end`
+/// when there is none. A file system that knows nothing of holes says that all is data; where the
+/// kernel can't even tell that, or tells nonsense (a file system may be anybody's program), so do
+/// we: a caller that goes from extent to extent always comes to the end.
 Extent next_data(int fd, std::uint64_t from, std::uint64_t end) {
   const auto data = kernel().lseek(fd, static_cast<off_t>(from), SEEK_DATA);
   if (data < 0) return errno == ENXIO ? Extent{end, 0} : Extent{from, end - from};
   const auto begin = static_cast<std::uint64_t>(data);
+  if (begin < from) return {from, end - from};
   if (begin >= end) return {end, 0};
   const auto hole = kernel().lseek(fd, data, SEEK_HOLE);
-  if (hole < 0) return {begin, end - begin};
+  if (hole <= data) return {begin, end - begin};
   return {begin, std::min(end, static_cast<std::uint64_t>(hole)) - begin};
 }
 
-/// The file whose holes are the region's holes: of memory that is shared with it. A private mapping
-/// has pages that the file knows nothing of.
+/// The file whose holes are the region's holes: a memfd, or a file of tmpfs, of which the pages are
+/// all there is. A private mapping has pages that the file knows nothing of, and so has a shared
+/// one of a regular file for as long as its file system, or a server behind it, has not seen them.
 std::optional<int> shared_file(const MemoryRegion& region) {
   const Backing& backing = region.backing();
   if (backing.is_anonymous() || !backing.is_shared()) return std::nullopt;
+  if (backing.page_kind() != PageKind::shmem) return std::nullopt;
   return backing.descriptor();
 }
 
@@ -88,7 +93,11 @@ Result<void> write_all(int fd, const std::byte* from, std::uint64_t size, std::u
   while (size != 0) {
     const auto count =
         retry([&] { return kernel().pwrite(fd, from, size, static_cast<off_t>(offset)); });
-    if (count < 0) return fail_os("Snapshot::save", Operand::span(offset, size), "pwrite");
+    if (count <= 0) {
+      // A file system that takes nothing and calls it no error would do so for ever.
+      return fail_os("Snapshot::save", Operand::span(offset, size), "pwrite",
+                     count == 0 ? EIO : errno);
+    }
     from += count;
     size -= static_cast<std::uint64_t>(count);
     offset += static_cast<std::uint64_t>(count);
@@ -207,8 +216,8 @@ Result<detail::SnapshotHead> read_head(int fd) {
   return detail::decode_head(bytes, file_size);
 }
 
-/// Writes the part [offset, offset + size) of a region, without its pages of zeros if `sparse`; gives
-/// the bytes written.
+/// Writes the part [offset, offset + size) of a region, without its pages of zeros if `sparse`;
+/// gives the bytes written.
 Result<std::uint64_t> save_part(const MemoryRegion& region, Extent part, int fd,
                                 std::uint64_t file_offset, bool sparse) {
   const std::byte* const memory = region.host_base();
@@ -248,8 +257,8 @@ void clear_part(const MemoryRegion& region, std::uint64_t offset, std::uint64_t 
 
 constexpr const char* restoring = "Snapshot::restore";
 
-/// Calls `data(offset, size)` and `hole(offset, size)` for the parts of a region's bytes in the file,
-/// in chunks of whole pages; stops at an error.
+/// Calls `data(offset, size)` and `hole(offset, size)` for the parts of a region's bytes in the
+/// file, in chunks of whole pages; stops at an error.
 template <typename Data, typename Hole>
 Result<void> for_each_part(int fd, const SnapshotRegion& region, Data data, Hole hole) {
   const auto page_up = [](std::uint64_t offset) {
@@ -327,6 +336,14 @@ Result<std::uint64_t> Snapshot::save(const GuestMemory& memory, int fd,
                                      const SaveOptions& options) {
   constexpr const char* operation = "Snapshot::save";
   if (const auto file = check_file(operation, fd, &memory); !file) return fail(file.error());
+  const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
+  if (flags < 0) return fail_os(operation, {}, "fcntl(F_GETFL)");
+  // pwrite(2), "BUGS": Linux appends then, whatever the offset.
+  if ((flags & O_APPEND) != 0) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .reason = "the descriptor appends (O_APPEND)"});
+  }
   const auto head = lay_out(memory);
   if (!head) return fail(head.error());
   const std::vector<std::byte> bytes = detail::encode_head(*head);

@@ -39,9 +39,9 @@ GuestMemory sample() {
   return memory;
 }
 
-/// Runs `body` once for each of its calls and each errno. It gives an error that tells the errno; or
-/// succeeds, where the call was made again or can be done without, and then everything is as it is
-/// after a run without failures, which `good` checks.
+/// Runs `body` once for each of its calls and each errno. It gives an error that tells the errno;
+/// or succeeds, where the call was made again or can be done without, and then everything is as it
+/// is after a run without failures, which `good` checks.
 void fail_each_call(const std::set<std::string>& dispensable,
                     const std::function<Result<void>()>& body, const std::function<bool()>& good) {
   Injector injector;
@@ -113,6 +113,62 @@ TEST(SnapshotCalls, ARestoreThatFailsSaysSo) {
         return {};
       },
       [] { return true; });
+  close(file);
+}
+
+TEST(SnapshotCalls, AFileThatTakesNoMoreBytesIsAnErrorAndNotALoop) {
+  const GuestMemory memory = sample();
+  const int file = memfd_create("snapshot", MFD_CLOEXEC);
+  Injector injector;
+  injector.table().pwrite = [](int, const void*, std::size_t, off_t) -> ssize_t { return 0; };
+  const auto saved = Snapshot::save(memory, file);
+  ASSERT_FALSE(saved);
+  EXPECT_EQ(saved.error().code, Errc::os);
+  EXPECT_EQ(saved.error().os_errno, EIO);
+  close(file);
+}
+
+TEST(SnapshotCalls, PlacesOfDataThatMakeNoSenseAreNotBelieved) {
+  const GuestMemory saved = sample();
+  const GuestMemory memory = sample();
+  const int file = memfd_create("snapshot", MFD_CLOEXEC);
+  Injector injector;
+  // Data that begins before where it is looked for, and ends where it begins.
+  injector.table().lseek = [](int, off_t, int) -> off_t { return 0; };
+  ASSERT_TRUE(Snapshot::save(saved, file));
+  ASSERT_TRUE(memory.fill({GuestAddress(base), 4 * page}, std::byte{0xee}));
+  ASSERT_TRUE(Snapshot::restore(memory, file));
+  EXPECT_EQ(contents(memory, base, 4 * page), contents(saved, base, 4 * page));
+  close(file);
+}
+
+TEST(SnapshotCalls, OfARegularFileTheMemoryIsAskedAndNotTheFileSystem) {
+  const int file = memfd_create("memory", MFD_CLOEXEC);
+  ASSERT_EQ(ftruncate(file, 4 * page), 0);
+  const int snapshot = memfd_create("snapshot", MFD_CLOEXEC);
+  {
+    Injector injector;
+    // A file system that calls a hole what was written through a mapping and not yet to the file.
+    injector.table().fstatfs = [](int fd, struct statfs* out) {
+      const int result = detail::real_system_calls.fstatfs(fd, out);
+      out->f_type = 0xef53;  // ext4
+      return result;
+    };
+    injector.table().lseek = [](int, off_t, int) -> off_t {
+      errno = ENXIO;
+      return -1;
+    };
+    const RegionDescriptor described{
+        .base = GuestAddress(base), .size = 4 * page, .descriptor = file};
+    const auto memory = map_regions({&described, 1});
+    ASSERT_TRUE(memory);
+    ASSERT_TRUE(memory->write_slice(GuestAddress(base + page), pattern(page)));
+    EXPECT_EQ(Snapshot::save(*memory, snapshot), page);
+  }
+  const auto restored = Snapshot::map(snapshot);
+  ASSERT_TRUE(restored);
+  EXPECT_EQ(contents(*restored, base + page, page), pattern(page));
+  close(snapshot);
   close(file);
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The input is a snapshot file. Whatever it holds, reading it gives an error or a guest that can be
-// read and saved again. An input whose first byte is odd gets the checksum that belongs to it, so that
-// what lies behind that check is reached.
+// read and saved again. An input whose first byte is odd gets the checksum that belongs to it, so
+// that what lies behind that check is reached.
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -28,13 +28,14 @@ void mend_checksum(std::vector<std::uint8_t>& file) {
   const std::size_t regions = file[12] + 256u * file[13];
   const std::size_t end = std::min(file.size(), 64 + 32 * regions);
   std::uint64_t sum = 0xcbf2'9ce4'8422'2325;
-  for (std::size_t i = 0; i < end; ++i) sum = (sum ^ file[i]) * 0x0000'0100'0000'01b3;
+  for (std::size_t i = 0; i < end; ++i)
+    sum = (sum ^ file[i]) * 0x0000'0100'0000'01b3;
   const Le64 stored = sum;
   std::memcpy(file.data() + 24, &stored, sizeof stored);
 }
 
 void touch(const GuestMemory& memory) {
-  if (memory.check_invariants() != nullptr) std::abort();
+  if (!memory.check_invariants()) std::abort();
   for (const auto& region : memory.regions()) {
     (void)memory.read<std::uint64_t>(region->base());
     (void)memory.write(GuestAddress(region->last_addr().value() - 7), std::uint64_t{1});

@@ -2,7 +2,6 @@
 
 #include "vmspace/memory/guest_memory.hpp"
 
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -37,6 +36,10 @@ GuestAddress at(std::uint64_t address) {
   return GuestAddress(address);
 }
 
+__extension__ using Int128 = __int128;  // integral in GNU dialects only
+static_assert(GuestInteger<std::uint64_t> && GuestInteger<char>);
+static_assert(!GuestInteger<Int128> && !GuestInteger<bool> && !GuestInteger<void*>);
+
 // Two adjacent regions, a gap of two pages, a read-only one, one that may not be accessed, and the
 // last page of the address space:
 //
@@ -69,7 +72,7 @@ TEST_F(Guest, ReadsWhatWasWrittenAtAnyAlignment) {
     odd[i] = static_cast<std::uint8_t>(i + 1);
   ASSERT_TRUE(memory.write(at(first + 1), odd));
   EXPECT_EQ(memory.read<Odd>(at(first + 1)), odd);
-  EXPECT_EQ(memory.check_invariants(), nullptr);
+  EXPECT_TRUE(memory.check_invariants());
 }
 
 TEST_F(Guest, ObjectsCrossIntoTheAdjacentRegionAndNotIntoAGap) {
@@ -328,25 +331,6 @@ TEST_F(Guest, DescriptorsFillAndDrainRangesAcrossRegions) {
   EXPECT_EQ(memory.write_to(-1, {at(first), page}).error().os_errno, EBADF);
 }
 
-TEST_F(Guest, ViewsAndIovecsShowTheMemory) {
-  const auto bytes = pattern(100, 3);
-  ASSERT_TRUE(memory.write_slice(at(second - 50), bytes));
-  const auto list = memory.iovecs({at(second - 50), 100}, Access::read);
-  ASSERT_TRUE(list);
-  ASSERT_EQ(list->count(), 2);
-  EXPECT_EQ(list->iovecs()[0].iov_len, 50U);
-  EXPECT_EQ(list->iovecs()[0].iov_base, *memory.host_address(at(second - 50), 50));
-  EXPECT_EQ(list->iovecs()[1].iov_base, *memory.host_address(at(second), 50));
-  {
-    auto view = memory.mutable_view({at(first), 10});
-    ASSERT_TRUE(view);
-    std::ranges::fill(view->bytes(), std::byte{9});
-  }
-  const auto view = memory.view({at(first), 10});
-  ASSERT_TRUE(view);
-  EXPECT_TRUE(std::ranges::all_of(view->bytes(), [](std::byte b) { return b == std::byte{9}; }));
-}
-
 TEST(GuestMemory, WithoutRegionsEveryAddressIsNotFound) {
   const GuestMemory none;
   for (const std::uint64_t address : {std::uint64_t{0}, std::uint64_t{1}, page, top}) {
@@ -358,7 +342,7 @@ TEST(GuestMemory, WithoutRegionsEveryAddressIsNotFound) {
   EXPECT_EQ(none.last_addr(), std::nullopt);
   EXPECT_EQ(none.guest_address(&none), std::nullopt);
   EXPECT_EQ(none.harvest_dirty()->size(), 0U);
-  EXPECT_EQ(none.check_invariants(), nullptr);
+  EXPECT_TRUE(none.check_invariants());
   EXPECT_EQ(GuestMemory::from_regions({})->regions().size(), 0U);
   EXPECT_EQ(none.without_region(at(0)).error().code, Errc::not_found);
 }
@@ -374,7 +358,7 @@ TEST(GuestMemory, OverlappingRegionsAreAnErrorThatNamesBoth) {
   EXPECT_EQ(GuestMemory::from_regions({a, nullptr}).error().code, Errc::invalid_argument);
 }
 
-TEST(GuestMemory, RegionsComeAndGoWhileOldMapsAndViewsKeepTheirs) {
+TEST(GuestMemory, RegionsComeAndGoWhileOldMapsKeepTheirs) {
   const GuestMemory before = guest({{0x1000, page}});
   ASSERT_TRUE(before.write(at(0x1000), std::uint32_t{1}));
   const auto after = before.with_region(region({0x8000, page}));
@@ -385,27 +369,10 @@ TEST(GuestMemory, RegionsComeAndGoWhileOldMapsAndViewsKeepTheirs) {
   EXPECT_EQ(after->with_region(region({0x8000, page})).error().code, Errc::overlap);
   EXPECT_EQ(after->without_region(at(0x8004)).error().code, Errc::not_found);
 
-  std::weak_ptr<const MemoryRegion> unplugged;
-  std::optional<MutableGuestView> view;
-  std::optional<GuestIovecs> list;
-  {
-    const auto plugged = before.with_region(region({0x10000, page}));
-    ASSERT_TRUE(plugged);
-    unplugged = plugged->regions()[1];
-    view.emplace(*plugged->mutable_view({at(0x10000), 16}));
-    list.emplace(*plugged->iovecs({at(0x10000), 16}, Access::write));
-    const auto without = plugged->without_region(at(0x10000));
-    ASSERT_TRUE(without);
-    EXPECT_EQ(without->read<std::uint32_t>(at(0x10000)).error().code, Errc::not_found);
-  }
-  // No map holds the region any more; what points into it does.
-  ASSERT_FALSE(unplugged.expired());
-  view->bytes()[0] = std::byte{1};
-  view.reset();
-  ASSERT_FALSE(unplugged.expired());
-  *static_cast<char*>(list->iovecs()[0].iov_base) = 2;
-  list.reset();
-  EXPECT_TRUE(unplugged.expired());
+  const auto without = after->without_region(at(0x8000));
+  ASSERT_TRUE(without);
+  EXPECT_EQ(without->read<std::uint32_t>(at(0x8000)).error().code, Errc::not_found);
+  EXPECT_TRUE(after->read<std::uint32_t>(at(0x8000)));
 }
 
 TEST(GuestMemory, HoldsUpTo512RegionsInIrregularLayouts) {
@@ -420,7 +387,7 @@ TEST(GuestMemory, HoldsUpTo512RegionsInIrregularLayouts) {
   }
   const auto memory = GuestMemory::from_regions(regions);
   ASSERT_TRUE(memory);
-  EXPECT_EQ(memory->check_invariants(), nullptr);
+  EXPECT_TRUE(memory->check_invariants());
   for (const auto& one : regions) {
     ASSERT_TRUE(memory->write(one->base(), one->base().value()));
     ASSERT_TRUE(memory->write(at(one->last_addr().value() - 7), one->base().value()));
@@ -558,16 +525,6 @@ TEST_F(TrackedGuest, ForeignLogsMerge) {
   EXPECT_EQ(memory.merge_dirty_log(at(gap), log).error().code, Errc::not_found);
   EXPECT_EQ(memory.merge_dirty_log(at(rom), log).error().code, Errc::access_denied);
   EXPECT_TRUE(harvest().empty());
-}
-
-TEST_F(TrackedGuest, ViewsMarkWhenTheyEndAndNotBefore) {
-  auto view = memory.mutable_view({at(first), 8});
-  ASSERT_TRUE(view);
-  EXPECT_TRUE(harvest().empty());
-  view->mark();
-  EXPECT_EQ(harvest(), std::vector<Range>{pages(first, 1)});
-  { const auto moved = std::move(*view); }
-  EXPECT_EQ(harvest(), std::vector<Range>{pages(first, 1)});
 }
 
 }  // namespace

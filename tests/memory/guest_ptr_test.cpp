@@ -2,14 +2,11 @@
 
 #include "vmspace/memory/guest_ptr.hpp"
 
-#include <array>
 #include <cstdint>
 #include <limits>
 #include <vector>
 
 #include <gtest/gtest.h>
-
-#include "vmspace/memory/endian.hpp"
 
 #include "memory/guest_support.hpp"
 #include "memory/virtqueue.hpp"
@@ -77,17 +74,6 @@ TEST(GuestPtr, IntegersAreLoadedAndStoredWithAnOrder) {
   EXPECT_EQ(index.load(std::memory_order_acquire), 7);
   const GuestPtr<std::uint16_t> odd(memory, GuestAddress(base + 1));
   EXPECT_EQ(odd.load(std::memory_order_acquire).error().code, Errc::misaligned);
-}
-
-TEST(LittleEndian, BytesAreInOrderWhateverTheHost) {
-  const GuestMemory memory = guest({{base, page}});
-  ASSERT_TRUE(memory.write(GuestAddress(base), Le32(0x0102'0304)));
-  using Bytes = std::array<std::uint8_t, 4>;
-  EXPECT_EQ(memory.read<Bytes>(GuestAddress(base)), (Bytes{4, 3, 2, 1}));
-  const auto back = memory.read<Le32>(GuestAddress(base));
-  ASSERT_TRUE(back);
-  EXPECT_EQ(back->value(), 0x0102'0304U);
-  EXPECT_EQ(*back + 1, 0x0102'0305U);
 }
 
 // What a hostile or broken driver may set up, without any race.

@@ -57,6 +57,8 @@ TEST(Populate, OneWrongRangeAndNothingIsPopulated) {
   const auto done = populate(ranges);
   ASSERT_FALSE(done);
   EXPECT_EQ(done.error().code, Errc::out_of_bounds);
+  const std::array none{PopulateRange{&mapping, 0, 4_KiB}, PopulateRange{nullptr, 0, 4_KiB}};
+  EXPECT_EQ(populate(none).error().code, Errc::invalid_argument);
   EXPECT_EQ(mapping.residency()->resident, 0U);
 }
 

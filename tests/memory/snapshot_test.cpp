@@ -260,6 +260,22 @@ TEST(Snapshot, FilesThatCantHoldOneAreErrors) {
   close(full);
 }
 
+TEST(Snapshot, ADescriptorThatAppendsIsRefusedAndItsFileKept) {
+  const GuestMemory memory = sample(MemorySource::anon);
+  TempFile file;
+  const auto before = pattern(page);
+  file.write(before);
+  // Under O_APPEND, pwrite(2) writes to the end of the file whatever offset it is given.
+  ASSERT_EQ(fcntl(file.fd(), F_SETFL, O_APPEND), 0);
+  const auto saved = Snapshot::save(memory, file.fd());
+  ASSERT_FALSE(saved);
+  EXPECT_EQ(saved.error().code, Errc::invalid_argument);
+  EXPECT_EQ(file.status().st_size, static_cast<off_t>(page));
+  EXPECT_EQ(file.read(page), before);
+  ASSERT_EQ(fcntl(file.fd(), F_SETFL, 0), 0);
+  EXPECT_TRUE(Snapshot::save(memory, file.fd()));
+}
+
 TEST(Snapshot, ProgressReachesTheTotalAndNeverGoesBack) {
   const GuestMemory memory = sample(MemorySource::shmem);
   TempFile file;

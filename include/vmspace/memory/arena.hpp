@@ -40,8 +40,11 @@ class HostArena {
   /// ENOMEM for what this one does not. One system call.
   [[nodiscard]] static Result<HostArena> reserve(const ArenaOptions& options);
 
+  /// The lowest address; nobody may access it until something is mapped there.
   [[nodiscard]] std::byte* data() const noexcept;
+  /// How many bytes from data() are reserved.
   [[nodiscard]] std::uint64_t size() const noexcept;
+  /// The guest address that data() stands for.
   [[nodiscard]] GuestAddress guest_base() const noexcept;
 
   /// Equal when they are the same arena.

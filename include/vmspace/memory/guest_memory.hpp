@@ -9,8 +9,7 @@
 //   error, and so is a range that would pass 2^64. A range may end with the last byte, 2^64-1. An
 //   empty range touches nothing and is good anywhere, except where a pointer is asked for.
 // - What is read is copied once into memory that the guest can't reach, and never read again behind
-// the
-//   caller's back (see detail/guest_access.hpp).
+//   the caller's back (see detail/guest_access.hpp).
 // - A call that fails has changed nothing, unless it says otherwise.
 //
 // Errors of every access: `not_found` for a first byte that no region holds; `out_of_bounds` for a
@@ -49,9 +48,10 @@ concept GuestObject = std::is_trivially_copyable_v<T> && std::is_trivially_destr
                       !std::is_pointer_v<T> &&
                       !std::is_const_v<T> && !std::same_as<T, bool>;
 
-/// An integer that the machine accesses in one piece: 1, 2, 4 or 8 bytes.
+/// An integer that the machine accesses in one piece: 1, 2, 4 or 8 bytes. Not __int128, which GNU
+/// dialects count as integral: its accesses may take a lock that the guest knows nothing of.
 template <typename T>
-concept GuestInteger = std::integral<T> && GuestObject<T>;
+concept GuestInteger = std::integral<T> && GuestObject<T> && sizeof(T) <= 8;
 
 /// What the host is about to do to guest memory.
 enum class Access : std::uint8_t { read, write };
@@ -66,10 +66,11 @@ struct GuestRange {
 
 /// An immutable, sorted set of mapped regions that do not overlap, with quick translation.
 ///
-/// A handle of five words: copies share one set, and keep it alive. A change makes a new GuestMemory
-/// that shares the regions that stay. Every call is const and may be made from any thread at any
-/// time; accesses are not ordered among threads, except load(), store(), compare_exchange() and
-/// fetch_or() as their memory order says. There is no move: moving copies, and leaves both usable.
+/// A handle of five words: copies share one set, and keep it alive. A change makes a new
+/// GuestMemory that shares the regions that stay. Every call is const and may be made from any
+/// thread at any time; accesses are not ordered among threads, except load(), store(),
+/// compare_exchange() and fetch_or() as their memory order says. There is no move: moving copies,
+/// and leaves both usable.
 class GuestMemory {
  public:
   using RegionPtr = std::shared_ptr<const MemoryRegion>;
@@ -88,8 +89,8 @@ class GuestMemory {
   [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<RegionPtr> regions);
 
   /// Maps every region of the address space that has a backing, and then populates those that want
-  /// it, all at once. Errors: those of MemoryRegion::map, populate() and from_regions; nothing stays
-  /// mapped then. A few system calls a region.
+  /// it, all at once. Errors: those of MemoryRegion::map, populate() and from_regions; nothing
+  /// stays mapped then. A few system calls a region.
   [[nodiscard]] static Result<GuestMemory> map(const AddressSpaceBase& space,
                                                const MapOptions& options = {});
 
@@ -162,6 +163,7 @@ class GuestMemory {
   // a multiple of the size: else `misaligned`. A memory order that the operation does not have is
   // taken as seq_cst, the strongest.
 
+  /// Reads the integer in one access.
   template <GuestInteger T>
   [[nodiscard]] Result<T> load(GuestAddress address, std::memory_order order) const {
     const auto* entry = translator_.find(address.value(), sizeof(T));
@@ -177,6 +179,7 @@ class GuestMemory {
     }
   }
 
+  /// Writes the integer in one access, then marks its page.
   template <GuestInteger T>
   [[nodiscard]] Result<void> store(GuestAddress address, T value, std::memory_order order) const {
     const auto* entry = writable_integer<T>(address);
@@ -277,13 +280,15 @@ class GuestMemory {
   /// Errors: as host_address(); an empty range gives an empty view.
   [[nodiscard]] Result<GuestView> view(GuestRange range) const;
   [[nodiscard]] Result<MutableGuestView> mutable_view(GuestRange range) const;
-  /// A list of pieces for readv(2), which writes to the guest (Access::write), or writev(2).
+  /// A list of pieces for readv(2), which writes to the guest (Access::write), or writev(2): one a
+  /// region, so fewer than IOV_MAX. Errors: those of every access; an empty range gives none.
   [[nodiscard]] Result<GuestIovecs> iovecs(GuestRange range, Access access) const;
 
   // Dirty tracking, of all regions that may be written: see DirtyBitmap for what is promised.
 
   /// Starts everywhere, or nowhere and an error. Copy all memory after it returns.
   [[nodiscard]] Result<void> enable_dirty_tracking() const;
+  /// Stops everywhere, also for other maps that hold the regions; what was marked is forgotten.
   void disable_dirty_tracking() const noexcept;
   /// The ranges written since the last harvest, coalesced also across adjacent regions, and clears
   /// them. Errors: `os`, and then nothing is lost. One system call.
@@ -295,11 +300,15 @@ class GuestMemory {
   [[nodiscard]] Result<void> merge_dirty_log(GuestAddress base,
                                              std::span<const std::uint64_t> bits) const;
 
-  /// The first broken rule of the invariant as a text, or null. For tests; O(n).
-  [[nodiscard]] const char* check_invariants() const noexcept;
+  /// Whether the invariant holds; else `corrupt`, with the first broken rule as the reason. For
+  /// tests; O(n).
+  [[nodiscard]] Result<void> check_invariants() const noexcept;
 
  private:
   struct Map;
+
+  /// The first broken rule of the invariant, or null.
+  [[nodiscard]] const char* broken_rule() const noexcept;
 
   explicit GuestMemory(std::shared_ptr<const Map> map) noexcept;
 

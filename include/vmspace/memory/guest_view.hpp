@@ -29,6 +29,7 @@ namespace vmspace {
 /// Bytes of guest memory to read. A handle: copies share the map. Safe to read from any thread.
 class GuestView {
  public:
+  /// Contiguous, and mapped for as long as the view lives; null when it is empty.
   [[nodiscard]] const std::byte* data() const noexcept { return bytes_.data(); }
   [[nodiscard]] std::size_t size() const noexcept { return bytes_.size(); }
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
@@ -61,6 +62,7 @@ class MutableGuestView {
       : map_(std::move(other.map_)),
         bytes_(std::exchange(other.bytes_, {})),
         part_(std::exchange(other.part_, {})) {}
+  /// Swaps: what was here is marked, and its map let go, when `other` ends.
   MutableGuestView& operator=(MutableGuestView&& other) noexcept {
     std::swap(map_, other.map_);
     std::swap(bytes_, other.bytes_);
@@ -69,6 +71,7 @@ class MutableGuestView {
   }
   ~MutableGuestView() { mark(); }
 
+  /// Contiguous, and mapped for as long as the view lives; null when it is empty.
   [[nodiscard]] std::byte* data() const noexcept { return bytes_.data(); }
   [[nodiscard]] std::size_t size() const noexcept { return bytes_.size(); }
   [[nodiscard]] std::span<std::byte> bytes() const noexcept { return bytes_; }
@@ -94,6 +97,7 @@ class MutableGuestView {
 class GuestIovecs {
  public:
   GuestIovecs(GuestIovecs&&) noexcept = default;
+  /// Swaps: what was here is marked, and its map let go, when `other` ends.
   GuestIovecs& operator=(GuestIovecs&& other) noexcept {
     std::swap(map_, other.map_);
     std::swap(iovecs_, other.iovecs_);

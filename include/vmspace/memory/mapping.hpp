@@ -154,6 +154,9 @@ class MemoryMapping {
   /// - a private regular file: fresh anonymous memory in its place, since dropping the pages would
   ///   show the file again. Each separate part then is a mapping to the kernel (vm.max_map_count).
   ///
+  /// No bitmap sees it: under dirty tracking call GuestMemory::mark_dirty() afterwards, so that a
+  /// copy of the memory loses the old contents too.
+  ///
   /// Discarded hugetlb pages go back to the pool, and only populating again makes it certain that
   /// the pool still has them. Errors: `bad_state` for a file that is not discardable, and for
   /// locked pages; `access_denied` without write protection; `unsupported` where kernel or file

@@ -23,6 +23,7 @@ enum class PopulateAccess : std::uint8_t {
   write,       ///< makes every page writable: of a private file that is a copy of each
 };
 
+/// How to populate; an aggregate for designated initialisers.
 struct PopulateOptions {
   /// How many threads work, the caller's among them; 0: by size and cores.
   unsigned threads = 0;
@@ -44,11 +45,12 @@ struct PopulateRange {
 /// (before Linux 5.14) space is allocated and each page touched: what can't be allocated beforehand
 /// is then as dangerous as any first touch.
 ///
-/// Errors, of which the first that any thread meets is returned: those of a wrong (offset, size);
-/// `access_denied` for what may not be read or written; `unsupported` where an old kernel can't do
-/// it safely; `os`: ENOMEM, EFAULT when pool, file system or memory cgroup have no page left,
-/// EHWPOISON. Pages that have come stay. Nobody may unmap the ranges meanwhile. New threads have
-/// all signals blocked; when none can be started, the caller's does all the work. O(bytes).
+/// Errors, of which the first that any thread meets is returned: `invalid_argument` for a null
+/// mapping; those of a wrong (offset, size); `access_denied` for what may not be read or written;
+/// `unsupported` where an old kernel can't do it safely; `os`: ENOMEM, EFAULT when pool, file
+/// system or memory cgroup have no page left, EHWPOISON. Pages that have come stay. Nobody may
+/// unmap the ranges meanwhile. New threads have all signals blocked; when none can be started, the
+/// caller's does all the work. O(bytes).
 [[nodiscard]] Result<void> populate(std::span<const PopulateRange> ranges,
                                     PopulateOptions options = {});
 

@@ -28,8 +28,9 @@ struct RegionDescriptor {
   friend bool operator==(const RegionDescriptor&, const RegionDescriptor&) = default;
 };
 
-/// The regions of `memory`, sorted by address. The descriptors are valid for as long as it is. Errors:
-/// `unsupported` for a region that no other process can share: anonymous, or mapped privately.
+/// The regions of `memory`, sorted by address. The descriptors are valid for as long as it is.
+/// Errors: `unsupported` for a region that no other process can share: anonymous, or mapped
+/// privately.
 [[nodiscard]] Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory);
 
 /// Maps what another process described. The descriptors are duplicated; the caller closes its own.

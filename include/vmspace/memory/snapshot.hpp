@@ -44,8 +44,8 @@ using SnapshotProgress = std::function<void(std::uint64_t done, std::uint64_t to
 
 /// How to save; an aggregate for designated initialisers.
 struct SaveOptions {
-  /// Leave out pages of zeros. Where memory is shared with a file (a memfd), what was never written is
-  /// not even looked at.
+  /// Leave out pages of zeros. Of a memfd that is mapped shared, what was never written is not even
+  /// looked at.
   bool sparse = true;
   SnapshotProgress progress = {};
 };
@@ -66,28 +66,30 @@ struct SnapshotRegion {
 class Snapshot {
  public:
   /// Writes a snapshot over the whole file; gives the number of bytes of guest memory that were
-  /// stored. Errors: `invalid_argument` for what is no regular file, or is itself memory of the
-  /// guest; `access_denied` for a region that can't be read, and then the file is as it was;
-  /// `limit_exceeded` where it would be larger than a file can be; `os` (ENOSPC, EIO, ...), and then
-  /// the file holds no snapshot. Not flushed to the disk: fsync(2) is the caller's.
+  /// stored. Errors: `invalid_argument` for what is no regular file, is open with O_APPEND, or is
+  /// itself memory of the guest; `access_denied` for a region that can't be read; `limit_exceeded`
+  /// where the file would be larger than one can be: the file is as it was then. `os` (ENOSPC, EIO,
+  /// ...): the file may hold no snapshot any more, and never half of one. Not flushed to the disk:
+  /// fsync(2) is the caller's. O(bytes that may not be 0).
   [[nodiscard]] static Result<std::uint64_t> save(const GuestMemory& memory, int fd,
                                                   const SaveOptions& options = {});
 
-  /// Reads and checks header and table. Errors: `corrupt` for what is no snapshot, is cut off, fails
-  /// its checksum or contradicts itself; `unsupported` for a newer version; `os`. A few system
-  /// calls; what every restore does first.
+  /// Reads and checks header and table. Errors: `corrupt` for what is no snapshot, is cut off,
+  /// fails its checksum or contradicts itself; `unsupported` for a newer version; `os`. A few
+  /// system calls; what every restore does first.
   [[nodiscard]] static Result<std::vector<SnapshotRegion>> inspect(int fd);
 
   /// Copies the snapshot into memory whose regions have the same places and sizes, from whichever
-  /// backing it was saved. Everything that is not stored becomes 0; what is written is marked dirty.
-  /// Errors: those of inspect(); `invalid_argument` for another layout; `access_denied` when a region
-  /// that may not be written differs from the snapshot: nothing was changed then. `os` or `corrupt`
-  /// for a file that can't be read, or is cut off meanwhile: part of the memory was changed.
+  /// backing it was saved. Everything that is not stored becomes 0; what is written is marked
+  /// dirty. Errors: those of inspect(); `invalid_argument` for another layout; `access_denied` when
+  /// a region that may not be written differs from the snapshot: nothing was changed then. `os` or
+  /// `corrupt` for a file that can't be read, or is cut off meanwhile: part of the memory was
+  /// changed. O(bytes of the guest).
   [[nodiscard]] static Result<void> restore(const GuestMemory& memory, int fd,
                                             const SnapshotProgress& progress = {});
 
-  /// Guest memory that is the file, mapped privately: ready at once, read in page by page when it is
-  /// used, and never written back. The file has to stay as it is. The descriptor is duplicated.
+  /// Guest memory that is the file, mapped privately: ready at once, read in page by page when it
+  /// is used, and never written back. The file has to stay as it is. The descriptor is duplicated.
   /// Errors: those of inspect(); those of mapping.
   [[nodiscard]] static Result<GuestMemory> map(int fd);
 };

@@ -4,16 +4,17 @@
 //
 // A guest writes to its memory whenever it likes. To the compiler, plain loads of it are loads of
 // ordinary memory: it may do one twice instead of keeping the value, and then a length that was
-// checked is not the length that is used (a "double fetch"; XSA-155 is the known example). Here every
-// small load and store is volatile, and a bulk copy ends in a barrier across which the compiler may not
-// read the source again: what the caller gets is a private copy that was read once.
+// checked is not the length that is used (a "double fetch"; XSA-155 is the known example). Here
+// every small load and store is volatile, and a bulk copy ends in a barrier across which the
+// compiler may not read the source again: what the caller gets is a private copy that was read
+// once.
 //
-// An aligned load or store of 1, 2, 4 or 8 bytes is one access of the machine, never torn. A misaligned
-// one, and a larger object, are several.
+// An aligned load or store of 1, 2, 4 or 8 bytes is one access of the machine, never torn. A
+// misaligned one, and a larger object, are several.
 //
-// ThreadSanitizer takes volatile accesses for ordinary ones and would report every race with the guest,
-// or with another thread that acts for it. Such races are meant, so under it the same accesses are made
-// with relaxed atomics, as small as the alignment asks.
+// ThreadSanitizer takes volatile accesses for ordinary ones and would report every race with the
+// guest, or with another thread that acts for it. Such races are meant, so under it the same
+// accesses are made with relaxed atomics, as small as the alignment asks.
 
 #pragma once
 
@@ -45,8 +46,8 @@ namespace vmspace::detail {
 void move_atomically(std::byte* to, const std::byte* from, std::size_t bytes) noexcept;
 void fill_atomically(std::byte* to, std::byte value, std::size_t bytes) noexcept;
 
-/// memcpy, in line for what a descriptor or a header is: 16 to 64 bytes, where the call would take longer
-/// than the copy. Blocks of 16 bytes from both ends, which overlap in the middle.
+/// memcpy, in line for what a descriptor or a header is: 16 to 64 bytes, where the call would take
+/// longer than the copy. Blocks of 16 bytes from both ends, which overlap in the middle.
 [[gnu::always_inline]] inline void copy_bytes(void* to, const void* from,
                                               std::size_t bytes) noexcept {
   struct Block {
@@ -132,8 +133,8 @@ template <typename Word>
   std::memcpy(&word, bytes, sizeof word);
   return word;
 #else
-  // One load on x86-64 and aarch64 wherever it lies; the attributes tell the compiler that it may lie
-  // anywhere and overlay any type.
+  // One load on x86-64 and aarch64 wherever it lies; the attributes tell the compiler that it may
+  // lie anywhere and overlay any type.
   using Anywhere [[gnu::may_alias, gnu::aligned(1)]] = Word;
   const Word word = *reinterpret_cast<const volatile Anywhere*>(from);
   return word;

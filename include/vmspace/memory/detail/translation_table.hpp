@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// From a guest physical address to the region that holds it, for the price of three dependent loads.
+// From a guest physical address to the region that holds it, for the price of three dependent
+// loads.
 //
-// The space from 0 to the last region is cut into slots of a power of two bytes. A hint names for each
-// slot the last region that begins at or below the slot's start, so that one shift and one load leave
-// to choose only between that region and those that begin inside the slot. A binary search without
-// branches picks among them. It takes the same number of steps for every slot, because steps that vary
-// from address to address cost more in mispredicted branches than they save. Slots are as large as
-// they can be without adding a step, and at most 8192 (16 KiB of hints): two regions need two slots.
-// Regions laid out as VMMs do it need the one step that is always made; clusters of tiny regions far
-// apart, which fall into one slot, need up to as many as a plain binary search.
+// The space from 0 to the last region is cut into slots of a power of two bytes. A hint names for
+// each slot the last region that begins at or below the slot's start, so that one shift and one
+// load leave to choose only between that region and those that begin inside the slot. A binary
+// search without branches picks among them. It takes the same number of steps for every slot,
+// because steps that vary from address to address cost more in mispredicted branches than they
+// save. Slots are as large as they can be without adding a step, and at most 8192 (16 KiB of
+// hints): two regions need two slots. Regions laid out as VMMs do it need the one step that is
+// always made; clusters of tiny regions far apart, which fall into one slot, need up to as many as
+// a plain binary search.
 //
 // Hints and entries share one block of memory, and a Translator has three words. An accessor that
-// stores to guest memory has to load those words anew each time, since for all the compiler knows the
-// store went there; on an AMD Zen 3 each such load after a store was measured to cost a nanosecond.
+// stores to guest memory has to load those words anew each time, since for all the compiler knows
+// the store went there; on an AMD Zen 3 each such load after a store was measured to cost a
+// nanosecond.
 
 #pragma once
 
@@ -45,12 +48,13 @@ inline constexpr std::uint64_t min_region_size = 4096;
 /// What a look-up reads. Trivially copyable: whoever looks up often keeps a copy at hand, and alive
 /// the TranslationTable that it was taken from.
 ///
-/// Invariant: every address up to `limit` has a hint. The entry that a search ends on is the last that
-/// begins at or below the address, or, below all regions, the first.
+/// Invariant: every address up to `limit` has a hint. The entry that a search ends on is the last
+/// that begins at or below the address, or, below all regions, the first.
 struct Translator {
   std::uint64_t limit;     ///< the last address of the last region
   const std::byte* block;  ///< the hints, then the entries, in units of an entry
-  /// The low six bits: a slot is 2^n bytes. Above: search steps besides the one that is always made.
+  /// The low six bits: a slot is 2^n bytes. Above: search steps besides the one that is always
+  /// made.
   std::uint64_t shape;
 
   /// The entry that holds all `size` bytes from `gpa`; null when no single one does. `size` is 1 to
@@ -83,7 +87,8 @@ struct Translator {
       return nullptr;
     const std::size_t hint = reinterpret_cast<const std::uint16_t*>(block)[gpa >> (shape % 64)];
     const TranslationEntry* entry = reinterpret_cast<const TranslationEntry*>(block) + hint;
-    // With a probability that makes the compiler move the loop out of the way; [[unlikely]] does not.
+    // With a probability that makes the compiler move the loop out of the way; [[unlikely]] does
+    // not.
     if (__builtin_expect_with_probability(shape >= 64, 0, 0.9999)) {
       for (std::uint64_t step = shape / 64; step != 0; --step) {
         entry += unpredictable(entry[std::size_t{1} << step].first <= gpa) << step;
@@ -92,8 +97,8 @@ struct Translator {
     return entry + unpredictable(entry[1].first <= gpa);
   }
 
-  /// 0 or 1, as a number and never a branch. Which it is, is as good as random, so that a branch would
-  /// be guessed wrong half of the time; the empty assembly keeps compilers from making one.
+  /// 0 or 1, as a number and never a branch. Which it is, is as good as random, so that a branch
+  /// would be guessed wrong half of the time; the empty assembly keeps compilers from making one.
   [[gnu::always_inline]] static std::size_t unpredictable(bool condition) noexcept {
     std::size_t number = condition ? 1 : 0;
     asm("" : "+r"(number));
