@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/result.hpp"
@@ -40,8 +41,11 @@ class HostArena {
   /// ENOMEM for what this one does not. One system call.
   [[nodiscard]] static Result<HostArena> reserve(const ArenaOptions& options);
 
+  /// The first host address.
   [[nodiscard]] std::byte* data() const noexcept;
+  /// Bytes.
   [[nodiscard]] std::uint64_t size() const noexcept;
+  /// The guest address that data() stands for.
   [[nodiscard]] GuestAddress guest_base() const noexcept;
 
   /// Equal when they are the same arena.

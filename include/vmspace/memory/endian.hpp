@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Little-endian integers, as virtio and most device structures lay them out, for use as members of
-// structures that are read from and written to guest memory. On the little-endian hosts that there are
-// they cost nothing; what they add is that a structure says which order its bytes have.
+// structures that are read from and written to guest memory. On little-endian hosts they cost
+// nothing; what they add is that a structure says which order its bytes have.
 
 #pragma once
 
@@ -46,6 +46,7 @@ class LittleEndian {
   T stored_;
 };
 
+/// Little-endian integers of 16, 32 and 64 bits.
 using Le16 = LittleEndian<std::uint16_t>;
 using Le32 = LittleEndian<std::uint32_t>;
 using Le64 = LittleEndian<std::uint64_t>;

@@ -23,6 +23,7 @@ enum class PopulateAccess : std::uint8_t {
   write,       ///< makes every page writable: of a private file that is a copy of each
 };
 
+/// How to populate; an aggregate for designated initialisers.
 struct PopulateOptions {
   /// How many threads work, the caller's among them; 0: by size and cores.
   unsigned threads = 0;
