@@ -58,9 +58,11 @@ TranslationTable::TranslationTable(std::span<const TranslationEntry> entries)
     return std::max(1U, static_cast<unsigned>(steps));
   };
   unsigned shift = 0;
-  while ((limit >> shift) >= max_slots) ++shift;
+  while ((limit >> shift) >= max_slots)
+    ++shift;
   const unsigned steps = steps_with(shift);
-  while (shift < 63 && (limit >> shift) != 0 && steps_with(shift + 1) == steps) ++shift;
+  while (shift < 63 && (limit >> shift) != 0 && steps_with(shift + 1) == steps)
+    ++shift;
 
   // A search reads up to 2^steps entries from its hint. A hint near the end is moved back so that
   // they exist; when all entries are fewer, copies of the last fill up: stepping onto a copy gives
@@ -81,7 +83,8 @@ TranslationTable::TranslationTable(std::span<const TranslationEntry> entries)
   std::size_t candidate = 0;
   for (std::size_t slot = 0; slot < slots; ++slot) {
     const std::uint64_t start = static_cast<std::uint64_t>(slot) << shift;
-    while (candidate + 1 < entries.size() && entries[candidate + 1].first <= start) ++candidate;
+    while (candidate + 1 < entries.size() && entries[candidate + 1].first <= start)
+      ++candidate;
     hints[slot] = static_cast<std::uint16_t>(units + std::min(candidate, padded - reach));
   }
   translator_ = {.limit = limit,

@@ -28,7 +28,8 @@ void mend_checksum(std::vector<std::uint8_t>& file) {
   const std::size_t regions = file[12] + 256u * file[13];
   const std::size_t end = std::min(file.size(), 64 + 32 * regions);
   std::uint64_t sum = 0xcbf2'9ce4'8422'2325;
-  for (std::size_t i = 0; i < end; ++i) sum = (sum ^ file[i]) * 0x0000'0100'0000'01b3;
+  for (std::size_t i = 0; i < end; ++i)
+    sum = (sum ^ file[i]) * 0x0000'0100'0000'01b3;
   const Le64 stored = sum;
   std::memcpy(file.data() + 24, &stored, sizeof stored);
 }

@@ -11,10 +11,11 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/guest_ptr.hpp"
+
 #include "memory/guest_support.hpp"
 #include "memory/system_calls.hpp"
 #include "memory/virtqueue.hpp"
-#include "vmspace/memory/guest_ptr.hpp"
 
 namespace vmspace {
 namespace {
@@ -83,7 +84,8 @@ void expect_no_write_is_missed() {
   };
 
   std::vector<std::thread> threads;
-  for (std::uint64_t i = 0; i < writers; ++i) threads.emplace_back(write, i + 1);
+  for (std::uint64_t i = 0; i < writers; ++i)
+    threads.emplace_back(write, i + 1);
   for (int r = 0; r < rounds; ++r) {
     running.store(writers);
     round.arrive_and_wait();
@@ -103,7 +105,8 @@ void expect_no_write_is_missed() {
     if (dirty) copy(*dirty);
     EXPECT_TRUE(contents(memory, base, size) == replica) << "in round " << r;
   }
-  for (std::thread& thread : threads) thread.join();
+  for (std::thread& thread : threads)
+    thread.join();
 }
 
 TEST(DirtyTrackingStress, NoWriteIsEverMissing) {
@@ -166,8 +169,7 @@ TEST(GuestMemoryStress, AHostileGuestNeitherLeadsADeviceOutOfBoundsNorHoldsItFor
   std::uint64_t whole = 0;
   std::uint64_t refused = 0;
   for (int i = 0; i < 5000 || ((whole == 0 || refused == 0) && i < 500000); ++i) {
-    const auto chain =
-        testing::walk(memory, table, queue, static_cast<std::uint16_t>(i % queue));
+    const auto chain = testing::walk(memory, table, queue, static_cast<std::uint16_t>(i % queue));
     if (chain) {
       ++whole;
       ASSERT_LE(chain->pieces, queue);

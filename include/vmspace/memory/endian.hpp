@@ -18,8 +18,7 @@ namespace vmspace {
 /// An unsigned integer stored with its lowest byte first. Has the size and the alignment of T, and
 /// converts from and to it; arithmetic is done on T. A value; every call is constexpr.
 template <std::unsigned_integral T>
-  requires(!std::same_as<T, bool>)
-class LittleEndian {
+requires(!std::same_as<T, bool>) class LittleEndian {
  public:
   using value_type = T;
 
