@@ -45,14 +45,25 @@ install(FILES "${PROJECT_BINARY_DIR}/vmspace-config.cmake"
               "${PROJECT_BINARY_DIR}/vmspace-config-version.cmake"
         DESTINATION ${vmspace_package_dir})
 
-# vmspace_install_pkg_config(<name>): <name>.pc from <name>.pc.in, relocatable when the prefix is.
+# vmspace_install_pkg_config(<name>): <name>.pc from <name>.pc.in.
 function(vmspace_install_pkg_config name)
   configure_file("${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${name}.pc.in"
                  "${PROJECT_BINARY_DIR}/${name}.pc" @ONLY)
   install(FILES "${PROJECT_BINARY_DIR}/${name}.pc" DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig")
 endfunction()
 
-file(RELATIVE_PATH vmspace_pc_to_prefix "/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/")
+# Relative to the file itself, so that the prefix may move; distributions that give absolute
+# directories have these written out.
+if(IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}")
+  set(vmspace_pc_prefix "${CMAKE_INSTALL_PREFIX}")
+else()
+  file(RELATIVE_PATH vmspace_pc_prefix "/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/")
+  string(PREPEND vmspace_pc_prefix "\${pcfiledir}/")
+endif()
+set(vmspace_pc_libdir "\${prefix}")
+cmake_path(APPEND vmspace_pc_libdir "${CMAKE_INSTALL_LIBDIR}")
+set(vmspace_pc_includedir "\${prefix}")
+cmake_path(APPEND vmspace_pc_includedir "${CMAKE_INSTALL_INCLUDEDIR}")
 vmspace_install_pkg_config(vmspace-allocator)
 if(TARGET vmspace)
   # Whoever links the static library links what it uses; a shared one has it linked already.

@@ -43,7 +43,7 @@ for preset in "$@"; do
   wanted="$wanted $(packages_for "$preset")" || exit $?
 done
 
-if command -v dpkg-query >/dev/null 2>&1; then
+if command -v dpkg-query >/dev/null 2>&1 && command -v apt-get >/dev/null 2>&1; then
   missing=""
   for package in $wanted; do
     is_installed "$package" || missing="$missing $package"
@@ -66,7 +66,7 @@ if command -v dpkg-query >/dev/null 2>&1; then
       apt-get install -y -qq --no-install-recommends $missing
   fi
 else
-  echo "bootstrap: no dpkg here, so nothing is installed. What Debian calls" >&2
+  echo "bootstrap: no apt here, so nothing is installed. What Debian calls" >&2
   echo "  $wanted" >&2
   echo "must be there: a C++20 compiler, CMake 3.25, Ninja, tl::expected, fmt, Boost's headers;" >&2
   echo "for tests GoogleTest and RapidCheck, for benchmarks Google Benchmark. Trying with what is." >&2

@@ -2,9 +2,9 @@
 //
 // Sizes in bytes as a person writes them: `using namespace vmspace::literals; auto size = 6_GiB;`
 //
-// What is no whole number below 2^64 does not compile. The operators are templates over the digits, and not
-// consteval functions, because clang 14 rejects calls of those in default arguments and in generic
-// lambdas, where sizes are wanted.
+// What is no whole number below 2^64 does not compile. The operators are templates over the digits,
+// and not consteval functions, because clang 14 rejects calls of those in default arguments and in
+// generic lambdas, where sizes are wanted.
 
 #pragma once
 
@@ -58,18 +58,22 @@ inline constexpr std::uint64_t literal_size = [] {
 
 namespace literals {
 
+/// In units of 1024 bytes.
 template <char... digits>
 [[nodiscard]] constexpr std::uint64_t operator""_KiB() {
   return detail::literal_size<10, digits...>;
 }
+/// In units of 1024 KiB.
 template <char... digits>
 [[nodiscard]] constexpr std::uint64_t operator""_MiB() {
   return detail::literal_size<20, digits...>;
 }
+/// In units of 1024 MiB.
 template <char... digits>
 [[nodiscard]] constexpr std::uint64_t operator""_GiB() {
   return detail::literal_size<30, digits...>;
 }
+/// In units of 1024 GiB.
 template <char... digits>
 [[nodiscard]] constexpr std::uint64_t operator""_TiB() {
   return detail::literal_size<40, digits...>;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Memory of guests: backings, mappings and regions on the host; access by guest address, dirty tracking
-// and snapshots.
+// The memory layer: backings, mappings and regions on the host; access by guest address, dirty
+// tracking and snapshots. Linux only.
 
 #pragma once
 

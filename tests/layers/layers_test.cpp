@@ -123,6 +123,21 @@ TEST(Layers, TheLayersAreTheFoldersThatExist) {
   }
 }
 
+TEST(Layers, AnUmbrellaIncludesEveryHeaderOfItsLayer) {
+  for (const Layer& layer : layers) {
+    const fs::path folder = source_dir / "include/vmspace" / layer.name;
+    if (!fs::exists(folder)) continue;
+    const auto umbrella = included_files(folder.string() + ".hpp");
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      if (entry.is_directory()) continue;  // detail/
+      const std::string header = fs::relative(entry.path(), source_dir / "include").string();
+      EXPECT_THAT(umbrella, Contains(header));
+    }
+    EXPECT_THAT(included_files(source_dir / "include/vmspace/vmspace.hpp"),
+                Contains("vmspace/" + std::string(layer.name) + ".hpp"));
+  }
+}
+
 // The checks above would pass if the checker were blind, so here it looks at trees that are wrong.
 class BrokenTree : public testing::Test {
  protected:

@@ -109,7 +109,8 @@ class GuestSideBySide {
     const Kind kind = protection == Protection::read_write ? Kind::read_write
                       : protection == Protection::read     ? Kind::read_only
                                                            : Kind::none;
-    for (std::uint64_t at = first; at < first + count; ++at) kinds_[at] = kind;
+    for (std::uint64_t at = first; at < first + count; ++at)
+      kinds_[at] = kind;
   }
 
   [[nodiscard]] GuestAddress address(std::uint64_t offset) const {
@@ -127,7 +128,8 @@ class GuestSideBySide {
   /// Bytes up to the first that can't be accessed, one page after the other.
   [[nodiscard]] std::uint64_t reach(std::uint64_t offset, std::uint64_t size, Access access) const {
     std::uint64_t end = offset;
-    while (end - offset < size && allowed(end / page, access)) end = (end / page + 1) * page;
+    while (end - offset < size && allowed(end / page, access))
+      end = (end / page + 1) * page;
     return std::min(end - offset, size);
   }
 
@@ -154,7 +156,8 @@ class GuestSideBySide {
 
   static std::vector<std::byte> pattern(std::uint64_t size, std::uint8_t value) {
     std::vector<std::byte> bytes(static_cast<std::size_t>(size));
-    for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(value + i);
+    for (std::size_t i = 0; i < bytes.size(); ++i)
+      bytes[i] = static_cast<std::byte>(value + i);
     return bytes;
   }
 
@@ -291,8 +294,8 @@ class GuestSideBySide {
     if (!expect_verdict(harvested, std::nullopt)) return;
     std::set<std::uint64_t> seen;
     for (const Range& range : *harvested) {
-      for (std::uint64_t at = (range.min() - origin_) / page;
-           at <= (range.max() - origin_) / page; ++at) {
+      for (std::uint64_t at = (range.min() - origin_) / page; at <= (range.max() - origin_) / page;
+           ++at) {
         seen.insert(at);
       }
     }

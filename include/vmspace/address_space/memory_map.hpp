@@ -29,8 +29,8 @@ struct MemoryMapOptions {
 /// backed by, its host node and what is special about it. What lies inside something else is
 /// indented below it:
 ///
-///   000000000000-0000bfffffff : ram_low       ram window    3 GiB
-///     000000000000-00003fffffff : ram         ram           1 GiB  shmem  node 0
+///   0000000000-00bfffffff : ram_low  ram window    3 GiB
+///     0000000000-003fffffff : ram    ram           1 GiB  shmem  node 0
 ///
 /// O(n log n). Ends with a newline.
 [[nodiscard]] std::string memory_map(const AddressSpaceBase& space,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Little-endian integers, as virtio and most device structures lay them out, for use as members of
-// structures that are read from and written to guest memory. On the little-endian hosts that there
-// are they cost nothing; what they add is that a structure says which order its bytes have.
+// structures that are read from and written to guest memory. On little-endian hosts they cost
+// nothing; what they add is that a structure says which order its bytes have.
 
 #pragma once
 
@@ -18,8 +18,7 @@ namespace vmspace {
 /// An unsigned integer stored with its lowest byte first. Has the size and the alignment of T, and
 /// converts from and to it; arithmetic is done on T. A value; every call is constexpr.
 template <std::unsigned_integral T>
-  requires(!std::same_as<T, bool>)
-class LittleEndian {
+requires(!std::same_as<T, bool>) class LittleEndian {
  public:
   using value_type = T;
 
@@ -46,6 +45,7 @@ class LittleEndian {
   T stored_;
 };
 
+/// Little-endian integers of 16, 32 and 64 bits.
 using Le16 = LittleEndian<std::uint16_t>;
 using Le32 = LittleEndian<std::uint32_t>;
 using Le64 = LittleEndian<std::uint64_t>;

@@ -43,6 +43,8 @@ enum class NumaMode : std::uint8_t {
   preferred,   ///< this one node, while it has free memory
   bind,        ///< these nodes and no others
 };
+
+/// A mode and the host nodes it takes.
 struct NumaPolicy {
   NumaMode mode = NumaMode::by_default;
   std::vector<std::uint32_t> nodes = {};
