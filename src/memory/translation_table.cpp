@@ -5,22 +5,25 @@
 #include <algorithm>
 #include <bit>
 #include <cassert>
+#include <memory>
+#include <new>
 
 namespace vmspace::detail {
 
 namespace {
 
-constexpr std::size_t hints_per_unit = sizeof(TranslationEntry) / sizeof(std::uint16_t);
+// Two slots: the addresses of the lower half end on an entry in the upper half, and the other way
+// round. Each entry twice, for the step that is always made.
+struct EmptyTable {
+  static constexpr TranslationEntry low{
+      .first = 0, .size = min_region_size, .host = nullptr, .dirty = nullptr};
+  static constexpr TranslationEntry high{
+      .first = std::uint64_t{1} << 63, .size = min_region_size, .host = nullptr, .dirty = nullptr};
 
-// Every address but 0 is above the limit, and 0 lies below the entry. Twice, for the step that is
-// always made.
-struct EmptyBlock {
-  std::uint16_t hints[hints_per_unit] = {1};
-  TranslationEntry entries[2] = {
-      {.first = 1, .size = min_region_size, .host = nullptr, .dirty = nullptr},
-      {.first = 1, .size = min_region_size, .host = nullptr, .dirty = nullptr}};
+  TranslationBlock block{.hints = {TranslationBlock::hint_of(0), TranslationBlock::hint_of(2)}};
+  TranslationEntry entries[4] = {high, high, low, low};
 };
-constexpr EmptyBlock empty_block;
+constexpr EmptyTable empty_table;
 
 /// Between how many entries an address may leave the choice, at most over all slots of 2^shift
 /// bytes: those that begin inside the slot, and the one before.
@@ -39,10 +42,12 @@ std::size_t most_candidates(std::span<const TranslationEntry> entries, unsigned 
 
 }  // namespace
 
-const Translator& TranslationTable::empty() noexcept {
-  static const Translator translator{
-      .limit = 0, .block = reinterpret_cast<const std::byte*>(&empty_block), .shape = 0};
-  return translator;
+Translator TranslationTable::empty() noexcept {
+  return {.block = &empty_table.block, .shape = 63};
+}
+
+void TranslationTable::Free::operator()(TranslationBlock* block) const noexcept {
+  ::operator delete (block, std::align_val_t{alignof(TranslationBlock)});
 }
 
 TranslationTable::TranslationTable(std::span<const TranslationEntry> entries)
@@ -58,7 +63,7 @@ TranslationTable::TranslationTable(std::span<const TranslationEntry> entries)
     return std::max(1U, static_cast<unsigned>(steps));
   };
   unsigned shift = 0;
-  while ((limit >> shift) >= max_slots)
+  while ((limit >> shift) >= TranslationBlock::slots)
     ++shift;
   const unsigned steps = steps_with(shift);
   while (shift < 63 && (limit >> shift) != 0 && steps_with(shift + 1) == steps)
@@ -69,26 +74,24 @@ TranslationTable::TranslationTable(std::span<const TranslationEntry> entries)
   // the same answer.
   const std::size_t reach = std::size_t{1} << steps;
   const std::size_t padded = std::max(entries.size(), reach);
-  const std::size_t slots = static_cast<std::size_t>(limit >> shift) + 1;
-  const std::size_t units = (slots + hints_per_unit - 1) / hints_per_unit;
-  const std::size_t bytes = (units + padded) * sizeof(TranslationEntry);
-  block_.reset(static_cast<std::byte*>(::operator new(bytes, Block::align)));
+  const std::size_t bytes = sizeof(TranslationBlock) + padded * sizeof(TranslationEntry);
+  void* const memory = ::operator new (bytes, std::align_val_t{alignof(TranslationBlock)});
+  block_.reset(new (memory) TranslationBlock);
 
-  auto* const table = reinterpret_cast<TranslationEntry*>(block_.get()) + units;
+  auto* const table = reinterpret_cast<TranslationEntry*>(block_.get() + 1);
   std::uninitialized_copy(entries.begin(), entries.end(), table);
   std::uninitialized_fill(table + entries.size(), table + padded, entries.back());
   entries_ = {table, entries.size()};
 
-  auto* const hints = reinterpret_cast<std::uint16_t*>(block_.get());
   std::size_t candidate = 0;
-  for (std::size_t slot = 0; slot < slots; ++slot) {
-    const std::uint64_t start = static_cast<std::uint64_t>(slot) << shift;
+  for (std::uint64_t slot = 0; slot < TranslationBlock::slots; ++slot) {
+    // No slot past that of the last region is looked up for an address that is in one.
+    const std::uint64_t start = std::min(slot, limit >> shift) << shift;
     while (candidate + 1 < entries.size() && entries[candidate + 1].first <= start)
       ++candidate;
-    hints[slot] = static_cast<std::uint16_t>(units + std::min(candidate, padded - reach));
+    block_->hints[slot] = TranslationBlock::hint_of(std::min(candidate, padded - reach));
   }
-  translator_ = {.limit = limit,
-                 .block = block_.get(),
+  translator_ = {.block = block_.get(),
                  .shape = shift | (static_cast<std::uint64_t>(steps - 1) << 6)};
 }
 

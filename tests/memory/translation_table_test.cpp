@@ -53,6 +53,7 @@ void expect_found(const std::vector<TranslationEntry>& entries) {
 TEST(TranslationTable, FindsNothingInNothing) {
   expect_found({});
   EXPECT_EQ(TranslationTable::empty().find(0, 1), nullptr);
+  EXPECT_EQ(TranslationTable::empty().find(top, 1), nullptr);
 }
 
 TEST(TranslationTable, FindsOneRegionWhereverItIs) {
@@ -64,6 +65,23 @@ TEST(TranslationTable, FindsOneRegionWhereverItIs) {
   expect_found({entry(std::uint64_t{1} << 63, std::uint64_t{1} << 63)});
   expect_found(
       {entry(0, std::uint64_t{1} << 63), entry(std::uint64_t{1} << 63, std::uint64_t{1} << 63)});
+}
+
+TEST(TranslationTable, RefusesAddressesThatShareASlotWithARegion) {
+  // 16 MiB apart in slots of a page; and in the coarsest slots of two regions.
+  std::vector<TranslationEntry> entries;
+  for (std::uint64_t i = 0; i < 4096; i += 8)
+    entries.push_back(entry(i * page, 4 * page));
+  for (const auto& regions : {entries, std::vector{entry(0, page), entry(1 << 30, page)}}) {
+    const TranslationTable table(regions);
+    const std::uint64_t slot = std::uint64_t{1} << (table.translator().shape % 64);
+    for (const TranslationEntry& one : regions) {
+      ASSERT_NE(table.translator().find(one.first, 8), nullptr);
+      for (std::uint64_t lap = TranslationBlock::slots * slot; lap != 0; lap *= 2) {
+        ASSERT_EQ(table.translator().find(one.first + lap, 8), nullptr) << std::hex << lap;
+      }
+    }
+  }
 }
 
 TEST(TranslationTable, TakesNoExtraStepForLayoutsOfVmms) {

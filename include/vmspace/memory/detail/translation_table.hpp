@@ -8,15 +8,21 @@
 // load leave to choose only between that region and those that begin inside the slot. A binary
 // search without branches picks among them. It takes the same number of steps for every slot,
 // because steps that vary from address to address cost more in mispredicted branches than they
-// save. Slots are as large as they can be without adding a step, and at most 8192 (16 KiB of
-// hints): two regions need two slots. Regions laid out as VMMs do it need the one step that is
-// always made; clusters of tiny regions far apart, which fall into one slot, need up to as many as
-// a plain binary search.
+// save. Slots are as large as they can be without adding a step, so that few are in use: two
+// regions need two. Regions laid out as VMMs do it need the one step that is always made; clusters
+// of tiny regions far apart, which fall into one slot, need up to as many as a plain binary search.
 //
-// Hints and entries share one block of memory, and a Translator has three words. An accessor that
-// stores to guest memory has to load those words anew each time, since for all the compiler knows
-// the store went there; on an AMD Zen 3 each such load after a store was measured to cost a
-// nanosecond.
+// There are always 8192 hints, 16 KiB, of which the memory in use takes a few cache lines. An
+// address above all slots is taken modulo their number: it lands on a hint of another address, and
+// is refused by the comparison with the region that ends every search. That is one instruction,
+// where a comparison with the number of slots is a load and a branch, and it holds a guest's number
+// within the hints even while the processor speculates.
+//
+// All that is in one block of memory, and a Translator has two words. An accessor that stores to
+// guest memory has to load those words anew each time, since for all the compiler knows the store
+// went there; and a load that overtakes a store whose address is still being translated was measured
+// to cost up to a nanosecond on an AMD Zen 3. One word, with the rest in the bits that the block's
+// alignment leaves free, made writes faster and reads slower.
 
 #pragma once
 
@@ -32,6 +38,24 @@ class DirtyBitmap;
 
 namespace detail {
 
+/// `first <= address ? yes : no` without a branch. Which it is, is as good as random in a search,
+/// so that a branch would be guessed wrong half of the time; but compilers make one of whatever is
+/// in a loop (g++ 12: 13 ns for a look-up of five steps, where this takes 5).
+template <typename T>
+[[nodiscard, gnu::always_inline]] inline T* select_at_most(const std::uint64_t& first,
+                                                           std::uint64_t address, T* yes,
+                                                           T* no) noexcept {
+#if defined(__x86_64__)
+  asm("cmpq %[address], %[first]\n\tcmovbeq %[yes], %[no]"
+      : [no] "+r"(no)
+      : [first] "m"(first), [address] "r"(address), [yes] "r"(yes)
+      : "cc");
+  return no;
+#else
+  return first <= address ? yes : no;
+#endif
+}
+
 /// One region as the hot path sees it. 32 bytes, so that indexing is a shift.
 struct TranslationEntry {
   std::uint64_t first;  ///< the lowest guest address
@@ -45,14 +69,34 @@ static_assert(sizeof(TranslationEntry) == 32);
 /// No region is smaller: the smallest page of the machines we run on.
 inline constexpr std::uint64_t min_region_size = 4096;
 
-/// What a look-up reads. Trivially copyable: whoever looks up often keeps a copy at hand, and alive
-/// the TranslationTable that it was taken from.
+/// What a look-up reads. The entries follow.
 ///
-/// Invariant: every address up to `limit` has a hint. The entry that a search ends on is the last
-/// that begins at or below the address, or, below all regions, the first.
+/// Invariant: for an address up to the end of the last region, a search ends on the last entry that
+/// begins at or below it, or, below all regions, on the first; for any other, on any.
+struct alignas(64) TranslationBlock {
+  static constexpr std::size_t slots = 8192;
+
+  /// Where an entry is, in words from the start of this block: an index of entries would take the
+  /// search two instructions more, one to multiply by their size and one to add where they begin.
+  std::uint16_t hints[slots];
+
+  [[nodiscard]] const TranslationEntry* entry_at(std::uint16_t hint) const noexcept {
+    return reinterpret_cast<const TranslationEntry*>(reinterpret_cast<const std::uint64_t*>(this) +
+                                                     hint);
+  }
+  /// The hint that names an entry.
+  [[nodiscard]] static constexpr std::uint16_t hint_of(std::size_t index) noexcept {
+    constexpr std::size_t word = sizeof(std::uint64_t);
+    return static_cast<std::uint16_t>(
+        (sizeof(TranslationBlock) + index * sizeof(TranslationEntry)) / word);
+  }
+};
+static_assert(sizeof(TranslationBlock) % alignof(TranslationEntry) == 0);
+
+/// Finds entries. Trivially copyable: whoever looks up often keeps a copy at hand, and alive the
+/// TranslationTable that it was taken from.
 struct Translator {
-  std::uint64_t limit;     ///< the last address of the last region
-  const std::byte* block;  ///< the hints, then the entries, in units of an entry
+  const TranslationBlock* block;
   /// The low six bits: a slot is 2^n bytes. Above: search steps besides the one that is always
   /// made.
   std::uint64_t shape;
@@ -64,7 +108,7 @@ struct Translator {
     const TranslationEntry* entry = nearest(gpa);
     // Below the entry, the difference wraps to a number above every size. Nothing is added to a
     // guest's number, so nothing can wrap the other way.
-    if (entry == nullptr || gpa - entry->first > entry->size - size) [[unlikely]]
+    if (gpa - entry->first > entry->size - size) [[unlikely]]
       return nullptr;
     return entry;
   }
@@ -81,56 +125,44 @@ struct Translator {
   }
 
  private:
-  /// The entry that holds `gpa` if any does; null above all regions.
+  /// The entry that holds `gpa` if any does.
   [[gnu::always_inline]] const TranslationEntry* nearest(std::uint64_t gpa) const noexcept {
-    if (gpa > limit) [[unlikely]]
-      return nullptr;
-    const std::size_t hint = reinterpret_cast<const std::uint16_t*>(block)[gpa >> (shape % 64)];
-    const TranslationEntry* entry = reinterpret_cast<const TranslationEntry*>(block) + hint;
+    const std::uint64_t slot = (gpa >> (shape % 64)) % TranslationBlock::slots;
+    const TranslationEntry* entry = block->entry_at(block->hints[slot]);
     // With a probability that makes the compiler move the loop out of the way; [[unlikely]] does
     // not.
     if (__builtin_expect_with_probability(shape >= 64, 0, 0.9999)) {
       for (std::uint64_t step = shape / 64; step != 0; --step) {
-        entry += unpredictable(entry[std::size_t{1} << step].first <= gpa) << step;
+        const TranslationEntry* further = entry + (std::size_t{1} << step);
+        entry = select_at_most(further->first, gpa, further, entry);
       }
     }
-    return entry + unpredictable(entry[1].first <= gpa);
-  }
-
-  /// 0 or 1, as a number and never a branch. Which it is, is as good as random, so that a branch
-  /// would be guessed wrong half of the time; the empty assembly keeps compilers from making one.
-  [[gnu::always_inline]] static std::size_t unpredictable(bool condition) noexcept {
-    std::size_t number = condition ? 1 : 0;
-    asm("" : "+r"(number));
-    return number;
+    return select_at_most(entry[1].first, gpa, entry + 1, entry);
   }
 };
 
 /// The memory that a Translator points into. Immutable once built, so safe to read from any thread.
 class TranslationTable {
  public:
-  static constexpr std::size_t max_slots = 8192;
   /// 16-bit hints can name a few more; callers set lower limits of their own.
-  static constexpr std::size_t max_entries = 32768;
+  static constexpr std::size_t max_entries = 15'000;
 
   /// Builds the table. The entries are sorted by address, do not overlap, and are at most
-  /// max_entries. O(64 n + max_slots).
+  /// max_entries. O(64 n + slots).
   explicit TranslationTable(std::span<const TranslationEntry> entries);
 
   [[nodiscard]] const Translator& translator() const noexcept { return translator_; }
   [[nodiscard]] std::span<const TranslationEntry> entries() const noexcept { return entries_; }
 
   /// The translator of no regions at all: finds nothing, and lives for ever.
-  [[nodiscard]] static const Translator& empty() noexcept;
+  [[nodiscard]] static Translator empty() noexcept;
 
  private:
-  /// Entries do not cross cache lines.
-  struct Block {
-    static constexpr std::align_val_t align{64};
-    void operator()(std::byte* bytes) const noexcept { ::operator delete(bytes, align); }
+  struct Free {
+    void operator()(TranslationBlock* block) const noexcept;
   };
 
-  std::unique_ptr<std::byte, Block> block_;
+  std::unique_ptr<TranslationBlock, Free> block_;
   std::span<const TranslationEntry> entries_;
   Translator translator_;
 };
