@@ -245,6 +245,51 @@ TEST_F(Guest, SlicesCrossRegionsWholeOrNotAtAll) {
   EXPECT_EQ(out, std::vector<std::byte>(page, std::byte{0x5a}));
 }
 
+TEST_F(Guest, SlicesOfEveryLengthEndWhereTheyEnd) {
+  // Short, long and in between, inside of a region, up to its end, and across it; the bytes on both
+  // sides stay.
+  for (std::size_t size = 0; size <= 140; ++size) {
+    const auto bytes = pattern(size, static_cast<unsigned>(size));
+    for (const std::uint64_t start : {first + 70, second - size, second - size / 2, gap - size}) {
+      SCOPED_TRACE(std::to_string(size) + " bytes at " + std::to_string(start));
+      ASSERT_TRUE(memory.fill({at(first), 4 * page}, std::byte{0xee}));
+      ASSERT_TRUE(memory.write_slice(at(start), bytes));
+      std::vector<std::byte> all(4 * page, std::byte{0xee});
+      std::ranges::copy(bytes, all.begin() + static_cast<std::ptrdiff_t>(start - first));
+      ASSERT_EQ(contents(memory, first, 4 * page), all);
+      std::vector<std::byte> out(size + 2, std::byte{0xee});
+      ASSERT_TRUE(memory.read_slice(at(start), std::span(out).subspan(1, size)));
+      ASSERT_TRUE(std::ranges::equal(std::span(out).subspan(1, size), bytes));
+      ASSERT_EQ(out.front(), std::byte{0xee});
+      ASSERT_EQ(out.back(), std::byte{0xee});
+    }
+    EXPECT_EQ(memory.write_slice(at(gap - size), pattern(size + 1)).error().code,
+              size == 0 ? Errc::not_found : Errc::out_of_bounds);
+    EXPECT_EQ(memory.write_slice(at(rom), bytes).has_value(), size == 0);
+  }
+}
+
+TEST_F(Guest, LargeObjectsAreReadAndWrittenAsSmallOnesAre) {
+  struct Large {
+    std::array<std::uint8_t, 3000> bytes;
+  };
+  Large large{};
+  for (std::size_t i = 0; i < large.bytes.size(); ++i)
+    large.bytes[i] = static_cast<std::uint8_t>(i * 7);
+  for (const std::uint64_t start : {first + 1, second - 1500, gap - sizeof(Large)}) {
+    ASSERT_TRUE(memory.fill({at(first), 4 * page}, std::byte{0}));
+    ASSERT_TRUE(memory.write(at(start), large));
+    const auto read = memory.read<Large>(at(start));
+    ASSERT_TRUE(read);
+    EXPECT_EQ(read->bytes, large.bytes);
+  }
+  const auto before = contents(memory, first, 4 * page);
+  EXPECT_EQ(memory.write(at(gap - sizeof(Large) + 1), large).error().code, Errc::out_of_bounds);
+  EXPECT_EQ(memory.read<Large>(at(gap - sizeof(Large) + 1)).error().code, Errc::out_of_bounds);
+  EXPECT_EQ(memory.write(at(rom), large).error().code, Errc::access_denied);
+  EXPECT_EQ(contents(memory, first, 4 * page), before);
+}
+
 TEST_F(Guest, PartialSlicesStopAtTheGap) {
   const auto bytes = pattern(3 * page);
   EXPECT_EQ(memory.write_some(at(second + 10), bytes), 2 * page - 10);
@@ -442,7 +487,10 @@ TEST_F(TrackedGuest, EveryWayToWriteIsRecordedAndReadsAreNot) {
       {"store", [&] { ASSERT_TRUE(memory.store(at(first + 8), 1U, std::memory_order_release)); }},
       {"fetch_or", [&] { ASSERT_TRUE(memory.fetch_or(at(first + 8), 1U)); }},
       {"compare_exchange", [&] { ASSERT_TRUE(memory.compare_exchange(at(first + 8), 1U, 2U)); }},
+      {"write, large",
+       [&] { ASSERT_TRUE(memory.write(at(first + 8), std::array<std::uint64_t, 100>{})); }},
       {"write_slice", [&] { ASSERT_TRUE(memory.write_slice(at(first + 8), bytes)); }},
+      {"write_slice, long", [&] { ASSERT_TRUE(memory.write_slice(at(first + 8), pattern(200))); }},
       {"write_some", [&] { ASSERT_TRUE(memory.write_some(at(first + 8), bytes)); }},
       {"fill",
        [&] {

@@ -66,7 +66,7 @@ struct GuestRange {
 
 /// An immutable, sorted set of mapped regions that do not overlap, with quick translation.
 ///
-/// A handle of five words: copies share one set, and keep it alive. A change makes a new
+/// A handle of four words: copies share one set, and keep it alive. A change makes a new
 /// GuestMemory that shares the regions that stay. Every call is const and may be made from any
 /// thread at any time; accesses are not ordered among threads, except load(), store(),
 /// compare_exchange() and fetch_or() as their memory order says. There is no move: moving copies,
@@ -134,15 +134,22 @@ class GuestMemory {
   template <GuestObject T>
   [[nodiscard]] Result<T> read(GuestAddress address) const {
     T value;
-    const auto* entry = find_object<T>(address);
-    if (entry != nullptr) [[likely]] {
-      detail::load_once(value, entry->host + (address.value() - entry->first));
+    if constexpr (sizeof(T) > detail::inline_copy_limit) {
+      if (!read_long(address, std::as_writable_bytes(std::span(&value, 1)))) [[unlikely]] {
+        const auto ok = read_across("GuestMemory::read", address, &value, sizeof value);
+        if (!ok) return fail(ok.error());
+      }
     } else {
-      // Variables of its own, so that `value` has no address and stays in a register.
-      T crossing;
-      const auto ok = read_across("GuestMemory::read", address, &crossing, sizeof crossing);
-      if (!ok) return fail(ok.error());
-      value = crossing;
+      const auto* entry = translator_.find(address.value(), sizeof(T));
+      if (entry != nullptr) [[likely]] {
+        detail::load_once(value, entry->host + (address.value() - entry->first));
+      } else {
+        // Variables of its own, so that `value` has no address and stays in a register.
+        T crossing;
+        const auto ok = read_across("GuestMemory::read", address, &crossing, sizeof crossing);
+        if (!ok) return fail(ok.error());
+        value = crossing;
+      }
     }
     return value;
   }
@@ -153,7 +160,8 @@ class GuestMemory {
     return write_object<true>(address, value);
   }
 
-  /// write() without marking, for many small writes that one mark_dirty() covers afterwards.
+  /// write() without marking, for many small writes that one mark_dirty() covers afterwards. An
+  /// object above 64 bytes, or that crosses regions, is marked all the same.
   template <GuestObject T>
   [[nodiscard]] Result<void> write_unmarked(GuestAddress address, const T& value) const {
     return write_object<false>(address, value);
@@ -228,25 +236,20 @@ class GuestMemory {
 
   /// Fills `to` from the guest: all of it, or nothing and an error.
   [[nodiscard]] Result<void> read_slice(GuestAddress address, std::span<std::byte> to) const {
-    if (const auto* entry = translator_.find_any(address.value(), to.size())) [[likely]] {
-      detail::copy_from_shared(to.data(), entry->host + (address.value() - entry->first),
-                               to.size());
+    const bool done =
+        detail::is_short(to.size()) ? read_short(address, to) : read_long(address, to);
+    if (done) [[likely]]
       return {};
-    }
     return read_across("GuestMemory::read_slice", address, to.data(), to.size());
   }
 
   /// Writes all of `from` into the guest, or nothing and an error.
   [[nodiscard]] Result<void> write_slice(GuestAddress address,
                                          std::span<const std::byte> from) const {
-    const auto* entry = translator_.find_any(address.value(), from.size());
-    DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
-    if (dirty != nullptr) [[likely]] {
-      const std::uint64_t offset = address.value() - entry->first;
-      detail::copy_to_shared(entry->host + offset, from.data(), from.size());
-      dirty->mark(offset, from.size());
+    const bool done =
+        detail::is_short(from.size()) ? write_short(address, from) : write_long(address, from);
+    if (done) [[likely]]
       return {};
-    }
     return write_across("GuestMemory::write_slice", address, from.data(), from.size());
   }
 
@@ -314,27 +317,64 @@ class GuestMemory {
 
   template <bool Marked, typename T>
   [[gnu::always_inline]] Result<void> write_object(GuestAddress address, const T& value) const {
-    const auto* entry = find_object<T>(address);
-    // Loaded before the store: for all the compiler knows, the store may change the entry.
-    DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
-    if (dirty == nullptr) [[unlikely]] {
-      const T crossing = value;
-      return write_across("GuestMemory::write", address, &crossing, sizeof crossing);
+    if constexpr (sizeof(T) > detail::inline_copy_limit) {
+      if (write_long(address, std::as_bytes(std::span(&value, 1)))) [[likely]]
+        return {};
+      return write_across("GuestMemory::write", address, &value, sizeof value);
+    } else {
+      const auto* entry = translator_.find(address.value(), sizeof(T));
+      // Loaded before the store: for all the compiler knows, the store may change the entry.
+      DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
+      if (dirty == nullptr) [[unlikely]] {
+        const T crossing = value;
+        return write_across("GuestMemory::write", address, &crossing, sizeof crossing);
+      }
+      const std::uint64_t offset = address.value() - entry->first;
+      detail::store_once(entry->host + offset, value);
+      if constexpr (Marked) dirty->mark(offset, sizeof(T));
+      return {};
     }
-    const std::uint64_t offset = address.value() - entry->first;
-    detail::store_once(entry->host + offset, value);
-    if constexpr (Marked) dirty->mark(offset, sizeof(T));
-    return {};
   }
 
-  template <typename T>
-  [[gnu::always_inline]] const detail::TranslationEntry* find_object(
-      GuestAddress address) const noexcept {
-    if constexpr (sizeof(T) <= detail::min_region_size) {
-      return translator_.find(address.value(), sizeof(T));
-    } else {
-      return translator_.find_any(address.value(), sizeof(T));
-    }
+  // Slices that lie in one region; false, and nothing done, for others. Short and long ones have
+  // functions of their own, so that the former need not save registers around the latter's memcpy.
+
+  bool read_short(GuestAddress address, std::span<std::byte> to) const noexcept {
+    const auto* entry = translator_.find(address.value(), to.size());
+    if (entry == nullptr) [[unlikely]]
+      return false;
+    detail::copy_short(to.data(), entry->host + (address.value() - entry->first), to.size());
+    return true;
+  }
+
+  bool read_long(GuestAddress address, std::span<std::byte> to) const noexcept {
+    const auto* entry = translator_.find_any(address.value(), to.size());
+    if (entry == nullptr) [[unlikely]]
+      return false;
+    detail::copy_from_shared(to.data(), entry->host + (address.value() - entry->first), to.size());
+    return true;
+  }
+
+  bool write_short(GuestAddress address, std::span<const std::byte> from) const noexcept {
+    const auto* entry = translator_.find(address.value(), from.size());
+    DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
+    if (dirty == nullptr) [[unlikely]]
+      return false;
+    const std::uint64_t offset = address.value() - entry->first;
+    detail::copy_short(entry->host + offset, from.data(), from.size());
+    dirty->mark(offset, from.size());
+    return true;
+  }
+
+  bool write_long(GuestAddress address, std::span<const std::byte> from) const noexcept {
+    const auto* entry = translator_.find_any(address.value(), from.size());
+    DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
+    if (dirty == nullptr) [[unlikely]]
+      return false;
+    const std::uint64_t offset = address.value() - entry->first;
+    detail::copy_to_shared(entry->host + offset, from.data(), from.size());
+    dirty->mark(offset, from.size());
+    return true;
   }
 
   template <typename T>

@@ -46,58 +46,32 @@ namespace vmspace::detail {
 void move_atomically(std::byte* to, const std::byte* from, std::size_t bytes) noexcept;
 void fill_atomically(std::byte* to, std::byte value, std::size_t bytes) noexcept;
 
-/// memcpy, in line for what a descriptor or a header is: 16 to 64 bytes, where the call would take
-/// longer than the copy. Blocks of 16 bytes from both ends, which overlap in the middle.
-[[gnu::always_inline]] inline void copy_bytes(void* to, const void* from,
-                                              std::size_t bytes) noexcept {
-  struct Block {
-    unsigned char bytes[16];
-  };
-  if (bytes < sizeof(Block) || bytes > 4 * sizeof(Block)) {
-    std::memcpy(to, from, bytes);
-    return;
-  }
-  auto* const out = static_cast<std::byte*>(to);
-  const auto* const in = static_cast<const std::byte*>(from);
-  const auto load = [in](std::size_t at) {
-    Block block;
-    std::memcpy(&block, in + at, sizeof block);
-    return block;
-  };
-  const auto store = [out](std::size_t at, const Block& block) {
-    std::memcpy(out + at, &block, sizeof block);
-  };
-  const std::size_t last = bytes - sizeof(Block);
-  const Block head = load(0);
-  const Block tail = load(last);
-  if (bytes > 2 * sizeof(Block)) {
-    const Block second = load(sizeof(Block));
-    const Block third = load(last - sizeof(Block));
-    store(sizeof(Block), second);
-    store(last - sizeof(Block), third);
-  }
-  store(0, head);
-  store(last, tail);
+/// Up to this size an object or a slice is copied in line: a call would cost more.
+inline constexpr std::size_t inline_copy_limit = 64;
+
+/// A number of bytes that the compiler doesn't know: of one that it knows, g++ makes rep movs, which
+/// takes three times as long for 4 KiB as the C library's memcpy.
+[[nodiscard, gnu::always_inline]] inline std::size_t unknown(std::size_t bytes) noexcept {
+  asm("" : "+r"(bytes));
+  return bytes;
 }
 
 /// From memory that others write to private memory. Any alignment; no overlap.
-[[gnu::always_inline]] inline void copy_from_shared(void* to, const std::byte* from,
-                                                    std::size_t bytes) noexcept {
+inline void copy_from_shared(void* to, const std::byte* from, std::size_t bytes) noexcept {
 #if VMSPACE_DETAIL_TSAN
   move_atomically(static_cast<std::byte*>(to), from, bytes);
 #else
-  copy_bytes(to, from, bytes);
+  std::memcpy(to, from, unknown(bytes));
 #endif
   compiler_barrier();
 }
 
 /// The same, the other way round.
-[[gnu::always_inline]] inline void copy_to_shared(std::byte* to, const void* from,
-                                                  std::size_t bytes) noexcept {
+inline void copy_to_shared(std::byte* to, const void* from, std::size_t bytes) noexcept {
 #if VMSPACE_DETAIL_TSAN
   move_atomically(to, static_cast<const std::byte*>(from), bytes);
 #else
-  copy_bytes(to, from, bytes);
+  std::memcpy(to, from, unknown(bytes));
 #endif
   compiler_barrier();
 }
@@ -158,52 +132,79 @@ template <typename Word>
 #endif
 }
 
-/// Up to this size an object is copied word by word in line: a call would cost more.
-inline constexpr std::size_t inline_copy_limit = 64;
+/// Whether copy_short() takes so many bytes: the size of a descriptor or a header.
+[[nodiscard]] constexpr bool is_short(std::size_t bytes) noexcept {
+  return bytes >= 16 && bytes <= inline_copy_limit;
+}
+
+/// Copies an is_short() number of bytes in line, as blocks of 16 bytes from both ends, which overlap
+/// in the middle.
+[[gnu::always_inline]] inline void copy_short(std::byte* to, const std::byte* from,
+                                              std::size_t bytes) noexcept {
+#if VMSPACE_DETAIL_TSAN
+  move_atomically(to, from, bytes);
+#else
+  struct Block {
+    unsigned char bytes[16];
+  };
+  const auto load = [from](std::size_t at) {
+    Block block;
+    std::memcpy(&block, from + at, sizeof block);
+    return block;
+  };
+  const auto store = [to](std::size_t at, const Block& block) {
+    std::memcpy(to + at, &block, sizeof block);
+  };
+  const std::size_t last = bytes - sizeof(Block);
+  const Block head = load(0);
+  const Block tail = load(last);
+  if (bytes > 2 * sizeof(Block)) {
+    const Block second = load(sizeof(Block));
+    const Block third = load(last - sizeof(Block));
+    store(sizeof(Block), second);
+    store(last - sizeof(Block), third);
+  }
+  store(0, head);
+  store(last, tail);
+#endif
+  compiler_barrier();
+}
 
 /// An object of T's bytes, read once.
 template <typename T>
-requires std::is_trivially_copyable_v<T>
-[[gnu::always_inline]] inline void load_once(T& to, const std::byte* from) noexcept {
-  if constexpr (sizeof(T) > inline_copy_limit) {
-    copy_from_shared(&to, from, sizeof(T));
-  } else {
-    auto* out = reinterpret_cast<unsigned char*>(&to);
-    std::size_t at = 0;
-    const auto words = [&]<typename Word>(Word) {
-      for (; sizeof(T) - at >= sizeof(Word); at += sizeof(Word)) {
-        const Word word = load_word<Word>(from + at);
-        std::memcpy(out + at, &word, sizeof word);
-      }
-    };
-    words(std::uint64_t{});
-    words(std::uint32_t{});
-    words(std::uint16_t{});
-    words(std::uint8_t{});
-  }
+requires(std::is_trivially_copyable_v<T> && sizeof(T) <= inline_copy_limit)
+    [[gnu::always_inline]] inline void load_once(T& to, const std::byte* from) noexcept {
+  auto* out = reinterpret_cast<unsigned char*>(&to);
+  std::size_t at = 0;
+  const auto words = [&]<typename Word>(Word) {
+    for (; sizeof(T) - at >= sizeof(Word); at += sizeof(Word)) {
+      const Word word = load_word<Word>(from + at);
+      std::memcpy(out + at, &word, sizeof word);
+    }
+  };
+  words(std::uint64_t{});
+  words(std::uint32_t{});
+  words(std::uint16_t{});
+  words(std::uint8_t{});
 }
 
 /// An object of T's bytes, each written once.
 template <typename T>
-requires std::is_trivially_copyable_v<T>
-[[gnu::always_inline]] inline void store_once(std::byte* to, const T& from) noexcept {
-  if constexpr (sizeof(T) > inline_copy_limit) {
-    copy_to_shared(to, &from, sizeof(T));
-  } else {
-    const auto* in = reinterpret_cast<const unsigned char*>(&from);
-    std::size_t at = 0;
-    const auto words = [&]<typename Word>(Word) {
-      for (; sizeof(T) - at >= sizeof(Word); at += sizeof(Word)) {
-        Word word;
-        std::memcpy(&word, in + at, sizeof word);
-        store_word<Word>(to + at, word);
-      }
-    };
-    words(std::uint64_t{});
-    words(std::uint32_t{});
-    words(std::uint16_t{});
-    words(std::uint8_t{});
-  }
+requires(std::is_trivially_copyable_v<T> && sizeof(T) <= inline_copy_limit)
+    [[gnu::always_inline]] inline void store_once(std::byte* to, const T& from) noexcept {
+  const auto* in = reinterpret_cast<const unsigned char*>(&from);
+  std::size_t at = 0;
+  const auto words = [&]<typename Word>(Word) {
+    for (; sizeof(T) - at >= sizeof(Word); at += sizeof(Word)) {
+      Word word;
+      std::memcpy(&word, in + at, sizeof word);
+      store_word<Word>(to + at, word);
+    }
+  };
+  words(std::uint64_t{});
+  words(std::uint32_t{});
+  words(std::uint16_t{});
+  words(std::uint8_t{});
 }
 
 }  // namespace vmspace::detail
