@@ -4,9 +4,10 @@
 //
 // Names are workload/implementation/number of regions (or bytes). The regions are 2 MiB each, at
 // gaps drawn uniformly from 0 to 32 MiB; `sparse64` has 64 regions of 4 KiB to 1 TiB in clusters
-// over 64 TiB. Each iteration visits the same 256 addresses: many enough that no branch predictor
-// knows them by heart, and few enough that their data stays in the first-level cache, so that what
-// is measured is the translation and not the memory. Every implementation reads the same bytes.
+// over 64 TiB. Each iteration visits 128 random addresses in a random order of 8192 visits: longer
+// than branch predictors know by heart (a Zen 3 learns 2048), while the data stays in the first-level
+// cache, so that what is measured is the translation and not the memory. Every implementation reads
+// the same bytes.
 
 #include <unistd.h>
 
@@ -36,7 +37,8 @@ namespace {
 using namespace vmspace;
 using namespace vmspace::literals;
 
-constexpr std::size_t addresses_per_round = 256;
+constexpr std::size_t places = 128;
+constexpr std::size_t visits = 8192;
 
 class SplitMix64 {
  public:
@@ -83,11 +85,13 @@ Layout make_layout(const std::vector<std::pair<std::uint64_t, std::uint64_t>>& r
     regions.push_back(make_region(base, size));
   Layout layout{expect(GuestMemory::from_regions(std::move(regions))), {}};
   SplitMix64 random(ranges.size());
-  for (std::size_t i = 0; i < addresses_per_round; ++i) {
+  for (std::size_t i = 0; i < places; ++i) {
     const auto& [base, size] = ranges[random.below(ranges.size())];
     layout.addresses.push_back(base + random.below(size / 8) * 8);
     if (!layout.memory.write(GuestAddress(layout.addresses.back()), random())) std::abort();
   }
+  while (layout.addresses.size() < visits)
+    layout.addresses.push_back(layout.addresses[random.below(places)]);
   return layout;
 }
 
@@ -182,9 +186,8 @@ class Branchless {
     const std::uint64_t* start = starts_.data();
     for (std::size_t count = starts_.size(); count > 1;) {
       const std::size_t half = count / 2;
-      std::size_t step = start[half] <= address ? half : 0;
-      asm("" : "+r"(step));  // else g++ makes it the branch that this is to do without
-      start += step;
+      const std::uint64_t* const further = start + half;
+      start = detail::select_at_most(*further, address, further, start);
       count -= half;
     }
     return regions_[static_cast<std::size_t>(start - starts_.data())].at(address);
@@ -304,53 +307,62 @@ void write_vmspace(benchmark::State& state, const std::string& regions) {
   report(state, layout.addresses.size());
 }
 
-// Slices: one place that moves through 16 MiB of a region, so that small ones stay in the caches
-// and large ones do not.
+// Slices, at random addresses of eight regions too, aligned to their size as a guest's buffers are.
+// The data of 128 small ones stays in the first-level cache, that of larger ones does not.
 
-constexpr std::uint64_t slice_window = 16_MiB;
-
-struct SliceGuest {
-  GuestMemory memory =
-      expect(GuestMemory::from_regions({make_region(0x10'0000, 2 * slice_window)}));
-  std::vector<std::byte> buffer = std::vector<std::byte>(1_MiB);
-  std::byte* host = expect(memory.host_address(GuestAddress(0x10'0000), 2 * slice_window));
-  SliceGuest() { std::memset(host, 1, 2 * slice_window); }
+struct Slices {
+  const GuestMemory* memory;
+  std::vector<GuestAddress> addresses;
+  std::vector<std::byte*> pointers;  ///< to the same bytes
+  std::vector<std::byte> buffer;
 };
 
-SliceGuest& slice_guest() {
-  static SliceGuest guest;
-  return guest;
+Slices make_slices(std::size_t bytes) {
+  Slices slices{&dense(8).memory, {}, {}, std::vector<std::byte>(bytes)};
+  const auto regions = slices.memory->regions();
+  for (const auto& region : regions) {
+    const GuestRange all{region->base(), region->size()};
+    if (!slices.memory->fill(all, std::byte{1})) std::abort();
+  }
+  SplitMix64 random(bytes);
+  for (std::size_t i = 0; i < places; ++i) {
+    const MemoryRegion& region = *regions[random.below(regions.size())];
+    const std::uint64_t offset = random.below(region.size() / bytes) * bytes;
+    slices.addresses.emplace_back(region.base().value() + offset);
+    slices.pointers.push_back(region.host_base() + offset);
+  }
+  return slices;
 }
 
 enum class Way { read, write };
 
 template <Way way, bool raw>
 void slice(benchmark::State& state, std::size_t bytes) {
-  SliceGuest& guest = slice_guest();
-  const std::span<std::byte> buffer(guest.buffer.data(), bytes);
-  // Small slices from a few KiB; large ones from all of the window.
-  const std::uint64_t window = std::max<std::uint64_t>(bytes * 16, 4_KiB);
-  std::uint64_t offset = 0;
+  Slices slices = make_slices(bytes);
+  const GuestMemory& memory = *slices.memory;
+  const std::span<std::byte> buffer(slices.buffer);
   for (auto _ : state) {
     if constexpr (raw) {
-      std::size_t count = bytes;
-      benchmark::DoNotOptimize(count);  // as a caller who learns the length from a descriptor
-      if constexpr (way == Way::read) {
-        std::memcpy(buffer.data(), guest.host + offset, count);
-      } else {
-        std::memcpy(guest.host + offset, buffer.data(), count);
+      for (std::byte* const pointer : slices.pointers) {
+        if constexpr (way == Way::read) {
+          std::memcpy(buffer.data(), pointer, buffer.size());
+        } else {
+          std::memcpy(pointer, buffer.data(), buffer.size());
+        }
+        benchmark::ClobberMemory();
       }
     } else {
-      const GuestAddress address(0x10'0000 + offset);
-      const auto ok = way == Way::read ? guest.memory.read_slice(address, buffer)
-                                       : guest.memory.write_slice(address, buffer);
-      if (!ok) [[unlikely]]
-        return state.SkipWithError("failed");
+      for (const GuestAddress address : slices.addresses) {
+        const auto ok = way == Way::read ? memory.read_slice(address, buffer)
+                                         : memory.write_slice(address, buffer);
+        if (!ok) [[unlikely]]
+          return state.SkipWithError("failed");
+        benchmark::ClobberMemory();
+      }
     }
-    benchmark::ClobberMemory();
-    offset = (offset + bytes) & (window - 1);
   }
-  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(bytes));
+  report(state, places);
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(places * bytes));
 }
 
 // Snapshots of a guest of 4 GiB with 256 MiB of data in pieces of 1 MiB, into the directory that
