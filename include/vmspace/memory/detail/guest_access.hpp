@@ -56,6 +56,17 @@ inline constexpr std::size_t inline_copy_limit = 64;
   return bytes;
 }
 
+/// `source`, but known to the processor only once `target` is. The target of a write comes late, out
+/// of a translation, and loads that overtake a store whose address is not known yet are expensive on
+/// an AMD Zen 3: a 64-byte write takes a quarter longer when its source is loaded at once.
+[[nodiscard, gnu::always_inline]] inline const std::byte* known_after(
+    const std::byte* source, const std::byte* target) noexcept {
+  const auto number = reinterpret_cast<std::uintptr_t>(target);
+  std::uintptr_t same = number;
+  asm("" : "+r"(same));
+  return source + (number ^ same);
+}
+
 /// From memory that others write to private memory. Any alignment; no overlap.
 inline void copy_from_shared(void* to, const std::byte* from, std::size_t bytes) noexcept {
 #if VMSPACE_DETAIL_TSAN
