@@ -2,6 +2,7 @@
 
 #include "vmspace/memory/region_descriptor.hpp"
 
+#include <fcntl.h>
 #include <linux/magic.h>
 
 #include <cerrno>
@@ -21,6 +22,14 @@ Result<std::uint64_t> page_size_of(int descriptor) {
                            "fstatfs");
   }
   return info.f_type == HUGETLBFS_MAGIC ? static_cast<std::uint64_t>(info.f_bsize) : 0;
+}
+
+/// Whether the file keeps its size; false also for one that can't be sealed, and for no file at all,
+/// which is an error of its own.
+bool is_sealed(int descriptor) {
+  const int seals =
+      detail::retry([&] { return detail::kernel().fcntl(descriptor, F_GET_SEALS, 0); });
+  return seals >= 0 && (seals & F_SEAL_SHRINK) != 0;
 }
 
 }  // namespace
@@ -45,7 +54,7 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
   return described;
 }
 
-Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions) {
+Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions, Unsealed unsealed) {
   if (regions.size() > GuestMemory::max_regions) {
     return fail({.code = Errc::limit_exceeded,
                  .operation = "map_regions",
@@ -57,6 +66,12 @@ Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions) {
   for (const RegionDescriptor& region : regions) {
     const auto page = page_size_of(region.descriptor);
     if (!page) return fail(page.error());
+    if (unsealed == Unsealed::refuse && !is_sealed(region.descriptor)) {
+      return fail({.code = Errc::access_denied,
+                   .operation = "map_regions",
+                   .first = Operand::span(region.base.value(), region.size),
+                   .reason = "the file is not sealed: its owner could shrink it"});
+    }
     auto description = AddressSpaceRegion::make({.name = "shared",
                                                  .base = region.base,
                                                  .size = region.size,

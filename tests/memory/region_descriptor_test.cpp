@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <limits>
 #include <vector>
 
@@ -55,6 +56,31 @@ TEST(RegionDescriptor, OffsetsAreKept) {
   EXPECT_EQ((*describe_regions(*memory))[0].offset, page);
   close(file);
   EXPECT_EQ(memory->read<std::uint8_t>(GuestAddress(0)), 9);  // a descriptor of its own
+}
+
+TEST(RegionDescriptor, FilesThatTheirOwnerCouldShrinkAreRefusedOnRequest) {
+  const GuestMemory memory = guest({{0, page, Protection::read_write, MemorySource::shmem}});
+  const auto sealed = describe_regions(memory);
+  ASSERT_TRUE(sealed);
+  EXPECT_TRUE(map_regions(*sealed, Unsealed::refuse));
+
+  std::FILE* const regular = std::tmpfile();
+  ASSERT_NE(regular, nullptr);
+  for (const int file : {memfd_create("unsealed", MFD_CLOEXEC | MFD_ALLOW_SEALING),
+                         memfd_create("never", MFD_CLOEXEC), dup(fileno(regular))}) {
+    ASSERT_GE(file, 0);
+    ASSERT_EQ(ftruncate(file, page), 0);
+    const std::vector<RegionDescriptor> regions{
+        sealed->front(), {.base = GuestAddress(page), .size = page, .descriptor = file}};
+    EXPECT_TRUE(map_regions(regions));
+    const auto refused = map_regions(regions, Unsealed::refuse);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().message(),
+              "map_regions: access denied: [0x1000, 0x1fff] (the file is not sealed: its owner "
+              "could shrink it)");
+    close(file);
+  }
+  std::fclose(regular);
 }
 
 TEST(RegionDescriptor, WhatNobodyCanShareIsUnsupported) {

@@ -33,11 +33,17 @@ struct RegionDescriptor {
 /// privately.
 [[nodiscard]] Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory);
 
+/// What to do with a file that may be shrunk while it is mapped: that gives SIGBUS to whoever
+/// touches what is gone, and only the seal F_SEAL_SHRINK prevents it (fcntl(2)). Our own memfds have
+/// it, and QEMU's; hugetlbfs and regular files can't have it.
+enum class Unsealed : std::uint8_t { accept, refuse };
+
 /// Maps what another process described. The descriptors are duplicated; the caller closes its own.
-/// Everything is checked as if an enemy had sent it. Errors: those of AddressSpaceRegion::make,
-/// Backing::open (a file shorter than described is `out_of_bounds`), MemoryRegion::map and
-/// GuestMemory::from_regions; nothing stays mapped then. That the sender does not shrink the file
-/// later, only a seal promises (F_SEAL_SHRINK, which our own memfds have).
-[[nodiscard]] Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions);
+/// Everything is checked as if an enemy had sent it. Errors: `access_denied` for an unsealed file
+/// that is to be refused; those of AddressSpaceRegion::make, Backing::open (a file shorter than
+/// described is `out_of_bounds`), MemoryRegion::map and GuestMemory::from_regions; nothing stays
+/// mapped then.
+[[nodiscard]] Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions,
+                                              Unsealed unsealed = Unsealed::accept);
 
 }  // namespace vmspace
