@@ -50,7 +50,8 @@ class KvmMemslotsTest : public testing::Test {
 
   KvmMemslotsTest() {
     fake = this;
-    calls_.ioctl = [](int, unsigned long request, void* argument) {
+    calls_.ioctl = [](int descriptor, unsigned long request, void* argument) {
+      if (descriptor <= vm_descriptor) return refuse(EBADF);  // closed, or the caller's own
       // The kernel's memory is not ours: what this fake allocates does not fail.
       const int granted = std::exchange(test::granted, -1);
       const int result = fake->ioctl(request, argument);
