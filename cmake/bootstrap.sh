@@ -25,7 +25,7 @@ packages_for() {
     demo) echo "$library" ;;
     test) echo "$library $tests" ;;
     asan | tsan) echo "$library $tests ccache" ;;
-    clang) echo "$library $tests ccache clang libclang-rt-dev clang-format" ;;
+    clang) echo "$library $tests ccache clang libclang-rt-dev clang-format clang-tidy" ;;
     release) echo "$library libbenchmark-dev" ;;
     *) usage ;;
   esac

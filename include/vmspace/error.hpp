@@ -161,8 +161,8 @@ inline std::string to_text(const Operand& operand) {
 
 class ErrorCategory final : public std::error_category {
  public:
-  const char* name() const noexcept override { return "vmspace"; }
-  std::string message(int code) const override {
+  [[nodiscard]] const char* name() const noexcept override { return "vmspace"; }
+  [[nodiscard]] std::string message(int code) const override {
     return std::string(describe(static_cast<Errc>(code)));
   }
 };

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -32,7 +33,10 @@ struct Piece {
   DirtyBitmap* dirty;
   std::uint64_t offset;  ///< of `host` in the region
 
-  void mark() const noexcept { dirty->mark(offset, size); }
+  void mark() const noexcept {
+    assert(dirty != nullptr);  // the range was checked for writing
+    dirty->mark(offset, size);
+  }
 };
 
 /// The piece of at most `size` bytes from `gpa`, up to the end of its region. `size` 0 when there
@@ -67,6 +71,7 @@ template <typename Use>
 void for_each_piece(const Translator& translator, GuestRange range, Use use) {
   for (std::uint64_t done = 0; done < range.size;) {
     const Piece piece = piece_at(translator, range.base.value() + done, range.size - done);
+    assert(piece.size != 0);  // the range was checked
     use(piece, done);
     done += piece.size;
   }

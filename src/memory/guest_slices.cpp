@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <cerrno>
 #include <utility>
 
@@ -86,6 +87,7 @@ Result<void> GuestMemory::copy(GuestAddress to, GuestAddress from, std::uint64_t
       source = detail::piece_at(translator_, from.value() + (size - left), left);
       target = detail::piece_at(translator_, to.value() + (size - left), source.size);
     }
+    assert(target.size != 0);  // both ranges were checked
     detail::move_shared(target.host, source.host, target.size);
     target.mark();
     left -= target.size;
@@ -109,6 +111,7 @@ Result<std::uint64_t> GuestMemory::read_from(int fd, GuestRange range) const {
                              error);
     }
     if (count == 0) break;
+    assert(piece.dirty != nullptr);  // the range was checked for writing
     piece.dirty->mark(piece.offset, static_cast<std::uint64_t>(count));
     done += static_cast<std::uint64_t>(count);
   }

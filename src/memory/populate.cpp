@@ -24,6 +24,7 @@
 
 namespace vmspace {
 
+// NOLINTNEXTLINE(misc-unused-using-decls): templates of literals are not counted as used
 using literals::operator""_MiB;
 using detail::fail_os;
 using detail::kernel;

@@ -144,14 +144,14 @@ class KvmMemslots::State {
   Result<void> clear(const Range& range);
 
   /// The mapping of exactly this range, or null.
-  const Mapping* find(const Range& range) const noexcept {
+  [[nodiscard]] const Mapping* find(const Range& range) const noexcept {
     const auto entry = mappings_.get(range);
     return entry ? entry->value : nullptr;
   }
-  std::uint32_t limit() const noexcept { return limit_; }
-  std::uint32_t used() const noexcept { return used_; }
+  [[nodiscard]] std::uint32_t limit() const noexcept { return limit_; }
+  [[nodiscard]] std::uint32_t used() const noexcept { return used_; }
   /// The first broken rule, or null.
-  const char* broken_rule() const noexcept;
+  [[nodiscard]] const char* broken_rule() const noexcept;
 
  private:
   State(detail::Descriptor vm, std::uint32_t limit, bool can_read_only)

@@ -472,7 +472,8 @@ class IntervalTree {
   }
 
   /// Why the range does not lie inside one free range.
-  [[gnu::cold, gnu::noinline]] tl::unexpected<Error> why_not_at(const Range& range) const {
+  [[nodiscard, gnu::cold, gnu::noinline]] tl::unexpected<Error> why_not_at(
+      const Range& range) const {
     constexpr const char* operation = "allocate_at";
     const auto there = overlapping(range);
     bool gap = there.empty();

@@ -339,18 +339,20 @@ class GuestMemory {
   // Slices that lie in one region; false, and nothing done, for others. Short and long ones have
   // functions of their own, so that the former need not save registers around the latter's memcpy.
 
-  bool read_short(GuestAddress address, std::span<std::byte> to) const noexcept {
+  [[nodiscard]] bool read_short(GuestAddress address, std::span<std::byte> to) const noexcept {
     return read_at<detail::copy_short>(translator_.find(address.value(), to.size()), address, to);
   }
-  bool read_long(GuestAddress address, std::span<std::byte> to) const noexcept {
+  [[nodiscard]] bool read_long(GuestAddress address, std::span<std::byte> to) const noexcept {
     return read_at<detail::copy_from_shared>(translator_.find_any(address.value(), to.size()),
                                              address, to);
   }
-  bool write_short(GuestAddress address, std::span<const std::byte> from) const noexcept {
+  [[nodiscard]] bool write_short(GuestAddress address,
+                                 std::span<const std::byte> from) const noexcept {
     return write_at<detail::copy_short>(translator_.find(address.value(), from.size()), address,
                                         from);
   }
-  bool write_long(GuestAddress address, std::span<const std::byte> from) const noexcept {
+  [[nodiscard]] bool write_long(GuestAddress address,
+                                std::span<const std::byte> from) const noexcept {
     return write_at<detail::copy_to_shared>(translator_.find_any(address.value(), from.size()),
                                             address, from);
   }
@@ -380,7 +382,7 @@ class GuestMemory {
   }
 
   template <typename T>
-  [[gnu::always_inline]] const detail::TranslationEntry* writable_integer(
+  [[nodiscard, gnu::always_inline]] const detail::TranslationEntry* writable_integer(
       GuestAddress address) const noexcept {
     const auto* entry = translator_.find(address.value(), sizeof(T));
     if (entry == nullptr || entry->dirty == nullptr || !address.is_aligned(sizeof(T))) {

@@ -133,14 +133,14 @@ template <typename T>
 requires(std::is_empty_v<T>&& std::is_trivially_copyable_v<T>) class ValueSlots<T> {
  public:
   [[nodiscard]] T* at(unsigned) const noexcept {
-    return std::launder(reinterpret_cast<T*>(no_state_));
+    return std::launder(reinterpret_cast<T*>(no_state));
   }
   template <typename... Args>
   void construct(unsigned, Args&&...) noexcept {}
   void destroy(unsigned) noexcept {}
 
  private:
-  alignas(T) inline static std::byte no_state_[sizeof(T)];
+  alignas(T) inline static std::byte no_state[sizeof(T)];
 };
 
 /// What all nodes share. A node does not know its kind: its depth in the tree tells.
@@ -331,6 +331,7 @@ struct Inner : Node {
   /// Copies `n` children from slot `from` here to slot `to` in a node that may be this one.
   void copy_entries(Inner& target, unsigned from, unsigned to, unsigned n) const noexcept {
     const auto move = [=](auto& source, auto& destination) {
+      // NOLINTNEXTLINE(bugprone-sizeof-expression): pointers are what is moved, where they are
       std::memmove(destination + to, source + from, n * sizeof source[0]);
     };
     move(key.at, target.key.at);

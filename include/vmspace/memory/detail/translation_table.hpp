@@ -126,7 +126,8 @@ struct Translator {
 
  private:
   /// The entry that holds `gpa` if any does.
-  [[gnu::always_inline]] const TranslationEntry* nearest(std::uint64_t gpa) const noexcept {
+  [[nodiscard, gnu::always_inline]] const TranslationEntry* nearest(
+      std::uint64_t gpa) const noexcept {
     const std::uint64_t slot = (gpa >> (shape % 64)) % TranslationBlock::slots;
     const TranslationEntry* entry = block->entry_at(block->hints[slot]);
     // With a probability that makes the compiler move the loop out of the way; [[unlikely]] does
