@@ -9,6 +9,7 @@
 // cache, so that what is measured is the translation and not the memory. Every implementation reads
 // the same bytes.
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -373,13 +374,11 @@ class TempFile {
  public:
   TempFile() {
     const char* directory = std::getenv("VMSPACE_BENCH_DIR");
-    std::string path = std::string(directory != nullptr ? directory : ".") + "/snapshot-XXXXXX";
-    fd_ = mkstemp(path.data());
+    fd_ = open(directory != nullptr ? directory : ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (fd_ < 0) {
-      std::perror("mkstemp");
+      std::perror("a file without a name, in VMSPACE_BENCH_DIR or here");
       std::exit(1);
     }
-    unlink(path.c_str());
   }
   TempFile(const TempFile&) = delete;
   TempFile& operator=(const TempFile&) = delete;

@@ -168,6 +168,7 @@ TEST(SystemCallFaults, AFailedMappingLeavesNoHoleInAnArena) {
 TEST(SystemCallFaults, HugetlbfsFiles) {
   const TemporaryDirectory directory;
   const HugetlbfsMount mount(directory.path());
+  // Mounting takes CAP_SYS_ADMIN, and a kernel with huge pages of 2 MiB.
   if (!mount.mounted()) GTEST_SKIP() << "may not mount a hugetlbfs";
   fail_each_call(
       [&]() -> Result<void> {
@@ -185,6 +186,7 @@ TEST(SystemCallFaults, WhatARegionIsToldBeforeItsFirstPage) {
   const MapOptions told{.dontfork = true, .dontdump = true, .mergeable = true};
   const auto works = map_region(options, told);
   if (!works && works.error().code == Errc::unsupported) {
+    // mbind(2) is ENOSYS without CONFIG_NUMA and EPERM under the seccomp filters of containers.
     GTEST_SKIP() << "this kernel has no NUMA, or this container may not use it";
   }
   fail_each_call([&] { return map_region(options, told); },

@@ -153,6 +153,7 @@ TEST(HostArena, BadOptionsAreErrors) {
 
 TEST(HostArena, HugetlbMemoryHasItsPlaceOrLeavesItReserved) {
   HugePages pool(2_MiB, 2);
+  // The machine's pool may be empty, and adding to it takes root.
   if (!pool.available()) GTEST_SKIP() << pool.why_not();
   const auto arena = reserve();
   for (const auto source : {MemorySource::hugeanon, MemorySource::hugeshmem}) {

@@ -240,6 +240,7 @@ TEST(Backing, DescriptorsThatAreClosedReadOnlyOrDirectoriesAreErrors) {
 TEST(Backing, HugetlbfsFileIsMadeExclusivelyAndLeavesNoName) {
   const TemporaryDirectory directory;
   const HugetlbfsMount mount(directory.path());
+  // Mounting takes CAP_SYS_ADMIN, and a kernel with huge pages of 2 MiB.
   if (!mount.mounted()) GTEST_SKIP() << "may not mount a hugetlbfs";
   {
     const auto backing =

@@ -130,6 +130,7 @@ TEST(Discard, SharedFileOnlyWhenItWasDeclaredDiscardable) {
   const auto mapping = map_or_die(spec, {.size = size});
   const auto done = mapping.discard(begin, length);
   if (!done && done.error().code == Errc::unsupported) {
+    // The build directory lies where its owner put it, and not every file system can punch holes.
     GTEST_SKIP() << "the file system here has no holes";
   }
   ASSERT_TRUE(done) << done.error().message();
@@ -145,6 +146,7 @@ TEST(Discard, SharedFileOnlyWhenItWasDeclaredDiscardable) {
 TEST(Discard, HugetlbPagesGoBackToThePool) {
   constexpr std::uint64_t huge = 2_MiB;
   HugePages pool(huge, 8);
+  // The machine's pool may be empty, and adding to it takes root.
   if (!pool.available()) GTEST_SKIP() << pool.why_not();
   for (const auto source : {MemorySource::hugeanon, MemorySource::hugeshmem}) {
     for (const auto sharing : {Sharing::map_shared, Sharing::map_private}) {
@@ -173,8 +175,10 @@ TEST(Discard, HugetlbfsFile) {
   constexpr std::uint64_t huge = 2_MiB;
   const TemporaryDirectory directory;
   const HugetlbfsMount mount(directory.path());
+  // Mounting takes CAP_SYS_ADMIN, and a kernel with huge pages of 2 MiB.
   if (!mount.mounted()) GTEST_SKIP() << "may not mount a hugetlbfs";
   HugePages pool(huge, 2);
+  // The machine's pool may be empty, and adding to it takes root.
   if (!pool.available()) GTEST_SKIP() << pool.why_not();
   const auto mapping =
       map_or_die({.source = MemorySource::hugetlbfs, .path = directory.path()}, {.size = 2 * huge});

@@ -43,6 +43,7 @@ inline std::uint64_t page_size() {
 class TemporaryDirectory {
  public:
   TemporaryDirectory() {
+    // mkdtemp(3) puts something unused in the place of the six letters.
     std::string name = (std::filesystem::current_path() / "vmspace-test-XXXXXX").string();
     if (::mkdtemp(name.data()) == nullptr) std::abort();
     path_ = name;

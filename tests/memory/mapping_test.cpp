@@ -319,6 +319,7 @@ TEST(MemoryMapping, ResidencyTellsPagesAndHowManyAreHuge) {
   }
   ASSERT_TRUE(mapping.discard(0, 8_MiB));
   if (*mapping.use_hugepages() != Applied::applied) {
+    // The administrator's choice: /sys/kernel/mm/transparent_hugepage/enabled is "never".
     GTEST_SKIP() << "transparent huge pages are switched off";
   }
   ASSERT_TRUE(populate(mapping));
@@ -409,6 +410,7 @@ TEST(MemoryMapping, BindsToNodesOrSaysWhichOneIsMissing) {
   auto mapping = map_or_die(anon, {.size = 1_MiB});
   const auto bound = mapping.bind_to_nodes({NumaMode::bind, {0}});
   if (!bound && bound.error().code == Errc::unsupported) {
+    // mbind(2) is ENOSYS without CONFIG_NUMA and EPERM under the seccomp filters of containers.
     GTEST_SKIP() << "this kernel has no NUMA, or this container may not use it";
   }
   ASSERT_TRUE(bound) << bound.error().message();

@@ -105,6 +105,7 @@ TEST(Populate, KeepsHugePagesWhole) {
   auto mapping = map_or_die({.source = MemorySource::anon},
                             {.size = 40_MiB, .align = 2_MiB, .congruent_to = 0});
   if (*mapping.use_hugepages() != Applied::applied) {
+    // The administrator's choice: /sys/kernel/mm/transparent_hugepage/enabled is "never".
     GTEST_SKIP() << "transparent huge pages are switched off";
   }
   ASSERT_TRUE(populate(mapping, {.threads = 2}));
@@ -116,6 +117,7 @@ TEST(Populate, KeepsHugePagesWhole) {
 TEST(Populate, HugetlbIncludingAPoolThatRunsOut) {
   constexpr std::uint64_t huge = 2_MiB;
   HugePages pool(huge, 4);
+  // The machine's pool may be empty, and adding to it takes root.
   if (!pool.available()) GTEST_SKIP() << pool.why_not();
   const std::uint64_t pages = pool.free();
   for (const auto source : {MemorySource::hugeanon, MemorySource::hugeshmem}) {

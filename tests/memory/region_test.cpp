@@ -105,6 +105,7 @@ TEST(MemoryRegion, BindsBeforeTheFirstPageAndPopulatesLast) {
                         .populate = true};
   const auto region = MemoryRegion::map(describe(options));
   if (!region && region.error().code == Errc::unsupported) {
+    // mbind(2) is ENOSYS without CONFIG_NUMA and EPERM under the seccomp filters of containers.
     GTEST_SKIP() << "this kernel has no NUMA, or this container may not use it";
   }
   ASSERT_TRUE(region) << region.error().message();

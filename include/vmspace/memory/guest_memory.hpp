@@ -144,7 +144,7 @@ class GuestMemory {
       if (entry != nullptr) [[likely]] {
         detail::load_once(value, entry->host + (address.value() - entry->first));
       } else {
-        // Variables of its own, so that `value` has no address and stays in a register.
+        // A variable of its own, so that `value` has no address and stays in a register.
         T crossing;
         const auto ok = read_across("GuestMemory::read", address, &crossing, sizeof crossing);
         if (!ok) return fail(ok.error());

@@ -42,7 +42,7 @@ enum class Unsealed : std::uint8_t { accept, refuse };
 /// Everything is checked as if an enemy had sent it. Errors: `access_denied` for an unsealed file
 /// that is to be refused; those of AddressSpaceRegion::make, Backing::open (a file shorter than
 /// described is `out_of_bounds`), MemoryRegion::map and GuestMemory::from_regions; nothing stays
-/// mapped then.
+/// mapped then. A few system calls a region.
 [[nodiscard]] Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions,
                                               Unsealed unsealed = Unsealed::accept);
 
