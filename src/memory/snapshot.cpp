@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "memory/guest_map.hpp"
+#include "memory/live_files.hpp"
 #include "memory/snapshot_format.hpp"
 #include "memory/system_calls.hpp"
 
@@ -169,31 +170,20 @@ Result<detail::SnapshotHead> lay_out(const GuestMemory& memory) {
   return head;
 }
 
-/// The file is a regular one, and none that the guest's memory is made of.
-Result<struct stat> check_file(const char* operation, int fd, const GuestMemory* memory) {
+Result<struct stat> check_file(const char* operation, int fd) {
   struct stat file {};
   if (kernel().fstat(fd, &file) != 0) return fail_os(operation, {}, "fstat");
-  const auto invalid = [&](const char* reason) {
-    return fail({.code = Errc::invalid_argument, .operation = operation, .reason = reason});
-  };
-  if (!S_ISREG(file.st_mode)) return invalid("the descriptor is of no regular file");
-  if (memory == nullptr) return file;
-  for (const auto& region : memory->regions()) {
-    if (region->backing().is_anonymous()) continue;
-    struct stat backing {};
-    if (kernel().fstat(region->backing().descriptor(), &backing) != 0) {
-      return fail_os(operation, operand(*region), "fstat");
-    }
-    if (backing.st_dev == file.st_dev && backing.st_ino == file.st_ino) {
-      return invalid("the file is memory of this guest");
-    }
+  if (!S_ISREG(file.st_mode)) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .reason = "the descriptor is not of a regular file"});
   }
   return file;
 }
 
 Result<detail::SnapshotHead> read_head(int fd) {
   constexpr const char* operation = "Snapshot::inspect";
-  const auto file = check_file(operation, fd, nullptr);
+  const auto file = check_file(operation, fd);
   if (!file) return fail(file.error());
   const auto file_size = static_cast<std::uint64_t>(file->st_size);
   std::vector<std::byte> bytes(sizeof(detail::SnapshotHeader));
@@ -335,7 +325,15 @@ Result<void> check_target(const GuestMemory& memory, const detail::SnapshotHead&
 Result<std::uint64_t> Snapshot::save(const GuestMemory& memory, int fd,
                                      const SaveOptions& options) {
   constexpr const char* operation = "Snapshot::save";
-  if (const auto file = check_file(operation, fd, &memory); !file) return fail(file.error());
+  const auto file = check_file(operation, fd);
+  if (!file) return fail(file.error());
+  const auto is_memory = detail::is_live_file(operation, *file);
+  if (!is_memory) return fail(is_memory.error());
+  if (*is_memory) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .reason = "the file is memory of a guest of this process"});
+  }
   const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
   if (flags < 0) return fail_os(operation, {}, "fcntl(F_GETFL)");
   // pwrite(2), "BUGS": Linux appends then, whatever the offset.

@@ -16,7 +16,10 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/endian.hpp"
+
 #include "memory/guest_support.hpp"
+#include "memory/host_support.hpp"
 
 namespace vmspace {
 namespace {
@@ -26,6 +29,7 @@ using testing::guest;
 using testing::page;
 using testing::pattern;
 using testing::RegionSpec;
+using namespace test;
 
 /// A file without a name.
 class TempFile {
@@ -231,9 +235,11 @@ TEST(Snapshot, ReadOnlyRegionsMustBeWhatTheyWere) {
   EXPECT_EQ(Snapshot::restore(memory, file.fd()).error().code, Errc::access_denied);
   EXPECT_EQ(memory.read<std::uint32_t>(GuestAddress(high)), 6U);
   // Mapped, it is read-only again.
-  const auto mapped = Snapshot::map(file.fd());
-  ASSERT_TRUE(mapped);
-  EXPECT_EQ(mapped->write(GuestAddress(low), 1U).error().code, Errc::access_denied);
+  {
+    const auto mapped = Snapshot::map(file.fd());
+    ASSERT_TRUE(mapped);
+    EXPECT_EQ(mapped->write(GuestAddress(low), 1U).error().code, Errc::access_denied);
+  }
 
   const GuestMemory closed = guest({{low, page, Protection::none}});
   const auto before = file.status().st_size;
@@ -313,6 +319,62 @@ TEST(Snapshot, RestoringMarksWhatItWrites) {
   EXPECT_TRUE(marked(low + 40 * page));
   EXPECT_TRUE(marked(high + 299 * page));
   EXPECT_FALSE(marked(high + 200 * page));
+}
+
+TEST(Snapshot, AFileThatAGuestOfThisProcessPagesFromIsNotWrittenOver) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("snapshot", 0, ' ');
+  const OwnedFd file(open(path.c_str(), O_RDWR | O_CLOEXEC));
+  const GuestMemory memory = sample(MemorySource::anon);
+  ASSERT_TRUE(Snapshot::save(memory, file.get()));
+  {
+    const auto mapped = Snapshot::map(file.get());
+    ASSERT_TRUE(mapped);
+    // By another descriptor and another name too.
+    const std::string link = path + "-link";
+    ASSERT_EQ(::link(path.c_str(), link.c_str()), 0);
+    const OwnedFd other(open(link.c_str(), O_RDWR | O_CLOEXEC));
+    const GuestMemory empty = guest({{low, page}});
+    for (const int fd : {file.get(), other.get()}) {
+      for (const GuestMemory* const guest : {&memory, &*mapped, &empty}) {
+        const auto saved = Snapshot::save(*guest, fd);
+        ASSERT_FALSE(saved);
+        EXPECT_EQ(saved.error().code, Errc::invalid_argument);
+      }
+    }
+    expect_same(memory, *mapped);
+  }
+  EXPECT_TRUE(Snapshot::save(memory, file.get()));
+}
+
+/// The file's header and table with the checksum that belongs to them, as the format describes it.
+void mend_checksum(std::vector<std::byte>& head) {
+  std::fill_n(head.begin() + 24, 8, std::byte{0});
+  std::uint64_t sum = 0xcbf2'9ce4'8422'2325;
+  for (const std::byte byte : head)
+    sum = (sum ^ std::to_integer<std::uint64_t>(byte)) * 0x0000'0100'0000'01b3;
+  const Le64 stored = sum;
+  std::memcpy(head.data() + 24, &stored, sizeof stored);
+}
+
+TEST(Snapshot, UnknownProtectionBitsAreCorrupt) {
+  TempFile file;
+  ASSERT_TRUE(Snapshot::save(sample(MemorySource::anon), file.fd()));
+  auto head = file.read(metadata);
+  for (const std::uint32_t protection : {8U, 0x0fU, 0x100U, 0x103U, 0x8000'0003U}) {
+    SCOPED_TRACE(protection);
+    const Le32 stored = protection;
+    std::memcpy(head.data() + 64 + 24, &stored, sizeof stored);
+    mend_checksum(head);
+    file.write(head);
+    EXPECT_EQ(Snapshot::inspect(file.fd()).error().code, Errc::corrupt);
+    EXPECT_EQ(Snapshot::map(file.fd()).error().code, Errc::corrupt);
+  }
+  const Le32 known = 7U;
+  std::memcpy(head.data() + 64 + 24, &known, sizeof known);
+  mend_checksum(head);
+  file.write(head);
+  EXPECT_TRUE(Snapshot::inspect(file.fd()));
 }
 
 TEST(Snapshot, OfNoMemoryIsASnapshotToo) {

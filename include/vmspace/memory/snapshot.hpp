@@ -66,11 +66,12 @@ struct SnapshotRegion {
 class Snapshot {
  public:
   /// Writes a snapshot over the whole file; gives the number of bytes of guest memory that were
-  /// stored. Errors: `invalid_argument` for what is no regular file, is open with O_APPEND, or is
-  /// itself memory of the guest; `access_denied` for a region that can't be read; `limit_exceeded`
-  /// where the file would be larger than one can be: the file is as it was then. `os` (ENOSPC, EIO,
-  /// ...): the file may hold no snapshot any more, and never half of one. Not flushed to the disk:
-  /// fsync(2) is the caller's. O(bytes that may not be 0).
+  /// stored. Errors: `invalid_argument` for what is not a regular file, is open with O_APPEND, or is
+  /// memory of this guest or another one of this process, such as what map() made of the file;
+  /// `access_denied` for a region that can't be read; `limit_exceeded` where the file would be
+  /// larger than one can be: the file is as it was then. `os` (ENOSPC, EIO, ...): the file may hold
+  /// no snapshot any more, and never half of one. Not flushed to the disk: fsync(2) is the caller's.
+  /// O(bytes that may not be 0).
   [[nodiscard]] static Result<std::uint64_t> save(const GuestMemory& memory, int fd,
                                                   const SaveOptions& options = {});
 
