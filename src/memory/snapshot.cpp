@@ -16,6 +16,7 @@
 
 #include "memory/guest_map.hpp"
 #include "memory/live_files.hpp"
+#include "memory/page_scan.hpp"
 #include "memory/snapshot_format.hpp"
 #include "memory/system_calls.hpp"
 
@@ -23,6 +24,7 @@ namespace vmspace {
 
 namespace {
 
+using detail::Extent;
 using detail::fail_os;
 using detail::kernel;
 using detail::retry;
@@ -37,11 +39,6 @@ constexpr std::uint64_t chunk = std::uint64_t{8} << 20;
 Operand operand(const MemoryRegion& region) {
   return Operand::range(region.base().value(), region.last_addr().value());
 }
-
-struct Extent {
-  std::uint64_t offset;
-  std::uint64_t size;
-};
 
 /// The first part of [from, end) of a file that is no hole, as SEEK_DATA sees it; empty at `end`
 /// when there is none. A file system that knows nothing of holes says that all is data; where the
@@ -248,18 +245,19 @@ void clear_part(const MemoryRegion& region, std::uint64_t offset, std::uint64_t 
 constexpr const char* restoring = "Snapshot::restore";
 
 /// Calls `data(offset, size)` and `hole(offset, size)` for the parts of a region's bytes in the
-/// file, in chunks of whole pages; stops at an error.
+/// file, in chunks of whole pages; stops at an error. `corrupt` where the file has no more bytes.
 template <typename Data, typename Hole>
 Result<void> for_each_part(int fd, const SnapshotRegion& region, Data data, Hole hole) {
   const auto page_up = [](std::uint64_t offset) {
     return (offset + snapshot_page - 1) / snapshot_page * snapshot_page;
   };
   for (std::uint64_t at = 0; at < region.size;) {
-    const Extent extent = next_data(fd, region.offset + at, region.offset + region.size);
+    const auto extent = detail::next_file_data(restoring, Errc::corrupt, fd, region.offset + at,
+                                               region.offset + region.size);
+    if (!extent) return fail(extent.error());
     const std::uint64_t begin =
-        std::max(at, (extent.offset - region.offset) / snapshot_page * snapshot_page);
-    const std::uint64_t end =
-        std::min(region.size, page_up(extent.offset + extent.size - region.offset));
+        std::max(at, (extent->offset - region.offset) / snapshot_page * snapshot_page);
+    const std::uint64_t end = std::min(region.size, page_up(extent->end() - region.offset));
     if (begin > at) hole(at, begin - at);
     for (at = begin; at < end;) {
       const std::uint64_t size = std::min(chunk, end - at);

@@ -41,11 +41,15 @@ GuestMemory sample() {
 
 /// Runs `body` once for each of its calls and each errno. It gives an error that tells the errno;
 /// or succeeds, where the call was made again or can be done without, and then everything is as it
-/// is after a run without failures, which `good` checks.
-void fail_each_call(const std::set<std::string>& dispensable,
-                    const std::function<Result<void>()>& body, const std::function<bool()>& good) {
+/// is after a run without failures, which `good` checks. `prepare` makes every run begin alike, so
+/// that it makes the same calls.
+void fail_each_call(
+    const std::set<std::string>& dispensable, const std::function<Result<void>()>& body,
+    const std::function<bool()>& good, const std::function<void()>& prepare = [] {}) {
   Injector injector;
+  prepare();
   ASSERT_TRUE(body());
+  prepare();
   injector.fail_none();
   ASSERT_TRUE(body());
   const auto calls = injector.calls();
@@ -54,6 +58,7 @@ void fail_each_call(const std::set<std::string>& dispensable,
     if (calls[index] == "close" || calls[index] == "munmap") continue;  // of destructors
     for (const int error : errnos) {
       SCOPED_TRACE(calls[index] + " (call " + std::to_string(index) + "): " + std::strerror(error));
+      prepare();
       injector.fail_call(index, error);
       const Result<void> done = body();
       const bool failed = injector.has_failed();
@@ -103,7 +108,11 @@ TEST(SnapshotCalls, ARestoreThatFailsSaysSo) {
   const GuestMemory memory = sample();
   fail_each_call(
       {"lseek"}, [&] { return Snapshot::restore(memory, file); },
-      [&] { return contents(memory, base, 4 * page) == contents(saved, base, 4 * page); });
+      [&] { return contents(memory, base, 4 * page) == contents(saved, base, 4 * page); },
+      [&] {
+        ASSERT_TRUE(memory.regions()[0]->mapping().discard(0, 4 * page));
+        ASSERT_TRUE(memory.fill({GuestAddress(base + 3 * page), page}, std::byte{1}));
+      });
   // Without huge pages, and with writers that fence.
   fail_each_call(
       {"madvise", "membarrier"},
@@ -113,6 +122,46 @@ TEST(SnapshotCalls, ARestoreThatFailsSaysSo) {
         return {};
       },
       [] { return true; });
+  close(file);
+}
+
+/// Cuts a file off before the n-th of the calls that look for its data.
+struct Cut {
+  static inline int fd = -1;
+  static inline int before = 0;
+  static inline off_t size = 0;
+
+  static off_t lseek(int file, off_t offset, int whence) {
+    if (file == fd && whence == SEEK_DATA && before-- == 0) {
+      EXPECT_EQ(ftruncate(fd, size), 0);
+    }
+    return ::lseek(file, offset, whence);
+  }
+};
+
+TEST(SnapshotCalls, AFileThatIsCutOffDuringARestoreIsCorruptAndNotAHole) {
+  const GuestMemory memory = guest({{base, 4 * page}, {2 * base, 4 * page}});
+  ASSERT_TRUE(memory.write_slice(GuestAddress(base + page), pattern(page)));
+  const int file = memfd_create("snapshot", MFD_CLOEXEC);
+  Cut::fd = file;
+  // Looked for are the data of the first region, what follows it, and the second region, which is a
+  // hole.
+  for (const int before : {0, 1, 2}) {
+    for (const std::uint64_t size :
+         {std::uint64_t{0}, page, 0x20'0000 + page, 0x20'0000 + 2 * page, 0x40'0000 + 3 * page}) {
+      SCOPED_TRACE(std::to_string(before) + ", " + std::to_string(size));
+      ASSERT_TRUE(Snapshot::save(memory, file));
+      Cut::before = before;
+      Cut::size = static_cast<off_t>(size);
+      Injector injector;
+      injector.table().lseek = Cut::lseek;
+      const auto restored = Snapshot::restore(memory, file);
+      EXPECT_LT(Cut::before, 0) << "not cut off";
+      ASSERT_FALSE(restored);
+      EXPECT_EQ(restored.error().code, Errc::corrupt);
+      ASSERT_TRUE(memory.write_slice(GuestAddress(base + page), pattern(page)));
+    }
+  }
   close(file);
 }
 
