@@ -223,8 +223,8 @@ PageScan::PageScan(const MemoryMapping& mapping, const char* operation)
   } else if (backing.page_kind() == PageKind::shmem && shared && !in_file_) {
     cache_.emplace(data, Source::incore, true);
   } else if (backing.page_kind() == PageKind::file) {
-    // What is written back to a file and dropped is no longer in the cache, and is data by then: the
-    // cache is asked first.
+    // The cache is asked before the file: what is written back and dropped is no longer in the
+    // one, and is data in the other by then.
     cache_.emplace(data, Source::incore, false);
   }
 }

@@ -2,19 +2,19 @@
 //
 // Which pages of a mapping may hold something else than zeros, without touching any that is absent.
 //
-// Reading an absent page to find out that it is zero is never free: it makes a page of a memfd or of
-// shared memory, reads a file in, and is SIGBUS where a hugetlb pool is empty. So the kernel is asked.
-// No single call knows everything, and what each one can't see decides who is asked:
+// Reading an absent page to find out that it is zero is not free: it makes a page of a memfd or of
+// shared memory, reads a file in, and is SIGBUS where a hugetlb pool is empty. So the kernel is
+// asked. No single call knows everything, and what each one can't see decides who is asked:
 //
-//   page tables (PAGEMAP_SCAN since Linux 6.7, else /proc/self/pagemap): what this process has mapped,
-//     and its private pages that were swapped out. Not what is in a file or in shared memory and was
-//     never touched here.
+//   page tables (PAGEMAP_SCAN since Linux 6.7, else /proc/self/pagemap): what this process has
+//     mapped, and its private pages that were swapped out. Not what is in a file or in shared
+//     memory and was never touched here.
 //   mincore(2): what is in the page cache, or mapped here. Not what was swapped out.
 //   SEEK_DATA (lseek(2)): what a file holds, for tmpfs and memfd also what was swapped out. Not
-//     what was written through a mapping of a regular file and that its file system has not seen yet
-//     (a server behind it may be the one that answers); the page cache has that.
-//   pread(2) of hugetlbfs: gives zeros for a hole and makes no page. hugetlbfs has no SEEK_DATA, and
-//     mincore sees only its pages that are mapped here.
+//     what was written through a mapping of a regular file and its file system has not seen yet (a
+//     server behind it may be the one that answers); the page cache has that.
+//   pread(2) of hugetlbfs: gives zeros for a hole and makes no page. hugetlbfs has no SEEK_DATA,
+//     and mincore sees only its pages that are mapped here.
 //
 //                     shared, a file      private, a file                no file, shared   private
 //   anonymous pages                                                                        tables
@@ -23,10 +23,10 @@
 //   hugetlb           pread               tables, pread                  populated         tables
 //
 // A page is reported if any of them reports it. Where /proc is missing mincore stands in for the
-// tables, and where it can't tell (the machine has swap, or a sandbox forbids the call) all pages are
-// reported: what can't be ruled out is read. Of hugetlb memory that is populated for reading first,
-// so that an empty pool is an error and no signal. Shared hugetlb memory without a file, which only
-// children that were forked can have filled, is always read in this way.
+// tables, and where it can't tell (the machine has swap, or a sandbox forbids the call) all pages
+// are reported: what can't be ruled out is read. Of hugetlb memory that is populated for reading
+// first, so that an empty pool is an error and no signal. Shared hugetlb memory without a file,
+// which only children that were forked can have filled, is always read in this way.
 
 #pragma once
 
@@ -55,10 +55,10 @@ struct Extent {
 
 /// The first part of [from, end) of a file that is no hole, as SEEK_DATA sees it; empty at `end`
 /// when there is none. A file system that knows nothing of holes says that all is data; where the
-/// kernel can't even tell that, or tells nonsense (a file system may be anybody's program), so do we:
-/// a caller that goes from extent to extent always comes to the end. A hole is believed only where
-/// the file still has bytes: `if_cut_off` is the error for one that no longer reaches `end`. Errors:
-/// that one; `os`. Two or three system calls.
+/// kernel can't even tell that, or tells nonsense (a file system may be anybody's program), so do
+/// we: a caller that goes from extent to extent always comes to the end. A hole is believed only
+/// where the file still has bytes: `if_cut_off` is the error for one that no longer reaches `end`.
+/// Errors: that one; `os`. Two or three system calls.
 [[nodiscard]] Result<Extent> next_file_data(const char* operation, Errc if_cut_off, int fd,
                                             std::uint64_t from, std::uint64_t end);
 

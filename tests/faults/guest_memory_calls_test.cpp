@@ -84,8 +84,9 @@ TEST(SnapshotCalls, ASaveThatFailsSaysSoAndLeavesNoSnapshot) {
   const int file = memfd_create("snapshot", MFD_CLOEXEC);
   bool complete = false;
   fail_each_call(
-      // Without SEEK_DATA everything is taken for data, and looked at.
-      {"lseek"},
+      // Without SEEK_DATA everything is taken for data, and looked at; page tables and mincore(2)
+      // stand in for each other.
+      {"lseek", "open", "ioctl"},
       [&]() -> Result<void> {
         EXPECT_EQ(ftruncate(file, 0), 0);
         const auto saved = Snapshot::save(memory, file);
@@ -107,7 +108,7 @@ TEST(SnapshotCalls, ARestoreThatFailsSaysSo) {
   ASSERT_TRUE(Snapshot::save(saved, file));
   const GuestMemory memory = sample();
   fail_each_call(
-      {"lseek"}, [&] { return Snapshot::restore(memory, file); },
+      {"lseek", "open", "ioctl"}, [&] { return Snapshot::restore(memory, file); },
       [&] { return contents(memory, base, 4 * page) == contents(saved, base, 4 * page); },
       [&] {
         ASSERT_TRUE(memory.regions()[0]->mapping().discard(0, 4 * page));
@@ -162,6 +163,24 @@ TEST(SnapshotCalls, AFileThatIsCutOffDuringARestoreIsCorruptAndNotAHole) {
       ASSERT_TRUE(memory.write_slice(GuestAddress(base + page), pattern(page)));
     }
   }
+  close(file);
+}
+
+TEST(SnapshotCalls, MemoryThatIsCutOffIsNotSavedAsZeros) {
+  const int file = memfd_create("memory", MFD_CLOEXEC);
+  ASSERT_EQ(ftruncate(file, 4 * page), 0);
+  const int snapshot = memfd_create("snapshot", MFD_CLOEXEC);
+  const RegionDescriptor described{
+      .base = GuestAddress(base), .size = 4 * page, .descriptor = file};
+  const auto memory = map_regions({&described, 1});
+  ASSERT_TRUE(memory);
+  ASSERT_TRUE(memory->write_slice(GuestAddress(base + page), pattern(page)));
+  ASSERT_EQ(ftruncate(file, page), 0);
+  const auto saved = Snapshot::save(*memory, snapshot);
+  ASSERT_FALSE(saved);
+  EXPECT_EQ(saved.error().code, Errc::out_of_bounds);
+  EXPECT_FALSE(Snapshot::inspect(snapshot));
+  close(snapshot);
   close(file);
 }
 
