@@ -3,6 +3,7 @@
 #include "vmspace/memory/snapshot.hpp"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -407,6 +408,7 @@ TEST(Snapshot, HugetlbHolesAreNotTouchedWhenThePoolIsEmpty) {
     EXPECT_EQ(in_child([&] { _exit(Snapshot::inspect(file.fd()) ? 0 : 1); }), 0);
     if (!sparse) continue;
     EXPECT_EQ(in_child([&] {
+                signal(SIGBUS, SIG_DFL);  // a sanitizer's handler ends otherwise
                 fill(mapping, 0);
                 _exit(1);
               }),
