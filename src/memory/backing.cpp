@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "memory/host.hpp"
+#include "memory/live_files.hpp"
 #include "memory/system_calls.hpp"
 
 // From linux/memfd.h, for C libraries that do not have them yet.
@@ -238,7 +239,9 @@ Result<Opened> open_source(const Request& request) {
 }  // namespace
 
 Backing::State::~State() {
-  if (descriptor >= 0) kernel().close(descriptor);
+  if (descriptor < 0) return;
+  detail::forget_file(descriptor);
+  kernel().close(descriptor);
 }
 
 Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Protection protection) {
@@ -255,6 +258,7 @@ Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Prote
                  .reason = "the backing's pages have another size"});
   }
   if (auto ok = check_multiple(request, opened->page_size); !ok) return fail(ok.error());
+  if (opened->descriptor.value() >= 0) detail::remember_file(opened->descriptor.value());
   state->descriptor = opened->descriptor.release();
   state->offset = spec.offset;
   state->size = size;

@@ -58,6 +58,7 @@ constinit const SystemCalls real_system_calls{
         },
     .ioctl = [](int fd, unsigned long request,
                 void* argument) { return ::ioctl(fd, request, argument); },
+    .sysinfo = ::sysinfo,
     .pthread_create = ::pthread_create,
 };
 

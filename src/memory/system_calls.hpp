@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/sysinfo.h>
 #include <sys/types.h>
 
 #include <atomic>
@@ -57,6 +58,7 @@ struct SystemCalls {
   ssize_t (*pwrite)(int fd, const void* buffer, std::size_t size, off_t offset);
   int (*membarrier)(int command, unsigned flags);
   int (*ioctl)(int fd, unsigned long request, void* argument);
+  int (*sysinfo)(struct sysinfo* out);
 
   /// Gives the error instead of setting errno, as in its man page.
   int (*pthread_create)(pthread_t* thread, const pthread_attr_t* attributes, void* (*body)(void*),

@@ -41,11 +41,15 @@ GuestMemory sample() {
 
 /// Runs `body` once for each of its calls and each errno. It gives an error that tells the errno;
 /// or succeeds, where the call was made again or can be done without, and then everything is as it
-/// is after a run without failures, which `good` checks.
-void fail_each_call(const std::set<std::string>& dispensable,
-                    const std::function<Result<void>()>& body, const std::function<bool()>& good) {
+/// is after a run without failures, which `good` checks. `prepare` makes every run begin alike, so
+/// that it makes the same calls.
+void fail_each_call(
+    const std::set<std::string>& dispensable, const std::function<Result<void>()>& body,
+    const std::function<bool()>& good, const std::function<void()>& prepare = [] {}) {
   Injector injector;
+  prepare();
   ASSERT_TRUE(body());
+  prepare();
   injector.fail_none();
   ASSERT_TRUE(body());
   const auto calls = injector.calls();
@@ -54,6 +58,7 @@ void fail_each_call(const std::set<std::string>& dispensable,
     if (calls[index] == "close" || calls[index] == "munmap") continue;  // of destructors
     for (const int error : errnos) {
       SCOPED_TRACE(calls[index] + " (call " + std::to_string(index) + "): " + std::strerror(error));
+      prepare();
       injector.fail_call(index, error);
       const Result<void> done = body();
       const bool failed = injector.has_failed();
@@ -79,8 +84,9 @@ TEST(SnapshotCalls, ASaveThatFailsSaysSoAndLeavesNoSnapshot) {
   const int file = memfd_create("snapshot", MFD_CLOEXEC);
   bool complete = false;
   fail_each_call(
-      // Without SEEK_DATA everything is taken for data, and looked at.
-      {"lseek"},
+      // Without SEEK_DATA everything is taken for data, and looked at; page tables and mincore(2)
+      // stand in for each other.
+      {"lseek", "open", "ioctl"},
       [&]() -> Result<void> {
         EXPECT_EQ(ftruncate(file, 0), 0);
         const auto saved = Snapshot::save(memory, file);
@@ -102,8 +108,12 @@ TEST(SnapshotCalls, ARestoreThatFailsSaysSo) {
   ASSERT_TRUE(Snapshot::save(saved, file));
   const GuestMemory memory = sample();
   fail_each_call(
-      {"lseek"}, [&] { return Snapshot::restore(memory, file); },
-      [&] { return contents(memory, base, 4 * page) == contents(saved, base, 4 * page); });
+      {"lseek", "open", "ioctl"}, [&] { return Snapshot::restore(memory, file); },
+      [&] { return contents(memory, base, 4 * page) == contents(saved, base, 4 * page); },
+      [&] {
+        ASSERT_TRUE(memory.regions()[0]->mapping().discard(0, 4 * page));
+        ASSERT_TRUE(memory.fill({GuestAddress(base + 3 * page), page}, std::byte{1}));
+      });
   // Without huge pages, and with writers that fence.
   fail_each_call(
       {"madvise", "membarrier"},
@@ -113,6 +123,64 @@ TEST(SnapshotCalls, ARestoreThatFailsSaysSo) {
         return {};
       },
       [] { return true; });
+  close(file);
+}
+
+/// Cuts a file off before the n-th of the calls that look for its data.
+struct Cut {
+  static inline int fd = -1;
+  static inline int before = 0;
+  static inline off_t size = 0;
+
+  static off_t lseek(int file, off_t offset, int whence) {
+    if (file == fd && whence == SEEK_DATA && before-- == 0) {
+      EXPECT_EQ(ftruncate(fd, size), 0);
+    }
+    return ::lseek(file, offset, whence);
+  }
+};
+
+TEST(SnapshotCalls, AFileThatIsCutOffDuringARestoreIsCorruptAndNotAHole) {
+  const GuestMemory memory = guest({{base, 4 * page}, {2 * base, 4 * page}});
+  ASSERT_TRUE(memory.write_slice(GuestAddress(base + page), pattern(page)));
+  const int file = memfd_create("snapshot", MFD_CLOEXEC);
+  Cut::fd = file;
+  // Looked for are the data of the first region, what follows it, and the second region, which is a
+  // hole.
+  for (const int before : {0, 1, 2}) {
+    for (const std::uint64_t size :
+         {std::uint64_t{0}, page, 0x20'0000 + page, 0x20'0000 + 2 * page, 0x40'0000 + 3 * page}) {
+      SCOPED_TRACE(std::to_string(before) + ", " + std::to_string(size));
+      ASSERT_TRUE(Snapshot::save(memory, file));
+      Cut::before = before;
+      Cut::size = static_cast<off_t>(size);
+      Injector injector;
+      injector.table().lseek = Cut::lseek;
+      const auto restored = Snapshot::restore(memory, file);
+      EXPECT_LT(Cut::before, 0) << "not cut off";
+      ASSERT_FALSE(restored);
+      EXPECT_EQ(restored.error().code, Errc::corrupt);
+      ASSERT_TRUE(memory.write_slice(GuestAddress(base + page), pattern(page)));
+    }
+  }
+  close(file);
+}
+
+TEST(SnapshotCalls, MemoryThatIsCutOffIsNotSavedAsZeros) {
+  const int file = memfd_create("memory", MFD_CLOEXEC);
+  ASSERT_EQ(ftruncate(file, 4 * page), 0);
+  const int snapshot = memfd_create("snapshot", MFD_CLOEXEC);
+  const RegionDescriptor described{
+      .base = GuestAddress(base), .size = 4 * page, .descriptor = file};
+  const auto memory = map_regions({&described, 1});
+  ASSERT_TRUE(memory);
+  ASSERT_TRUE(memory->write_slice(GuestAddress(base + page), pattern(page)));
+  ASSERT_EQ(ftruncate(file, page), 0);
+  const auto saved = Snapshot::save(*memory, snapshot);
+  ASSERT_FALSE(saved);
+  EXPECT_EQ(saved.error().code, Errc::out_of_bounds);
+  EXPECT_FALSE(Snapshot::inspect(snapshot));
+  close(snapshot);
   close(file);
 }
 

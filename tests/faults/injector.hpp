@@ -55,6 +55,7 @@ class Injector {
     route<&detail::SystemCalls::pwrite>("pwrite");
     route<&detail::SystemCalls::membarrier>("membarrier");
     route<&detail::SystemCalls::ioctl>("ioctl");
+    route<&detail::SystemCalls::sysinfo>("sysinfo");
     route<&detail::SystemCalls::pthread_create>("pthread_create");
     state() = {};
     detail::current_system_calls.store(&calls_);

@@ -65,6 +65,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (mapped) {
     if (!regions || mapped->regions().size() != regions->size()) std::abort();
     touch(*mapped);
+    // The file is memory now; another takes what can be read.
+    if (!mapped->regions().empty() && Snapshot::save(target, file)) std::abort();
+    static const int again = memfd_create("again", MFD_CLOEXEC);
+    if (Snapshot::save(*mapped, again) && !Snapshot::restore(*mapped, again)) std::abort();
   }
   return 0;
 }

@@ -3,6 +3,7 @@
 #include "vmspace/memory/snapshot.hpp"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -16,7 +17,10 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/endian.hpp"
+
 #include "memory/guest_support.hpp"
+#include "memory/host_support.hpp"
 
 namespace vmspace {
 namespace {
@@ -26,6 +30,7 @@ using testing::guest;
 using testing::page;
 using testing::pattern;
 using testing::RegionSpec;
+using namespace test;
 
 /// A file without a name.
 class TempFile {
@@ -231,9 +236,11 @@ TEST(Snapshot, ReadOnlyRegionsMustBeWhatTheyWere) {
   EXPECT_EQ(Snapshot::restore(memory, file.fd()).error().code, Errc::access_denied);
   EXPECT_EQ(memory.read<std::uint32_t>(GuestAddress(high)), 6U);
   // Mapped, it is read-only again.
-  const auto mapped = Snapshot::map(file.fd());
-  ASSERT_TRUE(mapped);
-  EXPECT_EQ(mapped->write(GuestAddress(low), 1U).error().code, Errc::access_denied);
+  {
+    const auto mapped = Snapshot::map(file.fd());
+    ASSERT_TRUE(mapped);
+    EXPECT_EQ(mapped->write(GuestAddress(low), 1U).error().code, Errc::access_denied);
+  }
 
   const GuestMemory closed = guest({{low, page, Protection::none}});
   const auto before = file.status().st_size;
@@ -313,6 +320,182 @@ TEST(Snapshot, RestoringMarksWhatItWrites) {
   EXPECT_TRUE(marked(low + 40 * page));
   EXPECT_TRUE(marked(high + 299 * page));
   EXPECT_FALSE(marked(high + 200 * page));
+}
+
+constexpr std::uint64_t huge_base = 0x4000'0000;
+
+/// A guest of one region at `huge_base`.
+GuestMemory guest_of(const BackingSpec& spec, std::uint64_t size) {
+  const auto description =
+      AddressSpaceRegion::make({.base = GuestAddress(huge_base), .size = size, .backing = spec});
+  EXPECT_TRUE(description) << description.error().message();
+  auto region = MemoryRegion::map(*description);
+  EXPECT_TRUE(region) << region.error().message();
+  return *GuestMemory::from_regions({*region});
+}
+
+TEST(Snapshot, SavingAndRestoringMakeNoPageOfTheGuest) {
+  constexpr std::uint64_t size = 512_MiB;
+  const OwnedFd memfd(memfd_create("memory", MFD_CLOEXEC));
+  ASSERT_EQ(ftruncate(memfd.get(), size), 0);
+  for (const BackingSpec& spec : {
+           BackingSpec{.source = MemorySource::anon},
+           BackingSpec{.source = MemorySource::anon, .sharing = Sharing::map_shared},
+           BackingSpec{.source = MemorySource::shmem},
+           BackingSpec{.source = MemorySource::file,
+           .descriptor = memfd.get(),
+           .sharing = Sharing::map_private},
+       }) {
+    SCOPED_TRACE(std::string(name_of(spec.source)) + (spec.is_shared() ? " shared" : " private"));
+    const GuestMemory memory = guest_of(spec, size);
+    const MemoryMapping& mapping = memory.regions()[0]->mapping();
+    ASSERT_TRUE(memory.fill({GuestAddress(huge_base + 100 * page), page}, std::byte{1}));
+    const auto before = mapping.residency();
+    ASSERT_TRUE(before);
+    TempFile file;
+    EXPECT_EQ(Snapshot::save(memory, file.fd()), page);
+    EXPECT_EQ(mapping.residency()->resident, before->resident);
+    // Clearing: of all pages one is there, and is made 0.
+    ASSERT_TRUE(memory.fill({GuestAddress(huge_base + 100 * page), page}, std::byte{2}));
+    const auto restored = Snapshot::restore(memory, file.fd());
+    ASSERT_TRUE(restored) << restored.error().message();
+    EXPECT_EQ(memory.read<std::uint8_t>(GuestAddress(huge_base + 100 * page)), 1);
+    EXPECT_EQ(mapping.residency()->resident, before->resident);
+  }
+}
+
+TEST(Snapshot, SavingInFullWritesZerosForWhatIsNotThereAndMakesNoPage) {
+  const GuestMemory memory = guest_of({.source = MemorySource::shmem}, 3_MiB + page);
+  ASSERT_TRUE(memory.write_slice(GuestAddress(huge_base + 2 * page), pattern(page)));
+  const int own = memory.regions()[0]->backing().descriptor();
+  const std::uint64_t before = allocated_bytes(own);
+  TempFile file;
+  file.write(pattern(8_MiB));  // what was there before does not show through
+  EXPECT_EQ(Snapshot::save(memory, file.fd(), {.sparse = false}), 3_MiB + page);
+  EXPECT_EQ(allocated_bytes(own), before);
+  EXPECT_GE(allocated_bytes(file.fd()), 3_MiB + page);
+  const auto mapped = Snapshot::map(file.fd());
+  ASSERT_TRUE(mapped);
+  expect_same(memory, *mapped);
+}
+
+TEST(Snapshot, HugetlbHolesAreNotTouchedWhenThePoolIsEmpty) {
+  HugePages pool(2_MiB, 3);
+  // Taking pages into the pool is root's, and they may not be there to be had.
+  if (!pool.available()) GTEST_SKIP() << pool.why_not();
+  for (const bool sparse : {true, false}) {
+    const GuestMemory memory = guest_of({.source = MemorySource::hugeshmem}, 3 * 2_MiB);
+    const MemoryMapping& mapping = memory.regions()[0]->mapping();
+    fill(mapping, 1);
+    ASSERT_TRUE(mapping.discard(2_MiB, 2_MiB));
+    // Somebody else takes the page that was given back.
+    std::vector<MemoryMapping> taken;
+    const auto backing = Backing::open({.source = MemorySource::hugeanon}, 2_MiB);
+    for (;;) {
+      auto one = MemoryMapping::map(*backing, {.size = 2_MiB});
+      if (!one) break;
+      fill(*one, 2);
+      taken.push_back(std::move(*one));
+    }
+    ASSERT_EQ(pool.free(), 0U);
+    TempFile file;
+    // In a child, which a SIGBUS would end.
+    EXPECT_EQ(in_child([&] {
+                const auto saved = Snapshot::save(memory, file.fd(), {.sparse = sparse});
+                _exit(saved == (sparse ? 2 : 3) * 2_MiB ? 0 : 1);
+              }),
+              0);
+    EXPECT_EQ(in_child([&] { _exit(Snapshot::inspect(file.fd()) ? 0 : 1); }), 0);
+    if (!sparse) continue;
+    EXPECT_EQ(in_child([&] {
+                signal(SIGBUS, SIG_DFL);  // a sanitizer's handler ends otherwise
+                fill(mapping, 0);
+                _exit(1);
+              }),
+              SIGBUS)
+        << "the hole could be touched: the test shows nothing";
+    EXPECT_EQ(in_child([&] { _exit(Snapshot::restore(memory, file.fd()) ? 0 : 1); }), 0);
+    EXPECT_TRUE(holds(mapping, 0, 2_MiB, 1));
+    EXPECT_TRUE(holds(mapping, 4_MiB, 2_MiB, 1));
+    // What is stored has nowhere to go: an error.
+    TempFile whole;
+    const GuestMemory other = guest_of({.source = MemorySource::anon}, 3 * 2_MiB);
+    ASSERT_TRUE(other.fill({GuestAddress(huge_base), 3 * 2_MiB}, std::byte{3}));
+    ASSERT_TRUE(Snapshot::save(other, whole.fd()));
+    EXPECT_EQ(in_child([&] {
+                const auto restored = Snapshot::restore(memory, whole.fd());
+                _exit(!restored && restored.error().os_errno == EFAULT ? 0 : 1);
+              }),
+              0);
+  }
+}
+
+TEST(Snapshot, AReadOnlyRegionIsComparedWithoutTouchingWhatIsNotThere) {
+  const GuestMemory memory = guest({{low, 64 * page, Protection::read, MemorySource::shmem}});
+  TempFile file;
+  ASSERT_TRUE(Snapshot::save(memory, file.fd()));
+  ASSERT_TRUE(Snapshot::restore(memory, file.fd()));
+  EXPECT_EQ(allocated_bytes(memory.regions()[0]->backing().descriptor()), 0U);
+  const auto regions = Snapshot::inspect(file.fd());
+  ASSERT_TRUE(regions);
+  file.write({std::byte{1}}, static_cast<off_t>((*regions)[0].offset + 63 * page));
+  EXPECT_EQ(Snapshot::restore(memory, file.fd()).error().code, Errc::access_denied);
+}
+
+TEST(Snapshot, AFileThatAGuestOfThisProcessPagesFromIsNotWrittenOver) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("snapshot", 0, ' ');
+  const OwnedFd file(open(path.c_str(), O_RDWR | O_CLOEXEC));
+  const GuestMemory memory = sample(MemorySource::anon);
+  ASSERT_TRUE(Snapshot::save(memory, file.get()));
+  {
+    const auto mapped = Snapshot::map(file.get());
+    ASSERT_TRUE(mapped);
+    // By another descriptor and another name too.
+    const std::string link = path + "-link";
+    ASSERT_EQ(::link(path.c_str(), link.c_str()), 0);
+    const OwnedFd other(open(link.c_str(), O_RDWR | O_CLOEXEC));
+    const GuestMemory empty = guest({{low, page}});
+    for (const int fd : {file.get(), other.get()}) {
+      for (const GuestMemory* const guest : {&memory, &*mapped, &empty}) {
+        const auto saved = Snapshot::save(*guest, fd);
+        ASSERT_FALSE(saved);
+        EXPECT_EQ(saved.error().code, Errc::invalid_argument);
+      }
+    }
+    expect_same(memory, *mapped);
+  }
+  EXPECT_TRUE(Snapshot::save(memory, file.get()));
+}
+
+/// The file's header and table with the checksum that belongs to them, as the format describes it.
+void mend_checksum(std::vector<std::byte>& head) {
+  std::fill_n(head.begin() + 24, 8, std::byte{0});
+  std::uint64_t sum = 0xcbf2'9ce4'8422'2325;
+  for (const std::byte byte : head)
+    sum = (sum ^ std::to_integer<std::uint64_t>(byte)) * 0x0000'0100'0000'01b3;
+  const Le64 stored = sum;
+  std::memcpy(head.data() + 24, &stored, sizeof stored);
+}
+
+TEST(Snapshot, UnknownProtectionBitsAreCorrupt) {
+  TempFile file;
+  ASSERT_TRUE(Snapshot::save(sample(MemorySource::anon), file.fd()));
+  auto head = file.read(metadata);
+  for (const std::uint32_t protection : {8U, 0x0fU, 0x100U, 0x103U, 0x8000'0003U}) {
+    SCOPED_TRACE(protection);
+    const Le32 stored = protection;
+    std::memcpy(head.data() + 64 + 24, &stored, sizeof stored);
+    mend_checksum(head);
+    file.write(head);
+    EXPECT_EQ(Snapshot::inspect(file.fd()).error().code, Errc::corrupt);
+    EXPECT_EQ(Snapshot::map(file.fd()).error().code, Errc::corrupt);
+  }
+  const Le32 known = 7U;
+  std::memcpy(head.data() + 64 + 24, &known, sizeof known);
+  mend_checksum(head);
+  file.write(head);
+  EXPECT_TRUE(Snapshot::inspect(file.fd()));
 }
 
 TEST(Snapshot, OfNoMemoryIsASnapshotToo) {

@@ -39,13 +39,13 @@
 
 namespace vmspace {
 
-/// Called now and then on the thread that saves or restores: bytes of guest memory done, of all.
+/// Called now and then, not more often than every few MiB and at the end, on the thread that saves
+/// or restores: bytes of guest memory done, of all.
 using SnapshotProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
 
 /// How to save; an aggregate for designated initialisers.
 struct SaveOptions {
-  /// Leave out pages of zeros. Of a memfd that is mapped shared, what was never written is not even
-  /// looked at.
+  /// Leave out pages of zeros. Off, they are written as zeros, and the file has all its blocks.
   bool sparse = true;
   SnapshotProgress progress = {};
 };
@@ -63,14 +63,21 @@ struct SnapshotRegion {
 /// Saving and restoring. The caller has stopped vCPUs and devices: what changes meanwhile may be in
 /// the file or not. Files are regular files (a memfd is one), used from their beginning; the
 /// descriptor's position does not matter and is not kept.
+///
+/// Memory that is not there is not touched: neither saving nor restoring makes a page of the guest
+/// to find zeros in it, or needs a free one of a hugetlb pool. The kernel is asked what is there,
+/// by SEEK_DATA, /proc/self/pagemap and mincore(2). Where it can't tell, memory is read: while the
+/// machine has swap, private memory without /proc and shared anonymous memory; and always shared
+/// hugetlb memory without a descriptor, where a pool without a free page is an `os` error.
 class Snapshot {
  public:
   /// Writes a snapshot over the whole file; gives the number of bytes of guest memory that were
-  /// stored. Errors: `invalid_argument` for what is no regular file, is open with O_APPEND, or is
-  /// itself memory of the guest; `access_denied` for a region that can't be read; `limit_exceeded`
-  /// where the file would be larger than one can be: the file is as it was then. `os` (ENOSPC, EIO,
-  /// ...): the file may hold no snapshot any more, and never half of one. Not flushed to the disk:
-  /// fsync(2) is the caller's. O(bytes that may not be 0).
+  /// stored. Errors: `invalid_argument` for what is not a regular file, is open with O_APPEND, or
+  /// is memory of this guest or another one of this process, such as what map() made of the file;
+  /// `access_denied` for a region that can't be read; `limit_exceeded` where the file would be
+  /// larger than one can be: the file is as it was then. `out_of_bounds` for memory whose own file
+  /// was cut off; `os` (ENOSPC, EIO, ...): the file may hold no snapshot any more, and never half
+  /// of one. Not flushed to the disk: fsync(2) is the caller's. O(bytes that may not be 0).
   [[nodiscard]] static Result<std::uint64_t> save(const GuestMemory& memory, int fd,
                                                   const SaveOptions& options = {});
 
@@ -83,8 +90,9 @@ class Snapshot {
   /// backing it was saved. Everything that is not stored becomes 0; what is written is marked
   /// dirty. Errors: those of inspect(); `invalid_argument` for another layout; `access_denied` when
   /// a region that may not be written differs from the snapshot: nothing was changed then. `os` or
-  /// `corrupt` for a file that can't be read, or is cut off meanwhile: part of the memory was
-  /// changed. O(bytes of the guest).
+  /// `corrupt` for a file that can't be read, or is cut off meanwhile, `out_of_bounds` for memory
+  /// whose own file was cut off, `os` with EFAULT where there is no page to be had: part of the
+  /// memory was changed. O(bytes stored, and bytes of the guest that may not be 0).
   [[nodiscard]] static Result<void> restore(const GuestMemory& memory, int fd,
                                             const SnapshotProgress& progress = {});
 

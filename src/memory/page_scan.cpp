@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "memory/page_scan.hpp"
+
+#include <linux/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <span>
+
+#include "memory/host.hpp"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+namespace vmspace::detail {
+
+namespace {
+
+// From linux/fs.h of Linux 6.7: PAGEMAP_SCAN (see admin-guide/mm/pagemap in the kernel's
+// documentation).
+struct PageRegion {
+  std::uint64_t start;
+  std::uint64_t end;
+  std::uint64_t categories;
+};
+struct ScanArgument {
+  std::uint64_t size;
+  std::uint64_t flags;
+  std::uint64_t start;
+  std::uint64_t end;
+  std::uint64_t walk_end;
+  std::uint64_t vec;
+  std::uint64_t vec_len;
+  std::uint64_t max_pages;
+  std::uint64_t category_inverted;
+  std::uint64_t category_mask;
+  std::uint64_t category_anyof_mask;
+  std::uint64_t return_mask;
+};
+constexpr unsigned long pagemap_scan = _IOWR('f', 16, ScanArgument);
+constexpr std::uint64_t page_is_present = 1 << 3;
+constexpr std::uint64_t page_is_swapped = 1 << 4;
+constexpr std::uint64_t page_is_zero_page = 1 << 5;
+
+/// Bits of an entry of /proc/self/pagemap.
+constexpr std::uint64_t entry_is_swapped = std::uint64_t{1} << 62;
+constexpr std::uint64_t entry_is_present = std::uint64_t{1} << 63;
+
+/// What one call is asked about at most.
+constexpr std::size_t window_pages = 4096;
+
+/// What is read of a hugetlb page at a time to find out whether it is all zeros: of a page that is
+/// not, the first bytes tell.
+constexpr std::uint64_t probe = std::uint64_t{64} << 10;
+
+bool has_swap() {
+  struct sysinfo info {};
+  return kernel().sysinfo(&info) != 0 || info.totalswap != 0;
+}
+
+}  // namespace
+
+Result<Extent> next_file_data(const char* operation, Errc if_cut_off, int fd, std::uint64_t from,
+                              std::uint64_t end) {
+  const auto find = [&]() -> Extent {
+    const auto data = kernel().lseek(fd, static_cast<off_t>(from), SEEK_DATA);
+    if (data < 0) return errno == ENXIO ? Extent{end, 0} : Extent{from, end - from};
+    const auto begin = static_cast<std::uint64_t>(data);
+    if (begin < from) return {from, end - from};
+    if (begin >= end) return {end, 0};
+    const auto hole = kernel().lseek(fd, data, SEEK_HOLE);
+    if (hole <= data) return {begin, end - begin};
+    return {begin, std::min(end, static_cast<std::uint64_t>(hole)) - begin};
+  };
+  const Extent found = find();
+  if (found.offset == from) return found;
+  // Asked last: lseek(2) gives ENXIO for the hole at the end of a file and for what is behind the
+  // end alike.
+  struct stat file {};
+  if (retry([&] { return kernel().fstat(fd, &file); }) != 0) {
+    return fail_os(operation, Operand::span(from, end - from), "fstat");
+  }
+  if (static_cast<std::uint64_t>(file.st_size) < end) {
+    return fail({.code = if_cut_off,
+                 .operation = operation,
+                 .first = Operand::span(from, end - from),
+                 .second = Operand::size(static_cast<std::uint64_t>(file.st_size)),
+                 .reason = "the file was cut off"});
+  }
+  return found;
+}
+
+bool is_zero(const std::byte* bytes, std::size_t size) noexcept {
+  // Equal to itself moved by eight bytes, which are 0: compares at the speed of memcmp.
+  std::uint64_t first;
+  std::memcpy(&first, bytes, sizeof first);
+  return first == 0 && std::memcmp(bytes, bytes + sizeof first, size - sizeof first) == 0;
+}
+
+void PresentPages::add(std::uint64_t offset, std::uint64_t size) {
+  if (!found_.empty() && found_.back().end() == offset) {
+    found_.back().size += size;
+  } else {
+    found_.push_back({offset, size});
+  }
+}
+
+bool PresentPages::scan_tables(Extent part) {
+  std::array<PageRegion, 256> regions;
+  const auto base = reinterpret_cast<std::uintptr_t>(data_);
+  ScanArgument scan{
+      .size = sizeof scan,
+      .flags = 0,
+      .start = base + part.offset,
+      .end = base + part.end(),
+      .walk_end = 0,
+      .vec = reinterpret_cast<std::uintptr_t>(regions.data()),
+      .vec_len = regions.size(),
+      .max_pages = 0,
+      .category_inverted = page_is_zero_page,
+      .category_mask = page_is_zero_page,
+      .category_anyof_mask = page_is_present | page_is_swapped,
+      .return_mask = page_is_present,
+  };
+  const int count = retry([&] { return kernel().ioctl(pagemap_.value(), pagemap_scan, &scan); });
+  if (count < 0 || scan.walk_end <= scan.start) return false;
+  for (const PageRegion& region : std::span(regions).first(static_cast<std::size_t>(count))) {
+    add(region.start - base, region.end - region.start);
+  }
+  window_ = {part.offset, scan.walk_end - scan.start};
+  return true;
+}
+
+bool PresentPages::read_tables(Extent part) {
+  const std::uint64_t page = base_page_size();
+  std::vector<std::uint64_t> entries(std::min<std::uint64_t>(part.size / page, window_pages));
+  const std::uint64_t first = (reinterpret_cast<std::uintptr_t>(data_) + part.offset) / page;
+  const ssize_t got = retry([&] {
+    return kernel().pread(pagemap_.value(), entries.data(), entries.size() * sizeof(entries[0]),
+                          static_cast<off_t>(first * sizeof(entries[0])));
+  });
+  if (got < static_cast<ssize_t>(sizeof(entries[0]))) return false;
+  entries.resize(static_cast<std::size_t>(got) / sizeof(entries[0]));
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    if ((entries[i] & (entry_is_present | entry_is_swapped)) != 0)
+      add(part.offset + i * page, page);
+  }
+  window_ = {part.offset, entries.size() * page};
+  return true;
+}
+
+bool PresentPages::ask_incore(Extent part) {
+  // Asked each time, and before: swap may be switched on while we look.
+  if (swappable_ && has_swap()) return false;
+  const std::uint64_t page = base_page_size();
+  std::array<unsigned char, window_pages> pages;
+  const std::uint64_t size = std::min<std::uint64_t>(part.size, pages.size() * page);
+  // mincore(2) only looks; its declaration knows no const.
+  auto* const first = const_cast<std::byte*>(data_ + part.offset);
+  if (retry([&] { return kernel().mincore(first, size, pages.data()); }) != 0) return false;
+  for (std::size_t i = 0; i < size / page; ++i) {
+    // The other bits are undefined (mincore(2)).
+    if ((pages[i] & 1) != 0) add(part.offset + i * page, page);
+  }
+  window_ = {part.offset, size};
+  return true;
+}
+
+/// Looks at the beginning of a part that is not empty.
+void PresentPages::look(Extent part) {
+  found_.clear();
+  at_ = 0;
+  if (source_ <= Source::entries && pagemap_.value() < 0) {
+    pagemap_ = Descriptor(
+        retry([] { return kernel().open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0); }));
+    if (pagemap_.value() < 0) source_ = Source::incore;
+  }
+  if (source_ == Source::scan) {
+    if (scan_tables(part)) return;
+    source_ = Source::entries;
+  }
+  if (source_ == Source::entries) {
+    if (read_tables(part)) return;
+    source_ = Source::incore;
+  }
+  if (source_ == Source::incore) {
+    if (ask_incore(part)) return;
+    source_ = Source::nothing;
+  }
+  found_.assign(1, part);
+  window_ = part;
+}
+
+Extent PresentPages::next(std::uint64_t from, std::uint64_t end) {
+  while (from < end) {
+    if (from < window_.offset || from >= window_.end()) look({from, end - from});
+    while (at_ < found_.size() && found_[at_].end() <= from)
+      ++at_;
+    if (at_ < found_.size()) {
+      const std::uint64_t begin = std::max(from, found_[at_].offset);
+      if (begin >= end) break;
+      return {begin, std::min(end, found_[at_].end()) - begin};
+    }
+    from = window_.end();
+  }
+  return {end, 0};
+}
+
+PageScan::PageScan(const MemoryMapping& mapping, const char* operation)
+    : mapping_(mapping), operation_(operation) {
+  using Source = PresentPages::Source;
+  const Backing& backing = mapping.backing();
+  const bool shared = backing.is_shared();
+  const std::byte* const data = mapping.data();
+  in_file_ = !backing.is_anonymous();
+  if (!shared) tables_.emplace(data, Source::scan, !backing.is_hugetlb());
+  if (backing.is_hugetlb()) {
+    if (shared && !in_file_) tables_.emplace(data, Source::nothing, false);
+  } else if (backing.page_kind() == PageKind::shmem && shared && !in_file_) {
+    cache_.emplace(data, Source::incore, true);
+  } else if (backing.page_kind() == PageKind::file) {
+    // The cache is asked before the file: what is written back and dropped is no longer in the
+    // one, and is data in the other by then.
+    cache_.emplace(data, Source::incore, false);
+  }
+}
+
+Result<Extent> PageScan::next(std::uint64_t from, std::uint64_t end) {
+  Extent found{end, 0};
+  // Each is asked about what lies before that which is known.
+  const auto ask = [&](std::optional<PresentPages>& pages) {
+    if (!pages) return;
+    const Extent earlier = pages->next(from, found.offset);
+    if (earlier.size != 0) found = earlier;
+  };
+  ask(tables_);
+  const bool certain = !mapping_.backing().is_hugetlb() || !tables_ || tables_->is_certain();
+  if (found.size != 0 && !certain) return populate(found);
+  ask(cache_);
+  if (!in_file_ || found.offset == from) return found;
+  const std::uint64_t gap_end = found.offset;
+  if (mapping_.backing().is_hugetlb()) {
+    const auto present = next_in_hugetlbfs(from, gap_end);
+    return !present || present->size != 0 ? present : found;
+  }
+  const std::uint64_t in_file = mapping_.file_offset();
+  auto data = next_file_data(operation_, Errc::out_of_bounds, mapping_.backing().descriptor(),
+                             in_file + from, in_file + gap_end);
+  if (!data) return fail(data.error());
+  if (data->size == 0) return found;
+  // Holes are made of the file system's blocks; pages are what is looked at here.
+  const std::uint64_t page = base_page_size();
+  const std::uint64_t begin = (data->offset - in_file) / page * page;
+  const std::uint64_t stop = (data->end() - in_file + page - 1) / page * page;
+  return Extent{begin, std::min(stop, gap_end) - begin};
+}
+
+/// The next page of a hugetlb file that is not all zeros, mapped here or not.
+Result<Extent> PageScan::next_in_hugetlbfs(std::uint64_t from, std::uint64_t end) {
+  buffer_.resize(probe);
+  const std::uint64_t page = mapping_.page_size();
+  while (from < end) {
+    const std::uint64_t size = std::min(probe, end - from);
+    const ssize_t got = retry([&] {
+      return kernel().pread(mapping_.backing().descriptor(), buffer_.data(), size,
+                            static_cast<off_t>(mapping_.file_offset() + from));
+    });
+    if (got < 0) return fail_os(operation_, Operand::span(from, size), "pread of a hugetlb page");
+    // Whole words; a call that gives fewer bytes has come to the end of the file.
+    if (static_cast<std::uint64_t>(got) < size) {
+      return fail({.code = Errc::out_of_bounds,
+                   .operation = operation_,
+                   .first = Operand::span(from, size),
+                   .reason = "the file was cut off"});
+    }
+    if (!is_zero(buffer_.data(), size)) {
+      return Extent{from, std::min(end, from / page * page + page) - from};
+    }
+    from += size;
+  }
+  return Extent{end, 0};
+}
+
+/// The first page of a part, which may be touched then.
+Result<Extent> PageScan::populate(Extent part) const {
+  const std::uint64_t page = mapping_.page_size();
+  const std::uint64_t begin = part.offset / page * page;
+  if (retry([&] { return kernel().madvise(mapping_.data() + begin, page, MADV_POPULATE_READ); }) !=
+      0) {
+    return fail_os(operation_, Operand::span(begin, page),
+                   "no free page in the hugetlb pool to look at memory that may be absent: enlarge "
+                   "the pool, or populate the memory before");
+  }
+  return Extent{part.offset, std::min(part.end(), begin + page) - part.offset};
+}
+
+}  // namespace vmspace::detail

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What saving and restoring share.
+
+#pragma once
+
+#include <sys/stat.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "vmspace/memory/snapshot.hpp"
+#include "vmspace/result.hpp"
+
+namespace vmspace::detail {
+
+/// What one system call moves at most: large enough to cost nothing, small enough for a progress
+/// bar.
+inline constexpr std::uint64_t snapshot_chunk = std::uint64_t{8} << 20;
+
+inline Operand operand(const MemoryRegion& region) {
+  return Operand::range(region.base().value(), region.last_addr().value());
+}
+
+/// What fstat(2) says of a regular file; `invalid_argument` for anything else.
+[[nodiscard]] Result<struct stat> check_snapshot_file(const char* operation, int fd);
+
+/// Reads all of `size` bytes; `corrupt` where the file ends before.
+[[nodiscard]] Result<void> read_all(const char* operation, int fd, std::byte* to,
+                                    std::uint64_t size, std::uint64_t offset);
+
+/// Reports at most once a chunk, however small the pieces are.
+class Progress {
+ public:
+  Progress(const SnapshotProgress& report, std::uint64_t total) : report_(report), total_(total) {}
+  void done(std::uint64_t bytes) {
+    done_ += bytes;
+    if (!report_ || (done_ - reported_ < snapshot_chunk && done_ != total_)) return;
+    reported_ = done_;
+    report_(done_, total_);
+  }
+
+ private:
+  const SnapshotProgress& report_;
+  std::uint64_t done_ = 0;
+  std::uint64_t reported_ = 0;
+  std::uint64_t total_;
+};
+
+}  // namespace vmspace::detail

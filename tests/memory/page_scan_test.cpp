@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "memory/page_scan.hpp"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "faults/injector.hpp"
+#include "memory/host_support.hpp"
+
+namespace vmspace {
+namespace {
+
+using namespace test;
+using detail::Extent;
+using detail::PageScan;
+
+constexpr std::uint64_t size = 64_MiB;
+
+/// The whole scan, with neighbours joined.
+Result<std::vector<Extent>> scan(const MemoryMapping& mapping) {
+  PageScan pages(mapping, "test");
+  std::vector<Extent> found;
+  for (std::uint64_t at = 0; at < mapping.size();) {
+    const auto extent = pages.next(at, mapping.size());
+    if (!extent) return fail(extent.error());
+    EXPECT_GE(extent->offset, at);
+    EXPECT_LE(extent->end(), mapping.size());
+    if (extent->size == 0) {
+      EXPECT_EQ(extent->offset, mapping.size());
+      break;
+    }
+    if (!found.empty() && found.back().end() == extent->offset) {
+      found.back().size += extent->size;
+    } else {
+      found.push_back(*extent);
+    }
+    at = extent->end();
+  }
+  return found;
+}
+
+std::vector<Extent> scan_or_die(const MemoryMapping& mapping) {
+  auto found = scan(mapping);
+  EXPECT_TRUE(found) << found.error().message();
+  return found ? *found : std::vector<Extent>{};
+}
+
+MemoryMapping map_small_pages(const BackingSpec& spec) {
+  auto mapping = map_or_die(spec, {.size = size});
+  // One page is one page, and files are not read ahead.
+  static_cast<void>(mapping.advise(0, size, Advice::no_huge_pages));
+  static_cast<void>(mapping.advise(0, size, Advice::random));
+  return mapping;
+}
+
+/// Each kind of memory with small pages, all of them of one memfd or file of zeros.
+class PageScanKinds : public ::testing::Test {
+ protected:
+  PageScanKinds()
+      : memfd_(::memfd_create("memory", MFD_CLOEXEC)),
+        path_(directory_.file("ram", 0, ' ')),
+        specs_{
+            {.source = MemorySource::anon},
+            {.source = MemorySource::anon, .sharing = Sharing::map_shared},
+            {.source = MemorySource::file,
+             .descriptor = memfd_.get(),
+             .sharing = Sharing::map_private},
+            {.source = MemorySource::file, .descriptor = memfd_.get()},
+            {.source = MemorySource::file, .path = path_, .sharing = Sharing::map_private},
+            {.source = MemorySource::file, .path = path_},
+        } {
+    EXPECT_EQ(::ftruncate(memfd_.get(), size), 0);
+    EXPECT_EQ(::truncate(path_.c_str(), size), 0);
+  }
+
+  static std::string name(const BackingSpec& spec) {
+    return (spec.is_shared() ? "shared " : "private ") +
+           std::string(spec.descriptor ? "memfd" : name_of(spec.source));
+  }
+
+  TemporaryDirectory directory_;
+  OwnedFd memfd_;
+  std::string path_;
+  std::vector<BackingSpec> specs_;
+};
+
+/// Writes to a few pages, and tells which.
+std::vector<Extent> write_some(const MemoryMapping& mapping) {
+  const std::uint64_t page = page_size();
+  for (const std::uint64_t offset : {3 * page, 4 * page, size / 2 + page, size - page}) {
+    mapping.data()[offset + 5] = std::byte{1};
+  }
+  return {{3 * page, 2 * page}, {size / 2 + page, page}, {size - page, page}};
+}
+
+TEST_F(PageScanKinds, WhatWasWrittenIsFoundAndNothingIsMade) {
+  for (const BackingSpec& spec : specs_) {
+    SCOPED_TRACE(name(spec));
+    const auto mapping = map_small_pages(spec);
+    EXPECT_TRUE(scan_or_die(mapping).empty());
+    const auto written = write_some(mapping);
+    const auto before = mapping.residency();
+    EXPECT_EQ(scan_or_die(mapping), written);
+    EXPECT_EQ(mapping.residency()->resident, before->resident);
+    // The next one begins with files of zeros again.
+    static_cast<void>(::ftruncate(memfd_.get(), 0));
+    static_cast<void>(::ftruncate(memfd_.get(), size));
+    static_cast<void>(::truncate(path_.c_str(), 0));
+    static_cast<void>(::truncate(path_.c_str(), size));
+  }
+}
+
+TEST_F(PageScanKinds, APartOfAScanIsCutToThePart) {
+  const auto mapping = map_small_pages(specs_[0]);
+  const std::uint64_t page = page_size();
+  write_some(mapping);
+  PageScan pages(mapping, "test");
+  EXPECT_EQ(*pages.next(0, page), (Extent{page, 0}));
+  EXPECT_EQ(*pages.next(page, 4 * page), (Extent{3 * page, page}));
+  EXPECT_EQ(*pages.next(4 * page, size), (Extent{4 * page, page}));
+  EXPECT_EQ(*pages.next(size - page, size), (Extent{size - page, page}));
+  EXPECT_EQ(*pages.next(size, size), (Extent{size, 0}));
+}
+
+/// What a kernel or a sandbox may lack.
+struct Lack {
+  const char* name;
+  bool scan;    ///< PAGEMAP_SCAN
+  bool proc;    ///< /proc
+  bool incore;  ///< mincore(2)
+  bool swap;    ///< not lacking: there is some
+};
+
+void take_away(Injector& injector, const Lack& lack) {
+  if (lack.scan) {
+    injector.table().ioctl = [](int, unsigned long, void*) {
+      errno = ENOTTY;
+      return -1;
+    };
+  }
+  if (lack.proc) {
+    injector.table().open = [](const char*, int, mode_t) {
+      errno = ENOENT;
+      return -1;
+    };
+  }
+  if (lack.incore) {
+    injector.table().mincore = [](void*, std::size_t, unsigned char*) {
+      errno = EPERM;
+      return -1;
+    };
+  }
+  const bool swap = lack.swap;
+  injector.table().sysinfo = swap ? [](struct sysinfo* info) {
+    *info = {};
+    info->totalswap = 1;
+    return 0;
+  }
+  : [](struct sysinfo* info) {
+      *info = {};
+      return 0;
+    };
+}
+
+TEST_F(PageScanKinds, WhereAKernelOrASandboxLacksOneMeansAnotherStandsIn) {
+  for (const BackingSpec& spec : specs_) {
+    const auto mapping = map_small_pages(spec);
+    const auto written = write_some(mapping);
+    for (const Lack& lack : {Lack{"PAGEMAP_SCAN", true, false, false, true},
+                             Lack{"/proc", false, true, false, false}}) {
+      SCOPED_TRACE(name(spec) + " without " + lack.name);
+      // Where nothing else is asked, swap would be in the way.
+      if (lack.swap && spec.source == MemorySource::anon && spec.is_shared()) continue;
+      Injector injector;
+      take_away(injector, lack);
+      EXPECT_EQ(scan_or_die(mapping), written);
+    }
+    static_cast<void>(::ftruncate(memfd_.get(), 0));
+    static_cast<void>(::ftruncate(memfd_.get(), size));
+    static_cast<void>(::truncate(path_.c_str(), 0));
+    static_cast<void>(::truncate(path_.c_str(), size));
+  }
+}
+
+TEST_F(PageScanKinds, WhatCantBeRuledOutIsReported) {
+  const std::vector<Extent> all{{0, size}};
+  for (const Lack& lack : {Lack{"mincore and /proc", true, true, true, false},
+                           // mincore(2) does not tell a page that was swapped out from none.
+                           Lack{"/proc, with swap", true, true, false, true}}) {
+    for (const BackingSpec& spec : specs_) {
+      const bool only_data = spec.descriptor && spec.is_shared();
+      const bool only_cache =
+          spec.source == MemorySource::file && !spec.descriptor && spec.is_shared() && !lack.incore;
+      if (only_data || only_cache) continue;  // they are asked neither for page tables nor for swap
+      SCOPED_TRACE(name(spec) + " without " + lack.name);
+      const auto mapping = map_small_pages(spec);
+      Injector injector;
+      take_away(injector, lack);
+      EXPECT_EQ(scan_or_die(mapping), all);
+    }
+  }
+}
+
+TEST_F(PageScanKinds, APageThatWasSwappedOutIsFound) {
+  const auto mapping = map_small_pages(specs_[0]);
+  const std::uint64_t page = page_size();
+  static const std::byte* swapped;
+  swapped = mapping.data() + 70 * page;
+  Injector injector;
+  take_away(injector, {"PAGEMAP_SCAN", true, false, false, true});
+  // As /proc/self/pagemap tells of it: bit 62, and not present (bit 63).
+  injector.table().pread = [](int fd, void* buffer, std::size_t bytes, off_t offset) {
+    const ssize_t got = ::pread(fd, buffer, bytes, offset);
+    const std::uint64_t first = static_cast<std::uint64_t>(offset) / 8;
+    const std::uint64_t wanted = reinterpret_cast<std::uintptr_t>(swapped) / page_size();
+    if (got > 0 && wanted >= first && wanted < first + static_cast<std::uint64_t>(got) / 8) {
+      static_cast<std::uint64_t*>(buffer)[wanted - first] = std::uint64_t{1} << 62;
+    }
+    return got;
+  };
+  EXPECT_EQ(scan_or_die(mapping), (std::vector<Extent>{{70 * page, page}}));
+}
+
+TEST_F(PageScanKinds, OfAPrivateFileItsOwnDataAndTheCopiesAreFound) {
+  const std::uint64_t page = page_size();
+  const auto mapping = map_small_pages(specs_[2]);
+  const char byte = 1;
+  ASSERT_EQ(::pwrite(memfd_.get(), &byte, 1, static_cast<off_t>(7 * page)), 1);
+  mapping.data()[20 * page] = std::byte{1};
+  // The copy stays when the file loses what it was copied from.
+  ASSERT_EQ(::fallocate(memfd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                        static_cast<off_t>(20 * page), static_cast<off_t>(page)),
+            0);
+  EXPECT_EQ(scan_or_die(mapping), (std::vector<Extent>{{7 * page, page}, {20 * page, page}}));
+}
+
+TEST_F(PageScanKinds, WhatAnotherProcessWroteIsFound) {
+  const std::uint64_t page = page_size();
+  for (const std::size_t index : {1U, 3U, 5U}) {
+    SCOPED_TRACE(name(specs_[index]));
+    const auto mapping = map_small_pages(specs_[index]);
+    EXPECT_EQ(in_child([&] { mapping.data()[9 * page] = std::byte{1}; }), 0);
+    EXPECT_EQ(scan_or_die(mapping), (std::vector<Extent>{{9 * page, page}}));
+  }
+}
+
+TEST_F(PageScanKinds, MemoryWhoseFileWasCutOffIsAnErrorAndNoZeros) {
+  for (const std::size_t index : {2U, 3U, 4U, 5U}) {
+    SCOPED_TRACE(name(specs_[index]));
+    const auto mapping = map_small_pages(specs_[index]);
+    ASSERT_EQ(::ftruncate(memfd_.get(), size / 2), 0);
+    ASSERT_EQ(::truncate(path_.c_str(), size / 2), 0);
+    const auto found = scan(mapping);
+    ASSERT_FALSE(found);
+    EXPECT_EQ(found.error().code, Errc::out_of_bounds);
+    ASSERT_EQ(::ftruncate(memfd_.get(), size), 0);
+    ASSERT_EQ(::truncate(path_.c_str(), size), 0);
+  }
+}
+
+TEST(PageScan, AByteAnywhereIsNotZero) {
+  std::array<std::byte, 4096> page{};
+  EXPECT_TRUE(detail::is_zero(page.data(), page.size()));
+  EXPECT_TRUE(detail::is_zero(page.data(), 8));
+  for (std::size_t i = 0; i < page.size(); ++i) {
+    page[i] = std::byte{0x80};
+    EXPECT_FALSE(detail::is_zero(page.data(), page.size())) << i;
+    page[i] = std::byte{0};
+  }
+}
+
+/// hugetlb memory of three pages, of which the second was discarded, and a pool without a free page.
+class PageScanHuge : public ::testing::Test {
+ protected:
+  static constexpr std::uint64_t huge = 2_MiB;
+
+  void SetUp() override {
+    // Taking pages into the pool is root's, and they may not be there to be had.
+    if (!pool_.available()) GTEST_SKIP() << pool_.why_not();
+  }
+
+  MemoryMapping with_a_hole(const BackingSpec& spec) {
+    auto mapping = map_or_die(spec, {.size = 3 * huge});
+    fill(mapping, 1);
+    EXPECT_TRUE(mapping.discard(huge, huge));
+    return mapping;
+  }
+
+  /// Takes every page that may be had: a free one may be reserved for another mapping.
+  static std::vector<MemoryMapping> drain() {
+    std::vector<MemoryMapping> rest;
+    const auto backing = Backing::open({.source = MemorySource::hugeanon}, huge);
+    for (;;) {
+      auto mapping = MemoryMapping::map(*backing, {.size = huge});
+      if (!mapping) return rest;
+      fill(*mapping, 2);
+      rest.push_back(std::move(*mapping));
+    }
+  }
+
+  HugePages pool_{huge, 6};
+};
+
+TEST_F(PageScanHuge, HolesAreNotTouchedWhateverIsMissing) {
+  for (const BackingSpec& spec :
+       {BackingSpec{.source = MemorySource::hugeanon},
+        BackingSpec{.source = MemorySource::hugeshmem},
+        BackingSpec{.source = MemorySource::hugeshmem, .sharing = Sharing::map_private}}) {
+    const auto mapping = with_a_hole(spec);
+    const auto rest = drain();
+    for (const Lack& lack :
+         {Lack{"nothing", false, false, false, true},
+          Lack{"PAGEMAP_SCAN", true, false, false, true}, Lack{"/proc", true, true, false, true}}) {
+      SCOPED_TRACE(std::string(name_of(spec.source)) + " without " + lack.name);
+      Injector injector;
+      take_away(injector, lack);
+      EXPECT_EQ(scan_or_die(mapping), (std::vector<Extent>{{0, huge}, {2 * huge, huge}}));
+    }
+  }
+}
+
+TEST_F(PageScanHuge, WhatAnotherProcessWroteIsFoundAndNoPageIsTaken) {
+  const auto mapping = map_or_die({.source = MemorySource::hugeshmem}, {.size = 3 * huge});
+  EXPECT_EQ(in_child([&] { mapping.data()[2 * huge + 100_KiB] = std::byte{1}; }), 0);
+  const std::uint64_t free = pool_.free();
+  EXPECT_EQ(scan_or_die(mapping).back().end(), 3 * huge);
+  EXPECT_GE(scan_or_die(mapping).front().offset, 2 * huge);
+  EXPECT_EQ(pool_.free(), free);
+  // And beneath a private mapping of the file.
+  const auto copy = map_or_die({.source = MemorySource::file,
+                                .descriptor = mapping.backing().descriptor(),
+                                .sharing = Sharing::map_private},
+                               {.size = 3 * huge});
+  EXPECT_EQ(scan_or_die(copy).back().end(), 3 * huge);
+  EXPECT_GE(scan_or_die(copy).front().offset, 2 * huge);
+}
+
+TEST_F(PageScanHuge, WhatOnlyTouchingCouldTellIsAnErrorAndNoSignal) {
+  const auto mapping =
+      with_a_hole({.source = MemorySource::hugeanon, .sharing = Sharing::map_shared});
+  {
+    const auto rest = drain();
+    const auto found = scan(mapping);
+    ASSERT_FALSE(found);
+    EXPECT_EQ(found.error().code, Errc::os);
+    EXPECT_NE(found.error().message().find("pool"), std::string::npos);
+  }
+  EXPECT_EQ(scan_or_die(mapping), (std::vector<Extent>{{0, 3 * huge}}));
+}
+
+}  // namespace
+}  // namespace vmspace
