@@ -22,8 +22,8 @@
 
 #include "vmspace/literals.hpp"
 
-#include "faults/failing_new.hpp"
 #include "memory/system_calls.hpp"
+#include "vmm/fake_kvm.hpp"
 
 namespace vmspace {
 namespace {
@@ -36,125 +36,7 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::SizeIs;
 
-const auto page_size = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-
-void* host(std::uint64_t address) {
-  return reinterpret_cast<void*>(address);
-}
-
-/// KVM's slots as the kernel keeps and checks them, behind the layer's system calls. Any call that
-/// sets or deletes a slot can be made to fail.
-class KvmMemslotsTest : public testing::Test {
- protected:
-  static constexpr int vm_descriptor = 1000;
-
-  KvmMemslotsTest() {
-    fake = this;
-    calls_.ioctl = [](int descriptor, unsigned long request, void* argument) {
-      if (descriptor <= vm_descriptor) return refuse(EBADF);  // closed, or the caller's own
-      // The kernel's memory is not ours: what this fake allocates does not fail.
-      const int granted = std::exchange(test::granted, -1);
-      const int result = fake->ioctl(request, argument);
-      test::granted = granted;
-      return result;
-    };
-    calls_.fcntl = [](int, int command, int) {
-      EXPECT_EQ(command, F_DUPFD_CLOEXEC);
-      return fake->duplicate();
-    };
-    calls_.close = [](int) {
-      --fake->open_descriptors;
-      return 0;
-    };
-    detail::current_system_calls = &calls_;
-  }
-  ~KvmMemslotsTest() override {
-    detail::current_system_calls = &detail::real_system_calls;
-    fake = nullptr;
-  }
-
-  struct Slot {
-    std::uint32_t flags;
-    Range range;
-    std::uint64_t host_address;
-    friend bool operator==(const Slot&, const Slot&) = default;
-  };
-
-  // What KVM holds, and how it behaves.
-  std::map<std::uint32_t, Slot> slots;
-  int slot_limit = 509;
-  bool has_read_only = true;
-  int open_descriptors = 0;
-  int changes = 0;                 // calls that set or delete a slot
-  std::optional<int> fail_change;  // the index of the one that fails with ENOMEM
-  std::optional<int> fail_from;    // or of the first of all that do
-
-  KvmMemslots make() {
-    auto memslots = KvmMemslots::create(vm_descriptor);
-    EXPECT_TRUE(memslots);
-    return std::move(*memslots);
-  }
-
-  void fail_next(int index) {
-    changes = 0;
-    fail_change = index;
-  }
-  void fail_all_from(int index) {
-    changes = 0;
-    fail_from = index;
-  }
-
- private:
-  static KvmMemslotsTest* fake;
-
-  int duplicate() {
-    ++open_descriptors;
-    return vm_descriptor + open_descriptors;
-  }
-
-  static int refuse(int error) {
-    errno = error;
-    return -1;
-  }
-
-  int ioctl(unsigned long request, void* argument) {
-    if (request == KVM_CHECK_EXTENSION) {
-      const auto extension = reinterpret_cast<std::uintptr_t>(argument);
-      if (extension == KVM_CAP_NR_MEMSLOTS) return slot_limit < 0 ? refuse(ENOTTY) : slot_limit;
-      EXPECT_EQ(extension, static_cast<std::uintptr_t>(KVM_CAP_READONLY_MEM));
-      return has_read_only ? 1 : 0;
-    }
-    EXPECT_EQ(request, KVM_SET_USER_MEMORY_REGION);
-    const int index = changes++;
-    if (index == fail_change || (fail_from && index >= *fail_from)) return refuse(ENOMEM);
-    return set_region(*static_cast<const kvm_userspace_memory_region*>(argument));
-  }
-
-  // The checks of kvm_set_memory_region() in the kernel.
-  int set_region(const kvm_userspace_memory_region& region) {
-    const int limit = slot_limit == 0 ? 32 : slot_limit;
-    if (region.slot >= static_cast<std::uint32_t>(limit)) return refuse(EINVAL);
-    if ((region.guest_phys_addr | region.memory_size | region.userspace_addr) % page_size != 0) {
-      return refuse(EINVAL);
-    }
-    if (region.memory_size == 0) return slots.erase(region.slot) == 1 ? 0 : refuse(EINVAL);
-    if (region.memory_size / page_size > (std::uint64_t{1} << 31) - 1) return refuse(EINVAL);
-    if (region.guest_phys_addr + region.memory_size < region.guest_phys_addr) {
-      return refuse(EINVAL);
-    }
-    const Range range = *Range::from_base_size(region.guest_phys_addr, region.memory_size);
-    for (const auto& [number, slot] : slots) {
-      // Setting a slot that is in use would move or change it: never wanted here.
-      if (number == region.slot || slot.range.overlaps(range)) return refuse(EEXIST);
-    }
-    slots.emplace(region.slot, Slot{region.flags, range, region.userspace_addr});
-    return 0;
-  }
-
-  detail::SystemCalls calls_ = detail::real_system_calls;
-};
-
-KvmMemslotsTest* KvmMemslotsTest::fake = nullptr;
+class KvmMemslotsTest : public test::FakeKvm {};
 
 TEST_F(KvmMemslotsTest, TakesTheLimitFromKvm) {
   EXPECT_EQ(make().limit(), 509u);
