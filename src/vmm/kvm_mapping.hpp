@@ -15,7 +15,6 @@
 #include <vector>
 
 #include "vmspace/allocator/interval_tree.hpp"
-#include "vmspace/literals.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
 
 namespace vmspace::detail {
@@ -38,9 +37,9 @@ class KvmMapping {
     bool log_lost = false;  ///< KVM forgot what it had logged: all of it counts as dirty
   };
 
-  /// How many pieces this memory needs; its size is not 0.
+  /// How many pieces this memory needs; its size is not 0 and its end does not pass 2^64.
   static std::uint64_t pieces_of(const KvmMemory& memory) {
-    return (memory.size - 1) / max_piece_size() + 1;
+    return (memory.size - 1 + lead(memory)) / max_piece_size() + 1;
   }
 
   KvmMapping(const KvmMemory& memory, IntervalTree<>& pool) : memory_(memory), pool_(&pool) {}
@@ -82,22 +81,32 @@ class KvmMapping {
 
   /// The memory of the index-th piece.
   [[nodiscard]] KvmMemory part(std::size_t index) const noexcept {
-    const std::uint64_t offset = index * max_piece_size();
+    const std::uint64_t cut_off = lead(memory_);
+    const std::uint64_t offset = index == 0 ? 0 : index * max_piece_size() - cut_off;
+    const std::uint64_t most = index == 0 ? max_piece_size() - cut_off : max_piece_size();
     KvmMemory part = memory_;
     part.base = GuestAddress(memory_.base.value() + offset);
-    part.size = std::min(memory_.size - offset, max_piece_size());
+    part.size = std::min(memory_.size - offset, most);
     part.host_address = static_cast<std::byte*>(memory_.host_address) + offset;
     return part;
   }
 
  private:
-  // The largest slot we make: whole GiB, so that no piece cuts one of the guest's huge pages which
-  // the range as a whole would not have cut.
+  // A guest's huge pages have up to this size. Where pieces meet, none should be cut.
+  static constexpr std::uint64_t largest_page = std::uint64_t{1} << 30;
+
   static std::uint64_t max_piece_size() {
-    using namespace literals;
     // KVM_MEM_MAX_NR_PAGES in the kernel's kvm_host.h.
     constexpr std::uint64_t max_pages_per_slot = (std::uint64_t{1} << 31) - 1;
-    return max_pages_per_slot * host_page_size() / 1_GiB * 1_GiB;
+    return max_pages_per_slot * host_page_size() / largest_page * largest_page;
+  }
+
+  // By how much the first piece is shorter, for the pieces to meet at multiples of the largest
+  // page; in whole words of a dirty log, so that each piece has words of its own in that of the
+  // range. (A base that is not a multiple of such a word, 256 KiB on x86, does have a page cut.)
+  static std::uint64_t lead(const KvmMemory& memory) {
+    const std::uint64_t log_word = 64 * host_page_size();
+    return memory.base.value() % largest_page / log_word * log_word;
   }
 
   KvmMemory memory_;

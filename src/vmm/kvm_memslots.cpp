@@ -4,7 +4,7 @@
 
 #include <fcntl.h>
 #include <linux/kvm.h>
-#include <unistd.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cassert>
@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "vmspace/allocator/interval_tree.hpp"
+#include "vmspace/memory/region.hpp"
 
 #include "memory/system_calls.hpp"
 #include "vmm/kvm_mapping.hpp"
@@ -72,6 +73,12 @@ Result<Range> check(const KvmMemory& memory, const char* operation) {
   return range;
 }
 
+tl::unexpected<Error> moved_from(const char* operation) {
+  return fail({.code = Errc::bad_state,
+               .operation = operation,
+               .reason = "the object has been moved from"});
+}
+
 /// What to say of a range whose pieces can't be brought back to one state.
 const char* left_in_part(const std::vector<Piece>& pieces) {
   return std::ranges::count(pieces, Shown::no, &Piece::shown) != 0
@@ -125,6 +132,17 @@ Result<std::unique_ptr<KvmMemslots::State>> KvmMemslots::State::create(int vm_de
       vm_descriptor < 0 ? Operand{} : Operand::number(static_cast<std::uint64_t>(vm_descriptor));
   detail::Descriptor vm(detail::kernel().fcntl(vm_descriptor, F_DUPFD_CLOEXEC, 0));
   if (vm.value() < 0) return detail::fail_os(operation, which, "duplicating the VM's descriptor");
+  // /dev/kvm itself answers all that is asked here. A machine is an anonymous inode.
+  struct stat kind {};
+  if (detail::kernel().fstat(vm.value(), &kind) != 0) {
+    return detail::fail_os(operation, which, "fstat");
+  }
+  if (S_ISCHR(kind.st_mode)) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = which,
+                 .reason = "the descriptor is a device's, not one that KVM_CREATE_VM gave"});
+  }
   const auto extension = [&vm](std::uintptr_t which_one) {
     return detail::kernel().ioctl(vm.value(), KVM_CHECK_EXTENSION,
                                   reinterpret_cast<void*>(which_one));
@@ -347,51 +365,73 @@ Result<KvmMemslots> KvmMemslots::create(int vm_descriptor) {
 }
 
 Result<void> KvmMemslots::set(const KvmMemory& memory) {
+  if (!state_) return moved_from("KvmMemslots::set");
   return state_->set(memory);
 }
 
+Result<void> KvmMemslots::set(const MemoryRegion& region) {
+  if (!allows(region.protection(), Protection::read)) {
+    return fail({.code = Errc::access_denied,
+                 .operation = "KvmMemslots::set",
+                 .first = detail::operand(region.description().range()),
+                 .reason = "a guest reads every slot, and this region may not be read"});
+  }
+  return set(KvmMemory{.base = region.base(),
+                       .size = region.size(),
+                       .host_address = region.host_base(),
+                       .read_only = !allows(region.protection(), Protection::write)});
+}
+
 Result<void> KvmMemslots::clear(const Range& range) {
+  if (!state_) return moved_from("KvmMemslots::clear");
   return state_->clear(range);
 }
 
 Result<void> KvmMemslots::start_dirty_log(const Range& range) {
-  return state_->switch_log(range, true, "KvmMemslots::start_dirty_log");
+  constexpr const char* operation = "KvmMemslots::start_dirty_log";
+  if (!state_) return moved_from(operation);
+  return state_->switch_log(range, true, operation);
 }
 
 Result<void> KvmMemslots::stop_dirty_log(const Range& range) {
-  return state_->switch_log(range, false, "KvmMemslots::stop_dirty_log");
+  constexpr const char* operation = "KvmMemslots::stop_dirty_log";
+  if (!state_) return moved_from(operation);
+  return state_->switch_log(range, false, operation);
 }
 
 Result<KvmDirtyLog> KvmMemslots::fetch_dirty_log(const Range& range) {
+  if (!state_) return moved_from("KvmMemslots::fetch_dirty_log");
   return state_->fetch_log(range);
 }
 
 Result<std::vector<KvmSlot>> KvmMemslots::slots(const Range& range) const {
+  constexpr const char* operation = "KvmMemslots::slots";
+  if (!state_) return moved_from(operation);
   const Mapping* mapping = state_->find(range);
   if (mapping == nullptr) {
-    return fail({.code = Errc::not_found,
-                 .operation = "KvmMemslots::slots",
-                 .first = detail::operand(range)});
+    return fail({.code = Errc::not_found, .operation = operation, .first = detail::operand(range)});
   }
   std::vector<KvmSlot> found;
   found.reserve(mapping->pieces().size());
   for (std::size_t i = 0; i < mapping->pieces().size(); ++i) {
+    const Piece& piece = mapping->pieces()[i];
+    if (piece.shown == Shown::no) continue;
     const KvmMemory part = mapping->part(i);
-    found.push_back({.number = mapping->pieces()[i].number,
-                     .range = *Range::from_base_size(part.base.value(), part.size)});
+    found.push_back(
+        {.number = piece.number, .range = *Range::from_base_size(part.base.value(), part.size)});
   }
   return found;
 }
 
 std::uint32_t KvmMemslots::limit() const noexcept {
-  return state_->limit();
+  return state_ ? state_->limit() : 0;
 }
 std::uint32_t KvmMemslots::used() const noexcept {
-  return state_->used();
+  return state_ ? state_->used() : 0;
 }
 
 Result<void> KvmMemslots::check_invariants() const noexcept {
-  const char* rule = state_->broken_rule();
+  const char* rule = state_ ? state_->broken_rule() : nullptr;
   if (rule == nullptr) return {};
   return fail(
       {.code = Errc::corrupt, .operation = "KvmMemslots::check_invariants", .reason = rule});

@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -48,6 +49,11 @@ class FakeKvm : public testing::Test {
       }
       EXPECT_EQ(command, F_DUPFD_CLOEXEC);
       return fake->duplicate();
+    };
+    calls_.fstat = [](int descriptor, struct stat* out) {
+      if (descriptor <= vm_descriptor) return detail::real_system_calls.fstat(descriptor, out);
+      *out = {};  // an anonymous inode
+      return 0;
     };
     calls_.close = [](int descriptor) {
       if (descriptor <= vm_descriptor) return ::close(descriptor);  // a backing's

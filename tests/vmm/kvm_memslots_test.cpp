@@ -11,7 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <limits>
-#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -21,9 +21,11 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/literals.hpp"
+#include "vmspace/memory/region.hpp"
 
 #include "memory/system_calls.hpp"
 #include "vmm/fake_kvm.hpp"
+#include "vmm/kvm_mapping.hpp"
 
 namespace vmspace {
 namespace {
@@ -126,6 +128,30 @@ TEST_F(KvmMemslotsTest, TheLargestSlotIsNotSplitAndOnePageMoreIs) {
   EXPECT_EQ(memslots.used(), 3u);
 }
 
+// Whatever the base, pieces meet where the guest has the border of its largest pages, and each has
+// whole words of a dirty log.
+TEST_F(KvmMemslotsTest, PiecesMeetAtMultiplesOfOneGibibyte) {
+  for (const std::uint64_t base : {std::uint64_t{0}, 2_MiB, 4_GiB + 2_MiB, 5_GiB - 2_MiB}) {
+    KvmMemslots memslots = make();
+    const std::uint64_t host_base = 32_TiB + base % 1_GiB;
+    ASSERT_TRUE(memslots.set(
+        {.base = GuestAddress(base), .size = 20_TiB, .host_address = host(host_base)}));
+    const auto pieces = memslots.slots(*Range::from_base_size(base, 20_TiB));
+    ASSERT_TRUE(pieces);
+    EXPECT_THAT(*pieces, SizeIs(3));
+    std::uint64_t next = base;
+    for (const KvmSlot& piece : *pieces) {
+      EXPECT_EQ(piece.range.min(), next);
+      EXPECT_EQ(slots.at(piece.number).range, piece.range);
+      EXPECT_EQ(slots.at(piece.number).host_address - host_base, next - base);
+      EXPECT_TRUE(next == base || next % 1_GiB == 0) << "cuts a huge page of the guest";
+      EXPECT_EQ((next - base) / page_size % 64, 0u) << "cuts a word of the dirty log";
+      next = piece.range.max() + 1;
+    }
+    EXPECT_EQ(next, base + 20_TiB);
+  }
+}
+
 TEST_F(KvmMemslotsTest, NumbersComeBackWhenRangesGo) {
   slot_limit = 4;
   KvmMemslots memslots = make();
@@ -209,6 +235,111 @@ TEST_F(KvmMemslotsTest, BadRequestsNameTheirOperandsAndChangeNothing) {
     EXPECT_THAT(set.error().message(), AllOf(HasSubstr("KvmMemslots::set"), HasSubstr(c.text)));
     EXPECT_EQ(slots, before);
     EXPECT_EQ(memslots.used(), 1u);
+  }
+}
+
+// More slots than any KVM has: pieces are counted and cut without passing 2^64.
+TEST_F(KvmMemslotsTest, ARangeOfNearlyAllAddressesIsCutToItsEnd) {
+  constexpr std::uint64_t last = std::numeric_limits<std::uint64_t>::max();
+  IntervalTree<> no_numbers;
+  for (const std::uint64_t base : {page_size, 1_GiB - page_size}) {
+    const KvmMemory memory{.base = GuestAddress(base),
+                           .size = last - base - page_size + 1,
+                           .host_address = host(base)};
+    const detail::KvmMapping mapping(memory, no_numbers);
+    const std::uint64_t count = detail::KvmMapping::pieces_of(memory);
+    std::uint64_t next = base;
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const KvmMemory part = mapping.part(i);
+      ASSERT_EQ(part.base.value(), next);
+      ASSERT_EQ(part.host_address, host(next));
+      ASSERT_NE(part.size, 0u);
+      ASSERT_LE(part.size / page_size, (std::uint64_t{1} << 31) - 1);
+      next += part.size;
+    }
+    EXPECT_EQ(next, base + memory.size);
+  }
+}
+
+TEST_F(KvmMemslotsTest, ADescriptorOfADeviceIsToldFromThatOfAMachine) {
+  for (const char* device : {"/dev/null", "/dev/kvm"}) {
+    const detail::Descriptor other(::open(device, O_RDWR | O_CLOEXEC));
+    if (other.value() < 0) continue;
+    detail::current_system_calls = &detail::real_system_calls;
+    const auto memslots = KvmMemslots::create(other.value());
+    ASSERT_FALSE(memslots) << device;
+    EXPECT_EQ(memslots.error().code, Errc::invalid_argument) << memslots.error().message();
+    EXPECT_THAT(memslots.error().message(), HasSubstr("KVM_CREATE_VM"));
+  }
+}
+
+TEST_F(KvmMemslotsTest, AMovedFromObjectHoldsNothingAndSaysSo) {
+  KvmMemslots memslots = make();
+  const Range range = Range::of(0, 64_KiB - 1);
+  const KvmMemory memory{.base = GuestAddress(0), .size = 64_KiB, .host_address = host(1_GiB)};
+  ASSERT_TRUE(memslots.set(memory));
+  KvmMemslots moved = std::move(memslots);
+  const auto before = slots;
+  const auto code = [](const auto& result) {
+    return result ? std::optional<Errc>() : result.error().code;
+  };
+  EXPECT_EQ(code(memslots.set(memory)), Errc::bad_state);
+  EXPECT_EQ(code(memslots.clear(range)), Errc::bad_state);
+  EXPECT_EQ(code(memslots.start_dirty_log(range)), Errc::bad_state);
+  EXPECT_EQ(code(memslots.stop_dirty_log(range)), Errc::bad_state);
+  EXPECT_EQ(code(memslots.fetch_dirty_log(range)), Errc::bad_state);
+  EXPECT_EQ(code(memslots.slots(range)), Errc::bad_state);
+  EXPECT_TRUE(memslots.check_invariants());
+  EXPECT_EQ(memslots.limit(), 0u);
+  EXPECT_EQ(memslots.used(), 0u);
+  EXPECT_EQ(slots, before);
+  memslots = std::move(moved);
+  EXPECT_EQ(memslots.used(), 1u);
+  EXPECT_TRUE(memslots.clear(range));
+}
+
+std::shared_ptr<const MemoryRegion> map_region(std::uint64_t base, Protection protection) {
+  const auto description = AddressSpaceRegion::make({.base = GuestAddress(base),
+                                                     .size = 1_MiB,
+                                                     .backing = {.source = MemorySource::anon},
+                                                     .protection = protection});
+  EXPECT_TRUE(description) << description.error().message();
+  auto region = MemoryRegion::map(*description);
+  EXPECT_TRUE(region) << region.error().message();
+  return *region;
+}
+
+TEST_F(KvmMemslotsTest, ARegionIsShownAsItIs) {
+  KvmMemslots memslots = make();
+  constexpr auto read = Protection::read;
+  struct Case {
+    Protection protection;
+    std::uint32_t flags;
+  };
+  std::uint64_t base = 0;
+  for (const Case& c : {Case{Protection::read_write, 0}, Case{read, KVM_MEM_READONLY},
+                        Case{read | Protection::execute, KVM_MEM_READONLY},
+                        Case{Protection::read_write | Protection::execute, 0}}) {
+    base += 1_GiB;
+    const auto region = map_region(base, c.protection);
+    const auto set = memslots.set(*region);
+    ASSERT_TRUE(set) << set.error().message();
+    const Slot expected{c.flags, *Range::from_base_size(base, 1_MiB),
+                        reinterpret_cast<std::uintptr_t>(region->host_base())};
+    EXPECT_EQ(slots.rbegin()->second, expected);
+    EXPECT_TRUE(memslots.clear(region->description().range()));
+  }
+}
+
+TEST_F(KvmMemslotsTest, ARegionThatMayNotBeReadIsRefused) {
+  KvmMemslots memslots = make();
+  for (const Protection protection : {Protection::none, Protection::write, Protection::execute}) {
+    const auto set = memslots.set(*map_region(1_GiB, protection));
+    ASSERT_FALSE(set);
+    EXPECT_EQ(set.error().code, Errc::access_denied);
+    EXPECT_EQ(set.error().first, Operand::range(1_GiB, 1_GiB + 1_MiB - 1));
+    EXPECT_THAT(slots, IsEmpty());
+    EXPECT_EQ(memslots.used(), 0u);
   }
 }
 
@@ -309,6 +440,9 @@ TEST_F(KvmMemslotsTest, WhatCouldNotBeTakenBackStaysKnownUntilItIsCleared) {
   EXPECT_THAT(set.error().message(), HasSubstr("clear it"));
   EXPECT_THAT(slots, SizeIs(2));
   EXPECT_EQ(memslots.used(), 3u);
+  EXPECT_THAT(*memslots.slots(range),
+              ElementsAre(KvmSlot{0, slots.at(0).range}, KvmSlot{1, slots.at(1).range}))
+      << "what KVM has, no more";
   EXPECT_TRUE(memslots.check_invariants());
   EXPECT_EQ(memslots.set(memory).error().code, Errc::overlap);
 

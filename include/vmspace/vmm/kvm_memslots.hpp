@@ -26,7 +26,10 @@
 
 namespace vmspace {
 
-/// Host memory that the guest shall see; an aggregate for designated initialisers.
+class MemoryRegion;
+
+/// Host memory that the guest shall see; an aggregate for designated initialisers. A MemoryRegion
+/// needs none: this is for memory that comes from elsewhere, such as a device's.
 struct KvmMemory {
   GuestAddress base = {};        ///< where the guest sees it; a multiple of the host's page size
   std::uint64_t size = 0;        ///< bytes, a multiple of the host's page size
@@ -64,14 +67,18 @@ struct KvmDirtyLog {
 /// it. It does not own the memory behind a range: keep that mapped until the range is cleared or
 /// this object destroyed.
 ///
+/// A moved-from object holds nothing: its calls are `bad_state`, its limit is 0, and it can be
+/// assigned to.
+///
 /// Threads: one at a time. Processors may run in the guest meanwhile; they see a range of several
 /// slots come and go slot by slot.
 class KvmMemslots {
  public:
   /// Takes over the slots of the machine behind `vm_descriptor` (from KVM_CREATE_VM), which must
   /// have none yet. The descriptor is duplicated, so the caller may close its own at any time; the
-  /// machine lives on in the kernel at least as long as this object. Errors: `os` when the
-  /// descriptor can't be duplicated or does not answer KVM_CHECK_EXTENSION.
+  /// machine lives on in the kernel at least as long as this object. Errors: `invalid_argument` for
+  /// a device's descriptor, such as that of /dev/kvm; `os` when the descriptor can't be duplicated
+  /// or does not answer KVM_CHECK_EXTENSION.
   [[nodiscard]] static Result<KvmMemslots> create(int vm_descriptor);
 
   KvmMemslots(KvmMemslots&&) noexcept;
@@ -92,6 +99,11 @@ class KvmMemslots {
   ///
   /// Cost: O(log n) and a system call a slot.
   [[nodiscard]] Result<void> set(const KvmMemory& memory);
+
+  /// Shows a mapped region as it is: a region that may not be written is read-only to the guest.
+  /// Errors: `access_denied` for a region that may not be read, since a guest reads every slot;
+  /// those of set(const KvmMemory&). Keep the region until its range is cleared.
+  [[nodiscard]] Result<void> set(const MemoryRegion& region);
 
   /// Takes away what one set() has shown; `range` is exactly its range. `not_found` for any other;
   /// `os` when KVM refuses: then the pieces cleared before it are set again (where their dirty log
@@ -131,7 +143,8 @@ class KvmMemslots {
   /// dirty in the next fetch, as whole slots. Allocates one bit a page; a system call a slot.
   [[nodiscard]] Result<KvmDirtyLog> fetch_dirty_log(const Range& range);
 
-  /// The slots of one known range, in address order; `not_found` for any other range. O(slots).
+  /// The slots that KVM has for one known range, in address order; `not_found` for any other range.
+  /// Where a failed set() or clear() has left the range in part, they do not cover it. O(slots).
   [[nodiscard]] Result<std::vector<KvmSlot>> slots(const Range& range) const;
 
   /// How many slots KVM can hold for this machine. O(1).
@@ -147,7 +160,7 @@ class KvmMemslots {
   class State;
   explicit KvmMemslots(std::unique_ptr<State> state) noexcept;
 
-  std::unique_ptr<State> state_;  // null only after a move: then only assign or destroy
+  std::unique_ptr<State> state_;  // null only after a move
 };
 
 }  // namespace vmspace
