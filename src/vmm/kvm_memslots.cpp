@@ -151,8 +151,9 @@ Result<std::unique_ptr<KvmMemslots::State>> KvmMemslots::State::create(int vm_de
   if (reported < 0) return detail::fail_os(operation, which, "KVM_CHECK_EXTENSION");
   // A kernel that knows no such extension answers 0 and holds 32.
   const std::uint32_t limit = reported == 0 ? 32 : static_cast<std::uint32_t>(reported);
-  const bool can_read_only = extension(KVM_CAP_READONLY_MEM) > 0;  // asks `vm`, before it moves
-  std::unique_ptr<State> state(new State(std::move(vm), limit, can_read_only));
+  const int read_only = extension(KVM_CAP_READONLY_MEM);  // asks `vm`, before it moves
+  if (read_only < 0) return detail::fail_os(operation, which, "KVM_CHECK_EXTENSION");
+  std::unique_ptr<State> state(new State(std::move(vm), limit, read_only > 0));
   if (auto ok = state->numbers_.insert(*Range::from_base_size(0, limit)); !ok) {
     return fail(ok.error());
   }

@@ -77,7 +77,7 @@ class FakeKvm : public testing::Test {
   // What KVM holds, and how it behaves.
   std::map<std::uint32_t, Slot> slots;
   int slot_limit = 509;
-  bool has_read_only = true;
+  int read_only_slots = 1;  // what KVM answers to whether it has them; below 0, an error
   int open_descriptors = 0;
   int changes = 0;                 // calls that set, change or delete a slot
   std::optional<int> fail_change;  // the index of the one that fails with ENOMEM
@@ -127,7 +127,7 @@ class FakeKvm : public testing::Test {
         const auto extension = reinterpret_cast<std::uintptr_t>(argument);
         if (extension == KVM_CAP_NR_MEMSLOTS) return slot_limit < 0 ? refuse(ENOTTY) : slot_limit;
         EXPECT_EQ(extension, static_cast<std::uintptr_t>(KVM_CAP_READONLY_MEM));
-        return has_read_only ? 1 : 0;
+        return read_only_slots < 0 ? refuse(EPERM) : read_only_slots;
       }
       case KVM_SET_USER_MEMORY_REGION: {
         const int index = changes++;

@@ -63,6 +63,16 @@ TEST_F(KvmMemslotsTest, ADescriptorThatIsNoVirtualMachineIsAnErrorAndLeaksNothin
   EXPECT_EQ(open_descriptors, 0);
 }
 
+// An answer below 0 is no answer: not "no read-only slots".
+TEST_F(KvmMemslotsTest, AQuestionThatKvmRefusesIsAnErrorAndLeaksNothing) {
+  read_only_slots = -1;
+  const auto memslots = KvmMemslots::create(vm_descriptor);
+  ASSERT_FALSE(memslots);
+  EXPECT_EQ(memslots.error().code, Errc::os);
+  EXPECT_EQ(memslots.error().os_errno, EPERM);
+  EXPECT_EQ(open_descriptors, 0);
+}
+
 TEST_F(KvmMemslotsTest, SetShowsTheMemoryWithItsFlags) {
   KvmMemslots memslots = make();
   ASSERT_TRUE(memslots.set({.base = GuestAddress(0), .size = 64_KiB, .host_address = host(1_GiB)}));
@@ -344,7 +354,7 @@ TEST_F(KvmMemslotsTest, ARegionThatMayNotBeReadIsRefused) {
 }
 
 TEST_F(KvmMemslotsTest, ReadOnlyMemoryNeedsAKvmThatHasIt) {
-  has_read_only = false;
+  read_only_slots = 0;
   KvmMemslots memslots = make();
   const auto set = memslots.set(
       {.base = GuestAddress(0), .size = 64_KiB, .host_address = host(1_GiB), .read_only = true});
