@@ -24,12 +24,16 @@ vmspace::Result<void> example(int vm_fd, const vmspace::GuestMemory& memory) {
   if (!slots) return vmspace::fail(slots.error());
 
   for (const auto& region : memory.regions()) {
-    const auto ok = slots->set(
-        {.base = region->base(), .size = region->size(), .host_address = region->host_base()});
-    if (!ok) return ok;  // KVM sees all of the region or nothing of it
+    const auto ok = slots->set(*region);  // with its protection: the guest can't write a ROM
+    if (!ok) return ok;                   // KVM sees all of the region or nothing of it
   }
-  const auto first = memory.regions().front()->description().range();
-  if (auto ok = slots->clear(first); !ok) return ok;  // unplugged: no vCPU reaches it any more
+  const auto ram = memory.regions().front()->description().range();
+  if (auto ok = slots->start_dirty_log(ram); !ok) return ok;  // the vCPUs may run meanwhile
+  const auto log = slots->fetch_dirty_log(ram);               // what the guest has written
+  if (!log) return vmspace::fail(log.error());
+  if (auto ok = memory.merge_dirty_log(log->base, log->bits, log->unit); !ok) return ok;
+
+  if (auto ok = slots->clear(ram); !ok) return ok;  // unplugged: no vCPU reaches it any more
   // README end
   return {};
 }

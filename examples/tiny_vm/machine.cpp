@@ -29,14 +29,7 @@ Machine::Machine(vmspace::AddressSpace space)
 void Machine::show_to(int vm_descriptor) {
   slots_ = need(vmspace::KvmMemslots::create(vm_descriptor));
   for (const auto& region : memory_.regions())
-    show(*region);
-}
-
-void Machine::show(const MemoryRegion& region) {
-  need(slots_->set({.base = region.base(),
-                    .size = region.size(),
-                    .host_address = region.host_base(),
-                    .read_only = !allows(region.protection(), vmspace::Protection::write)}));
+    need(slots_->set(*region));
 }
 
 GuestAddress Machine::plug(const vmspace::RegionOptions& options) {
@@ -44,7 +37,7 @@ GuestAddress Machine::plug(const vmspace::RegionOptions& options) {
       space_.place_region(options, {.size = options.size, .align = plug_alignment}, "ram_high"));
   const auto region = need(MemoryRegion::map(*space_.snapshot()->find_region(base)));
   memory_ = need(memory_.with_region(region));
-  if (slots_) show(*region);
+  if (slots_) need(slots_->set(*region));
   return base;
 }
 

@@ -31,8 +31,6 @@ class Machine {
   void unplug(vmspace::GuestAddress base);
 
  private:
-  void show(const vmspace::MemoryRegion& region);
-
   vmspace::AddressSpace space_;
   vmspace::GuestMemory memory_;
   std::optional<vmspace::KvmMemslots> slots_;  // destroyed first: no slot outlives its memory

@@ -65,8 +65,13 @@ Descriptor::~Descriptor() {
 Result<Vm> Vm::create() {
   const Descriptor kvm(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
   if (kvm.get() < 0) return os_failure("open /dev/kvm");
-  if (const int version = ::ioctl(kvm.get(), KVM_GET_API_VERSION, 0); version != KVM_API_VERSION) {
-    return fail({.code = Errc::unsupported, .operation = "KVM_GET_API_VERSION"});
+  const int version = ::ioctl(kvm.get(), KVM_GET_API_VERSION, 0);
+  if (version < 0) return os_failure("KVM_GET_API_VERSION");
+  if (version != KVM_API_VERSION) {
+    return fail({.code = Errc::unsupported,
+                 .operation = "KVM_GET_API_VERSION",
+                 .first = Operand::number(static_cast<std::uint64_t>(version)),
+                 .reason = "the version that every kernel since 2.6.22 has is 12"});
   }
   const int run_size = ::ioctl(kvm.get(), KVM_GET_VCPU_MMAP_SIZE, 0);
   if (run_size < 0) return os_failure("KVM_GET_VCPU_MMAP_SIZE");

@@ -11,7 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <limits>
-#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -21,9 +21,11 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/literals.hpp"
+#include "vmspace/memory/region.hpp"
 
-#include "faults/failing_new.hpp"
 #include "memory/system_calls.hpp"
+#include "vmm/fake_kvm.hpp"
+#include "vmm/kvm_mapping.hpp"
 
 namespace vmspace {
 namespace {
@@ -36,125 +38,7 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::SizeIs;
 
-const auto page_size = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-
-void* host(std::uint64_t address) {
-  return reinterpret_cast<void*>(address);
-}
-
-/// KVM's slots as the kernel keeps and checks them, behind the layer's system calls. Any call that
-/// sets or deletes a slot can be made to fail.
-class KvmMemslotsTest : public testing::Test {
- protected:
-  static constexpr int vm_descriptor = 1000;
-
-  KvmMemslotsTest() {
-    fake = this;
-    calls_.ioctl = [](int descriptor, unsigned long request, void* argument) {
-      if (descriptor <= vm_descriptor) return refuse(EBADF);  // closed, or the caller's own
-      // The kernel's memory is not ours: what this fake allocates does not fail.
-      const int granted = std::exchange(test::granted, -1);
-      const int result = fake->ioctl(request, argument);
-      test::granted = granted;
-      return result;
-    };
-    calls_.fcntl = [](int, int command, int) {
-      EXPECT_EQ(command, F_DUPFD_CLOEXEC);
-      return fake->duplicate();
-    };
-    calls_.close = [](int) {
-      --fake->open_descriptors;
-      return 0;
-    };
-    detail::current_system_calls = &calls_;
-  }
-  ~KvmMemslotsTest() override {
-    detail::current_system_calls = &detail::real_system_calls;
-    fake = nullptr;
-  }
-
-  struct Slot {
-    std::uint32_t flags;
-    Range range;
-    std::uint64_t host_address;
-    friend bool operator==(const Slot&, const Slot&) = default;
-  };
-
-  // What KVM holds, and how it behaves.
-  std::map<std::uint32_t, Slot> slots;
-  int slot_limit = 509;
-  bool has_read_only = true;
-  int open_descriptors = 0;
-  int changes = 0;                 // calls that set or delete a slot
-  std::optional<int> fail_change;  // the index of the one that fails with ENOMEM
-  std::optional<int> fail_from;    // or of the first of all that do
-
-  KvmMemslots make() {
-    auto memslots = KvmMemslots::create(vm_descriptor);
-    EXPECT_TRUE(memslots);
-    return std::move(*memslots);
-  }
-
-  void fail_next(int index) {
-    changes = 0;
-    fail_change = index;
-  }
-  void fail_all_from(int index) {
-    changes = 0;
-    fail_from = index;
-  }
-
- private:
-  static KvmMemslotsTest* fake;
-
-  int duplicate() {
-    ++open_descriptors;
-    return vm_descriptor + open_descriptors;
-  }
-
-  static int refuse(int error) {
-    errno = error;
-    return -1;
-  }
-
-  int ioctl(unsigned long request, void* argument) {
-    if (request == KVM_CHECK_EXTENSION) {
-      const auto extension = reinterpret_cast<std::uintptr_t>(argument);
-      if (extension == KVM_CAP_NR_MEMSLOTS) return slot_limit < 0 ? refuse(ENOTTY) : slot_limit;
-      EXPECT_EQ(extension, static_cast<std::uintptr_t>(KVM_CAP_READONLY_MEM));
-      return has_read_only ? 1 : 0;
-    }
-    EXPECT_EQ(request, KVM_SET_USER_MEMORY_REGION);
-    const int index = changes++;
-    if (index == fail_change || (fail_from && index >= *fail_from)) return refuse(ENOMEM);
-    return set_region(*static_cast<const kvm_userspace_memory_region*>(argument));
-  }
-
-  // The checks of kvm_set_memory_region() in the kernel.
-  int set_region(const kvm_userspace_memory_region& region) {
-    const int limit = slot_limit == 0 ? 32 : slot_limit;
-    if (region.slot >= static_cast<std::uint32_t>(limit)) return refuse(EINVAL);
-    if ((region.guest_phys_addr | region.memory_size | region.userspace_addr) % page_size != 0) {
-      return refuse(EINVAL);
-    }
-    if (region.memory_size == 0) return slots.erase(region.slot) == 1 ? 0 : refuse(EINVAL);
-    if (region.memory_size / page_size > (std::uint64_t{1} << 31) - 1) return refuse(EINVAL);
-    if (region.guest_phys_addr + region.memory_size < region.guest_phys_addr) {
-      return refuse(EINVAL);
-    }
-    const Range range = *Range::from_base_size(region.guest_phys_addr, region.memory_size);
-    for (const auto& [number, slot] : slots) {
-      // Setting a slot that is in use would move or change it: never wanted here.
-      if (number == region.slot || slot.range.overlaps(range)) return refuse(EEXIST);
-    }
-    slots.emplace(region.slot, Slot{region.flags, range, region.userspace_addr});
-    return 0;
-  }
-
-  detail::SystemCalls calls_ = detail::real_system_calls;
-};
-
-KvmMemslotsTest* KvmMemslotsTest::fake = nullptr;
+class KvmMemslotsTest : public test::FakeKvm {};
 
 TEST_F(KvmMemslotsTest, TakesTheLimitFromKvm) {
   EXPECT_EQ(make().limit(), 509u);
@@ -176,6 +60,16 @@ TEST_F(KvmMemslotsTest, ADescriptorThatIsNoVirtualMachineIsAnErrorAndLeaksNothin
   ASSERT_FALSE(memslots);
   EXPECT_EQ(memslots.error().code, Errc::os);
   EXPECT_EQ(memslots.error().os_errno, ENOTTY);
+  EXPECT_EQ(open_descriptors, 0);
+}
+
+// An answer below 0 is no answer: not "no read-only slots".
+TEST_F(KvmMemslotsTest, AQuestionThatKvmRefusesIsAnErrorAndLeaksNothing) {
+  read_only_slots = -1;
+  const auto memslots = KvmMemslots::create(vm_descriptor);
+  ASSERT_FALSE(memslots);
+  EXPECT_EQ(memslots.error().code, Errc::os);
+  EXPECT_EQ(memslots.error().os_errno, EPERM);
   EXPECT_EQ(open_descriptors, 0);
 }
 
@@ -242,6 +136,30 @@ TEST_F(KvmMemslotsTest, TheLargestSlotIsNotSplitAndOnePageMoreIs) {
   ASSERT_TRUE(memslots.set(
       {.base = GuestAddress(largest), .size = largest + page_size, .host_address = host(1_GiB)}));
   EXPECT_EQ(memslots.used(), 3u);
+}
+
+// Whatever the base, pieces meet where the guest has the border of its largest pages, and each has
+// whole words of a dirty log.
+TEST_F(KvmMemslotsTest, PiecesMeetAtMultiplesOfOneGibibyte) {
+  for (const std::uint64_t base : {std::uint64_t{0}, 2_MiB, 4_GiB + 2_MiB, 5_GiB - 2_MiB}) {
+    KvmMemslots memslots = make();
+    const std::uint64_t host_base = 32_TiB + base % 1_GiB;
+    ASSERT_TRUE(memslots.set(
+        {.base = GuestAddress(base), .size = 20_TiB, .host_address = host(host_base)}));
+    const auto pieces = memslots.slots(*Range::from_base_size(base, 20_TiB));
+    ASSERT_TRUE(pieces);
+    EXPECT_THAT(*pieces, SizeIs(3));
+    std::uint64_t next = base;
+    for (const KvmSlot& piece : *pieces) {
+      EXPECT_EQ(piece.range.min(), next);
+      EXPECT_EQ(slots.at(piece.number).range, piece.range);
+      EXPECT_EQ(slots.at(piece.number).host_address - host_base, next - base);
+      EXPECT_TRUE(next == base || next % 1_GiB == 0) << "cuts a huge page of the guest";
+      EXPECT_EQ((next - base) / page_size % 64, 0u) << "cuts a word of the dirty log";
+      next = piece.range.max() + 1;
+    }
+    EXPECT_EQ(next, base + 20_TiB);
+  }
 }
 
 TEST_F(KvmMemslotsTest, NumbersComeBackWhenRangesGo) {
@@ -330,8 +248,113 @@ TEST_F(KvmMemslotsTest, BadRequestsNameTheirOperandsAndChangeNothing) {
   }
 }
 
+// More slots than any KVM has: pieces are counted and cut without passing 2^64.
+TEST_F(KvmMemslotsTest, ARangeOfNearlyAllAddressesIsCutToItsEnd) {
+  constexpr std::uint64_t last = std::numeric_limits<std::uint64_t>::max();
+  IntervalTree<> no_numbers;
+  for (const std::uint64_t base : {page_size, 1_GiB - page_size}) {
+    const KvmMemory memory{.base = GuestAddress(base),
+                           .size = last - base - page_size + 1,
+                           .host_address = host(base)};
+    const detail::KvmMapping mapping(memory, no_numbers);
+    const std::uint64_t count = detail::KvmMapping::pieces_of(memory);
+    std::uint64_t next = base;
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const KvmMemory part = mapping.part(i);
+      ASSERT_EQ(part.base.value(), next);
+      ASSERT_EQ(part.host_address, host(next));
+      ASSERT_NE(part.size, 0u);
+      ASSERT_LE(part.size / page_size, (std::uint64_t{1} << 31) - 1);
+      next += part.size;
+    }
+    EXPECT_EQ(next, base + memory.size);
+  }
+}
+
+TEST_F(KvmMemslotsTest, ADescriptorOfADeviceIsToldFromThatOfAMachine) {
+  for (const char* device : {"/dev/null", "/dev/kvm"}) {
+    const detail::Descriptor other(::open(device, O_RDWR | O_CLOEXEC));
+    if (other.value() < 0) continue;
+    detail::current_system_calls = &detail::real_system_calls;
+    const auto memslots = KvmMemslots::create(other.value());
+    ASSERT_FALSE(memslots) << device;
+    EXPECT_EQ(memslots.error().code, Errc::invalid_argument) << memslots.error().message();
+    EXPECT_THAT(memslots.error().message(), HasSubstr("KVM_CREATE_VM"));
+  }
+}
+
+TEST_F(KvmMemslotsTest, AMovedFromObjectHoldsNothingAndSaysSo) {
+  KvmMemslots memslots = make();
+  const Range range = Range::of(0, 64_KiB - 1);
+  const KvmMemory memory{.base = GuestAddress(0), .size = 64_KiB, .host_address = host(1_GiB)};
+  ASSERT_TRUE(memslots.set(memory));
+  KvmMemslots moved = std::move(memslots);
+  const auto before = slots;
+  const auto code = [](const auto& result) {
+    return result ? std::optional<Errc>() : result.error().code;
+  };
+  EXPECT_EQ(code(memslots.set(memory)), Errc::bad_state);
+  EXPECT_EQ(code(memslots.clear(range)), Errc::bad_state);
+  EXPECT_EQ(code(memslots.start_dirty_log(range)), Errc::bad_state);
+  EXPECT_EQ(code(memslots.stop_dirty_log(range)), Errc::bad_state);
+  EXPECT_EQ(code(memslots.fetch_dirty_log(range)), Errc::bad_state);
+  EXPECT_EQ(code(memslots.slots(range)), Errc::bad_state);
+  EXPECT_TRUE(memslots.check_invariants());
+  EXPECT_EQ(memslots.limit(), 0u);
+  EXPECT_EQ(memslots.used(), 0u);
+  EXPECT_EQ(slots, before);
+  memslots = std::move(moved);
+  EXPECT_EQ(memslots.used(), 1u);
+  EXPECT_TRUE(memslots.clear(range));
+}
+
+std::shared_ptr<const MemoryRegion> map_region(std::uint64_t base, Protection protection) {
+  const auto description = AddressSpaceRegion::make({.base = GuestAddress(base),
+                                                     .size = 1_MiB,
+                                                     .backing = {.source = MemorySource::anon},
+                                                     .protection = protection});
+  EXPECT_TRUE(description) << description.error().message();
+  auto region = MemoryRegion::map(*description);
+  EXPECT_TRUE(region) << region.error().message();
+  return *region;
+}
+
+TEST_F(KvmMemslotsTest, ARegionIsShownAsItIs) {
+  KvmMemslots memslots = make();
+  constexpr auto read = Protection::read;
+  struct Case {
+    Protection protection;
+    std::uint32_t flags;
+  };
+  std::uint64_t base = 0;
+  for (const Case& c : {Case{Protection::read_write, 0}, Case{read, KVM_MEM_READONLY},
+                        Case{read | Protection::execute, KVM_MEM_READONLY},
+                        Case{Protection::read_write | Protection::execute, 0}}) {
+    base += 1_GiB;
+    const auto region = map_region(base, c.protection);
+    const auto set = memslots.set(*region);
+    ASSERT_TRUE(set) << set.error().message();
+    const Slot expected{c.flags, *Range::from_base_size(base, 1_MiB),
+                        reinterpret_cast<std::uintptr_t>(region->host_base())};
+    EXPECT_EQ(slots.rbegin()->second, expected);
+    EXPECT_TRUE(memslots.clear(region->description().range()));
+  }
+}
+
+TEST_F(KvmMemslotsTest, ARegionThatMayNotBeReadIsRefused) {
+  KvmMemslots memslots = make();
+  for (const Protection protection : {Protection::none, Protection::write, Protection::execute}) {
+    const auto set = memslots.set(*map_region(1_GiB, protection));
+    ASSERT_FALSE(set);
+    EXPECT_EQ(set.error().code, Errc::access_denied);
+    EXPECT_EQ(set.error().first, Operand::range(1_GiB, 1_GiB + 1_MiB - 1));
+    EXPECT_THAT(slots, IsEmpty());
+    EXPECT_EQ(memslots.used(), 0u);
+  }
+}
+
 TEST_F(KvmMemslotsTest, ReadOnlyMemoryNeedsAKvmThatHasIt) {
-  has_read_only = false;
+  read_only_slots = 0;
   KvmMemslots memslots = make();
   const auto set = memslots.set(
       {.base = GuestAddress(0), .size = 64_KiB, .host_address = host(1_GiB), .read_only = true});
@@ -427,6 +450,9 @@ TEST_F(KvmMemslotsTest, WhatCouldNotBeTakenBackStaysKnownUntilItIsCleared) {
   EXPECT_THAT(set.error().message(), HasSubstr("clear it"));
   EXPECT_THAT(slots, SizeIs(2));
   EXPECT_EQ(memslots.used(), 3u);
+  EXPECT_THAT(*memslots.slots(range),
+              ElementsAre(KvmSlot{0, slots.at(0).range}, KvmSlot{1, slots.at(1).range}))
+      << "what KVM has, no more";
   EXPECT_TRUE(memslots.check_invariants());
   EXPECT_EQ(memslots.set(memory).error().code, Errc::overlap);
 

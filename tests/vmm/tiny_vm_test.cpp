@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/kvm.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -16,6 +17,7 @@
 #include <array>
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -91,24 +93,32 @@ bool become_nobody() {
          ::setresuid(nobody, nobody, nobody) == 0;
 }
 
-// From here on memfd_create fails with EPERM, as container runtimes make it fail.
-bool refuse_memfd() {
+// From here on a system call fails with EPERM, as container runtimes make some fail: every call of
+// it, or those whose second argument is `request`.
+bool refuse(unsigned call, unsigned request = 0) {
 #if defined(__x86_64__)
   constexpr unsigned architecture = AUDIT_ARCH_X86_64;
 #else
   constexpr unsigned architecture = AUDIT_ARCH_AARCH64;
 #endif
-  std::array<sock_filter, 6> filter{{
+  const auto any_request = static_cast<std::uint8_t>(request == 0 ? 1 : 0);
+  std::array<sock_filter, 8> filter{{
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, arch)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, architecture, 0, 2),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, architecture, 0, 4),
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_memfd_create, 1, 0),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 2),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args[1])),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, request, 1, any_request),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
   }};
   const sock_fprog program{.len = filter.size(), .filter = filter.data()};
   return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
          ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+bool refuse_memfd() {
+  return refuse(SYS_memfd_create);
 }
 
 bool leave_one_gibibyte_of_addresses() {
@@ -142,6 +152,17 @@ TEST(TinyVm, WithoutKvmItSaysSoAndDoesTheRest) {
   EXPECT_THAT(demo.output, HasSubstr("/dev/kvm"));
 #endif
 }
+
+#if defined(__x86_64__)
+TEST(TinyVm, WhereKvmRefusesACallItSaysWhyAndDoesTheRest) {
+  if (!may_open_kvm()) GTEST_SKIP() << "this user may not open /dev/kvm";
+  const Outcome demo = run_demo([] { return refuse(SYS_ioctl, KVM_GET_API_VERSION); });
+  ASSERT_NE(demo.status, could_not_restrict) << "no seccomp filter could be installed";
+  EXPECT_EQ(demo.status, 0) << demo.output;
+  EXPECT_THAT(demo.output, AllOf(HasSubstr("skipped"), HasSubstr("KVM_GET_API_VERSION"),
+                                 HasSubstr(std::strerror(EPERM)), HasSubstr("unplugged")));
+}
+#endif
 
 TEST(TinyVm, WhereMemfdIsRefusedItEndsWithAClearMessage) {
   const Outcome demo = run_demo(refuse_memfd);

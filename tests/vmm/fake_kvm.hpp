@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// KVM's slots and dirty logs as the kernel keeps and checks them, behind the library's system
+// calls; any call can be made to fail. It replaces operator new: for programs of one source.
+
+#pragma once
+
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include <gtest/gtest.h>
+
+#include "vmspace/vmm/kvm_memslots.hpp"
+
+#include "faults/failing_new.hpp"
+#include "memory/system_calls.hpp"
+
+namespace vmspace::test {
+
+class FakeKvm : public testing::Test {
+ protected:
+  static constexpr int vm_descriptor = 1000;
+  inline static const auto page_size = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+
+  static void* host(std::uint64_t address) { return reinterpret_cast<void*>(address); }
+
+  FakeKvm() {
+    fake = this;
+    calls_.ioctl = [](int descriptor, unsigned long request, void* argument) {
+      if (descriptor <= vm_descriptor) return refuse(EBADF);  // closed, or the caller's own
+      // The kernel's memory is not ours: what this fake allocates does not fail.
+      const int before = std::exchange(granted, -1);
+      const int result = fake->ioctl(request, argument);
+      granted = before;
+      return result;
+    };
+    calls_.fcntl = [](int descriptor, int command, int argument) {
+      if (descriptor != vm_descriptor) {
+        return detail::real_system_calls.fcntl(descriptor, command, argument);
+      }
+      EXPECT_EQ(command, F_DUPFD_CLOEXEC);
+      return fake->duplicate();
+    };
+    calls_.fstat = [](int descriptor, struct stat* out) {
+      if (descriptor <= vm_descriptor) return detail::real_system_calls.fstat(descriptor, out);
+      *out = {};  // an anonymous inode
+      return 0;
+    };
+    calls_.close = [](int descriptor) {
+      if (descriptor <= vm_descriptor) return ::close(descriptor);  // a backing's
+      --fake->open_descriptors;
+      return 0;
+    };
+    detail::current_system_calls = &calls_;
+  }
+  ~FakeKvm() override {
+    detail::current_system_calls = &detail::real_system_calls;
+    fake = nullptr;
+  }
+
+  struct Slot {
+    std::uint32_t flags;
+    Range range;
+    std::uint64_t host_address;
+    friend bool operator==(const Slot&, const Slot&) = default;
+  };
+
+  // What KVM holds, and how it behaves.
+  std::map<std::uint32_t, Slot> slots;
+  int slot_limit = 509;
+  int read_only_slots = 1;  // what KVM answers to whether it has them; below 0, an error
+  int open_descriptors = 0;
+  int changes = 0;                 // calls that set, change or delete a slot
+  std::optional<int> fail_change;  // the index of the one that fails with ENOMEM
+  std::optional<int> fail_from;    // or of the first of all that do
+  int fetches = 0;                 // calls that ask for a dirty log
+  std::optional<int> fail_fetch;   // the index of the one that fails with EFAULT
+
+  KvmMemslots make() {
+    auto memslots = KvmMemslots::create(vm_descriptor);
+    EXPECT_TRUE(memslots);
+    return std::move(*memslots);
+  }
+
+  void fail_next(int index) {
+    changes = 0;
+    fail_change = index;
+  }
+  void fail_all_from(int index) {
+    changes = 0;
+    fail_from = index;
+  }
+
+  /// A processor writes to this address.
+  void guest_writes(std::uint64_t address) {
+    for (const auto& [number, slot] : slots) {
+      if (!slot.range.contains(address) || (slot.flags & KVM_MEM_LOG_DIRTY_PAGES) == 0) continue;
+      dirty_[number].insert((address - slot.range.min()) / page_size);
+    }
+  }
+
+ private:
+  inline static FakeKvm* fake = nullptr;
+
+  int duplicate() {
+    ++open_descriptors;
+    return vm_descriptor + open_descriptors;
+  }
+
+  static int refuse(int error) {
+    errno = error;
+    return -1;
+  }
+
+  int ioctl(unsigned long request, void* argument) {
+    switch (request) {
+      case KVM_CHECK_EXTENSION: {
+        const auto extension = reinterpret_cast<std::uintptr_t>(argument);
+        if (extension == KVM_CAP_NR_MEMSLOTS) return slot_limit < 0 ? refuse(ENOTTY) : slot_limit;
+        EXPECT_EQ(extension, static_cast<std::uintptr_t>(KVM_CAP_READONLY_MEM));
+        return read_only_slots < 0 ? refuse(EPERM) : read_only_slots;
+      }
+      case KVM_SET_USER_MEMORY_REGION: {
+        const int index = changes++;
+        if (index == fail_change || (fail_from && index >= *fail_from)) return refuse(ENOMEM);
+        return set_region(*static_cast<const kvm_userspace_memory_region*>(argument));
+      }
+      case KVM_GET_DIRTY_LOG: return get_dirty_log(*static_cast<const kvm_dirty_log*>(argument));
+      default: ADD_FAILURE() << "an unknown request: " << request; return refuse(ENOTTY);
+    }
+  }
+
+  // The checks of kvm_set_memory_region() in the kernel.
+  int set_region(const kvm_userspace_memory_region& region) {
+    const int limit = slot_limit == 0 ? 32 : slot_limit;
+    if (region.slot >= static_cast<std::uint32_t>(limit)) return refuse(EINVAL);
+    if ((region.guest_phys_addr | region.memory_size | region.userspace_addr) % page_size != 0) {
+      return refuse(EINVAL);
+    }
+    const auto old = slots.find(region.slot);
+    if (region.memory_size == 0) {
+      if (old == slots.end()) return refuse(EINVAL);
+      slots.erase(old);
+      dirty_.erase(region.slot);
+      return 0;
+    }
+    if (region.memory_size / page_size > (std::uint64_t{1} << 31) - 1) return refuse(EINVAL);
+    if (region.guest_phys_addr + region.memory_size < region.guest_phys_addr) {
+      return refuse(EINVAL);
+    }
+    const Slot wanted{region.flags,
+                      *Range::from_base_size(region.guest_phys_addr, region.memory_size),
+                      region.userspace_addr};
+    if (old != slots.end()) return change(*old, wanted);
+    for (const auto& [number, slot] : slots) {
+      if (slot.range.overlaps(wanted.range)) return refuse(EEXIST);
+    }
+    slots.emplace(region.slot, wanted);
+    return 0;
+  }
+
+  // On a slot that is there, KVM switches the log; read-only it can't, and moving is never wanted.
+  int change(std::pair<const std::uint32_t, Slot>& old, const Slot& wanted) {
+    auto& [number, slot] = old;
+    if (wanted.range != slot.range || wanted.host_address != slot.host_address ||
+        ((wanted.flags ^ slot.flags) & KVM_MEM_READONLY) != 0) {
+      return refuse(EINVAL);
+    }
+    if (wanted.flags != slot.flags) dirty_.erase(number);  // a log begins empty
+    slot.flags = wanted.flags;
+    return 0;
+  }
+
+  // Gives the bits and forgets them; one failure comes after it has forgotten.
+  int get_dirty_log(const kvm_dirty_log& request) {
+    const int index = fetches++;
+    const auto slot = slots.find(request.slot);
+    if (slot == slots.end() || (slot->second.flags & KVM_MEM_LOG_DIRTY_PAGES) == 0) {
+      return refuse(ENOENT);
+    }
+    const std::set<std::uint64_t> pages = std::exchange(dirty_[request.slot], {});
+    if (index == fail_fetch) return refuse(EFAULT);
+    auto* const words = static_cast<std::uint64_t*>(request.dirty_bitmap);
+    // The kernel stores every word; two are enough to find a buffer that is too short.
+    words[0] = words[(slot->second.range.size() / page_size - 1) / 64] = 0;
+    for (const std::uint64_t page : pages)
+      words[page / 64] |= std::uint64_t{1} << (page % 64);
+    return 0;
+  }
+
+  std::map<std::uint32_t, std::set<std::uint64_t>> dirty_;  // by slot
+  detail::SystemCalls calls_ = detail::real_system_calls;
+};
+
+}  // namespace vmspace::test
