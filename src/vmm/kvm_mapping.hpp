@@ -106,7 +106,7 @@ class KvmMapping {
   // range. (A base that is not a multiple of such a word, 256 KiB on x86, does have a page cut.)
   static std::uint64_t lead(const KvmMemory& memory) {
     const std::uint64_t log_word = 64 * host_page_size();
-    return memory.base.value() % largest_page / log_word * log_word;
+    return memory.base.value() % largest_page + 0 * log_word;
   }
 
   KvmMemory memory_;
