@@ -51,6 +51,7 @@ struct Opened {
   std::uint64_t page_size = 0;
   PageKind kind = PageKind::anonymous;
   bool writable = true;
+  bool can_lose_pages = false;
 };
 
 tl::unexpected<Error> invalid(const Request& request, const char* reason) {
@@ -164,17 +165,18 @@ Result<Opened> open_in_hugetlbfs(const Request& request) {
   return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), PageKind::hugetlb};
 }
 
-/// The seals of a file (fcntl(2)); none for one that can't have any, which is every file but those of
-/// a memfd, of tmpfs and of hugetlbfs.
-Result<int> seals_of(const Request& request, int fd) {
-  const int seals = retry([&] { return kernel().fcntl(fd, F_GET_SEALS, 0); });
-  if (seals >= 0) return seals;
-  if (errno == EINVAL) return 0;
-  return fail_os(operation, request.span(), "fcntl(F_GET_SEALS)");
-}
+/// What a mapping of a file can rely on.
+struct FileAccess {
+  bool writable = false;
+  int seals = 0;  ///< F_SEAL_*, fcntl(2)
 
-/// Whether a mapping of what `fd` is open for may write; an error where the guest needs more.
-Result<bool> check_access(const Request& request, int fd) {
+  [[nodiscard]] bool is_sealed_against_writing() const {
+    return (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) != 0;
+  }
+};
+
+/// Looks at an open file; an error where the guest needs more than it gives.
+Result<FileAccess> check_access(const Request& request, int fd) {
   const auto refuse = [&](const char* reason) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
@@ -188,23 +190,24 @@ Result<bool> check_access(const Request& request, int fd) {
   if ((flags & O_PATH) != 0 || mode == O_WRONLY || (mode == O_RDONLY && request.writes_through())) {
     return refuse("the descriptor is not open for what the mapping needs");
   }
-  const auto seals = seals_of(request, fd);
-  if (!seals) return fail(seals.error());
-  const bool sealed = (*seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) != 0;
+  FileAccess access{.seals = retry([&] { return kernel().fcntl(fd, F_GET_SEALS, 0); })};
+  if (access.seals < 0) {
+    // EINVAL: it can't have any, as every file but those of a memfd, of tmpfs and of hugetlbfs.
+    if (errno != EINVAL) return fail_os(operation, request.span(), "fcntl(F_GET_SEALS)");
+    access.seals = 0;
+  }
+  const bool sealed = access.is_sealed_against_writing();
   if (sealed && request.writes_through()) return refuse("the file is sealed against writing");
-  return !request.spec.is_shared() || (mode == O_RDWR && !sealed);
+  access.writable = !request.spec.is_shared() || (mode == O_RDWR && !sealed);
+  return access;
 }
 
 Result<Opened> open_file(const Request& request) {
   Descriptor file;
-  bool writable = request.writes_through() || !request.spec.is_shared();
   if (request.spec.descriptor) {
     file = Descriptor(
         retry([&] { return kernel().fcntl(*request.spec.descriptor, F_DUPFD_CLOEXEC, 0); }));
     if (file.value() < 0) return fail_os(operation, request.span(), "duplicating the descriptor");
-    const auto access = check_access(request, file.value());
-    if (!access) return fail(access.error());
-    writable = *access;
   } else {
     // O_NONBLOCK: a path that names a FIFO is refused below instead of waited for.
     const int mode = request.writes_through() ? O_RDWR : O_RDONLY;
@@ -213,6 +216,9 @@ Result<Opened> open_file(const Request& request) {
     }));
     if (file.value() < 0) return fail_os(operation, request.span(), "opening the file");
   }
+  // The seals before the size: what was sealed then has not shrunk since.
+  const auto access = check_access(request, file.value());
+  if (!access) return fail(access.error());
   struct stat info {};
   if (retry([&] { return kernel().fstat(file.value(), &info); }) < 0) {
     return fail_os(operation, request.span(), "fstat");
@@ -229,12 +235,16 @@ Result<Opened> open_file(const Request& request) {
   if (retry([&] { return kernel().fstatfs(file.value(), &fs); }) < 0) {
     return fail_os(operation, request.span(), "fstatfs");
   }
-  if (fs.f_type == HUGETLBFS_MAGIC) {
-    return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), PageKind::hugetlb,
-                  writable};
-  }
-  return Opened{std::move(file), base_page_size(),
-                fs.f_type == TMPFS_MAGIC ? PageKind::shmem : PageKind::file, writable};
+  const bool huge = fs.f_type == HUGETLBFS_MAGIC;
+  const bool keeps_size = (access->seals & F_SEAL_SHRINK) != 0;
+  return Opened{.descriptor = std::move(file),
+                .page_size = huge ? static_cast<std::uint64_t>(fs.f_bsize) : base_page_size(),
+                .kind = huge                       ? PageKind::hugetlb
+                        : fs.f_type == TMPFS_MAGIC ? PageKind::shmem
+                                                   : PageKind::file,
+                .writable = access->writable,
+                // A hole in huge pages is filled from the pool, which may be empty.
+                .can_lose_pages = !keeps_size || (huge && !access->is_sealed_against_writing())};
 }
 
 Result<Opened> open_source(const Request& request) {
@@ -285,6 +295,7 @@ Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Prote
   state->kind = opened->kind;
   state->shared = spec.is_shared();
   state->writable = opened->writable;
+  state->can_lose_pages = opened->can_lose_pages;
   state->discardable = spec.discardable || spec.source != MemorySource::file;
   return Backing(std::move(state));
 }

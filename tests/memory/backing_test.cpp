@@ -129,6 +129,22 @@ TEST(Backing, DescriptorHandedInIsDuplicatedAndKeptByTheCaller) {
   EXPECT_NE(::fcntl(fd.get(), F_GETFD), -1);
 }
 
+TEST(Backing, TellsWhetherSomebodyElseCanTakePagesAway) {
+  EXPECT_FALSE(Backing::open({.source = MemorySource::anon}, 64_KiB)->can_lose_pages());
+  EXPECT_FALSE(Backing::open({.source = MemorySource::shmem}, 64_KiB)->can_lose_pages());
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("ram", 64_KiB, 'r');
+  EXPECT_TRUE(
+      Backing::open({.source = MemorySource::file, .path = path}, 64_KiB)->can_lose_pages());
+
+  const OwnedFd theirs(::memfd_create("theirs", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  ASSERT_EQ(::ftruncate(theirs.get(), 64_KiB), 0);
+  const BackingSpec spec{.source = MemorySource::file, .descriptor = theirs.get()};
+  EXPECT_TRUE(Backing::open(spec, 64_KiB)->can_lose_pages());
+  ASSERT_EQ(::fcntl(theirs.get(), F_ADD_SEALS, F_SEAL_SHRINK), 0);
+  EXPECT_FALSE(Backing::open(spec, 64_KiB)->can_lose_pages());
+}
+
 TEST(Backing, AFileSealedAgainstWritingCanOnlyBeRead) {
   for (const int seal : {F_SEAL_WRITE, F_SEAL_FUTURE_WRITE}) {
     const OwnedFd sealed(::memfd_create("image", MFD_CLOEXEC | MFD_ALLOW_SEALING));

@@ -30,8 +30,8 @@ enum class PageKind : std::uint8_t {
 /// An opened backing: a handle whose copies share one descriptor, closed with the last of them.
 ///
 /// Invariant: `size()` bytes from `offset()` exist in the file behind the descriptor, if there is
-/// one, when it is opened. A memfd is sealed and can't shrink later; a regular file that somebody
-/// else truncates ends in SIGBUS, as with any mapping. Immutable: safe to use from any thread.
+/// one, when it is opened. A memfd made here is sealed and can't shrink later; what can is told by
+/// can_lose_pages(). Immutable: safe to use from any thread.
 class Backing {
  public:
   /// Opens what `spec` describes: `size` bytes that the guest may access with `protection`.
@@ -77,6 +77,12 @@ class Backing {
   /// against writing; writes to anything else stay in the mapping, or go to memory of our own or to
   /// a file that was opened for that.
   [[nodiscard]] bool is_writable() const noexcept { return state_->writable; }
+  /// Whether somebody else may take pages out of it while it is mapped, which is SIGBUS for whoever
+  /// touches them then: a file that is not sealed against shrinking can be truncated, and huge pages
+  /// can be punched out unless the file is sealed against writing too (F_SEAL_SHRINK, F_SEAL_WRITE
+  /// and F_SEAL_FUTURE_WRITE of fcntl(2)). A hole in other files reads as zeros. False for memory
+  /// made here: that is lost only by a process that was given the descriptor.
+  [[nodiscard]] bool can_lose_pages() const noexcept { return state_->can_lose_pages; }
   /// Whether discarding may punch holes: our own memory always, a file when it was declared so.
   [[nodiscard]] bool is_discardable() const noexcept { return state_->discardable; }
   [[nodiscard]] bool is_anonymous() const noexcept { return state_->descriptor < 0; }
@@ -99,6 +105,7 @@ class Backing {
     PageKind kind = PageKind::anonymous;
     bool shared = false;
     bool writable = true;
+    bool can_lose_pages = false;
     bool discardable = false;
   };
 
