@@ -27,8 +27,10 @@ namespace {
 
 constexpr const char* map_operation = "MemoryMapping::map";
 
-int flags_of(const Backing& backing) {
+int flags_of(const Backing& backing, bool reserve) {
   int flags = backing.is_shared() ? MAP_SHARED : MAP_PRIVATE;
+  // Of hugetlb pages nothing would then be taken from the pool, and an empty one be SIGBUS later.
+  if (!reserve && !backing.is_hugetlb()) flags |= MAP_NORESERVE;
   if (backing.is_anonymous()) {
     flags |= MAP_ANONYMOUS;
     if (backing.is_hugetlb()) {
@@ -112,7 +114,7 @@ tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& opt
 
 void* map_at(const Backing& backing, const MappingOptions& options, void* address, int flags) {
   return kernel().mmap(address, options.size, prot_of(options.protection),
-                       flags_of(backing) | flags, backing.descriptor(),
+                       flags_of(backing, options.reserve) | flags, backing.descriptor(),
                        static_cast<off_t>(backing.offset() + options.offset));
 }
 
@@ -138,6 +140,7 @@ Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOp
   mapping.size_ = options.size;
   mapping.file_offset_ = backing.offset() + options.offset;
   mapping.protection_ = options.protection;
+  mapping.reserve_ = options.reserve;
   return mapping;
 }
 
@@ -207,6 +210,7 @@ MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
       reserved_size_(std::exchange(other.reserved_size_, 0)),
       arena_(std::exchange(other.arena_, std::nullopt)),
       protection_(other.protection_),
+      reserve_(other.reserve_),
       numa_policy_(std::move(other.numa_policy_)),
       advice_(std::move(other.advice_)) {}
 
@@ -221,6 +225,7 @@ MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
   reserved_size_ = std::exchange(other.reserved_size_, 0);
   arena_ = std::exchange(other.arena_, std::nullopt);
   protection_ = other.protection_;
+  reserve_ = other.reserve_;
   numa_policy_ = std::move(other.numa_policy_);
   advice_ = std::move(other.advice_);
   return *this;

@@ -46,6 +46,7 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
                                       .align = align,
                                       .congruent_to = description.base().value(),
                                       .guard_pages = options.guard_pages,
+                                      .reserve = options.reserve,
                                       .arena = options.arena,
                                       .arena_offset = arena_offset});
 }

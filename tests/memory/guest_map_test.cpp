@@ -2,6 +2,10 @@
 //
 // GuestMemory::map: a whole address space becomes memory.
 
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -11,6 +15,7 @@
 
 #include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/memory/guest_memory.hpp"
+#include "vmspace/memory/snapshot.hpp"
 
 #include "memory/host_support.hpp"
 
@@ -95,6 +100,50 @@ TEST(GuestMemoryMap, RegionsOfAFileKeepTheirFile) {
   ASSERT_TRUE(memory) << memory.error().message();
   EXPECT_EQ(memory->read<char>(GuestAddress(0)), 'f');
   EXPECT_EQ(memory->regions()[1]->mapping().file_offset(), 0U);
+}
+
+TEST(GuestMemoryMap, AGuestMayBeLargerThanTheHost) {
+  if (overcommit_policy() == 2) GTEST_SKIP() << "vm.overcommit_memory=2 counts every mapping";
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("ram", 0, ' ');
+  const std::uint64_t size = more_than_the_host_has();
+  ASSERT_EQ(::truncate(path.c_str(), static_cast<off_t>(size)), 0);
+  const BackingSpec specs[] = {
+      {.source = MemorySource::anon},
+      {.source = MemorySource::anon, .sharing = Sharing::map_shared},
+      {.source = MemorySource::shmem},
+      {.source = MemorySource::file, .path = path, .sharing = Sharing::map_private},
+  };
+  for (const BackingSpec& spec : specs) {
+    RegionOptions options = ram(0, size);
+    options.backing = spec;
+    const auto memory = GuestMemory::map(space_of({options}));
+    ASSERT_TRUE(memory) << memory.error().message();
+    EXPECT_TRUE(memory->write(GuestAddress(size - 8), std::uint64_t{1}));
+  }
+  // A guess refuses what can't be there; with 1 it takes anything.
+  if (overcommit_policy() == 0) {
+    RegionOptions options = ram(0, size);
+    options.backing = specs[0];
+    const auto memory = GuestMemory::map(space_of({options}), {.reserve = true});
+    ASSERT_FALSE(memory);
+    EXPECT_EQ(memory.error().os_errno, ENOMEM) << memory.error().message();
+  }
+}
+
+TEST(GuestMemoryMap, ASnapshotLargerThanTheHostCanBeMapped) {
+  if (overcommit_policy() == 2) GTEST_SKIP() << "vm.overcommit_memory=2 counts every mapping";
+  const std::uint64_t size = more_than_the_host_has();
+  const OwnedFd file(::memfd_create("snapshot", MFD_CLOEXEC));
+  {
+    const auto memory = GuestMemory::map(space_of({ram(0, size)}));
+    ASSERT_TRUE(memory);
+    ASSERT_TRUE(memory->write(GuestAddress(size / 2), std::uint64_t{42}));
+    ASSERT_TRUE(Snapshot::save(*memory, file.get()));
+  }
+  const auto mapped = Snapshot::map(file.get());
+  ASSERT_TRUE(mapped) << mapped.error().message();
+  EXPECT_EQ(mapped->read<std::uint64_t>(GuestAddress(size / 2)), 42U);
 }
 
 TEST(GuestMemoryMap, ARegionThatAsksForHugePagesIsNotQuietlyOnSmallOnes) {

@@ -71,6 +71,13 @@ struct MappingOptions {
   std::uint64_t congruent_to = 0;  ///< usually the guest address; a multiple of the page size
   /// An inaccessible page before and after, so that running over an end faults.
   bool guard_pages = false;
+  /// Counts the memory against what the kernel may promise to all processes, so that mapping fails
+  /// where it can't (vm.overcommit_memory, proc_sys_vm(5)). Off, the default, a guest may be larger
+  /// than RAM and swap (MAP_NORESERVE, mmap(2)): guests rarely touch all that they have, and where
+  /// pages run out the OOM killer decides. With vm.overcommit_memory=2 the kernel counts in any
+  /// case; of a memfd it counts each page when that is touched, which may be SIGBUS unless the
+  /// memory is populated before. Pages of a hugetlb pool are always reserved.
+  bool reserve = false;
   /// Maps at a fixed place: `arena_offset` bytes into this arena. `align` and `congruent_to` are
   /// then conditions that the place must meet. Guard pages take a page of the arena on either side.
   std::optional<HostArena> arena = {};
@@ -202,6 +209,7 @@ class MemoryMapping {
   std::uint64_t reserved_size_ = 0;
   std::optional<HostArena> arena_;
   Protection protection_ = Protection::none;
+  bool reserve_ = false;
   NumaPolicy numa_policy_;
   // What the whole mapping was advised (MADV_*), for memory that takes a part's place.
   std::vector<int> advice_;

@@ -35,6 +35,9 @@ struct MapOptions {
   /// Lets this process execute what the guest may execute. Off, no mapping is executable, whatever
   /// the regions say: their descriptions may come from a file or from a peer.
   bool host_executable = false;
+  /// Counts the memory against the host's overcommit limit; see MappingOptions::reserve. Off, a
+  /// guest may be larger than the host's RAM and swap.
+  bool reserve = false;
   /// The host address agrees with the guest address modulo this power of two. 0: the size of a huge
   /// page where one fits, so that KVM can map it to the guest as one.
   std::uint64_t align = 0;
