@@ -226,6 +226,12 @@ inline std::string smaps_value(const void* address, const std::string& name) {
   return "";
 }
 
+/// Whether the kernel's settings can be read. Where they can't, as in many jails, a test that
+/// compares with them is skipped.
+inline bool sys_is_mounted() {
+  return std::filesystem::exists("/sys/kernel/mm");
+}
+
 /// vm.overcommit_memory (proc_sys_vm(5)): 0 is a guess, 1 always, 2 never; -1 where /proc is not.
 inline int overcommit_policy() {
   int policy = -1;

@@ -55,7 +55,8 @@ struct NumaPolicy {
 /// How much of a range is in memory, in bytes.
 struct Residency {
   std::uint64_t resident = 0;  ///< in RAM, in pages of any size
-  /// Mapped by huge pages, transparent or hugetlb; nothing where this kernel does not tell.
+  /// Mapped by huge pages, transparent or hugetlb; nothing where this kernel does not tell, or
+  /// /proc is not mounted.
   std::optional<std::uint64_t> huge = {};
 };
 
@@ -137,8 +138,9 @@ class MemoryMapping {
   [[nodiscard]] const NumaPolicy& numa_policy() const noexcept { return numa_policy_; }
 
   /// Advises transparent huge pages for all of it (MADV_HUGEPAGE). `not_applicable` when no huge
-  /// page fits inside, on hugetlb memory, and when the machine's settings forbid them for this kind
-  /// of memory. Errors: `os`. A few system calls.
+  /// page fits inside, on hugetlb memory, where the kernel has none, and when the machine's settings
+  /// forbid them for this kind of memory; without /sys the settings are not known. Errors: `os`. A
+  /// few system calls.
   [[nodiscard]] Result<Applied> use_hugepages();
   /// Keeps all of it out of children that fork (MADV_DONTFORK). Errors: `os`.
   [[nodiscard]] Result<void> use_dontfork();
@@ -177,7 +179,7 @@ class MemoryMapping {
   [[nodiscard]] Result<void> discard(std::uint64_t offset, std::uint64_t size) const;
   /// Tells how much of a part is in RAM, whoever brought it there: of files and memfd the pages in
   /// the page cache count, mapped here or not. Pages that are only the kernel's shared page of
-  /// zeros do not count for anonymous memory (before Linux 6.7 they do). Errors: `os`. O(pages).
+  /// zeros do not count for anonymous memory (before Linux 6.7, and without /proc, they do). Errors: `os`. O(pages).
   [[nodiscard]] Result<Residency> residency(std::uint64_t offset, std::uint64_t size) const;
   [[nodiscard]] Result<Residency> residency() const { return residency(0, size_); }
   /// Starts to read a part from its file in the background (MADV_WILLNEED). Errors: `os`.
