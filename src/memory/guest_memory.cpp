@@ -104,7 +104,8 @@ Result<void> check_parts(const AddressSpaceBase& space, const MapOptions& option
                    .operation = "GuestMemory::map",
                    .first = detail::operand(description.range()),
                    .second = Operand::size(size),
-                   .reason = "the backing is too short for all the regions together"});
+                   .reason = "the backing is too short for all the regions together",
+                   .text = description.name()});
     }
     left -= description.size();
   }

@@ -63,6 +63,11 @@ Result<void> check_page_size(const AddressSpaceRegion& description, const Backin
                .reason = "the region asks for pages of another size than the backing has"});
 }
 
+Error name_region(const Error& error, const AddressSpaceRegion& region) {
+  return detail::name_region(error, region.name(), detail::operand(region.range()),
+                             region.backing().path);
+}
+
 /// All that must be said before the first page exists.
 Result<Applied> prepare(MemoryMapping& mapping, const AddressSpaceRegion& description,
                         const MapOptions& options) {
@@ -88,19 +93,24 @@ Result<Applied> prepare(MemoryMapping& mapping, const AddressSpaceRegion& descri
 
 Result<std::shared_ptr<const MemoryRegion>> MemoryRegion::map(const AddressSpaceRegion& description,
                                                               const MapOptions& options) {
+  const auto fail_region = [&](const Error& error) {
+    return fail(name_region(error, description));
+  };
   if (options.backing) {
-    if (auto ok = check_page_size(description, *options.backing); !ok) return fail(ok.error());
+    if (auto ok = check_page_size(description, *options.backing); !ok)
+      return fail_region(ok.error());
   }
   auto backing = options.backing ? Result<Backing>(*options.backing)
                                  : Backing::open(description.backing(), description.size(),
                                                  description.protection());
-  if (!backing) return fail(backing.error());
+  if (!backing) return fail_region(backing.error());
   auto mapping = map_place(description, *backing, options);
-  if (!mapping) return fail(mapping.error());
+  if (!mapping) return fail_region(mapping.error());
   const auto huge_pages = prepare(*mapping, description, options);
-  if (!huge_pages) return fail(huge_pages.error());
+  if (!huge_pages) return fail_region(huge_pages.error());
   if (description.wants_populate() && !options.defer_populate) {
-    if (auto ok = vmspace::populate(*mapping, options.populate); !ok) return fail(ok.error());
+    if (auto ok = vmspace::populate(*mapping, options.populate); !ok)
+      return fail_region(ok.error());
   }
   return std::shared_ptr<const MemoryRegion>(
       new MemoryRegion(description, std::move(*mapping), *huge_pages));
@@ -116,7 +126,13 @@ Result<void> populate(std::span<const std::shared_ptr<const MemoryRegion>> regio
     }
     ranges.push_back({&region->mapping(), 0, region->size()});
   }
-  return populate(ranges, options);
+  const MemoryMapping* failed = nullptr;
+  auto done = detail::populate_ranges(ranges, options, failed);
+  if (done) return done;
+  const auto region =
+      std::ranges::find(regions, failed, [](const auto& mapped) { return &mapped->mapping(); });
+  if (region == regions.end()) return done;  // about none of them
+  return fail(name_region(done.error(), (*region)->description()));
 }
 
 }  // namespace vmspace

@@ -13,11 +13,9 @@ namespace {
 constexpr const char* mapping = "map_regions";
 
 Result<GuestMemory::RegionPtr> map_region(const RegionDescriptor& region, Unsealed unsealed) {
+  const Operand range = Operand::span(region.base.value(), region.size);
   const auto refuse = [&](Errc code, const char* reason) {
-    return fail({.code = code,
-                 .operation = mapping,
-                 .first = Operand::span(region.base.value(), region.size),
-                 .reason = reason});
+    return fail({.code = code, .operation = mapping, .first = range, .reason = reason});
   };
   if (!detail::is_known(region.protection)) {
     return refuse(Errc::invalid_argument, "unknown protection bits");
@@ -27,7 +25,7 @@ Result<GuestMemory::RegionPtr> map_region(const RegionDescriptor& region, Unseal
                    .offset = region.offset,
                    .sharing = Sharing::map_shared};
   const auto backing = Backing::open(spec, region.size, region.protection);
-  if (!backing) return fail(backing.error());
+  if (!backing) return fail(detail::name_region(backing.error(), {}, range, {}));
   if (unsealed == Unsealed::refuse && backing->can_lose_pages()) {
     return refuse(Errc::access_denied,
                   backing->is_hugetlb()
@@ -42,7 +40,7 @@ Result<GuestMemory::RegionPtr> map_region(const RegionDescriptor& region, Unseal
                                                      .size = region.size,
                                                      .backing = std::move(spec),
                                                      .protection = region.protection});
-  if (!description) return fail(description.error());
+  if (!description) return fail(detail::name_region(description.error(), {}, range, {}));
   return MemoryRegion::map(*description, {.backing = *backing});
 }
 
@@ -57,7 +55,8 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
       return fail({.code = Errc::unsupported,
                    .operation = "describe_regions",
                    .first = Operand::range(region->base().value(), region->last_addr().value()),
-                   .reason = "the region is anonymous or private: no other process can map it"});
+                   .reason = "the region is anonymous or private: no other process can map it",
+                   .text = region->description().name()});
     }
     described.push_back({.base = region->base(),
                          .size = region->size(),

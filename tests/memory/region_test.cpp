@@ -236,6 +236,56 @@ TEST(MemoryRegion, PopulatesSeveralRegionsAtOnce) {
   EXPECT_EQ(populate(regions).error().code, Errc::invalid_argument);
 }
 
+TEST(MemoryRegion, ErrorsNameTheRegionItsGuestRangeAndItsFile) {
+  const auto message = [](BackingSpec backing, MapOptions options = {}) {
+    const auto region = MemoryRegion::map(describe({.name = "ram0",
+                                                    .base = GuestAddress(4_GiB),
+                                                    .size = 256_KiB,
+                                                    .backing = std::move(backing)}),
+                                          options);
+    return region ? std::string("mapped") : region.error().message();
+  };
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("r", 64_KiB, 'r');
+  const std::string name = R"("ram0 [0x100000000, 0x10003ffff]")";
+  EXPECT_EQ(message({.source = MemorySource::file, .path = "/srv/vm/ram"}),
+            "Backing::open: " + name +
+                ": failed (opening the file: \"/srv/vm/ram\"): No such file or directory");
+  EXPECT_EQ(
+      message({.source = MemorySource::hugetlbfs, .path = "/dev", .page_size = page_size()}),
+      "Backing::open: " + name + ": invalid argument (the path is in no hugetlbfs: \"/dev\")");
+  const std::string short_file = message({.source = MemorySource::file, .path = path});
+  EXPECT_EQ(short_file.find("Backing::open: " + name + ": out of bounds: [0x0, 0x3ffff]"), 0U)
+      << short_file;
+  EXPECT_NE(short_file.find("/r\")"), std::string::npos) << short_file;
+  // Below the region, where there is no path, or no name.
+  EXPECT_EQ(message({.source = MemorySource::anon}, {.align = 3}),
+            "MemoryMapping::map: " + name + ": alignment is no power of two: 0x3");
+  const auto unnamed = MemoryRegion::map(
+      describe({.size = 64_KiB, .backing = {.source = MemorySource::file, .path = "/srv/ram"}}));
+  ASSERT_FALSE(unnamed);
+  EXPECT_EQ(unnamed.error().message(),
+            "Backing::open: \"[0x0, 0xffff]\": failed (opening the file: \"/srv/ram\"): No such "
+            "file or directory");
+}
+
+TEST(MemoryRegion, ErrorsOfPopulatingNameTheRegion) {
+  const auto good = MemoryRegion::map(ram({.source = MemorySource::anon}));
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("rom", 64_KiB, 'r');
+  const auto rom =
+      MemoryRegion::map(describe({.name = "rom",
+                                  .base = GuestAddress(1_MiB),
+                                  .size = 64_KiB,
+                                  .backing = {.source = MemorySource::file, .path = path},
+                                  .protection = Protection::read}));
+  ASSERT_TRUE(good && rom);
+  const std::shared_ptr<const MemoryRegion> both[] = {*good, *rom};
+  const auto done = populate(both, {.access = PopulateAccess::write});
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().text.subject(), "rom [0x100000, 0x10ffff]") << done.error().message();
+}
+
 TEST(MemoryRegion, ARegionWithoutABackingHasNoMemory) {
   const auto region = MemoryRegion::map(describe({.size = 4_KiB}));
   ASSERT_FALSE(region);

@@ -85,8 +85,17 @@ struct MappingOptions {
   std::uint64_t arena_offset = 0;
 };
 
+class MemoryMapping;
 struct PopulateOptions;
 struct PopulateRange;
+
+namespace detail {
+
+/// populate(), which also tells whose range an error is about; null where it is about none.
+[[nodiscard]] Result<void> populate_ranges(std::span<const PopulateRange> ranges,
+                                           PopulateOptions options, const MemoryMapping*& failed);
+
+}  // namespace detail
 
 /// A mapping of host memory, unmapped by its destructor.
 ///
@@ -190,7 +199,8 @@ class MemoryMapping {
   [[nodiscard]] Result<void> msync(std::uint64_t offset, std::uint64_t size) const;
 
  private:
-  friend Result<void> populate(std::span<const PopulateRange>, PopulateOptions);
+  friend Result<void> detail::populate_ranges(std::span<const PopulateRange>, PopulateOptions,
+                                              const MemoryMapping*&);
 
   explicit MemoryMapping(Backing backing) : backing_(std::move(backing)) {}
 

@@ -66,11 +66,13 @@ class MemoryRegion {
   /// The region's protection is the guest's: GuestMemory checks it and KVM is told. This process
   /// may read and write the memory, so that the VMM can fill a ROM, and execute nothing unless
   /// `host_executable` asks for it. Only where the backing is not writable (a shared file that the
-  /// guest may only read) it may read and no more; mapping().protection() tells. Errors:
-  /// `invalid_argument` for a region that asks for pages of another size than `options.backing` has; those of Backing::open,
-  /// MemoryMapping::map (`out_of_bounds` also for a region that is not inside the arena),
-  /// bind_to_nodes, use_hugepages and populate; nothing is left of the region
-  /// then. A few system calls, and the cost of populate where the region wants it.
+  /// guest may only read) it may read and no more; mapping().protection() tells.
+  ///
+  /// Errors: `invalid_argument` for a region that asks for pages of another size than
+  /// `options.backing` has; those of Backing::open, MemoryMapping::map (`out_of_bounds` also for a
+  /// region that is not inside the arena), bind_to_nodes, use_hugepages and populate. Nothing is
+  /// left of the region then, and the error's text names the region, its guest range and its file.
+  /// A few system calls, and the cost of populate where the region wants it.
   [[nodiscard]] static Result<std::shared_ptr<const MemoryRegion>> map(
       const AddressSpaceRegion& description, const MapOptions& options = {});
 

@@ -47,9 +47,10 @@ enum class Unsealed : std::uint8_t {
 
 /// Maps what another process described. The descriptors are duplicated; the caller closes its own.
 /// Everything is checked as if an enemy had sent it. Errors: `access_denied` for memory that can
-/// lose pages, unless that is accepted; `invalid_argument` for unknown protection bits; those of AddressSpaceRegion::make, Backing::open (a file shorter than
-/// described is `out_of_bounds`), MemoryRegion::map and GuestMemory::from_regions; nothing stays
-/// mapped then. A few system calls a region.
+/// lose pages, unless that is accepted; `invalid_argument` for unknown protection bits; those of
+/// Backing::open (a file shorter than described is `out_of_bounds`), AddressSpaceRegion::make,
+/// MemoryRegion::map and GuestMemory::from_regions; nothing stays mapped then. A few system calls a
+/// region.
 [[nodiscard]] Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions,
                                               Unsealed unsealed = Unsealed::refuse);
 
