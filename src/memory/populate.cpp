@@ -193,7 +193,7 @@ Result<void> detail::populate_ranges(std::span<const PopulateRange> ranges, Popu
                    .reason = "no mapping"});
     }
     if (auto ok = range.mapping->check_part(operation, range.offset, range.size); !ok) return ok;
-    const auto write = wants_write(range, options.access);
+    const auto write = wants_write(range, range.access.value_or(options.access));
     if (!write) return fail(write.error());
     total += range.size;
     // Chunks end where the host address is a multiple of their size: no huge page is cut in two.

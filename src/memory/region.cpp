@@ -68,6 +68,19 @@ Error name_region(const Error& error, const AddressSpaceRegion& region) {
                              region.backing().path);
 }
 
+/// How all of a region is populated. A file that the guest may only read is not written, although
+/// this process could: that would fill its holes.
+PopulateRange populate_range(const AddressSpaceRegion& description, const MemoryMapping& mapping,
+                             const PopulateOptions& options) {
+  PopulateRange range{&mapping, 0, mapping.size()};
+  if (options.access == PopulateAccess::by_mapping &&
+      mapping.backing().page_kind() == PageKind::file &&
+      !allows(description.protection(), Protection::write)) {
+    range.access = PopulateAccess::read;
+  }
+  return range;
+}
+
 /// All that must be said before the first page exists.
 Result<Applied> prepare(MemoryMapping& mapping, const AddressSpaceRegion& description,
                         const MapOptions& options) {
@@ -109,7 +122,8 @@ Result<std::shared_ptr<const MemoryRegion>> MemoryRegion::map(const AddressSpace
   const auto huge_pages = prepare(*mapping, description, options);
   if (!huge_pages) return fail_region(huge_pages.error());
   if (description.wants_populate() && !options.defer_populate) {
-    if (auto ok = vmspace::populate(*mapping, options.populate); !ok)
+    const auto range = populate_range(description, *mapping, options.populate);
+    if (auto ok = vmspace::populate(std::span(&range, 1), options.populate); !ok)
       return fail_region(ok.error());
   }
   return std::shared_ptr<const MemoryRegion>(
@@ -124,7 +138,7 @@ Result<void> populate(std::span<const std::shared_ptr<const MemoryRegion>> regio
     if (region == nullptr) {
       return fail({.code = Errc::invalid_argument, .operation = "populate", .reason = "no region"});
     }
-    ranges.push_back({&region->mapping(), 0, region->size()});
+    ranges.push_back(populate_range(region->description(), region->mapping(), options));
   }
   const MemoryMapping* failed = nullptr;
   auto done = detail::populate_ranges(ranges, options, failed);

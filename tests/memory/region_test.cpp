@@ -269,6 +269,25 @@ TEST(MemoryRegion, ErrorsNameTheRegionItsGuestRangeAndItsFile) {
             "file or directory");
 }
 
+TEST(MemoryRegion, PopulatingDoesNotWriteAFileThatTheGuestOnlyReads) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("sparse", 0, ' ');
+  ASSERT_EQ(::truncate(path.c_str(), 1_MiB), 0);
+  const OwnedFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  const auto description =
+      describe({.size = 1_MiB,
+                .backing = {.source = MemorySource::file, .descriptor = fd.get()},
+                .protection = Protection::read,
+                .populate = true});
+  const auto alone = MemoryRegion::map(description);
+  ASSERT_TRUE(alone) << alone.error().message();
+  EXPECT_EQ(allocated_bytes(fd.get()), 0U);
+  const auto later = MemoryRegion::map(description, {.defer_populate = true});
+  ASSERT_TRUE(later);
+  ASSERT_TRUE(populate(std::span(&*later, 1)));
+  EXPECT_EQ(allocated_bytes(fd.get()), 0U);
+}
+
 TEST(MemoryRegion, ErrorsOfPopulatingNameTheRegion) {
   const auto good = MemoryRegion::map(ram({.source = MemorySource::anon}));
   const TemporaryDirectory directory;

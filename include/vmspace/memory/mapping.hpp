@@ -113,9 +113,9 @@ class MemoryMapping {
   /// backing's page size, or the place in the arena is not as aligned as wanted; `out_of_bounds`
   /// past the backing's end or the arena's; `overlap` in the arena; `bad_alignment`;
   /// `invalid_argument` for unknown protection bits; `access_denied` for writing to a backing that
-  /// is not writable, and as mmap(2) says; `unsupported` for a hugetlb page size that the kernel lacks;
-  /// `os`: ENOMEM for no room, and for a hugetlb pool with too few free pages, since those are
-  /// reserved here. A few system calls.
+  /// is not writable, and as mmap(2) says; `unsupported` for a hugetlb page size that the kernel
+  /// lacks; `os`: ENOMEM for no room, and for a hugetlb pool with too few free pages, since those
+  /// are reserved here. A few system calls.
   [[nodiscard]] static Result<MemoryMapping> map(const Backing& backing,
                                                  const MappingOptions& options);
 
@@ -176,7 +176,9 @@ class MemoryMapping {
   ///   mapping drops its own copies too;
   /// - a shared regular file: a hole, if the backing was declared discardable;
   /// - a private regular file: fresh anonymous memory in its place, since dropping the pages would
-  ///   show the file again. Each separate part then is a mapping to the kernel (vm.max_map_count).
+  ///   show the file again. It is bound, advised and counted as all of the mapping was; what
+  ///   advise() told of a part is lost. Each separate part then is a mapping to the kernel
+  ///   (vm.max_map_count).
   ///
   /// No bitmap sees it: under dirty tracking call GuestMemory::mark_dirty() afterwards, so that a
   /// copy of the memory loses the old contents too.
@@ -188,7 +190,8 @@ class MemoryMapping {
   [[nodiscard]] Result<void> discard(std::uint64_t offset, std::uint64_t size) const;
   /// Tells how much of a part is in RAM, whoever brought it there: of files and memfd the pages in
   /// the page cache count, mapped here or not. Pages that are only the kernel's shared page of
-  /// zeros do not count for anonymous memory (before Linux 6.7, and without /proc, they do). Errors: `os`. O(pages).
+  /// zeros do not count for anonymous memory (before Linux 6.7, and without /proc, they do).
+  /// Errors: `os`. O(pages).
   [[nodiscard]] Result<Residency> residency(std::uint64_t offset, std::uint64_t size) const;
   [[nodiscard]] Result<Residency> residency() const { return residency(0, size_); }
   /// Starts to read a part from its file in the background (MADV_WILLNEED). Errors: `os`.

@@ -106,7 +106,9 @@ class MemoryRegion {
   mutable DirtyBitmap dirty_;  // thread-safe by itself
 };
 
-/// Populates all of `regions` at once; see populate(). Null pointers are `invalid_argument`.
+/// Populates all of `regions` at once; see populate(). By default the file of a region that the
+/// guest may only read is read, and not written. Errors: `invalid_argument` for a null pointer;
+/// those of populate(), with the region's name and guest range.
 [[nodiscard]] Result<void> populate(std::span<const std::shared_ptr<const MemoryRegion>> regions,
                                     PopulateOptions options = {});
 

@@ -28,7 +28,10 @@ struct RegionDescriptor {
   friend bool operator==(const RegionDescriptor&, const RegionDescriptor&) = default;
 };
 
-/// The regions of `memory`, sorted by address. The descriptors are valid for as long as it is.
+/// The regions of `memory`, sorted by address. The descriptors are valid for as long as it is. What
+/// they are open for is what the other process can do: who has a memfd can write it, whatever
+/// `protection` says of the guest.
+///
 /// Errors: `unsupported` for a region that no other process can share: anonymous, or mapped
 /// privately.
 [[nodiscard]] Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory);
