@@ -39,8 +39,15 @@ bool huge_pages_forbidden(const char* setting) {
   if (text.empty() || text.find("[inherit]") != text.npos) {
     text = detail::read_start((root + setting).c_str(), buffer.data(), buffer.size());
   }
-  // No such file: a kernel that has no transparent huge pages.
-  return text.empty() || text.find("[never]") != text.npos || text.find("[deny]") != text.npos;
+  // Where /sys is not mounted there is no file to forbid it, and the kernel is asked.
+  return text.find("[never]") != text.npos || text.find("[deny]") != text.npos;
+}
+
+/// EINVAL for a whole mapping: a kernel that was built without what the advice is about.
+Result<Applied> applied_unless_unknown(const Result<void>& advised) {
+  if (advised) return Applied::applied;
+  if (advised.error().os_errno == EINVAL) return Applied::not_applicable;
+  return fail(advised.error());
 }
 
 int madvise_value(Advice advice) {
@@ -82,8 +89,7 @@ Result<Applied> MemoryMapping::use_hugepages() {
   if (huge_pages_forbidden(kind == PageKind::shmem ? "shmem_enabled" : "enabled")) {
     return Applied::not_applicable;
   }
-  if (auto ok = give_advice(operation, MADV_HUGEPAGE); !ok) return fail(ok.error());
-  return Applied::applied;
+  return applied_unless_unknown(give_advice(operation, MADV_HUGEPAGE));
 }
 
 Result<void> MemoryMapping::use_dontfork() {
@@ -99,11 +105,7 @@ Result<Applied> MemoryMapping::use_mergeable() {
   if (auto ok = check_part(operation, 0, size_); !ok) return fail(ok.error());
   // KSM merges anonymous pages, and those a private mapping has written: never shared ones.
   if (backing_.is_shared() || backing_.is_hugetlb()) return Applied::not_applicable;
-  if (auto ok = give_advice(operation, MADV_MERGEABLE); !ok) {
-    if (ok.error().os_errno == EINVAL) return Applied::not_applicable;
-    return fail(ok.error());
-  }
-  return Applied::applied;
+  return applied_unless_unknown(give_advice(operation, MADV_MERGEABLE));
 }
 
 Result<void> MemoryMapping::advise(std::uint64_t offset, std::uint64_t size, Advice advice) const {

@@ -41,6 +41,10 @@ struct Request {
   Protection protection;
 
   [[nodiscard]] Operand span() const { return Operand::span(spec.offset, size); }
+  /// For errors of the file as a whole: its descriptor; a path goes into the error's text.
+  [[nodiscard]] Operand file() const {
+    return spec.descriptor ? Operand::number(static_cast<unsigned>(*spec.descriptor)) : Operand{};
+  }
   [[nodiscard]] bool writes_through() const {
     return spec.is_shared() && allows(protection, Protection::write);
   }
@@ -51,13 +55,12 @@ struct Opened {
   Descriptor descriptor;
   std::uint64_t page_size = 0;
   PageKind kind = PageKind::anonymous;
+  bool writable = true;
+  bool can_lose_pages = false;
 };
 
-tl::unexpected<Error> invalid(const Request& request, const char* reason) {
-  return fail({.code = Errc::invalid_argument,
-               .operation = operation,
-               .first = request.span(),
-               .reason = reason});
+tl::unexpected<Error> invalid(const char* reason) {
+  return fail({.code = Errc::invalid_argument, .operation = operation, .reason = reason});
 }
 
 Result<void> check_request(const Request& request) {
@@ -136,24 +139,24 @@ Result<Opened> open_in_hugetlbfs(const Request& request) {
   for (int attempt = 0; file.value() < 0; ++attempt) {
     std::uint64_t random = 0;
     if (kernel().getentropy(&random, sizeof random) != 0) {
-      return fail_os(operation, request.span(), "getentropy");
+      return fail_os(operation, request.file(), "getentropy");
     }
     path = request.spec.path + "/vmspace-" + std::to_string(random);
     file = Descriptor(retry([&] {
       return kernel().open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     }));
     if (file.value() < 0 && (errno != EEXIST || attempt == attempts)) {
-      return fail_os(operation, request.span(), "making a file in the hugetlbfs directory");
+      return fail_os(operation, request.file(), "making a file in the hugetlbfs directory");
     }
   }
   if (retry([&] { return kernel().unlink(path.c_str()); }) < 0) {
-    return fail_os(operation, request.span(), "unlinking the file in hugetlbfs");
+    return fail_os(operation, request.file(), "unlinking the file in hugetlbfs");
   }
   struct statfs fs {};
   if (retry([&] { return kernel().fstatfs(file.value(), &fs); }) < 0) {
-    return fail_os(operation, request.span(), "fstatfs");
+    return fail_os(operation, request.file(), "fstatfs");
   }
-  if (fs.f_type != HUGETLBFS_MAGIC) return invalid(request, "the path is in no hugetlbfs");
+  if (fs.f_type != HUGETLBFS_MAGIC) return invalid("the path is in no hugetlbfs");
   if (auto ok = check_multiple(request, static_cast<std::uint64_t>(fs.f_bsize)); !ok) {
     return fail(ok.error());
   }
@@ -164,18 +167,41 @@ Result<Opened> open_in_hugetlbfs(const Request& request) {
   return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), PageKind::hugetlb};
 }
 
-Result<void> check_access(const Request& request, int fd) {
-  const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
-  if (flags < 0) return fail_os(operation, request.span(), "fcntl(F_GETFL)");
-  const int mode = flags & O_ACCMODE;
-  // mmap(2): a mapping always needs reading; writing through it needs writing.
-  if ((flags & O_PATH) != 0 || (mode != O_RDWR && (mode != O_RDONLY || request.writes_through()))) {
+/// What a mapping of a file can rely on.
+struct FileAccess {
+  bool writable = false;
+  int seals = 0;  ///< F_SEAL_*, fcntl(2)
+
+  [[nodiscard]] bool is_sealed_against_writing() const {
+    return (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) != 0;
+  }
+};
+
+/// Looks at an open file; an error where the guest needs more than it gives.
+Result<FileAccess> check_access(const Request& request, int fd) {
+  const auto refuse = [&](const char* reason) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
-                 .first = request.span(),
-                 .reason = "the descriptor is not open for what the mapping needs"});
+                 .first = request.file(),
+                 .reason = reason});
+  };
+  const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
+  if (flags < 0) return fail_os(operation, request.file(), "fcntl(F_GETFL)");
+  const int mode = flags & O_ACCMODE;
+  // mmap(2): a mapping always needs reading; writing through it needs writing.
+  if ((flags & O_PATH) != 0 || mode == O_WRONLY || (mode == O_RDONLY && request.writes_through())) {
+    return refuse("the descriptor is not open for what the mapping needs");
   }
-  return {};
+  FileAccess access{.seals = retry([&] { return kernel().fcntl(fd, F_GET_SEALS, 0); })};
+  if (access.seals < 0) {
+    // EINVAL: it can't have any, as every file but those of a memfd, of tmpfs and of hugetlbfs.
+    if (errno != EINVAL) return fail_os(operation, request.file(), "fcntl(F_GET_SEALS)");
+    access.seals = 0;
+  }
+  const bool sealed = access.is_sealed_against_writing();
+  if (sealed && request.writes_through()) return refuse("the file is sealed against writing");
+  access.writable = !request.spec.is_shared() || (mode == O_RDWR && !sealed);
+  return access;
 }
 
 Result<Opened> open_file(const Request& request) {
@@ -183,21 +209,23 @@ Result<Opened> open_file(const Request& request) {
   if (request.spec.descriptor) {
     file = Descriptor(
         retry([&] { return kernel().fcntl(*request.spec.descriptor, F_DUPFD_CLOEXEC, 0); }));
-    if (file.value() < 0) return fail_os(operation, request.span(), "duplicating the descriptor");
-    if (auto ok = check_access(request, file.value()); !ok) return fail(ok.error());
+    if (file.value() < 0) return fail_os(operation, request.file(), "duplicating the descriptor");
   } else {
     // O_NONBLOCK: a path that names a FIFO is refused below instead of waited for.
     const int mode = request.writes_through() ? O_RDWR : O_RDONLY;
     file = Descriptor(retry([&] {
       return kernel().open(request.spec.path.c_str(), mode | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
     }));
-    if (file.value() < 0) return fail_os(operation, request.span(), "opening the file");
+    if (file.value() < 0) return fail_os(operation, request.file(), "opening the file");
   }
+  // The seals before the size: what was sealed then has not shrunk since.
+  const auto access = check_access(request, file.value());
+  if (!access) return fail(access.error());
   struct stat info {};
   if (retry([&] { return kernel().fstat(file.value(), &info); }) < 0) {
-    return fail_os(operation, request.span(), "fstat");
+    return fail_os(operation, request.file(), "fstat");
   }
-  if (!S_ISREG(info.st_mode)) return invalid(request, "not a regular file");
+  if (!S_ISREG(info.st_mode)) return invalid("not a regular file");
   if (static_cast<std::uint64_t>(info.st_size) < request.spec.offset + request.size) {
     return fail({.code = Errc::out_of_bounds,
                  .operation = operation,
@@ -207,13 +235,18 @@ Result<Opened> open_file(const Request& request) {
   }
   struct statfs fs {};
   if (retry([&] { return kernel().fstatfs(file.value(), &fs); }) < 0) {
-    return fail_os(operation, request.span(), "fstatfs");
+    return fail_os(operation, request.file(), "fstatfs");
   }
-  if (fs.f_type == HUGETLBFS_MAGIC) {
-    return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), PageKind::hugetlb};
-  }
-  return Opened{std::move(file), base_page_size(),
-                fs.f_type == TMPFS_MAGIC ? PageKind::shmem : PageKind::file};
+  const bool huge = fs.f_type == HUGETLBFS_MAGIC;
+  const bool keeps_size = (access->seals & F_SEAL_SHRINK) != 0;
+  return Opened{.descriptor = std::move(file),
+                .page_size = huge ? static_cast<std::uint64_t>(fs.f_bsize) : base_page_size(),
+                .kind = huge                       ? PageKind::hugetlb
+                        : fs.f_type == TMPFS_MAGIC ? PageKind::shmem
+                                                   : PageKind::file,
+                .writable = access->writable,
+                // A hole in huge pages is filled from the pool, which may be empty.
+                .can_lose_pages = !keeps_size || (huge && !access->is_sealed_against_writing())};
 }
 
 Result<Opened> open_source(const Request& request) {
@@ -233,7 +266,7 @@ Result<Opened> open_source(const Request& request) {
     case MemorySource::hugetlbfs: return open_in_hugetlbfs(request);
     case MemorySource::file: return open_file(request);
   }
-  return invalid(request, "a region without a backing has no memory");
+  return invalid("a region without a backing has no memory");
 }
 
 }  // namespace
@@ -246,18 +279,22 @@ Backing::State::~State() {
 
 Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Protection protection) {
   const Request request{spec, size, protection};
-  if (auto ok = check_request(request); !ok) return fail(ok.error());
+  const auto about_path = [&](Error error) {
+    error.text = {{}, spec.path};
+    return fail(error);
+  };
+  if (auto ok = check_request(request); !ok) return about_path(ok.error());
   auto state = std::make_shared<State>();
   auto opened = open_source(request);
-  if (!opened) return fail(opened.error());
+  if (!opened) return about_path(opened.error());
   if (spec.page_size != 0 && spec.page_size != opened->page_size) {
-    return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
-                 .first = Operand::size(spec.page_size),
-                 .second = Operand::size(opened->page_size),
-                 .reason = "the backing's pages have another size"});
+    return about_path({.code = Errc::invalid_argument,
+                       .operation = operation,
+                       .first = Operand::size(spec.page_size),
+                       .second = Operand::size(opened->page_size),
+                       .reason = "the backing's pages have another size"});
   }
-  if (auto ok = check_multiple(request, opened->page_size); !ok) return fail(ok.error());
+  if (auto ok = check_multiple(request, opened->page_size); !ok) return about_path(ok.error());
   if (opened->descriptor.value() >= 0) detail::remember_file(opened->descriptor.value());
   state->descriptor = opened->descriptor.release();
   state->offset = spec.offset;
@@ -266,6 +303,8 @@ Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Prote
   state->source = spec.source;
   state->kind = opened->kind;
   state->shared = spec.is_shared();
+  state->writable = opened->writable;
+  state->can_lose_pages = opened->can_lose_pages;
   state->discardable = spec.discardable || spec.source != MemorySource::file;
   return Backing(std::move(state));
 }

@@ -83,7 +83,8 @@ Result<void> MemoryMapping::replace_by_zeros(std::uint64_t offset, std::uint64_t
   const Operand part = Operand::span(offset, size);
   auto source = Backing::open({.source = MemorySource::anon}, size);
   if (!source) return fail(source.error());
-  auto fresh = MemoryMapping::map(*source, {.size = size, .protection = protection_});
+  auto fresh =
+      MemoryMapping::map(*source, {.size = size, .protection = protection_, .reserve = reserve_});
   if (!fresh) return fail(fresh.error());
   if (numa_policy_.mode != NumaMode::by_default) {
     if (auto ok = fresh->bind_to_nodes(numa_policy_); !ok) return ok;

@@ -27,8 +27,10 @@ namespace {
 
 constexpr const char* map_operation = "MemoryMapping::map";
 
-int flags_of(const Backing& backing) {
+int flags_of(const Backing& backing, bool reserve) {
   int flags = backing.is_shared() ? MAP_SHARED : MAP_PRIVATE;
+  // Of hugetlb pages nothing would then be taken from the pool, and an empty one be SIGBUS later.
+  if (!reserve && !backing.is_hugetlb()) flags |= MAP_NORESERVE;
   if (backing.is_anonymous()) {
     flags |= MAP_ANONYMOUS;
     if (backing.is_hugetlb()) {
@@ -36,6 +38,13 @@ int flags_of(const Backing& backing) {
     }
   }
   return flags;
+}
+
+tl::unexpected<Error> fail_unknown_protection(const char* operation, Protection protection) {
+  return fail({.code = Errc::invalid_argument,
+               .operation = operation,
+               .first = Operand::number(static_cast<unsigned>(protection)),
+               .reason = "unknown protection bits"});
 }
 
 Result<void> check_options(const Backing& backing, const MappingOptions& options) {
@@ -64,6 +73,14 @@ Result<void> check_options(const Backing& backing, const MappingOptions& options
                  .operation = map_operation,
                  .first = Operand::span(options.offset, options.size),
                  .second = Operand::size(backing.size())});
+  }
+  if (!detail::is_known(options.protection))
+    return fail_unknown_protection(map_operation, options.protection);
+  if (allows(options.protection, Protection::write) && !backing.is_writable()) {
+    return fail({.code = Errc::access_denied,
+                 .operation = map_operation,
+                 .first = Operand::span(options.offset, options.size),
+                 .reason = "the shared file is open for reading only, or sealed against writing"});
   }
   if (options.size > detail::size_limit || options.align > detail::size_limit) {
     return fail({.code = Errc::limit_exceeded,
@@ -97,7 +114,7 @@ tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& opt
 
 void* map_at(const Backing& backing, const MappingOptions& options, void* address, int flags) {
   return kernel().mmap(address, options.size, prot_of(options.protection),
-                       flags_of(backing) | flags, backing.descriptor(),
+                       flags_of(backing, options.reserve) | flags, backing.descriptor(),
                        static_cast<off_t>(backing.offset() + options.offset));
 }
 
@@ -123,6 +140,7 @@ Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOp
   mapping.size_ = options.size;
   mapping.file_offset_ = backing.offset() + options.offset;
   mapping.protection_ = options.protection;
+  mapping.reserve_ = options.reserve;
   return mapping;
 }
 
@@ -192,6 +210,7 @@ MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
       reserved_size_(std::exchange(other.reserved_size_, 0)),
       arena_(std::exchange(other.arena_, std::nullopt)),
       protection_(other.protection_),
+      reserve_(other.reserve_),
       numa_policy_(std::move(other.numa_policy_)),
       advice_(std::move(other.advice_)) {}
 
@@ -206,6 +225,7 @@ MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
   reserved_size_ = std::exchange(other.reserved_size_, 0);
   arena_ = std::exchange(other.arena_, std::nullopt);
   protection_ = other.protection_;
+  reserve_ = other.reserve_;
   numa_policy_ = std::move(other.numa_policy_);
   advice_ = std::move(other.advice_);
   return *this;
@@ -290,6 +310,7 @@ Result<void> MemoryMapping::msync(std::uint64_t offset, std::uint64_t size) cons
 Result<void> MemoryMapping::protect(Protection protection) {
   constexpr const char* operation = "MemoryMapping::protect";
   if (!is_mapped()) return fail({.code = Errc::bad_state, .operation = operation});
+  if (!detail::is_known(protection)) return fail_unknown_protection(operation, protection);
   if (kernel().mprotect(data_, size_, prot_of(protection)) != 0) {
     if (errno == EACCES) {
       return fail({.code = Errc::access_denied,

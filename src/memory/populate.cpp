@@ -96,6 +96,9 @@ class Job {
     return {};
   }
 
+  /// Whose memory the error of run() is about; null without one.
+  [[nodiscard]] const MemoryMapping* failed_mapping() const { return failed_mapping_; }
+
  private:
   static void* thread_body(void* self) {
     static_cast<Job*>(self)->work();
@@ -108,7 +111,10 @@ class Job {
       if (index >= chunks_.size()) return;
       if (auto done = populate_chunk(chunks_[index]); !done) {
         // The first one to fail reports; joining the threads makes it visible.
-        if (!failed_.exchange(true)) error_ = done.error();
+        if (!failed_.exchange(true)) {
+          error_ = done.error();
+          failed_mapping_ = chunks_[index].mapping;
+        }
         return;
       }
     }
@@ -153,6 +159,7 @@ class Job {
   std::atomic<std::size_t> next_ = 0;
   std::atomic<bool> failed_ = false;
   std::optional<Error> error_;
+  const MemoryMapping* failed_mapping_ = nullptr;
 };
 
 Result<bool> wants_write(const PopulateRange& range, PopulateAccess access) {
@@ -173,10 +180,12 @@ Result<bool> wants_write(const PopulateRange& range, PopulateAccess access) {
 
 }  // namespace
 
-Result<void> populate(std::span<const PopulateRange> ranges, PopulateOptions options) {
+Result<void> detail::populate_ranges(std::span<const PopulateRange> ranges, PopulateOptions options,
+                                     const MemoryMapping*& failed) {
   std::vector<Chunk> chunks;
   std::uint64_t total = 0;
   for (const PopulateRange& range : ranges) {
+    failed = range.mapping;
     if (range.mapping == nullptr) {
       return fail({.code = Errc::invalid_argument,
                    .operation = operation,
@@ -184,7 +193,7 @@ Result<void> populate(std::span<const PopulateRange> ranges, PopulateOptions opt
                    .reason = "no mapping"});
     }
     if (auto ok = range.mapping->check_part(operation, range.offset, range.size); !ok) return ok;
-    const auto write = wants_write(range, options.access);
+    const auto write = wants_write(range, range.access.value_or(options.access));
     if (!write) return fail(write.error());
     total += range.size;
     // Chunks end where the host address is a multiple of their size: no huge page is cut in two.
@@ -204,7 +213,14 @@ Result<void> populate(std::span<const PopulateRange> ranges, PopulateOptions opt
   }
   threads = std::clamp<std::uint64_t>(threads, 1, std::max<std::size_t>(chunks.size(), 1));
   Job job(std::move(chunks));
-  return job.run(static_cast<unsigned>(threads));
+  auto done = job.run(static_cast<unsigned>(threads));
+  failed = job.failed_mapping();
+  return done;
+}
+
+Result<void> populate(std::span<const PopulateRange> ranges, PopulateOptions options) {
+  const MemoryMapping* failed = nullptr;
+  return detail::populate_ranges(ranges, options, failed);
 }
 
 Result<void> populate(const MemoryMapping& mapping, PopulateOptions options) {

@@ -11,6 +11,17 @@ namespace vmspace {
 
 namespace {
 
+/// What this process may do with the memory: never on the word of a description alone.
+Protection host_protection(const AddressSpaceRegion& description, const Backing& backing,
+                           const MapOptions& options) {
+  const auto wanted = [&](Protection bit) { return allows(description.protection(), bit); };
+  Protection host = Protection::read;
+  // Where the guest may write and the backing can't, mapping says so.
+  if (backing.is_writable() || wanted(Protection::write)) host = host | Protection::write;
+  if (options.host_executable && wanted(Protection::execute)) host = host | Protection::execute;
+  return host;
+}
+
 Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Backing& backing,
                                 const MapOptions& options) {
   const std::uint64_t huge = detail::huge_page_size();
@@ -31,12 +42,43 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
   }
   return MemoryMapping::map(backing, {.size = description.size(),
                                       .offset = options.backing_offset,
-                                      .protection = description.protection(),
+                                      .protection = host_protection(description, backing, options),
                                       .align = align,
                                       .congruent_to = description.base().value(),
                                       .guard_pages = options.guard_pages,
+                                      .reserve = options.reserve,
                                       .arena = options.arena,
                                       .arena_offset = arena_offset});
+}
+
+/// Pages of a size that the region asks for are not quietly others.
+Result<void> check_page_size(const AddressSpaceRegion& description, const Backing& backing) {
+  const BackingSpec& spec = description.backing();
+  const bool asks = spec.page_size != 0 || spec.is_hugetlb();
+  if (!asks || spec.effective_page_size() == backing.page_size()) return {};
+  return fail({.code = Errc::invalid_argument,
+               .operation = "MemoryRegion::map",
+               .first = Operand::size(spec.effective_page_size()),
+               .second = Operand::size(backing.page_size()),
+               .reason = "the region asks for pages of another size than the backing has"});
+}
+
+Error name_region(const Error& error, const AddressSpaceRegion& region) {
+  return detail::name_region(error, region.name(), detail::operand(region.range()),
+                             region.backing().path);
+}
+
+/// How all of a region is populated. A file that the guest may only read is not written, although
+/// this process could: that would fill its holes.
+PopulateRange populate_range(const AddressSpaceRegion& description, const MemoryMapping& mapping,
+                             const PopulateOptions& options) {
+  PopulateRange range{&mapping, 0, mapping.size()};
+  if (options.access == PopulateAccess::by_mapping &&
+      mapping.backing().page_kind() == PageKind::file &&
+      !allows(description.protection(), Protection::write)) {
+    range.access = PopulateAccess::read;
+  }
+  return range;
 }
 
 /// All that must be said before the first page exists.
@@ -64,16 +106,25 @@ Result<Applied> prepare(MemoryMapping& mapping, const AddressSpaceRegion& descri
 
 Result<std::shared_ptr<const MemoryRegion>> MemoryRegion::map(const AddressSpaceRegion& description,
                                                               const MapOptions& options) {
+  const auto fail_region = [&](const Error& error) {
+    return fail(name_region(error, description));
+  };
+  if (options.backing) {
+    if (auto ok = check_page_size(description, *options.backing); !ok)
+      return fail_region(ok.error());
+  }
   auto backing = options.backing ? Result<Backing>(*options.backing)
                                  : Backing::open(description.backing(), description.size(),
                                                  description.protection());
-  if (!backing) return fail(backing.error());
+  if (!backing) return fail_region(backing.error());
   auto mapping = map_place(description, *backing, options);
-  if (!mapping) return fail(mapping.error());
+  if (!mapping) return fail_region(mapping.error());
   const auto huge_pages = prepare(*mapping, description, options);
-  if (!huge_pages) return fail(huge_pages.error());
+  if (!huge_pages) return fail_region(huge_pages.error());
   if (description.wants_populate() && !options.defer_populate) {
-    if (auto ok = vmspace::populate(*mapping, options.populate); !ok) return fail(ok.error());
+    const auto range = populate_range(description, *mapping, options.populate);
+    if (auto ok = vmspace::populate(std::span(&range, 1), options.populate); !ok)
+      return fail_region(ok.error());
   }
   return std::shared_ptr<const MemoryRegion>(
       new MemoryRegion(description, std::move(*mapping), *huge_pages));
@@ -87,9 +138,15 @@ Result<void> populate(std::span<const std::shared_ptr<const MemoryRegion>> regio
     if (region == nullptr) {
       return fail({.code = Errc::invalid_argument, .operation = "populate", .reason = "no region"});
     }
-    ranges.push_back({&region->mapping(), 0, region->size()});
+    ranges.push_back(populate_range(region->description(), region->mapping(), options));
   }
-  return populate(ranges, options);
+  const MemoryMapping* failed = nullptr;
+  auto done = detail::populate_ranges(ranges, options, failed);
+  if (done) return done;
+  const auto region =
+      std::ranges::find(regions, failed, [](const auto& mapped) { return &mapped->mapping(); });
+  if (region == regions.end()) return done;  // about none of them
+  return fail(name_region(done.error(), (*region)->description()));
 }
 
 }  // namespace vmspace

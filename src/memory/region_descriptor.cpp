@@ -2,34 +2,46 @@
 
 #include "vmspace/memory/region_descriptor.hpp"
 
-#include <fcntl.h>
-#include <linux/magic.h>
-
-#include <cerrno>
 #include <utility>
 
-#include "memory/system_calls.hpp"
+#include "memory/host.hpp"
 
 namespace vmspace {
 
 namespace {
 
-/// The page size of a descriptor's filesystem: that of the pool for hugetlb, else 0, the default.
-Result<std::uint64_t> page_size_of(int descriptor) {
-  struct statfs info {};
-  if (detail::retry([&] { return detail::kernel().fstatfs(descriptor, &info); }) != 0) {
-    return detail::fail_os("map_regions", Operand::number(static_cast<unsigned>(descriptor)),
-                           "fstatfs");
-  }
-  return info.f_type == HUGETLBFS_MAGIC ? static_cast<std::uint64_t>(info.f_bsize) : 0;
-}
+constexpr const char* mapping = "map_regions";
 
-/// Whether the file keeps its size; false also for one that can't be sealed, and for no file at all,
-/// which is an error of its own.
-bool is_sealed(int descriptor) {
-  const int seals =
-      detail::retry([&] { return detail::kernel().fcntl(descriptor, F_GET_SEALS, 0); });
-  return seals >= 0 && (seals & F_SEAL_SHRINK) != 0;
+Result<GuestMemory::RegionPtr> map_region(const RegionDescriptor& region, Unsealed unsealed) {
+  const Operand range = Operand::span(region.base.value(), region.size);
+  const auto refuse = [&](Errc code, const char* reason) {
+    return fail({.code = code, .operation = mapping, .first = range, .reason = reason});
+  };
+  if (!detail::is_known(region.protection)) {
+    return refuse(Errc::invalid_argument, "unknown protection bits");
+  }
+  BackingSpec spec{.source = MemorySource::file,
+                   .descriptor = region.descriptor,
+                   .offset = region.offset,
+                   .sharing = Sharing::map_shared};
+  const auto backing = Backing::open(spec, region.size, region.protection);
+  if (!backing) return fail(detail::name_region(backing.error(), {}, range, {}));
+  if (unsealed == Unsealed::refuse && backing->can_lose_pages()) {
+    return refuse(Errc::access_denied,
+                  backing->is_hugetlb()
+                      ? "its owner could punch these huge pages out, and to access them would be "
+                        "SIGBUS; Unsealed::accept takes that risk"
+                      : "its owner could truncate the file, and to access it would be SIGBUS; it "
+                        "must seal it with F_SEAL_SHRINK, or Unsealed::accept takes that risk");
+  }
+  spec.page_size = backing->page_size();
+  const auto description = AddressSpaceRegion::make({.name = "shared",
+                                                     .base = region.base,
+                                                     .size = region.size,
+                                                     .backing = std::move(spec),
+                                                     .protection = region.protection});
+  if (!description) return fail(detail::name_region(description.error(), {}, range, {}));
+  return MemoryRegion::map(*description, {.backing = *backing});
 }
 
 }  // namespace
@@ -43,7 +55,8 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
       return fail({.code = Errc::unsupported,
                    .operation = "describe_regions",
                    .first = Operand::range(region->base().value(), region->last_addr().value()),
-                   .reason = "the region is anonymous or private: no other process can map it"});
+                   .reason = "the region is anonymous or private: no other process can map it",
+                   .text = region->description().name()});
     }
     described.push_back({.base = region->base(),
                          .size = region->size(),
@@ -57,32 +70,14 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
 Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions, Unsealed unsealed) {
   if (regions.size() > GuestMemory::max_regions) {
     return fail({.code = Errc::limit_exceeded,
-                 .operation = "map_regions",
+                 .operation = mapping,
                  .first = Operand::number(regions.size()),
                  .second = Operand::number(GuestMemory::max_regions)});
   }
   std::vector<GuestMemory::RegionPtr> mapped;
   mapped.reserve(regions.size());
   for (const RegionDescriptor& region : regions) {
-    const auto page = page_size_of(region.descriptor);
-    if (!page) return fail(page.error());
-    if (unsealed == Unsealed::refuse && !is_sealed(region.descriptor)) {
-      return fail({.code = Errc::access_denied,
-                   .operation = "map_regions",
-                   .first = Operand::span(region.base.value(), region.size),
-                   .reason = "the file is not sealed: its owner could shrink it"});
-    }
-    auto description = AddressSpaceRegion::make({.name = "shared",
-                                                 .base = region.base,
-                                                 .size = region.size,
-                                                 .backing = {.source = MemorySource::file,
-                                                             .descriptor = region.descriptor,
-                                                             .offset = region.offset,
-                                                             .page_size = *page,
-                                                             .sharing = Sharing::map_shared},
-                                                 .protection = region.protection});
-    if (!description) return fail(description.error());
-    auto one = MemoryRegion::map(*description);
+    auto one = map_region(region, unsealed);
     if (!one) return fail(one.error());
     mapped.push_back(std::move(*one));
   }

@@ -61,14 +61,12 @@ struct Part {
   std::uint64_t end;
 };
 
-/// What page tables map; nothing where the kernel has no PAGEMAP_SCAN.
-Result<std::optional<Residency>> scan_page_tables(Part part) {
+/// What page tables map; nothing where they can't be scanned: before Linux 6.7, without /proc, or
+/// where this process may not. mincore(2) then knows enough.
+std::optional<Residency> scan_page_tables(Part part) {
   const Descriptor pagemap(
       retry([] { return kernel().open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0); }));
-  if (pagemap.value() < 0) {
-    return fail_os(operation, Operand::range(part.start, part.end - 1),
-                   "opening /proc/self/pagemap");
-  }
+  if (pagemap.value() < 0) return std::nullopt;
   std::uint64_t present = 0;
   std::uint64_t huge = 0;
   std::array<PageRegion, 256> regions;
@@ -88,10 +86,7 @@ Result<std::optional<Residency>> scan_page_tables(Part part) {
         .return_mask = page_is_huge,
     };
     const int found = retry([&] { return kernel().ioctl(pagemap.value(), pagemap_scan, &scan); });
-    if (found < 0) {
-      if (errno == ENOTTY || errno == EINVAL || errno == ENOSYS) return std::nullopt;
-      return fail_os(operation, Operand::range(part.start, part.end - 1), "ioctl(PAGEMAP_SCAN)");
-    }
+    if (found < 0) return std::nullopt;
     for (const PageRegion& region : std::span(regions).first(static_cast<std::size_t>(found))) {
       present += region.end - region.start;
       if ((region.categories & page_is_huge) != 0) huge += region.end - region.start;
@@ -208,15 +203,14 @@ Result<Residency> MemoryMapping::residency(std::uint64_t offset, std::uint64_t s
   if (auto ok = check_part(operation, offset, size); !ok) return fail(ok.error());
   const std::uint64_t start = reinterpret_cast<std::uintptr_t>(data_) + offset;
   const Part part{start, start + size};
-  auto tables = scan_page_tables(part);
-  if (!tables) return fail(tables.error());
+  const auto tables = scan_page_tables(part);
   // Of anonymous memory everything is in page tables, and they tell pages of zeros from others.
-  if (*tables && backing_.page_kind() == PageKind::anonymous) return **tables;
+  if (tables && backing_.page_kind() == PageKind::anonymous) return *tables;
   auto resident = count_pages(part);
   if (!resident) return fail(resident.error());
   Residency result{.resident = *resident};
-  if (*tables) {
-    result.huge = (**tables).huge;
+  if (tables) {
+    result.huge = tables->huge;
   } else if (backing_.is_hugetlb()) {
     result.huge = *resident;
   } else {

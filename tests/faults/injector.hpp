@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
@@ -87,6 +88,19 @@ class Injector {
   [[nodiscard]] bool has_failed() const {
     const std::lock_guard lock(mutex());
     return state().failed;
+  }
+
+  /// From now on no file of /proc or /sys can be opened, as in a jail that has neither. Lasts as long
+  /// as the injector; the calls to open are not counted any more.
+  void hide_proc_and_sys() {
+    calls_.open = [](const char* path, int flags, mode_t mode) {
+      const std::string_view name(path);
+      if (name.starts_with("/proc/") || name.starts_with("/sys/")) {
+        errno = ENOENT;
+        return -1;
+      }
+      return detail::real_system_calls.open(path, flags, mode);
+    };
   }
 
   /// The table in force, for a test that needs a call to do something else.

@@ -103,8 +103,8 @@ TEST(SystemCallFaults, MappingEachBacking) {
       fail_each_call(
           [&] { return map_region({.size = size, .backing = spec}, {.guard_pages = guard_pages}); },
           [](const std::string& call, int error) {
-            // A kernel that does not know MFD_NOEXEC_SEAL.
-            return call == "memfd_create" && error == EINVAL;
+            // A kernel that does not know MFD_NOEXEC_SEAL, and a file that can't have seals.
+            return (call == "memfd_create" || call == "fcntl") && error == EINVAL;
           });
     }
   }
@@ -297,11 +297,10 @@ TEST(SystemCallFaults, CallsOnAMappingLeaveItAsItWas) {
       };
     };
     fail_each_call(keeps([&] { return mapping.discard(4_KiB, 16_KiB); }), never);
-    fail_each_call(keeps([&] { return mapping.residency(); }),
-                   [](const std::string& call, int error) {
-                     // What the kernel can't tell is left out.
-                     return call == "ioctl" && (error == EINVAL || error == ENOSYS);
-                   });
+    fail_each_call(keeps([&] { return mapping.residency(); }), [](const std::string& call, int) {
+      // Where page tables can't be scanned, mincore knows enough.
+      return call == "open" || call == "ioctl" || call == "read";
+    });
     fail_each_call(keeps([&] { return mapping.advise(0, 4_KiB, Advice::random); }), never);
     fail_each_call(keeps([&] { return mapping.prefetch(0, 4_KiB); }), never);
     fail_each_call(keeps([&] { return mapping.use_dontfork(); }), never);
@@ -410,6 +409,45 @@ TEST(SystemCallFaults, OlderKernelsStillTellWhatIsHuge) {
   const auto part = mapping.residency(0, 2_MiB + 4_KiB);
   ASSERT_TRUE(part);
   EXPECT_EQ(part->huge.has_value(), *summed->huge == 0) << "a sum can't be divided";
+}
+
+TEST(SystemCallFaults, WithoutSysTheKernelIsAskedForHugePages) {
+  Injector injector;
+  injector.hide_proc_and_sys();
+  for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
+    auto mapping = map_or_die({.source = source}, {.size = 8_MiB, .align = 2_MiB});
+    const auto known = mapping.use_hugepages();
+    ASSERT_TRUE(known) << known.error().message();
+    const bool advised = smaps_value(mapping.data(), "VmFlags").find(" hg") != std::string::npos;
+    EXPECT_EQ(*known == Applied::applied, advised);
+    EXPECT_EQ(advised, ::madvise(mapping.data(), 8_MiB, MADV_HUGEPAGE) == 0);
+    // A kernel that was built without them.
+    injector.fail_next("madvise", EINVAL);
+    EXPECT_EQ(mapping.use_hugepages(), Applied::not_applicable);
+    ASSERT_TRUE(injector.has_failed());
+    injector.fail_none();
+  }
+}
+
+TEST(SystemCallFaults, WithoutProcResidencyIsWhatMincoreSays) {
+  Injector injector;
+  injector.hide_proc_and_sys();
+  const TemporaryDirectory directory;
+  const BackingSpec specs[] = {
+      {.source = MemorySource::anon},
+      {.source = MemorySource::shmem},
+      {.source = MemorySource::file, .path = directory.file("ram", 1_MiB, 'r')},
+  };
+  for (const auto& spec : specs) {
+    SCOPED_TRACE(name_of(spec.source));
+    const auto mapping = map_or_die(spec, {.size = 1_MiB});
+    ASSERT_TRUE(mapping.advise(0, 1_MiB, Advice::no_huge_pages));
+    mapping.data()[64_KiB] = std::byte{1};
+    const auto residency = mapping.residency(0, 1_MiB);
+    ASSERT_TRUE(residency) << residency.error().message();
+    EXPECT_EQ(residency->resident, spec.source == MemorySource::file ? 1_MiB : page_size());
+    EXPECT_FALSE(residency->huge) << "nobody could tell";
+  }
 }
 
 TEST(SystemCallFaults, MemfdOnAKernelWithoutMemfdIsUnsupported) {

@@ -116,6 +116,23 @@ TEST(Discard, MemoryThatTakesThePlaceOfAFileHasItsProtectionPolicyAndAdvice) {
   }
 }
 
+TEST(Discard, MemoryThatTakesThePlaceOfAFileIsCountedAsTheMappingWas) {
+  if (overcommit_policy() == 2) GTEST_SKIP() << "vm.overcommit_memory=2 counts every mapping";
+  const TemporaryDirectory directory;
+  const BackingSpec image{.source = MemorySource::file,
+                          .path = directory.file("image", size, 'f'),
+                          .sharing = Sharing::map_private};
+  for (const bool reserve : {false, true}) {
+    const auto mapping = map_or_die(image, {.size = size, .reserve = reserve});
+    ASSERT_TRUE(mapping.discard(begin, length));
+    for (const std::uint64_t offset : {std::uint64_t{0}, begin}) {
+      const std::string flags = smaps_value(mapping.data() + offset, "VmFlags");
+      EXPECT_EQ(flags.find(" ac") != std::string::npos, reserve) << flags;
+      EXPECT_EQ(flags.find(" nr") != std::string::npos, !reserve) << flags;
+    }
+  }
+}
+
 TEST(Discard, SharedFileOnlyWhenItWasDeclaredDiscardable) {
   const TemporaryDirectory directory;
   BackingSpec spec{.source = MemorySource::file, .path = directory.file("ram", size, 'f')};

@@ -9,6 +9,7 @@
 #include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/sysinfo.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -223,6 +224,27 @@ inline std::string smaps_value(const void* address, const std::string& name) {
     }
   }
   return "";
+}
+
+/// Whether the kernel's settings can be read. Where they can't, as in many jails, a test that
+/// compares with them is skipped.
+inline bool sys_is_mounted() {
+  return std::filesystem::exists("/sys/kernel/mm");
+}
+
+/// vm.overcommit_memory (proc_sys_vm(5)): 0 is a guess, 1 always, 2 never; -1 where /proc is not.
+inline int overcommit_policy() {
+  int policy = -1;
+  std::ifstream("/proc/sys/vm/overcommit_memory") >> policy;
+  return policy;
+}
+
+/// More than the machine's RAM and swap together, in whole GiB.
+inline std::uint64_t more_than_the_host_has() {
+  struct sysinfo info {};
+  if (::sysinfo(&info) != 0) std::abort();
+  const std::uint64_t bytes = (std::uint64_t{info.totalram} + info.totalswap) * info.mem_unit;
+  return (bytes / 1_GiB + 8) * 1_GiB;
 }
 
 /// Runs `body` in a child and tells how it ended, as waitpid(2) does.

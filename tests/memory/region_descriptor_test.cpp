@@ -2,6 +2,7 @@
 
 #include "vmspace/memory/region_descriptor.hpp"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -13,10 +14,12 @@
 #include <gtest/gtest.h>
 
 #include "memory/guest_support.hpp"
+#include "memory/host_support.hpp"
 
 namespace vmspace {
 namespace {
 
+using test::operator""_MiB;
 using testing::guest;
 using testing::page;
 
@@ -41,13 +44,24 @@ TEST(RegionDescriptor, TheOtherSideSeesTheSameMemory) {
   EXPECT_EQ((*again)[0].offset, (*described)[0].offset);
 }
 
+TEST(RegionDescriptor, NothingBecomesExecutableOnThePeersWord) {
+  const GuestMemory memory = guest({{0, page, Protection::read_write, MemorySource::shmem}});
+  auto described = describe_regions(memory);
+  ASSERT_TRUE(described);
+  described->front().protection = Protection::read_write | Protection::execute;
+  const auto mapped = map_regions(*described);
+  ASSERT_TRUE(mapped);
+  EXPECT_EQ(test::permissions_at(mapped->regions().front()->host_base()), "rw-s");
+  EXPECT_EQ(mapped->regions().front()->protection(), described->front().protection);
+}
+
 TEST(RegionDescriptor, OffsetsAreKept) {
   const int file = memfd_create("two halves", MFD_CLOEXEC);
   ASSERT_EQ(ftruncate(file, 2 * page), 0);
   const std::vector<RegionDescriptor> halves{
       {.base = GuestAddress(0), .size = page, .descriptor = file, .offset = page},
       {.base = GuestAddress(4 * page), .size = page, .descriptor = file}};
-  const auto memory = map_regions(halves);
+  const auto memory = map_regions(halves, Unsealed::accept);
   ASSERT_TRUE(memory);
   ASSERT_TRUE(memory->write(GuestAddress(0), std::uint8_t{9}));
   std::uint8_t byte = 0;
@@ -58,11 +72,11 @@ TEST(RegionDescriptor, OffsetsAreKept) {
   EXPECT_EQ(memory->read<std::uint8_t>(GuestAddress(0)), 9);  // a descriptor of its own
 }
 
-TEST(RegionDescriptor, FilesThatTheirOwnerCouldShrinkAreRefusedOnRequest) {
+TEST(RegionDescriptor, FilesThatTheirOwnerCouldShrinkAreRefusedUnlessAccepted) {
   const GuestMemory memory = guest({{0, page, Protection::read_write, MemorySource::shmem}});
   const auto sealed = describe_regions(memory);
   ASSERT_TRUE(sealed);
-  EXPECT_TRUE(map_regions(*sealed, Unsealed::refuse));
+  EXPECT_TRUE(map_regions(*sealed));
 
   std::FILE* const regular = std::tmpfile();
   ASSERT_NE(regular, nullptr);
@@ -72,15 +86,40 @@ TEST(RegionDescriptor, FilesThatTheirOwnerCouldShrinkAreRefusedOnRequest) {
     ASSERT_EQ(ftruncate(file, page), 0);
     const std::vector<RegionDescriptor> regions{
         sealed->front(), {.base = GuestAddress(page), .size = page, .descriptor = file}};
-    EXPECT_TRUE(map_regions(regions));
-    const auto refused = map_regions(regions, Unsealed::refuse);
+    EXPECT_TRUE(map_regions(regions, Unsealed::accept));
+    const auto refused = map_regions(regions);
     ASSERT_FALSE(refused);
     EXPECT_EQ(refused.error().message(),
-              "map_regions: access denied: [0x1000, 0x1fff] (the file is not sealed: its owner "
-              "could shrink it)");
+              "map_regions: access denied: [0x1000, 0x1fff] (its owner could truncate the file, "
+              "and to access it would be SIGBUS; it must seal it with F_SEAL_SHRINK, or "
+              "Unsealed::accept takes that risk)");
     close(file);
   }
   std::fclose(regular);
+}
+
+TEST(RegionDescriptor, HugePagesThatTheirOwnerCouldPunchOutAreRefusedUnlessAccepted) {
+  const test::HugePages pages(2_MiB, 2);
+  if (!pages.available()) GTEST_SKIP() << pages.why_not();
+  const int file = memfd_create("huge", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB);
+  ASSERT_GE(file, 0);
+  ASSERT_EQ(ftruncate(file, 2_MiB), 0);
+  ASSERT_EQ(fcntl(file, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+  std::vector<RegionDescriptor> regions{
+      {.base = GuestAddress(0), .size = 2_MiB, .descriptor = file}};
+  const auto refused = map_regions(regions);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, Errc::access_denied) << refused.error().message();
+  const auto accepted = map_regions(regions, Unsealed::accept);
+  ASSERT_TRUE(accepted) << accepted.error().message();
+  EXPECT_EQ(accepted->regions().front()->backing().page_size(), 2_MiB);
+
+  ASSERT_EQ(fcntl(file, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
+  EXPECT_NE(fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 2_MiB), 0);
+  regions.front().protection = Protection::read;
+  const auto sealed = map_regions(regions);
+  EXPECT_TRUE(sealed) << sealed.error().message();
+  close(file);
 }
 
 TEST(RegionDescriptor, WhatNobodyCanShareIsUnsupported) {
@@ -97,7 +136,7 @@ TEST(RegionDescriptor, NothingThatWasReceivedIsTrusted) {
     RegionDescriptor bad = good;
     bad.base = GuestAddress(8 * page);
     change(bad);
-    const auto mapped = map_regions(std::vector<RegionDescriptor>{good, bad});
+    const auto mapped = map_regions(std::vector<RegionDescriptor>{good, bad}, Unsealed::accept);
     ASSERT_FALSE(mapped);
     EXPECT_EQ(mapped.error().code, code) << mapped.error().message();
   };
@@ -105,7 +144,8 @@ TEST(RegionDescriptor, NothingThatWasReceivedIsTrusted) {
   refused([](auto& r) { r.size = 0; }, Errc::zero_size);
   refused([](auto& r) { r.size = 3 * page; }, Errc::out_of_bounds);
   refused([](auto& r) { r.offset = 2 * page; }, Errc::out_of_bounds);
-  refused([](auto& r) { r.offset = top - page + 1; }, Errc::overflow);
+  refused([](auto& r) { r.offset = top - page + 1; }, Errc::limit_exceeded);
+  refused([](auto& r) { r.protection = static_cast<Protection>(0x0b); }, Errc::invalid_argument);
   refused([](auto& r) { r.offset = 1; }, Errc::misaligned);
   refused([](auto& r) { r.base = GuestAddress(page / 2); }, Errc::misaligned);
   refused([](auto& r) { r.base = GuestAddress(top - page + 1), r.size = 2 * page; },

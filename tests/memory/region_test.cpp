@@ -44,7 +44,7 @@ TEST(MemoryRegion, IsWhatItsDescriptionSays) {
   }
 }
 
-TEST(MemoryRegion, HonoursProtectionOffsetAndSharing) {
+TEST(MemoryRegion, HonoursOffsetAndSharing) {
   const TemporaryDirectory directory;
   const std::string path = directory.file("firmware", 64_KiB, 'x');
   {
@@ -67,6 +67,73 @@ TEST(MemoryRegion, HonoursProtectionOffsetAndSharing) {
       ram({.source = MemorySource::file, .path = path, .sharing = Sharing::map_private}, 64_KiB));
   ASSERT_TRUE(copy);
   EXPECT_EQ(permissions_at((*copy)->host_base()), "rw-p");
+}
+
+/// How this process may access a region that the guest may access with `protection`.
+std::string host_permissions(BackingSpec backing, Protection protection, MapOptions options = {}) {
+  const auto region = MemoryRegion::map(describe({.base = GuestAddress(4_GiB),
+                                                  .size = 64_KiB,
+                                                  .backing = std::move(backing),
+                                                  .protection = protection}),
+                                        options);
+  if (!region) return region.error().message();
+  EXPECT_EQ((*region)->protection(), protection);
+  return permissions_at((*region)->host_base());
+}
+
+TEST(MemoryRegion, TheRegionsProtectionIsTheGuestsAndTheHostMayFillIt) {
+  for (const auto protection : {Protection::none, Protection::read, Protection::read_write,
+                                Protection::read | Protection::execute}) {
+    EXPECT_EQ(host_permissions({.source = MemorySource::anon}, protection), "rw-p");
+    EXPECT_EQ(host_permissions({.source = MemorySource::shmem}, protection), "rw-s");
+  }
+}
+
+TEST(MemoryRegion, NothingIsExecutableUnlessTheVmmAsks) {
+  constexpr auto all = Protection::read_write | Protection::execute;
+  EXPECT_EQ(host_permissions({.source = MemorySource::shmem}, all), "rw-s");
+  EXPECT_EQ(host_permissions({.source = MemorySource::shmem}, all, {.host_executable = true}),
+            "rwxs");
+  EXPECT_EQ(host_permissions({.source = MemorySource::shmem}, Protection::read_write,
+                             {.host_executable = true}),
+            "rw-s");
+}
+
+TEST(MemoryRegion, AFileThatCantBeWrittenIsMappedForReading) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("rom", 64_KiB, 'r');
+  // A shared file that the guest only reads is not opened for writing.
+  EXPECT_EQ(host_permissions({.source = MemorySource::file, .path = path}, Protection::read),
+            "r--s");
+  // What a private mapping writes never reaches the file.
+  EXPECT_EQ(host_permissions(
+                {.source = MemorySource::file, .path = path, .sharing = Sharing::map_private},
+                Protection::read),
+            "rw-p");
+  const OwnedFd reading(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const BackingSpec shared{.source = MemorySource::file, .descriptor = reading.get()};
+  EXPECT_EQ(host_permissions(shared, Protection::read), "r--s");
+  BackingSpec own = shared;
+  own.sharing = Sharing::map_private;
+  EXPECT_EQ(host_permissions(own, Protection::read_write), "rw-p");
+
+  const OwnedFd both(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  EXPECT_EQ(
+      host_permissions({.source = MemorySource::file, .descriptor = both.get()}, Protection::read),
+      "rw-s");
+}
+
+TEST(MemoryRegion, ABackingThatCantBeWrittenIsRefusedToAGuestThatWrites) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("rom", 64_KiB, 'r');
+  const auto backing =
+      Backing::open({.source = MemorySource::file, .path = path}, 64_KiB, Protection::read);
+  ASSERT_TRUE(backing);
+  EXPECT_FALSE(backing->is_writable());
+  const auto region =
+      MemoryRegion::map(ram({.source = MemorySource::shmem}, 64_KiB), {.backing = *backing});
+  ASSERT_FALSE(region);
+  EXPECT_EQ(region.error().code, Errc::access_denied);
 }
 
 TEST(MemoryRegion, HostAddressAgreesWithTheGuestAddressModuloTheHugePage) {
@@ -167,6 +234,75 @@ TEST(MemoryRegion, PopulatesSeveralRegionsAtOnce) {
   }
   regions.push_back(nullptr);
   EXPECT_EQ(populate(regions).error().code, Errc::invalid_argument);
+}
+
+TEST(MemoryRegion, ErrorsNameTheRegionItsGuestRangeAndItsFile) {
+  const auto message = [](BackingSpec backing, MapOptions options = {}) {
+    const auto region = MemoryRegion::map(describe({.name = "ram0",
+                                                    .base = GuestAddress(4_GiB),
+                                                    .size = 256_KiB,
+                                                    .backing = std::move(backing)}),
+                                          options);
+    return region ? std::string("mapped") : region.error().message();
+  };
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("r", 64_KiB, 'r');
+  const std::string name = R"("ram0 [0x100000000, 0x10003ffff]")";
+  EXPECT_EQ(message({.source = MemorySource::file, .path = "/srv/vm/ram"}),
+            "Backing::open: " + name +
+                ": failed (opening the file: \"/srv/vm/ram\"): No such file or directory");
+  EXPECT_EQ(
+      message({.source = MemorySource::hugetlbfs, .path = "/dev", .page_size = page_size()}),
+      "Backing::open: " + name + ": invalid argument (the path is in no hugetlbfs: \"/dev\")");
+  const std::string short_file = message({.source = MemorySource::file, .path = path});
+  EXPECT_EQ(short_file.find("Backing::open: " + name + ": out of bounds: [0x0, 0x3ffff]"), 0U)
+      << short_file;
+  EXPECT_NE(short_file.find("/r\")"), std::string::npos) << short_file;
+  // Below the region, where there is no path, or no name.
+  EXPECT_EQ(message({.source = MemorySource::anon}, {.align = 3}),
+            "MemoryMapping::map: " + name + ": alignment is no power of two: 0x3");
+  const auto unnamed = MemoryRegion::map(
+      describe({.size = 64_KiB, .backing = {.source = MemorySource::file, .path = "/srv/ram"}}));
+  ASSERT_FALSE(unnamed);
+  EXPECT_EQ(unnamed.error().message(),
+            "Backing::open: \"[0x0, 0xffff]\": failed (opening the file: \"/srv/ram\"): No such "
+            "file or directory");
+}
+
+TEST(MemoryRegion, PopulatingDoesNotWriteAFileThatTheGuestOnlyReads) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("sparse", 0, ' ');
+  ASSERT_EQ(::truncate(path.c_str(), 1_MiB), 0);
+  const OwnedFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  const auto description =
+      describe({.size = 1_MiB,
+                .backing = {.source = MemorySource::file, .descriptor = fd.get()},
+                .protection = Protection::read,
+                .populate = true});
+  const auto alone = MemoryRegion::map(description);
+  ASSERT_TRUE(alone) << alone.error().message();
+  EXPECT_EQ(allocated_bytes(fd.get()), 0U);
+  const auto later = MemoryRegion::map(description, {.defer_populate = true});
+  ASSERT_TRUE(later);
+  ASSERT_TRUE(populate(std::span(&*later, 1)));
+  EXPECT_EQ(allocated_bytes(fd.get()), 0U);
+}
+
+TEST(MemoryRegion, ErrorsOfPopulatingNameTheRegion) {
+  const auto good = MemoryRegion::map(ram({.source = MemorySource::anon}));
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("rom", 64_KiB, 'r');
+  const auto rom =
+      MemoryRegion::map(describe({.name = "rom",
+                                  .base = GuestAddress(1_MiB),
+                                  .size = 64_KiB,
+                                  .backing = {.source = MemorySource::file, .path = path},
+                                  .protection = Protection::read}));
+  ASSERT_TRUE(good && rom);
+  const std::shared_ptr<const MemoryRegion> both[] = {*good, *rom};
+  const auto done = populate(both, {.access = PopulateAccess::write});
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().text.subject(), "rom [0x100000, 0x10ffff]") << done.error().message();
 }
 
 TEST(MemoryRegion, ARegionWithoutABackingHasNoMemory) {

@@ -248,6 +248,16 @@ TEST(Snapshot, ReadOnlyRegionsMustBeWhatTheyWere) {
   EXPECT_EQ(file.status().st_size, before);
 }
 
+TEST(Snapshot, NothingBecomesExecutableOnTheFilesWord) {
+  constexpr auto all = Protection::read_write | Protection::execute;
+  TempFile file;
+  ASSERT_TRUE(Snapshot::save(guest({{low, page, all}}), file.fd()));
+  const auto mapped = Snapshot::map(file.fd());
+  ASSERT_TRUE(mapped);
+  EXPECT_EQ(mapped->regions().front()->protection(), all);
+  EXPECT_EQ(test::permissions_at(mapped->regions().front()->host_base()), "rw-p");
+}
+
 TEST(Snapshot, FilesThatCantHoldOneAreErrors) {
   const GuestMemory memory = sample(MemorySource::shmem);
   int ends[2];

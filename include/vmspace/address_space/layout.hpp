@@ -188,15 +188,8 @@ class AddressSpaceLayout {
   std::vector<Hole> holes_;
 };
 
-/// The host's memory in bytes: MemTotal of /proc/meminfo (proc(5)). `os` when the file can't be
-/// read, `corrupt` when it has no such line. A system call; not for hot paths.
+/// The host's memory in bytes, without what the kernel keeps for itself (sysinfo(2): totalram).
+/// Errors: `os` where a filter forbids the call. A system call; not for hot paths.
 [[nodiscard]] Result<std::uint64_t> host_memory_size();
-
-namespace detail {
-
-/// MemTotal out of the text of /proc/meminfo; `corrupt` when it is not there or no number.
-[[nodiscard]] Result<std::uint64_t> parse_meminfo(std::string_view text);
-
-}  // namespace detail
 
 }  // namespace vmspace

@@ -55,7 +55,8 @@ struct NumaPolicy {
 /// How much of a range is in memory, in bytes.
 struct Residency {
   std::uint64_t resident = 0;  ///< in RAM, in pages of any size
-  /// Mapped by huge pages, transparent or hugetlb; nothing where this kernel does not tell.
+  /// Mapped by huge pages, transparent or hugetlb; nothing where this kernel does not tell, or
+  /// /proc is not mounted.
   std::optional<std::uint64_t> huge = {};
 };
 
@@ -63,6 +64,7 @@ struct Residency {
 struct MappingOptions {
   std::uint64_t size = 0;    ///< bytes; a multiple of the backing's page size
   std::uint64_t offset = 0;  ///< bytes from the backing's own offset; a multiple of its page size
+  /// What this process may do with the memory; the guest's protection is the region's.
   Protection protection = Protection::read_write;
   /// The host address is `congruent_to` modulo `align`, a power of two; 0 means the page size.
   /// KVM maps a huge page only where guest and host address agree modulo its size.
@@ -70,14 +72,30 @@ struct MappingOptions {
   std::uint64_t congruent_to = 0;  ///< usually the guest address; a multiple of the page size
   /// An inaccessible page before and after, so that running over an end faults.
   bool guard_pages = false;
+  /// Counts the memory against what the kernel may promise to all processes, so that mapping fails
+  /// where it can't (vm.overcommit_memory, proc_sys_vm(5)). Off, the default, a guest may be larger
+  /// than RAM and swap (MAP_NORESERVE, mmap(2)): guests rarely touch all that they have, and where
+  /// pages run out the OOM killer decides. With vm.overcommit_memory=2 the kernel counts in any
+  /// case; of a memfd it counts each page when that is touched, which may be SIGBUS unless the
+  /// memory is populated before. Pages of a hugetlb pool are always reserved.
+  bool reserve = false;
   /// Maps at a fixed place: `arena_offset` bytes into this arena. `align` and `congruent_to` are
   /// then conditions that the place must meet. Guard pages take a page of the arena on either side.
   std::optional<HostArena> arena = {};
   std::uint64_t arena_offset = 0;
 };
 
+class MemoryMapping;
 struct PopulateOptions;
 struct PopulateRange;
+
+namespace detail {
+
+/// populate(), which also tells whose range an error is about; null where it is about none.
+[[nodiscard]] Result<void> populate_ranges(std::span<const PopulateRange> ranges,
+                                           PopulateOptions options, const MemoryMapping*& failed);
+
+}  // namespace detail
 
 /// A mapping of host memory, unmapped by its destructor.
 ///
@@ -94,9 +112,10 @@ class MemoryMapping {
   /// address space holds; `misaligned` when size, offset or congruent_to is no multiple of the
   /// backing's page size, or the place in the arena is not as aligned as wanted; `out_of_bounds`
   /// past the backing's end or the arena's; `overlap` in the arena; `bad_alignment`;
-  /// `access_denied` as mmap(2) says; `unsupported` for a hugetlb page size that the kernel lacks;
-  /// `os`: ENOMEM for no room, and for a hugetlb pool with too few free pages, since those are
-  /// reserved here. A few system calls.
+  /// `invalid_argument` for unknown protection bits; `access_denied` for writing to a backing that
+  /// is not writable, and as mmap(2) says; `unsupported` for a hugetlb page size that the kernel
+  /// lacks; `os`: ENOMEM for no room, and for a hugetlb pool with too few free pages, since those
+  /// are reserved here. A few system calls.
   [[nodiscard]] static Result<MemoryMapping> map(const Backing& backing,
                                                  const MappingOptions& options);
 
@@ -108,6 +127,7 @@ class MemoryMapping {
   [[nodiscard]] std::byte* data() const noexcept { return data_; }
   [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
   [[nodiscard]] bool is_mapped() const noexcept { return data_ != nullptr; }
+  /// What this process may do with the memory.
   [[nodiscard]] Protection protection() const noexcept { return protection_; }
   [[nodiscard]] const Backing& backing() const noexcept { return backing_; }
   /// Where in the descriptor data() is, in bytes: what vhost-user is told.
@@ -127,8 +147,9 @@ class MemoryMapping {
   [[nodiscard]] const NumaPolicy& numa_policy() const noexcept { return numa_policy_; }
 
   /// Advises transparent huge pages for all of it (MADV_HUGEPAGE). `not_applicable` when no huge
-  /// page fits inside, on hugetlb memory, and when the machine's settings forbid them for this kind
-  /// of memory. Errors: `os`. A few system calls.
+  /// page fits inside, on hugetlb memory, where the kernel has none, and when the machine's settings
+  /// forbid them for this kind of memory; without /sys the settings are not known. Errors: `os`. A
+  /// few system calls.
   [[nodiscard]] Result<Applied> use_hugepages();
   /// Keeps all of it out of children that fork (MADV_DONTFORK). Errors: `os`.
   [[nodiscard]] Result<void> use_dontfork();
@@ -140,8 +161,9 @@ class MemoryMapping {
 
   /// Gives a hint for a part. Errors: `unsupported` where the kernel does not know it; `os`.
   [[nodiscard]] Result<void> advise(std::uint64_t offset, std::uint64_t size, Advice advice) const;
-  /// Changes what this process may do with all of it (mprotect(2)). Errors: `access_denied` for
-  /// writing to a shared mapping of a descriptor that is open for reading; `os`.
+  /// Changes what this process may do with all of it (mprotect(2)). Errors: `invalid_argument` for
+  /// unknown bits; `access_denied` for writing to a shared mapping of a descriptor that is open for
+  /// reading; `os`.
   [[nodiscard]] Result<void> protect(Protection protection);
   /// Keeps a part in RAM (mlock(2)), which also populates it. An error leaves it unlocked: `os`
   /// with ENOMEM, EPERM or EAGAIN above RLIMIT_MEMLOCK.
@@ -154,7 +176,9 @@ class MemoryMapping {
   ///   mapping drops its own copies too;
   /// - a shared regular file: a hole, if the backing was declared discardable;
   /// - a private regular file: fresh anonymous memory in its place, since dropping the pages would
-  ///   show the file again. Each separate part then is a mapping to the kernel (vm.max_map_count).
+  ///   show the file again. It is bound, advised and counted as all of the mapping was; what
+  ///   advise() told of a part is lost. Each separate part then is a mapping to the kernel
+  ///   (vm.max_map_count).
   ///
   /// No bitmap sees it: under dirty tracking call GuestMemory::mark_dirty() afterwards, so that a
   /// copy of the memory loses the old contents too.
@@ -166,7 +190,8 @@ class MemoryMapping {
   [[nodiscard]] Result<void> discard(std::uint64_t offset, std::uint64_t size) const;
   /// Tells how much of a part is in RAM, whoever brought it there: of files and memfd the pages in
   /// the page cache count, mapped here or not. Pages that are only the kernel's shared page of
-  /// zeros do not count for anonymous memory (before Linux 6.7 they do). Errors: `os`. O(pages).
+  /// zeros do not count for anonymous memory (before Linux 6.7, and without /proc, they do).
+  /// Errors: `os`. O(pages).
   [[nodiscard]] Result<Residency> residency(std::uint64_t offset, std::uint64_t size) const;
   [[nodiscard]] Result<Residency> residency() const { return residency(0, size_); }
   /// Starts to read a part from its file in the background (MADV_WILLNEED). Errors: `os`.
@@ -177,7 +202,8 @@ class MemoryMapping {
   [[nodiscard]] Result<void> msync(std::uint64_t offset, std::uint64_t size) const;
 
  private:
-  friend Result<void> populate(std::span<const PopulateRange>, PopulateOptions);
+  friend Result<void> detail::populate_ranges(std::span<const PopulateRange>, PopulateOptions,
+                                              const MemoryMapping*&);
 
   explicit MemoryMapping(Backing backing) : backing_(std::move(backing)) {}
 
@@ -198,6 +224,7 @@ class MemoryMapping {
   std::uint64_t reserved_size_ = 0;
   std::optional<HostArena> arena_;
   Protection protection_ = Protection::none;
+  bool reserve_ = false;
   NumaPolicy numa_policy_;
   // What the whole mapping was advised (MADV_*), for memory that takes a part's place.
   std::vector<int> advice_;

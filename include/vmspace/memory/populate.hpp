@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "vmspace/memory/mapping.hpp"
@@ -35,6 +36,8 @@ struct PopulateRange {
   const MemoryMapping* mapping;
   std::uint64_t offset;
   std::uint64_t size;
+  /// What is done to these pages, if not what the options say of all.
+  std::optional<PopulateAccess> access = {};
 };
 
 /// Fills all of `ranges` with pages (MADV_POPULATE_WRITE or _READ, madvise(2)); contents stay.

@@ -23,27 +23,38 @@ struct RegionDescriptor {
   std::uint64_t size = 0;    ///< bytes
   int descriptor = -1;       ///< borrowed: stays the region's, or the receiver's
   std::uint64_t offset = 0;  ///< in the file, in bytes
-  Protection protection = Protection::read_write;
+  Protection protection = Protection::read_write;  ///< what the guest may do
 
   friend bool operator==(const RegionDescriptor&, const RegionDescriptor&) = default;
 };
 
-/// The regions of `memory`, sorted by address. The descriptors are valid for as long as it is.
+/// The regions of `memory`, sorted by address. The descriptors are valid for as long as it is. What
+/// they are open for is what the other process can do: who has a memfd can write it, whatever
+/// `protection` says of the guest.
+///
 /// Errors: `unsupported` for a region that no other process can share: anonymous, or mapped
 /// privately.
 [[nodiscard]] Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory);
 
-/// What to do with a file that may be shrunk while it is mapped: that gives SIGBUS to whoever
-/// touches what is gone, and only the seal F_SEAL_SHRINK prevents it (fcntl(2)). Our own memfds have
-/// it, and QEMU's; hugetlbfs and regular files can't have it.
-enum class Unsealed : std::uint8_t { accept, refuse };
+/// What to do with memory whose owner can still take pages out of it (Backing::can_lose_pages):
+/// truncate a file that is not sealed against that, or punch huge pages out of any hugetlb file.
+/// Whoever then touches what is gone gets SIGBUS, this process and not the owner.
+///
+/// Sealed are the memfds of small pages that this library makes and those of QEMU's
+/// memory-backend-memfd. Unsealed are QEMU's memory-backend-file, in /dev/shm as in hugetlbfs, and
+/// DPDK's files and memfds: who serves their guests needs `accept`, and trusts them not to do it.
+enum class Unsealed : std::uint8_t {
+  accept,  ///< map it, and take the risk
+  refuse,  ///< an error
+};
 
 /// Maps what another process described. The descriptors are duplicated; the caller closes its own.
-/// Everything is checked as if an enemy had sent it. Errors: `access_denied` for an unsealed file
-/// that is to be refused; those of AddressSpaceRegion::make, Backing::open (a file shorter than
-/// described is `out_of_bounds`), MemoryRegion::map and GuestMemory::from_regions; nothing stays
-/// mapped then. A few system calls a region.
+/// Everything is checked as if an enemy had sent it. Errors: `access_denied` for memory that can
+/// lose pages, unless that is accepted; `invalid_argument` for unknown protection bits; those of
+/// Backing::open (a file shorter than described is `out_of_bounds`), AddressSpaceRegion::make,
+/// MemoryRegion::map and GuestMemory::from_regions; nothing stays mapped then. A few system calls a
+/// region.
 [[nodiscard]] Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions,
-                                              Unsealed unsealed = Unsealed::accept);
+                                              Unsealed unsealed = Unsealed::refuse);
 
 }  // namespace vmspace
