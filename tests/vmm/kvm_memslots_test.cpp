@@ -136,12 +136,21 @@ TEST_F(KvmMemslotsTest, TheLargestSlotIsNotSplitAndOnePageMoreIs) {
   ASSERT_TRUE(memslots.set(
       {.base = GuestAddress(largest), .size = largest + page_size, .host_address = host(1_GiB)}));
   EXPECT_EQ(memslots.used(), 3u);
+  // In the middle of a GiB the first piece is shorter, so this needs another one.
+  const std::uint64_t base = 64_TiB + 512_MiB;
+  ASSERT_TRUE(
+      memslots.set({.base = GuestAddress(base), .size = largest, .host_address = host(1_GiB)}));
+  const auto pieces = memslots.slots(*Range::from_base_size(base, largest));
+  ASSERT_TRUE(pieces);
+  ASSERT_THAT(*pieces, SizeIs(2));
+  EXPECT_EQ(slots.at(pieces->back().number).range.max(), base + largest - 1);
 }
 
-// Whatever the base, pieces meet where the guest has the border of its largest pages, and each has
-// whole words of a dirty log.
+// Wherever a range begins, its pieces meet where the guest's largest pages do, and have whole words
+// of its dirty log; for a base inside of such a word (256 KiB on x86) the words go first.
 TEST_F(KvmMemslotsTest, PiecesMeetAtMultiplesOfOneGibibyte) {
-  for (const std::uint64_t base : {std::uint64_t{0}, 2_MiB, 4_GiB + 2_MiB, 5_GiB - 2_MiB}) {
+  for (const std::uint64_t base :
+       {std::uint64_t{0}, 2_MiB, 4_GiB + 2_MiB, 5_GiB - 2_MiB, 5_GiB - page_size}) {
     KvmMemslots memslots = make();
     const std::uint64_t host_base = 32_TiB + base % 1_GiB;
     ASSERT_TRUE(memslots.set(
@@ -154,7 +163,7 @@ TEST_F(KvmMemslotsTest, PiecesMeetAtMultiplesOfOneGibibyte) {
       EXPECT_EQ(piece.range.min(), next);
       EXPECT_EQ(slots.at(piece.number).range, piece.range);
       EXPECT_EQ(slots.at(piece.number).host_address - host_base, next - base);
-      EXPECT_TRUE(next == base || next % 1_GiB == 0) << "cuts a huge page of the guest";
+      EXPECT_TRUE(next == base || next % 1_GiB == base % (64 * page_size)) << "cuts a huge page";
       EXPECT_EQ((next - base) / page_size % 64, 0u) << "cuts a word of the dirty log";
       next = piece.range.max() + 1;
     }
