@@ -16,6 +16,7 @@
 #include <gtest/gtest.h>
 
 #include "allocator/picture.hpp"
+#include "base/iterator_traits.hpp"
 
 namespace vmspace {
 namespace {
@@ -28,6 +29,11 @@ constexpr std::uint64_t top = UINT64_MAX;
 
 static_assert(std::ranges::bidirectional_range<IntervalTree<>>);
 static_assert(std::ranges::bidirectional_range<decltype(IntervalTree<>().free_ranges())>);
+static_assert(
+    std::ranges::bidirectional_range<decltype(IntervalTree<>().overlapping(Range::point(0)))>);
+static_assert(test::is_bidirectional<IntervalTree<>::Iterator>);
+static_assert(test::is_bidirectional<IntervalTree<std::string>::Iterator>);
+static_assert(test::is_bidirectional<decltype(IntervalTree<>().free_ranges().begin())>);
 static_assert(std::ranges::view<decltype(IntervalTree<>().overlapping(Range::point(0)))>);
 static_assert(std::ranges::borrowed_range<decltype(IntervalTree<>().free_ranges())>);
 
@@ -372,6 +378,39 @@ TEST(IntervalTree, FreeRangesSkipsWhatIsTakenInBothDirections) {
 TEST(IntervalTree, FreeRangesOfATreeWithoutAnyIsEmpty) {
   const Letters tree = from_picture("xABx");
   EXPECT_TRUE(tree.free_ranges().empty());
+}
+
+/// std::prev chooses by the category of C++17; of an input iterator it goes forward, past the end.
+TEST(IntervalTree, IteratorsStepBackWithWhatTheStandardLibraryHas) {
+  Letters tree;
+  std::vector<Range> all;
+  std::vector<Range> free;
+  for (std::uint64_t i = 0; i < 200; ++i) {
+    all.push_back(Range::point(2 * i));
+    if (i % 3 == 0) {
+      ASSERT_TRUE(tree.insert(all.back(), 'A'));
+    } else {
+      ASSERT_TRUE(tree.insert(all.back()));
+      free.push_back(all.back());
+    }
+  }
+  EXPECT_EQ(std::prev(tree.end())->range, all.back());
+  EXPECT_EQ(std::prev(tree.end(), 200), tree.begin());
+  EXPECT_EQ(std::next(tree.begin(), 199), std::prev(tree.end()));
+  EXPECT_EQ(std::distance(tree.begin(), tree.end()), 200);
+  EXPECT_EQ(*std::prev(tree.free_ranges().end()), free.back());
+  EXPECT_EQ(std::prev(tree.free_ranges().end())->min(), free.back().min());
+
+  std::vector<Range> backwards;
+  std::reverse_iterator last(tree.end());
+  for (; last != std::reverse_iterator(tree.begin()); ++last)
+    backwards.push_back(last->range);
+  EXPECT_TRUE(std::equal(backwards.rbegin(), backwards.rend(), all.begin(), all.end()));
+
+  const auto gaps = tree.free_ranges();
+  backwards.clear();
+  std::reverse_copy(gaps.begin(), gaps.end(), std::back_inserter(backwards));
+  EXPECT_TRUE(std::equal(backwards.rbegin(), backwards.rend(), free.begin(), free.end()));
 }
 
 // -- the whole ---------------------------------------------------------------------------------

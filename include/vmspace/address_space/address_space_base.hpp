@@ -53,7 +53,7 @@ class AddressSpaceBase {
   /// Walks over regions in address order.
   class Iterator {
    public:
-    using iterator_category = std::forward_iterator_tag;
+    using iterator_category = std::bidirectional_iterator_tag;
     using value_type = AddressSpaceRegion;
     using difference_type = std::ptrdiff_t;
     using pointer = const AddressSpaceRegion*;
@@ -70,6 +70,17 @@ class AddressSpaceBase {
     Iterator operator++(int) noexcept {
       Iterator before = *this;
       ++*this;
+      return before;
+    }
+    Iterator& operator--() noexcept {
+      do
+        --at_;
+      while (at_->value == nullptr);
+      return *this;
+    }
+    Iterator operator--(int) noexcept {
+      Iterator before = *this;
+      --*this;
       return before;
     }
     friend bool operator==(const Iterator& a, const Iterator& b) noexcept { return a.at_ == b.at_; }
