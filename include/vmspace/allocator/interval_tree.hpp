@@ -35,6 +35,7 @@
 #include <cstdint>
 #include <iterator>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <ranges>
 #include <type_traits>
@@ -107,6 +108,9 @@ namespace detail {
 /// Failure: a call that returns an error, or throws std::bad_alloc, leaves the tree as it was, and
 /// its value argument where it was. free(), erase(), update() and the destructor never allocate.
 ///
+/// Arguments may lie inside the tree: a range or a constraint that is part of a value, or a value to
+/// be copied or moved to another range.
+///
 /// Pointers and iterators: good until the next call that changes the tree, whichever range it is
 /// about (values move inside the tree). Who needs a value to stay where it is stores a handle.
 /// After a move or swap they belong to the tree that now holds the ranges; past-the-end ones
@@ -141,7 +145,7 @@ class IntervalTree {
   = default;
   /// The same; when it throws, the tree is as it was.
   IntervalTree& operator=(const IntervalTree& other) requires std::copy_constructible<T> {
-    if (this != &other) {
+    if (this != std::addressof(other)) {
       IntervalTree copy(other);
       swap(copy);
     }
@@ -169,13 +173,13 @@ class IntervalTree {
 
   /// Adds a free range; it is not merged with a free range that touches it. `overlap`, naming the
   /// lowest range in the way, when any part of it is in the tree. O(log n).
-  [[nodiscard]] Result<void> insert(const Range& range) { return insert_entry(range, nullptr); }
+  [[nodiscard]] Result<void> insert(Range range) { return insert_entry(range, nullptr); }
 
   /// Adds a range that holds a value, with the same error. O(log n).
-  [[nodiscard]] Result<void> insert(const Range& range, T&& value) {
-    return insert_entry(range, &value);
+  [[nodiscard]] Result<void> insert(Range range, T&& value) {
+    return insert_entry(range, std::addressof(value));
   }
-  [[nodiscard]] Result<void> insert(const Range& range,
+  [[nodiscard]] Result<void> insert(Range range,
                                     const T& value) requires std::copy_constructible<T> {
     return insert(range, T(value));
   }
@@ -196,7 +200,7 @@ class IntervalTree {
 
   /// The same, and the range holds the value, in one step.
   [[nodiscard]] Result<Range> allocate(const Constraint& constraint, T&& value) {
-    return allocate_entry(constraint, &value);
+    return allocate_entry(constraint, std::addressof(value));
   }
   [[nodiscard]] Result<Range> allocate(const Constraint& constraint,
                                        const T& value) requires std::copy_constructible<T> {
@@ -207,15 +211,13 @@ class IntervalTree {
   /// in the way, when any part of it is taken; else `not_found` when any part is not in the tree;
   /// else `bad_state` when it spans several free ranges. O(log n), and one step for each range it
   /// meets.
-  [[nodiscard]] Result<Range> allocate_at(const Range& range) {
-    return allocate_entry_at(range, nullptr);
-  }
+  [[nodiscard]] Result<Range> allocate_at(Range range) { return allocate_entry_at(range, nullptr); }
 
   /// The same, and the range holds the value, in one step.
-  [[nodiscard]] Result<Range> allocate_at(const Range& range, T&& value) {
-    return allocate_entry_at(range, &value);
+  [[nodiscard]] Result<Range> allocate_at(Range range, T&& value) {
+    return allocate_entry_at(range, std::addressof(value));
   }
-  [[nodiscard]] Result<Range> allocate_at(const Range& range,
+  [[nodiscard]] Result<Range> allocate_at(Range range,
                                           const T& value) requires std::copy_constructible<T> {
     return allocate_at(range, T(value));
   }
@@ -224,19 +226,19 @@ class IntervalTree {
 
   /// Gives a taken range a value, and returns the one that it had. `not_found` when the tree has no
   /// such range, exactly; `bad_state` when it is free. O(log n); never allocates.
-  [[nodiscard]] Result<std::optional<T>> update(const Range& range, T&& value) {
+  [[nodiscard]] Result<std::optional<T>> update(Range range, T&& value) {
     typename Store::Path at;
     if (!store_.locate(range, at)) return unknown("update", range);
     if (at.leaf->free.test(at.pos)) {
       return detail::range_error(Errc::bad_state, "update", range, "the range is free");
     }
+    std::optional<T> held = hold(std::addressof(value));  // it may be the one that comes out
     std::optional<T> before = take_value(at);
-    at.leaf->values.construct(at.pos, std::move(value));
-    at.leaf->valued.set(at.pos);
+    put_value(at, held);
     return before;
   }
   [[nodiscard]] Result<std::optional<T>> update(
-      const Range& range, const T& value) requires std::copy_constructible<T> {
+      Range range, const T& value) requires std::copy_constructible<T> {
     return update(range, T(value));
   }
 
@@ -244,7 +246,7 @@ class IntervalTree {
   /// and the one that begins right after it. Returns the value that it had. `not_found` when the
   /// tree has no such range, exactly (a part of one, or several, is none); `bad_state` when it is
   /// free already. O(log n); never allocates.
-  [[nodiscard]] Result<std::optional<T>> free(const Range& range) {
+  [[nodiscard]] Result<std::optional<T>> free(Range range) {
     typename Store::Path at;
     if (!store_.locate(range, at)) return unknown("free", range);
     if (at.leaf->free.test(at.pos)) {
@@ -257,7 +259,7 @@ class IntervalTree {
 
   /// Takes a range in any state out of the tree, and returns the value that it had. `not_found`
   /// when the tree has no such range, exactly. O(log n); never allocates.
-  [[nodiscard]] Result<std::optional<T>> erase(const Range& range) {
+  [[nodiscard]] Result<std::optional<T>> erase(Range range) {
     typename Store::Path at;
     if (!store_.locate(range, at)) return unknown("erase", range);
     std::optional<T> before = take_value(at);
@@ -268,7 +270,7 @@ class IntervalTree {
   // -- looking up ----------------------------------------------------------------------------
 
   /// The entry that is exactly this range. O(log n).
-  [[nodiscard]] std::optional<Entry> get(const Range& range) const noexcept {
+  [[nodiscard]] std::optional<Entry> get(Range range) const noexcept {
     std::optional<Entry> found = find(range.min());
     if (found && found->range != range) found.reset();
     return found;
@@ -282,7 +284,7 @@ class IntervalTree {
   }
 
   /// The entry that contains all of this range. O(log n).
-  [[nodiscard]] std::optional<Entry> get_superset(const Range& range) const noexcept {
+  [[nodiscard]] std::optional<Entry> get_superset(Range range) const noexcept {
     std::optional<Entry> found = find(range.min());
     if (found && !found->range.contains(range)) found.reset();
     return found;
@@ -305,7 +307,7 @@ class IntervalTree {
   [[nodiscard]] Iterator end() const noexcept { return {store_.last(), end_pos()}; }
 
   /// The entries that have a member in common with `range`, in address order. O(log n).
-  [[nodiscard]] detail::Walk<Iterator> overlapping(const Range& range) const noexcept {
+  [[nodiscard]] detail::Walk<Iterator> overlapping(Range range) const noexcept {
     typename Store::Place from = store_.upper_bound(range.min());
     const typename Store::Place to = store_.upper_bound(range.max());
     if (from.pos > 0 && from.leaf->max[from.pos - 1] >= range.min()) --from.pos;
@@ -360,7 +362,7 @@ class IntervalTree {
     return store_.last() == nullptr ? 0 : store_.last()->count;
   }
 
-  static tl::unexpected<Error> unknown(const char* operation, const Range& range) {
+  static tl::unexpected<Error> unknown(const char* operation, Range range) {
     return detail::range_error(Errc::not_found, operation, range);
   }
 
@@ -382,27 +384,39 @@ class IntervalTree {
     return value;
   }
 
+  /// Moves a value argument, if there is one, to where no change of the tree reaches it: it may be
+  /// in the tree, where entries are about to move. To be called when nothing can fail any more.
+  static std::optional<T> hold(T* value) noexcept {
+    std::optional<T> held;
+    if (value != nullptr) held.emplace(std::move(*value));
+    return held;
+  }
+
   /// Moves a value, if there is one, into an entry without.
-  static void put_value(const typename Store::Path& at, T* value) noexcept {
-    if (value == nullptr) return;
-    at.leaf->values.construct(at.pos, std::move(*value));
+  static void put_value(const typename Store::Path& at, std::optional<T>& value) noexcept {
+    if (!value) return;
+    at.leaf->values.construct(at.pos, *std::move(value));
     at.leaf->valued.set(at.pos);
   }
 
-  Result<void> insert_entry(const Range& range, T* value) {
+  Result<void> insert_entry(Range range, T* value) {
     const auto fill = value == nullptr ? detail::Fill::free : detail::Fill::taken;
     typename Store::Path at;
     if (empty()) {
       store_.insert_first(range, fill, at);
-    } else {
-      store_.upper_bound(range.min(), at);
-      if (auto in_the_way = overlapping(range); !in_the_way.empty()) {
-        return detail::obstacle_error(Errc::overlap, "insert", range, in_the_way.front().range);
-      }
-      store_.make_room(at, 1);
-      store_.insert(at, range, fill);
+      std::optional<T> held = hold(value);
+      put_value(at, held);
+      return {};
     }
-    put_value(at, value);
+    store_.upper_bound(range.min(), at);
+    if (auto in_the_way = overlapping(range); !in_the_way.empty()) {
+      return detail::obstacle_error(Errc::overlap, "insert", range, in_the_way.front().range);
+    }
+    auto spares = store_.spares_for(at, 1);
+    std::optional<T> held = hold(value);
+    store_.make_room(at, spares);
+    store_.insert(at, range, fill);
+    put_value(at, held);
     return {};
   }
 
@@ -417,7 +431,7 @@ class IntervalTree {
     return piece;
   }
 
-  Result<Range> allocate_entry_at(const Range& range, T* value) {
+  Result<Range> allocate_entry_at(Range range, T* value) {
     typename Store::Path at;
     if (!empty()) {
       store_.upper_bound(range.min(), at);
@@ -433,12 +447,14 @@ class IntervalTree {
   }
 
   /// Turns `piece` of the free entry at the path into a taken one.
-  void take(typename Store::Path& at, const Range& piece, T* value) {
+  void take(typename Store::Path& at, Range piece, T* value) {
     const unsigned ends =
         (piece.min() != at.leaf->min[at.pos]) + (piece.max() != at.leaf->max[at.pos]);
-    store_.make_room(at, ends);
+    auto spares = store_.spares_for(at, ends);
+    std::optional<T> held = hold(value);
+    store_.make_room(at, spares);
     store_.cut(at, piece);
-    put_value(at, value);
+    put_value(at, held);
   }
 
   bool search(const detail::Request& request, Policy policy, typename Store::Path& at,
@@ -453,27 +469,27 @@ class IntervalTree {
       case Policy::best_match: break;
     }
     // A free range of just the size can't be beaten.
-    bool found = false;
+    typename Store::Place best;
     std::uint64_t least = 0;
-    typename Store::Path here;
     store_.template for_each_fit<true>(
-        request, here, [&](const typename Store::Path& candidate, std::uint64_t place) {
-          const std::uint64_t extent =
-              candidate.leaf->max[candidate.pos] - candidate.leaf->min[candidate.pos];
-          if (!found || extent < least) {
-            found = true;
+        request, at, [&](const typename Store::Path& candidate, std::uint64_t place) {
+          const auto& leaf = *candidate.leaf;
+          const std::uint64_t extent = leaf.max[candidate.pos] - leaf.min[candidate.pos];
+          if (best.leaf == nullptr || extent < least) {
+            best = {candidate.leaf, candidate.pos};
             least = extent;
             base = place;
-            at = candidate;
           }
           return least == request.extent();
         });
-    return found;
+    if (best.leaf == nullptr) return false;
+    store_.upper_bound(best.leaf->min[best.pos], at);
+    --at.pos;
+    return true;
   }
 
   /// Why the range does not lie inside one free range.
-  [[nodiscard, gnu::cold, gnu::noinline]] tl::unexpected<Error> why_not_at(
-      const Range& range) const {
+  [[nodiscard, gnu::cold, gnu::noinline]] tl::unexpected<Error> why_not_at(Range range) const {
     constexpr const char* operation = "allocate_at";
     const auto there = overlapping(range);
     bool gap = there.empty();
