@@ -48,6 +48,15 @@ TEST(IntervalTree, AllocatePutsItWhereThePolicySays) {
       {"...x....", {.size = 2, .min = 2}, "...xAA.."},
       {".....x..", {.size = 2, .min = 1, .policy = best}, ".....xAA"},
       {".....x..", {.size = 2, .min = 1, .max = 6, .policy = best}, ".AA..x.."},
+      // best is what is left of a gap inside the window, not the whole gap
+      {"..........x....x..", {.size = 2, .min = 8, .policy = best}, "........AAx....x.."},
+      {"...x....x.........",
+       {.size = 2, .min = 3, .max = 11, .policy = best},
+       "...x....xAA......."},
+      {"......x...x.......",
+       {.size = 2, .min = 4, .max = 11, .policy = best},
+       "....AAx...x......."},
+      {"x...x....x...", {.size = 3, .min = 6, .max = 12, .policy = best}, "x...x.AAAx..."},
       // alignment
       {".......", {.size = 2, .min = 1, .align = 4}, "....AA."},
       {".......", {.size = 1, .align = 4, .policy = last}, "....A.."},

@@ -48,9 +48,10 @@ class Oracle {
       const Item& item = items_[i];
       const auto here = place_in(item, constraint);
       if (!here) continue;
-      const bool better = !best || constraint.policy == Policy::last_match ||
-                          (constraint.policy == Policy::best_match &&
-                           extent(item.range) < extent(items_[*best].range));
+      const bool better =
+          !best || constraint.policy == Policy::last_match ||
+          (constraint.policy == Policy::best_match &&
+           extent(clip(item, constraint)) < extent(clip(items_[*best], constraint)));
       if (!better) continue;
       best = i;
       place = here;
@@ -129,6 +130,10 @@ class Oracle {
 
  private:
   static std::uint64_t extent(const Range& range) { return range.max() - range.min(); }
+  /// The part of a range that the window leaves; they must meet.
+  static Range clip(const Item& item, const Constraint& constraint) {
+    return *item.range.intersection(*Range::make(constraint.min, constraint.max));
+  }
   static Taken value_of(const Item& item) {
     return item.state == NodeState::valued ? Taken(item.value) : std::nullopt;
   }

@@ -468,13 +468,14 @@ class IntervalTree {
       case Policy::last_match: return store_.template for_each_fit<false>(request, at, accept);
       case Policy::best_match: break;
     }
-    // A free range of just the size can't be beaten.
+    // What counts of a free range is its part inside the window. Just the size can't be beaten.
     typename Store::Place best;
     std::uint64_t least = 0;
     store_.template for_each_fit<true>(
         request, at, [&](const typename Store::Path& candidate, std::uint64_t place) {
           const auto& leaf = *candidate.leaf;
-          const std::uint64_t extent = leaf.max[candidate.pos] - leaf.min[candidate.pos];
+          const std::uint64_t extent = std::min(leaf.max[candidate.pos], request.max()) -
+                                       std::max(leaf.min[candidate.pos], request.min());
           if (best.leaf == nullptr || extent < least) {
             best = {candidate.leaf, candidate.pos};
             least = extent;
