@@ -85,9 +85,8 @@ class Oracle {
 
   Result<Taken> update(const Range& range, int value) {
     const auto i = index_of(range);
-    if (!i) return error(Errc::not_found, range);
+    if (!i || items_[*i].state == NodeState::free) return not_taken(range);
     Item& item = items_[*i];
-    if (item.state == NodeState::free) return error(Errc::bad_state, range);
     const Taken before = value_of(item);
     item = {range, NodeState::valued, value};
     return before;
@@ -95,8 +94,7 @@ class Oracle {
 
   Result<Taken> free(const Range& range) {
     const auto i = index_of(range);
-    if (!i) return error(Errc::not_found, range);
-    if (items_[*i].state == NodeState::free) return error(Errc::bad_state, range);
+    if (!i || items_[*i].state == NodeState::free) return not_taken(range);
     const Taken before = value_of(items_[*i]);
     Item merged{range, NodeState::free, 0};
     // The one after first: to erase it leaves the indices before as they are.
@@ -115,7 +113,11 @@ class Oracle {
 
   Result<Taken> erase(const Range& range) {
     const auto i = index_of(range);
-    if (!i) return error(Errc::not_found, range);
+    if (!i) {
+      const Item* const there = lowest(range, [](const Item&) { return true; });
+      return there == nullptr ? error(Errc::not_found, range)
+                              : error(Errc::overlap, range, there->range);
+    }
     const Taken before = value_of(items_[*i]);
     items_.erase(items_.begin() + static_cast<std::ptrdiff_t>(*i));
     return before;
@@ -146,6 +148,28 @@ class Oracle {
   static tl::unexpected<Error> error(Errc code, const Range& range, const Range& obstacle) {
     return fail(
         {.code = code, .first = detail::operand(range), .second = detail::operand(obstacle)});
+  }
+
+  /// The lowest item that meets the range and is as asked, or null.
+  template <typename Is>
+  const Item* lowest(const Range& range, Is is) const {
+    for (const Item& item : items_) {
+      if (item.range.overlaps(range) && is(item)) return &item;
+    }
+    return nullptr;
+  }
+  tl::unexpected<Error> not_taken(const Range& range) const {
+    const Item* const any = lowest(range, [](const Item&) { return true; });
+    if (any == nullptr) return error(Errc::not_found, range);
+    const Item* const taken =
+        lowest(range, [](const Item& item) { return item.state != NodeState::free; });
+    if (taken != nullptr) return error(Errc::overlap, range, taken->range);
+    u128 free = 0;
+    for (const Item& item : items_) {
+      if (const auto common = item.range.intersection(range)) free += u128{extent(*common)} + 1;
+    }
+    return free == u128{extent(range)} + 1 ? error(Errc::bad_state, range)
+                                           : error(Errc::overlap, range, any->range);
   }
 
   static std::optional<Range> place_in(const Item& item, const Constraint& constraint) {

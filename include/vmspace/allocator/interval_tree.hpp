@@ -224,14 +224,11 @@ class IntervalTree {
 
   // -- changing what is there ----------------------------------------------------------------
 
-  /// Gives a taken range a value, and returns the one that it had. `not_found` when the tree has no
-  /// such range, exactly; `bad_state` when it is free. O(log n); never allocates.
+  /// Gives a taken range a value, and returns the one that it had. The errors of free(). O(log n);
+  /// never allocates.
   [[nodiscard]] Result<std::optional<T>> update(Range range, T&& value) {
     typename Store::Path at;
-    if (!store_.locate(range, at)) return unknown("update", range);
-    if (at.leaf->free.test(at.pos)) {
-      return detail::range_error(Errc::bad_state, "update", range, "the range is free");
-    }
+    if (!locate_taken(range, at)) return why_not_taken("update", range);
     std::optional<T> held = hold(std::addressof(value));  // it may be the one that comes out
     std::optional<T> before = take_value(at);
     put_value(at, held);
@@ -243,25 +240,28 @@ class IntervalTree {
   }
 
   /// Gives a taken range back: it is free, and one with the free range that ends right before it
-  /// and the one that begins right after it. Returns the value that it had. `not_found` when the
-  /// tree has no such range, exactly (a part of one, or several, is none); `bad_state` when it is
-  /// free already. O(log n); never allocates.
+  /// and the one that begins right after it. Returns the value that it had. O(log n); never
+  /// allocates.
+  ///
+  /// The range must be exactly one that is taken. Else, at the cost of a step for each range that it
+  /// meets: `bad_state` when all of it is free already, however that has merged since; `not_found`
+  /// when no part of it is in the tree; `overlap` for anything else (a part of a taken range, more
+  /// than one, or what is free or not in the tree beside), naming the lowest taken range that it
+  /// meets, or the lowest free one if none is taken.
   [[nodiscard]] Result<std::optional<T>> free(Range range) {
     typename Store::Path at;
-    if (!store_.locate(range, at)) return unknown("free", range);
-    if (at.leaf->free.test(at.pos)) {
-      return detail::range_error(Errc::bad_state, "free", range, "the range is free already");
-    }
+    if (!locate_taken(range, at)) return why_not_taken("free", range);
     std::optional<T> before = take_value(at);
     store_.release(at);
     return before;
   }
 
-  /// Takes a range in any state out of the tree, and returns the value that it had. `not_found`
-  /// when the tree has no such range, exactly. O(log n); never allocates.
+  /// Takes a range in any state out of the tree, and returns the value that it had. The range must
+  /// be exactly one of the tree's: `not_found` when no part of it is there; else `overlap`, naming
+  /// the lowest range that it meets. O(log n); never allocates.
   [[nodiscard]] Result<std::optional<T>> erase(Range range) {
     typename Store::Path at;
-    if (!store_.locate(range, at)) return unknown("erase", range);
+    if (!store_.locate(range, at)) return why_not_there("erase", range);
     std::optional<T> before = take_value(at);
     store_.remove(at, 1);
     return before;
@@ -362,8 +362,9 @@ class IntervalTree {
     return store_.last() == nullptr ? 0 : store_.last()->count;
   }
 
-  static tl::unexpected<Error> unknown(const char* operation, Range range) {
-    return detail::range_error(Errc::not_found, operation, range);
+  /// The path to the taken entry that is exactly this range; false when there is none.
+  [[nodiscard]] bool locate_taken(Range range, typename Store::Path& at) const noexcept {
+    return store_.locate(range, at) && !at.leaf->free.test(at.pos);
   }
 
   /// The entry that contains `point`, or no leaf.
@@ -489,23 +490,66 @@ class IntervalTree {
     return true;
   }
 
+  /// What the tree has of a range that meets it.
+  struct Cover {
+    Range lowest;                       ///< of the entries that it meets
+    std::optional<Range> lowest_taken;  ///< of those that are taken
+    bool all_free;                      ///< every member is in the tree, and free
+  };
+
+  /// Nothing when no part of the range is in the tree.
+  [[nodiscard]] std::optional<Cover> cover_of(Range range) const noexcept {
+    const auto there = overlapping(range);
+    if (there.empty()) return std::nullopt;
+    Cover cover{.lowest = there.front().range, .lowest_taken = std::nullopt, .all_free = true};
+    std::uint64_t next = range.min();  // all below is in the tree, and free
+    for (const Entry& entry : there) {
+      if (entry.state != NodeState::free) {
+        cover.lowest_taken = entry.range;
+        cover.all_free = false;
+        return cover;
+      }
+      cover.all_free = cover.all_free && entry.range.min() <= next;
+      next = entry.range.max() + 1;  // 0 after the last of all, where the loop ends
+    }
+    cover.all_free = cover.all_free && (next == 0 || next > range.max());
+    return cover;
+  }
+
   /// Why the range does not lie inside one free range.
   [[nodiscard, gnu::cold, gnu::noinline]] tl::unexpected<Error> why_not_at(Range range) const {
     constexpr const char* operation = "allocate_at";
-    const auto there = overlapping(range);
-    bool gap = there.empty();
-    std::uint64_t next = range.min();  // all below is in the tree
-    for (const Entry& entry : there) {
-      if (entry.state != NodeState::free) {
-        return detail::obstacle_error(Errc::bad_state, operation, range, entry.range, "taken");
-      }
-      gap = gap || entry.range.min() > next;
-      next = entry.range.max() + 1;  // 0 after the last of all, where the loop ends
+    const std::optional<Cover> cover = cover_of(range);
+    if (cover && cover->lowest_taken) {
+      return detail::obstacle_error(Errc::bad_state, operation, range, *cover->lowest_taken,
+                                    "taken");
     }
-    if (gap || (next != 0 && next <= range.max())) {
+    if (!cover || !cover->all_free) {
       return detail::range_error(Errc::not_found, operation, range, "not all of it is in the tree");
     }
     return detail::range_error(Errc::bad_state, operation, range, "it spans several free ranges");
+  }
+
+  /// Why the range is not exactly a taken one.
+  [[nodiscard, gnu::cold, gnu::noinline]] tl::unexpected<Error> why_not_taken(const char* operation,
+                                                                              Range range) const {
+    const std::optional<Cover> cover = cover_of(range);
+    if (!cover) return detail::range_error(Errc::not_found, operation, range);
+    if (cover->all_free) {
+      return detail::range_error(Errc::bad_state, operation, range, "it is free already");
+    }
+    return detail::obstacle_error(Errc::overlap, operation, range,
+                                  cover->lowest_taken.value_or(cover->lowest),
+                                  "it must be exactly a range that is taken");
+  }
+
+  /// Why the range is not exactly one of the tree's.
+  [[nodiscard, gnu::cold, gnu::noinline]] tl::unexpected<Error> why_not_there(const char* operation,
+                                                                              Range range) const {
+    const auto there = overlapping(range);
+    if (there.empty()) return detail::range_error(Errc::not_found, operation, range);
+    return detail::obstacle_error(Errc::overlap, operation, range, there.front().range,
+                                  "it must be exactly a range of the tree");
   }
 
   Store store_;
