@@ -89,7 +89,7 @@ struct Error {
   /// `insert: [0x200, 0x2ff] overlaps [0x100, 0x20f]`. Allocates; the only call here that does.
   [[nodiscard]] std::string message() const;
 
-  /// The same as a std::error_code: errno in the generic category for Errc::os, so that it compares
+  /// What it is as a std::error_code: errno in the generic category for Errc::os, so that it compares
   /// equal to std::errc values; in the library's own category otherwise.
   [[nodiscard]] std::error_code error_code() const noexcept;
 

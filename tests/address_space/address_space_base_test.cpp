@@ -331,7 +331,8 @@ TEST(AddressSpaceBase, PlaceRefusesWhatCannotBePlaced) {
             (Error{.code = Errc::no_space,
                    .operation = "place_region",
                    .first = Operand::size(1_GiB),
-                   .second = Operand::range(0xc000'0000, 0xfbff'ffff)}));
+                   .second = Operand::range(0xc000'0000, 0xfbff'ffff),
+                   .available = Operand::range(0xc001'0000, 0xfbff'ffff)}));
   EXPECT_EQ(error(bar, {.size = 4_KiB, .max = 0xbfff'ffff}, "mmio_low").code, Errc::no_space);
   EXPECT_EQ(error(bar, {.size = UINT64_MAX}, "mmio_high").code, Errc::no_space);
 }

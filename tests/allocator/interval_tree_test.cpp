@@ -542,7 +542,8 @@ TEST(IntervalTree, ErrorsReadAsOneLine) {
   EXPECT_EQ(tree.insert(Range::of(1, 5)).error().message(),
             "insert: [0x1, 0x5] overlaps [0x0, 0x1]");
   EXPECT_EQ(tree.allocate({.size = 0x4000}).error().message(),
-            "allocate: no space for 0x4000 in [0x0, 0xffffffffffffffff]");
+            "allocate: no space for 0x4000 in [0x0, 0xffffffffffffffff]; the largest free piece is "
+            "[0x0, 0x1]");
   EXPECT_EQ(tree.free(Range::of(0, 1)).error().message(),
             "free: wrong state: [0x0, 0x1] (it is free already)");
   EXPECT_EQ(tree.allocate_at(Range::of(1, 2)).error().message(),

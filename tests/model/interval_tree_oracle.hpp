@@ -59,7 +59,8 @@ class Oracle {
     if (!best) {
       return fail({.code = Errc::no_space,
                    .first = Operand::size(constraint.size),
-                   .second = Operand::range(constraint.min, constraint.max)});
+                   .second = Operand::range(constraint.min, constraint.max),
+                   .available = largest_free(constraint)});
     }
     take(*best, *place, value);
     return *place;
@@ -170,6 +171,17 @@ class Oracle {
     }
     return free == u128{extent(range)} + 1 ? error(Errc::bad_state, range)
                                            : error(Errc::overlap, range, any->range);
+  }
+
+  Operand largest_free(const Constraint& constraint) const {
+    std::optional<Range> largest;
+    for (const Item& item : items_) {
+      if (item.state != NodeState::free) continue;
+      if (item.range.max() < constraint.min || item.range.min() > constraint.max) continue;
+      const Range piece = clip(item, constraint);
+      if (!largest || extent(piece) > extent(*largest)) largest = piece;
+    }
+    return largest ? detail::operand(*largest) : Operand{};
   }
 
   static std::optional<Range> place_in(const Item& item, const Constraint& constraint) {
@@ -361,7 +373,10 @@ class SideBySide {
       // The oracle does not care for names and reasons.
       const Error& a = tree.error();
       const Error& b = oracle.error();
-      return a.code == b.code && a.first == b.first && a.second == b.second ? "" : "other error";
+      return a.code == b.code && a.first == b.first && a.second == b.second &&
+                     a.available == b.available
+                 ? ""
+                 : "other error";
     }
     if constexpr (!std::is_same_v<R, Result<void>>) {
       if (*tree != *oracle) return "other result";

@@ -126,7 +126,8 @@ class AddressSpaceBase {
   /// backing's page size too. `options.base` stays 0, `options.size` is 0 or the constraint's.
   /// Returns the address. Errors: `invalid_argument` when base or size disagree; `not_found` when
   /// there is no such aperture; `bad_state` when it does not take the region's type; those of
-  /// Constraint::validate and AddressSpaceRegion::make; `no_space`. Cost: IntervalTree::allocate.
+  /// Constraint::validate and AddressSpaceRegion::make; `no_space`, with the largest free piece as what
+  /// is available. Cost: IntervalTree::allocate.
   [[nodiscard]] Result<GuestAddress> place_region(RegionOptions options, Constraint constraint,
                                                   std::string_view aperture);
 

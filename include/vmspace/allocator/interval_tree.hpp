@@ -87,13 +87,6 @@ namespace detail {
                .second = operand(obstacle),
                .reason = reason});
 }
-[[gnu::cold, gnu::noinline]] inline tl::unexpected<Error> no_space_error(
-    const Constraint& constraint) {
-  return fail({.code = Errc::no_space,
-               .operation = "allocate",
-               .first = Operand::size(constraint.size),
-               .second = Operand::range(constraint.min, constraint.max)});
-}
 
 }  // namespace detail
 
@@ -143,7 +136,7 @@ class IntervalTree {
   /// A copy of all ranges and values. Throws what copying a T throws, and leaks nothing then. O(n).
   IntervalTree(const IntervalTree& other) requires std::copy_constructible<T>
   = default;
-  /// The same; when it throws, the tree is as it was.
+  /// A copy replaces what was there; when it throws, the tree is as it was. O(n).
   IntervalTree& operator=(const IntervalTree& other) requires std::copy_constructible<T> {
     if (this != std::addressof(other)) {
       IntervalTree copy(other);
@@ -188,8 +181,8 @@ class IntervalTree {
 
   /// Takes a range that satisfies the constraint out of a free one, whose ends stay free; it is
   /// allocated, without a value. The constraint's own error (Constraint::validate), or `no_space`
-  /// when no free range has a place for it inside the window; two free ranges that touch are not
-  /// one.
+  /// when no free range has a place for it inside the window (two free ranges that touch are not
+  /// one), with the largest free piece of the window as what is available.
   ///
   /// first_match and last_match: O(log n) when align is 1 and when size equals align; for other
   /// mixes also a test for each free range that is long enough and has an address aligned well
@@ -198,7 +191,7 @@ class IntervalTree {
     return allocate_entry(constraint, nullptr);
   }
 
-  /// The same, and the range holds the value, in one step.
+  /// Takes a range as above that holds the value, in one step.
   [[nodiscard]] Result<Range> allocate(const Constraint& constraint, T&& value) {
     return allocate_entry(constraint, std::addressof(value));
   }
@@ -213,7 +206,7 @@ class IntervalTree {
   /// meets.
   [[nodiscard]] Result<Range> allocate_at(Range range) { return allocate_entry_at(range, nullptr); }
 
-  /// The same, and the range holds the value, in one step.
+  /// Takes exactly this range as above, and it holds the value, in one step.
   [[nodiscard]] Result<Range> allocate_at(Range range, T&& value) {
     return allocate_entry_at(range, std::addressof(value));
   }
@@ -426,7 +419,7 @@ class IntervalTree {
     const detail::Request request(constraint);
     typename Store::Path at;
     std::uint64_t base = 0;
-    if (!search(request, constraint.policy, at, base)) return detail::no_space_error(constraint);
+    if (!search(request, constraint.policy, at, base)) return why_no_space(constraint);
     const Range piece = detail::unchecked_range(base, base + request.extent());
     take(at, piece, value);
     return piece;
@@ -514,6 +507,37 @@ class IntervalTree {
     }
     cover.all_free = cover.all_free && (next == 0 || next > range.max());
     return cover;
+  }
+
+  /// What would have been free in the window. Each piece found raises what is asked for, so that
+  /// the search goes on to longer ones only.
+  [[nodiscard, gnu::cold, gnu::noinline]] tl::unexpected<Error> why_no_space(
+      const Constraint& constraint) const {
+    std::optional<Range> largest;
+    detail::Request longer({.size = 1, .min = constraint.min, .max = constraint.max});
+    typename Store::Path at;
+    store_.template for_each_fit<true>(
+        longer, at, [&](const typename Store::Path& here, std::uint64_t min) {
+          const std::uint64_t max = std::min(here.leaf->max[here.pos], constraint.max);
+          largest = detail::unchecked_range(min, max);
+          if (max - min >= std::numeric_limits<std::uint64_t>::max() - 1) return true;
+          longer = detail::Request(
+              {.size = max - min + 2, .min = constraint.min, .max = constraint.max});
+          return false;
+        });
+    Error error{.code = Errc::no_space,
+                .operation = "allocate",
+                .first = Operand::size(constraint.size),
+                .second = Operand::range(constraint.min, constraint.max)};
+    if (!largest) {
+      error.reason = "nothing is free there";
+    } else {
+      error.available = detail::operand(*largest);
+      if (largest->max() - largest->min() >= constraint.size - 1) {
+        error.reason = "long enough, but nowhere aligned as asked";
+      }
+    }
+    return fail(error);
   }
 
   /// Why the range does not lie inside one free range.

@@ -123,7 +123,7 @@ class Store {
     return {leaf, leaf->min.count_up_to(point, leaf->count)};
   }
 
-  /// The same with the path to it; the tree is not empty.
+  /// The path to what upper_bound() finds; the tree is not empty.
   void upper_bound(std::uint64_t point, Path& path) const noexcept {
     Node* node = root_;
     for (unsigned level = height_; level-- > 0;) {
