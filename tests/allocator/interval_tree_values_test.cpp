@@ -336,12 +336,18 @@ template <typename X>
 void operator&(X&&) = delete;
 template <typename X, typename Y>
 void operator,(X&&, Y&&) = delete;
+template <typename... X>
+void range_of(X&&...) = delete;
+template <typename... X>
+void state_of(X&&...) = delete;
+template <typename... X>
+void overlapping(X&&...) = delete;
 
 }  // namespace own_operators
 
 namespace {
 
-TEST(IntervalTreeValues, MayHaveOperatorsOfTheirOwnForAddressesAndCommas) {
+TEST(IntervalTreeValues, MayHaveOperatorsAndFunctionsOfTheirOwn) {
   using own_operators::Value;
   IntervalTree<Value> tree;
   ASSERT_TRUE(tree.insert(Range::of(0, 99)));
@@ -364,6 +370,8 @@ TEST(IntervalTreeValues, MayHaveOperatorsOfTheirOwnForAddressesAndCommas) {
   ASSERT_TRUE(copy.free(Range::of(50, 59)));
   ASSERT_TRUE(copy.erase(Range::point(300)));
   EXPECT_EQ(copy.stats().valued_ranges, 41U);
+  EXPECT_FALSE(copy.free(Range::of(50, 59)));
+  EXPECT_FALSE(copy.allocate({.size = 1000}));
 }
 
 }  // namespace

@@ -43,6 +43,7 @@
 #include <variant>
 
 #include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/detail/failure.hpp"
 #include "vmspace/allocator/detail/iterator.hpp"
 #include "vmspace/allocator/detail/room.hpp"
 #include "vmspace/allocator/detail/store.hpp"
@@ -70,25 +71,6 @@ struct IntervalTreeStats {
 
   friend bool operator==(const IntervalTreeStats&, const IntervalTreeStats&) = default;
 };
-
-namespace detail {
-
-// Out of line, so that the paths which succeed stay small.
-[[gnu::cold, gnu::noinline]] inline tl::unexpected<Error> range_error(
-    Errc code, const char* operation, const Range& range, const char* reason = nullptr) {
-  return fail({.code = code, .operation = operation, .first = operand(range), .reason = reason});
-}
-[[gnu::cold, gnu::noinline]] inline tl::unexpected<Error> obstacle_error(
-    Errc code, const char* operation, const Range& range, const Range& obstacle,
-    const char* reason = nullptr) {
-  return fail({.code = code,
-               .operation = operation,
-               .first = operand(range),
-               .second = operand(obstacle),
-               .reason = reason});
-}
-
-}  // namespace detail
 
 /// Ranges in address order that do not overlap, each free, allocated, or valued (holding a T).
 ///
@@ -221,7 +203,7 @@ class IntervalTree {
   /// never allocates.
   [[nodiscard]] Result<std::optional<T>> update(Range range, T&& value) {
     typename Store::Path at;
-    if (!locate_taken(range, at)) return why_not_taken("update", range);
+    if (!locate_taken(range, at)) return failure().not_taken("update", range);
     std::optional<T> held = hold(std::addressof(value));  // it may be the one that comes out
     std::optional<T> before = take_value(at);
     put_value(at, held);
@@ -243,7 +225,7 @@ class IntervalTree {
   /// meets, or the lowest free one if none is taken.
   [[nodiscard]] Result<std::optional<T>> free(Range range) {
     typename Store::Path at;
-    if (!locate_taken(range, at)) return why_not_taken("free", range);
+    if (!locate_taken(range, at)) return failure().not_taken("free", range);
     std::optional<T> before = take_value(at);
     store_.release(at);
     return before;
@@ -254,7 +236,7 @@ class IntervalTree {
   /// the lowest range that it meets. O(log n); never allocates.
   [[nodiscard]] Result<std::optional<T>> erase(Range range) {
     typename Store::Path at;
-    if (!store_.locate(range, at)) return why_not_there("erase", range);
+    if (!store_.locate(range, at)) return failure().not_there("erase", range);
     std::optional<T> before = take_value(at);
     store_.remove(at, 1);
     return before;
@@ -301,10 +283,7 @@ class IntervalTree {
 
   /// The entries that have a member in common with `range`, in address order. O(log n).
   [[nodiscard]] detail::Walk<Iterator> overlapping(Range range) const noexcept {
-    typename Store::Place from = store_.upper_bound(range.min());
-    const typename Store::Place to = store_.upper_bound(range.max());
-    if (from.pos > 0 && from.leaf->max[from.pos - 1] >= range.min()) --from.pos;
-    return {Iterator(from.leaf, from.pos), Iterator(to.leaf, to.pos)};
+    return detail::overlapping(store_, range);
   }
 
   /// The free ranges in address order, as a view of Range. A step skips what is taken, up to a leaf
@@ -355,6 +334,11 @@ class IntervalTree {
     return store_.last() == nullptr ? 0 : store_.last()->count;
   }
 
+  /// What to say of a call that failed.
+  [[nodiscard]] detail::TreeFailure<T> failure() const noexcept {
+    return detail::TreeFailure<T>(store_);
+  }
+
   /// The path to the taken entry that is exactly this range; false when there is none.
   [[nodiscard]] bool locate_taken(Range range, typename Store::Path& at) const noexcept {
     return store_.locate(range, at) && !at.leaf->free.test(at.pos);
@@ -403,9 +387,7 @@ class IntervalTree {
       return {};
     }
     store_.upper_bound(range.min(), at);
-    if (auto in_the_way = overlapping(range); !in_the_way.empty()) {
-      return detail::obstacle_error(Errc::overlap, "insert", range, in_the_way.front().range);
-    }
+    if (!overlapping(range).empty()) return failure().in_the_way(range);
     auto spares = store_.spares_for(at, 1);
     std::optional<T> held = hold(value);
     store_.make_room(at, spares);
@@ -419,7 +401,7 @@ class IntervalTree {
     const detail::Request request(constraint);
     typename Store::Path at;
     std::uint64_t base = 0;
-    if (!search(request, constraint.policy, at, base)) return why_no_space(constraint);
+    if (!search(request, constraint.policy, at, base)) return failure().no_space(constraint);
     const Range piece = detail::unchecked_range(base, base + request.extent());
     take(at, piece, value);
     return piece;
@@ -437,7 +419,7 @@ class IntervalTree {
         }
       }
     }
-    return why_not_at(range);
+    return failure().not_at(range);
   }
 
   /// Turns `piece` of the free entry at the path into a taken one.
@@ -481,99 +463,6 @@ class IntervalTree {
     store_.upper_bound(best.leaf->min[best.pos], at);
     --at.pos;
     return true;
-  }
-
-  /// What the tree has of a range that meets it.
-  struct Cover {
-    Range lowest;                       ///< of the entries that it meets
-    std::optional<Range> lowest_taken;  ///< of those that are taken
-    bool all_free;                      ///< every member is in the tree, and free
-  };
-
-  /// Nothing when no part of the range is in the tree.
-  [[nodiscard]] std::optional<Cover> cover_of(Range range) const noexcept {
-    const auto there = overlapping(range);
-    if (there.empty()) return std::nullopt;
-    Cover cover{.lowest = there.front().range, .lowest_taken = std::nullopt, .all_free = true};
-    std::uint64_t next = range.min();  // all below is in the tree, and free
-    for (const Entry& entry : there) {
-      if (entry.state != NodeState::free) {
-        cover.lowest_taken = entry.range;
-        cover.all_free = false;
-        return cover;
-      }
-      cover.all_free = cover.all_free && entry.range.min() <= next;
-      next = entry.range.max() + 1;  // 0 after the last of all, where the loop ends
-    }
-    cover.all_free = cover.all_free && (next == 0 || next > range.max());
-    return cover;
-  }
-
-  /// What would have been free in the window. Each piece found raises what is asked for, so that
-  /// the search goes on to longer ones only.
-  [[nodiscard, gnu::cold, gnu::noinline]] tl::unexpected<Error> why_no_space(
-      const Constraint& constraint) const {
-    std::optional<Range> largest;
-    detail::Request longer({.size = 1, .min = constraint.min, .max = constraint.max});
-    typename Store::Path at;
-    store_.template for_each_fit<true>(
-        longer, at, [&](const typename Store::Path& here, std::uint64_t min) {
-          const std::uint64_t max = std::min(here.leaf->max[here.pos], constraint.max);
-          largest = detail::unchecked_range(min, max);
-          if (max - min >= std::numeric_limits<std::uint64_t>::max() - 1) return true;
-          longer = detail::Request(
-              {.size = max - min + 2, .min = constraint.min, .max = constraint.max});
-          return false;
-        });
-    Error error{.code = Errc::no_space,
-                .operation = "allocate",
-                .first = Operand::size(constraint.size),
-                .second = Operand::range(constraint.min, constraint.max)};
-    if (!largest) {
-      error.reason = "nothing is free there";
-    } else {
-      error.available = detail::operand(*largest);
-      if (largest->max() - largest->min() >= constraint.size - 1) {
-        error.reason = "long enough, but nowhere aligned as asked";
-      }
-    }
-    return fail(error);
-  }
-
-  /// Why the range does not lie inside one free range.
-  [[nodiscard, gnu::cold, gnu::noinline]] tl::unexpected<Error> why_not_at(Range range) const {
-    constexpr const char* operation = "allocate_at";
-    const std::optional<Cover> cover = cover_of(range);
-    if (cover && cover->lowest_taken) {
-      return detail::obstacle_error(Errc::bad_state, operation, range, *cover->lowest_taken,
-                                    "taken");
-    }
-    if (!cover || !cover->all_free) {
-      return detail::range_error(Errc::not_found, operation, range, "not all of it is in the tree");
-    }
-    return detail::range_error(Errc::bad_state, operation, range, "it spans several free ranges");
-  }
-
-  /// Why the range is not exactly a taken one.
-  [[nodiscard, gnu::cold, gnu::noinline]] tl::unexpected<Error> why_not_taken(const char* operation,
-                                                                              Range range) const {
-    const std::optional<Cover> cover = cover_of(range);
-    if (!cover) return detail::range_error(Errc::not_found, operation, range);
-    if (cover->all_free) {
-      return detail::range_error(Errc::bad_state, operation, range, "it is free already");
-    }
-    return detail::obstacle_error(Errc::overlap, operation, range,
-                                  cover->lowest_taken.value_or(cover->lowest),
-                                  "it must be exactly a range that is taken");
-  }
-
-  /// Why the range is not exactly one of the tree's.
-  [[nodiscard, gnu::cold, gnu::noinline]] tl::unexpected<Error> why_not_there(const char* operation,
-                                                                              Range range) const {
-    const auto there = overlapping(range);
-    if (there.empty()) return detail::range_error(Errc::not_found, operation, range);
-    return detail::obstacle_error(Errc::overlap, operation, range, there.front().range,
-                                  "it must be exactly a range of the tree");
   }
 
   Store store_;

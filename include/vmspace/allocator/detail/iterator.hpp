@@ -91,7 +91,7 @@ class EntryIterator {
   }
 
   [[nodiscard]] IntervalEntry<T> operator*() const noexcept {
-    return {range_of(*leaf_, pos_), state_of(*leaf_, pos_),
+    return {detail::range_of(*leaf_, pos_), detail::state_of(*leaf_, pos_),
             leaf_->valued.test(pos_) ? leaf_->values.at(pos_) : nullptr};
   }
   [[nodiscard]] pointer operator->() const noexcept { return pointer(**this); }
@@ -148,7 +148,7 @@ class FreeIterator {
     pos_ = left.any() ? left.lowest() : leaf_->count;
   }
 
-  [[nodiscard]] Range operator*() const noexcept { return range_of(*leaf_, pos_); }
+  [[nodiscard]] Range operator*() const noexcept { return detail::range_of(*leaf_, pos_); }
   [[nodiscard]] pointer operator->() const noexcept { return pointer(**this); }
 
   FreeIterator& operator++() noexcept {
