@@ -244,6 +244,35 @@ TEST(IntervalTree, AllocateFindsTheOneGapThatFitsAmongThousands) {
   }
 }
 
+/// Subtrees on every level begin at some of these addresses: the only place is the first of one, and
+/// the window ends, or begins, exactly there.
+TEST(IntervalTree, AWindowThatEndsOrBeginsAtTheOnlyPlaceFindsIt) {
+  constexpr std::uint64_t count = 3000;
+  IntervalTree<> tree;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    ASSERT_TRUE(tree.insert(Range::point(2 * i + 2)));
+    ASSERT_TRUE(tree.allocate_at(Range::point(2 * i + 2)));
+  }
+  for (std::uint64_t i = 0; i < count; ++i) {
+    const Range only = Range::point(2 * i + 2);
+    ASSERT_TRUE(tree.free(only));
+    for (const Policy policy : {first, last, best}) {
+      for (const std::uint64_t min : {std::uint64_t{0}, only.min()}) {
+        const auto got =
+            tree.allocate({.size = 1, .min = min, .max = only.max(), .policy = policy});
+        ASSERT_EQ(got, only);
+        ASSERT_TRUE(tree.free(only));
+      }
+      const auto above = tree.allocate({.size = 1, .min = only.min(), .policy = policy});
+      ASSERT_EQ(above, only);
+      ASSERT_TRUE(tree.free(only));
+      ASSERT_FALSE(tree.allocate({.size = 1, .max = only.min() - 1, .policy = policy}));
+      ASSERT_FALSE(tree.allocate({.size = 1, .min = only.max() + 1, .policy = policy}));
+    }
+    ASSERT_TRUE(tree.allocate_at(only));
+  }
+}
+
 TEST(IntervalTree, WindowsOfEveryKindGiveWhatLiesInside) {
   IntervalTree<> tree;
   // 1,000 gaps of one page at every second page.

@@ -314,9 +314,27 @@ class SideBySide {
         break;
       case 1: constraint.min = address(step.a); break;
       case 2: constraint.max = address(step.a); break;
+      case 3: set_window_by_a_neighbour(constraint, step.a); break;
       default: break;
     }
     return constraint;
+  }
+
+  /// A window that begins or ends, or both, where a range of the tree does.
+  void set_window_by_a_neighbour(Constraint& constraint, std::uint16_t choice) const {
+    const auto& items = oracle_.items();
+    if (items.empty()) return;
+    const Range range = items[choice / 8 % items.size()].range;
+    switch (choice % 8) {
+      case 0:
+      case 1: constraint.max = range.min(); break;
+      case 2: constraint.max = range.max(); break;
+      case 3: constraint.min = range.min(); break;
+      case 4: constraint.min = range.max(); break;
+      case 5: constraint.min = constraint.max = range.min(); break;
+      case 6: constraint.min = constraint.max = range.max(); break;
+      default: constraint.min = range.min(); constraint.max = range.max();
+    }
   }
 
   std::string call(const Step& step) {

@@ -57,19 +57,19 @@ class TreeFailure {
           longer = Request({.size = max - min + 2, .min = constraint.min, .max = constraint.max});
           return false;
         });
-    Error error{.code = Errc::no_space,
-                .operation = "allocate",
-                .first = Operand::size(constraint.size),
-                .second = Operand::range(constraint.min, constraint.max)};
+    Error full{.code = Errc::no_space,
+               .operation = "allocate",
+               .first = Operand::size(constraint.size),
+               .second = Operand::range(constraint.min, constraint.max)};
     if (!largest) {
-      error.reason = "nothing is free there";
+      full.reason = "nothing is free there";
     } else {
-      error.available = operand(*largest);
+      full.available = operand(*largest);
       if (largest->max() - largest->min() >= constraint.size - 1) {
-        error.reason = "long enough, but nowhere aligned as asked";
+        full.reason = "long enough, but nowhere aligned as asked";
       }
     }
-    return fail(error);
+    return fail(full);
   }
 
   /// The range does not lie inside one free range.
