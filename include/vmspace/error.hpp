@@ -11,6 +11,7 @@
 
 #include <charconv>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -25,8 +26,8 @@ enum class Errc : int {
   invalid_range = 1,  ///< inverted bounds, or a range that can't be represented
   zero_size,          ///< a size of 0 where at least 1 is needed
   overflow,           ///< base + size passes 2^64
-  bad_alignment,      ///< an alignment that is no power of two
-  misaligned,         ///< an address or size that is no multiple of what is needed
+  bad_alignment,      ///< an alignment that is not a power of two
+  misaligned,         ///< an address or size that is not a multiple of what is needed
   overlap,            ///< meets something that is there already
   no_space,           ///< nothing free satisfies the request
   not_found,          ///< nothing is there
@@ -44,11 +45,11 @@ enum class Errc : int {
 
 /// One operand of a failed operation: a number, an address, a size in bytes, or a range.
 struct Operand {
-  enum class Kind : std::uint8_t { none, number, address, size, range };
+  enum class Kind : std::uint8_t { none, number, address, size, range, span };
 
   Kind kind = Kind::none;
-  std::uint64_t first = 0;   ///< the number, address or size; or the range's lowest member
-  std::uint64_t second = 0;  ///< the range's highest member (inclusive)
+  std::uint64_t first = 0;   ///< the number, address or size; or the lowest member of the range
+  std::uint64_t second = 0;  ///< the range's highest member (inclusive), or the span's size
 
   /// A plain count or index, printed in decimal.
   static constexpr Operand number(std::uint64_t value) { return {Kind::number, value, 0}; }
@@ -56,14 +57,18 @@ struct Operand {
   static constexpr Operand address(std::uint64_t value) { return {Kind::address, value, 0}; }
   /// A size or an alignment in bytes, printed in hexadecimal.
   static constexpr Operand size(std::uint64_t value) { return {Kind::size, value, 0}; }
-  /// Both bounds are inclusive; printed as `[0x100, 0x1ff]`, inverted bounds included.
+  /// Both bounds are inclusive; printed as `[0x100, 0x1ff]`. Inverted bounds, which are what is
+  /// wrong then, are printed as such: `min 0x200 above max 0x1ff`.
   static constexpr Operand range(std::uint64_t min, std::uint64_t max) {
     return {Kind::range, min, max};
   }
-  /// `size` bytes from `base`, for calls that take this form. When that is no valid range (size 0,
-  /// or past 2^64), the bounds are printed as they come out in 64 bits.
+  /// `size` bytes from `base`, for calls that take this form: a range, or, where it is none (size
+  /// 0, or past 2^64), base and size as they were given, printed as `0x1000 + 0x0`.
   static constexpr Operand span(std::uint64_t base, std::uint64_t size) {
-    return {Kind::range, base, base + size - 1};
+    if (size == 0 || size - 1 > std::numeric_limits<std::uint64_t>::max() - base) {
+      return {Kind::span, base, size};
+    }
+    return {Kind::range, base, base + (size - 1)};
   }
 
   friend bool operator==(const Operand&, const Operand&) = default;
@@ -78,6 +83,7 @@ struct Error {
   const char* operation = "";    ///< the call that failed; a string literal
   Operand first = {};            ///< what the caller asked for
   Operand second = {};           ///< what stood in the way
+  Operand available = {};        ///< what there is instead: for `no_space`, the largest free piece
   const char* reason = nullptr;  ///< why, where the code alone is too coarse; literal
   int os_errno = 0;              ///< errno(3) of the system call that failed, if one did; else 0
   ErrorText text = {};           ///< names of what it is about; `reason` introduces the detail
@@ -88,7 +94,7 @@ struct Error {
   /// Allocates; the only call here that does.
   [[nodiscard]] std::string message() const;
 
-  /// The same as a std::error_code: errno in the generic category for Errc::os, so that it compares
+  /// What it is as a std::error_code: errno in the generic category for Errc::os, so that it compares
   /// equal to std::errc values; in the library's own category otherwise.
   [[nodiscard]] std::error_code error_code() const noexcept;
 
@@ -96,29 +102,31 @@ struct Error {
   friend bool operator==(const Error& a, const Error& b) noexcept {
     const auto text = [](const char* s) { return s == nullptr ? std::string_view{} : s; };
     return a.code == b.code && a.os_errno == b.os_errno && a.first == b.first &&
-           a.second == b.second && text(a.operation) == text(b.operation) &&
-           text(a.reason) == text(b.reason) && a.text == b.text;
+           a.second == b.second && a.available == b.available &&
+           text(a.operation) == text(b.operation) && text(a.reason) == text(b.reason) &&
+           a.text == b.text;
   }
 };
 static_assert(std::is_trivially_copyable_v<Error> && sizeof(Error) <= 192);
 
 namespace detail {
 
-/// How an Errc reads: `before` the first operand, and `between` the operands.
+/// How an Errc reads: `before` the first operand, `between` the two, and before what is available.
 struct ErrcPhrase {
   const char* before;
   const char* between;
+  const char* available = "available is";
 };
 
 constexpr ErrcPhrase phrase(Errc code) noexcept {
   switch (code) {
-    case Errc::invalid_range: return {"invalid range", "for"};
-    case Errc::zero_size: return {"size is zero", "at"};
+    case Errc::invalid_range: return {"invalid range:", "for"};
+    case Errc::zero_size: return {"size is zero:", "at"};
     case Errc::overflow: return {"passes the end of 64 bits:", "plus"};
-    case Errc::bad_alignment: return {"alignment is no power of two:", "for"};
-    case Errc::misaligned: return {"misaligned:", "is no multiple of"};
+    case Errc::bad_alignment: return {"alignment is not a power of two:", "for"};
+    case Errc::misaligned: return {"misaligned:", "is not a multiple of"};
     case Errc::overlap: return {"", "overlaps"};
-    case Errc::no_space: return {"no space for", "in"};
+    case Errc::no_space: return {"no space for", "in", "the largest free piece is"};
     case Errc::not_found: return {"not found:", "in"};
     case Errc::bad_state: return {"wrong state:", "because of"};
     case Errc::out_of_bounds: return {"out of bounds:", "is not within"};
@@ -134,14 +142,18 @@ constexpr ErrcPhrase phrase(Errc code) noexcept {
   return {"unknown error", "and"};
 }
 
+/// A phrase that no operand follows.
+constexpr std::string_view alone(std::string_view words) noexcept {
+  for (const std::string_view tail : {":", " for"}) {
+    if (words.ends_with(tail)) words.remove_suffix(tail.size());
+  }
+  return words;
+}
+
 /// The phrase alone, for an error without operands and for std::error_code.
 constexpr std::string_view describe(Errc code) noexcept {
   const ErrcPhrase words = phrase(code);
-  std::string_view text = *words.before != '\0' ? words.before : words.between;
-  for (const std::string_view tail : {":", " for"}) {
-    if (text.ends_with(tail)) text.remove_suffix(tail.size());
-  }
-  return text;
+  return alone(*words.before != '\0' ? words.before : words.between);
 }
 
 inline std::string hex(std::uint64_t value) {
@@ -156,10 +168,15 @@ inline std::string to_text(const Operand& operand) {
     case Operand::Kind::number: return std::to_string(operand.first);
     case Operand::Kind::address:
     case Operand::Kind::size: return hex(operand.first);
+    // Not operator+: there g++ 12 warns of an overlap that can't be (-Wrestrict, its bug 105651).
     case Operand::Kind::range:
-      // Not operator+: there g++ 12 warns of an overlap that can't be (-Wrestrict, its bug 105651).
+      if (operand.first > operand.second) {
+        return std::string("min ").append(hex(operand.first)).append(" above max ") +
+               hex(operand.second);
+      }
       return std::string("[").append(hex(operand.first)).append(", ").append(hex(operand.second)) +
              "]";
+    case Operand::Kind::span: return hex(operand.first).append(" + ").append(hex(operand.second));
   }
   return {};
 }
@@ -204,15 +221,17 @@ inline std::string Error::message() const {
   }
   const std::string subject = detail::to_text(first);
   const std::string obstacle = detail::to_text(second);
+  const std::string instead = detail::to_text(available);
+  const detail::ErrcPhrase words = detail::phrase(code);
   if (subject.empty() && obstacle.empty()) {
     add(detail::describe(code));
   } else {
-    const detail::ErrcPhrase words = detail::phrase(code);
-    add(words.before);
+    add(subject.empty() ? detail::alone(words.before) : words.before);
     add(subject);
     if (!obstacle.empty()) add(words.between);
     add(obstacle);
   }
+  if (!instead.empty()) out.append("; ").append(words.available).append(" ").append(instead);
   std::string why(reason == nullptr ? "" : reason);
   if (!text.detail().empty()) {
     if (!why.empty()) why += ": ";

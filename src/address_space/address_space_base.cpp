@@ -175,7 +175,9 @@ Result<GuestAddress> AddressSpaceBase::place_region(RegionOptions options, Const
     return fail({.code = place.error().code,
                  .operation = operation,
                  .first = asked,
-                 .second = Operand::range(constraint.min, constraint.max)});
+                 .second = Operand::range(constraint.min, constraint.max),
+                 .available = place.error().available,
+                 .reason = place.error().reason});
   }
   value->options_.base = GuestAddress(place->min());
   ++size_;

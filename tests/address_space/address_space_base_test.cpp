@@ -3,6 +3,8 @@
 #include "vmspace/address_space/address_space_base.hpp"
 
 #include <algorithm>
+#include <iterator>
+#include <ranges>
 #include <string>
 #include <vector>
 
@@ -10,6 +12,8 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/literals.hpp"
+
+#include "base/iterator_traits.hpp"
 
 namespace vmspace {
 namespace {
@@ -64,6 +68,21 @@ Error failing(AddressSpaceBase& space, Call call) {
   const auto sound = space.check_invariants();
   EXPECT_TRUE(sound) << sound.error().message();
   return result ? Error{} : result.error();
+}
+
+static_assert(std::ranges::bidirectional_range<AddressSpaceBase>);
+static_assert(test::is_bidirectional<AddressSpaceBase::Iterator>);
+static_assert(std::is_lvalue_reference_v<std::iter_reference_t<AddressSpaceBase::Iterator>>);
+
+TEST(AddressSpaceBase, IsWalkedInBothDirections) {
+  const AddressSpaceBase space = example();
+  EXPECT_EQ(std::prev(space.end())->base(), GuestAddress{4_GiB});
+  EXPECT_EQ(std::prev(space.end(), 3), space.begin());
+  std::vector<std::uint64_t> backwards;
+  for (auto at = std::reverse_iterator(space.end()); at != std::reverse_iterator(space.begin());
+       ++at)
+    backwards.push_back(at->base().value());
+  EXPECT_THAT(backwards, ElementsAre(4_GiB, 0xc000'0000, 0));
 }
 
 TEST(AddressSpaceBase, BeginsEmpty) {
@@ -312,7 +331,8 @@ TEST(AddressSpaceBase, PlaceRefusesWhatCannotBePlaced) {
             (Error{.code = Errc::no_space,
                    .operation = "place_region",
                    .first = Operand::size(1_GiB),
-                   .second = Operand::range(0xc000'0000, 0xfbff'ffff)}));
+                   .second = Operand::range(0xc000'0000, 0xfbff'ffff),
+                   .available = Operand::range(0xc001'0000, 0xfbff'ffff)}));
   EXPECT_EQ(error(bar, {.size = 4_KiB, .max = 0xbfff'ffff}, "mmio_low").code, Errc::no_space);
   EXPECT_EQ(error(bar, {.size = UINT64_MAX}, "mmio_high").code, Errc::no_space);
 }

@@ -48,6 +48,15 @@ TEST(IntervalTree, AllocatePutsItWhereThePolicySays) {
       {"...x....", {.size = 2, .min = 2}, "...xAA.."},
       {".....x..", {.size = 2, .min = 1, .policy = best}, ".....xAA"},
       {".....x..", {.size = 2, .min = 1, .max = 6, .policy = best}, ".AA..x.."},
+      // best is what is left of a gap inside the window, not the whole gap
+      {"..........x....x..", {.size = 2, .min = 8, .policy = best}, "........AAx....x.."},
+      {"...x....x.........",
+       {.size = 2, .min = 3, .max = 11, .policy = best},
+       "...x....xAA......."},
+      {"......x...x.......",
+       {.size = 2, .min = 4, .max = 11, .policy = best},
+       "....AAx...x......."},
+      {"x...x....x...", {.size = 3, .min = 6, .max = 12, .policy = best}, "x...x.AAAx..."},
       // alignment
       {".......", {.size = 2, .min = 1, .align = 4}, "....AA."},
       {".......", {.size = 1, .align = 4, .policy = last}, "....A.."},
@@ -119,6 +128,55 @@ TEST(IntervalTree, AllocateInAnEmptyTreeIsNoSpace) {
   }
 }
 
+TEST(IntervalTree, NoSpaceNamesTheLargestFreePieceOfTheWindow) {
+  struct Case {
+    const char* picture;
+    Constraint constraint;
+    Operand available;
+    const char* reason;
+  };
+  const char* const misaligned = "long enough, but nowhere aligned as asked";
+  const char* const nothing = "nothing is free there";
+  const std::vector<Case> cases = {
+      {"..x....x..", {.size = 5}, Operand::range(3, 6), nullptr},
+      {"..x....x..", {.size = 5, .policy = best}, Operand::range(3, 6), nullptr},
+      {"..x..x..", {.size = 3, .policy = last}, Operand::range(0, 1), nullptr},  // the lowest
+      {"..|...", {.size = 5}, Operand::range(2, 4), nullptr},
+      {"..x....x..", {.size = 3, .min = 6}, Operand::range(8, 9), nullptr},
+      {"..x....x...", {.size = 4, .min = 4, .max = 9}, Operand::range(4, 6), nullptr},
+      {"..........", {.size = 4, .min = 4, .max = 6}, Operand::range(4, 6), nullptr},
+      {"x......x", {.size = 4, .align = 8}, Operand::range(1, 6), misaligned},
+      {"x...x.", {.size = 4, .align = 8}, Operand::range(1, 3), nullptr},
+      {"xxAA", {.size = 1}, {}, nothing},
+      {"..xx..", {.size = 1, .min = 2, .max = 3}, {}, nothing},
+      {"", {.size = 1}, {}, nothing},
+  };
+  for (const Case& c : cases) {
+    const auto got = from_picture(c.picture).allocate(c.constraint);
+    ASSERT_FALSE(got) << c.picture;
+    EXPECT_EQ(got.error(), (Error{.code = Errc::no_space,
+                                  .operation = "allocate",
+                                  .first = Operand::size(c.constraint.size),
+                                  .second = Operand::range(c.constraint.min, c.constraint.max),
+                                  .available = c.available,
+                                  .reason = c.reason}))
+        << c.picture << " " << got.error().message();
+  }
+}
+
+TEST(IntervalTree, NoSpaceNamesTheLargestFreePieceUpToTheWholeDomain) {
+  IntervalTree<> tree;
+  ASSERT_TRUE(tree.insert(Range::whole_domain()));
+  const auto available = [&](const Constraint& constraint) {
+    return tree.allocate(constraint).error().available;
+  };
+  EXPECT_EQ(available({.size = top, .min = 1, .align = half}), Operand::range(1, top));
+  EXPECT_EQ(available({.size = top, .min = 2}), Operand::range(2, top));
+  EXPECT_EQ(available({.size = top, .max = top - 2}), Operand::range(0, top - 2));
+  EXPECT_EQ(available({.size = 2, .min = top}), Operand::range(top, top));
+  EXPECT_EQ(available({.size = 2, .max = 0}), Operand::range(0, 0));
+}
+
 TEST(IntervalTree, AllocateReachesTheEndsOfTheDomain) {
   for (const Policy policy : {first, last, best}) {
     IntervalTree<> tree;
@@ -186,6 +244,35 @@ TEST(IntervalTree, AllocateFindsTheOneGapThatFitsAmongThousands) {
   }
 }
 
+/// Subtrees on every level begin at some of these addresses: the only place is the first of one, and
+/// the window ends, or begins, exactly there.
+TEST(IntervalTree, AWindowThatEndsOrBeginsAtTheOnlyPlaceFindsIt) {
+  constexpr std::uint64_t count = 3000;
+  IntervalTree<> tree;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    ASSERT_TRUE(tree.insert(Range::point(2 * i + 2)));
+    ASSERT_TRUE(tree.allocate_at(Range::point(2 * i + 2)));
+  }
+  for (std::uint64_t i = 0; i < count; ++i) {
+    const Range only = Range::point(2 * i + 2);
+    ASSERT_TRUE(tree.free(only));
+    for (const Policy policy : {first, last, best}) {
+      for (const std::uint64_t min : {std::uint64_t{0}, only.min()}) {
+        const auto got =
+            tree.allocate({.size = 1, .min = min, .max = only.max(), .policy = policy});
+        ASSERT_EQ(got, only);
+        ASSERT_TRUE(tree.free(only));
+      }
+      const auto above = tree.allocate({.size = 1, .min = only.min(), .policy = policy});
+      ASSERT_EQ(above, only);
+      ASSERT_TRUE(tree.free(only));
+      ASSERT_FALSE(tree.allocate({.size = 1, .max = only.min() - 1, .policy = policy}));
+      ASSERT_FALSE(tree.allocate({.size = 1, .min = only.max() + 1, .policy = policy}));
+    }
+    ASSERT_TRUE(tree.allocate_at(only));
+  }
+}
+
 TEST(IntervalTree, WindowsOfEveryKindGiveWhatLiesInside) {
   IntervalTree<> tree;
   // 1,000 gaps of one page at every second page.
@@ -210,6 +297,13 @@ TEST(IntervalTree, WindowsOfEveryKindGiveWhatLiesInside) {
     EXPECT_FALSE(tree.allocate({.size = 0x1000, .min = base + 1, .max = base + 0x2ffe}));
   }
   EXPECT_FALSE(tree.allocate({.size = 1, .min = 0x2000 * 1000}));
+  // Of a thousand equal pieces the lowest of the window is named, and the longest of unequal ones.
+  EXPECT_EQ(tree.allocate({.size = 0x1001, .min = 0x2001}).error().available,
+            Operand::range(0x4000, 0x4fff));
+  ASSERT_TRUE(tree.erase(*Range::from_base_size(0x2000 * 999, 0x1000)));
+  ASSERT_TRUE(tree.insert(*Range::from_base_size(0x2000 * 999, 0x1800)));
+  EXPECT_EQ(tree.allocate({.size = 0x1801}).error().available,
+            Operand::range(0x2000 * 999, 0x2000 * 999 + 0x17ff));
 }
 
 }  // namespace

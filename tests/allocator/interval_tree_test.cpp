@@ -16,6 +16,7 @@
 #include <gtest/gtest.h>
 
 #include "allocator/picture.hpp"
+#include "base/iterator_traits.hpp"
 
 namespace vmspace {
 namespace {
@@ -28,6 +29,11 @@ constexpr std::uint64_t top = UINT64_MAX;
 
 static_assert(std::ranges::bidirectional_range<IntervalTree<>>);
 static_assert(std::ranges::bidirectional_range<decltype(IntervalTree<>().free_ranges())>);
+static_assert(
+    std::ranges::bidirectional_range<decltype(IntervalTree<>().overlapping(Range::point(0)))>);
+static_assert(test::is_bidirectional<IntervalTree<>::Iterator>);
+static_assert(test::is_bidirectional<IntervalTree<std::string>::Iterator>);
+static_assert(test::is_bidirectional<decltype(IntervalTree<>().free_ranges().begin())>);
 static_assert(std::ranges::view<decltype(IntervalTree<>().overlapping(Range::point(0)))>);
 static_assert(std::ranges::borrowed_range<decltype(IntervalTree<>().free_ranges())>);
 
@@ -169,8 +175,9 @@ TEST(IntervalTree, UpdateOfAFreeOrUnknownRangeFailsAndChangesNothing) {
     return [=](Letters& t) { return t.update(*Range::make(min, max), 'Z'); };
   };
   fails(tree, Errc::bad_state, range(2, 3), {}, update(2, 3));
-  fails(tree, Errc::not_found, range(2, 2), {}, update(2, 2));
-  fails(tree, Errc::not_found, range(0, 1), {}, update(0, 1));
+  fails(tree, Errc::bad_state, range(2, 2), {}, update(2, 2));
+  fails(tree, Errc::overlap, range(0, 1), range(0, 0), update(0, 1));
+  fails(tree, Errc::overlap, range(1, 2), range(1, 1), update(1, 2));
   fails(tree, Errc::not_found, range(4, 4), {}, update(4, 4));
   fails(Letters(), Errc::not_found, range(0, top), {}, update(0, top));
 }
@@ -219,27 +226,74 @@ TEST(IntervalTree, FreeOfARangeThatWasNeverAllocatedIsNotFoundAndAddsNothing) {
   };
   fails(tree, Errc::not_found, range(0, 1), {}, free(0, 1));
   fails(tree, Errc::not_found, range(9, 9), {}, free(9, 9));
-  fails(tree, Errc::not_found, range(0, top), {}, free(0, top));
   fails(Letters(), Errc::not_found, range(0, 0), {}, free(0, 0));
+  fails(Letters(), Errc::not_found, range(0, top), {}, free(0, top));
 }
 
-TEST(IntervalTree, FreeTwiceIsBadStateAndChangesNothing) {
+TEST(IntervalTree, FreeTwiceIsBadStateHoweverItMergedAndChangesNothing) {
+  // All of 4 to 7 is free: by itself, merged on one side or both, or in pieces that touch.
+  for (const char* picture : {"xxxx....xxxx", "xx......xxxx", "xxxx......xx", "............",
+                              "xxxx..|..xxx", "xx....|...|.", "    ....    "}) {
+    fails(from_picture(picture), Errc::bad_state, range(4, 7), {},
+          [](Letters& t) { return t.free(Range::of(4, 7)); });
+  }
+  // And as it comes about.
   Letters tree = from_picture("xAx");
   ASSERT_TRUE(tree.free(Range::point(1)));
   fails(tree, Errc::bad_state, range(1, 1), {}, [](Letters& t) { return t.free(Range::point(1)); });
-  // Merged, it is not even there any more.
   ASSERT_TRUE(tree.free(Range::point(0)));
-  fails(tree, Errc::not_found, range(1, 1), {}, [](Letters& t) { return t.free(Range::point(1)); });
+  fails(tree, Errc::bad_state, range(1, 1), {}, [](Letters& t) { return t.free(Range::point(1)); });
+  fails(tree, Errc::bad_state, range(0, 0), {}, [](Letters& t) { return t.free(Range::point(0)); });
 }
 
-TEST(IntervalTree, FreeOfAPartOrOfTwoRangesIsNotFoundAndChangesNothing) {
+TEST(IntervalTree, FreeOfTheWholeDomainTwiceIsBadState) {
   Letters tree;
-  ASSERT_TRUE(tree.insert(Range::of(0, 9), 'A'));
-  ASSERT_TRUE(tree.insert(Range::of(10, 19), 'B'));
-  for (const Range& wrong : {Range::of(0, 8), Range::of(1, 9), Range::of(0, 19), Range::point(5)}) {
-    fails(tree, Errc::not_found, range(wrong.min(), wrong.max()), {},
-          [&](Letters& t) { return t.free(wrong); });
+  ASSERT_TRUE(tree.insert(Range::whole_domain(), 'A'));
+  ASSERT_TRUE(tree.free(Range::whole_domain()));
+  for (const Range again : {Range::whole_domain(), Range::point(0), Range::point(top)}) {
+    fails(tree, Errc::bad_state, range(again.min(), again.max()), {},
+          [&](Letters& t) { return t.free(again); });
   }
+}
+
+TEST(IntervalTree, FreeOfWhatWasNotTakenAsItIsGivenIsOverlapAndNamesTheRangeThatIsThere) {
+  Letters tree;
+  ASSERT_TRUE(tree.insert(Range::of(10, 19), 'A'));
+  ASSERT_TRUE(tree.insert(Range::of(20, 29), 'B'));
+  ASSERT_TRUE(tree.insert(Range::of(30, 39)));
+  ASSERT_TRUE(tree.insert(Range::of(50, 59)));
+  struct Case {
+    Range wrong;
+    Range named;
+  };
+  for (const Case& c : std::initializer_list<Case>{
+           {Range::of(10, 18), Range::of(10, 19)},  // a part, at each end and inside
+           {Range::of(11, 19), Range::of(10, 19)},
+           {Range::point(25), Range::of(20, 29)},
+           {Range::of(10, 29), Range::of(10, 19)},  // two
+           {Range::of(9, 19), Range::of(10, 19)},   // with what is not in the tree
+           {Range::of(20, 39), Range::of(20, 29)},  // with what is free
+           {Range::of(25, 59), Range::of(20, 29)},
+           {Range::whole_domain(), Range::of(10, 19)},
+           // Free, and not in the tree, in any order: what is there is free.
+           {Range::of(30, 40), Range::of(30, 39)},
+           {Range::of(40, 55), Range::of(50, 59)},
+           {Range::of(35, 55), Range::of(30, 39)},
+           {Range::of(55, top), Range::of(50, 59)},
+       }) {
+    fails(tree, Errc::overlap, range(c.wrong.min(), c.wrong.max()),
+          range(c.named.min(), c.named.max()), [&](Letters& t) { return t.free(c.wrong); });
+    fails(tree, Errc::overlap, range(c.wrong.min(), c.wrong.max()),
+          range(c.named.min(), c.named.max()), [&](Letters& t) { return t.update(c.wrong, 'Z'); });
+  }
+}
+
+TEST(IntervalTree, FreeOfARangeThatIsPartlyFreedNamesThePartThatIsTaken) {
+  Letters tree = from_picture("....xx");
+  fails(tree, Errc::overlap, range(0, 5), range(4, 4),
+        [](Letters& t) { return t.free(Range::of(0, 5)); });
+  EXPECT_EQ(tree.free(Range::of(0, 5)).error().message(),
+            "free: [0x0, 0x5] overlaps [0x4, 0x4] (it must be exactly a range that is taken)");
 }
 
 TEST(IntervalTree, FreeCoalescesBackToTheWholeDomain) {
@@ -283,13 +337,18 @@ TEST(IntervalTree, EraseTakesARangeInAnyStateOutOfTheTree) {
   EXPECT_TRUE(tree.check_invariants());
 }
 
-TEST(IntervalTree, EraseOfAnUnknownRangeIsNotFoundAndChangesNothing) {
+TEST(IntervalTree, EraseOfWhatIsNotThereExactlyFailsAndChangesNothing) {
   const Letters tree = from_picture("..xA.");
-  for (const Range& wrong : {Range::point(0), Range::of(0, 2), Range::of(2, 3), Range::point(9),
-                             Range::whole_domain()}) {
-    fails(tree, Errc::not_found, range(wrong.min(), wrong.max()), {},
-          [&](Letters& t) { return t.erase(wrong); });
-  }
+  const auto erase = [](std::uint64_t min, std::uint64_t max) {
+    return [=](Letters& t) { return t.erase(*Range::make(min, max)); };
+  };
+  fails(tree, Errc::overlap, range(0, 0), range(0, 1), erase(0, 0));
+  fails(tree, Errc::overlap, range(1, 1), range(0, 1), erase(1, 1));
+  fails(tree, Errc::overlap, range(0, 2), range(0, 1), erase(0, 2));
+  fails(tree, Errc::overlap, range(2, 3), range(2, 2), erase(2, 3));
+  fails(tree, Errc::overlap, range(0, top), range(0, 1), erase(0, top));
+  fails(tree, Errc::not_found, range(9, 9), {}, erase(9, 9));
+  fails(Letters(), Errc::not_found, range(0, top), {}, erase(0, top));
 }
 
 // -- looking up --------------------------------------------------------------------------------
@@ -374,6 +433,39 @@ TEST(IntervalTree, FreeRangesOfATreeWithoutAnyIsEmpty) {
   EXPECT_TRUE(tree.free_ranges().empty());
 }
 
+/// std::prev chooses by the category of C++17; of an input iterator it goes forward, past the end.
+TEST(IntervalTree, IteratorsStepBackWithWhatTheStandardLibraryHas) {
+  Letters tree;
+  std::vector<Range> all;
+  std::vector<Range> free;
+  for (std::uint64_t i = 0; i < 200; ++i) {
+    all.push_back(Range::point(2 * i));
+    if (i % 3 == 0) {
+      ASSERT_TRUE(tree.insert(all.back(), 'A'));
+    } else {
+      ASSERT_TRUE(tree.insert(all.back()));
+      free.push_back(all.back());
+    }
+  }
+  EXPECT_EQ(std::prev(tree.end())->range, all.back());
+  EXPECT_EQ(std::prev(tree.end(), 200), tree.begin());
+  EXPECT_EQ(std::next(tree.begin(), 199), std::prev(tree.end()));
+  EXPECT_EQ(std::distance(tree.begin(), tree.end()), 200);
+  EXPECT_EQ(*std::prev(tree.free_ranges().end()), free.back());
+  EXPECT_EQ(std::prev(tree.free_ranges().end())->min(), free.back().min());
+
+  std::vector<Range> backwards;
+  std::reverse_iterator last(tree.end());
+  for (; last != std::reverse_iterator(tree.begin()); ++last)
+    backwards.push_back(last->range);
+  EXPECT_TRUE(std::equal(backwards.rbegin(), backwards.rend(), all.begin(), all.end()));
+
+  const auto gaps = tree.free_ranges();
+  backwards.clear();
+  std::reverse_copy(gaps.begin(), gaps.end(), std::back_inserter(backwards));
+  EXPECT_TRUE(std::equal(backwards.rbegin(), backwards.rend(), free.begin(), free.end()));
+}
+
 // -- the whole ---------------------------------------------------------------------------------
 
 TEST(IntervalTree, StatsCountAndMeasure) {
@@ -450,9 +542,10 @@ TEST(IntervalTree, ErrorsReadAsOneLine) {
   EXPECT_EQ(tree.insert(Range::of(1, 5)).error().message(),
             "insert: [0x1, 0x5] overlaps [0x0, 0x1]");
   EXPECT_EQ(tree.allocate({.size = 0x4000}).error().message(),
-            "allocate: no space for 0x4000 in [0x0, 0xffffffffffffffff]");
+            "allocate: no space for 0x4000 in [0x0, 0xffffffffffffffff]; the largest free piece is "
+            "[0x0, 0x1]");
   EXPECT_EQ(tree.free(Range::of(0, 1)).error().message(),
-            "free: wrong state: [0x0, 0x1] (the range is free already)");
+            "free: wrong state: [0x0, 0x1] (it is free already)");
   EXPECT_EQ(tree.allocate_at(Range::of(1, 2)).error().message(),
             "allocate_at: wrong state: [0x1, 0x2] because of [0x2, 0x2] (taken)");
 }

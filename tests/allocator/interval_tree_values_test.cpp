@@ -190,5 +190,189 @@ TEST(IntervalTreeValues, WhoseCopyThrowsLeaveTheTreeAsItWas) {
   throws([&] { return tree.update(Range::of(0, 9), value); });
 }
 
+// -- arguments that lie inside the tree ----------------------------------------------------------
+
+/// `n` values above 1000, each made of its number, with free ranges below and above: what is put in
+/// below moves them all, up to n = 32 inside one leaf, and now and then into another.
+template <typename T, typename Make>
+IntervalTree<T> values_above(std::uint64_t n, Make make) {
+  IntervalTree<T> tree;
+  EXPECT_TRUE(tree.insert(Range::of(500, 999)));
+  for (std::uint64_t i = 0; i < n; ++i)
+    EXPECT_TRUE(tree.insert(Range::point(1000 + i), make(i)));
+  return tree;
+}
+
+TEST(IntervalTreeValues, MayHoldTheRangeThatACallIsMadeWith) {
+  using Tree = IntervalTree<Range>;
+  const auto free_at_500 = [](std::uint64_t i) { return Range::point(500 + 2 * i); };
+  const auto none_at_0 = [](std::uint64_t i) { return Range::point(2 * i); };
+  const auto itself = [](std::uint64_t i) { return Range::point(1000 + i); };
+  const Range value = Range::point(7);
+  for (std::uint64_t n = 1; n < 70; ++n) {
+    for (const std::uint64_t i : {std::uint64_t{0}, n / 2, n - 1}) {
+      const auto check = [&](const auto& wanted, auto call) {
+        Tree tree = values_above<Range>(n, wanted);
+        ASSERT_TRUE(call(tree, *tree.find_value(1000 + i)));
+        ASSERT_TRUE(tree.check_invariants()) << n << " " << i;
+        EXPECT_TRUE(tree.get(wanted(i))) << n << " " << i;
+      };
+      check(none_at_0, [](Tree& t, const Range& r) { return t.insert(r); });
+      check(none_at_0, [&](Tree& t, const Range& r) { return t.insert(r, value); });
+      check(none_at_0, [](Tree& t, const Range& r) { return t.insert(r, Range::point(7)); });
+      check(free_at_500, [](Tree& t, const Range& r) {
+        const Range wanted = r;
+        return t.allocate_at(r) == wanted;
+      });
+      check(free_at_500, [](Tree& t, const Range& r) {
+        const Range wanted = r;
+        return t.allocate_at(r, Range::point(7)) == wanted;
+      });
+      check(itself, [](Tree& t, const Range& r) { return t.update(r, Range::point(7)); });
+
+      Tree tree = values_above<Range>(n, itself);
+      ASSERT_TRUE(tree.free(*tree.find_value(1000 + i)));
+      ASSERT_TRUE(tree.check_invariants());
+      EXPECT_EQ(tree.find(1000 + i)->state, NodeState::free);
+      tree = values_above<Range>(n, itself);
+      ASSERT_TRUE(tree.erase(*tree.find_value(1000 + i)));
+      EXPECT_FALSE(tree.find(1000 + i));
+    }
+  }
+}
+
+TEST(IntervalTreeValues, MayHoldTheConstraintThatACallIsMadeWith) {
+  for (std::uint64_t n = 1; n < 70; ++n) {
+    auto tree = values_above<Constraint>(
+        n, [](std::uint64_t i) { return Constraint{.size = 2, .min = 501 + 4 * i}; });
+    const Constraint& inside = *tree.find_value(1000);
+    EXPECT_EQ(tree.allocate(inside, *tree.find_value(1000)), Range::of(501, 502));
+    EXPECT_TRUE(tree.check_invariants());
+    EXPECT_EQ(*tree.find_value(501), (Constraint{.size = 2, .min = 501}));
+  }
+}
+
+TEST(IntervalTreeValues, MoveFromOneRangeToAnother) {
+  using Tree = IntervalTree<std::unique_ptr<std::uint64_t>>;
+  const auto make = [](std::uint64_t i) { return std::make_unique<std::uint64_t>(i); };
+  const auto move_to = [&](std::uint64_t n, std::uint64_t i, std::uint64_t place, auto call) {
+    Tree tree = values_above<std::unique_ptr<std::uint64_t>>(n, make);
+    ASSERT_TRUE(call(tree, std::move(*tree.find_value(1000 + i)))) << n << " " << i;
+    ASSERT_TRUE(tree.check_invariants());
+    ASSERT_NE(tree.find_value(place), nullptr);
+    ASSERT_NE(*tree.find_value(place), nullptr) << n << " " << i;
+    EXPECT_EQ(**tree.find_value(place), i) << n << " " << i;
+    for (std::uint64_t other = 0; other < n; ++other)
+      EXPECT_EQ(*tree.find_value(1000 + other) == nullptr, other == i);
+  };
+  using Value = std::unique_ptr<std::uint64_t>;
+  for (std::uint64_t n = 1; n < 70; ++n) {
+    for (const std::uint64_t i : {std::uint64_t{0}, n / 2, n - 1}) {
+      move_to(n, i, 3, [](Tree& t, Value&& v) { return t.insert(Range::point(3), std::move(v)); });
+      move_to(n, i, 600,
+              [](Tree& t, Value&& v) { return t.allocate_at(Range::point(600), std::move(v)); });
+      move_to(n, i, 500, [](Tree& t, Value&& v) { return t.allocate({.size = 1}, std::move(v)); });
+    }
+  }
+}
+
+TEST(IntervalTreeValues, AreCopiedFromOneRangeToAnother) {
+  const auto make = [](std::uint64_t i) { return std::string(40, static_cast<char>('A' + i)); };
+  for (std::uint64_t n = 1; n < 50; ++n) {
+    auto tree = values_above<std::string>(n, make);
+    const std::string& last = *tree.find_value(999 + n);
+    ASSERT_TRUE(tree.insert(Range::point(3), last));
+    ASSERT_TRUE(tree.allocate_at(Range::point(600), std::as_const(*tree.find_value(999 + n))));
+    ASSERT_TRUE(tree.allocate({.size = 1}, std::as_const(*tree.find_value(999 + n))));
+    for (const std::uint64_t place : {std::uint64_t{3}, std::uint64_t{600}, std::uint64_t{500}})
+      EXPECT_EQ(*tree.find_value(place), make(n - 1)) << n;
+  }
+}
+
+TEST(IntervalTreeValues, UpdatedWithThemselvesStay) {
+  IntervalTree<std::unique_ptr<int>> tree;
+  ASSERT_TRUE(tree.insert(Range::point(0), std::make_unique<int>(7)));
+  ASSERT_TRUE(tree.insert(Range::point(1), std::make_unique<int>(8)));
+  const auto before = tree.update(Range::point(0), std::move(*tree.find_value(0)));
+  ASSERT_TRUE(before && before->has_value());
+  EXPECT_EQ(**before, nullptr);  // what was there when the value had been moved away
+  ASSERT_NE(*tree.find_value(0), nullptr);
+  EXPECT_EQ(**tree.find_value(0), 7);
+
+  const auto other = tree.update(Range::point(0), std::move(*tree.find_value(1)));
+  ASSERT_TRUE(other && other->has_value());
+  EXPECT_EQ(***other, 7);
+  EXPECT_EQ(**tree.find_value(0), 8);
+  EXPECT_EQ(*tree.find_value(1), nullptr);
+}
+
+TEST(IntervalTreeValues, MayOwnTheTreeThatReplacesTheirs) {
+  struct Branch {
+    std::unique_ptr<IntervalTree<Branch>> tree;
+  };
+  IntervalTree<Branch> tree;
+  ASSERT_TRUE(tree.insert(Range::point(1), {std::make_unique<IntervalTree<Branch>>()}));
+  ASSERT_TRUE(tree.find_value(1)->tree->insert(Range::point(2), Branch{}));
+  tree = std::move(*tree.find_value(1)->tree);
+  EXPECT_EQ(tree.size(), 1U);
+  EXPECT_TRUE(tree.find(2));
+}
+
+}  // namespace
+
+// -- values with operators of their own ----------------------------------------------------------
+
+namespace own_operators {
+
+struct Value {
+  int number = 0;
+  Value* operator&() = delete;
+  const Value* operator&() const = delete;
+  friend bool operator==(const Value& a, const Value& b) { return a.number == b.number; }
+};
+
+/// Found by argument-dependent look-up for whatever is made with a Value: trees, leaves, iterators.
+template <typename X>
+void operator&(X&&) = delete;
+template <typename X, typename Y>
+void operator,(X&&, Y&&) = delete;
+template <typename... X>
+void range_of(X&&...) = delete;
+template <typename... X>
+void state_of(X&&...) = delete;
+template <typename... X>
+void overlapping(X&&...) = delete;
+
+}  // namespace own_operators
+
+namespace {
+
+TEST(IntervalTreeValues, MayHaveOperatorsAndFunctionsOfTheirOwn) {
+  using own_operators::Value;
+  IntervalTree<Value> tree;
+  ASSERT_TRUE(tree.insert(Range::of(0, 99)));
+  for (std::uint64_t i = 0; i < 40; ++i)
+    ASSERT_TRUE(tree.insert(Range::point(200 + i), Value{1}));
+  const Value two{2};
+  ASSERT_TRUE(tree.insert(Range::point(300), two));
+  ASSERT_TRUE(tree.allocate({.size = 10}, two));
+  ASSERT_TRUE(tree.allocate_at(Range::of(50, 59), Value{3}));
+  ASSERT_TRUE(tree.update(Range::of(50, 59), two));
+  IntervalTree<Value> copy(tree);
+  EXPECT_TRUE(copy == tree);
+  copy = tree;
+  copy = std::move(tree);
+  EXPECT_TRUE(copy.check_invariants());
+  EXPECT_EQ(copy.find_value(55)->number, 2);
+  EXPECT_EQ(copy.begin()->value->number, 2);
+  EXPECT_EQ(copy.free_ranges().begin()->min(), 10U);
+  EXPECT_FALSE(copy.overlapping(Range::whole_domain()).empty());
+  ASSERT_TRUE(copy.free(Range::of(50, 59)));
+  ASSERT_TRUE(copy.erase(Range::point(300)));
+  EXPECT_EQ(copy.stats().valued_ranges, 41U);
+  EXPECT_FALSE(copy.free(Range::of(50, 59)));
+  EXPECT_FALSE(copy.allocate({.size = 1000}));
+}
+
 }  // namespace
 }  // namespace vmspace

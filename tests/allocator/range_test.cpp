@@ -114,6 +114,17 @@ TEST(Range, AlignUpKeepsThePartFromTheFirstMultipleOn) {
             Range::of(std::uint64_t{1} << 63, top));
 }
 
+TEST(Range, AlignUpMayLeaveTheLastMemberOnly) {
+  EXPECT_EQ(Range::of(1, 0x1000).align_up(0x1000), Range::point(0x1000));
+  EXPECT_EQ(Range::of(0xfff, 0x1000).align_up(0x1000), Range::point(0x1000));
+  EXPECT_EQ(Range::of(top - 0x1fff, top).align_up(0x1000), Range::of(top - 0x1fff, top));
+  EXPECT_EQ(Range::of(top - 1, top).align_up(1), Range::of(top - 1, top));
+  EXPECT_EQ(Range::of(1, std::uint64_t{1} << 63).align_up(std::uint64_t{1} << 63),
+            Range::point(std::uint64_t{1} << 63));
+  // One member less, and there is none.
+  EXPECT_EQ(Range::of(1, 0xfff).align_up(0x1000).error().code, Errc::no_space);
+}
+
 TEST(Range, AlignUpFailsWhereNoMultipleLiesInside) {
   for (const Range range : {Range::of(0x1001, 0x1fff), Range::point(top),
                             Range::of((std::uint64_t{1} << 63) + 1, top)}) {

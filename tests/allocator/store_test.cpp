@@ -26,7 +26,8 @@ void fill(TestStore& store, std::uint64_t n) {
       store.insert_first(range, fill, at);
     } else {
       store.upper_bound(range.min(), at);
-      store.make_room(at, 1);
+      auto spares = store.spares_for(at, 1);
+      store.make_room(at, spares);
       store.insert(at, range, fill);
     }
     if (fill == Fill::taken) {

@@ -64,6 +64,50 @@ TEST(Error, NumbersAreDecimalAndRangesReachTheEndOfTheDomain) {
             "no space for [0x0, 0xffffffffffffffff]");
 }
 
+TEST(Error, MessageWithoutASubjectIsAPhraseThatNothingIsMissingFrom) {
+  EXPECT_EQ((Error{.code = Errc::not_found, .second = Operand::address(0x40)}).message(),
+            "not found in 0x40");
+  EXPECT_EQ((Error{.code = Errc::no_space, .second = Operand::range(0, 9)}).message(),
+            "no space in [0x0, 0x9]");
+}
+
+TEST(Error, MessageNamesWhatIsAvailableInstead) {
+  EXPECT_EQ((Error{.code = Errc::no_space,
+                   .operation = "allocate",
+                   .first = Operand::size(0x4000),
+                   .second = Operand::range(0, 0xffff),
+                   .available = Operand::range(0x1000, 0x2fff),
+                   .reason = "why"})
+                .message(),
+            "allocate: no space for 0x4000 in [0x0, 0xffff]; the largest free piece is "
+            "[0x1000, 0x2fff] (why)");
+  EXPECT_EQ((Error{.code = Errc::limit_exceeded,
+                   .first = Operand::number(9),
+                   .available = Operand::number(8)})
+                .message(),
+            "limit exceeded: 9; available is 8");
+}
+
+/// Whoever reads `[0x200, 0x1ff]` takes it for a range.
+TEST(Error, InvertedBoundsAreNotPrintedAsARange) {
+  EXPECT_EQ((Error{.code = Errc::invalid_range, .first = Operand::range(2, 1)}).message(),
+            "invalid range: min 0x2 above max 0x1");
+  EXPECT_EQ((Error{.code = Errc::misaligned, .first = Operand::range(1, 1)}).message(),
+            "misaligned: [0x1, 0x1]");
+}
+
+TEST(Error, ASpanThatIsNoRangeIsPrintedAsBaseAndSize) {
+  EXPECT_EQ((Error{.code = Errc::zero_size, .first = Operand::span(0x1000, 0)}).message(),
+            "size is zero: 0x1000 + 0x0");
+  EXPECT_EQ((Error{.code = Errc::zero_size, .first = Operand::span(0, 0)}).message(),
+            "size is zero: 0x0 + 0x0");
+  EXPECT_EQ((Error{.code = Errc::overflow, .first = Operand::span(UINT64_MAX, 2)}).message(),
+            "passes the end of 64 bits: 0xffffffffffffffff + 0x2");
+  EXPECT_EQ(Operand::span(UINT64_MAX - 1, 2), Operand::range(UINT64_MAX - 1, UINT64_MAX));
+  EXPECT_EQ(Operand::span(1, UINT64_MAX), Operand::range(1, UINT64_MAX));
+  EXPECT_NE(Operand::span(0x1000, 0), Operand::span(0x1000, 1));
+}
+
 TEST(Error, ConvertsToStandardErrorCodes) {
   const std::error_code code = Errc::no_space;
   EXPECT_STREQ(code.category().name(), "vmspace");
@@ -86,6 +130,8 @@ TEST(Error, EqualityComparesTextsByContent) {
             (Error{.code = Errc::overlap, .operation = "insert"}));
   EXPECT_NE((Error{.code = Errc::overlap}), (Error{.code = Errc::overlap, .reason = "why"}));
   EXPECT_NE((Error{.code = Errc::overlap}), (Error{.code = Errc::overlap, .text = "ram"}));
+  EXPECT_NE((Error{.code = Errc::no_space}),
+            (Error{.code = Errc::no_space, .available = Operand::size(1)}));
 }
 
 }  // namespace

@@ -92,6 +92,21 @@ TEST(IntervalTreeFaults, AFailedInsertOrAllocateLeavesTheTreeAsItWas) {
   EXPECT_EQ(most, 2);  // a leaf and a root, at 32 and 33 ranges
 }
 
+TEST(IntervalTreeFaults, AFailedMoveFromOneRangeToAnotherLeavesTheValueWhereItWas) {
+  for (std::uint64_t n = 1; n < 70; ++n) {
+    IntervalTree<std::string> tree;
+    for (std::uint64_t i = 0; i < n; ++i)
+      ASSERT_TRUE(tree.insert(Range::point(1000 + i), std::to_string(i)));
+    ASSERT_TRUE(tree.insert(Range::of(500, 999)));
+    fail_each_allocation(tree, [](auto& t) {
+      ASSERT_TRUE(t.insert(Range::point(1), std::move(*t.find_value(1000))));
+    });
+    fail_each_allocation(tree, [](auto& t) {
+      ASSERT_TRUE(t.allocate({.size = 1, .min = 700}, std::move(*t.find_value(1000))));
+    });
+  }
+}
+
 /// Every node on the way is full: the call asks for one on each level and one for a new root.
 TEST(IntervalTreeFaults, AFailedSplitOfEveryLevelLeavesTheTreeAsItWas) {
   const auto grow = [](Tree& tree, std::uint64_t n) {

@@ -48,9 +48,10 @@ class Oracle {
       const Item& item = items_[i];
       const auto here = place_in(item, constraint);
       if (!here) continue;
-      const bool better = !best || constraint.policy == Policy::last_match ||
-                          (constraint.policy == Policy::best_match &&
-                           extent(item.range) < extent(items_[*best].range));
+      const bool better =
+          !best || constraint.policy == Policy::last_match ||
+          (constraint.policy == Policy::best_match &&
+           extent(clip(item, constraint)) < extent(clip(items_[*best], constraint)));
       if (!better) continue;
       best = i;
       place = here;
@@ -58,7 +59,8 @@ class Oracle {
     if (!best) {
       return fail({.code = Errc::no_space,
                    .first = Operand::size(constraint.size),
-                   .second = Operand::range(constraint.min, constraint.max)});
+                   .second = Operand::range(constraint.min, constraint.max),
+                   .available = largest_free(constraint)});
     }
     take(*best, *place, value);
     return *place;
@@ -84,9 +86,8 @@ class Oracle {
 
   Result<Taken> update(const Range& range, int value) {
     const auto i = index_of(range);
-    if (!i) return error(Errc::not_found, range);
+    if (!i || items_[*i].state == NodeState::free) return not_taken(range);
     Item& item = items_[*i];
-    if (item.state == NodeState::free) return error(Errc::bad_state, range);
     const Taken before = value_of(item);
     item = {range, NodeState::valued, value};
     return before;
@@ -94,8 +95,7 @@ class Oracle {
 
   Result<Taken> free(const Range& range) {
     const auto i = index_of(range);
-    if (!i) return error(Errc::not_found, range);
-    if (items_[*i].state == NodeState::free) return error(Errc::bad_state, range);
+    if (!i || items_[*i].state == NodeState::free) return not_taken(range);
     const Taken before = value_of(items_[*i]);
     Item merged{range, NodeState::free, 0};
     // The one after first: to erase it leaves the indices before as they are.
@@ -114,7 +114,11 @@ class Oracle {
 
   Result<Taken> erase(const Range& range) {
     const auto i = index_of(range);
-    if (!i) return error(Errc::not_found, range);
+    if (!i) {
+      const Item* const there = lowest(range, [](const Item&) { return true; });
+      return there == nullptr ? error(Errc::not_found, range)
+                              : error(Errc::overlap, range, there->range);
+    }
     const Taken before = value_of(items_[*i]);
     items_.erase(items_.begin() + static_cast<std::ptrdiff_t>(*i));
     return before;
@@ -129,6 +133,10 @@ class Oracle {
 
  private:
   static std::uint64_t extent(const Range& range) { return range.max() - range.min(); }
+  /// The part of a range that the window leaves; they must meet.
+  static Range clip(const Item& item, const Constraint& constraint) {
+    return *item.range.intersection(*Range::make(constraint.min, constraint.max));
+  }
   static Taken value_of(const Item& item) {
     return item.state == NodeState::valued ? Taken(item.value) : std::nullopt;
   }
@@ -141,6 +149,39 @@ class Oracle {
   static tl::unexpected<Error> error(Errc code, const Range& range, const Range& obstacle) {
     return fail(
         {.code = code, .first = detail::operand(range), .second = detail::operand(obstacle)});
+  }
+
+  /// The lowest item that meets the range and is as asked, or null.
+  template <typename Is>
+  const Item* lowest(const Range& range, Is is) const {
+    for (const Item& item : items_) {
+      if (item.range.overlaps(range) && is(item)) return &item;
+    }
+    return nullptr;
+  }
+  tl::unexpected<Error> not_taken(const Range& range) const {
+    const Item* const any = lowest(range, [](const Item&) { return true; });
+    if (any == nullptr) return error(Errc::not_found, range);
+    const Item* const taken =
+        lowest(range, [](const Item& item) { return item.state != NodeState::free; });
+    if (taken != nullptr) return error(Errc::overlap, range, taken->range);
+    u128 free = 0;
+    for (const Item& item : items_) {
+      if (const auto common = item.range.intersection(range)) free += u128{extent(*common)} + 1;
+    }
+    return free == u128{extent(range)} + 1 ? error(Errc::bad_state, range)
+                                           : error(Errc::overlap, range, any->range);
+  }
+
+  Operand largest_free(const Constraint& constraint) const {
+    std::optional<Range> largest;
+    for (const Item& item : items_) {
+      if (item.state != NodeState::free) continue;
+      if (item.range.max() < constraint.min || item.range.min() > constraint.max) continue;
+      const Range piece = clip(item, constraint);
+      if (!largest || extent(piece) > extent(*largest)) largest = piece;
+    }
+    return largest ? detail::operand(*largest) : Operand{};
   }
 
   static std::optional<Range> place_in(const Item& item, const Constraint& constraint) {
@@ -273,9 +314,27 @@ class SideBySide {
         break;
       case 1: constraint.min = address(step.a); break;
       case 2: constraint.max = address(step.a); break;
+      case 3: set_window_by_a_neighbour(constraint, step.a); break;
       default: break;
     }
     return constraint;
+  }
+
+  /// A window that begins or ends, or both, where a range of the tree does.
+  void set_window_by_a_neighbour(Constraint& constraint, std::uint16_t choice) const {
+    const auto& items = oracle_.items();
+    if (items.empty()) return;
+    const Range range = items[choice / 8 % items.size()].range;
+    switch (choice % 8) {
+      case 0:
+      case 1: constraint.max = range.min(); break;
+      case 2: constraint.max = range.max(); break;
+      case 3: constraint.min = range.min(); break;
+      case 4: constraint.min = range.max(); break;
+      case 5: constraint.min = constraint.max = range.min(); break;
+      case 6: constraint.min = constraint.max = range.max(); break;
+      default: constraint.min = range.min(); constraint.max = range.max();
+    }
   }
 
   std::string call(const Step& step) {
@@ -332,7 +391,10 @@ class SideBySide {
       // The oracle does not care for names and reasons.
       const Error& a = tree.error();
       const Error& b = oracle.error();
-      return a.code == b.code && a.first == b.first && a.second == b.second ? "" : "other error";
+      return a.code == b.code && a.first == b.first && a.second == b.second &&
+                     a.available == b.available
+                 ? ""
+                 : "other error";
     }
     if constexpr (!std::is_same_v<R, Result<void>>) {
       if (*tree != *oracle) return "other result";

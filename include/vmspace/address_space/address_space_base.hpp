@@ -53,7 +53,7 @@ class AddressSpaceBase {
   /// Walks over regions in address order.
   class Iterator {
    public:
-    using iterator_category = std::forward_iterator_tag;
+    using iterator_category = std::bidirectional_iterator_tag;
     using value_type = AddressSpaceRegion;
     using difference_type = std::ptrdiff_t;
     using pointer = const AddressSpaceRegion*;
@@ -70,6 +70,17 @@ class AddressSpaceBase {
     Iterator operator++(int) noexcept {
       Iterator before = *this;
       ++*this;
+      return before;
+    }
+    Iterator& operator--() noexcept {
+      do
+        --at_;
+      while (at_->value == nullptr);
+      return *this;
+    }
+    Iterator operator--(int) noexcept {
+      Iterator before = *this;
+      --*this;
       return before;
     }
     friend bool operator==(const Iterator& a, const Iterator& b) noexcept { return a.at_ == b.at_; }
@@ -115,7 +126,8 @@ class AddressSpaceBase {
   /// backing's page size too. `options.base` stays 0, `options.size` is 0 or the constraint's.
   /// Returns the address. Errors: `invalid_argument` when base or size disagree; `not_found` when
   /// there is no such aperture; `bad_state` when it does not take the region's type; those of
-  /// Constraint::validate and AddressSpaceRegion::make; `no_space`. Cost: IntervalTree::allocate.
+  /// Constraint::validate and AddressSpaceRegion::make; `no_space`, with the largest free piece as what
+  /// is available. Cost: IntervalTree::allocate.
   [[nodiscard]] Result<GuestAddress> place_region(RegionOptions options, Constraint constraint,
                                                   std::string_view aperture);
 

@@ -15,7 +15,9 @@ namespace vmspace {
 enum class Policy : std::uint8_t {
   first_match,  ///< the lowest address
   last_match,   ///< the highest address
-  best_match,   ///< in the smallest free range that fits, the lowest among equals
+  /// In the smallest free range that fits, the lowest among equals; of a free range that the window
+  /// cuts, the part inside counts.
+  best_match,
 };
 
 /// What an allocation must satisfy; an aggregate for designated initialisers:

@@ -35,6 +35,7 @@
 #include <cstdint>
 #include <iterator>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <ranges>
 #include <type_traits>
@@ -42,6 +43,7 @@
 #include <variant>
 
 #include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/detail/failure.hpp"
 #include "vmspace/allocator/detail/iterator.hpp"
 #include "vmspace/allocator/detail/room.hpp"
 #include "vmspace/allocator/detail/store.hpp"
@@ -70,32 +72,6 @@ struct IntervalTreeStats {
   friend bool operator==(const IntervalTreeStats&, const IntervalTreeStats&) = default;
 };
 
-namespace detail {
-
-// Out of line, so that the paths which succeed stay small.
-[[gnu::cold, gnu::noinline]] inline tl::unexpected<Error> range_error(
-    Errc code, const char* operation, const Range& range, const char* reason = nullptr) {
-  return fail({.code = code, .operation = operation, .first = operand(range), .reason = reason});
-}
-[[gnu::cold, gnu::noinline]] inline tl::unexpected<Error> obstacle_error(
-    Errc code, const char* operation, const Range& range, const Range& obstacle,
-    const char* reason = nullptr) {
-  return fail({.code = code,
-               .operation = operation,
-               .first = operand(range),
-               .second = operand(obstacle),
-               .reason = reason});
-}
-[[gnu::cold, gnu::noinline]] inline tl::unexpected<Error> no_space_error(
-    const Constraint& constraint) {
-  return fail({.code = Errc::no_space,
-               .operation = "allocate",
-               .first = Operand::size(constraint.size),
-               .second = Operand::range(constraint.min, constraint.max)});
-}
-
-}  // namespace detail
-
 /// Ranges in address order that do not overlap, each free, allocated, or valued (holding a T).
 ///
 /// Invariant: each range's state is one of the three, and it has a T exactly when it is valued;
@@ -106,6 +82,9 @@ namespace detail {
 ///
 /// Failure: a call that returns an error, or throws std::bad_alloc, leaves the tree as it was, and
 /// its value argument where it was. free(), erase(), update() and the destructor never allocate.
+///
+/// Arguments may lie inside the tree: a range or a constraint that is part of a value, or a value to
+/// be copied or moved to another range.
 ///
 /// Pointers and iterators: good until the next call that changes the tree, whichever range it is
 /// about (values move inside the tree). Who needs a value to stay where it is stores a handle.
@@ -139,9 +118,9 @@ class IntervalTree {
   /// A copy of all ranges and values. Throws what copying a T throws, and leaks nothing then. O(n).
   IntervalTree(const IntervalTree& other) requires std::copy_constructible<T>
   = default;
-  /// The same; when it throws, the tree is as it was.
+  /// A copy replaces what was there; when it throws, the tree is as it was. O(n).
   IntervalTree& operator=(const IntervalTree& other) requires std::copy_constructible<T> {
-    if (this != &other) {
+    if (this != std::addressof(other)) {
       IntervalTree copy(other);
       swap(copy);
     }
@@ -169,13 +148,13 @@ class IntervalTree {
 
   /// Adds a free range; it is not merged with a free range that touches it. `overlap`, naming the
   /// lowest range in the way, when any part of it is in the tree. O(log n).
-  [[nodiscard]] Result<void> insert(const Range& range) { return insert_entry(range, nullptr); }
+  [[nodiscard]] Result<void> insert(Range range) { return insert_entry(range, nullptr); }
 
   /// Adds a range that holds a value, with the same error. O(log n).
-  [[nodiscard]] Result<void> insert(const Range& range, T&& value) {
-    return insert_entry(range, &value);
+  [[nodiscard]] Result<void> insert(Range range, T&& value) {
+    return insert_entry(range, std::addressof(value));
   }
-  [[nodiscard]] Result<void> insert(const Range& range,
+  [[nodiscard]] Result<void> insert(Range range,
                                     const T& value) requires std::copy_constructible<T> {
     return insert(range, T(value));
   }
@@ -184,8 +163,8 @@ class IntervalTree {
 
   /// Takes a range that satisfies the constraint out of a free one, whose ends stay free; it is
   /// allocated, without a value. The constraint's own error (Constraint::validate), or `no_space`
-  /// when no free range has a place for it inside the window; two free ranges that touch are not
-  /// one.
+  /// when no free range has a place for it inside the window (two free ranges that touch are not
+  /// one), with the largest free piece of the window as what is available.
   ///
   /// first_match and last_match: O(log n) when align is 1 and when size equals align; for other
   /// mixes also a test for each free range that is long enough and has an address aligned well
@@ -194,9 +173,9 @@ class IntervalTree {
     return allocate_entry(constraint, nullptr);
   }
 
-  /// The same, and the range holds the value, in one step.
+  /// Takes a range as above that holds the value, in one step.
   [[nodiscard]] Result<Range> allocate(const Constraint& constraint, T&& value) {
-    return allocate_entry(constraint, &value);
+    return allocate_entry(constraint, std::addressof(value));
   }
   [[nodiscard]] Result<Range> allocate(const Constraint& constraint,
                                        const T& value) requires std::copy_constructible<T> {
@@ -207,59 +186,57 @@ class IntervalTree {
   /// in the way, when any part of it is taken; else `not_found` when any part is not in the tree;
   /// else `bad_state` when it spans several free ranges. O(log n), and one step for each range it
   /// meets.
-  [[nodiscard]] Result<Range> allocate_at(const Range& range) {
-    return allocate_entry_at(range, nullptr);
-  }
+  [[nodiscard]] Result<Range> allocate_at(Range range) { return allocate_entry_at(range, nullptr); }
 
-  /// The same, and the range holds the value, in one step.
-  [[nodiscard]] Result<Range> allocate_at(const Range& range, T&& value) {
-    return allocate_entry_at(range, &value);
+  /// Takes exactly this range as above, and it holds the value, in one step.
+  [[nodiscard]] Result<Range> allocate_at(Range range, T&& value) {
+    return allocate_entry_at(range, std::addressof(value));
   }
-  [[nodiscard]] Result<Range> allocate_at(const Range& range,
+  [[nodiscard]] Result<Range> allocate_at(Range range,
                                           const T& value) requires std::copy_constructible<T> {
     return allocate_at(range, T(value));
   }
 
   // -- changing what is there ----------------------------------------------------------------
 
-  /// Gives a taken range a value, and returns the one that it had. `not_found` when the tree has no
-  /// such range, exactly; `bad_state` when it is free. O(log n); never allocates.
-  [[nodiscard]] Result<std::optional<T>> update(const Range& range, T&& value) {
+  /// Gives a taken range a value, and returns the one that it had. The errors of free(). O(log n);
+  /// never allocates.
+  [[nodiscard]] Result<std::optional<T>> update(Range range, T&& value) {
     typename Store::Path at;
-    if (!store_.locate(range, at)) return unknown("update", range);
-    if (at.leaf->free.test(at.pos)) {
-      return detail::range_error(Errc::bad_state, "update", range, "the range is free");
-    }
+    if (!locate_taken(range, at)) return failure().not_taken("update", range);
+    std::optional<T> held = hold(std::addressof(value));  // it may be the one that comes out
     std::optional<T> before = take_value(at);
-    at.leaf->values.construct(at.pos, std::move(value));
-    at.leaf->valued.set(at.pos);
+    put_value(at, held);
     return before;
   }
   [[nodiscard]] Result<std::optional<T>> update(
-      const Range& range, const T& value) requires std::copy_constructible<T> {
+      Range range, const T& value) requires std::copy_constructible<T> {
     return update(range, T(value));
   }
 
   /// Gives a taken range back: it is free, and one with the free range that ends right before it
-  /// and the one that begins right after it. Returns the value that it had. `not_found` when the
-  /// tree has no such range, exactly (a part of one, or several, is none); `bad_state` when it is
-  /// free already. O(log n); never allocates.
-  [[nodiscard]] Result<std::optional<T>> free(const Range& range) {
+  /// and the one that begins right after it. Returns the value that it had. O(log n); never
+  /// allocates.
+  ///
+  /// The range must be exactly one that is taken. Else, at the cost of a step for each range that it
+  /// meets: `bad_state` when all of it is free already, however that has merged since; `not_found`
+  /// when no part of it is in the tree; `overlap` for anything else (a part of a taken range, more
+  /// than one, or what is free or not in the tree beside), naming the lowest taken range that it
+  /// meets, or the lowest free one if none is taken.
+  [[nodiscard]] Result<std::optional<T>> free(Range range) {
     typename Store::Path at;
-    if (!store_.locate(range, at)) return unknown("free", range);
-    if (at.leaf->free.test(at.pos)) {
-      return detail::range_error(Errc::bad_state, "free", range, "the range is free already");
-    }
+    if (!locate_taken(range, at)) return failure().not_taken("free", range);
     std::optional<T> before = take_value(at);
     store_.release(at);
     return before;
   }
 
-  /// Takes a range in any state out of the tree, and returns the value that it had. `not_found`
-  /// when the tree has no such range, exactly. O(log n); never allocates.
-  [[nodiscard]] Result<std::optional<T>> erase(const Range& range) {
+  /// Takes a range in any state out of the tree, and returns the value that it had. The range must
+  /// be exactly one of the tree's: `not_found` when no part of it is there; else `overlap`, naming
+  /// the lowest range that it meets. O(log n); never allocates.
+  [[nodiscard]] Result<std::optional<T>> erase(Range range) {
     typename Store::Path at;
-    if (!store_.locate(range, at)) return unknown("erase", range);
+    if (!store_.locate(range, at)) return failure().not_there("erase", range);
     std::optional<T> before = take_value(at);
     store_.remove(at, 1);
     return before;
@@ -268,7 +245,7 @@ class IntervalTree {
   // -- looking up ----------------------------------------------------------------------------
 
   /// The entry that is exactly this range. O(log n).
-  [[nodiscard]] std::optional<Entry> get(const Range& range) const noexcept {
+  [[nodiscard]] std::optional<Entry> get(Range range) const noexcept {
     std::optional<Entry> found = find(range.min());
     if (found && found->range != range) found.reset();
     return found;
@@ -282,7 +259,7 @@ class IntervalTree {
   }
 
   /// The entry that contains all of this range. O(log n).
-  [[nodiscard]] std::optional<Entry> get_superset(const Range& range) const noexcept {
+  [[nodiscard]] std::optional<Entry> get_superset(Range range) const noexcept {
     std::optional<Entry> found = find(range.min());
     if (found && !found->range.contains(range)) found.reset();
     return found;
@@ -305,11 +282,8 @@ class IntervalTree {
   [[nodiscard]] Iterator end() const noexcept { return {store_.last(), end_pos()}; }
 
   /// The entries that have a member in common with `range`, in address order. O(log n).
-  [[nodiscard]] detail::Walk<Iterator> overlapping(const Range& range) const noexcept {
-    typename Store::Place from = store_.upper_bound(range.min());
-    const typename Store::Place to = store_.upper_bound(range.max());
-    if (from.pos > 0 && from.leaf->max[from.pos - 1] >= range.min()) --from.pos;
-    return {Iterator(from.leaf, from.pos), Iterator(to.leaf, to.pos)};
+  [[nodiscard]] detail::Walk<Iterator> overlapping(Range range) const noexcept {
+    return detail::overlapping(store_, range);
   }
 
   /// The free ranges in address order, as a view of Range. A step skips what is taken, up to a leaf
@@ -360,8 +334,14 @@ class IntervalTree {
     return store_.last() == nullptr ? 0 : store_.last()->count;
   }
 
-  static tl::unexpected<Error> unknown(const char* operation, const Range& range) {
-    return detail::range_error(Errc::not_found, operation, range);
+  /// What to say of a call that failed.
+  [[nodiscard]] detail::TreeFailure<T> failure() const noexcept {
+    return detail::TreeFailure<T>(store_);
+  }
+
+  /// The path to the taken entry that is exactly this range; false when there is none.
+  [[nodiscard]] bool locate_taken(Range range, typename Store::Path& at) const noexcept {
+    return store_.locate(range, at) && !at.leaf->free.test(at.pos);
   }
 
   /// The entry that contains `point`, or no leaf.
@@ -382,27 +362,37 @@ class IntervalTree {
     return value;
   }
 
+  /// Moves a value argument, if there is one, to where no change of the tree reaches it: it may be
+  /// in the tree, where entries are about to move. To be called when nothing can fail any more.
+  static std::optional<T> hold(T* value) noexcept {
+    std::optional<T> held;
+    if (value != nullptr) held.emplace(std::move(*value));
+    return held;
+  }
+
   /// Moves a value, if there is one, into an entry without.
-  static void put_value(const typename Store::Path& at, T* value) noexcept {
-    if (value == nullptr) return;
-    at.leaf->values.construct(at.pos, std::move(*value));
+  static void put_value(const typename Store::Path& at, std::optional<T>& value) noexcept {
+    if (!value) return;
+    at.leaf->values.construct(at.pos, *std::move(value));
     at.leaf->valued.set(at.pos);
   }
 
-  Result<void> insert_entry(const Range& range, T* value) {
+  Result<void> insert_entry(Range range, T* value) {
     const auto fill = value == nullptr ? detail::Fill::free : detail::Fill::taken;
     typename Store::Path at;
     if (empty()) {
       store_.insert_first(range, fill, at);
-    } else {
-      store_.upper_bound(range.min(), at);
-      if (auto in_the_way = overlapping(range); !in_the_way.empty()) {
-        return detail::obstacle_error(Errc::overlap, "insert", range, in_the_way.front().range);
-      }
-      store_.make_room(at, 1);
-      store_.insert(at, range, fill);
+      std::optional<T> held = hold(value);
+      put_value(at, held);
+      return {};
     }
-    put_value(at, value);
+    store_.upper_bound(range.min(), at);
+    if (!overlapping(range).empty()) return failure().in_the_way(range);
+    auto spares = store_.spares_for(at, 1);
+    std::optional<T> held = hold(value);
+    store_.make_room(at, spares);
+    store_.insert(at, range, fill);
+    put_value(at, held);
     return {};
   }
 
@@ -411,13 +401,13 @@ class IntervalTree {
     const detail::Request request(constraint);
     typename Store::Path at;
     std::uint64_t base = 0;
-    if (!search(request, constraint.policy, at, base)) return detail::no_space_error(constraint);
+    if (!search(request, constraint.policy, at, base)) return failure().no_space(constraint);
     const Range piece = detail::unchecked_range(base, base + request.extent());
     take(at, piece, value);
     return piece;
   }
 
-  Result<Range> allocate_entry_at(const Range& range, T* value) {
+  Result<Range> allocate_entry_at(Range range, T* value) {
     typename Store::Path at;
     if (!empty()) {
       store_.upper_bound(range.min(), at);
@@ -429,16 +419,18 @@ class IntervalTree {
         }
       }
     }
-    return why_not_at(range);
+    return failure().not_at(range);
   }
 
   /// Turns `piece` of the free entry at the path into a taken one.
-  void take(typename Store::Path& at, const Range& piece, T* value) {
+  void take(typename Store::Path& at, Range piece, T* value) {
     const unsigned ends =
         (piece.min() != at.leaf->min[at.pos]) + (piece.max() != at.leaf->max[at.pos]);
-    store_.make_room(at, ends);
+    auto spares = store_.spares_for(at, ends);
+    std::optional<T> held = hold(value);
+    store_.make_room(at, spares);
     store_.cut(at, piece);
-    put_value(at, value);
+    put_value(at, held);
   }
 
   bool search(const detail::Request& request, Policy policy, typename Store::Path& at,
@@ -452,43 +444,25 @@ class IntervalTree {
       case Policy::last_match: return store_.template for_each_fit<false>(request, at, accept);
       case Policy::best_match: break;
     }
-    // A free range of just the size can't be beaten.
-    bool found = false;
+    // What counts of a free range is its part inside the window. Just the size can't be beaten.
+    typename Store::Place best;
     std::uint64_t least = 0;
-    typename Store::Path here;
     store_.template for_each_fit<true>(
-        request, here, [&](const typename Store::Path& candidate, std::uint64_t place) {
-          const std::uint64_t extent =
-              candidate.leaf->max[candidate.pos] - candidate.leaf->min[candidate.pos];
-          if (!found || extent < least) {
-            found = true;
+        request, at, [&](const typename Store::Path& candidate, std::uint64_t place) {
+          const auto& leaf = *candidate.leaf;
+          const std::uint64_t extent = std::min(leaf.max[candidate.pos], request.max()) -
+                                       std::max(leaf.min[candidate.pos], request.min());
+          if (best.leaf == nullptr || extent < least) {
+            best = {candidate.leaf, candidate.pos};
             least = extent;
             base = place;
-            at = candidate;
           }
           return least == request.extent();
         });
-    return found;
-  }
-
-  /// Why the range does not lie inside one free range.
-  [[nodiscard, gnu::cold, gnu::noinline]] tl::unexpected<Error> why_not_at(
-      const Range& range) const {
-    constexpr const char* operation = "allocate_at";
-    const auto there = overlapping(range);
-    bool gap = there.empty();
-    std::uint64_t next = range.min();  // all below is in the tree
-    for (const Entry& entry : there) {
-      if (entry.state != NodeState::free) {
-        return detail::obstacle_error(Errc::bad_state, operation, range, entry.range, "taken");
-      }
-      gap = gap || entry.range.min() > next;
-      next = entry.range.max() + 1;  // 0 after the last of all, where the loop ends
-    }
-    if (gap || (next != 0 && next <= range.max())) {
-      return detail::range_error(Errc::not_found, operation, range, "not all of it is in the tree");
-    }
-    return detail::range_error(Errc::bad_state, operation, range, "it spans several free ranges");
+    if (best.leaf == nullptr) return false;
+    store_.upper_bound(best.leaf->min[best.pos], at);
+    --at.pos;
+    return true;
   }
 
   Store store_;

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <optional>
 
 #include "vmspace/allocator/detail/node.hpp"
@@ -72,10 +73,10 @@ class Checker {
   }
 
   Room check_leaf(const Leaf<T>& leaf) noexcept {
-    if (leaf.prev != leaf_ || (leaf_ == nullptr ? first_ : leaf_->next) != &leaf) {
+    if (leaf.prev != leaf_ || (leaf_ == nullptr ? first_ : leaf_->next) != std::addressof(leaf)) {
       return broken("leaves link to each other in order");
     }
-    leaf_ = &leaf;
+    leaf_ = std::addressof(leaf);
     if (leaf.free.from(leaf.count).any() || leaf.valued.from(leaf.count).any()) {
       return broken("an entry not in use has no state");
     }

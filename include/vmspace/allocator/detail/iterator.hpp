@@ -1,6 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Walking over an interval tree: over all entries, or over the free ranges only.
+//
+// Both iterators make what they give: entries are kept as arrays of bounds, states and values, so
+// that there is no object for a reference. C++20 calls them bidirectional. C++17 asks a true
+// reference of anything above an input iterator, and yet they say bidirectional there too: the old
+// category is what std::prev, std::advance, std::reverse_iterator and the old algorithms choose by,
+// and all that they need is to step back. As input iterators, which std::prev takes without a word
+// and steps forward, past the end, they would be a trap. std::vector<bool> made the same choice. To
+// keep an entry inside the iterator and refer to that would be worse: std::reverse_iterator gives
+// references into an iterator that is gone.
 
 #pragma once
 
@@ -8,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
+#include <memory>
 #include <ranges>
 
 #include "vmspace/allocator/detail/node.hpp"
@@ -50,17 +60,27 @@ Range range_of(const Leaf<T>& leaf, unsigned pos) noexcept {
   return unchecked_range(leaf.min[pos], leaf.max[pos]);
 }
 
+/// What `->` gives where there is no object to point to: holds it as long as the expression lasts.
+template <typename Value>
+class Arrow {
+ public:
+  explicit Arrow(const Value& value) noexcept : value_(value) {}
+  [[nodiscard]] const Value* operator->() const noexcept { return std::addressof(value_); }
+
+ private:
+  Value value_;
+};
+
 /// Visits entries in address order. The end is one past the last entry of the last leaf, so that
 /// it can be stepped back from; in an empty tree it is no leaf at all.
 template <typename T>
 class EntryIterator {
  public:
-  using iterator_concept = std::bidirectional_iterator_tag;
-  using iterator_category = std::input_iterator_tag;  // dereferencing makes a value
+  using iterator_category = std::bidirectional_iterator_tag;
   using value_type = IntervalEntry<T>;
   using difference_type = std::ptrdiff_t;
-  using pointer = void;
-  using reference = IntervalEntry<T>;
+  using pointer = Arrow<value_type>;
+  using reference = value_type;
 
   EntryIterator() = default;
   EntryIterator(const Leaf<T>* leaf, unsigned pos) noexcept : leaf_(leaf), pos_(pos) {
@@ -71,9 +91,10 @@ class EntryIterator {
   }
 
   [[nodiscard]] IntervalEntry<T> operator*() const noexcept {
-    return {range_of(*leaf_, pos_), state_of(*leaf_, pos_),
+    return {detail::range_of(*leaf_, pos_), detail::state_of(*leaf_, pos_),
             leaf_->valued.test(pos_) ? leaf_->values.at(pos_) : nullptr};
   }
+  [[nodiscard]] pointer operator->() const noexcept { return pointer(**this); }
 
   EntryIterator& operator++() noexcept {
     *this = EntryIterator(leaf_, pos_ + 1);
@@ -109,12 +130,11 @@ class EntryIterator {
 template <typename T>
 class FreeIterator {
  public:
-  using iterator_concept = std::bidirectional_iterator_tag;
-  using iterator_category = std::input_iterator_tag;
+  using iterator_category = std::bidirectional_iterator_tag;
   using value_type = Range;
   using difference_type = std::ptrdiff_t;
-  using pointer = void;
-  using reference = Range;
+  using pointer = Arrow<value_type>;
+  using reference = value_type;
 
   FreeIterator() = default;
   /// The first free entry at or after `pos` of the leaf, or the end.
@@ -128,7 +148,8 @@ class FreeIterator {
     pos_ = left.any() ? left.lowest() : leaf_->count;
   }
 
-  [[nodiscard]] Range operator*() const noexcept { return range_of(*leaf_, pos_); }
+  [[nodiscard]] Range operator*() const noexcept { return detail::range_of(*leaf_, pos_); }
+  [[nodiscard]] pointer operator->() const noexcept { return pointer(**this); }
 
   FreeIterator& operator++() noexcept {
     *this = FreeIterator(leaf_, pos_ + 1);

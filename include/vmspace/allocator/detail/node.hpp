@@ -223,7 +223,7 @@ struct Leaf : Node {
   /// Moves `n` entries' bounds and values, but not their states, from `from` to `to` in a leaf that
   /// may be this one.
   void move_entries(Leaf& target, unsigned from, unsigned to, unsigned n) noexcept {
-    if (&target == this && from == to) return;
+    if (std::addressof(target) == this && from == to) return;
     std::memmove(target.min.at + to, min.at + from, n * sizeof min.at[0]);
     std::memmove(target.max + to, max + from, n * sizeof max[0]);
     if constexpr (std::is_empty_v<ValueSlots<T>>) {

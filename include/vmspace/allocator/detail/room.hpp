@@ -97,7 +97,7 @@ class Request {
     return room.order >= order_ && room.longest >= size_ && room.zeros >= zeros_;
   }
 
-  /// The same by order and zeros alone for eight parts at once, whose numbers lie in a row: the
+  /// may_fit() by order and zeros alone, for eight parts at once whose numbers lie in a row: the
   /// high bit of byte i of the result is set when part i may fit.
   [[nodiscard]] std::uint64_t may_fit(const std::uint8_t* orders,
                                       const std::uint8_t* zeros) const noexcept {

@@ -12,8 +12,9 @@
 // made in the leaf, then its room is passed up until a node's room stays as it was, which is
 // nearly always the first or the second.
 //
-// Only make_room() and insert_first() allocate; they do so before they change anything, and nothing
-// else can fail. Removal merges or evens out neighbours that are there, so it needs no memory.
+// Only spares_for() and insert_first() allocate, and nothing else can fail: whoever adds an entry
+// gets the nodes first, then moves what must not be lost, then changes the tree. Removal merges or
+// evens out neighbours that are there, so it needs no memory.
 
 #pragma once
 
@@ -54,8 +55,18 @@ class Store {
     Step up[max_height];
 
     // The steps are written by whoever descends; to clear all of them would cost more than to use
-    // the one or two that most trees have.
+    // the one or two that most trees have. No copies, which would read what was never written: who
+    // needs a second path descends again.
     Path() noexcept {}
+    Path(const Path&) = delete;
+    Path& operator=(const Path&) = delete;
+  };
+
+  /// Nodes allocated before a split, so that the split cannot fail.
+  struct Spares {
+    std::unique_ptr<Leaf<T>> leaf;
+    std::unique_ptr<Inner> inner[max_height];
+    std::unique_ptr<Inner> root;
   };
 
   Store() noexcept = default;
@@ -112,7 +123,7 @@ class Store {
     return {leaf, leaf->min.count_up_to(point, leaf->count)};
   }
 
-  /// The same with the path to it; the tree is not empty.
+  /// The path to what upper_bound() finds; the tree is not empty.
   void upper_bound(std::uint64_t point, Path& path) const noexcept {
     Node* node = root_;
     for (unsigned level = height_; level-- > 0;) {
@@ -145,10 +156,16 @@ class Store {
 
   // -- changing --------------------------------------------------------------------------------
 
-  /// Makes sure that `n` entries (1 or 2) can be opened in the leaf, splitting what is full. The
-  /// path stays at the same entry. When memory runs out, nothing has changed.
-  void make_room(Path& path, unsigned n) {
-    if (path.leaf->count + n > node_capacity) split(path);
+  /// The nodes that it takes to open `n` entries (1 or 2) in the leaf; none when it has the room.
+  /// Throws std::bad_alloc.
+  [[nodiscard]] std::optional<Spares> spares_for(const Path& path, unsigned n) const {
+    if (path.leaf->count + n <= node_capacity) return std::nullopt;
+    return make_spares(path);
+  }
+
+  /// Splits what is full, if spares_for() found that it must be. The path stays at the same entry.
+  void make_room(Path& path, std::optional<Spares>& spares) noexcept {
+    if (spares) split_leaf(path, *spares);
   }
 
   /// The first entry of an empty tree.
@@ -197,8 +214,8 @@ class Store {
   void release(Path& path) noexcept {
     Leaf<T>& leaf = *path.leaf;
     const unsigned pos = path.pos;
-    Leaf<T>* const left = pos > 0 ? &leaf : leaf.prev;
-    Leaf<T>* const right = pos + 1 < leaf.count ? &leaf : leaf.next;
+    Leaf<T>* const left = pos > 0 ? path.leaf : leaf.prev;
+    Leaf<T>* const right = pos + 1 < leaf.count ? path.leaf : leaf.next;
     const unsigned left_pos = pos > 0 ? pos - 1 : left != nullptr ? left->count - 1 : 0;
     const unsigned right_pos = pos + 1 < leaf.count ? pos + 1 : 0;
     const bool join_left =
@@ -209,12 +226,13 @@ class Store {
 
     // The leftmost of the joined entries grows to the right, so that no entry's key goes down. The
     // others go; what lies in another leaf goes after, by a path of its own.
-    const bool right_elsewhere = join_right && right != &leaf;
+    const bool right_elsewhere = join_right && right != path.leaf;
     const std::uint64_t right_key = right_elsewhere ? right->min[0] : 0;
     const unsigned right_here = join_right && !right_elsewhere;
-    if (join_left && left != &leaf) {
-      Path before = path;
-      to_leaf_before(before);
+    if (join_left && left != path.leaf) {
+      Path before;
+      upper_bound(left->min[left_pos], before);
+      --before.pos;
       left->max[left_pos] = hi;
       grow(before, Room::of(left->min[left_pos], hi));
       remove(path, 1 + right_here);
@@ -257,13 +275,6 @@ class Store {
   }
 
  private:
-  /// Nodes allocated before a split, so that the split cannot fail.
-  struct Spares {
-    std::unique_ptr<Leaf<T>> leaf;
-    std::unique_ptr<Inner> inner[max_height];
-    std::unique_ptr<Inner> root;
-  };
-
   template <bool ascending, typename Visit>
   bool search(const Request& request, Node* node, unsigned level, Path& path, Visit& visit) const {
     if (level == 0)
@@ -351,35 +362,22 @@ class Store {
     }
   }
 
-  /// Moves a path to the last entry of the leaf before; there must be one.
-  void to_leaf_before(Path& path) const noexcept {
-    unsigned level = 0;
-    while (path.up[level].slot == 0)
-      ++level;
-    --path.up[level].slot;
-    while (level > 0) {
-      Inner* node = static_cast<Inner*>(path.up[level].node->child[path.up[level].slot]);
-      path.up[--level] = {node, node->count - 1};
-    }
-    path.leaf = path.leaf->prev;
-    path.pos = path.leaf->count - 1;
-  }
-
   // -- splitting -------------------------------------------------------------------------------
 
-  /// Splits the leaf, and above it what is full.
-  [[gnu::noinline]] void split(Path& path) {
-    Spares spares;
+  [[nodiscard, gnu::noinline]] std::optional<Spares> make_spares(const Path& path) const {
+    std::optional<Spares> made(std::in_place);
+    Spares& spares = *made;
     spares.leaf = std::make_unique<Leaf<T>>();
     unsigned level = 0;
     while (level < height_ && path.up[level].node->count == node_capacity) {
       spares.inner[level++] = std::make_unique<Inner>();
     }
     if (level == height_) spares.root = std::make_unique<Inner>();
-    split_leaf(path, spares);
+    return made;
   }
 
-  void split_leaf(Path& path, Spares& spares) noexcept {
+  /// Splits the leaf, and above it what is full.
+  [[gnu::noinline]] void split_leaf(Path& path, Spares& spares) noexcept {
     Leaf<T>* const left = path.leaf;
     Leaf<T>* const right = spares.leaf.release();
     right->prev = left;
@@ -467,8 +465,10 @@ class Store {
   bool fill_up(const Step& step) noexcept {
     Inner& parent = *step.node;
     const unsigned slot = step.slot == 0 ? 0 : step.slot - 1;
-    N& left = *static_cast<N*>(parent.child[slot]);
-    N& right = *static_cast<N*>(parent.child[slot + 1]);
+    N* const left_node = static_cast<N*>(parent.child[slot]);
+    N* const right_node = static_cast<N*>(parent.child[slot + 1]);
+    N& left = *left_node;
+    N& right = *right_node;
     const unsigned total = left.count + right.count;
     if (total > node_merged) {
       N::divide(left, right, total / 2);
@@ -482,9 +482,9 @@ class Store {
     parent.close(slot + 1, 1);
     if constexpr (std::is_same_v<N, Leaf<T>>) {
       left.next = right.next;
-      (right.next != nullptr ? right.next->prev : last_) = &left;
+      (right.next != nullptr ? right.next->prev : last_) = left_node;
     }
-    delete &right;
+    delete right_node;
     return true;
   }
 
