@@ -8,6 +8,7 @@
 #include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/error.hpp"
+#include "vmspace/error_text.hpp"
 #include "vmspace/literals.hpp"
 #include "vmspace/result.hpp"
 #include "vmspace/version.hpp"

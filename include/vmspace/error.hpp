@@ -4,8 +4,8 @@
 // one line tells a person what to change.
 //
 // An Error is trivially copyable and holds no heap memory: making, returning and dropping one costs
-// a few stores, whatever went wrong (running out of memory included). The text is built only when
-// somebody asks for it.
+// a few stores, whatever went wrong (running out of memory included); names are copied into it, see
+// ErrorText. The message is built only when somebody asks for it.
 
 #pragma once
 
@@ -15,6 +15,8 @@
 #include <string_view>
 #include <system_error>
 #include <type_traits>
+
+#include "vmspace/error_text.hpp"
 
 namespace vmspace {
 
@@ -78,9 +80,12 @@ struct Error {
   Operand second = {};           ///< what stood in the way
   const char* reason = nullptr;  ///< why, where the code alone is too coarse; literal
   int os_errno = 0;              ///< errno(3) of the system call that failed, if one did; else 0
+  ErrorText text = {};           ///< names of what it is about; `reason` introduces the detail
 
-  /// One line for a person, operands in hexadecimal:
-  /// `insert: [0x200, 0x2ff] overlaps [0x100, 0x20f]`. Allocates; the only call here that does.
+  /// One line for a person, operands in hexadecimal and names in quotes:
+  /// `insert: [0x200, 0x2ff] overlaps [0x100, 0x20f]`,
+  /// `map: "ram0": failed: 0x1000 (opening the file: "/srv/vm/ram"): No such file or directory`.
+  /// Allocates; the only call here that does.
   [[nodiscard]] std::string message() const;
 
   /// The same as a std::error_code: errno in the generic category for Errc::os, so that it compares
@@ -92,10 +97,10 @@ struct Error {
     const auto text = [](const char* s) { return s == nullptr ? std::string_view{} : s; };
     return a.code == b.code && a.os_errno == b.os_errno && a.first == b.first &&
            a.second == b.second && text(a.operation) == text(b.operation) &&
-           text(a.reason) == text(b.reason);
+           text(a.reason) == text(b.reason) && a.text == b.text;
   }
 };
-static_assert(std::is_trivially_copyable_v<Error>);
+static_assert(std::is_trivially_copyable_v<Error> && sizeof(Error) <= 192);
 
 namespace detail {
 
@@ -193,6 +198,10 @@ inline std::string Error::message() const {
     out += words;
   };
   if (operation != nullptr && *operation != '\0') out.append(operation).append(":");
+  if (!text.subject().empty()) {
+    add("\"");
+    out.append(text.subject()).append("\":");
+  }
   const std::string subject = detail::to_text(first);
   const std::string obstacle = detail::to_text(second);
   if (subject.empty() && obstacle.empty()) {
@@ -204,7 +213,12 @@ inline std::string Error::message() const {
     if (!obstacle.empty()) add(words.between);
     add(obstacle);
   }
-  if (reason != nullptr && *reason != '\0') out.append(" (").append(reason).append(")");
+  std::string why(reason == nullptr ? "" : reason);
+  if (!text.detail().empty()) {
+    if (!why.empty()) why += ": ";
+    why.append("\"").append(text.detail()).append("\"");
+  }
+  if (!why.empty()) out.append(" (").append(why).append(")");
   if (os_errno != 0) out.append(": ").append(std::generic_category().message(os_errno));
   return out;
 }

@@ -7,6 +7,7 @@
 #include "vmspace/address_space.hpp"
 #include "vmspace/allocator.hpp"
 #include "vmspace/error.hpp"
+#include "vmspace/error_text.hpp"
 #include "vmspace/literals.hpp"
 #include "vmspace/memory.hpp"
 #include "vmspace/result.hpp"

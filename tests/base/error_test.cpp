@@ -37,6 +37,23 @@ TEST(Error, MessageEndsWithReasonAndSystemError) {
   EXPECT_EQ(error.message(), "mmap: failed: 0x1000 (reserving): Cannot allocate memory");
 }
 
+TEST(Error, MessageQuotesTheSubjectAndTheDetailThatTheReasonIntroduces) {
+  Error error{.code = Errc::os,
+              .operation = "map",
+              .first = Operand::range(0, 0x3ffff),
+              .reason = "opening the file",
+              .os_errno = ENOENT,
+              .text = {"ram0", "/srv/vm/ram"}};
+  EXPECT_EQ(
+      error.message(),
+      "map: \"ram0\": failed: [0x0, 0x3ffff] (opening the file: \"/srv/vm/ram\"): No such file "
+      "or directory");
+  error = {.code = Errc::not_found, .operation = "place", .text = "bar\n0"};
+  EXPECT_EQ(error.message(), "place: \"bar\\x0a0\": not found");
+  error = {.code = Errc::not_found, .text = {{}, "/srv"}};
+  EXPECT_EQ(error.message(), "not found (\"/srv\")");
+}
+
 TEST(Error, NumbersAreDecimalAndRangesReachTheEndOfTheDomain) {
   const Error error{.code = Errc::limit_exceeded,
                     .operation = "map",
@@ -68,6 +85,7 @@ TEST(Error, EqualityComparesTextsByContent) {
   EXPECT_EQ((Error{.code = Errc::overlap, .operation = copy.c_str()}),
             (Error{.code = Errc::overlap, .operation = "insert"}));
   EXPECT_NE((Error{.code = Errc::overlap}), (Error{.code = Errc::overlap, .reason = "why"}));
+  EXPECT_NE((Error{.code = Errc::overlap}), (Error{.code = Errc::overlap, .text = "ram"}));
 }
 
 }  // namespace
