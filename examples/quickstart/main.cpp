@@ -82,8 +82,8 @@ void mmio_ranges() {
 
 // An address space of one region of memory, and that memory's contents.
 void guest_memory() {
-  const auto layout =
-      need(vmspace::AddressSpaceLayout::make({.mem_end = 16_MiB, .phys_end = 1_GiB}));
+  const auto layout = need(
+      vmspace::AddressSpaceLayout::make({.phys_max = 1_GiB - 1, .ram = Range::of(0, 16_MiB - 1)}));
   auto space = need(vmspace::AddressSpace::create(layout));
   need(space.insert_region({.name = "ram",
                             .base = GuestAddress{1_MiB},

@@ -26,8 +26,7 @@ vmspace::Result<void> example() {
                                           .backing = {.source = vmspace::MemorySource::shmem}});
     if (!ok) return vmspace::fail(ok.error());
   }
-  const auto now = space->snapshot();  // stays as it is while others plug and unplug
-  const auto* region = now->find_region(vmspace::GuestAddress{5_GiB});
+  const auto region = space->find_region(vmspace::GuestAddress{5_GiB});  // stays, if unplugged too
   if (region != nullptr) std::printf("%s\n", region->name().c_str());  // ram
   // README end
   return {};

@@ -35,7 +35,7 @@ void Machine::show_to(int vm_descriptor) {
 GuestAddress Machine::plug(const vmspace::RegionOptions& options) {
   const GuestAddress base = need(
       space_.place_region(options, {.size = options.size, .align = plug_alignment}, "ram_high"));
-  const auto region = need(MemoryRegion::map(*space_.snapshot()->find_region(base)));
+  const auto region = need(MemoryRegion::map(*space_.find_region(base)));
   memory_ = need(memory_.with_region(region));
   if (slots_) need(slots_->set(*region));
   return base;

@@ -13,7 +13,8 @@ using namespace vmspace::literals;
 
 vmspace::AddressSpace plan_ram(const vmspace::AddressSpaceLayout& layout, std::uint64_t ram_size) {
   auto space = need(vmspace::AddressSpace::create(layout));
-  for (const vmspace::RamPiece& piece : need(layout.plan_ram({ram_size}))) {
+  const auto plan = need(layout.plan_ram({ram_size}));
+  for (const vmspace::RamPiece& piece : plan) {
     need(space.insert_region({.name = "ram",
                               .base = piece.base,
                               .size = piece.size,

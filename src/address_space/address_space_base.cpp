@@ -16,6 +16,18 @@ tl::unexpected<Error> renamed(Error error, const char* operation) {
   return fail(error);
 }
 
+/// The types that an aperture takes, as what to do about a region of another.
+const char* takes_instead(ApertureUse use) {
+  switch (use) {
+    case ApertureUse::ram: return "set .type to default_memory or firmware_memory, as this takes";
+    case ApertureUse::mmio:
+      return "set .type to device_memory, dax_memory or firmware_memory, as this takes";
+    case ApertureUse::platform:
+      return "set .type to device_memory or firmware_memory, as this takes";
+  }
+  return "it takes no regions";
+}
+
 tl::unexpected<Error> no_region(GuestAddress address, const char* operation, const char* reason) {
   return fail({.code = Errc::not_found,
                .operation = operation,
@@ -27,18 +39,18 @@ tl::unexpected<Error> no_region(GuestAddress address, const char* operation, con
 
 AddressSpaceBase::AddressSpaceBase(AddressSpaceLayout layout)
     : layout_(std::make_shared<const AddressSpaceLayout>(std::move(layout))) {
-  std::uint64_t next = 0;
-  const auto add_free = [&](std::uint64_t end) {
-    if (next == end) return;
-    const auto added = regions_.insert(*Range::make(next, end - 1));
+  const auto add_free = [&](std::uint64_t min, std::uint64_t max) {
+    const auto added = regions_.insert(detail::unchecked_range(min, max));
     assert(added);
     static_cast<void>(added);
   };
+  std::uint64_t next = 0;
   for (const Hole& hole : layout_->holes()) {
-    add_free(hole.range.min());
-    next = hole.range.max() + 1;  // does not wrap: holes end below phys_end
+    if (hole.range.min() != next) add_free(next, hole.range.min() - 1);
+    if (hole.range.max() == layout_->phys_max()) return;
+    next = hole.range.max() + 1;
   }
-  add_free(layout_->phys_end());
+  add_free(next, layout_->phys_max());
 }
 
 Result<AddressSpaceBase> AddressSpaceBase::from_regions(AddressSpaceLayout layout,
@@ -54,14 +66,18 @@ Result<void> AddressSpaceBase::check_free(const AddressSpaceRegion& region, cons
                                           const AddressSpaceRegion* ignored) const {
   const Range range = region.range();
   if (auto ok = layout_->check_place(region.type(), range); !ok) {
-    return renamed(ok.error(), operation);
+    Error error = ok.error();
+    error.text = error.text.with_subject(region.name());
+    return renamed(error, operation);
   }
   for (const auto& entry : regions_.overlapping(range)) {
     if (entry.value == nullptr || entry.value->get() == ignored) continue;
     return fail({.code = Errc::overlap,
                  .operation = operation,
                  .first = detail::operand(range),
-                 .second = detail::operand(entry.range)});
+                 .second = detail::operand(entry.range),
+                 .reason = "the region there",
+                 .text = {region.name(), (*entry.value)->name()}});
   }
   return {};
 }
@@ -140,44 +156,64 @@ Result<void> AddressSpaceBase::move_region(GuestAddress from, GuestAddress to) {
 Result<GuestAddress> AddressSpaceBase::place_region(RegionOptions options, Constraint constraint,
                                                     std::string_view aperture) {
   constexpr const char* operation = "place_region";
-  if (options.base != GuestAddress{} || (options.size != 0 && options.size != constraint.size)) {
+  if (options.base != GuestAddress{}) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
-                 .first = Operand::span(options.base.value(), options.size),
+                 .first = Operand::address(options.base.value()),
+                 .reason = "the base is to be found: leave it 0",
+                 .text = options.name});
+  }
+  if (options.size != 0 && options.size != constraint.size) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = Operand::size(options.size),
                  .second = Operand::size(constraint.size),
-                 .reason = "the base is to be found, and the size is the constraint's"});
+                 .reason = "the size is the constraint's: leave it 0",
+                 .text = options.name});
   }
   if (auto valid = constraint.validate(); !valid) return renamed(valid.error(), operation);
   const Aperture* window = layout_->find_aperture(aperture);
   if (window == nullptr) {
-    return fail({.code = Errc::not_found,
-                 .operation = operation,
-                 .reason = "the layout has no aperture of this name"});
+    std::string names;
+    for (const Aperture& known : layout_->apertures()) {
+      if (!names.empty()) names += ", ";
+      names += known.name;
+    }
+    return fail(
+        {.code = Errc::not_found,
+         .operation = operation,
+         .reason = names.empty() ? "the layout has no apertures" : "the layout's apertures are",
+         .text = {aperture, names}});
   }
   if (!window->takes(options.type)) {
     return fail({.code = Errc::bad_state,
                  .operation = operation,
                  .first = detail::operand(window->range),
-                 .reason = "the aperture does not take this type of region"});
+                 .reason = takes_instead(window->use),
+                 .text = {options.name, window->name}});
   }
   options.size = constraint.size;
   auto region = AddressSpaceRegion::make(std::move(options));
   if (!region) return renamed(region.error(), operation);
 
-  const Operand asked = Operand::size(constraint.size);
   constraint.min = std::max(constraint.min, window->range.min());
   constraint.max = std::min(constraint.max, window->range.max());
   constraint.align = std::max(constraint.align, region->alignment());
-  const auto value = std::make_shared<AddressSpaceRegion>(*std::move(region));
-  auto place = constraint.min <= constraint.max ? regions_.allocate(constraint, RegionPtr(value))
-                                                : Result<Range>(fail({.code = Errc::no_space}));
-  if (!place) {
-    return fail({.code = place.error().code,
+  if (constraint.min > constraint.max) {
+    return fail({.code = Errc::no_space,
                  .operation = operation,
-                 .first = asked,
-                 .second = Operand::range(constraint.min, constraint.max),
-                 .available = place.error().available,
-                 .reason = place.error().reason});
+                 .first = Operand::size(constraint.size),
+                 .second = detail::operand(window->range),
+                 .reason = "the constraint's window lies outside of the aperture",
+                 .text = {region->name(), window->name}});
+  }
+  const auto value = std::make_shared<AddressSpaceRegion>(*std::move(region));
+  const auto place = regions_.allocate(constraint, RegionPtr(value));
+  if (!place) {
+    Error error = place.error();
+    if (error.reason == nullptr) error.reason = "in the aperture";
+    error.text = {value->name(), window->name};
+    return renamed(error, operation);
   }
   value->options_.base = GuestAddress(place->min());
   ++size_;

@@ -11,13 +11,16 @@ namespace vmspace {
 
 namespace {
 
-// Right-open intervals are safe here: a layout's phys_end, the largest bound, is a 64-bit number.
 using Intervals = boost::icl::interval_set<std::uint64_t, std::less,
                                            boost::icl::right_open_interval<std::uint64_t>>;
 using Interval = Intervals::interval_type;
 
+/// No PC has more than 52 bits of address (X86LayoutOptions), whatever a layout says: so that the
+/// ends of right-open intervals are 64-bit numbers.
+constexpr std::uint64_t max_address = (std::uint64_t{1} << 52U) - 1;
+
 Interval interval(const Range& range) {
-  return {range.min(), range.max() + 1};
+  return {range.min(), std::min(range.max(), max_address) + 1};
 }
 
 std::vector<E820Entry> table(const AddressSpaceLayout& layout, Intervals ram, Intervals reserved) {
@@ -29,6 +32,9 @@ std::vector<E820Entry> table(const AddressSpaceLayout& layout, Intervals ram, In
   for (const Hole& hole : layout.holes()) {
     if (hole.kind == HoleKind::reserved) reserved += interval(hole.range);
   }
+  const Interval addresses = interval(Range::make(0, layout.phys_max()).value());
+  reserved &= addresses;
+  ram &= addresses;
   ram -= reserved;
 
   std::vector<E820Entry> entries;

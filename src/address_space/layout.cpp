@@ -3,11 +3,13 @@
 #include "vmspace/address_space/layout.hpp"
 
 #include <algorithm>
-#include <limits>
+#include <string>
 
 #include <boost/icl/interval_set.hpp>
 
 #include "vmspace/literals.hpp"
+
+#include "address_space/known_values.hpp"
 
 namespace vmspace {
 
@@ -25,30 +27,26 @@ Range window(std::uint64_t min, std::uint64_t end) {
   return *Range::make(min, end - 1);
 }
 
-/// [min, end) as the operand of an error; when it is empty, that it has no size: from 0 on, the
-/// bounds would come out as the whole domain.
-Operand half_open(std::uint64_t min, std::uint64_t end) {
-  if (min == end) return Operand::size(0);
-  return Operand::span(min, end - min);
-}
-
 template <typename Part>
-Result<void> check_parts(std::vector<Part>& parts, std::uint64_t phys_end, const char* operation) {
+Result<void> check_parts(std::vector<Part>& parts, std::uint64_t phys_max, const char* operation) {
   std::sort(parts.begin(), parts.end(),
             [](const Part& a, const Part& b) { return a.range < b.range; });
   for (std::size_t i = 0; i < parts.size(); ++i) {
     const Range& range = parts[i].range;
-    if (range.max() >= phys_end) {
+    if (range.max() > phys_max) {
       return fail({.code = Errc::out_of_bounds,
                    .operation = operation,
                    .first = detail::operand(range),
-                   .second = half_open(0, phys_end)});
+                   .second = Operand::range(0, phys_max),
+                   .text = parts[i].name});
     }
     if (i > 0 && parts[i - 1].range.overlaps(range)) {
       return fail({.code = Errc::overlap,
                    .operation = operation,
                    .first = detail::operand(range),
-                   .second = detail::operand(parts[i - 1].range)});
+                   .second = detail::operand(parts[i - 1].range),
+                   .reason = "what lies there",
+                   .text = {parts[i].name, parts[i - 1].name}});
     }
   }
   return {};
@@ -108,43 +106,42 @@ std::string_view name_of(ApertureUse use) noexcept {
 
 Result<AddressSpaceLayout> AddressSpaceLayout::make(LayoutOptions options) {
   constexpr const char* operation = "AddressSpaceLayout::make";
-  const auto out_of_order = [&](std::uint64_t low, std::uint64_t high, const char* reason) {
-    return fail({.code = Errc::invalid_range,
+  if (options.ram && options.ram->max() > options.phys_max) {
+    return fail({.code = Errc::out_of_bounds,
                  .operation = operation,
-                 .first = Operand::address(low),
-                 .second = Operand::address(high),
-                 .reason = reason});
-  };
-  if (options.mem_start > options.mem_end) {
-    return out_of_order(options.mem_start, options.mem_end, "mem_start is above mem_end");
+                 .first = detail::operand(*options.ram),
+                 .second = Operand::range(0, options.phys_max),
+                 .reason = "the range for RAM"});
   }
-  if (options.mem_end > options.phys_end) {
-    return out_of_order(options.mem_end, options.phys_end, "mem_end is above phys_end");
-  }
-  if (options.phys_end == 0) return out_of_order(0, 0, "phys_end is 0");
-
-  if (auto ok = check_parts(options.apertures, options.phys_end, operation); !ok) {
+  if (auto ok = check_parts(options.apertures, options.phys_max, operation); !ok)
     return fail(ok.error());
-  }
-  if (auto ok = check_parts(options.holes, options.phys_end, operation); !ok) {
+  if (auto ok = check_parts(options.holes, options.phys_max, operation); !ok)
     return fail(ok.error());
-  }
   for (auto aperture = options.apertures.begin(); aperture != options.apertures.end(); ++aperture) {
     const Range& range = aperture->range;
+    if (!is_known(aperture->use)) {
+      return fail({.code = Errc::invalid_argument,
+                   .operation = operation,
+                   .first = Operand::number(static_cast<std::uint64_t>(aperture->use)),
+                   .reason = "no such ApertureUse",
+                   .text = aperture->name});
+    }
     const auto same_name = [&](const Aperture& other) { return other.name == aperture->name; };
     if (aperture->name.empty() ||
         std::find_if(options.apertures.begin(), aperture, same_name) != aperture) {
       return fail({.code = Errc::invalid_argument,
                    .operation = operation,
                    .first = detail::operand(range),
-                   .reason = "the aperture's name is empty or taken"});
+                   .reason = "the aperture's name is empty or taken",
+                   .text = aperture->name});
     }
-    if (aperture->use == ApertureUse::ram &&
-        (range.min() < options.mem_start || range.max() >= options.mem_end)) {
+    if (aperture->use == ApertureUse::ram && (!options.ram || !options.ram->contains(range))) {
       return fail({.code = Errc::out_of_bounds,
                    .operation = operation,
                    .first = detail::operand(range),
-                   .second = half_open(options.mem_start, options.mem_end)});
+                   .second = options.ram ? detail::operand(*options.ram) : Operand{},
+                   .reason = "an aperture for RAM outside of the range for RAM",
+                   .text = aperture->name});
     }
     for (const Hole& hole : options.holes) {
       if (hole.range.overlaps(range) && !range.contains(hole.range)) {
@@ -152,9 +149,18 @@ Result<AddressSpaceLayout> AddressSpaceLayout::make(LayoutOptions options) {
                      .operation = operation,
                      .first = detail::operand(hole.range),
                      .second = detail::operand(range),
-                     .reason = "a hole crosses the edge of an aperture"});
+                     .reason = "a hole crosses the edge of an aperture",
+                     .text = {hole.name, aperture->name}});
       }
     }
+  }
+  for (const Hole& hole : options.holes) {
+    if (is_known(hole.kind)) continue;
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = Operand::number(static_cast<std::uint64_t>(hole.kind)),
+                 .reason = "no such HoleKind",
+                 .text = hole.name});
   }
   return AddressSpaceLayout(std::move(options));
 }
@@ -175,7 +181,7 @@ Result<AddressSpaceLayout> AddressSpaceLayout::x86_64(const X86LayoutOptions& op
   const std::uint64_t mem_end = options.mem_end.value_or(phys_end / 2);
   const std::uint64_t ecam_end = mmio_begin + options.ecam_buses * bytes_per_bus;
 
-  LayoutOptions parts{.mem_end = mem_end, .phys_end = phys_end};
+  LayoutOptions parts{.phys_max = phys_end - 1, .ram = window(0, mem_end)};
   parts.apertures = {{"ram_low", window(0, mmio_begin), ApertureUse::ram},
                      {"mmio_low", window(ecam_end, platform_begin), ApertureUse::mmio},
                      {"platform", window(platform_begin, high_begin), ApertureUse::platform}};
@@ -205,7 +211,7 @@ Result<AddressSpaceLayout> AddressSpaceLayout::aarch64(const Aarch64LayoutOption
   const std::uint64_t mem_end = options.mem_end.value_or(phys_end / 2);
   const std::uint64_t ecam_end = mmio_begin + options.ecam_buses * bytes_per_bus;
 
-  LayoutOptions parts{.mem_start = ram_begin, .mem_end = mem_end, .phys_end = phys_end};
+  LayoutOptions parts{.phys_max = phys_end - 1, .ram = window(ram_begin, mem_end)};
   parts.apertures = {{"platform", window(0, mmio_begin), ApertureUse::platform},
                      {"mmio_low", window(ecam_end, ram_begin), ApertureUse::mmio},
                      {"ram", window(ram_begin, mem_end), ApertureUse::ram}};
@@ -225,44 +231,111 @@ const Aperture* AddressSpaceLayout::find_aperture(std::string_view name) const n
 
 Result<void> AddressSpaceLayout::check_place(RegionType type, const Range& range) const {
   constexpr const char* operation = "AddressSpaceLayout::check_place";
-  const auto outside = [&](Operand bounds, const char* reason) {
+  const auto outside = [&](const Range& bounds, const char* reason, const ErrorText& text = {}) {
     return fail({.code = Errc::out_of_bounds,
                  .operation = operation,
                  .first = detail::operand(range),
-                 .second = bounds,
-                 .reason = reason});
+                 .second = detail::operand(bounds),
+                 .reason = reason,
+                 .text = text});
   };
-  const auto meets = [&](const Range& other, const char* reason) {
+  const auto meets = [&](const Range& other, const char* reason, const std::string& name) {
     return fail({.code = Errc::overlap,
                  .operation = operation,
                  .first = detail::operand(range),
                  .second = detail::operand(other),
-                 .reason = reason});
+                 .reason = reason,
+                 .text = {{}, name}});
   };
-  if (range.max() >= phys_end_)
-    return outside(half_open(0, phys_end_), "the guest's address space");
+  if (!is_known(type)) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = Operand::number(static_cast<std::uint64_t>(type)),
+                 .reason = "no such RegionType"});
+  }
+  if (range.max() > phys_max_) {
+    return outside(detail::unchecked_range(0, phys_max_), "the guest's address space");
+  }
   for (const Hole& hole : holes_) {
-    if (hole.range.overlaps(range)) return meets(hole.range, "a hole");
+    if (hole.range.overlaps(range)) return meets(hole.range, "a hole", hole.name);
   }
   bool inside_an_aperture = false;
   for (const Aperture& aperture : apertures_) {
     if (!aperture.range.overlaps(range)) continue;
-    if (!aperture.takes(type)) return meets(aperture.range, "an aperture for something else");
-    // RAM apertures only name parts of [mem_start, mem_end): RAM may reach past their edges.
+    if (!aperture.takes(type)) {
+      return meets(aperture.range, "an aperture for something else", aperture.name);
+    }
+    // RAM apertures only name parts of the range for RAM: RAM may reach past their edges.
     if (type != RegionType::default_memory && !aperture.range.contains(range)) {
-      return outside(detail::operand(aperture.range), "crosses the edge of an aperture");
+      return outside(aperture.range, "crosses the edge of an aperture", {{}, aperture.name});
     }
     inside_an_aperture = true;
   }
   if (type == RegionType::default_memory) {
-    if (range.min() < mem_start_ || range.max() >= mem_end_) {
-      return outside(half_open(mem_start_, mem_end_), "where RAM may lie");
+    if (!ram_) {
+      return fail({.code = Errc::out_of_bounds,
+                   .operation = operation,
+                   .first = detail::operand(range),
+                   .reason = "the layout has no RAM"});
     }
-  } else if (type != RegionType::firmware_memory && !inside_an_aperture && range.min() < mem_end_) {
-    return outside(half_open(mem_end_, phys_end_), "where devices may lie");
+    if (!ram_->contains(range)) return outside(*ram_, "where RAM may lie");
+  } else if (type != RegionType::firmware_memory && !inside_an_aperture && ram_ &&
+             range.min() <= ram_->max()) {
+    // RAM that ends with the address space leaves no place for devices, and no range to name.
+    const std::uint64_t first = std::min(ram_->max(), phys_max_ - 1) + 1;
+    return outside(detail::unchecked_range(first, phys_max_), "where devices may lie");
   }
   return {};
 }
+
+namespace {
+
+// Pages are counted, not bytes: right-open intervals of pages reach 2^64, of bytes they can't.
+using PageSet = boost::icl::interval_set<std::uint64_t, std::less,
+                                         boost::icl::right_open_interval<std::uint64_t>>;
+using Pages = PageSet::interval_type;
+
+/// The pages that lie wholly inside `range`; may be none.
+Pages pages_inside(const Range& range) {
+  return {range.min() / page_size + (range.min() % page_size != 0 ? 1 : 0),
+          range.max() / page_size + (range.max() % page_size == page_size - 1 ? 1 : 0)};
+}
+
+/// The pages of which `range` has a part.
+Pages pages_touched(const Range& range) {
+  return {range.min() / page_size, range.max() / page_size + 1};
+}
+
+/// Places nodes of these sizes in the areas, from the bottom up. Of an area in which a node does not
+/// end, less than `least` pages are left unused. Returns the first node that does not fit, or how
+/// many there are.
+std::size_t fill(const PageSet& areas, std::span<const std::uint64_t> sizes, std::uint64_t least,
+                 std::vector<RamPiece>& pieces) {
+  auto area = areas.begin();
+  std::uint64_t used = 0;  // pages of this area
+  for (std::size_t node = 0; node < sizes.size(); ++node) {
+    std::uint64_t missing = sizes[node] / page_size;
+    while (missing != 0) {
+      if (area == areas.end()) return node;
+      const std::uint64_t left = area->upper() - area->lower() - used;
+      const std::uint64_t taken = missing <= left ? missing : left < least ? 0 : left;
+      if (taken != 0) {
+        pieces.push_back({GuestAddress((area->lower() + used) * page_size), taken * page_size,
+                          static_cast<std::uint32_t>(node)});
+      }
+      if (missing >= left) {
+        ++area;
+        used = 0;
+      } else {
+        used += taken;
+      }
+      missing -= taken;
+    }
+  }
+  return sizes.size();
+}
+
+}  // namespace
 
 Result<std::vector<RamPiece>> AddressSpaceLayout::plan_ram(
     std::span<const std::uint64_t> sizes) const {
@@ -271,67 +344,47 @@ Result<std::vector<RamPiece>> AddressSpaceLayout::plan_ram(
     return fail(
         {.code = Errc::invalid_argument, .operation = operation, .reason = "no node is given"});
   }
-
-  // Right-open intervals are safe here: phys_end, the largest bound, is a 64-bit number.
-  using Intervals = boost::icl::interval_set<std::uint64_t, std::less,
-                                             boost::icl::right_open_interval<std::uint64_t>>;
-  using Interval = Intervals::interval_type;
-  Intervals available;
-  if (mem_start_ < mem_end_) available += Interval(mem_start_, mem_end_);
-  for (const Hole& hole : holes_)
-    available -= Interval(hole.range.min(), hole.range.max() + 1);
-  for (const Aperture& aperture : apertures_) {
-    if (aperture.use == ApertureUse::ram) continue;
-    available -= Interval(aperture.range.min(), aperture.range.max() + 1);
+  const auto failed = [&](Error error, std::size_t node) {
+    error.operation = operation;
+    error.text = "node " + std::to_string(node);
+    return fail(error);
+  };
+  for (std::size_t node = 0; node < sizes.size(); ++node) {
+    const std::uint64_t size = sizes[node];
+    if (size == 0) return failed({.code = Errc::zero_size}, node);
+    if (size % page_size != 0) {
+      return failed({.code = Errc::misaligned,
+                     .first = Operand::size(size),
+                     .second = Operand::size(page_size)},
+                    node);
+    }
   }
 
-  // RAM is mapped in pages, so a bound that cuts one leaves the rest of that page unused.
-  Intervals whole_pages;
-  for (const Interval& part : available) {
-    const auto first = GuestAddress(part.lower()).align_up(page_size);
-    const GuestAddress end = GuestAddress(part.upper()).align_down(page_size);
-    if (first && *first < end) whole_pages += Interval(first->value(), end.value());
+  PageSet areas;
+  if (ram_) areas += pages_inside(*ram_);
+  for (const Hole& hole : holes_)
+    areas -= pages_touched(hole.range);
+  for (const Aperture& aperture : apertures_) {
+    if (aperture.use != ApertureUse::ram) areas -= pages_touched(aperture.range);
   }
 
   std::vector<RamPiece> pieces;
-  auto area = whole_pages.begin();
-  std::uint64_t next = area == whole_pages.end() ? 0 : area->lower();
-  for (std::size_t node = 0; node < sizes.size(); ++node) {
-    const std::uint64_t size = sizes[node];
-    if (size == 0) {
-      return fail({.code = Errc::zero_size,
-                   .operation = operation,
-                   .first = Operand::number(node),
-                   .reason = "the node's number"});
-    }
-    if (size % page_size != 0) {
-      return fail({.code = Errc::misaligned,
-                   .operation = operation,
-                   .first = Operand::size(size),
-                   .second = Operand::size(page_size)});
-    }
-    std::uint64_t missing = size;
-    while (missing != 0) {
-      if (area == whole_pages.end()) {
-        return fail({.code = Errc::no_space,
-                     .operation = operation,
-                     .first = Operand::size(size),
-                     .second = half_open(mem_start_, mem_end_)});
-      }
-      const std::uint64_t left = area->upper() - next;
-      const bool splits = missing > left;
-      const std::uint64_t taken = !splits ? missing : left < min_below_hole ? 0 : left;
-      if (taken != 0) {
-        pieces.push_back({GuestAddress(next), taken, static_cast<std::uint32_t>(node)});
-        next += taken;
-        missing -= taken;
-      }
-      if (splits || next == area->upper()) {
-        if (++area != whole_pages.end()) next = area->lower();
-      }
-    }
+  std::size_t fitting = fill(areas, sizes, min_below_hole / page_size, pieces);
+  if (fitting != sizes.size()) {  // what was left out below holes is needed
+    pieces.clear();
+    fitting = fill(areas, sizes, 0, pieces);
   }
-  return pieces;
+  if (fitting == sizes.size()) return pieces;
+  if (!ram_) {
+    return failed({.code = Errc::no_space,
+                   .first = Operand::size(sizes[fitting]),
+                   .reason = "the layout has no RAM"},
+                  fitting);
+  }
+  return failed({.code = Errc::no_space,
+                 .first = Operand::size(sizes[fitting]),
+                 .second = detail::operand(*ram_)},
+                fitting);
 }
 
 }  // namespace vmspace

@@ -126,7 +126,7 @@ std::string memory_map(const AddressSpaceBase& space, const MemoryMapOptions& op
   constexpr std::size_t min_digits = 8;
   constexpr std::size_t indent = 2;
   const std::size_t digits =
-      std::max(min_digits, fmt::formatted_size("{:x}", space.layout().phys_end() - 1));
+      std::max(min_digits, fmt::formatted_size("{:x}", space.layout().phys_max()));
   std::size_t name_width = 0;
   std::size_t kind_width = 0;
   std::size_t size_width = 0;

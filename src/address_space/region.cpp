@@ -7,22 +7,48 @@
 #include <limits>
 #include <utility>
 
+#include "address_space/known_values.hpp"
+
 namespace vmspace {
 
 namespace {
 
 constexpr const char* operation = "AddressSpaceRegion::make";
 
+Result<void> check_known(const RegionOptions& options) {
+  const auto unknown = [&](auto value, const char* reason) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = Operand::number(static_cast<std::uint64_t>(value)),
+                 .reason = reason,
+                 .text = options.name});
+  };
+  if (!is_known(options.type)) return unknown(options.type, "no such RegionType");
+  if (!is_known(options.backing.source)) {
+    return unknown(options.backing.source, "no such MemorySource");
+  }
+  if (!is_known(options.backing.sharing))
+    return unknown(options.backing.sharing, "no such Sharing");
+  if (!is_known(options.protection)) return unknown(options.protection, "no such Protection");
+  return {};
+}
+
 Result<void> check_backing(const RegionOptions& options) {
   const BackingSpec& backing = options.backing;
   const Operand where = Operand::span(options.base.value(), options.size);
   const auto invalid = [&](const char* reason) {
-    return fail(
-        {.code = Errc::invalid_argument, .operation = operation, .first = where, .reason = reason});
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = where,
+                 .reason = reason,
+                 .text = {options.name, backing.path}});
   };
   if (backing.source == MemorySource::none) {
-    if (backing == BackingSpec{}) return {};
-    return invalid("a backing without a source takes nothing else");
+    if (backing != BackingSpec{}) return invalid("a backing without a source takes nothing else");
+    if (options.numa_node) return invalid("numa_node needs a backing");
+    if (options.huge_pages) return invalid("huge_pages needs a backing");
+    if (options.populate) return invalid("populate needs a backing");
+    return {};
   }
   const bool needs_path = backing.source == MemorySource::hugetlbfs;
   const bool is_file = backing.source == MemorySource::file;
@@ -43,7 +69,8 @@ Result<void> check_backing(const RegionOptions& options) {
     return fail({.code = Errc::bad_alignment,
                  .operation = operation,
                  .first = Operand::size(page),
-                 .second = where});
+                 .second = where,
+                 .text = options.name});
   }
   if (page < BackingSpec{}.effective_page_size())
     return invalid("pages smaller than the machine's");
@@ -52,7 +79,8 @@ Result<void> check_backing(const RegionOptions& options) {
                  .operation = operation,
                  .first = value,
                  .second = Operand::size(page),
-                 .reason = reason});
+                 .reason = reason,
+                 .text = options.name});
   };
   if (!options.base.is_aligned(page)) {
     return misaligned(Operand::address(options.base.value()), "the base and the page size");
@@ -70,7 +98,8 @@ Result<void> check_backing(const RegionOptions& options) {
                  .operation = operation,
                  .first = Operand::size(backing.offset),
                  .second = Operand::size(options.size),
-                 .reason = "no file reaches so far"});
+                 .reason = "no file reaches so far",
+                 .text = {options.name, backing.path}});
   }
   return {};
 }
@@ -81,14 +110,17 @@ Result<AddressSpaceRegion> AddressSpaceRegion::make(RegionOptions options) {
   if (options.size == 0) {
     return fail({.code = Errc::zero_size,
                  .operation = operation,
-                 .second = Operand::address(options.base.value())});
+                 .second = Operand::address(options.base.value()),
+                 .text = options.name});
   }
   if (!options.base.checked_add(options.size - 1)) {
     return fail({.code = Errc::overflow,
                  .operation = operation,
                  .first = Operand::address(options.base.value()),
-                 .second = Operand::size(options.size)});
+                 .second = Operand::size(options.size),
+                 .text = options.name});
   }
+  if (auto ok = check_known(options); !ok) return fail(ok.error());
   if (auto ok = check_backing(options); !ok) return fail(ok.error());
   return AddressSpaceRegion(std::move(options));
 }

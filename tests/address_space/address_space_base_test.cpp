@@ -20,6 +20,7 @@ namespace {
 
 using namespace literals;
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 AddressSpaceLayout pc() {
@@ -126,7 +127,8 @@ TEST(AddressSpaceBase, FindsTheRegionOfEachOfItsBytes) {
 
 TEST(AddressSpaceBase, AMissAndAnUnsetValueAreDifferentAnswers) {
   AddressSpaceBase space(pc());
-  ASSERT_TRUE(space.insert_region({.name = "bound", .size = 1_MiB, .numa_node = 1}));
+  ASSERT_TRUE(space.insert_region(
+      {.name = "bound", .size = 1_MiB, .backing = {.source = MemorySource::anon}, .numa_node = 1}));
   ASSERT_TRUE(space.insert_region({.name = "unbound", .base = GuestAddress{1_MiB}, .size = 1_MiB}));
   ASSERT_TRUE(space.insert_region({.name = "dax",
                                    .type = RegionType::dax_memory,
@@ -153,7 +155,9 @@ TEST(AddressSpaceBase, InsertRefusesWhatOverlapsNamingTheLowestRegionInTheWay) {
   EXPECT_EQ(error, (Error{.code = Errc::overlap,
                           .operation = "insert_region",
                           .first = Operand::span(1_GiB - 1, 1_GiB),
-                          .second = Operand::span(0, 1_GiB)}));
+                          .second = Operand::span(0, 1_GiB),
+                          .reason = "the region there",
+                          .text = {"ram", "ram"}}));
   EXPECT_EQ(
       failing(space, [](AddressSpaceBase& s) { return s.insert_region(ram(1_GiB, 1_GiB)); }).second,
       Operand::span(1_GiB + 8_KiB, 4_KiB));
@@ -172,7 +176,7 @@ TEST(AddressSpaceBase, InsertRefusesWhatTheLayoutHasNoPlaceFor) {
   EXPECT_EQ(code(ram(0xfe'0000'0000, 4_KiB)), Errc::overlap);            // inside it
   EXPECT_EQ(code(device(2_GiB, 4_KiB)), Errc::overlap);                  // where RAM goes
   EXPECT_EQ(code(device(0xfbff'f000, 8_KiB)), Errc::out_of_bounds);      // over an aperture's edge
-  EXPECT_EQ(code(ram(0x4000'0000'0000, 4_KiB)), Errc::out_of_bounds);    // past phys_end
+  EXPECT_EQ(code(ram(0x4000'0000'0000, 4_KiB)), Errc::out_of_bounds);    // past phys_max
   EXPECT_EQ(code(ram(UINT64_MAX - 0xfff, 4_KiB)), Errc::out_of_bounds);  // ends at 2^64
   EXPECT_EQ(code(ram(0, UINT64_MAX)), Errc::out_of_bounds);
   EXPECT_EQ(code(ram(1_GiB, 0)), Errc::zero_size);
@@ -186,13 +190,13 @@ TEST(AddressSpaceBase, AnErrorOfTheLayoutSaysWhichCallFailed) {
   AddressSpaceBase space(pc());
   EXPECT_EQ(failing(space, [](AddressSpaceBase& s) { return s.insert_region(ram(3_GiB, 4_KiB)); })
                 .message(),
-            "insert_region: [0xc0000000, 0xc0000fff] overlaps [0xc0000000, 0xfbffffff] "
-            "(an aperture for something else)");
+            "insert_region: \"ram\": [0xc0000000, 0xc0000fff] overlaps [0xc0000000, 0xfbffffff] "
+            "(an aperture for something else: \"mmio_low\")");
 }
 
 TEST(AddressSpaceBase, TakesRegionsUpToTheLastByteOfTheLayout) {
   AddressSpaceBase space(
-      *AddressSpaceLayout::make({.mem_end = UINT64_MAX, .phys_end = UINT64_MAX}));
+      *AddressSpaceLayout::make({.phys_max = UINT64_MAX - 1, .ram = Range::of(0, UINT64_MAX - 1)}));
   ASSERT_TRUE(space.insert_region(ram(0, 1)));
   ASSERT_TRUE(space.insert_region(ram(UINT64_MAX - 1, 1)));
   EXPECT_EQ(
@@ -202,6 +206,28 @@ TEST(AddressSpaceBase, TakesRegionsUpToTheLastByteOfTheLayout) {
   EXPECT_EQ(space.size(), 3U);
   EXPECT_EQ(space.find_region(GuestAddress{UINT64_MAX - 2})->base(), GuestAddress{1});
   EXPECT_TRUE(space.check_invariants());
+}
+
+TEST(AddressSpaceBase, TakesRegionsUpToTheLastByteOf64Bits) {
+  AddressSpaceBase space(
+      *AddressSpaceLayout::make({.phys_max = UINT64_MAX, .ram = Range::whole_domain()}));
+  ASSERT_TRUE(space.insert_region(ram(UINT64_MAX, 1)));
+  EXPECT_EQ(space.find_region(GuestAddress{UINT64_MAX})->size(), 1U);
+  EXPECT_EQ(space.last_addr(), GuestAddress{UINT64_MAX});
+  ASSERT_TRUE(space.insert_region(ram(0, UINT64_MAX)));
+  EXPECT_TRUE(space.check_invariants());
+  ASSERT_TRUE(space.remove_region(GuestAddress{UINT64_MAX}));
+  ASSERT_TRUE(space.insert_region(ram(UINT64_MAX, 1)));
+
+  AddressSpaceBase holed(*AddressSpaceLayout::make(
+      {.phys_max = UINT64_MAX,
+       .ram = Range::whole_domain(),
+       .holes = {{"bottom", Range::point(0)}, {"top", Range::point(UINT64_MAX)}}}));
+  ASSERT_TRUE(holed.insert_region(ram(1, UINT64_MAX - 1)));
+  EXPECT_TRUE(holed.check_invariants());
+  EXPECT_EQ(
+      failing(holed, [](AddressSpaceBase& s) { return s.insert_region(ram(UINT64_MAX, 1)); }).code,
+      Errc::overlap);
 }
 
 TEST(AddressSpaceBase, RemoveGivesTheRegionBackAndFreesItsPlace) {
@@ -270,7 +296,9 @@ TEST(AddressSpaceBase, MoveHappensWhollyOrNotAtAll) {
   EXPECT_EQ(error(0xc000'0000, 0xcfff'f000), (Error{.code = Errc::overlap,
                                                     .operation = "move_region",
                                                     .first = Operand::span(0xcfff'f000, 64_KiB),
-                                                    .second = Operand::span(0xd000'0000, 4_KiB)}));
+                                                    .second = Operand::span(0xd000'0000, 4_KiB),
+                                                    .reason = "the region there",
+                                                    .text = {"device", "device"}}));
   EXPECT_EQ(error(0xc000'0000, 0).code, Errc::overlap);  // where RAM goes
   EXPECT_EQ(error(0xc000'0000, 0xfbff'8000).code, Errc::out_of_bounds);
   EXPECT_EQ(error(0xc000'0000, UINT64_MAX).code, Errc::overflow);
@@ -332,9 +360,38 @@ TEST(AddressSpaceBase, PlaceRefusesWhatCannotBePlaced) {
                    .operation = "place_region",
                    .first = Operand::size(1_GiB),
                    .second = Operand::range(0xc000'0000, 0xfbff'ffff),
-                   .available = Operand::range(0xc001'0000, 0xfbff'ffff)}));
+                   .available = Operand::range(0xc001'0000, 0xfbff'ffff),
+                   .reason = "in the aperture",
+                   .text = {"bar", "mmio_low"}}));
   EXPECT_EQ(error(bar, {.size = 4_KiB, .max = 0xbfff'ffff}, "mmio_low").code, Errc::no_space);
   EXPECT_EQ(error(bar, {.size = UINT64_MAX}, "mmio_high").code, Errc::no_space);
+}
+
+TEST(AddressSpaceBase, PlaceSaysWhichAperturesThereAreAndWhatEachTakes) {
+  AddressSpaceBase space = example();
+  const auto message = [&](RegionOptions options, Constraint constraint,
+                           std::string_view aperture) {
+    return failing(
+               space,
+               [&](AddressSpaceBase& s) { return s.place_region(options, constraint, aperture); })
+        .message();
+  };
+  EXPECT_EQ(
+      message({.name = "bar"}, {.size = 4_KiB}, "mmio_hgih"),
+      "place_region: \"mmio_hgih\": not found (the layout's apertures are: \"ram_low, mmio_low, "
+      "platform, ram_high, mmio_high\")");
+  EXPECT_EQ(message({.name = "bar"}, {.size = 4_KiB}, "mmio_low"),
+            "place_region: \"bar\": wrong state: [0xc0000000, 0xfbffffff] (set .type to "
+            "device_memory, dax_memory or firmware_memory, as this takes: \"mmio_low\")");
+  const RegionOptions bar{.name = "bar", .type = RegionType::device_memory};
+  EXPECT_THAT(message(bar, {.size = 4_KiB}, "ram_low"),
+              HasSubstr("set .type to default_memory or firmware_memory, as this takes"));
+  EXPECT_EQ(message(bar, {.size = 4_KiB, .max = 0xbfff'ffff}, "mmio_low"),
+            "place_region: \"bar\": no space for 0x1000 in [0xc0000000, 0xfbffffff] (the "
+            "constraint's window lies outside of the aperture: \"mmio_low\")");
+  AddressSpaceBase bare(*AddressSpaceLayout::make({.phys_max = UINT64_MAX}));
+  EXPECT_EQ(bare.place_region(bar, {.size = 4_KiB}, "x").error().message(),
+            "place_region: \"x\": not found (the layout has no apertures)");
 }
 
 TEST(AddressSpaceBase, FromRegionsTakesThemInAnyOrder) {
@@ -380,7 +437,7 @@ TEST(Diff, NamesWhatOnlyTheOneOrTheOtherHas) {
   AddressSpaceBase after = before;
   ASSERT_TRUE(after.remove_region(GuestAddress{0}));
   RegionOptions changed = ram(0, 1_GiB);
-  changed.numa_node = 1;
+  changed.owner = 1;
   ASSERT_TRUE(after.insert_region(changed));
   ASSERT_TRUE(after.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xe000'0000}));
   ASSERT_TRUE(after.insert_region(ram(8_GiB, 1_GiB)));

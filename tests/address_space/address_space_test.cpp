@@ -158,6 +158,24 @@ TEST(AddressSpace, CopiesOfAHandleAreTheSameSpace) {
   EXPECT_EQ(space.snapshot()->size(), 3U);
 }
 
+TEST(AddressSpace, AMovedHandleIsStillAHandle) {
+  AddressSpace space = example();
+  const AddressSpace moved = std::move(space);
+  EXPECT_TRUE(moved.same_as(space));
+  EXPECT_EQ(space.snapshot()->size(), 2U);
+}
+
+TEST(AddressSpace, ARegionThatWasFoundOutlivesItsRemoval) {
+  const AddressSpace space = example();
+  const auto found = space.find_region(GuestAddress{0xc000'ffff});
+  ASSERT_NE(found, nullptr);
+  EXPECT_EQ(space.find_region(GuestAddress{0xc001'0000}), nullptr);
+  ASSERT_TRUE(space.remove_region(GuestAddress{0xc000'0000}));
+  EXPECT_TRUE(space.wait_released(0s));  // it keeps itself, not the space
+  EXPECT_EQ(space.find_region(GuestAddress{0xc000'ffff}), nullptr);
+  EXPECT_EQ(*found, *AddressSpaceRegion::make(bar(0xc000'0000)));
+}
+
 TEST(AddressSpace, ASnapshotStaysAndItsDiffToTheNextSaysWhatChanged) {
   const AddressSpace space = example();
   const auto before = space.snapshot();

@@ -20,6 +20,7 @@ namespace {
 
 using namespace literals;
 using ::testing::ElementsAre;
+using ::testing::IsEmpty;
 
 AddressSpaceLayout pc(unsigned ecam_buses = 0) {
   return *AddressSpaceLayout::x86_64({.phys_bits = 46, .ecam_buses = ecam_buses});
@@ -85,8 +86,8 @@ TEST(E820, PciConfigurationSpaceIsReservedAndTheMmioWindowIsInNoEntry) {
 
 TEST(E820, HolesAreToldApartByTheirKind) {
   const auto layout = *AddressSpaceLayout::make(
-      {.mem_end = 1_GiB,
-       .phys_end = 1_GiB,
+      {.phys_max = 1_GiB - 1,
+       .ram = Range::of(0, 1_GiB - 1),
        .holes = {{"unused", Range::of(0x1000'0000, 0x10ff'ffff), HoleKind::unused},
                  {"reserved", Range::of(0x2000'0000, 0x20ff'ffff), HoleKind::reserved}}});
   // 256 MiB below the unused hole, 240 MiB up to the reserved one, 16 MiB above it.
@@ -123,6 +124,26 @@ TEST(E820, OfAnEmptySpaceHasWhatTheMachineReserves) {
   EXPECT_THAT(e820(AddressSpaceBase(pc())),
               ElementsAre(reserved(0x9'fc00, 1_MiB), reserved(0xfc00'0000, 4_GiB),
                           reserved(0xfd'0000'0000, 1_TiB)));
+}
+
+TEST(E820, ListsNothingAboveTheLayoutsEnd) {
+  const auto of = [](std::uint64_t phys_max) {
+    return e820(AddressSpaceBase(*AddressSpaceLayout::make({.phys_max = phys_max})));
+  };
+  EXPECT_THAT(of(0xfff), IsEmpty());
+  EXPECT_THAT(of(0x9'fbff), IsEmpty());
+  EXPECT_THAT(of(0x9'fc00), ElementsAre(reserved(0x9'fc00, 0x9'fc01)));
+  EXPECT_THAT(of(0x9'ffff), ElementsAre(reserved(0x9'fc00, 0xa'0000)));
+  EXPECT_THAT(of(UINT64_MAX), ElementsAre(reserved(0x9'fc00, 1_MiB)));
+}
+
+TEST(E820, ListsNothingAboveTheLastAddressOfAnyPc) {
+  constexpr std::uint64_t end = std::uint64_t{1} << 52;
+  AddressSpaceBase space(
+      *AddressSpaceLayout::make({.phys_max = UINT64_MAX, .ram = Range::whole_domain()}));
+  ASSERT_TRUE(space.insert_region({.name = "all", .base = GuestAddress{1}, .size = UINT64_MAX}));
+  EXPECT_THAT(e820(space),
+              ElementsAre(ram(1, 0x9'fc00), reserved(0x9'fc00, 1_MiB), ram(1_MiB, end)));
 }
 
 TEST(E820, RamThatEndsInsideTheLegacyAreaIsCutThere) {

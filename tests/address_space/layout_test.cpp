@@ -95,6 +95,25 @@ TEST(PlanRam, ANodeThatWouldBeSplitLeavesNothingBelowWhenLessThan128MiBIsFreeThe
               ElementsAre(piece(0, more, 0), piece(more, 64_MiB, 1), piece(4_GiB, 1_GiB, 2)));
 }
 
+TEST(PlanRam, UsesSliversBelowHolesWhereTheRamWouldNotFitWithoutThem) {
+  // 36 bits: 3 GiB below the hole, 28 GiB above it.
+  const std::uint64_t first = 3_GiB - 64_MiB;
+  EXPECT_THAT(*pc(36).plan_ram({first, 28_GiB}),
+              ElementsAre(piece(0, first, 0), piece(4_GiB, 28_GiB, 1)));
+  EXPECT_THAT(*pc(36).plan_ram({first, 28_GiB + 4_KiB}),
+              ElementsAre(piece(0, first, 0), piece(first, 64_MiB, 1),
+                          piece(4_GiB, 28_GiB + 4_KiB - 64_MiB, 1)));
+  EXPECT_THAT(*pc(36).plan_ram({first, 28_GiB + 64_MiB}),
+              ElementsAre(piece(0, first, 0), piece(first, 64_MiB, 1), piece(4_GiB, 28_GiB, 1)));
+  EXPECT_EQ(pc(36).plan_ram({first, 28_GiB + 64_MiB + 4_KiB}).error().code, Errc::no_space);
+  // All that there is, in areas smaller than 128 MiB.
+  const auto crumbs =
+      AddressSpaceLayout::make({.phys_max = 64_MiB - 1,
+                                .ram = Range::of(0, 64_MiB - 1),
+                                .holes = {{"hole", Range::of(16_MiB, 32_MiB - 1)}}});
+  EXPECT_THAT(*crumbs->plan_ram({48_MiB}), ElementsAre(piece(0, 16_MiB), piece(32_MiB, 32_MiB)));
+}
+
 TEST(PlanRam, FillsTheSpaceToItsLastPageAndNotBeyond) {
   // 36 bits: RAM ends at 32 GiB, so 3 + 28 GiB fit.
   EXPECT_THAT(*pc(36).plan_ram({31_GiB}), ElementsAre(piece(0, 3_GiB), piece(4_GiB, 28_GiB)));
@@ -103,31 +122,36 @@ TEST(PlanRam, FillsTheSpaceToItsLastPageAndNotBeyond) {
   EXPECT_EQ(failed.error(), (Error{.code = Errc::no_space,
                                    .operation = "AddressSpaceLayout::plan_ram",
                                    .first = Operand::size(31_GiB + 4_KiB),
-                                   .second = Operand::range(0, 32_GiB - 1)}));
+                                   .second = Operand::range(0, 32_GiB - 1),
+                                   .text = "node 0"}));
   EXPECT_EQ(pc(36).plan_ram({31_GiB, 4_KiB}).error().code, Errc::no_space);
   EXPECT_EQ(pc(36).plan_ram({UINT64_MAX - 0xfff, 4_KiB}).error().code, Errc::no_space);
 }
 
 TEST(PlanRam, RefusesSizesThatMakeNoRam) {
   EXPECT_EQ(pc().plan_ram(std::vector<std::uint64_t>{}).error().code, Errc::invalid_argument);
-  EXPECT_EQ(pc().plan_ram({1_GiB, 0}).error().code, Errc::zero_size);
-  EXPECT_EQ(pc().plan_ram({1_GiB, 0}).error().first, Operand::number(1));
-  EXPECT_EQ(pc().plan_ram({1_GiB + 1}).error().code, Errc::misaligned);
+  EXPECT_EQ(pc().plan_ram({1_GiB, 0}).error().message(),
+            "AddressSpaceLayout::plan_ram: \"node 1\": size is zero");
+  const Error misaligned = pc().plan_ram({1_GiB + 1}).error();
+  EXPECT_EQ(misaligned.code, Errc::misaligned);
+  EXPECT_EQ(misaligned.text.subject(), "node 0");
+  EXPECT_EQ(pc(36).plan_ram({4_GiB, 64_GiB}).error().text.subject(), "node 1");
 }
 
 TEST(PlanRam, HasNoSpaceWhereTheLayoutHasNoRam) {
-  const auto layout = AddressSpaceLayout::make({.mem_end = 0, .phys_end = 1_GiB});
-  EXPECT_EQ(layout->plan_ram({4_KiB}).error().message(),
-            "AddressSpaceLayout::plan_ram: no space for 0x1000 in 0x0");
-  EXPECT_EQ(layout->check_place(RegionType::default_memory, Range::of(0, 0xfff)).error().second,
-            Operand::size(0));
+  const auto layout = AddressSpaceLayout::make({.phys_max = 1_GiB - 1});
+  EXPECT_EQ(
+      layout->plan_ram({4_KiB}).error().message(),
+      "AddressSpaceLayout::plan_ram: \"node 0\": no space for 0x1000 (the layout has no RAM)");
+  EXPECT_EQ(layout->check_place(RegionType::default_memory, Range::of(0, 0xfff)).error().message(),
+            "AddressSpaceLayout::check_place: out of bounds: [0x0, 0xfff] (the layout has no RAM)");
+  EXPECT_TRUE(layout->check_place(RegionType::device_memory, Range::of(0, 1_GiB - 1)));
 }
 
 TEST(PlanRam, PiecesAreWholePagesAlsoWhereTheLayoutsBoundsAreNot) {
   const auto layout =
-      AddressSpaceLayout::make({.mem_start = 0x800,
-                                .mem_end = 1_GiB + 0x800,
-                                .phys_end = 2_GiB,
+      AddressSpaceLayout::make({.phys_max = 2_GiB - 1,
+                                .ram = Range::of(0x800, 1_GiB + 0x7ff),
                                 .holes = {{"odd", Range::of(256_MiB + 0x10, 512_MiB + 0x10)},
                                           {"speck", Range::of(512_MiB + 0x20, 512_MiB + 0x20)}}});
   ASSERT_TRUE(layout);
@@ -136,8 +160,9 @@ TEST(PlanRam, PiecesAreWholePagesAlsoWhereTheLayoutsBoundsAreNot) {
   EXPECT_EQ(layout->plan_ram({768_MiB}).error().code, Errc::no_space);
 
   const auto to_the_end = AddressSpaceLayout::make(
-      {.mem_start = UINT64_MAX - 1, .mem_end = UINT64_MAX, .phys_end = UINT64_MAX});
-  EXPECT_EQ(to_the_end->plan_ram({4_KiB}).error().code, Errc::no_space);
+      {.phys_max = UINT64_MAX, .ram = Range::of(UINT64_MAX - 0x1ffe, UINT64_MAX)});
+  EXPECT_THAT(*to_the_end->plan_ram({4_KiB}), ElementsAre(piece(UINT64_MAX - 0xfff, 4_KiB)));
+  EXPECT_EQ(to_the_end->plan_ram({8_KiB}).error().code, Errc::no_space);
 }
 
 TEST(PlanRam, EveryPieceIsAPlaceForRam) {
@@ -207,7 +232,8 @@ TEST(X86Layout, RefusesWhatNoPcHas) {
 
 TEST(Aarch64Layout, HasItsDevicesBelowRam) {
   const auto layout = AddressSpaceLayout::aarch64({.ipa_bits = 40, .ecam_buses = 16});
-  EXPECT_EQ(layout->mem_start(), 1_GiB);
+  EXPECT_EQ(layout->ram_range(), Range::of(1_GiB, 0x7f'ffff'ffff));
+  EXPECT_EQ(layout->phys_max(), 0xff'ffff'ffff);
   EXPECT_THAT(
       layout->apertures(),
       ElementsAre(
@@ -230,22 +256,55 @@ TEST(Aarch64Layout, RefusesWhatNoArmMachineHas) {
 
 // ---- Layouts of one's own.
 
-TEST(Layout, RefusesBoundsThatAreNotInOrder) {
-  EXPECT_EQ(AddressSpaceLayout::make({.mem_start = 2, .mem_end = 1, .phys_end = 3}).error().code,
-            Errc::invalid_range);
-  EXPECT_EQ(AddressSpaceLayout::make({.mem_end = 4, .phys_end = 3}).error().code,
-            Errc::invalid_range);
-  EXPECT_EQ(AddressSpaceLayout::make({.mem_end = 0, .phys_end = 0}).error().code,
-            Errc::invalid_range);
-  EXPECT_TRUE(AddressSpaceLayout::make({.mem_start = 1, .mem_end = 1, .phys_end = 1}));
-  EXPECT_TRUE(AddressSpaceLayout::make({.mem_end = UINT64_MAX, .phys_end = UINT64_MAX}));
+TEST(Layout, TheRangeForRamLiesInTheSpace) {
+  EXPECT_EQ(AddressSpaceLayout::make({.phys_max = 3, .ram = Range::of(2, 4)}).error().message(),
+            "AddressSpaceLayout::make: out of bounds: [0x2, 0x4] is not within [0x0, 0x3] "
+            "(the range for RAM)");
+  EXPECT_TRUE(AddressSpaceLayout::make({.phys_max = 3, .ram = Range::of(2, 3)}));
+  EXPECT_TRUE(AddressSpaceLayout::make({.phys_max = 0, .ram = Range::point(0)}));
+}
+
+TEST(Layout, MayCoverAll64Bits) {
+  constexpr std::uint64_t top = UINT64_MAX;
+  const auto layout =
+      AddressSpaceLayout::make({.phys_max = top,
+                                .ram = Range::of(0, 1_GiB - 1),
+                                .apertures = {{"mmio", Range::of(1_GiB, top), ApertureUse::mmio}},
+                                .holes = {{"top", Range::point(top)}}});
+  ASSERT_TRUE(layout);
+  EXPECT_EQ(layout->phys_max(), top);
+  EXPECT_TRUE(layout->check_place(RegionType::device_memory, Range::of(1_GiB, top - 1)));
+  EXPECT_EQ(code_of(layout->check_place(RegionType::device_memory, Range::of(1_GiB, top))),
+            Errc::overlap);
+  EXPECT_THAT(*layout->plan_ram({1_GiB}), ElementsAre(piece(0, 1_GiB)));
+  const auto all_ram = AddressSpaceLayout::make({.phys_max = top, .ram = Range::whole_domain()});
+  EXPECT_TRUE(all_ram->check_place(RegionType::default_memory, Range::whole_domain()));
+  EXPECT_EQ(code_of(all_ram->check_place(RegionType::device_memory, Range::point(top))),
+            Errc::out_of_bounds);
+  EXPECT_THAT(*all_ram->plan_ram({top - 0xfff, 4_KiB}),
+              ElementsAre(piece(0, top - 0xfff, 0), piece(top - 0xfff, 4_KiB, 1)));
+  EXPECT_EQ(all_ram->plan_ram({top - 0xfff, 8_KiB}).error().code, Errc::no_space);
+}
+
+TEST(Layout, RefusesUsesAndKindsWithoutAName) {
+  const auto use = AddressSpaceLayout::make(
+      {.phys_max = 0xffff, .apertures = {{"a", Range::of(0, 1), static_cast<ApertureUse>(3)}}});
+  ASSERT_FALSE(use);
+  EXPECT_EQ(use.error().message(),
+            "AddressSpaceLayout::make: \"a\": invalid argument: 3 (no such ApertureUse)");
+  const auto kind = AddressSpaceLayout::make(
+      {.phys_max = 0xffff, .holes = {{"h", Range::of(0, 1), static_cast<HoleKind>(2)}}});
+  ASSERT_FALSE(kind);
+  EXPECT_EQ(kind.error().message(),
+            "AddressSpaceLayout::make: \"h\": invalid argument: 2 (no such HoleKind)");
+  EXPECT_EQ(code_of(pc().check_place(static_cast<RegionType>(4), Range::of(0, 1))),
+            Errc::invalid_argument);
 }
 
 TEST(Layout, RefusesAperturesAndHolesThatCollideOrReachOut) {
   const auto make = [](std::vector<Aperture> apertures, std::vector<Hole> holes = {}) {
-    const auto layout = AddressSpaceLayout::make({.mem_start = 0x1000,
-                                                  .mem_end = 0x8000,
-                                                  .phys_end = 0x10000,
+    const auto layout = AddressSpaceLayout::make({.phys_max = 0xffff,
+                                                  .ram = Range::of(0x1000, 0x7fff),
                                                   .apertures = std::move(apertures),
                                                   .holes = std::move(holes)});
     return layout ? Errc{} : layout.error().code;
@@ -327,7 +386,7 @@ TEST(CheckPlace, FirmwareLiesAnywhereButOverAHoleOrAnEdge) {
 
 TEST(CheckPlace, WithoutAperturesTheBoundsDecide) {
   const auto layout =
-      AddressSpaceLayout::make({.mem_start = 0x1000, .mem_end = 0x8000, .phys_end = 0x10000});
+      AddressSpaceLayout::make({.phys_max = 0xffff, .ram = Range::of(0x1000, 0x7fff)});
   const auto check = [&](RegionType type, Range range) {
     return code_of(layout->check_place(type, range));
   };
@@ -344,7 +403,7 @@ TEST(CheckPlace, ErrorsNameBothRanges) {
   EXPECT_EQ(
       pc().check_place(RegionType::default_memory, Range::of(0, 0xc000'0000)).error().message(),
       "AddressSpaceLayout::check_place: [0x0, 0xc0000000] overlaps [0xc0000000, 0xfbffffff] "
-      "(an aperture for something else)");
+      "(an aperture for something else: \"mmio_low\")");
 }
 
 // ---- The host's memory.

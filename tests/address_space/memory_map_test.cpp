@@ -22,7 +22,8 @@ AddressSpaceLayout pc() {
 
 /// A space of one region in a layout without apertures, whose map is one line.
 std::string line_of(RegionOptions options) {
-  AddressSpaceBase space(*AddressSpaceLayout::make({.mem_end = 1_TiB, .phys_end = 1_TiB}));
+  AddressSpaceBase space(
+      *AddressSpaceLayout::make({.phys_max = 1_TiB - 1, .ram = Range::of(0, 1_TiB - 1)}));
   EXPECT_TRUE(space.insert_region(std::move(options)));
   return memory_map(space);
 }
@@ -81,9 +82,7 @@ TEST(MemoryMap, LeavesOutEmptyAperturesWhenAsked) {
 }
 
 TEST(MemoryMap, OfASpaceWithNothingToShowIsEmpty) {
-  EXPECT_EQ(memory_map(
-                AddressSpaceBase(*AddressSpaceLayout::make({.mem_end = 1_GiB, .phys_end = 1_GiB}))),
-            "");
+  EXPECT_EQ(memory_map(AddressSpaceBase(*AddressSpaceLayout::make({.phys_max = 1_GiB - 1}))), "");
 }
 
 TEST(MemoryMap, SizesAreExactInTheLargestUnitThatGivesQuarters) {

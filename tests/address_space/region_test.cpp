@@ -159,6 +159,48 @@ TEST(Region, RefusesAPartOfAFileThatNoFileReaches) {
   EXPECT_EQ(at(max_file_end), Errc::overflow);
 }
 
+TEST(Region, RefusesNumbersThatHaveNoName) {
+  const RegionOptions good{
+      .name = "ram", .size = 0x1000, .backing = {.source = MemorySource::anon}};
+  ASSERT_TRUE(AddressSpaceRegion::make(good));
+  const auto message = [&](auto change) {
+    RegionOptions options = good;
+    change(options);
+    const auto region = AddressSpaceRegion::make(options);
+    return region ? "made" : region.error().message();
+  };
+  EXPECT_EQ(message([](auto& o) { o.type = static_cast<RegionType>(4); }),
+            "AddressSpaceRegion::make: \"ram\": invalid argument: 4 (no such RegionType)");
+  EXPECT_EQ(message([](auto& o) { o.backing.source = static_cast<MemorySource>(7); }),
+            "AddressSpaceRegion::make: \"ram\": invalid argument: 7 (no such MemorySource)");
+  EXPECT_EQ(message([](auto& o) { o.backing.sharing = static_cast<Sharing>(3); }),
+            "AddressSpaceRegion::make: \"ram\": invalid argument: 3 (no such Sharing)");
+  for (unsigned bits = 0; bits < 256; ++bits) {
+    EXPECT_EQ(message([&](auto& o) { o.protection = static_cast<Protection>(bits); }) == "made",
+              bits < 8)
+        << bits;
+  }
+}
+
+TEST(Region, RefusesToTuneMemoryThatItDoesNotHave) {
+  const auto message = [](RegionOptions options) {
+    options.name = "bar";
+    options.size = 0x1000;
+    const auto region = AddressSpaceRegion::make(options);
+    return region ? "made" : region.error().message();
+  };
+  EXPECT_EQ(message({.numa_node = 0}),
+            "AddressSpaceRegion::make: \"bar\": invalid argument: [0x0, 0xfff] "
+            "(numa_node needs a backing)");
+  EXPECT_EQ(message({.huge_pages = true}),
+            "AddressSpaceRegion::make: \"bar\": invalid argument: [0x0, 0xfff] "
+            "(huge_pages needs a backing)");
+  EXPECT_EQ(message({.populate = true}),
+            "AddressSpaceRegion::make: \"bar\": invalid argument: [0x0, 0xfff] "
+            "(populate needs a backing)");
+  EXPECT_EQ(message({.hotplug = true}), "made");
+}
+
 TEST(Region, OptionsMakeAChangedCopy) {
   const auto region = *AddressSpaceRegion::make({.name = "bar", .size = 0x1000});
   RegionOptions options = region.options();

@@ -25,9 +25,8 @@ constexpr std::uint64_t units = 100;  // some past the end
 
 AddressSpaceLayout layout() {
   return *AddressSpaceLayout::make(
-      {.mem_start = 4 * unit,
-       .mem_end = 64 * unit,
-       .phys_end = 96 * unit,
+      {.phys_max = 96 * unit - 1,
+       .ram = *Range::from_base_size(4 * unit, 60 * unit),
        .apertures = {{"mmio", *Range::from_base_size(16 * unit, 8 * unit), ApertureUse::mmio}},
        .holes = {{"hole", *Range::from_base_size(40 * unit, 4 * unit)}}});
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <thread>
 #include <vector>
 
@@ -123,6 +124,71 @@ TEST(PublishedStress, AValueIsReleasedHoweverParkAndPublicationInterleave) {
   }
   done = true;
   vcpu.join();
+}
+
+Result<void> increment(const Published<std::uint64_t>& number) {
+  return number.update([](std::uint64_t& draft) -> Result<void> {
+    ++draft;
+    return {};
+  });
+}
+
+// What a thread does that keeps a cache of its own beside the value: look at the generation, and ask
+// again only when it has changed. A value older than the generation would be kept for ever.
+TEST(PublishedStress, WhoSeesAGenerationGetsAValueAtLeastAsNew) {
+  constexpr std::uint64_t rounds = 5'000;
+  const Published<std::uint64_t> number{1};  // the value is its own generation
+  std::atomic<std::uint64_t> seen{1};
+  std::uint64_t too_old = 0;
+  std::thread cache([&] {
+    auto reader = number.reader();
+    unsigned spins = 0;
+    for (std::uint64_t generation = 1; generation <= rounds;) {
+      const std::uint64_t now = number.generation();
+      if (now == generation) {
+        if (++spins % (1U << 15) == 0) std::this_thread::yield();
+        continue;
+      }
+      generation = now;
+      if (reader.current() < generation) ++too_old;
+      seen = generation;
+    }
+  });
+  for (std::uint64_t i = 1; i <= rounds; ++i) {
+    EXPECT_TRUE(increment(number));
+    while (seen <= i)
+      std::this_thread::yield();
+  }
+  cache.join();
+  EXPECT_EQ(too_old, 0U);
+}
+
+TEST(PublishedStress, WaitReleasedEndsBesideBusyWritersAndReaders) {
+  constexpr int rounds = 200;
+  const Published<std::uint64_t> number{1};
+  std::atomic<bool> done{false};
+  std::atomic<bool> sound{true};
+  std::vector<std::thread> threads;
+  for (int w = 0; w < writers; ++w) {
+    threads.emplace_back([&] {
+      while (!done) {
+        if (!increment(number)) sound = false;
+      }
+    });
+  }
+  threads.emplace_back([&] {
+    auto reader = number.reader();
+    while (!done)
+      static_cast<void>(reader.current());
+  });
+  for (int i = 0; i < rounds; ++i) {
+    const auto released = number.wait_released(10min);
+    EXPECT_TRUE(released) << released.error().message();
+  }
+  done = true;
+  for (auto& thread : threads)
+    thread.join();
+  EXPECT_TRUE(sound);
 }
 
 }  // namespace

@@ -5,7 +5,8 @@
 //   auto space = AddressSpace::create(*AddressSpaceLayout::x86_64({.phys_bits = 46}));
 //
 //   auto reader = space->reader();                                // a vCPU thread
-//   if (auto* region = reader.current().find_region(gpa)) ...
+//   if (const auto* region = reader.current().find_region(gpa)) ...
+//   if (const auto region = space->find_region(gpa)) ...            // any other, now and then
 //
 //   space->transact([&](AddressSpaceBase& draft) -> Result<void> {  // a management thread
 //     if (auto ok = draft.remove_region(old_base); !ok) return fail(ok.error());
@@ -30,12 +31,13 @@ namespace vmspace {
 
 /// A guest physical address space that changes while others read it.
 ///
-/// A handle: copies of it are the same space. Every change is made to a copy of the regions and
+/// A handle: copies of it are the same space, and moving one copies it. Every change is made to a copy of the regions and
 /// published at once, so that a reader sees the space before it or after it and nothing between.
 ///
 /// Threads: every call is safe from any thread. Changes happen one after the other, none is lost;
 /// `would_deadlock` for a change from inside a transaction on the same space. Each costs O(n) for
-/// the copy, a pointer a region. See Published for readers, and for who destroys what.
+/// the copy, a pointer a region. See Published for readers, for who destroys what, and for the order
+/// in which to change two spaces at once.
 class AddressSpace {
  public:
   using Reader = Published<AddressSpaceBase>::Reader;
@@ -54,9 +56,18 @@ class AddressSpace {
   /// A reader for one thread: current() is the space now, for one load and one compare.
   [[nodiscard]] Reader reader() const { return published_.reader(); }
 
-  /// The space now, which stays as it is as long as the pointer lives. For cold paths.
+  /// The space now, which stays as it is as long as the pointer lives. For cold paths. Name the
+  /// pointer before you borrow from it: `space.snapshot()->find_region(address)` dangles.
   [[nodiscard]] std::shared_ptr<const AddressSpaceBase> snapshot() const {
     return published_.snapshot();
+  }
+
+  /// The region that contains the address now; null when none does. It stays as it is as long as
+  /// the pointer lives, also once it is removed. For cold paths: allocates, as snapshot(). O(log n).
+  [[nodiscard]] std::shared_ptr<const AddressSpaceRegion> find_region(GuestAddress address) const {
+    const auto now = snapshot();
+    const auto* found = now->find_pointer(address);
+    return found == nullptr ? nullptr : *found;
   }
 
   /// How often the space was published: 1 in the beginning, one more with each change.

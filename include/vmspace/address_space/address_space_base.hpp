@@ -102,13 +102,23 @@ class AddressSpaceBase {
   /// A space without regions.
   explicit AddressSpaceBase(AddressSpaceLayout layout);
 
+  /// Copies share the regions; when assigning finds no memory, the space is as it was. O(n).
+  AddressSpaceBase(const AddressSpaceBase&) = default;
+  AddressSpaceBase(AddressSpaceBase&&) noexcept = default;
+  AddressSpaceBase& operator=(const AddressSpaceBase& other) {
+    return *this = AddressSpaceBase(other);
+  }
+  AddressSpaceBase& operator=(AddressSpaceBase&&) noexcept = default;
+  ~AddressSpaceBase() = default;
+
   /// A space with these regions, in any order. The errors of insert_region() for the first that
   /// does not fit. O(n log n).
   [[nodiscard]] static Result<AddressSpaceBase> from_regions(
       AddressSpaceLayout layout, std::vector<AddressSpaceRegion> regions);
 
-  /// Puts a region where it says. Errors: those of AddressSpaceRegion::make; those of
-  /// AddressSpaceLayout::check_place; `overlap` naming the lowest region in the way. O(log n).
+  /// Puts a region where it says. Errors, each naming the region: those of AddressSpaceRegion::make;
+  /// those of AddressSpaceLayout::check_place; `overlap` naming the lowest region in the way.
+  /// O(log n).
   [[nodiscard]] Result<void> insert_region(AddressSpaceRegion region);
   [[nodiscard]] Result<void> insert_region(RegionOptions options);
 
@@ -124,16 +134,17 @@ class AddressSpaceBase {
   /// Finds a place for a region of `constraint.size` bytes inside the aperture of this name, and
   /// puts it there. The constraint's window narrows the aperture; the place is aligned to the
   /// backing's page size too. `options.base` stays 0, `options.size` is 0 or the constraint's.
-  /// Returns the address. Errors: `invalid_argument` when base or size disagree; `not_found` when
-  /// there is no such aperture; `bad_state` when it does not take the region's type; those of
-  /// Constraint::validate and AddressSpaceRegion::make; `no_space`, with the largest free piece as what
-  /// is available. Cost: IntervalTree::allocate.
+  /// Returns the address. Errors: `invalid_argument` when base or size disagree; `not_found` naming
+  /// the apertures that there are when this is none; `bad_state` naming the types that the aperture
+  /// takes when the region's type is none of them; those of Constraint::validate and
+  /// AddressSpaceRegion::make; `no_space`, with the largest free piece as what is available. Cost:
+  /// IntervalTree::allocate.
   [[nodiscard]] Result<GuestAddress> place_region(RegionOptions options, Constraint constraint,
                                                   std::string_view aperture);
 
   /// The region that contains the address; null when none does. O(log n).
   [[nodiscard]] const AddressSpaceRegion* find_region(GuestAddress address) const noexcept {
-    const RegionPtr* found = regions_.find_value(address.value());
+    const RegionPtr* found = find_pointer(address);
     return found == nullptr ? nullptr : found->get();
   }
 
@@ -163,6 +174,11 @@ class AddressSpaceBase {
   [[nodiscard]] Result<void> check_invariants() const;
 
  private:
+  friend class AddressSpace;  // gives out a region's pointer
+
+  [[nodiscard]] const RegionPtr* find_pointer(GuestAddress address) const noexcept {
+    return regions_.find_value(address.value());
+  }
   /// `overlap` when a region other than `ignored` has a part of this range, or the layout's error.
   [[nodiscard]] Result<void> check_free(const AddressSpaceRegion& region, const char* operation,
                                         const AddressSpaceRegion* ignored = nullptr) const;

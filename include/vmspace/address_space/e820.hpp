@@ -35,10 +35,11 @@ struct E820Entry {
 /// `ram`, but for those marked hotplug: a guest takes what is listed here as there for good, and
 /// learns of the others from ACPI. `reserved` are: firmware regions, platform apertures, holes of
 /// the kind reserved, and from 0x9'FC00 to 1 MiB what a PC keeps below it (the extended BIOS data
-/// area, video memory, ROMs). Where both meet, it is reserved. O(n log n).
+/// area, video memory, ROMs). Where both meet, it is reserved. Nothing is listed above the layout's
+/// phys_max(), or above 2^52-1, the last address of any PC. O(n log n).
 [[nodiscard]] std::vector<E820Entry> e820(const AddressSpaceBase& space);
 
-/// The same from a plan, before there are regions. The pieces lie in the layout, as plan_ram() of it
+/// The table of a plan, before there are regions. The pieces lie in the layout, as plan_ram() of it
 /// gives them: sizes and ends are not checked again.
 [[nodiscard]] std::vector<E820Entry> e820(const AddressSpaceLayout& layout,
                                           std::span<const RamPiece> plan);

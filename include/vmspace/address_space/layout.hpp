@@ -67,9 +67,8 @@ struct Hole {
 
 /// What a caller says of a layout; an aggregate for designated initialisers.
 struct LayoutOptions {
-  std::uint64_t mem_start = 0;  ///< where RAM may begin
-  std::uint64_t mem_end;        ///< where RAM must end, exclusive
-  std::uint64_t phys_end;       ///< where the guest physical space ends, exclusive
+  std::uint64_t phys_max;         ///< the last guest physical address (inclusive: up to 2^64-1)
+  std::optional<Range> ram = {};  ///< where RAM may lie; nothing: nowhere
   std::vector<Aperture> apertures = {};
   std::vector<Hole> holes = {};
 };
@@ -109,19 +108,20 @@ struct RamPiece {
 
 /// The frame of a guest physical address space.
 ///
-/// Invariant: mem_start <= mem_end <= phys_end, and phys_end is not 0. Apertures and holes lie
-/// below phys_end and are sorted by address; no two apertures overlap, no two holes do, and a hole
-/// lies inside one aperture or outside all. Apertures for RAM lie within [mem_start, mem_end).
-/// Aperture names are unique and not empty.
+/// Invariant: the range for RAM, apertures and holes end at phys_max or before. Apertures and holes
+/// are sorted by address; no two apertures overlap, no two holes do, and a hole lies inside one
+/// aperture or outside all. Apertures for RAM lie within the range for RAM. Aperture names are
+/// unique and not empty.
 ///
-/// A value, immutable once made: safe to read from any thread.
+/// A value, immutable once made: safe to read from any thread. One that was moved from may only be
+/// assigned to or destroyed.
 class AddressSpaceLayout {
  public:
-  /// A layout from its parts. Errors: `invalid_range` when the bounds are not in order, or there
-  /// are no addresses; `out_of_bounds` when an aperture or hole reaches past phys_end, or an
-  /// aperture for RAM past [mem_start, mem_end); `overlap` when two apertures or two holes overlap,
-  /// or a hole crosses the edge of an aperture; `invalid_argument` when an aperture's name is empty
-  /// or taken.
+  /// A layout from its parts. Errors, which name the aperture or hole: `out_of_bounds` when the
+  /// range for RAM, an aperture or a hole reaches past phys_max, or an aperture for RAM out of the
+  /// range for RAM; `overlap` when two apertures or two holes overlap, or a hole crosses the edge of
+  /// an aperture; `invalid_argument` when an aperture's name is empty or taken, or a use or a kind
+  /// is none of its enumerators.
   [[nodiscard]] static Result<AddressSpaceLayout> make(LayoutOptions options);
 
   /// A PC: RAM from 0 to 3 GiB (`ram_low`) and from 4 GiB to mem_end (`ram_high`); between them the
@@ -142,9 +142,19 @@ class AddressSpaceLayout {
   /// allow; `misaligned` when mem_end is no multiple of 4 KiB.
   [[nodiscard]] static Result<AddressSpaceLayout> aarch64(const Aarch64LayoutOptions& options);
 
-  [[nodiscard]] std::uint64_t mem_start() const noexcept { return mem_start_; }
-  [[nodiscard]] std::uint64_t mem_end() const noexcept { return mem_end_; }    ///< exclusive
-  [[nodiscard]] std::uint64_t phys_end() const noexcept { return phys_end_; }  ///< exclusive
+  /// Copies are independent; when assigning finds no memory, the layout is as it was.
+  AddressSpaceLayout(const AddressSpaceLayout&) = default;
+  AddressSpaceLayout(AddressSpaceLayout&&) noexcept = default;
+  AddressSpaceLayout& operator=(const AddressSpaceLayout& other) {
+    return *this = AddressSpaceLayout(other);
+  }
+  AddressSpaceLayout& operator=(AddressSpaceLayout&&) noexcept = default;
+  ~AddressSpaceLayout() = default;
+
+  /// The last guest physical address, inclusive.
+  [[nodiscard]] std::uint64_t phys_max() const noexcept { return phys_max_; }
+  /// Where RAM may lie; nothing when it may lie nowhere.
+  [[nodiscard]] std::optional<Range> ram_range() const noexcept { return ram_; }
   /// In address order.
   [[nodiscard]] std::span<const Aperture> apertures() const noexcept { return apertures_; }
   /// In address order.
@@ -152,19 +162,21 @@ class AddressSpaceLayout {
   /// The aperture of this name; null when there is none. Lives as long as the layout.
   [[nodiscard]] const Aperture* find_aperture(std::string_view name) const noexcept;
 
-  /// Whether a region of this type may lie at `range`. RAM lies within [mem_start, mem_end) and
-  /// meets no aperture for anything else. Others lie inside one aperture that takes them or meet
-  /// none, and then device and DAX regions lie within [mem_end, phys_end). Errors: `out_of_bounds`
-  /// when it lies outside of that, or crosses the edge of an aperture; `overlap` when it meets a
-  /// hole, or an aperture for something else. Both name the other range. O(apertures + holes).
+  /// Whether a region of this type may lie at `range`. RAM lies within ram_range() and meets no
+  /// aperture for anything else. Others lie inside one aperture that takes them or meet none, and
+  /// then device and DAX regions lie above ram_range(). Errors: `out_of_bounds` when it lies outside
+  /// of that, or crosses the edge of an aperture; `overlap` when it meets a hole, or an aperture for
+  /// something else. Both name the other range, and the aperture or hole. `invalid_argument` when
+  /// the type is none of its enumerators. O(apertures + holes).
   [[nodiscard]] Result<void> check_place(RegionType type, const Range& range) const;
 
   /// Where the RAM of a machine goes whose NUMA nodes have these sizes: pieces in address order,
-  /// of whole pages of 4 KiB, filling what is neither hole nor aperture for anything else from mem_start up, node by node. A
-  /// node that does not fit below a hole is split there, unless less than 128 MiB is left: then it
-  /// begins above, because a sliver would cost a region, and a KVM memory slot, for little. Errors:
-  /// `invalid_argument` without a node; `zero_size`; `misaligned` when a size is no multiple of
-  /// 4 KiB; `no_space` naming the size of the node that does not fit.
+  /// of whole pages of 4 KiB, filling what of ram_range() is neither hole nor aperture for anything
+  /// else from the bottom up, node by node. A node that does not fit below a hole is split there,
+  /// unless less than 128 MiB is left: then it begins above, because a sliver would cost a region,
+  /// and a KVM memory slot, for little. Where the RAM would not fit so, no sliver is left out.
+  /// Errors, each naming the node: `invalid_argument` without one; `zero_size`; `misaligned` when a
+  /// size is not a multiple of 4 KiB; `no_space` when the node does not fit.
   [[nodiscard]] Result<std::vector<RamPiece>> plan_ram(std::span<const std::uint64_t> sizes) const;
   [[nodiscard]] Result<std::vector<RamPiece>> plan_ram(
       std::initializer_list<std::uint64_t> sizes) const {
@@ -175,15 +187,13 @@ class AddressSpaceLayout {
 
  private:
   explicit AddressSpaceLayout(LayoutOptions options) noexcept
-      : mem_start_(options.mem_start),
-        mem_end_(options.mem_end),
-        phys_end_(options.phys_end),
+      : phys_max_(options.phys_max),
+        ram_(options.ram),
         apertures_(std::move(options.apertures)),
         holes_(std::move(options.holes)) {}
 
-  std::uint64_t mem_start_;
-  std::uint64_t mem_end_;
-  std::uint64_t phys_end_;
+  std::uint64_t phys_max_;
+  std::optional<Range> ram_;
   std::vector<Aperture> apertures_;
   std::vector<Hole> holes_;
 };

@@ -26,6 +26,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -35,6 +36,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <type_traits>
 #include <utility>
 
@@ -48,23 +50,19 @@ namespace detail {
 /// that read another. 64 bytes on x86-64 and on most of aarch64.
 inline constexpr std::size_t cache_line = 64;
 
-/// Its address names the calling thread among those that live.
-inline thread_local constinit char this_thread_mark = 0;
-
-[[nodiscard]] inline std::uintptr_t this_thread() noexcept {
-  return reinterpret_cast<std::uintptr_t>(&this_thread_mark);
-}
-
 /// The values of one Published<T>, and who holds which.
 ///
 /// Invariant: `values` is in order of generations and never empty; its last is the current one, and
 /// each other has a holder. `handed_back` has no holders. A value's `holders` is the number of
-/// Holder entries that name it.
+/// Holder entries that name it. `existing` has the generation of every value that is not yet
+/// destroyed, in order: those of both lists, and those whose destructors run.
 template <typename T>
 struct PublishedState {
+  using Generations = std::list<std::uint64_t>;
   struct Value {
     T value;
     std::uint64_t generation;
+    Generations::iterator entry;  ///< in `existing`
     std::size_t holders = 0;
   };
   using ValueRef = typename std::list<Value>::iterator;
@@ -72,18 +70,21 @@ struct PublishedState {
   /// A Reader or a snapshot. A Reader that is parked goes on holding its value, so that to park and
   /// to come back touches nothing but this cache line; whoever publishes takes it away.
   struct alignas(cache_line) Holder {
-    static constexpr std::uintptr_t empty = 0;   ///< holds nothing
-    static constexpr std::uintptr_t parked = 1;  ///< holds `value`, and does not use it
-    // Any other number names the thread that uses the value.
+    enum State : unsigned char {
+      empty,   ///< holds nothing
+      parked,  ///< holds `value`, and does not use it
+      in_use,  ///< holds `value`, for as long as it likes
+    };
 
-    std::atomic<std::uintptr_t> state{empty};
+    std::atomic<State> state{empty};
     ValueRef value{};                       ///< under `guard`; means something unless empty
     std::shared_ptr<PublishedState> owner;  ///< so that what is held outlives the handles
   };
   using HolderRef = typename std::list<Holder>::iterator;
 
   explicit PublishedState(T first) {
-    values.push_back({std::move(first), 1});
+    existing.push_back(1);
+    values.push_back({std::move(first), 1, existing.begin()});
     current.store(&values.back(), std::memory_order_relaxed);
   }
   PublishedState(const PublishedState&) = delete;
@@ -95,20 +96,30 @@ struct PublishedState {
   std::atomic<std::uint64_t> generation{1};
 
   alignas(cache_line) std::mutex writing;
-  std::atomic<std::uintptr_t> writer{0};  ///< the thread that holds `writing`
+  /// The thread that holds `writing`, or none. Of no other thread, and of no thread once it has
+  /// ended, so that an identity which the system gives out again is no danger. The system's
+  /// identity and not the address of a thread_local variable, of which every shared object that
+  /// hides its symbols has one of its own.
+  std::atomic<std::thread::id> writer{};
 
   std::mutex guard;
-  std::condition_variable released;  ///< a value was handed back, or handed back and destroyed
+  std::condition_variable released;  ///< a value was handed back, or is destroyed
   std::list<Value> values;           ///< under `guard`
   std::list<Value> handed_back;      ///< under `guard`
-  std::size_t collecting = 0;        ///< under `guard`; threads that destroy what was handed back
+  Generations existing;              ///< under `guard`
   std::list<Holder> holders;         ///< under `guard`
 
+  /// Whether the calling thread is inside an edit. Only it stores its own identity, so that a stale
+  /// read of another's does no harm.
+  [[nodiscard]] bool is_writer() const noexcept {
+    return writer.load(std::memory_order_relaxed) == std::this_thread::get_id();
+  }
+
   /// With `guard` held: `holder` begins to hold the current value.
-  void hold_current(Holder& holder, std::uintptr_t thread) noexcept {
+  void hold_current(Holder& holder) noexcept {
     holder.value = std::prev(values.end());
     ++holder.value->holders;
-    holder.state.store(thread, std::memory_order_relaxed);
+    holder.state.store(Holder::in_use, std::memory_order_relaxed);
   }
 
   /// With `guard` held: `holder` lets go of what it holds, if anything.
@@ -128,16 +139,15 @@ struct PublishedState {
     released.notify_all();
   }
 
-  /// Makes `holder`, a Reader's, hold the current value for the calling thread, and returns that.
+  /// Makes `holder`, a Reader's, hold the current value, and returns that.
   [[gnu::noinline]] const Value* refresh(Holder& holder) noexcept {
-    const std::uintptr_t thread = this_thread();
-    std::uintptr_t expected = Holder::parked;
+    auto expected = Holder::parked;
     // Where nobody took the value while it was parked, it likely is still the current one.
-    if (!holder.state.compare_exchange_strong(expected, thread) ||
+    if (!holder.state.compare_exchange_strong(expected, Holder::in_use) ||
         &*holder.value != current.load(std::memory_order_acquire)) {
       const std::lock_guard lock(guard);
       let_go(holder);
-      hold_current(holder, thread);
+      hold_current(holder);
     }
     return &*holder.value;
   }
@@ -174,25 +184,33 @@ struct PublishedState {
     gone.splice(gone.end(), self->holders, holder);
   }
 
+  /// With `guard` held by `lock`, which is given up while destructors run: destroys what was handed
+  /// back of generations below `end`. So a thread that collects below what is current as it begins
+  /// comes to an end, however many values others publish meanwhile. Returns how many it destroyed.
+  std::size_t collect(std::unique_lock<std::mutex>& lock, std::uint64_t end) {
+    std::size_t count = 0;
+    Generations gone;  // freed while the lock is given up, but for the last
+    for (;;) {
+      const auto old = std::find_if(handed_back.begin(), handed_back.end(),
+                                    [end](const Value& value) { return value.generation < end; });
+      if (old == handed_back.end()) return count;
+      std::list<Value> rubbish;
+      rubbish.splice(rubbish.end(), handed_back, old);
+      const auto entry = old->entry;
+      lock.unlock();
+      rubbish.clear();
+      gone.clear();
+      ++count;
+      lock.lock();
+      gone.splice(gone.end(), existing, entry);
+      released.notify_all();
+    }
+  }
+
   /// Destroys what was handed back; with no lock held.
   std::size_t collect() {
     std::unique_lock lock(guard);
-    return collect(lock);
-  }
-
-  /// The same with `guard` held by `lock`, which is given up while destructors run.
-  std::size_t collect(std::unique_lock<std::mutex>& lock) {
-    if (handed_back.empty()) return 0;
-    std::list<Value> rubbish;
-    rubbish.swap(handed_back);
-    ++collecting;
-    lock.unlock();
-    const std::size_t count = rubbish.size();
-    rubbish.clear();
-    lock.lock();
-    --collecting;
-    released.notify_all();
-    return count;
+    return collect(lock, values.back().generation);
   }
 
   /// Collects when it goes out of scope.
@@ -201,17 +219,19 @@ struct PublishedState {
     ~Collector() { state.collect(); }
   };
 
-  /// Makes the one value of `draft` current. With `writing` held.
-  void publish(std::list<Value>& draft) noexcept {
+  /// Makes the one value of `draft` current, whose generation is in `entry`. With `writing` held.
+  void publish(std::list<Value>& draft, Generations& entry) noexcept {
     const std::lock_guard lock(guard);
     const ValueRef before = std::prev(values.end());
     values.splice(values.end(), draft);
-    generation.store(values.back().generation, std::memory_order_release);
+    existing.splice(existing.end(), entry);
     // Sequentially consistent, as the store and the load of park(): see there.
     current.store(&values.back(), std::memory_order_seq_cst);
+    // After what it counts: who sees the generation finds the value.
+    generation.store(values.back().generation, std::memory_order_release);
     if (before->holders == 0) hand_back(before);
     for (Holder& holder : holders) {
-      std::uintptr_t expected = Holder::parked;
+      auto expected = Holder::parked;
       // Acquires what the reader did before it parked, so that it comes before the destruction.
       if (holder.state.compare_exchange_strong(expected, Holder::empty)) release(holder.value);
     }
@@ -227,7 +247,10 @@ struct PublishedState {
 ///
 /// Threads: every call is safe from any thread, on one handle or on several. Updates happen one
 /// after the other, none is lost. A value is destroyed by a writer's call, never by a reader; only
-/// once no handle is left does the last Reader or snapshot destroy what there is.
+/// once no handle is left does the last Reader or snapshot destroy what there is. An update holds a
+/// lock for as long as it runs: who edits one published value inside an edit of another takes them
+/// in one order everywhere, as with mutexes, since two threads that take them in opposite orders
+/// wait for each other and nothing tells.
 template <typename T>
 class Published {
   using State = detail::PublishedState<T>;
@@ -238,8 +261,14 @@ class Published {
 
   /// Publishes `first` as generation 1.
   explicit Published(T first) : state_(std::make_shared<State>(std::move(first))) {}
+  // Without moves of its own, which would leave a handle of nothing: moving copies the handle.
+  Published(const Published&) noexcept = default;
+  Published& operator=(const Published&) noexcept = default;
+  ~Published() = default;
 
-  /// How often a value was published; 1 in the beginning, and only ever growing. One load.
+  /// How often a value was published; 1 in the beginning, and only ever growing. Who sees a
+  /// generation here, and then asks a Reader or takes a snapshot, gets a value of that generation
+  /// or a later one. One load.
   [[nodiscard]] std::uint64_t generation() const noexcept {
     return state_->generation.load(std::memory_order_acquire);
   }
@@ -248,8 +277,8 @@ class Published {
   [[nodiscard]] Reader reader() const { return Reader(state_); }
 
   /// The current value, which stays as it is as long as the pointer or a copy of it lives. For cold
-  /// paths: allocates, takes a lock briefly. Until the last copy is gone, wait_released() takes it
-  /// as held by the thread that called snapshot().
+  /// paths: allocates, takes a lock briefly. What is borrowed from it lives as long as it, so name
+  /// the pointer before you use it.
   [[nodiscard]] std::shared_ptr<const T> snapshot() const;
 
   /// Edits a copy of the current value and publishes it: `edit(T&)` gives a Result, and when that
@@ -261,17 +290,13 @@ class Published {
   [[nodiscard]] std::invoke_result_t<Edit, T&> update(Edit&& edit) const;
 
   /// Waits until every value older than the current one is let go of by all who held it, and
-  /// destroys them; what another writer is destroying meanwhile is waited for too. Not for a
-  /// destructor of T, which would wait for itself. Errors: `timed_out` naming the generation of a
-  /// value that is still held, or none when the last of them is just being destroyed;
-  /// `would_deadlock`, at once, when the calling thread itself holds an old value through a Reader
-  /// that it has neither parked nor asked since, or through a snapshot, or calls from inside an
-  /// edit.
+  /// destroyed, by this call or by another writer. What becomes old while it waits is not waited
+  /// for. Errors: `timed_out` naming the generation of a value that is still held, or none when the
+  /// last of them is just being destroyed; `would_deadlock` when called from inside an edit.
   ///
-  /// What can't be known: a Reader counts for the thread that last asked it and found a change, so
-  /// park it before you hand it to another thread. A snapshot counts for the thread that took it,
-  /// also if all copies were passed on. References that others keep beyond the life of what they
-  /// hold are a mistake that nobody can see.
+  /// A thread that waits for its own Reader, or for a snapshot of its own, waits in vain and times
+  /// out: park the one and reset the other before. So does a destructor of T. References that
+  /// others keep beyond the life of what they hold are a mistake that nobody can see.
   [[nodiscard]] Result<void> wait_released(std::chrono::nanoseconds timeout) const;
 
   /// Destroys the old values that were handed back since the last call of a writer, and says how
@@ -318,7 +343,7 @@ class Published<T>::Reader {
       value = seen_ = state_->refresh(*holder_);
     return value->value;
   }
-  [[nodiscard]] const T* operator->() { return &current(); }
+  [[nodiscard]] const T* operator->() { return std::addressof(current()); }
 
   /// The generation of what current() gave last; 0 when there is none, or it was parked.
   [[nodiscard]] std::uint64_t generation() const noexcept {
@@ -352,8 +377,8 @@ std::shared_ptr<const T> Published<T>::snapshot() const {
   const T* value = nullptr;
   {
     const std::lock_guard lock(state_->guard);
-    state_->hold_current(*holder, detail::this_thread());
-    value = &holder->value->value;
+    state_->hold_current(*holder);
+    value = std::addressof(holder->value->value);
   }
   // Should the shared_ptr find no memory, it calls the deleter.
   return std::shared_ptr<const T>(value, [holder](const T*) { State::remove_holder(holder); });
@@ -363,27 +388,27 @@ template <typename T>
 template <typename Edit>
 std::invoke_result_t<Edit, T&> Published<T>::update(Edit&& edit) const {
   State& state = *state_;
-  const std::uintptr_t thread = detail::this_thread();
-  // Only this thread stores its own mark, so a stale read of another's does no harm.
-  if (state.writer.load(std::memory_order_relaxed) == thread) {
+  if (state.is_writer()) {
     return fail({.code = Errc::would_deadlock,
                  .operation = "Published::update",
                  .reason = "called from inside an edit of the same value"});
   }
   const typename State::Collector collector{state};  // runs after the locks are gone
   std::list<typename State::Value> draft;
+  typename State::Generations entry(1);
   const std::lock_guard lock(state.writing);
   struct Mark {
-    std::atomic<std::uintptr_t>& writer;
-    ~Mark() { writer.store(0, std::memory_order_relaxed); }
+    std::atomic<std::thread::id>& writer;
+    ~Mark() { writer.store({}, std::memory_order_relaxed); }
   } mark{state.writer};
-  state.writer.store(thread, std::memory_order_relaxed);
+  state.writer.store(std::this_thread::get_id(), std::memory_order_relaxed);
 
   // Only a writer replaces the current value, and this is the one.
   const auto* current = state.current.load(std::memory_order_relaxed);
-  draft.push_back({current->value, current->generation + 1});
+  entry.front() = current->generation + 1;
+  draft.push_back({current->value, entry.front(), entry.begin()});
   auto result = std::forward<Edit>(edit)(draft.back().value);
-  if (result) state.publish(draft);
+  if (result) state.publish(draft, entry);
   return result;
 }
 
@@ -392,45 +417,33 @@ Result<void> Published<T>::wait_released(std::chrono::nanoseconds timeout) const
   constexpr const char* operation = "Published::wait_released";
   using Clock = std::chrono::steady_clock;
   State& state = *state_;
-  const std::uintptr_t thread = detail::this_thread();
-  const auto would_wait_for_itself = [&](std::uint64_t generation, const char* reason) {
+  if (state.is_writer()) {
     return fail({.code = Errc::would_deadlock,
                  .operation = operation,
-                 .first = Operand::number(generation),
-                 .reason = reason});
-  };
-  if (state.writer.load(std::memory_order_relaxed) == thread) {
-    return would_wait_for_itself(generation(), "called from inside an edit of the same value");
+                 .first = Operand::number(generation()),
+                 .reason = "called from inside an edit of the same value"});
   }
   const auto now = Clock::now();
   const auto deadline =
       timeout < Clock::time_point::max() - now ? now + timeout : Clock::time_point::max();
-  const typename State::Collector collector{state};  // runs after the lock is gone
   std::unique_lock lock(state.guard);
   const std::uint64_t newest = state.values.back().generation;
-  for (const Holder& holder : state.holders) {
-    if (holder.state.load(std::memory_order_relaxed) == thread &&
-        holder.value->generation < newest) {
-      return would_wait_for_itself(holder.value->generation,
-                                   "the calling thread holds that generation");
-    }
+  for (bool in_time = true;;) {
+    state.collect(lock, newest);
+    if (state.existing.front() >= newest) return {};
+    if (!in_time) break;
+    in_time = state.released.wait_until(lock, deadline) == std::cv_status::no_timeout;
   }
-  const auto none_older = [&] { return state.values.front().generation >= newest; };
-  // Another writer may be at work on values that were let go of: they are not gone yet.
-  const auto none_left = [&] { return none_older() && state.collecting == 0; };
-  if (state.released.wait_until(lock, deadline, none_left)) {
-    state.collect(lock);  // before another writer could take up what was handed back
-    return {};
-  }
-  if (none_older()) {
+  const std::uint64_t oldest = state.values.front().generation;
+  if (oldest < newest) {
     return fail({.code = Errc::timed_out,
                  .operation = operation,
-                 .reason = "another thread is still destroying an old value"});
+                 .first = Operand::number(oldest),
+                 .reason = "that generation is still held"});
   }
   return fail({.code = Errc::timed_out,
                .operation = operation,
-               .first = Operand::number(state.values.front().generation),
-               .reason = "that generation is still held"});
+               .reason = "another thread is still destroying an old value"});
 }
 
 }  // namespace vmspace

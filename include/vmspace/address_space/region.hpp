@@ -46,6 +46,10 @@ enum class Protection : std::uint8_t {
 }
 
 /// What a caller says of a region; an aggregate for designated initialisers.
+///
+/// What aggregates of the library do not promise: they are assigned member by member, so that one
+/// which finds no memory halfway is left with some members new and some old. Classes keep what they
+/// had.
 struct RegionOptions {
   std::string name = {};  ///< for people: the memory map and messages show it
   RegionType type = RegionType::default_memory;
@@ -65,16 +69,29 @@ struct RegionOptions {
 /// A checked region of guest physical memory: a value, immutable once made.
 ///
 /// Invariant: the size is not 0, base + size does not pass 2^64, and base, size and the backing's
-/// offset are multiples of the backing's page size (not checked where there is no backing).
+/// offset are multiples of the backing's page size (not checked where there is no backing). Every
+/// enumeration has one of its enumerators. Without a backing there is no node, and neither huge
+/// pages nor population. One that was moved from may only be assigned to or destroyed.
 class AddressSpaceRegion {
  public:
   /// Checks the options and makes the region. Errors: `zero_size`; `overflow` when base + size
   /// passes 2^64, or the part of a file 2^63 - 1 (the largest off_t); `misaligned` when base, size
   /// or offset is no multiple of the backing's page size; `bad_alignment` when the page size is no
-  /// power of two; `invalid_argument` when it is smaller than the machine's pages, or when the
-  /// backing misses what its source needs (a path or descriptor) or has what it can't use. Opens
-  /// nothing and looks at nothing on the host.
+  /// power of two; `invalid_argument` when it is smaller than the machine's pages, when the
+  /// backing misses what its source needs (a path or descriptor) or has what it can't use, when the
+  /// type, source, sharing or protection is a number without a name, or when numa_node, huge_pages
+  /// or populate is set without a backing. Each names the region. Opens nothing and looks at nothing
+  /// on the host.
   [[nodiscard]] static Result<AddressSpaceRegion> make(RegionOptions options);
+
+  /// Copies are independent; when assigning finds no memory, the region is as it was.
+  AddressSpaceRegion(const AddressSpaceRegion&) = default;
+  AddressSpaceRegion(AddressSpaceRegion&&) noexcept = default;
+  AddressSpaceRegion& operator=(const AddressSpaceRegion& other) {
+    return *this = AddressSpaceRegion(other);
+  }
+  AddressSpaceRegion& operator=(AddressSpaceRegion&&) noexcept = default;
+  ~AddressSpaceRegion() = default;
 
   [[nodiscard]] const std::string& name() const noexcept { return options_.name; }
   [[nodiscard]] RegionType type() const noexcept { return options_.type; }

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Whether an enumeration has a name for a value.
+//
+// Options may come from a peer, a file or a caller's cast, with numbers that are no enumerator. The
+// switches have no default, so that the compiler asks for every enumerator that is added.
+
+#pragma once
+
+#include "vmspace/address_space/backing_spec.hpp"
+#include "vmspace/address_space/layout.hpp"
+#include "vmspace/address_space/region.hpp"
+
+namespace vmspace {
+
+constexpr bool is_known(RegionType type) noexcept {
+  switch (type) {
+    case RegionType::default_memory:
+    case RegionType::device_memory:
+    case RegionType::dax_memory:
+    case RegionType::firmware_memory: return true;
+  }
+  return false;
+}
+
+constexpr bool is_known(MemorySource source) noexcept {
+  switch (source) {
+    case MemorySource::none:
+    case MemorySource::anon:
+    case MemorySource::shmem:
+    case MemorySource::hugeanon:
+    case MemorySource::hugeshmem:
+    case MemorySource::hugetlbfs:
+    case MemorySource::file: return true;
+  }
+  return false;
+}
+
+constexpr bool is_known(Sharing sharing) noexcept {
+  switch (sharing) {
+    case Sharing::by_source:
+    case Sharing::map_shared:
+    case Sharing::map_private: return true;
+  }
+  return false;
+}
+
+/// Protection is a set of bits: each must be known.
+constexpr bool is_known(Protection protection) noexcept {
+  return allows(Protection::read_write | Protection::execute, protection);
+}
+
+constexpr bool is_known(ApertureUse use) noexcept {
+  switch (use) {
+    case ApertureUse::ram:
+    case ApertureUse::mmio:
+    case ApertureUse::platform: return true;
+  }
+  return false;
+}
+
+constexpr bool is_known(HoleKind kind) noexcept {
+  switch (kind) {
+    case HoleKind::unused:
+    case HoleKind::reserved: return true;
+  }
+  return false;
+}
+
+}  // namespace vmspace
