@@ -12,6 +12,7 @@
 
 #include <fmt/format.h>
 
+#include "vmspace/error_text.hpp"
 #include "vmspace/literals.hpp"
 
 namespace vmspace {
@@ -35,11 +36,14 @@ struct Line {
 };
 
 /// Names are anything a VMM was configured with; one line stays one line.
-std::string printable(std::string name) {
-  std::replace_if(
-      name.begin(), name.end(),
-      [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }, '?');
-  return name;
+std::string printable(std::string_view name) {
+  std::string text;
+  while (!name.empty()) {
+    const detail::TextUnit unit = detail::next_unit(name);
+    detail::put_unit(name, unit, [&](char c) { text += c; });
+    name.remove_prefix(unit.read);
+  }
+  return text;
 }
 
 /// Exact, in the largest unit of which the size is a multiple of a quarter.

@@ -120,7 +120,12 @@ TEST(MemoryMap, SaysWhatIsSpecialAboutARegion) {
 
 TEST(MemoryMap, ANameStaysOnItsLine) {
   EXPECT_THAT(line_of({.name = "evil\n0-1 : \x1b[31m", .size = 1_MiB}),
-              HasSubstr(" evil?0-1 : ?[31m "));
+              HasSubstr(R"( evil\x0a0-1 : \x1b[31m )"));
+  // A right-to-left override, and a control character above ASCII.
+  EXPECT_THAT(line_of({.name = "a\xe2\x80\xae\xc2\x9b", .size = 1_MiB}),
+              HasSubstr(R"( a\xe2\x80\xae\xc2\x9b )"));
+  EXPECT_THAT(line_of({.name = "gr\xc3\xbc\xc3\x9f", .size = 1_MiB}),
+              HasSubstr(" gr\xc3\xbc\xc3\x9f "));
 }
 
 TEST(MemoryMap, IsWhatTheFormatterWrites) {
