@@ -50,6 +50,7 @@ struct Opened {
   Descriptor descriptor;
   std::uint64_t page_size = 0;
   PageKind kind = PageKind::anonymous;
+  bool writable = true;
 };
 
 tl::unexpected<Error> invalid(const Request& request, const char* reason) {
@@ -163,27 +164,37 @@ Result<Opened> open_in_hugetlbfs(const Request& request) {
   return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), PageKind::hugetlb};
 }
 
-Result<void> check_access(const Request& request, int fd) {
+/// Whether a mapping of a shared file may write; an error for what the mapping can't do without.
+Result<bool> check_access(const Request& request, int fd) {
   const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
   if (flags < 0) return fail_os(operation, request.span(), "fcntl(F_GETFL)");
   const int mode = flags & O_ACCMODE;
+  // Only memfds and tmpfs have seals; for others the call fails.
+  const int seals = retry([&] { return kernel().fcntl(fd, F_GET_SEALS, 0); });
+  const bool sealed = seals >= 0 && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) != 0;
+  const bool writable = mode == O_RDWR && !sealed;
   // mmap(2): a mapping always needs reading; writing through it needs writing.
-  if ((flags & O_PATH) != 0 || (mode != O_RDWR && (mode != O_RDONLY || request.writes_through()))) {
+  if ((flags & O_PATH) != 0 || mode == O_WRONLY || (request.writes_through() && !writable)) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
                  .first = request.span(),
-                 .reason = "the descriptor is not open for what the mapping needs"});
+                 .reason = sealed && request.writes_through() && mode == O_RDWR
+                               ? "the file is sealed against writing"
+                               : "the descriptor is not open for what the mapping needs"});
   }
-  return {};
+  return writable || !request.spec.is_shared();
 }
 
 Result<Opened> open_file(const Request& request) {
   Descriptor file;
+  bool writable = request.writes_through() || !request.spec.is_shared();
   if (request.spec.descriptor) {
     file = Descriptor(
         retry([&] { return kernel().fcntl(*request.spec.descriptor, F_DUPFD_CLOEXEC, 0); }));
     if (file.value() < 0) return fail_os(operation, request.span(), "duplicating the descriptor");
-    if (auto ok = check_access(request, file.value()); !ok) return fail(ok.error());
+    const auto access = check_access(request, file.value());
+    if (!access) return fail(access.error());
+    writable = *access;
   } else {
     // O_NONBLOCK: a path that names a FIFO is refused below instead of waited for.
     const int mode = request.writes_through() ? O_RDWR : O_RDONLY;
@@ -209,10 +220,11 @@ Result<Opened> open_file(const Request& request) {
     return fail_os(operation, request.span(), "fstatfs");
   }
   if (fs.f_type == HUGETLBFS_MAGIC) {
-    return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), PageKind::hugetlb};
+    return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), PageKind::hugetlb,
+                  writable};
   }
   return Opened{std::move(file), base_page_size(),
-                fs.f_type == TMPFS_MAGIC ? PageKind::shmem : PageKind::file};
+                fs.f_type == TMPFS_MAGIC ? PageKind::shmem : PageKind::file, writable};
 }
 
 Result<Opened> open_source(const Request& request) {
@@ -262,6 +274,7 @@ Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Prote
   state->source = spec.source;
   state->kind = opened->kind;
   state->shared = spec.is_shared();
+  state->writable = opened->writable;
   state->discardable = spec.discardable || spec.source != MemorySource::file;
   return Backing(std::move(state));
 }

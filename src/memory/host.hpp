@@ -26,6 +26,11 @@ inline std::uint64_t huge_page_size() {
   return base_page_size() * (base_page_size() / 8);
 }
 
+/// False for bits that no Protection has: what a peer or a file says may hold any.
+inline bool is_known(Protection protection) {
+  return allows(Protection::read_write | Protection::execute, protection);
+}
+
 inline int prot_of(Protection protection) {
   int prot = PROT_NONE;
   if (allows(protection, Protection::read)) prot |= PROT_READ;

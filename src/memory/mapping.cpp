@@ -38,6 +38,13 @@ int flags_of(const Backing& backing) {
   return flags;
 }
 
+tl::unexpected<Error> fail_unknown_protection(const char* operation, Protection protection) {
+  return fail({.code = Errc::invalid_argument,
+               .operation = operation,
+               .first = Operand::number(static_cast<unsigned>(protection)),
+               .reason = "unknown protection bits"});
+}
+
 Result<void> check_options(const Backing& backing, const MappingOptions& options) {
   if (options.size == 0) {
     return fail({.code = Errc::zero_size,
@@ -64,6 +71,14 @@ Result<void> check_options(const Backing& backing, const MappingOptions& options
                  .operation = map_operation,
                  .first = Operand::span(options.offset, options.size),
                  .second = Operand::size(backing.size())});
+  }
+  if (!detail::is_known(options.protection))
+    return fail_unknown_protection(map_operation, options.protection);
+  if (allows(options.protection, Protection::write) && !backing.is_writable()) {
+    return fail({.code = Errc::access_denied,
+                 .operation = map_operation,
+                 .first = Operand::span(options.offset, options.size),
+                 .reason = "the shared file is open for reading only, or sealed against writing"});
   }
   if (options.size > detail::size_limit || options.align > detail::size_limit) {
     return fail({.code = Errc::limit_exceeded,
@@ -290,6 +305,7 @@ Result<void> MemoryMapping::msync(std::uint64_t offset, std::uint64_t size) cons
 Result<void> MemoryMapping::protect(Protection protection) {
   constexpr const char* operation = "MemoryMapping::protect";
   if (!is_mapped()) return fail({.code = Errc::bad_state, .operation = operation});
+  if (!detail::is_known(protection)) return fail_unknown_protection(operation, protection);
   if (kernel().mprotect(data_, size_, prot_of(protection)) != 0) {
     if (errno == EACCES) {
       return fail({.code = Errc::access_denied,

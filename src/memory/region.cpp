@@ -11,6 +11,17 @@ namespace vmspace {
 
 namespace {
 
+/// What this process may do with the memory: never on the word of a description alone.
+Protection host_protection(const AddressSpaceRegion& description, const Backing& backing,
+                           const MapOptions& options) {
+  const auto wanted = [&](Protection bit) { return allows(description.protection(), bit); };
+  Protection host = Protection::read;
+  // Where the guest may write and the backing can't, mapping says so.
+  if (backing.is_writable() || wanted(Protection::write)) host = host | Protection::write;
+  if (options.host_executable && wanted(Protection::execute)) host = host | Protection::execute;
+  return host;
+}
+
 Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Backing& backing,
                                 const MapOptions& options) {
   const std::uint64_t huge = detail::huge_page_size();
@@ -31,7 +42,7 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
   }
   return MemoryMapping::map(backing, {.size = description.size(),
                                       .offset = options.backing_offset,
-                                      .protection = description.protection(),
+                                      .protection = host_protection(description, backing, options),
                                       .align = align,
                                       .congruent_to = description.base().value(),
                                       .guard_pages = options.guard_pages,

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "memory/host.hpp"
 #include "memory/system_calls.hpp"
 
 namespace vmspace {
@@ -64,6 +65,12 @@ Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions, Unsea
   std::vector<GuestMemory::RegionPtr> mapped;
   mapped.reserve(regions.size());
   for (const RegionDescriptor& region : regions) {
+    if (!detail::is_known(region.protection)) {
+      return fail({.code = Errc::invalid_argument,
+                   .operation = "map_regions",
+                   .first = Operand::span(region.base.value(), region.size),
+                   .reason = "unknown protection bits"});
+    }
     const auto page = page_size_of(region.descriptor);
     if (!page) return fail(page.error());
     if (unsealed == Unsealed::refuse && !is_sealed(region.descriptor)) {

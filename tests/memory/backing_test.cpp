@@ -129,6 +129,25 @@ TEST(Backing, DescriptorHandedInIsDuplicatedAndKeptByTheCaller) {
   EXPECT_NE(::fcntl(fd.get(), F_GETFD), -1);
 }
 
+TEST(Backing, AFileSealedAgainstWritingCanOnlyBeRead) {
+  for (const int seal : {F_SEAL_WRITE, F_SEAL_FUTURE_WRITE}) {
+    const OwnedFd sealed(::memfd_create("image", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    ASSERT_EQ(::ftruncate(sealed.get(), 64_KiB), 0);
+    ASSERT_EQ(::fcntl(sealed.get(), F_ADD_SEALS, seal), 0);
+    BackingSpec spec{.source = MemorySource::file, .descriptor = sealed.get()};
+    const auto refused = Backing::open(spec, 64_KiB);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, Errc::access_denied);
+    const auto shared = Backing::open(spec, 64_KiB, Protection::read);
+    ASSERT_TRUE(shared) << shared.error().message();
+    EXPECT_FALSE(shared->is_writable());
+    spec.sharing = Sharing::map_private;
+    const auto copy = Backing::open(spec, 64_KiB);
+    ASSERT_TRUE(copy) << copy.error().message();
+    EXPECT_TRUE(copy->is_writable());
+  }
+}
+
 TEST(Backing, MemfdOfSomebodyElseIsRecognised) {
   const OwnedFd plain(::memfd_create("theirs", MFD_CLOEXEC));
   ASSERT_EQ(::ftruncate(plain.get(), 1_MiB), 0);

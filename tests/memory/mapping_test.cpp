@@ -26,6 +26,21 @@ std::uint64_t address_of(const MemoryMapping& mapping) {
   return reinterpret_cast<std::uintptr_t>(mapping.data());
 }
 
+TEST(MemoryMapping, UnknownProtectionBitsAreRefused) {
+  constexpr auto unknown = static_cast<Protection>(0x09);
+  const auto backing = Backing::open({.source = MemorySource::anon}, page_size());
+  ASSERT_TRUE(backing);
+  const auto refused = MemoryMapping::map(*backing, {.size = page_size(), .protection = unknown});
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, Errc::invalid_argument);
+
+  auto mapping = MemoryMapping::map(*backing, {.size = page_size()});
+  ASSERT_TRUE(mapping);
+  EXPECT_EQ(mapping->protect(unknown).error().code, Errc::invalid_argument);
+  EXPECT_EQ(mapping->protection(), Protection::read_write);
+  EXPECT_EQ(permissions_at(mapping->data()), "rw-p");
+}
+
 TEST(MemoryMapping, MapsWithTheProtectionAndSharingOfItsOptions) {
   const auto permissions = [](Sharing sharing, Protection protection) {
     const auto mapping = map_or_die({.source = MemorySource::shmem, .sharing = sharing},

@@ -13,6 +13,7 @@
 #include <gtest/gtest.h>
 
 #include "memory/guest_support.hpp"
+#include "memory/host_support.hpp"
 
 namespace vmspace {
 namespace {
@@ -39,6 +40,17 @@ TEST(RegionDescriptor, TheOtherSideSeesTheSameMemory) {
   const auto again = describe_regions(*other);
   ASSERT_TRUE(again);
   EXPECT_EQ((*again)[0].offset, (*described)[0].offset);
+}
+
+TEST(RegionDescriptor, NothingBecomesExecutableOnThePeersWord) {
+  const GuestMemory memory = guest({{0, page, Protection::read_write, MemorySource::shmem}});
+  auto described = describe_regions(memory);
+  ASSERT_TRUE(described);
+  described->front().protection = Protection::read_write | Protection::execute;
+  const auto mapped = map_regions(*described);
+  ASSERT_TRUE(mapped);
+  EXPECT_EQ(test::permissions_at(mapped->regions().front()->host_base()), "rw-s");
+  EXPECT_EQ(mapped->regions().front()->protection(), described->front().protection);
 }
 
 TEST(RegionDescriptor, OffsetsAreKept) {
@@ -106,6 +118,7 @@ TEST(RegionDescriptor, NothingThatWasReceivedIsTrusted) {
   refused([](auto& r) { r.size = 3 * page; }, Errc::out_of_bounds);
   refused([](auto& r) { r.offset = 2 * page; }, Errc::out_of_bounds);
   refused([](auto& r) { r.offset = top - page + 1; }, Errc::overflow);
+  refused([](auto& r) { r.protection = static_cast<Protection>(0x0b); }, Errc::invalid_argument);
   refused([](auto& r) { r.offset = 1; }, Errc::misaligned);
   refused([](auto& r) { r.base = GuestAddress(page / 2); }, Errc::misaligned);
   refused([](auto& r) { r.base = GuestAddress(top - page + 1), r.size = 2 * page; },

@@ -44,7 +44,7 @@ TEST(MemoryRegion, IsWhatItsDescriptionSays) {
   }
 }
 
-TEST(MemoryRegion, HonoursProtectionOffsetAndSharing) {
+TEST(MemoryRegion, HonoursOffsetAndSharing) {
   const TemporaryDirectory directory;
   const std::string path = directory.file("firmware", 64_KiB, 'x');
   {
@@ -67,6 +67,73 @@ TEST(MemoryRegion, HonoursProtectionOffsetAndSharing) {
       ram({.source = MemorySource::file, .path = path, .sharing = Sharing::map_private}, 64_KiB));
   ASSERT_TRUE(copy);
   EXPECT_EQ(permissions_at((*copy)->host_base()), "rw-p");
+}
+
+/// How this process may access a region that the guest may access with `protection`.
+std::string host_permissions(BackingSpec backing, Protection protection, MapOptions options = {}) {
+  const auto region = MemoryRegion::map(describe({.base = GuestAddress(4_GiB),
+                                                  .size = 64_KiB,
+                                                  .backing = std::move(backing),
+                                                  .protection = protection}),
+                                        options);
+  if (!region) return region.error().message();
+  EXPECT_EQ((*region)->protection(), protection);
+  return permissions_at((*region)->host_base());
+}
+
+TEST(MemoryRegion, TheRegionsProtectionIsTheGuestsAndTheHostMayFillIt) {
+  for (const auto protection : {Protection::none, Protection::read, Protection::read_write,
+                                Protection::read | Protection::execute}) {
+    EXPECT_EQ(host_permissions({.source = MemorySource::anon}, protection), "rw-p");
+    EXPECT_EQ(host_permissions({.source = MemorySource::shmem}, protection), "rw-s");
+  }
+}
+
+TEST(MemoryRegion, NothingIsExecutableUnlessTheVmmAsks) {
+  constexpr auto all = Protection::read_write | Protection::execute;
+  EXPECT_EQ(host_permissions({.source = MemorySource::shmem}, all), "rw-s");
+  EXPECT_EQ(host_permissions({.source = MemorySource::shmem}, all, {.host_executable = true}),
+            "rwxs");
+  EXPECT_EQ(host_permissions({.source = MemorySource::shmem}, Protection::read_write,
+                             {.host_executable = true}),
+            "rw-s");
+}
+
+TEST(MemoryRegion, AFileThatCantBeWrittenIsMappedForReading) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("rom", 64_KiB, 'r');
+  // A shared file that the guest only reads is not opened for writing.
+  EXPECT_EQ(host_permissions({.source = MemorySource::file, .path = path}, Protection::read),
+            "r--s");
+  // What a private mapping writes never reaches the file.
+  EXPECT_EQ(host_permissions(
+                {.source = MemorySource::file, .path = path, .sharing = Sharing::map_private},
+                Protection::read),
+            "rw-p");
+  const OwnedFd reading(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const BackingSpec shared{.source = MemorySource::file, .descriptor = reading.get()};
+  EXPECT_EQ(host_permissions(shared, Protection::read), "r--s");
+  BackingSpec own = shared;
+  own.sharing = Sharing::map_private;
+  EXPECT_EQ(host_permissions(own, Protection::read_write), "rw-p");
+
+  const OwnedFd both(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  EXPECT_EQ(
+      host_permissions({.source = MemorySource::file, .descriptor = both.get()}, Protection::read),
+      "rw-s");
+}
+
+TEST(MemoryRegion, ABackingThatCantBeWrittenIsRefusedToAGuestThatWrites) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("rom", 64_KiB, 'r');
+  const auto backing =
+      Backing::open({.source = MemorySource::file, .path = path}, 64_KiB, Protection::read);
+  ASSERT_TRUE(backing);
+  EXPECT_FALSE(backing->is_writable());
+  const auto region =
+      MemoryRegion::map(ram({.source = MemorySource::shmem}, 64_KiB), {.backing = *backing});
+  ASSERT_FALSE(region);
+  EXPECT_EQ(region.error().code, Errc::access_denied);
 }
 
 TEST(MemoryRegion, HostAddressAgreesWithTheGuestAddressModuloTheHugePage) {

@@ -17,6 +17,7 @@
 #include <gtest/gtest.h>
 
 #include "memory/guest_support.hpp"
+#include "memory/host_support.hpp"
 
 namespace vmspace {
 namespace {
@@ -239,6 +240,16 @@ TEST(Snapshot, ReadOnlyRegionsMustBeWhatTheyWere) {
   const auto before = file.status().st_size;
   EXPECT_EQ(Snapshot::save(closed, file.fd()).error().code, Errc::access_denied);
   EXPECT_EQ(file.status().st_size, before);
+}
+
+TEST(Snapshot, NothingBecomesExecutableOnTheFilesWord) {
+  constexpr auto all = Protection::read_write | Protection::execute;
+  TempFile file;
+  ASSERT_TRUE(Snapshot::save(guest({{low, page, all}}), file.fd()));
+  const auto mapped = Snapshot::map(file.fd());
+  ASSERT_TRUE(mapped);
+  EXPECT_EQ(mapped->regions().front()->protection(), all);
+  EXPECT_EQ(test::permissions_at(mapped->regions().front()->host_base()), "rw-p");
 }
 
 TEST(Snapshot, FilesThatCantHoldOneAreErrors) {

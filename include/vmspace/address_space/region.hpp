@@ -28,7 +28,7 @@ enum class RegionType : std::uint8_t {
 /// The name that the memory map shows: `ram`, `device`, `dax`, `firmware`.
 [[nodiscard]] std::string_view name_of(RegionType type) noexcept;
 
-/// What the guest, and the host through the mapping, may do. Bits combine with `|`.
+/// What the guest may do with a region, or this process with a mapping. Bits combine with `|`.
 enum class Protection : std::uint8_t {
   none = 0,
   read = 1,

@@ -34,13 +34,17 @@ enum class PageKind : std::uint8_t {
 /// else truncates ends in SIGBUS, as with any mapping. Immutable: safe to use from any thread.
 class Backing {
  public:
-  /// Opens what `spec` describes, for `size` bytes that a mapping will access with `protection`.
+  /// Opens what `spec` describes: `size` bytes that the guest may access with `protection`.
+  ///
+  /// `protection` decides one thing, whether a shared file is opened for writing: only if the guest
+  /// may write to it. Everything else can be written by its mappings, whatever the guest may do;
+  /// see is_writable().
   ///
   /// - anon, hugeanon: nothing to open.
   /// - shmem, hugeshmem: a memfd (memfd_create(2)), close-on-exec, not executable where the kernel
   ///   can say so, sealed against shrinking, growing and further seals.
   /// - hugetlbfs: a file made exclusively in the mounted directory `path`, and unlinked.
-  /// - file: `path`, for writing only if the mapping is shared and writable; or a duplicate of
+  /// - file: `path`, for writing only if it is shared and the guest may write; or a duplicate of
   ///   `descriptor`. It must be a regular file; a memfd of somebody else is one.
   ///
   /// Errors: `zero_size`; `limit_exceeded` when offset + size passes 2^63-1, the largest file;
@@ -48,7 +52,8 @@ class Backing {
   /// page size that the backing does not have; `bad_alignment` for a page size that is no power of
   /// two; `misaligned` when size or offset is no multiple of the page size; `out_of_bounds` for a
   /// file that ends before offset + size; `access_denied` for a descriptor that is not open for
-  /// what the mapping needs; `unsupported` where the kernel has no pool of this page size; `os`.
+  /// reading, or that the guest shall write through and that is not open for writing or is sealed
+  /// against it; `unsupported` where the kernel has no pool of this page size; `os`.
   /// A few system calls.
   [[nodiscard]] static Result<Backing> open(const BackingSpec& spec, std::uint64_t size,
                                             Protection protection = Protection::read_write);
@@ -68,6 +73,10 @@ class Backing {
   [[nodiscard]] bool is_hugetlb() const noexcept { return page_kind() == PageKind::hugetlb; }
   /// Whether mappings of it are MAP_SHARED.
   [[nodiscard]] bool is_shared() const noexcept { return state_->shared; }
+  /// Whether a mapping may write. Not to a shared file that is open for reading only or is sealed
+  /// against writing; writes to anything else stay in the mapping, or go to memory of our own or to
+  /// a file that was opened for that.
+  [[nodiscard]] bool is_writable() const noexcept { return state_->writable; }
   /// Whether discarding may punch holes: our own memory always, a file when it was declared so.
   [[nodiscard]] bool is_discardable() const noexcept { return state_->discardable; }
   [[nodiscard]] bool is_anonymous() const noexcept { return state_->descriptor < 0; }
@@ -89,6 +98,7 @@ class Backing {
     MemorySource source = MemorySource::none;
     PageKind kind = PageKind::anonymous;
     bool shared = false;
+    bool writable = true;
     bool discardable = false;
   };
 

@@ -63,6 +63,7 @@ struct Residency {
 struct MappingOptions {
   std::uint64_t size = 0;    ///< bytes; a multiple of the backing's page size
   std::uint64_t offset = 0;  ///< bytes from the backing's own offset; a multiple of its page size
+  /// What this process may do with the memory; the guest's protection is the region's.
   Protection protection = Protection::read_write;
   /// The host address is `congruent_to` modulo `align`, a power of two; 0 means the page size.
   /// KVM maps a huge page only where guest and host address agree modulo its size.
@@ -94,7 +95,8 @@ class MemoryMapping {
   /// address space holds; `misaligned` when size, offset or congruent_to is no multiple of the
   /// backing's page size, or the place in the arena is not as aligned as wanted; `out_of_bounds`
   /// past the backing's end or the arena's; `overlap` in the arena; `bad_alignment`;
-  /// `access_denied` as mmap(2) says; `unsupported` for a hugetlb page size that the kernel lacks;
+  /// `invalid_argument` for unknown protection bits; `access_denied` for writing to a backing that
+  /// is not writable, and as mmap(2) says; `unsupported` for a hugetlb page size that the kernel lacks;
   /// `os`: ENOMEM for no room, and for a hugetlb pool with too few free pages, since those are
   /// reserved here. A few system calls.
   [[nodiscard]] static Result<MemoryMapping> map(const Backing& backing,
@@ -108,6 +110,7 @@ class MemoryMapping {
   [[nodiscard]] std::byte* data() const noexcept { return data_; }
   [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
   [[nodiscard]] bool is_mapped() const noexcept { return data_ != nullptr; }
+  /// What this process may do with the memory.
   [[nodiscard]] Protection protection() const noexcept { return protection_; }
   [[nodiscard]] const Backing& backing() const noexcept { return backing_; }
   /// Where in the descriptor data() is, in bytes: what vhost-user is told.
@@ -140,8 +143,9 @@ class MemoryMapping {
 
   /// Gives a hint for a part. Errors: `unsupported` where the kernel does not know it; `os`.
   [[nodiscard]] Result<void> advise(std::uint64_t offset, std::uint64_t size, Advice advice) const;
-  /// Changes what this process may do with all of it (mprotect(2)). Errors: `access_denied` for
-  /// writing to a shared mapping of a descriptor that is open for reading; `os`.
+  /// Changes what this process may do with all of it (mprotect(2)). Errors: `invalid_argument` for
+  /// unknown bits; `access_denied` for writing to a shared mapping of a descriptor that is open for
+  /// reading; `os`.
   [[nodiscard]] Result<void> protect(Protection protection);
   /// Keeps a part in RAM (mlock(2)), which also populates it. An error leaves it unlocked: `os`
   /// with ENOMEM, EPERM or EAGAIN above RLIMIT_MEMLOCK.

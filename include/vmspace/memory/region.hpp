@@ -31,6 +31,9 @@ struct MapOptions {
   std::uint64_t backing_offset = 0;
   /// An inaccessible page before and after, so that running over an end faults.
   bool guard_pages = false;
+  /// Lets this process execute what the guest may execute. Off, no mapping is executable, whatever
+  /// the regions say: their descriptions may come from a file or from a peer.
+  bool host_executable = false;
   /// The host address agrees with the guest address modulo this power of two. 0: the size of a huge
   /// page where one fits, so that KVM can map it to the guest as one.
   std::uint64_t align = 0;
@@ -53,8 +56,13 @@ struct MapOptions {
 /// Const calls, also those of mapping(), may be made from any thread.
 class MemoryRegion {
  public:
-  /// Opens the region's backing and maps all of it with its protection, then binds it to its node,
-  /// advises huge pages, and populates it, in this order. Errors: those of Backing::open,
+  /// Opens the region's backing and maps all of it, then binds it to its node, advises huge pages,
+  /// and populates it, in this order.
+  ///
+  /// The region's protection is the guest's: GuestMemory checks it and KVM is told. This process
+  /// may read and write the memory, so that the VMM can fill a ROM, and execute nothing unless
+  /// `host_executable` asks for it. Only where the backing is not writable (a shared file that the
+  /// guest may only read) it may read and no more; mapping().protection() tells. Errors: those of Backing::open,
   /// MemoryMapping::map (`out_of_bounds` also for a region that is not inside the arena),
   /// bind_to_nodes, use_hugepages and populate; nothing is left of the region
   /// then. A few system calls, and the cost of populate where the region wants it.
@@ -65,8 +73,9 @@ class MemoryRegion {
   [[nodiscard]] std::uint64_t size() const noexcept { return description_.size(); }
   /// The last address, inclusive.
   [[nodiscard]] GuestAddress last_addr() const noexcept { return description_.last_addr(); }
-  /// Where the guest's base() is in this process.
+  /// Where the guest's base() is in this process, which may do what mapping().protection() says.
   [[nodiscard]] std::byte* host_base() const noexcept { return mapping_.data(); }
+  /// What the guest may do.
   [[nodiscard]] Protection protection() const noexcept { return description_.protection(); }
   [[nodiscard]] const AddressSpaceRegion& description() const noexcept { return description_; }
   [[nodiscard]] const Backing& backing() const noexcept { return mapping_.backing(); }

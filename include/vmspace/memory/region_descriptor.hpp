@@ -23,7 +23,7 @@ struct RegionDescriptor {
   std::uint64_t size = 0;    ///< bytes
   int descriptor = -1;       ///< borrowed: stays the region's, or the receiver's
   std::uint64_t offset = 0;  ///< in the file, in bytes
-  Protection protection = Protection::read_write;
+  Protection protection = Protection::read_write;  ///< what the guest may do
 
   friend bool operator==(const RegionDescriptor&, const RegionDescriptor&) = default;
 };
@@ -40,7 +40,7 @@ enum class Unsealed : std::uint8_t { accept, refuse };
 
 /// Maps what another process described. The descriptors are duplicated; the caller closes its own.
 /// Everything is checked as if an enemy had sent it. Errors: `access_denied` for an unsealed file
-/// that is to be refused; those of AddressSpaceRegion::make, Backing::open (a file shorter than
+/// that is to be refused; `invalid_argument` for unknown protection bits; those of AddressSpaceRegion::make, Backing::open (a file shorter than
 /// described is `out_of_bounds`), MemoryRegion::map and GuestMemory::from_regions; nothing stays
 /// mapped then. A few system calls a region.
 [[nodiscard]] Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions,
