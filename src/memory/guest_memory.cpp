@@ -83,13 +83,48 @@ Result<GuestMemory> GuestMemory::from_regions(std::vector<RegionPtr> regions) {
   return GuestMemory(std::make_shared<const Map>(std::move(regions), entries));
 }
 
+namespace {
+
+/// Whether the region's memory is a part of `options.backing`. A region that names a file is what
+/// is in that file.
+bool takes_part(const AddressSpaceRegion& description, const MapOptions& options) {
+  return options.backing && description.is_mapped() &&
+         description.backing().source != MemorySource::file;
+}
+
+/// Whether the backing has a part for each region that takes one; asked before anything is mapped.
+Result<void> check_parts(const AddressSpaceBase& space, const MapOptions& options) {
+  if (!options.backing) return {};
+  const std::uint64_t size = options.backing->size();
+  std::uint64_t left = size - std::min(options.backing_offset, size);
+  for (const AddressSpaceRegion& description : space) {
+    if (!takes_part(description, options)) continue;
+    if (description.size() > left) {
+      return fail({.code = Errc::out_of_bounds,
+                   .operation = "GuestMemory::map",
+                   .first = detail::operand(description.range()),
+                   .second = Operand::size(size),
+                   .reason = "the backing is too short for all the regions together"});
+    }
+    left -= description.size();
+  }
+  return {};
+}
+
+}  // namespace
+
 Result<GuestMemory> GuestMemory::map(const AddressSpaceBase& space, const MapOptions& options) {
+  if (auto ok = check_parts(space, options); !ok) return fail(ok.error());
+  std::uint64_t next_part = options.backing_offset;
   MapOptions mapping = options;
   mapping.defer_populate = true;
   std::vector<RegionPtr> regions;
   std::vector<RegionPtr> to_populate;
   for (const AddressSpaceRegion& description : space) {
     if (!description.is_mapped()) continue;
+    const bool part = takes_part(description, options);
+    mapping.backing = part ? options.backing : std::nullopt;
+    mapping.backing_offset = part ? std::exchange(next_part, next_part + description.size()) : 0;
     auto region = MemoryRegion::map(description, mapping);
     if (!region) return fail(region.error());
     if (description.wants_populate() && !options.defer_populate) to_populate.push_back(*region);

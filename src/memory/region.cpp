@@ -50,6 +50,18 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
                                       .arena_offset = arena_offset});
 }
 
+/// Pages of a size that the region asks for are not quietly others.
+Result<void> check_page_size(const AddressSpaceRegion& description, const Backing& backing) {
+  const BackingSpec& spec = description.backing();
+  const bool asks = spec.page_size != 0 || spec.is_hugetlb();
+  if (!asks || spec.effective_page_size() == backing.page_size()) return {};
+  return fail({.code = Errc::invalid_argument,
+               .operation = "MemoryRegion::map",
+               .first = Operand::size(spec.effective_page_size()),
+               .second = Operand::size(backing.page_size()),
+               .reason = "the region asks for pages of another size than the backing has"});
+}
+
 /// All that must be said before the first page exists.
 Result<Applied> prepare(MemoryMapping& mapping, const AddressSpaceRegion& description,
                         const MapOptions& options) {
@@ -75,6 +87,9 @@ Result<Applied> prepare(MemoryMapping& mapping, const AddressSpaceRegion& descri
 
 Result<std::shared_ptr<const MemoryRegion>> MemoryRegion::map(const AddressSpaceRegion& description,
                                                               const MapOptions& options) {
+  if (options.backing) {
+    if (auto ok = check_page_size(description, *options.backing); !ok) return fail(ok.error());
+  }
   auto backing = options.backing ? Result<Backing>(*options.backing)
                                  : Backing::open(description.backing(), description.size(),
                                                  description.protection());

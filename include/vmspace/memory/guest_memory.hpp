@@ -89,8 +89,18 @@ class GuestMemory {
   [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<RegionPtr> regions);
 
   /// Maps every region of the address space that has a backing, and then populates those that want
-  /// it, all at once. Errors: those of MemoryRegion::map, populate() and from_regions; nothing
-  /// stays mapped then. A few system calls a region.
+  /// it, all at once.
+  ///
+  /// `options` hold for each region, but for `backing`: that is divided among the regions. In the
+  /// order of their addresses, each takes the next part of it, from `backing_offset` on and without
+  /// a gap, so that a region plugged later goes behind the last. Regions that name a file
+  /// (firmware, DAX) keep theirs and take no part. The kernel makes huge pages of a memfd only
+  /// where offset and guest address agree modulo their size: regions whose sizes are multiples of
+  /// it keep that so.
+  ///
+  /// Errors: `out_of_bounds` for a backing that is too short for all of them; those of
+  /// MemoryRegion::map, populate() and from_regions; nothing stays mapped then. A few system calls
+  /// a region.
   [[nodiscard]] static Result<GuestMemory> map(const AddressSpaceBase& space,
                                                const MapOptions& options = {});
 

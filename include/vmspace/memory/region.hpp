@@ -26,7 +26,8 @@ namespace vmspace {
 /// initialisers.
 struct MapOptions {
   /// Memory that is open already, instead of opening the region's backing: several regions may
-  /// share one. It is mapped from `backing_offset` bytes after its own offset.
+  /// share one. It is mapped from `backing_offset` bytes after its own offset; whether it is shared
+  /// and how large its pages are is the backing's. GuestMemory::map gives each region its own part.
   std::optional<Backing> backing = {};
   std::uint64_t backing_offset = 0;
   /// An inaccessible page before and after, so that running over an end faults.
@@ -62,7 +63,8 @@ class MemoryRegion {
   /// The region's protection is the guest's: GuestMemory checks it and KVM is told. This process
   /// may read and write the memory, so that the VMM can fill a ROM, and execute nothing unless
   /// `host_executable` asks for it. Only where the backing is not writable (a shared file that the
-  /// guest may only read) it may read and no more; mapping().protection() tells. Errors: those of Backing::open,
+  /// guest may only read) it may read and no more; mapping().protection() tells. Errors:
+  /// `invalid_argument` for a region that asks for pages of another size than `options.backing` has; those of Backing::open,
   /// MemoryMapping::map (`out_of_bounds` also for a region that is not inside the arena),
   /// bind_to_nodes, use_hugepages and populate; nothing is left of the region
   /// then. A few system calls, and the cost of populate where the region wants it.
