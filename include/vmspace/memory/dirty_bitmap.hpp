@@ -121,11 +121,12 @@ class DirtyBitmap {
 
   [[gnu::always_inline]] void mark_in(std::uintptr_t state, std::uint64_t offset,
                                       std::uint64_t size) noexcept {
-    const std::uint64_t page = offset / page_size;
-    const std::uint64_t last = offset + (size - 1);
-    if ((state & fence_first) != 0 || page != last / page_size || last >= size_) [[unlikely]] {
+    // Compared with what is left of the page, because offset + size may wrap; a size of 0 does.
+    const std::uint64_t left = page_size - offset % page_size;
+    if ((state & fence_first) != 0 || size - 1 >= left || offset >= size_) [[unlikely]] {
       return mark_range(offset, size);
     }
+    const std::uint64_t page = offset / page_size;
     // Test before setting: the line stays shared between the writers' caches while the bit is set.
     Word& word = words_in(state)[page / 64];
     const std::uint64_t bit = std::uint64_t{1} << (page % 64);
