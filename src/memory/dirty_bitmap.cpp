@@ -142,7 +142,8 @@ std::vector<DirtyRange> DirtyBitmap::peek() const {
   return ranges.take();
 }
 
-Result<void> DirtyBitmap::merge(std::uint64_t offset, std::span<const std::uint64_t> bits) {
+Result<void> DirtyBitmap::merge(std::uint64_t offset, std::span<const std::uint64_t> bits,
+                                std::uint64_t unit) {
   constexpr const char* operation = "DirtyBitmap::merge";
   if (offset % page_size != 0) {
     return fail({.code = Errc::misaligned,
@@ -150,24 +151,36 @@ Result<void> DirtyBitmap::merge(std::uint64_t offset, std::span<const std::uint6
                  .first = Operand::size(offset),
                  .second = Operand::size(page_size)});
   }
+  if (!std::has_single_bit(unit) || unit < page_size) {
+    return fail({.code = Errc::bad_alignment,
+                 .operation = operation,
+                 .first = Operand::size(unit),
+                 .reason = "the unit of a log must be a power of two of at least 4096"});
+  }
   while (!bits.empty() && bits.back() == 0)
     bits = bits.first(bits.size() - 1);
   if (bits.empty()) return {};
-  const std::uint64_t first = offset / page_size;
+  const std::uint64_t rest = offset < size_ ? size_ - offset : 0;
+  const std::uint64_t units = rest / unit + (rest % unit != 0 ? 1 : 0);
   const std::uint64_t needed =
       64 * (bits.size() - 1) + static_cast<std::uint64_t>(std::bit_width(bits.back()));
-  if (first >= pages() || needed > pages() - first) {
+  if (needed > units) {
     return fail({.code = Errc::out_of_bounds,
                  .operation = operation,
-                 .first = Operand::span(first, needed),
-                 .second = Operand::span(0, pages()),
-                 .reason = "in pages"});
+                 .first = Operand::number(needed),
+                 .second = Operand::number(units),
+                 .reason = "bits of the log, and how many lie in the region"});
   }
-  RangeBuilder ranges(size_ - offset);
-  for (std::size_t i = 0; i < bits.size(); ++i)
-    ranges.add(i, bits[i]);
-  for (const DirtyRange& range : ranges.take())
-    mark_range(offset + range.offset, range.size);
+  for (std::size_t i = 0; i < bits.size(); ++i) {
+    for (std::uint64_t word = bits[i]; word != 0;) {
+      const auto first = static_cast<unsigned>(std::countr_zero(word));
+      const auto count = static_cast<unsigned>(std::countr_one(word >> first));
+      const std::uint64_t begin = (64 * i + first) * unit;  // below `rest`, as all that follows
+      const std::uint64_t whole_units = (rest - begin) / unit;
+      mark_range(offset + begin, count > whole_units ? rest - begin : count * unit);
+      word &= ~((~std::uint64_t{0} >> (64 - count)) << first);
+    }
+  }
   return {};
 }
 

@@ -241,13 +241,13 @@ Result<void> GuestMemory::mark_dirty(GuestRange range) const {
   return {};
 }
 
-Result<void> GuestMemory::merge_dirty_log(GuestAddress base,
-                                          std::span<const std::uint64_t> bits) const {
+Result<void> GuestMemory::merge_dirty_log(GuestAddress base, std::span<const std::uint64_t> bits,
+                                          std::uint64_t unit) const {
   const Piece piece = detail::piece_at(translator_, base.value(), 1);
   if (piece.size == 0 || piece.dirty == nullptr) {
     return fail(range_error("GuestMemory::merge_dirty_log", {base, 1}, Access::write));
   }
-  return piece.dirty->merge(piece.offset, bits);
+  return piece.dirty->merge(piece.offset, bits, unit);
 }
 
 }  // namespace vmspace

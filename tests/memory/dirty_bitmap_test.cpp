@@ -88,23 +88,77 @@ TEST(DirtyBitmap, MergesAForeignLogWhereItBelongs) {
   DirtyBitmap bitmap(130 * page);
   ASSERT_TRUE(bitmap.enable());
   const std::array<std::uint64_t, 3> log{std::uint64_t{1} << 63, 1, 0b11};
-  ASSERT_TRUE(bitmap.merge(0, log));
+  ASSERT_TRUE(bitmap.merge(0, log, page));
   EXPECT_EQ(harvest(bitmap), (Ranges{{63 * page, 2 * page}, {128 * page, 2 * page}}));
-  ASSERT_TRUE(bitmap.merge(2 * page, std::span(log).first(2)));
+  ASSERT_TRUE(bitmap.merge(2 * page, std::span(log).first(2), page));
   EXPECT_EQ(harvest(bitmap), (Ranges{{65 * page, 2 * page}}));
   // KVM's log is made of whole words: bits past the end are clear.
   const std::array<std::uint64_t, 4> long_log{1, 0, 0, 0};
-  ASSERT_TRUE(bitmap.merge(129 * page, long_log));
+  ASSERT_TRUE(bitmap.merge(129 * page, long_log, page));
   EXPECT_EQ(harvest(bitmap), (Ranges{{129 * page, page}}));
 
-  EXPECT_EQ(bitmap.merge(page, log).error().code, Errc::out_of_bounds);
-  EXPECT_EQ(bitmap.merge(130 * page, log).error().code, Errc::out_of_bounds);
-  EXPECT_EQ(bitmap.merge(1, log).error().code, Errc::misaligned);
+  EXPECT_EQ(bitmap.merge(page, log, page).error().code, Errc::out_of_bounds);
+  EXPECT_EQ(bitmap.merge(130 * page, log, page).error().code, Errc::out_of_bounds);
+  EXPECT_EQ(bitmap.merge(1, log, page).error().code, Errc::misaligned);
   EXPECT_TRUE(harvest(bitmap).empty());
-  EXPECT_TRUE(bitmap.merge(0, {}));
+  EXPECT_TRUE(bitmap.merge(0, {}, page));
   bitmap.disable();
-  EXPECT_TRUE(bitmap.merge(0, log));
+  EXPECT_TRUE(bitmap.merge(0, log, page));
   ASSERT_TRUE(bitmap.enable());
+  EXPECT_TRUE(harvest(bitmap).empty());
+}
+
+// KVM's bit is a page of the host: 16 or 64 KiB on some aarch64 machines.
+TEST(DirtyBitmap, MergesALogWhoseBitsStandForMoreThanAPage) {
+  for (const std::uint64_t unit : {page, 4 * page, 16 * page}) {
+    DirtyBitmap bitmap(70 * unit);
+    ASSERT_TRUE(bitmap.enable());
+    // Two words, of which the second is used in part; a run that crosses from one into the other.
+    const std::array<std::uint64_t, 2> log{std::uint64_t{1} << 63 | 0b1011, 0b10'0001};
+    ASSERT_TRUE(bitmap.merge(0, log, unit));
+    EXPECT_EQ(harvest(bitmap),
+              (Ranges{{0, 2 * unit}, {3 * unit, unit}, {63 * unit, 2 * unit}, {69 * unit, unit}}));
+    // From inside: what lies before the offset stays clear.
+    ASSERT_TRUE(bitmap.merge(page, std::span(log).first(1), unit));
+    EXPECT_EQ(harvest(bitmap),
+              (Ranges{{page, 2 * unit}, {page + 3 * unit, unit}, {page + 63 * unit, unit}}));
+    const std::array<std::uint64_t, 2> beyond{0, 0b100'0000};
+    const auto refused = bitmap.merge(0, beyond, unit);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, Errc::out_of_bounds);
+    EXPECT_TRUE(harvest(bitmap).empty());
+  }
+}
+
+TEST(DirtyBitmap, TheLastUnitOfALogMayReachPastTheEnd) {
+  for (const std::uint64_t unit : {4 * page, 16 * page, std::uint64_t{1} << 63}) {
+    DirtyBitmap bitmap(3 * page);
+    ASSERT_TRUE(bitmap.enable());
+    ASSERT_TRUE(bitmap.merge(0, std::array<std::uint64_t, 1>{1}, unit));
+    EXPECT_EQ(harvest(bitmap), (Ranges{{0, 3 * page}}));
+    EXPECT_EQ(bitmap.merge(0, std::array<std::uint64_t, 1>{0b11}, unit).error().code,
+              Errc::out_of_bounds);
+    EXPECT_TRUE(harvest(bitmap).empty());
+  }
+  DirtyBitmap bitmap(67 * 4 * page + page);
+  ASSERT_TRUE(bitmap.enable());
+  ASSERT_TRUE(bitmap.merge(0, std::array<std::uint64_t, 2>{0, 0b1000}, 4 * page));
+  EXPECT_EQ(harvest(bitmap), (Ranges{{67 * 4 * page, page}}));
+  const std::array<std::uint64_t, 2> all{~std::uint64_t{0}, 0b1111};
+  ASSERT_TRUE(bitmap.merge(0, all, 4 * page));
+  EXPECT_EQ(harvest(bitmap), (Ranges{{0, 67 * 4 * page + page}}));
+}
+
+TEST(DirtyBitmap, AUnitThatIsNoWholePageIsRefused) {
+  DirtyBitmap bitmap(64 * page);
+  ASSERT_TRUE(bitmap.enable());
+  for (const std::uint64_t unit : {std::uint64_t{0}, std::uint64_t{1}, page / 2, page + 1, 3 * page,
+                                   std::numeric_limits<std::uint64_t>::max()}) {
+    const auto refused = bitmap.merge(0, std::array<std::uint64_t, 1>{1}, unit);
+    ASSERT_FALSE(refused) << unit;
+    EXPECT_EQ(refused.error().code, Errc::bad_alignment);
+    EXPECT_EQ(refused.error().first, Operand::size(unit));
+  }
   EXPECT_TRUE(harvest(bitmap).empty());
 }
 

@@ -566,12 +566,12 @@ TEST_F(TrackedGuest, TrackingIsSharedByAllMapsThatHoldTheRegion) {
 
 TEST_F(TrackedGuest, ForeignLogsMerge) {
   const std::array<std::uint64_t, 1> log{0b10};
-  ASSERT_TRUE(memory.merge_dirty_log(at(second), log));
+  ASSERT_TRUE(memory.merge_dirty_log(at(second), log, page));
   EXPECT_EQ(harvest(), std::vector<Range>{pages(second + page, 1)});
   const std::array<std::uint64_t, 1> beyond{0b101};
-  EXPECT_EQ(memory.merge_dirty_log(at(second), beyond).error().code, Errc::out_of_bounds);
-  EXPECT_EQ(memory.merge_dirty_log(at(gap), log).error().code, Errc::not_found);
-  EXPECT_EQ(memory.merge_dirty_log(at(rom), log).error().code, Errc::access_denied);
+  EXPECT_EQ(memory.merge_dirty_log(at(second), beyond, page).error().code, Errc::out_of_bounds);
+  EXPECT_EQ(memory.merge_dirty_log(at(gap), log, page).error().code, Errc::not_found);
+  EXPECT_EQ(memory.merge_dirty_log(at(rom), log, page).error().code, Errc::access_denied);
   EXPECT_TRUE(harvest().empty());
 }
 

@@ -100,11 +100,14 @@ class DirtyBitmap {
   /// The same without the bits being cleared, and with no promise about writers: for displays.
   [[nodiscard]] std::vector<DirtyRange> peek() const;
 
-  /// Marks what a foreign bitmap says, such as the one of KVM_GET_DIRTY_LOG: bit n of word w is the
-  /// page 64 * w + n after the page at `offset`. Ignored while off. Errors: `misaligned` when
-  /// `offset` is no multiple of page_size; `out_of_bounds` when a set bit lies past the end, and
-  /// then nothing is marked.
-  [[nodiscard]] Result<void> merge(std::uint64_t offset, std::span<const std::uint64_t> bits);
+  /// Marks what a foreign bitmap says, such as the one of KVM_GET_DIRTY_LOG: bit n of word w stands
+  /// for the `unit` bytes from `offset + (64 * w + n) * unit` on. The last unit may reach past the
+  /// end. Ignored while off. Errors: `misaligned` when `offset` is not a multiple of page_size;
+  /// `bad_alignment` when `unit` is not a power of two of at least page_size; `out_of_bounds` when
+  /// the unit of a set bit begins past the end; nothing is marked then. O(words + bytes marked / 256
+  /// KiB); allocates nothing.
+  [[nodiscard]] Result<void> merge(std::uint64_t offset, std::span<const std::uint64_t> bits,
+                                   std::uint64_t unit);
 
  private:
   friend class DirtyHarvest;

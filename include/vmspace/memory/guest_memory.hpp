@@ -308,10 +308,12 @@ class GuestMemory {
   [[nodiscard]] Result<std::vector<Range>> harvest_dirty() const;
   /// Records a write that was made through a raw pointer, after the write.
   [[nodiscard]] Result<void> mark_dirty(GuestRange range) const;
-  /// Marks what a foreign bitmap says, such as KVM's log of the slot that begins at `base`, which
-  /// lies within one region. Errors: `not_found`, `access_denied`; those of DirtyBitmap::merge.
-  [[nodiscard]] Result<void> merge_dirty_log(GuestAddress base,
-                                             std::span<const std::uint64_t> bits) const;
+  /// Marks what a foreign bitmap says of the memory from `base` on, all of it in one region; each bit
+  /// stands for `unit` bytes (for KVM the host's page size, for vhost 4096). For KVM, pass on what
+  /// KvmMemslots::fetch_dirty_log() gives. Errors: `not_found` and `access_denied` for `base`; those
+  /// of DirtyBitmap::merge, and then nothing is marked.
+  [[nodiscard]] Result<void> merge_dirty_log(GuestAddress base, std::span<const std::uint64_t> bits,
+                                             std::uint64_t unit) const;
 
   /// Whether the invariant holds; else `corrupt`, with the first broken rule as the reason. For
   /// tests; O(n).
