@@ -23,8 +23,11 @@ Result<void> GuestMemory::read_across(const char* operation, GuestAddress addres
   const GuestRange range{.base = address, .size = size};
   if (auto ok = check(operation, range, Access::read); !ok) return ok;
   auto* const out = static_cast<std::byte*>(to);
+  // Objects up to this size are promised whole integers.
+  const auto copy =
+      size <= detail::inline_copy_limit ? detail::load_words : detail::copy_from_shared;
   for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t done) {
-    detail::copy_from_shared(out + done, piece.host, piece.size);
+    copy(out + done, piece.host, piece.size);
   });
   return {};
 }
@@ -34,8 +37,10 @@ Result<void> GuestMemory::write_across(const char* operation, GuestAddress addre
   const GuestRange range{.base = address, .size = size};
   if (auto ok = check(operation, range, Access::write); !ok) return ok;
   const auto* const in = static_cast<const std::byte*>(from);
+  const auto copy =
+      size <= detail::inline_copy_limit ? detail::store_words : detail::copy_to_shared;
   for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t done) {
-    detail::copy_to_shared(piece.host, in + done, piece.size);
+    copy(piece.host, in + done, piece.size);
     piece.mark();
   });
   return {};

@@ -138,8 +138,9 @@ class GuestMemory {
 
   // Objects, at any alignment.
 
-  /// A copy of the object at `address`, read once. Up to 64 bytes it is read in words of 8, 4, 2
-  /// and 1 bytes, so an aligned integer is not torn; of a larger structure nothing is promised.
+  /// A copy of the object at `address`, read once. Up to 64 bytes, no integer of 2, 4 or 8 bytes is
+  /// torn that lies at a multiple of its size in the guest, whatever the address of the object that
+  /// it is in; of a larger structure nothing is promised.
   /// Two or three nanoseconds for an integer. Bytes are not converted: see LittleEndian.
   template <GuestObject T>
   [[nodiscard]] Result<T> read(GuestAddress address) const {
@@ -164,7 +165,8 @@ class GuestMemory {
     return value;
   }
 
-  /// Writes the object, each byte once; then marks its pages.
+  /// Writes the object, each byte once, and integers in it as read() reads them; then marks its
+  /// pages.
   template <GuestObject T>
   [[nodiscard]] Result<void> write(GuestAddress address, const T& value) const {
     return write_object<true>(address, value);
