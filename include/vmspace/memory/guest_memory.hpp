@@ -19,14 +19,12 @@
 #pragma once
 
 #include <atomic>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "vmspace/address_space/address_space_base.hpp"
@@ -34,24 +32,12 @@
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/memory/detail/guest_access.hpp"
 #include "vmspace/memory/detail/translation_table.hpp"
+#include "vmspace/memory/guest_object.hpp"
 #include "vmspace/memory/guest_view.hpp"
 #include "vmspace/memory/region.hpp"
 #include "vmspace/result.hpp"
 
 namespace vmspace {
-
-/// What can be read from guest memory as it lies there: every pattern of bits must be a value,
-/// because the guest writes what it likes. Not bool and not pointers; a structure that has such
-/// members has to be avoided by its author.
-template <typename T>
-concept GuestObject = std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T> &&
-                      !std::is_pointer_v<T> &&
-                      !std::is_const_v<T> && !std::same_as<T, bool>;
-
-/// An integer that the machine accesses in one piece: 1, 2, 4 or 8 bytes. Not __int128, which GNU
-/// dialects count as integral: its accesses may take a lock that the guest knows nothing of.
-template <typename T>
-concept GuestInteger = std::integral<T> && GuestObject<T> && sizeof(T) <= 8;
 
 /// What the host is about to do to guest memory.
 enum class Access : std::uint8_t { read, write };
@@ -167,14 +153,14 @@ class GuestMemory {
 
   /// Writes the object, each byte once, and integers in it as read() reads them; then marks its
   /// pages.
-  template <GuestObject T>
+  template <WritableGuestObject T>
   [[nodiscard]] Result<void> write(GuestAddress address, const T& value) const {
     return write_object<true>(address, value);
   }
 
   /// write() without marking, for many small writes that one mark_dirty() covers afterwards. An
   /// object above 64 bytes, or that crosses regions, is marked all the same.
-  template <GuestObject T>
+  template <WritableGuestObject T>
   [[nodiscard]] Result<void> write_unmarked(GuestAddress address, const T& value) const {
     return write_object<false>(address, value);
   }
@@ -329,7 +315,7 @@ class GuestMemory {
 
   explicit GuestMemory(std::shared_ptr<const Map> map) noexcept;
 
-  template <bool Marked, typename T>
+  template <bool Marked, WritableGuestObject T>
   [[gnu::always_inline]] Result<void> write_object(GuestAddress address, const T& value) const {
     if constexpr (sizeof(T) > detail::inline_copy_limit) {
       if (write_long(address, std::as_bytes(std::span(&value, 1)))) [[likely]]
