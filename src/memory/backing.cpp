@@ -164,25 +164,35 @@ Result<Opened> open_in_hugetlbfs(const Request& request) {
   return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), PageKind::hugetlb};
 }
 
-/// Whether a mapping of a shared file may write; an error for what the mapping can't do without.
-Result<bool> check_access(const Request& request, int fd) {
-  const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
-  if (flags < 0) return fail_os(operation, request.span(), "fcntl(F_GETFL)");
-  const int mode = flags & O_ACCMODE;
-  // Only memfds and tmpfs have seals; for others the call fails.
+/// The seals of a file (fcntl(2)); none for one that can't have any, which is every file but those of
+/// a memfd, of tmpfs and of hugetlbfs.
+Result<int> seals_of(const Request& request, int fd) {
   const int seals = retry([&] { return kernel().fcntl(fd, F_GET_SEALS, 0); });
-  const bool sealed = seals >= 0 && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) != 0;
-  const bool writable = mode == O_RDWR && !sealed;
-  // mmap(2): a mapping always needs reading; writing through it needs writing.
-  if ((flags & O_PATH) != 0 || mode == O_WRONLY || (request.writes_through() && !writable)) {
+  if (seals >= 0) return seals;
+  if (errno == EINVAL) return 0;
+  return fail_os(operation, request.span(), "fcntl(F_GET_SEALS)");
+}
+
+/// Whether a mapping of what `fd` is open for may write; an error where the guest needs more.
+Result<bool> check_access(const Request& request, int fd) {
+  const auto refuse = [&](const char* reason) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
                  .first = request.span(),
-                 .reason = sealed && request.writes_through() && mode == O_RDWR
-                               ? "the file is sealed against writing"
-                               : "the descriptor is not open for what the mapping needs"});
+                 .reason = reason});
+  };
+  const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
+  if (flags < 0) return fail_os(operation, request.span(), "fcntl(F_GETFL)");
+  const int mode = flags & O_ACCMODE;
+  // mmap(2): a mapping always needs reading; writing through it needs writing.
+  if ((flags & O_PATH) != 0 || mode == O_WRONLY || (mode == O_RDONLY && request.writes_through())) {
+    return refuse("the descriptor is not open for what the mapping needs");
   }
-  return writable || !request.spec.is_shared();
+  const auto seals = seals_of(request, fd);
+  if (!seals) return fail(seals.error());
+  const bool sealed = (*seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) != 0;
+  if (sealed && request.writes_through()) return refuse("the file is sealed against writing");
+  return !request.spec.is_shared() || (mode == O_RDWR && !sealed);
 }
 
 Result<Opened> open_file(const Request& request) {
