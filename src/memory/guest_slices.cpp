@@ -11,6 +11,7 @@
 #include "vmspace/memory/guest_memory.hpp"
 
 #include "memory/guest_map.hpp"
+#include "memory/marked_read.hpp"
 #include "memory/system_calls.hpp"
 
 namespace vmspace {
@@ -106,19 +107,16 @@ Result<std::uint64_t> GuestMemory::read_from(int fd, GuestRange range) const {
   std::uint64_t done = 0;
   while (done < range.size) {
     const Piece piece = detail::piece_at(translator_, range.base.value() + done, range.size - done);
-    const auto count =
-        detail::retry([&] { return detail::kernel().read(fd, piece.host, piece.size); });
-    if (count < 0) {
-      const int error = errno;
-      for_each_piece(translator_, range, [](const Piece& all, std::uint64_t) { all.mark(); });
-      if (done != 0) return done;
-      return detail::fail_os(operation, Operand::span(range.base.value(), range.size), "read",
-                             error);
-    }
-    if (count == 0) break;
     assert(piece.dirty != nullptr);  // the range was checked for writing
-    piece.dirty->mark(piece.offset, static_cast<std::uint64_t>(count));
-    done += static_cast<std::uint64_t>(count);
+    const auto read = detail::marked_read(
+        fd,
+        {.host = piece.host, .size = piece.size, .dirty = *piece.dirty, .offset = piece.offset});
+    done += read.bytes;
+    if (read.error != 0 && done == 0) {
+      return detail::fail_os(operation, Operand::span(range.base.value(), range.size), "read",
+                             read.error);
+    }
+    if (read.bytes != piece.size) break;
   }
   return done;
 }

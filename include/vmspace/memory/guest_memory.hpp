@@ -265,8 +265,11 @@ class GuestMemory {
 
   /// Reads from a descriptor into the guest until the range is full or read(2) gives 0 (end of
   /// file); gives the number of bytes. A failure after some bytes gives their number; the next call
-  /// gives the error. Errors: `os`. The whole range is marked dirty when a read failed, because
-  /// nobody knows how much of it was written.
+  /// gives the error. Errors: `os`.
+  ///
+  /// What the kernel may have written beyond those bytes, up to all that it was asked for, is
+  /// undefined and marked dirty: direct I/O writes whole blocks. Nothing is marked at the end of the
+  /// file, nor by a read that had no data to give (EAGAIN) or was refused at once (EBADF, EISDIR).
   [[nodiscard]] Result<std::uint64_t> read_from(int fd, GuestRange range) const;
   /// Writes the range to a descriptor, in several write(2) if need be; gives the number of bytes. A
   /// failure after some bytes gives their number. Errors: `os`.
