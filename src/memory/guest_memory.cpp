@@ -31,6 +31,17 @@ std::vector<RegionPtr>::const_iterator first_reaching(const std::vector<RegionPt
                                   [](const RegionPtr& region) { return region->last_addr(); });
 }
 
+/// Where one region tracks, all do. All of those that join is news to whoever harvests.
+Result<void> join_tracking(std::span<const RegionPtr> regions) {
+  const auto tracks = [](const RegionPtr& region) { return region->dirty().is_enabled(); };
+  if (std::ranges::none_of(regions, tracks)) return {};
+  const auto started = detail::start_tracking(regions);
+  if (!started) return fail(started.error());
+  for (DirtyBitmap* bitmap : *started)
+    bitmap->mark(0, bitmap->size());
+  return {};
+}
+
 }  // namespace
 
 GuestMemory::Map::Map(std::vector<RegionPtr> sorted,
@@ -80,7 +91,9 @@ Result<GuestMemory> GuestMemory::from_regions(std::vector<RegionPtr> regions) {
                        .dirty = writable ? &region->dirty() : nullptr});
   }
   if (regions.empty()) return GuestMemory();
-  return GuestMemory(std::make_shared<const Map>(std::move(regions), entries));
+  auto map = std::make_shared<const Map>(std::move(regions), entries);
+  if (auto ok = join_tracking(map->regions); !ok) return fail(ok.error());
+  return GuestMemory(std::move(map));
 }
 
 namespace {

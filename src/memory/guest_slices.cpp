@@ -193,25 +193,28 @@ Result<GuestIovecs> GuestMemory::iovecs(GuestRange range, Access access) const {
   return result;
 }
 
-Result<void> GuestMemory::enable_dirty_tracking() const {
-  std::vector<DirtyBitmap*> started;
-  started.reserve(regions().size());
+Result<std::vector<DirtyBitmap*>> detail::start_tracking(
+    std::span<const GuestMemory::RegionPtr> regions) {
   // Also when memory for a bitmap runs out: nothing that was off before stays on.
-  struct Undo {
-    std::vector<DirtyBitmap*>& started;
-    ~Undo() {
-      for (DirtyBitmap* bitmap : started)
+  struct Started {
+    std::vector<DirtyBitmap*> bitmaps;
+    ~Started() {
+      for (DirtyBitmap* bitmap : bitmaps)
         bitmap->disable();
     }
-  } undo{started};
-  for (const RegionPtr& region : regions()) {
-    if (!allows(region->protection(), Protection::write)) continue;
+  } started;
+  started.bitmaps.reserve(regions.size());
+  for (const GuestMemory::RegionPtr& region : regions) {
     DirtyBitmap& bitmap = region->dirty();
     if (bitmap.is_enabled()) continue;
-    if (auto ok = bitmap.enable(); !ok) return ok;
-    started.push_back(&bitmap);
+    if (auto ok = bitmap.enable(); !ok) return fail(ok.error());
+    started.bitmaps.push_back(&bitmap);
   }
-  started.clear();
+  return std::exchange(started.bitmaps, {});
+}
+
+Result<void> GuestMemory::enable_dirty_tracking() const {
+  if (auto started = detail::start_tracking(regions()); !started) return fail(started.error());
   return {};
 }
 
@@ -221,10 +224,19 @@ void GuestMemory::disable_dirty_tracking() const noexcept {
 }
 
 Result<std::vector<Range>> GuestMemory::harvest_dirty() const {
+  constexpr const char* operation = "GuestMemory::harvest_dirty";
   DirtyHarvest harvest;
   std::vector<Range> ranges;
   for (const RegionPtr& region : regions()) {
-    for (const DirtyRange& dirty : harvest.take(region->dirty())) {
+    const auto taken = harvest.take(region->dirty());
+    // Asked afterwards: one that is switched off meanwhile may have forgotten what was not taken.
+    if (!region->dirty().is_enabled()) {
+      return fail({.code = Errc::bad_state,
+                   .operation = operation,
+                   .first = Operand::range(region->base().value(), region->last_addr().value()),
+                   .reason = "the region is not tracked"});
+    }
+    for (const DirtyRange& dirty : taken) {
       const std::uint64_t min = region->base().value() + dirty.offset;
       const std::uint64_t max = min + (dirty.size - 1);
       if (!ranges.empty() && ranges.back().max() + 1 == min) {

@@ -191,6 +191,20 @@ TEST(GuestMemoryCalls, DirtyPagesSurviveAHarvestThatFails) {
   EXPECT_EQ(memory.harvest_dirty()->size(), 2U);
 }
 
+TEST(GuestMemoryCalls, ARegionThatCantBeTrackedDoesNotJoin) {
+  const GuestMemory memory = sample();
+  ASSERT_TRUE(memory.enable_dirty_tracking());
+  const auto more = testing::region({8 * base, page});
+  Injector injector;
+  injector.fail_always("membarrier", EPERM);
+  const auto joined = memory.with_region(more);
+  ASSERT_FALSE(joined);
+  EXPECT_EQ(joined.error().os_errno, EPERM);
+  EXPECT_FALSE(more->dirty().is_enabled());
+  injector.fail_none();
+  EXPECT_EQ(memory.harvest_dirty(), std::vector<Range>{});
+}
+
 TEST(GuestMemoryCalls, ReadsAndWritesOfDescriptorsAreRetriedAndReported) {
   const GuestMemory memory = sample();
   ASSERT_TRUE(memory.enable_dirty_tracking());

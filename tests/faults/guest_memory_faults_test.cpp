@@ -10,6 +10,7 @@
 #include "vmspace/memory/dirty_bitmap.hpp"
 
 #include "faults/failing_new.hpp"
+#include "memory/guest_support.hpp"
 
 namespace vmspace {
 namespace {
@@ -65,6 +66,19 @@ TEST(DirtyBitmapFaults, AHarvestThatRunsOutOfMemoryForgetsNothing) {
   EXPECT_GT(failures, 3);
   EXPECT_EQ(harvested, dirty);
   EXPECT_TRUE(bitmap.peek().empty());
+}
+
+TEST(GuestMemoryFaults, ARegionJoinsATrackedMemoryWhollyOrNotAtAll) {
+  const GuestMemory memory = testing::guest({{0x1'0000, page}, {0x4'0000, page, Protection::read}});
+  ASSERT_TRUE(memory.enable_dirty_tracking());
+  const auto more = testing::region({0x8'0000, page});
+  const int failures = fail_each_allocation([&] { EXPECT_TRUE(memory.with_region(more)); },
+                                            [&] {
+                                              EXPECT_FALSE(more->dirty().is_enabled());
+                                              EXPECT_TRUE(memory.harvest_dirty());
+                                            });
+  EXPECT_GT(failures, 3);
+  EXPECT_TRUE(more->dirty().is_enabled());
 }
 
 }  // namespace

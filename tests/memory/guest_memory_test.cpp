@@ -629,10 +629,68 @@ TEST_F(TrackedGuest, TrackingIsSharedByAllMapsThatHoldTheRegion) {
   ASSERT_TRUE(other);
   ASSERT_TRUE(other->write(at(first), 1U));
   EXPECT_EQ(harvest(), std::vector<Range>{pages(first, 1)});
+  ASSERT_TRUE(memory.write(at(last), 2U));
   other->disable_dirty_tracking();
   ASSERT_TRUE(memory.write(at(first), 2U));
-  ASSERT_TRUE(memory.write(at(last), 2U));
-  EXPECT_EQ(harvest(), std::vector<Range>{pages(last, 1)});
+  // Its ranges without those of the others would not be all that was written.
+  const auto untracked = memory.harvest_dirty();
+  ASSERT_FALSE(untracked);
+  EXPECT_EQ(untracked.error().code, Errc::bad_state);
+  EXPECT_EQ(untracked.error().first, Operand::range(first, second - 1));
+  ASSERT_TRUE(memory.enable_dirty_tracking());
+  EXPECT_EQ(harvest(), std::vector<Range>{pages(last, 1)});  // still there
+}
+
+TEST_F(TrackedGuest, ARegionThatJoinsIsTrackedAndAllOfItIsDirty) {
+  constexpr std::uint64_t plugged = 0x100'0000;
+  for (const Protection protection : {Protection::read_write, Protection::read}) {
+    const auto more = region({plugged, 3 * page, protection});
+    ASSERT_TRUE(memory.write(at(first), 1U));
+    const auto joined = memory.with_region(more);
+    ASSERT_TRUE(joined);
+    auto dirty = joined->harvest_dirty();
+    ASSERT_TRUE(dirty);
+    EXPECT_EQ(*dirty, (std::vector<Range>{pages(first, 1), pages(plugged, 3)}));
+    // Later only what is written, by whichever way.
+    ASSERT_TRUE(more->load_image(page, pattern(1)));
+    dirty = joined->harvest_dirty();
+    ASSERT_TRUE(dirty);
+    EXPECT_EQ(*dirty, std::vector<Range>{pages(plugged + page, 1)});
+    // Back again, it has its own log still.
+    const auto without = joined->without_region(at(plugged));
+    ASSERT_TRUE(without);
+    ASSERT_TRUE(more->load_image(0, pattern(1)));
+    const auto again = without->with_region(more);
+    ASSERT_TRUE(again);
+    dirty = again->harvest_dirty();
+    ASSERT_TRUE(dirty);
+    EXPECT_EQ(*dirty, std::vector<Range>{pages(plugged, 1)});
+  }
+}
+
+TEST_F(TrackedGuest, RegionsArePutTogetherWithTrackedOnes) {
+  const auto tracked = memory.regions()[0];
+  const auto other = region({0x100'0000, page});
+  const auto together = GuestMemory::from_regions({other, tracked});
+  ASSERT_TRUE(together);
+  const auto dirty = together->harvest_dirty();
+  ASSERT_TRUE(dirty);
+  EXPECT_EQ(*dirty, std::vector<Range>{pages(0x100'0000, 1)});
+  // Regions that can't be put together do not begin to track.
+  const auto in_the_way = region({first + page, page});
+  EXPECT_EQ(memory.with_region(in_the_way).error().code, Errc::overlap);
+  EXPECT_FALSE(in_the_way->dirty().is_enabled());
+}
+
+TEST(GuestMemory, AHarvestOfWhatIsNotTrackedIsAnError) {
+  const GuestMemory memory = guest({{0x1000, page, Protection::read}});
+  EXPECT_EQ(memory.harvest_dirty().error().code, Errc::bad_state);
+  ASSERT_TRUE(memory.enable_dirty_tracking());
+  EXPECT_EQ(memory.harvest_dirty(), std::vector<Range>{});
+  // RAM that joins a ROM is tracked, although the guest can't write a ROM.
+  const auto joined = memory.with_region(region({0x8000, page}));
+  ASSERT_TRUE(joined);
+  EXPECT_EQ(joined->harvest_dirty(), std::vector<Range>{*Range::from_base_size(0x8000, page)});
 }
 
 TEST_F(TrackedGuest, ForeignLogsMerge) {

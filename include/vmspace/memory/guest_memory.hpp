@@ -70,8 +70,9 @@ class GuestMemory {
   GuestMemory& operator=(const GuestMemory&) = default;
   ~GuestMemory() = default;
 
-  /// Of these regions, in any order. Errors: `overlap`; `limit_exceeded` above max_regions;
-  /// `invalid_argument` for a null pointer. O(n log n).
+  /// Of these regions, in any order. If one of them tracks dirty pages, all do afterwards. Errors:
+  /// `overlap`; `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
+  /// enable_dirty_tracking(). O(n log n).
   [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<RegionPtr> regions);
 
   /// Maps every region of the address space that has a backing, and then populates those that want
@@ -94,7 +95,7 @@ class GuestMemory {
   /// Errors: those of from_regions, AddressSpaceRegion::make and MemoryRegion::map.
   [[nodiscard]] static Result<GuestMemory> create(std::span<const GuestRange> ram);
 
-  /// These regions and one more. Errors: `overlap`, `limit_exceeded`, `invalid_argument`. O(n).
+  /// These regions and one more. Errors: those of from_regions. O(n).
   [[nodiscard]] Result<GuestMemory> with_region(RegionPtr region) const;
   /// These regions without the one that begins at `base`. Errors: `not_found`. O(n). The region is
   /// unmapped when the last map, view or other holder lets go of it.
@@ -288,14 +289,20 @@ class GuestMemory {
   /// region, so fewer than IOV_MAX. Errors: those of every access; an empty range gives none.
   [[nodiscard]] Result<GuestIovecs> iovecs(GuestRange range, Access access) const;
 
-  // Dirty tracking, of all regions that may be written: see DirtyBitmap for what is promised.
+  // Dirty tracking: see DirtyBitmap for what is promised. It is the regions', which several maps may
+  // share, and all or none of a map's regions track: those that join a map take it on when they are
+  // put together with one that does, and all of what they hold counts as written then.
 
-  /// Starts everywhere, or nowhere and an error. Copy all memory after it returns.
+  /// Starts everywhere, or nowhere and an error. Copy all memory after it returns. Errors: those of
+  /// DirtyBitmap::enable.
   [[nodiscard]] Result<void> enable_dirty_tracking() const;
   /// Stops everywhere, also for other maps that hold the regions; what was marked is forgotten.
   void disable_dirty_tracking() const noexcept;
   /// The ranges written since the last harvest, coalesced also across adjacent regions, and clears
-  /// them. Errors: `os`, and then nothing is lost. One system call.
+  /// them. Name the result before going through it: C++20 destroys the temporary of
+  /// `for (... : *memory.harvest_dirty())` before the first turn. Errors: `bad_state` for a region
+  /// that is not tracked, because its ranges would be missing; `os`. Nothing is lost then. One
+  /// system call, or none when nothing was written.
   [[nodiscard]] Result<std::vector<Range>> harvest_dirty() const;
   /// Records a write that was made through a raw pointer, after the write.
   [[nodiscard]] Result<void> mark_dirty(GuestRange range) const;
