@@ -76,7 +76,8 @@ class GuestMemory {
   [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<RegionPtr> regions);
 
   /// Maps every region of the address space that has a backing, and then populates those that want
-  /// it, all at once.
+  /// it, all at once. For a guest that starts: each call makes new memory. When the address space of
+  /// a guest that runs has changed, remap() keeps what is in the regions that stay.
   ///
   /// `options` hold for each region, but for `backing`: that is divided among the regions. In the
   /// order of their addresses, each takes the next part of it, from `backing_offset` on and without
@@ -90,6 +91,15 @@ class GuestMemory {
   /// a region.
   [[nodiscard]] static Result<GuestMemory> map(const AddressSpaceBase& space,
                                                const MapOptions& options = {});
+
+  /// This memory after the address space has changed: regions that are described as they were stay,
+  /// with what they hold; those that are new are mapped, as map() would; the others are let go, as
+  /// without_region() would. A region that was moved, or described anew in its place, is an error,
+  /// because what it holds would be lost: let it go in a step of its own. `options.backing` is
+  /// divided among the new regions only. Errors: `bad_state` for such a region; those of map();
+  /// this memory stays as it is then. O(n log n), and map() for the new ones.
+  [[nodiscard]] Result<GuestMemory> remap(const AddressSpaceBase& after,
+                                          const MapOptions& options = {}) const;
 
   /// Maps plain RAM for those who need no address space: each range a shared memfd of its own.
   /// Errors: those of from_regions, AddressSpaceRegion::make and MemoryRegion::map.
