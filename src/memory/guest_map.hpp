@@ -53,7 +53,7 @@ inline Piece piece_at(const Translator& translator, std::uint64_t gpa,
           .offset = offset};
 }
 
-/// The same, downwards: the piece of at most `size` bytes whose last byte is at `gpa`.
+/// The piece of at most `size` bytes whose last byte is at `gpa`.
 inline Piece piece_below(const Translator& translator, std::uint64_t gpa,
                          std::uint64_t size) noexcept {
   const TranslationEntry* entry = translator.find(gpa, 1);

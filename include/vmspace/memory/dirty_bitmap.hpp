@@ -97,7 +97,8 @@ class DirtyBitmap {
   /// O(pages / 64 + ranges). One system call, and memory for the ranges; neither for a clean bitmap.
   [[nodiscard]] Result<std::vector<DirtyRange>> harvest();
 
-  /// The same without the bits being cleared, and with no promise about writers: for displays.
+  /// The ranges that harvest() would give, with nothing cleared and no promise about writers: for
+  /// displays. O(pages / 64 + ranges).
   [[nodiscard]] std::vector<DirtyRange> peek() const;
 
   /// Marks what a foreign bitmap says, such as the one of KVM_GET_DIRTY_LOG: bit n of word w stands

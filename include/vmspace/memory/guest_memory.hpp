@@ -127,7 +127,7 @@ class GuestMemory {
   /// through it calls mark_dirty(), and keeps this map for as long as the pointer is used. Errors:
   /// those of every access; `zero_size`; `out_of_bounds` also for a range that crosses regions.
   [[nodiscard]] Result<std::byte*> host_address(GuestAddress base, std::uint64_t size) const;
-  /// The same, for reading: also of read-only regions.
+  /// As host_address(), for reading: also of read-only regions.
   [[nodiscard]] Result<const std::byte*> const_host_address(GuestAddress base,
                                                             std::uint64_t size) const;
   /// The guest address of a byte of this process; nothing when it lies in no region. O(log n).

@@ -79,7 +79,7 @@ inline void copy_from_shared(void* to, const std::byte* from, std::size_t bytes)
   compiler_barrier();
 }
 
-/// The same, the other way round.
+/// From private memory to memory that others read and write. Any alignment; no overlap.
 inline void copy_to_shared(std::byte* to, const void* from, std::size_t bytes) noexcept {
 #if VMSPACE_DETAIL_TSAN
   move_atomically(to, static_cast<const std::byte*>(from), bytes);
