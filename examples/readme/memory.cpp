@@ -39,6 +39,10 @@ vmspace::Result<void> example(const vmspace::AddressSpace& space) {
   const auto hole = memory->read<std::uint32_t>(vmspace::GuestAddress{0xfee0'0000});
   if (!hole)
     std::printf("%s\n", hole.error().message().c_str());  // "GuestMemory::read: not found: ..."
+
+  // After a hotplug: the regions that stay keep what they hold. (map() would make all of it new.)
+  const auto after = memory->remap(*space.snapshot());
+  if (!after) return vmspace::fail(after.error());
   // README end
   return {};
 }

@@ -10,6 +10,7 @@
 #include "vmspace/memory/dirty_bitmap.hpp"
 #include "vmspace/memory/endian.hpp"
 #include "vmspace/memory/guest_memory.hpp"
+#include "vmspace/memory/guest_object.hpp"
 #include "vmspace/memory/guest_ptr.hpp"
 #include "vmspace/memory/guest_view.hpp"
 #include "vmspace/memory/mapping.hpp"

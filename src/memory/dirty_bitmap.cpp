@@ -36,7 +36,16 @@ Result<void> fence_writers(const char* operation) {
 /// Appends the runs of set bits, as ranges of bytes that end at `size` at the latest.
 class RangeBuilder {
  public:
-  explicit RangeBuilder(std::uint64_t size) : size_(size) {}
+  RangeBuilder(std::uint64_t size, std::vector<DirtyRange>& ranges)
+      : size_(size), ranges_(ranges) {}
+
+  /// So that the next add() takes no memory.
+  void make_room() {
+    constexpr std::size_t most = 32;  // every other bit of a word
+    if (ranges_.capacity() - ranges_.size() < most) {
+      ranges_.reserve(std::max(2 * ranges_.capacity(), ranges_.size() + most));
+    }
+  }
 
   void add(std::uint64_t word, std::uint64_t bits) {
     while (bits != 0) {
@@ -47,8 +56,6 @@ class RangeBuilder {
       bits &= ~std::uint64_t{0} << (first + count);
     }
   }
-
-  std::vector<DirtyRange> take() { return std::move(ranges_); }
 
  private:
   void add_pages(std::uint64_t page, std::uint64_t count) {
@@ -62,7 +69,7 @@ class RangeBuilder {
   }
 
   std::uint64_t size_;
-  std::vector<DirtyRange> ranges_;
+  std::vector<DirtyRange>& ranges_;
 };
 
 }  // namespace
@@ -127,19 +134,21 @@ void DirtyBitmap::mark_range(std::uint64_t offset, std::uint64_t size) noexcept 
 
 Result<std::vector<DirtyRange>> DirtyBitmap::harvest() {
   DirtyHarvest harvest;
-  auto ranges = harvest.take(*this);
+  const auto taken = harvest.take(*this);
+  std::vector<DirtyRange> ranges(taken.begin(), taken.end());
   if (auto ok = harvest.finish(); !ok) return fail(ok.error());
   return ranges;
 }
 
 std::vector<DirtyRange> DirtyBitmap::peek() const {
-  RangeBuilder ranges(size_);
   const Word* const words = words_in(state_.load(std::memory_order_acquire));
   if (words == nullptr) return {};
+  std::vector<DirtyRange> ranges;
+  RangeBuilder builder(size_, ranges);
   for (std::uint64_t i = 0; i < (pages() + 63) / 64; ++i) {
-    ranges.add(i, words[i].load(std::memory_order_relaxed));
+    builder.add(i, words[i].load(std::memory_order_relaxed));
   }
-  return ranges.take();
+  return ranges;
 }
 
 Result<void> DirtyBitmap::merge(std::uint64_t offset, std::span<const std::uint64_t> bits,
@@ -186,29 +195,27 @@ Result<void> DirtyBitmap::merge(std::uint64_t offset, std::span<const std::uint6
 
 DirtyHarvest::~DirtyHarvest() {
   for (const Taken& taken : taken_) {
-    for (std::size_t i = 0; i < taken.words.size(); ++i) {
-      if (taken.words[i] == 0) continue;
-      taken.bitmap->words_[i].fetch_or(taken.words[i], std::memory_order_relaxed);
-    }
+    for (const DirtyRange& range : taken.ranges)
+      taken.bitmap->mark(range.offset, range.size);
   }
 }
 
-std::vector<DirtyRange> DirtyHarvest::take(DirtyBitmap& bitmap) {
+std::span<const DirtyRange> DirtyHarvest::take(DirtyBitmap& bitmap) {
   using Word = DirtyBitmap::Word;
   Word* const words = DirtyBitmap::words_in(bitmap.state_.load(std::memory_order_acquire));
   if (words == nullptr) return {};
+  const auto is_clean = [](const Word& word) { return word.load(std::memory_order_relaxed) == 0; };
   const auto count = static_cast<std::size_t>((bitmap.pages() + 63) / 64);
-  // All memory that can fail to come is here before the first bit is cleared.
-  taken_.push_back({.bitmap = &bitmap, .words = {}});
-  std::vector<std::uint64_t>& copy = taken_.back().words;
-  copy.resize(count);
-  RangeBuilder ranges(bitmap.size());
-  for (std::size_t i = 0; i < count; ++i) {
-    if (words[i].load(std::memory_order_relaxed) == 0) continue;
-    copy[i] = words[i].exchange(0, std::memory_order_relaxed);
-    ranges.add(i, copy[i]);
+  const Word* const first = std::find_if_not(words, words + count, is_clean);
+  if (first == words + count) return {};  // and so takes no memory, nor a barrier of finish()
+  std::vector<DirtyRange>& ranges = taken_.emplace_back(Taken{&bitmap, {}}).ranges;
+  RangeBuilder builder(bitmap.size(), ranges);
+  for (auto i = static_cast<std::size_t>(first - words); i < count; ++i) {
+    if (is_clean(words[i])) continue;
+    builder.make_room();  // all memory that can fail to come is here before a bit is cleared
+    builder.add(i, words[i].exchange(0, std::memory_order_relaxed));
   }
-  return ranges.take();
+  return ranges;
 }
 
 Result<void> DirtyHarvest::finish() {

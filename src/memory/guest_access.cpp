@@ -40,4 +40,22 @@ void fill_atomically(std::byte* to, std::byte value, std::size_t bytes) noexcept
     __atomic_store(to + i, &value, __ATOMIC_RELAXED);
 }
 
+void load_words(void* to, const std::byte* from, std::size_t bytes) noexcept {
+  auto* const out = static_cast<std::byte*>(to);
+  for_each_word(reinterpret_cast<std::uintptr_t>(from), bytes,
+                [&]<typename Word>(std::size_t at, Word) {
+                  const Word word = load_word<Word>(from + at);
+                  std::memcpy(out + at, &word, sizeof word);
+                });
+}
+
+void store_words(std::byte* to, const void* from, std::size_t bytes) noexcept {
+  const auto* const in = static_cast<const std::byte*>(from);
+  for_each_word(reinterpret_cast<std::uintptr_t>(to), bytes,
+                [&]<typename Word>(std::size_t at, Word word) {
+                  std::memcpy(&word, in + at, sizeof word);
+                  store_word<Word>(to + at, word);
+                });
+}
+
 }  // namespace vmspace::detail

@@ -8,6 +8,7 @@
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -52,7 +53,7 @@ inline Piece piece_at(const Translator& translator, std::uint64_t gpa,
           .offset = offset};
 }
 
-/// The same, downwards: the piece of at most `size` bytes whose last byte is at `gpa`.
+/// The piece of at most `size` bytes whose last byte is at `gpa`.
 inline Piece piece_below(const Translator& translator, std::uint64_t gpa,
                          std::uint64_t size) noexcept {
   const TranslationEntry* entry = translator.find(gpa, 1);
@@ -64,6 +65,11 @@ inline Piece piece_below(const Translator& translator, std::uint64_t gpa,
           .dirty = entry->dirty,
           .offset = end - taken};
 }
+
+/// Starts dirty tracking of the regions that do not track; gives their bitmaps. All or none. Errors:
+/// those of DirtyBitmap::enable.
+[[nodiscard]] Result<std::vector<DirtyBitmap*>> start_tracking(
+    std::span<const GuestMemory::RegionPtr> regions);
 
 /// Calls `use(piece, done)` for the pieces of a range that was checked; `done` is the number of
 /// bytes before the piece.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <utility>
 
 #include "memory/guest_map.hpp"
@@ -29,6 +30,17 @@ std::vector<RegionPtr>::const_iterator first_reaching(const std::vector<RegionPt
                                                       GuestAddress address) {
   return std::ranges::lower_bound(regions, address, {},
                                   [](const RegionPtr& region) { return region->last_addr(); });
+}
+
+/// Where one region tracks, all do. All of those that join is news to whoever harvests.
+Result<void> join_tracking(std::span<const RegionPtr> regions) {
+  const auto tracks = [](const RegionPtr& region) { return region->dirty().is_enabled(); };
+  if (std::ranges::none_of(regions, tracks)) return {};
+  const auto started = detail::start_tracking(regions);
+  if (!started) return fail(started.error());
+  for (DirtyBitmap* bitmap : *started)
+    bitmap->mark(0, bitmap->size());
+  return {};
 }
 
 }  // namespace
@@ -80,7 +92,9 @@ Result<GuestMemory> GuestMemory::from_regions(std::vector<RegionPtr> regions) {
                        .dirty = writable ? &region->dirty() : nullptr});
   }
   if (regions.empty()) return GuestMemory();
-  return GuestMemory(std::make_shared<const Map>(std::move(regions), entries));
+  auto map = std::make_shared<const Map>(std::move(regions), entries);
+  if (auto ok = join_tracking(map->regions); !ok) return fail(ok.error());
+  return GuestMemory(std::move(map));
 }
 
 namespace {
@@ -92,12 +106,15 @@ bool takes_part(const AddressSpaceRegion& description, const MapOptions& options
          description.backing().source != MemorySource::file;
 }
 
+using Descriptions = std::vector<const AddressSpaceRegion*>;
+
 /// Whether the backing has a part for each region that takes one; asked before anything is mapped.
-Result<void> check_parts(const AddressSpaceBase& space, const MapOptions& options) {
+Result<void> check_parts(const Descriptions& descriptions, const MapOptions& options) {
   if (!options.backing) return {};
   const std::uint64_t size = options.backing->size();
   std::uint64_t left = size - std::min(options.backing_offset, size);
-  for (const AddressSpaceRegion& description : space) {
+  for (const AddressSpaceRegion* region : descriptions) {
+    const AddressSpaceRegion& description = *region;
     if (!takes_part(description, options)) continue;
     if (description.size() > left) {
       return fail({.code = Errc::out_of_bounds,
@@ -112,29 +129,77 @@ Result<void> check_parts(const AddressSpaceBase& space, const MapOptions& option
   return {};
 }
 
-}  // namespace
-
-Result<GuestMemory> GuestMemory::map(const AddressSpaceBase& space, const MapOptions& options) {
-  if (auto ok = check_parts(space, options); !ok) return fail(ok.error());
+/// Maps the described regions, then populates those that want it; appends them to `regions`.
+Result<void> map_descriptions(const Descriptions& descriptions, const MapOptions& options,
+                              std::vector<RegionPtr>& regions) {
+  if (auto ok = check_parts(descriptions, options); !ok) return ok;
   std::uint64_t next_part = options.backing_offset;
   MapOptions mapping = options;
   mapping.defer_populate = true;
-  std::vector<RegionPtr> regions;
   std::vector<RegionPtr> to_populate;
-  for (const AddressSpaceRegion& description : space) {
-    if (!description.is_mapped()) continue;
+  for (const AddressSpaceRegion* region : descriptions) {
+    const AddressSpaceRegion& description = *region;
     const bool part = takes_part(description, options);
     mapping.backing = part ? options.backing : std::nullopt;
     mapping.backing_offset = part ? std::exchange(next_part, next_part + description.size()) : 0;
-    auto region = MemoryRegion::map(description, mapping);
-    if (!region) return fail(region.error());
-    if (description.wants_populate() && !options.defer_populate) to_populate.push_back(*region);
-    regions.push_back(std::move(*region));
+    auto mapped = MemoryRegion::map(description, mapping);
+    if (!mapped) return fail(mapped.error());
+    if (description.wants_populate() && !options.defer_populate) to_populate.push_back(*mapped);
+    regions.push_back(std::move(*mapped));
   }
-  if (!to_populate.empty()) {
-    if (auto ok = populate(to_populate, options.populate); !ok) return fail(ok.error());
+  if (to_populate.empty()) return {};
+  return populate(to_populate, options.populate);
+}
+
+bool differ_in_base_only(const AddressSpaceRegion& a, const AddressSpaceRegion& b) {
+  RegionOptions moved = a.options();
+  moved.base = b.base();
+  return moved == b.options();
+}
+
+/// An error if `description`, which is to be mapped anew, looks like a region that is mapped and
+/// would be let go: what that holds would be lost.
+Result<void> check_new(const AddressSpaceRegion& description, std::span<const RegionPtr> leaving) {
+  for (const RegionPtr& region : leaving) {
+    const bool in_place = description.range().overlaps(region->description().range());
+    if (!in_place && !differ_in_base_only(description, region->description())) continue;
+    return fail({.code = Errc::bad_state,
+                 .operation = "GuestMemory::remap",
+                 .first = detail::operand(description.range()),
+                 .second = operand(*region),
+                 .reason = in_place ? "another region is mapped here: let it go first"
+                                    : "a region like this would be let go: let it go first"});
   }
-  return from_regions(std::move(regions));
+  return {};
+}
+
+}  // namespace
+
+Result<GuestMemory> GuestMemory::map(const AddressSpaceBase& space, const MapOptions& options) {
+  return GuestMemory().remap(space, options);
+}
+
+Result<GuestMemory> GuestMemory::remap(const AddressSpaceBase& after,
+                                       const MapOptions& options) const {
+  std::vector<RegionPtr> kept;
+  Descriptions added;
+  for (const AddressSpaceRegion& description : after) {
+    if (!description.is_mapped()) continue;
+    RegionPtr region = find_region(description.base());
+    if (region != nullptr && region->description() == description) {
+      kept.push_back(std::move(region));
+    } else {
+      added.push_back(&description);
+    }
+  }
+  std::vector<RegionPtr> leaving;  // both are sorted by address
+  std::ranges::set_difference(regions(), kept, std::back_inserter(leaving), {}, &MemoryRegion::base,
+                              &MemoryRegion::base);
+  for (const AddressSpaceRegion* description : added) {
+    if (auto ok = check_new(*description, leaving); !ok) return fail(ok.error());
+  }
+  if (auto ok = map_descriptions(added, options, kept); !ok) return fail(ok.error());
+  return from_regions(std::move(kept));
 }
 
 Result<GuestMemory> GuestMemory::create(std::span<const GuestRange> ram) {

@@ -11,6 +11,7 @@
 #include "vmspace/memory/guest_memory.hpp"
 
 #include "memory/guest_map.hpp"
+#include "memory/marked_read.hpp"
 #include "memory/system_calls.hpp"
 
 namespace vmspace {
@@ -23,8 +24,11 @@ Result<void> GuestMemory::read_across(const char* operation, GuestAddress addres
   const GuestRange range{.base = address, .size = size};
   if (auto ok = check(operation, range, Access::read); !ok) return ok;
   auto* const out = static_cast<std::byte*>(to);
+  // Objects up to this size are promised whole integers.
+  const auto copy =
+      size <= detail::inline_copy_limit ? detail::load_words : detail::copy_from_shared;
   for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t done) {
-    detail::copy_from_shared(out + done, piece.host, piece.size);
+    copy(out + done, piece.host, piece.size);
   });
   return {};
 }
@@ -34,8 +38,10 @@ Result<void> GuestMemory::write_across(const char* operation, GuestAddress addre
   const GuestRange range{.base = address, .size = size};
   if (auto ok = check(operation, range, Access::write); !ok) return ok;
   const auto* const in = static_cast<const std::byte*>(from);
+  const auto copy =
+      size <= detail::inline_copy_limit ? detail::store_words : detail::copy_to_shared;
   for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t done) {
-    detail::copy_to_shared(piece.host, in + done, piece.size);
+    copy(piece.host, in + done, piece.size);
     piece.mark();
   });
   return {};
@@ -101,19 +107,16 @@ Result<std::uint64_t> GuestMemory::read_from(int fd, GuestRange range) const {
   std::uint64_t done = 0;
   while (done < range.size) {
     const Piece piece = detail::piece_at(translator_, range.base.value() + done, range.size - done);
-    const auto count =
-        detail::retry([&] { return detail::kernel().read(fd, piece.host, piece.size); });
-    if (count < 0) {
-      const int error = errno;
-      for_each_piece(translator_, range, [](const Piece& all, std::uint64_t) { all.mark(); });
-      if (done != 0) return done;
-      return detail::fail_os(operation, Operand::span(range.base.value(), range.size), "read",
-                             error);
-    }
-    if (count == 0) break;
     assert(piece.dirty != nullptr);  // the range was checked for writing
-    piece.dirty->mark(piece.offset, static_cast<std::uint64_t>(count));
-    done += static_cast<std::uint64_t>(count);
+    const auto read = detail::marked_read(
+        fd,
+        {.host = piece.host, .size = piece.size, .dirty = *piece.dirty, .offset = piece.offset});
+    done += read.bytes;
+    if (read.error != 0 && done == 0) {
+      return detail::fail_os(operation, Operand::span(range.base.value(), range.size), "read",
+                             read.error);
+    }
+    if (read.bytes != piece.size) break;
   }
   return done;
 }
@@ -190,25 +193,28 @@ Result<GuestIovecs> GuestMemory::iovecs(GuestRange range, Access access) const {
   return result;
 }
 
-Result<void> GuestMemory::enable_dirty_tracking() const {
-  std::vector<DirtyBitmap*> started;
-  started.reserve(regions().size());
+Result<std::vector<DirtyBitmap*>> detail::start_tracking(
+    std::span<const GuestMemory::RegionPtr> regions) {
   // Also when memory for a bitmap runs out: nothing that was off before stays on.
-  struct Undo {
-    std::vector<DirtyBitmap*>& started;
-    ~Undo() {
-      for (DirtyBitmap* bitmap : started)
+  struct Started {
+    std::vector<DirtyBitmap*> bitmaps;
+    ~Started() {
+      for (DirtyBitmap* bitmap : bitmaps)
         bitmap->disable();
     }
-  } undo{started};
-  for (const RegionPtr& region : regions()) {
-    if (!allows(region->protection(), Protection::write)) continue;
+  } started;
+  started.bitmaps.reserve(regions.size());
+  for (const GuestMemory::RegionPtr& region : regions) {
     DirtyBitmap& bitmap = region->dirty();
     if (bitmap.is_enabled()) continue;
-    if (auto ok = bitmap.enable(); !ok) return ok;
-    started.push_back(&bitmap);
+    if (auto ok = bitmap.enable(); !ok) return fail(ok.error());
+    started.bitmaps.push_back(&bitmap);
   }
-  started.clear();
+  return std::exchange(started.bitmaps, {});
+}
+
+Result<void> GuestMemory::enable_dirty_tracking() const {
+  if (auto started = detail::start_tracking(regions()); !started) return fail(started.error());
   return {};
 }
 
@@ -218,10 +224,19 @@ void GuestMemory::disable_dirty_tracking() const noexcept {
 }
 
 Result<std::vector<Range>> GuestMemory::harvest_dirty() const {
+  constexpr const char* operation = "GuestMemory::harvest_dirty";
   DirtyHarvest harvest;
   std::vector<Range> ranges;
   for (const RegionPtr& region : regions()) {
-    for (const DirtyRange& dirty : harvest.take(region->dirty())) {
+    const auto taken = harvest.take(region->dirty());
+    // Asked afterwards: one that is switched off meanwhile may have forgotten what was not taken.
+    if (!region->dirty().is_enabled()) {
+      return fail({.code = Errc::bad_state,
+                   .operation = operation,
+                   .first = Operand::range(region->base().value(), region->last_addr().value()),
+                   .reason = "the region is not tracked"});
+    }
+    for (const DirtyRange& dirty : taken) {
       const std::uint64_t min = region->base().value() + dirty.offset;
       const std::uint64_t max = min + (dirty.size - 1);
       if (!ranges.empty() && ranges.back().max() + 1 == min) {

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <new>
@@ -14,9 +15,12 @@ namespace vmspace::test {
 inline thread_local int granted = -1;
 /// How many this thread has asked for.
 inline thread_local int asked = 0;
+/// The bytes of the largest that it has asked for.
+inline thread_local std::size_t largest = 0;
 
 inline void* get_memory(std::size_t size, std::size_t align) {
   ++asked;
+  largest = std::max(largest, size);
   if (granted == 0) throw std::bad_alloc();
   if (granted > 0) --granted;
   const std::size_t whole = (size + align) / align * align;  // never 0, as aligned_alloc wants it

@@ -10,6 +10,7 @@
 #include <functional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -258,6 +259,20 @@ TEST(GuestMemoryCalls, DirtyPagesSurviveAHarvestThatFails) {
   EXPECT_EQ(memory.harvest_dirty()->size(), 2U);
 }
 
+TEST(GuestMemoryCalls, ARegionThatCantBeTrackedDoesNotJoin) {
+  const GuestMemory memory = sample();
+  ASSERT_TRUE(memory.enable_dirty_tracking());
+  const auto more = testing::region({8 * base, page});
+  Injector injector;
+  injector.fail_always("membarrier", EPERM);
+  const auto joined = memory.with_region(more);
+  ASSERT_FALSE(joined);
+  EXPECT_EQ(joined.error().os_errno, EPERM);
+  EXPECT_FALSE(more->dirty().is_enabled());
+  injector.fail_none();
+  EXPECT_EQ(memory.harvest_dirty(), std::vector<Range>{});
+}
+
 TEST(GuestMemoryCalls, ReadsAndWritesOfDescriptorsAreRetriedAndReported) {
   const GuestMemory memory = sample();
   ASSERT_TRUE(memory.enable_dirty_tracking());
@@ -276,6 +291,55 @@ TEST(GuestMemoryCalls, ReadsAndWritesOfDescriptorsAreRetriedAndReported) {
   injector.fail_none();
   EXPECT_EQ(*memory.harvest_dirty(), std::vector<Range>{*Range::from_base_size(base, 3 * page)});
   close(file);
+}
+
+/// Fills all of the buffer, and then says what the test wants; 0 after that.
+ssize_t answer = 0;
+int answered_errno = 0;
+ssize_t fill_and_answer(int, void* buffer, std::size_t size) {
+  std::memset(buffer, 0xdd, size);
+  errno = answered_errno;
+  return std::exchange(answer, 0);
+}
+
+TEST(GuestMemoryCalls, WhateverAReadMayHaveWrittenIsMarked) {
+  const GuestMemory memory = sample();
+  ASSERT_TRUE(memory.enable_dirty_tracking());
+  const std::vector<Range> all{*Range::from_base_size(base, 3 * page)};
+  Injector injector;
+  injector.table().read = fill_and_answer;
+  answer = 1;
+  EXPECT_EQ(memory.read_from(0, {GuestAddress(base), 2 * page + 1}), 1U);
+  EXPECT_EQ(memory.harvest_dirty(), all);
+  for (const int error : {EIO, EFAULT, EINVAL, ENOMEM, ETIMEDOUT, ENXIO}) {
+    answer = -1;
+    answered_errno = error;
+    EXPECT_EQ(memory.read_from(0, {GuestAddress(base), 3 * page}).error().os_errno, error);
+    EXPECT_EQ(memory.harvest_dirty(), all) << std::strerror(error);
+  }
+}
+
+TEST(GuestMemoryCalls, AReadThatWasOverBeforeAnyDataMarksNothing) {
+  const GuestMemory memory = sample();
+  ASSERT_TRUE(memory.enable_dirty_tracking());
+  Injector injector;
+  for (const int error : {EAGAIN, EBADF, EISDIR}) {
+    injector.fail_next("read", error);
+    EXPECT_EQ(memory.read_from(0, {GuestAddress(base), 3 * page}).error().os_errno, error);
+    EXPECT_EQ(memory.harvest_dirty(), std::vector<Range>{}) << std::strerror(error);
+  }
+  // The second read of the call finds nothing; the first one asked for a part only.
+  static int calls;
+  calls = 0;
+  injector.table().read = [](int, void*, std::size_t) -> ssize_t {
+    if (calls++ == 0) return 1 << 20;
+    errno = EAGAIN;
+    return -1;
+  };
+  const GuestMemory large = guest({{base, 512 * page}});
+  ASSERT_TRUE(large.enable_dirty_tracking());
+  EXPECT_EQ(large.read_from(0, {GuestAddress(base), 512 * page}), std::uint64_t{1} << 20);
+  EXPECT_EQ(large.harvest_dirty(), std::vector<Range>{*Range::from_base_size(base, 256 * page)});
 }
 
 TEST(GuestMemoryCalls, DescriptorsOfOthersAreMappedWhollyOrNotAtAll) {

@@ -71,6 +71,19 @@ TEST(DirtyBitmap, IgnoresWhatLiesOutside) {
   EXPECT_EQ(harvest(bitmap), (Ranges{{page, page}}));
 }
 
+TEST(DirtyBitmap, ASizeThatWrapsMarksUpToTheEnd) {
+  constexpr auto top = std::numeric_limits<std::uint64_t>::max();
+  DirtyBitmap bitmap(5 * page);
+  ASSERT_TRUE(bitmap.enable());
+  // Offset and size whose sum comes out in the page where it began.
+  for (const std::uint64_t size : {top, top - 1, top - 15, top - page}) {
+    bitmap.mark(page + 16, size);
+    EXPECT_EQ(harvest(bitmap), (Ranges{{page, 4 * page}})) << size;
+  }
+  bitmap.mark(16, top);
+  EXPECT_EQ(harvest(bitmap), (Ranges{{0, 5 * page}}));
+}
+
 TEST(DirtyBitmap, MergesAForeignLogWhereItBelongs) {
   DirtyBitmap bitmap(130 * page);
   ASSERT_TRUE(bitmap.enable());

@@ -26,7 +26,7 @@ using namespace test;
 
 /// An address space of these regions.
 AddressSpaceBase space_of(std::vector<RegionOptions> regions) {
-  auto layout = AddressSpaceLayout::make({.mem_end = UINT64_MAX, .phys_end = UINT64_MAX});
+  auto layout = AddressSpaceLayout::make({.phys_max = UINT64_MAX, .ram = Range::whole_domain()});
   EXPECT_TRUE(layout);
   AddressSpaceBase space(*layout);
   for (RegionOptions& region : regions) {

@@ -2,6 +2,7 @@
 
 #include "vmspace/memory/guest_memory.hpp"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,6 +21,7 @@
 #include <gtest/gtest.h>
 
 #include "memory/guest_support.hpp"
+#include "memory/host_support.hpp"
 
 namespace vmspace {
 namespace {
@@ -542,15 +544,84 @@ TEST_F(TrackedGuest, RangesCoalesceAcrossPagesAndRegionsAndAreClearedByTheHarves
   EXPECT_TRUE(harvest().empty());
 }
 
-TEST_F(TrackedGuest, FailedWritesMarkNothingExceptAFailedReadFrom) {
+TEST_F(TrackedGuest, FailedWritesMarkNothing) {
   EXPECT_FALSE(memory.write(at(gap - 1), std::uint64_t{1}));
   EXPECT_FALSE(memory.write_slice(at(gap - 1), pattern(2)));
   EXPECT_FALSE(memory.fill({at(gap - 1), 2}, std::byte{1}));
   EXPECT_FALSE(memory.copy(at(gap - 1), at(first), 2));
   EXPECT_FALSE(memory.mark_dirty({at(gap - 1), 2}));
-  EXPECT_TRUE(harvest().empty());
   EXPECT_FALSE(memory.read_from(-1, {at(first), 3 * page}));
-  EXPECT_EQ(harvest(), std::vector<Range>{pages(first, 3)});
+  EXPECT_TRUE(harvest().empty());
+}
+
+TEST_F(TrackedGuest, PollingADescriptorWithoutDataMarksNothing) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(pipe2(ends.data(), O_NONBLOCK), 0);
+  const GuestRange buffer{at(first), 3 * page};
+  EXPECT_EQ(memory.read_from(ends[0], buffer).error().os_errno, EAGAIN);
+  EXPECT_TRUE(harvest().empty());
+  // What came before the pipe was empty counts, and the read that found it empty does not.
+  ASSERT_EQ(write(ends[1], "abc", 3), 3);
+  EXPECT_EQ(memory.read_from(ends[0], {at(first), 3}), 3U);
+  EXPECT_EQ(harvest(), std::vector<Range>{pages(first, 1)});
+  close(ends[1]);
+  EXPECT_EQ(memory.read_from(ends[0], buffer), 0U);  // the end of the file
+  EXPECT_TRUE(harvest().empty());
+  close(ends[0]);
+}
+
+/// A file that direct I/O is done on, with a block on the disk for each page.
+class DirectFile {
+ public:
+  DirectFile() {
+    ready_ = writer_.get() >= 0 && direct_.get() >= 0 &&
+             posix_fallocate(writer_.get(), 0, 4 * page) == 0;
+  }
+  [[nodiscard]] bool is_ready() const { return ready_; }
+  [[nodiscard]] int writer() const { return writer_.get(); }
+  [[nodiscard]] int direct() const { return direct_.get(); }
+
+ private:
+  test::TemporaryDirectory directory_;
+  std::string path_ = directory_.path() / "file";
+  test::OwnedFd writer_{open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)};
+  test::OwnedFd direct_{open(path_.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC)};
+  bool ready_ = false;
+};
+
+TEST_F(TrackedGuest, WhatDirectIoWritesPastTheEndOfTheFileIsMarked) {
+  const DirectFile file;
+  if (!file.is_ready()) GTEST_SKIP() << "this file system has no direct I/O";
+  ASSERT_EQ(ftruncate(file.writer(), 100), 0);
+  ASSERT_EQ(fallocate(file.writer(), FALLOC_FL_KEEP_SIZE, 0, 4 * page), 0);
+  ASSERT_TRUE(memory.fill({at(first), 4 * page}, std::byte{0xee}));
+  const auto before = contents(memory, first, 4 * page);
+  ASSERT_FALSE(harvest().empty());
+  EXPECT_EQ(memory.read_from(file.direct(), {at(first), 2 * page}), 100U);
+  const auto after = contents(memory, first, 4 * page);
+  const auto dirty = harvest();
+  for (std::uint64_t i = 0; i < 4 * page; ++i) {
+    if (after[i] == before[i]) continue;
+    ASSERT_TRUE(std::ranges::any_of(dirty, [&](const Range& r) { return r.contains(first + i); }))
+        << "byte " << i;
+  }
+  EXPECT_EQ(dirty, std::vector<Range>{pages(first, 2)});
+}
+
+TEST_F(TrackedGuest, WhatDirectIoWritesBeforeItFailsIsMarked) {
+  const DirectFile file;
+  if (!file.is_ready()) GTEST_SKIP() << "this file system has no direct I/O";
+  // A hole and a page of data, of which a part is asked for.
+  ASSERT_EQ(ftruncate(file.writer(), 0), 0);
+  ASSERT_EQ(pwrite(file.writer(), pattern(page).data(), page, page), ssize_t{page});
+  ASSERT_EQ(fsync(file.writer()), 0);
+  ASSERT_TRUE(memory.fill({at(first), 2 * page}, std::byte{0xee}));
+  ASSERT_FALSE(harvest().empty());
+  const auto read = memory.read_from(file.direct(), {at(first), page + 100});
+  if (read) GTEST_SKIP() << "this file system reads parts of blocks";
+  EXPECT_EQ(read.error().os_errno, EINVAL);
+  if (memory.read<std::uint8_t>(at(first)) == 0xee) GTEST_SKIP() << "nothing was written";
+  EXPECT_EQ(harvest(), std::vector<Range>{pages(first, 2)});
 }
 
 TEST_F(TrackedGuest, TrackingIsSharedByAllMapsThatHoldTheRegion) {
@@ -558,10 +629,68 @@ TEST_F(TrackedGuest, TrackingIsSharedByAllMapsThatHoldTheRegion) {
   ASSERT_TRUE(other);
   ASSERT_TRUE(other->write(at(first), 1U));
   EXPECT_EQ(harvest(), std::vector<Range>{pages(first, 1)});
+  ASSERT_TRUE(memory.write(at(last), 2U));
   other->disable_dirty_tracking();
   ASSERT_TRUE(memory.write(at(first), 2U));
-  ASSERT_TRUE(memory.write(at(last), 2U));
-  EXPECT_EQ(harvest(), std::vector<Range>{pages(last, 1)});
+  // Its ranges without those of the others would not be all that was written.
+  const auto untracked = memory.harvest_dirty();
+  ASSERT_FALSE(untracked);
+  EXPECT_EQ(untracked.error().code, Errc::bad_state);
+  EXPECT_EQ(untracked.error().first, Operand::range(first, second - 1));
+  ASSERT_TRUE(memory.enable_dirty_tracking());
+  EXPECT_EQ(harvest(), std::vector<Range>{pages(last, 1)});  // still there
+}
+
+TEST_F(TrackedGuest, ARegionThatJoinsIsTrackedAndAllOfItIsDirty) {
+  constexpr std::uint64_t plugged = 0x100'0000;
+  for (const Protection protection : {Protection::read_write, Protection::read}) {
+    const auto more = region({plugged, 3 * page, protection});
+    ASSERT_TRUE(memory.write(at(first), 1U));
+    const auto joined = memory.with_region(more);
+    ASSERT_TRUE(joined);
+    auto dirty = joined->harvest_dirty();
+    ASSERT_TRUE(dirty);
+    EXPECT_EQ(*dirty, (std::vector<Range>{pages(first, 1), pages(plugged, 3)}));
+    // Later only what is written, by whichever way.
+    ASSERT_TRUE(more->load_image(page, pattern(1)));
+    dirty = joined->harvest_dirty();
+    ASSERT_TRUE(dirty);
+    EXPECT_EQ(*dirty, std::vector<Range>{pages(plugged + page, 1)});
+    // Back again, it has its own log still.
+    const auto without = joined->without_region(at(plugged));
+    ASSERT_TRUE(without);
+    ASSERT_TRUE(more->load_image(0, pattern(1)));
+    const auto again = without->with_region(more);
+    ASSERT_TRUE(again);
+    dirty = again->harvest_dirty();
+    ASSERT_TRUE(dirty);
+    EXPECT_EQ(*dirty, std::vector<Range>{pages(plugged, 1)});
+  }
+}
+
+TEST_F(TrackedGuest, RegionsArePutTogetherWithTrackedOnes) {
+  const auto tracked = memory.regions()[0];
+  const auto other = region({0x100'0000, page});
+  const auto together = GuestMemory::from_regions({other, tracked});
+  ASSERT_TRUE(together);
+  const auto dirty = together->harvest_dirty();
+  ASSERT_TRUE(dirty);
+  EXPECT_EQ(*dirty, std::vector<Range>{pages(0x100'0000, 1)});
+  // Regions that can't be put together do not begin to track.
+  const auto in_the_way = region({first + page, page});
+  EXPECT_EQ(memory.with_region(in_the_way).error().code, Errc::overlap);
+  EXPECT_FALSE(in_the_way->dirty().is_enabled());
+}
+
+TEST(GuestMemory, AHarvestOfWhatIsNotTrackedIsAnError) {
+  const GuestMemory memory = guest({{0x1000, page, Protection::read}});
+  EXPECT_EQ(memory.harvest_dirty().error().code, Errc::bad_state);
+  ASSERT_TRUE(memory.enable_dirty_tracking());
+  EXPECT_EQ(memory.harvest_dirty(), std::vector<Range>{});
+  // RAM that joins a ROM is tracked, although the guest can't write a ROM.
+  const auto joined = memory.with_region(region({0x8000, page}));
+  ASSERT_TRUE(joined);
+  EXPECT_EQ(joined->harvest_dirty(), std::vector<Range>{*Range::from_base_size(0x8000, page)});
 }
 
 TEST_F(TrackedGuest, ForeignLogsMerge) {

@@ -2,9 +2,11 @@
 //
 // Guest memory that several threads use at once, and a guest that changes what a device is reading.
 
+#include <array>
 #include <atomic>
 #include <barrier>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
 #include <thread>
 #include <vector>
@@ -142,6 +144,62 @@ TEST(GuestMemoryStress, AlignedIntegersAreNeverTorn) {
   }
   stop.store(true);
   other.join();
+}
+
+/// An integer of 8 bytes among others, as a packed structure has it at any address.
+template <std::size_t before, std::size_t after>
+struct [[gnu::packed]] Around {
+  std::array<std::uint8_t, before> head;
+  std::uint64_t integer;
+  std::array<std::uint8_t, after> tail;
+};
+
+/// Reads and writes the object around an aligned integer, while another thread stores or loads it.
+template <typename Object>
+void expect_whole_integers(const GuestMemory& memory, GuestAddress integer) {
+  const GuestAddress object(integer.value() - offsetof(Object, integer));
+  const auto is_whole = [](std::uint64_t value) {
+    return value == 0 || value == ~std::uint64_t{0};
+  };
+  ASSERT_TRUE(memory.write(object, Object{}));
+  for (const bool reading : {true, false}) {
+    std::atomic<bool> stop{false};
+    std::barrier both(2);
+    std::thread other([&] {
+      both.arrive_and_wait();
+      for (std::uint64_t value = 0; !stop.load(std::memory_order_relaxed); value = ~value) {
+        if (reading) {
+          EXPECT_TRUE(memory.store(integer, value, std::memory_order_relaxed));
+        } else {
+          Object written{};
+          written.integer = value;
+          EXPECT_TRUE(memory.write(object, written));
+        }
+      }
+    });
+    both.arrive_and_wait();
+    for (int i = 0; i < 100'000; ++i) {
+      const std::uint64_t value =
+          reading ? memory.read<Object>(object)->integer
+                  : *memory.load<std::uint64_t>(integer, std::memory_order_relaxed);
+      if (is_whole(value)) continue;
+      ADD_FAILURE() << (reading ? "read " : "wrote ") << std::hex << value << " after " << i;
+      break;
+    }
+    stop.store(true);
+    other.join();
+  }
+}
+
+TEST(GuestMemoryStress, AnAlignedIntegerIsNotTornWhereverItsObjectBegins) {
+  const GuestMemory memory = guest({{base, page}, {base + page, page}});
+  // At the begin of a cache line, where an access that is cut elsewhere is easily seen in parts.
+  expect_whole_integers<Around<4, 1>>(memory, GuestAddress(base + 64));
+  expect_whole_integers<Around<1, 3>>(memory, GuestAddress(base + 128));
+  expect_whole_integers<Around<20, 20>>(memory, GuestAddress(base + 256));
+  // Objects that begin in one region and end in the other.
+  expect_whole_integers<Around<12, 1>>(memory, GuestAddress(base + page));
+  expect_whole_integers<Around<4, 8>>(memory, GuestAddress(base + page - 8));
 }
 
 TEST(GuestMemoryStress, AHostileGuestNeitherLeadsADeviceOutOfBoundsNorHoldsItForEver) {

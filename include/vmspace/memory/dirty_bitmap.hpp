@@ -93,11 +93,12 @@ class DirtyBitmap {
 
   /// The ranges written since the last harvest (or enable), coalesced and in order; their bits are
   /// clear afterwards. Read the data after this returns: whoever writes from then on marks again.
-  /// Empty while off. Errors: `os` when membarrier fails; the bits are set again then. One system
-  /// call; O(pages / 64 + ranges); allocates.
+  /// Empty while off. Errors: `os` when membarrier fails; the bits are set again then.
+  /// O(pages / 64 + ranges). One system call, and memory for the ranges; neither for a clean bitmap.
   [[nodiscard]] Result<std::vector<DirtyRange>> harvest();
 
-  /// The same without the bits being cleared, and with no promise about writers: for displays.
+  /// The ranges that harvest() would give, with nothing cleared and no promise about writers: for
+  /// displays. O(pages / 64 + ranges).
   [[nodiscard]] std::vector<DirtyRange> peek() const;
 
   /// Marks what a foreign bitmap says, such as the one of KVM_GET_DIRTY_LOG: bit n of word w stands
@@ -124,11 +125,12 @@ class DirtyBitmap {
 
   [[gnu::always_inline]] void mark_in(std::uintptr_t state, std::uint64_t offset,
                                       std::uint64_t size) noexcept {
-    const std::uint64_t page = offset / page_size;
-    const std::uint64_t last = offset + (size - 1);
-    if ((state & fence_first) != 0 || page != last / page_size || last >= size_) [[unlikely]] {
+    // Compared with what is left of the page, because offset + size may wrap; a size of 0 does.
+    const std::uint64_t left = page_size - offset % page_size;
+    if ((state & fence_first) != 0 || size - 1 >= left || offset >= size_) [[unlikely]] {
       return mark_range(offset, size);
     }
+    const std::uint64_t page = offset / page_size;
     // Test before setting: the line stays shared between the writers' caches while the bit is set.
     Word& word = words_in(state)[page / 64];
     const std::uint64_t bit = std::uint64_t{1} << (page % 64);
@@ -147,9 +149,9 @@ class DirtyBitmap {
 };
 
 /// A harvest of several bitmaps for the price of one barrier: take() each, then finish() once, then
-/// read the data. Until finish() has succeeded, the destructor sets all bits again, so that a
-/// harvest that fails half-way, also for want of memory, forgets nothing. One thread uses an object
-/// at a time.
+/// read the data. Until finish() has succeeded, the destructor marks again all that was taken, so
+/// that a harvest that fails half-way, also for want of memory, forgets nothing. One thread uses an
+/// object at a time.
 class DirtyHarvest {
  public:
   DirtyHarvest() = default;
@@ -157,16 +159,19 @@ class DirtyHarvest {
   DirtyHarvest& operator=(const DirtyHarvest&) = delete;
   ~DirtyHarvest();
 
-  /// Takes the bits out of a bitmap; gives its ranges. Nothing while it is off.
-  [[nodiscard]] std::vector<DirtyRange> take(DirtyBitmap& bitmap);
+  /// Takes the bits out of a bitmap; gives its ranges, which are valid until finish(). None while it
+  /// is off. O(pages / 64 + ranges); allocates for the ranges, and nothing for a clean bitmap.
+  [[nodiscard]] std::span<const DirtyRange> take(DirtyBitmap& bitmap);
 
-  /// Makes every writer that found a bit set have its data visible. Errors: `os`.
+  /// Makes every writer that found a bit set have its data visible. Errors: `os`. One system call,
+  /// or none when nothing was dirty: who found a bit set that an earlier harvest then cleared was
+  /// made visible by that harvest's.
   [[nodiscard]] Result<void> finish();
 
  private:
   struct Taken {
     DirtyBitmap* bitmap;
-    std::vector<std::uint64_t> words;
+    std::vector<DirtyRange> ranges;
   };
   std::vector<Taken> taken_;
 };

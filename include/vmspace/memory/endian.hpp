@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "vmspace/memory/guest_object.hpp"
+
 namespace vmspace {
 
 /// An unsigned integer stored with its lowest byte first. Has the size and the alignment of T, and
@@ -44,6 +46,9 @@ requires(!std::same_as<T, bool>) class LittleEndian {
 
   T stored_;
 };
+
+template <typename T>
+inline constexpr bool every_pattern_is_valid<LittleEndian<T>> = true;
 
 /// Little-endian integers of 16, 32 and 64 bits.
 using Le16 = LittleEndian<std::uint16_t>;

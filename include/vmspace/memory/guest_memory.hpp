@@ -19,14 +19,12 @@
 #pragma once
 
 #include <atomic>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "vmspace/address_space/address_space_base.hpp"
@@ -34,24 +32,12 @@
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/memory/detail/guest_access.hpp"
 #include "vmspace/memory/detail/translation_table.hpp"
+#include "vmspace/memory/guest_object.hpp"
 #include "vmspace/memory/guest_view.hpp"
 #include "vmspace/memory/region.hpp"
 #include "vmspace/result.hpp"
 
 namespace vmspace {
-
-/// What can be read from guest memory as it lies there: every pattern of bits must be a value,
-/// because the guest writes what it likes. Not bool and not pointers; a structure that has such
-/// members has to be avoided by its author.
-template <typename T>
-concept GuestObject = std::is_trivially_copyable_v<T> && std::is_trivially_destructible_v<T> &&
-                      !std::is_pointer_v<T> &&
-                      !std::is_const_v<T> && !std::same_as<T, bool>;
-
-/// An integer that the machine accesses in one piece: 1, 2, 4 or 8 bytes. Not __int128, which GNU
-/// dialects count as integral: its accesses may take a lock that the guest knows nothing of.
-template <typename T>
-concept GuestInteger = std::integral<T> && GuestObject<T> && sizeof(T) <= 8;
 
 /// What the host is about to do to guest memory.
 enum class Access : std::uint8_t { read, write };
@@ -84,12 +70,14 @@ class GuestMemory {
   GuestMemory& operator=(const GuestMemory&) = default;
   ~GuestMemory() = default;
 
-  /// Of these regions, in any order. Errors: `overlap`; `limit_exceeded` above max_regions;
-  /// `invalid_argument` for a null pointer. O(n log n).
+  /// Of these regions, in any order. If one of them tracks dirty pages, all do afterwards. Errors:
+  /// `overlap`; `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
+  /// enable_dirty_tracking(). O(n log n).
   [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<RegionPtr> regions);
 
   /// Maps every region of the address space that has a backing, and then populates those that want
-  /// it, all at once.
+  /// it, all at once. For a guest that starts: each call makes new memory. When the address space of
+  /// a guest that runs has changed, remap() keeps what is in the regions that stay.
   ///
   /// `options` hold for each region, but for `backing`: that is divided among the regions. In the
   /// order of their addresses, each takes the next part of it, from `backing_offset` on and without
@@ -104,11 +92,20 @@ class GuestMemory {
   [[nodiscard]] static Result<GuestMemory> map(const AddressSpaceBase& space,
                                                const MapOptions& options = {});
 
+  /// This memory after the address space has changed: regions that are described as they were stay,
+  /// with what they hold; those that are new are mapped, as map() would; the others are let go, as
+  /// without_region() would. A region that was moved, or described anew in its place, is an error,
+  /// because what it holds would be lost: let it go in a step of its own. `options.backing` is
+  /// divided among the new regions only. Errors: `bad_state` for such a region; those of map();
+  /// this memory stays as it is then. O(n log n), and map() for the new ones.
+  [[nodiscard]] Result<GuestMemory> remap(const AddressSpaceBase& after,
+                                          const MapOptions& options = {}) const;
+
   /// Maps plain RAM for those who need no address space: each range a shared memfd of its own.
   /// Errors: those of from_regions, AddressSpaceRegion::make and MemoryRegion::map.
   [[nodiscard]] static Result<GuestMemory> create(std::span<const GuestRange> ram);
 
-  /// These regions and one more. Errors: `overlap`, `limit_exceeded`, `invalid_argument`. O(n).
+  /// These regions and one more. Errors: those of from_regions. O(n).
   [[nodiscard]] Result<GuestMemory> with_region(RegionPtr region) const;
   /// These regions without the one that begins at `base`. Errors: `not_found`. O(n). The region is
   /// unmapped when the last map, view or other holder lets go of it.
@@ -130,7 +127,7 @@ class GuestMemory {
   /// through it calls mark_dirty(), and keeps this map for as long as the pointer is used. Errors:
   /// those of every access; `zero_size`; `out_of_bounds` also for a range that crosses regions.
   [[nodiscard]] Result<std::byte*> host_address(GuestAddress base, std::uint64_t size) const;
-  /// The same, for reading: also of read-only regions.
+  /// As host_address(), for reading: also of read-only regions.
   [[nodiscard]] Result<const std::byte*> const_host_address(GuestAddress base,
                                                             std::uint64_t size) const;
   /// The guest address of a byte of this process; nothing when it lies in no region. O(log n).
@@ -138,8 +135,9 @@ class GuestMemory {
 
   // Objects, at any alignment.
 
-  /// A copy of the object at `address`, read once. Up to 64 bytes it is read in words of 8, 4, 2
-  /// and 1 bytes, so an aligned integer is not torn; of a larger structure nothing is promised.
+  /// A copy of the object at `address`, read once. Up to 64 bytes, no integer of 2, 4 or 8 bytes is
+  /// torn that lies at a multiple of its size in the guest, whatever the address of the object that
+  /// it is in; of a larger structure nothing is promised.
   /// Two or three nanoseconds for an integer. Bytes are not converted: see LittleEndian.
   template <GuestObject T>
   [[nodiscard]] Result<T> read(GuestAddress address) const {
@@ -164,15 +162,16 @@ class GuestMemory {
     return value;
   }
 
-  /// Writes the object, each byte once; then marks its pages.
-  template <GuestObject T>
+  /// Writes the object, each byte once, and integers in it as read() reads them; then marks its
+  /// pages.
+  template <WritableGuestObject T>
   [[nodiscard]] Result<void> write(GuestAddress address, const T& value) const {
     return write_object<true>(address, value);
   }
 
   /// write() without marking, for many small writes that one mark_dirty() covers afterwards. An
   /// object above 64 bytes, or that crosses regions, is marked all the same.
-  template <GuestObject T>
+  template <WritableGuestObject T>
   [[nodiscard]] Result<void> write_unmarked(GuestAddress address, const T& value) const {
     return write_object<false>(address, value);
   }
@@ -277,8 +276,11 @@ class GuestMemory {
 
   /// Reads from a descriptor into the guest until the range is full or read(2) gives 0 (end of
   /// file); gives the number of bytes. A failure after some bytes gives their number; the next call
-  /// gives the error. Errors: `os`. The whole range is marked dirty when a read failed, because
-  /// nobody knows how much of it was written.
+  /// gives the error. Errors: `os`.
+  ///
+  /// What the kernel may have written beyond those bytes, up to all that it was asked for, is
+  /// undefined and marked dirty: direct I/O writes whole blocks. Nothing is marked at the end of the
+  /// file, nor by a read that had no data to give (EAGAIN) or was refused at once (EBADF, EISDIR).
   [[nodiscard]] Result<std::uint64_t> read_from(int fd, GuestRange range) const;
   /// Writes the range to a descriptor, in several write(2) if need be; gives the number of bytes. A
   /// failure after some bytes gives their number. Errors: `os`.
@@ -297,14 +299,20 @@ class GuestMemory {
   /// region, so fewer than IOV_MAX. Errors: those of every access; an empty range gives none.
   [[nodiscard]] Result<GuestIovecs> iovecs(GuestRange range, Access access) const;
 
-  // Dirty tracking, of all regions that may be written: see DirtyBitmap for what is promised.
+  // Dirty tracking: see DirtyBitmap for what is promised. It is the regions', which several maps may
+  // share, and all or none of a map's regions track: those that join a map take it on when they are
+  // put together with one that does, and all of what they hold counts as written then.
 
-  /// Starts everywhere, or nowhere and an error. Copy all memory after it returns.
+  /// Starts everywhere, or nowhere and an error. Copy all memory after it returns. Errors: those of
+  /// DirtyBitmap::enable.
   [[nodiscard]] Result<void> enable_dirty_tracking() const;
   /// Stops everywhere, also for other maps that hold the regions; what was marked is forgotten.
   void disable_dirty_tracking() const noexcept;
   /// The ranges written since the last harvest, coalesced also across adjacent regions, and clears
-  /// them. Errors: `os`, and then nothing is lost. One system call.
+  /// them. Name the result before going through it: C++20 destroys the temporary of
+  /// `for (... : *memory.harvest_dirty())` before the first turn. Errors: `bad_state` for a region
+  /// that is not tracked, because its ranges would be missing; `os`. Nothing is lost then. One
+  /// system call, or none when nothing was written.
   [[nodiscard]] Result<std::vector<Range>> harvest_dirty() const;
   /// Records a write that was made through a raw pointer, after the write.
   [[nodiscard]] Result<void> mark_dirty(GuestRange range) const;
@@ -327,7 +335,7 @@ class GuestMemory {
 
   explicit GuestMemory(std::shared_ptr<const Map> map) noexcept;
 
-  template <bool Marked, typename T>
+  template <bool Marked, WritableGuestObject T>
   [[gnu::always_inline]] Result<void> write_object(GuestAddress address, const T& value) const {
     if constexpr (sizeof(T) > detail::inline_copy_limit) {
       if (write_long(address, std::as_bytes(std::span(&value, 1)))) [[likely]]

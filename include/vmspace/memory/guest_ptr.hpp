@@ -42,7 +42,9 @@ class GuestPtr {
   /// A copy of the object, read once. Errors and cost: as GuestMemory::read.
   [[nodiscard]] Result<T> read() const { return memory_->read<T>(address_); }
   /// Writes the object. Errors and cost: as GuestMemory::write.
-  [[nodiscard]] Result<void> write(const T& value) const { return memory_->write(address_, value); }
+  [[nodiscard]] Result<void> write(const T& value) const requires WritableGuestObject<T> {
+    return memory_->write(address_, value);
+  }
 
   /// One access of the machine, with a memory order. Errors: as GuestMemory::load and store.
   [[nodiscard]] Result<T> load(std::memory_order order) const requires GuestInteger<T> {

@@ -93,12 +93,29 @@ class MemoryRegion {
   /// What this process wrote of it, shared by every map that holds the region; off at first.
   [[nodiscard]] DirtyBitmap& dirty() const noexcept { return dirty_; }
 
+  // Filling, whatever the guest may do: so does a VMM fill a ROM before it publishes the memory that
+  // the region is part of. GuestMemory goes on refusing to write where the guest may not. Who looks
+  // at the memory meanwhile sees a part of it; what is written is marked dirty.
+
+  /// Copies `bytes` to `offset`. Errors: `out_of_bounds` for what is not within the region;
+  /// `access_denied` where this process may not write either (see map()).
+  [[nodiscard]] Result<void> load_image(std::uint64_t offset,
+                                        std::span<const std::byte> bytes) const;
+  /// Reads up to `size` bytes from a descriptor to `offset`; gives how many, fewer at the end of the
+  /// file. Errors: those of load_image(); `os`, also after a part was read. As with
+  /// GuestMemory::read_from, what was asked for and not given may have been written, and is marked.
+  [[nodiscard]] Result<std::uint64_t> load_image_from(int fd, std::uint64_t offset,
+                                                      std::uint64_t size) const;
+
  private:
   MemoryRegion(AddressSpaceRegion description, MemoryMapping mapping, Applied huge_pages)
       : description_(std::move(description)),
         mapping_(std::move(mapping)),
         huge_pages_(huge_pages),
         dirty_(description_.size()) {}
+
+  [[nodiscard]] Result<void> check_image(const char* operation, std::uint64_t offset,
+                                         std::uint64_t size) const;
 
   AddressSpaceRegion description_;
   MemoryMapping mapping_;

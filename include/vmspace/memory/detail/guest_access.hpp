@@ -9,8 +9,9 @@
 // compiler may not read the source again: what the caller gets is a private copy that was read
 // once.
 //
-// An aligned load or store of 1, 2, 4 or 8 bytes is one access of the machine, never torn. A
-// misaligned one, and a larger object, are several.
+// An aligned load or store of 1, 2, 4 or 8 bytes is one access of the machine, never torn. A larger
+// object is several, cut where aligned integers begin and end: by address, since a packed structure
+// has its aligned integers at odd offsets when it lies at an odd address.
 //
 // ThreadSanitizer takes volatile accesses for ordinary ones and would report every race with the
 // guest, or with another thread that acts for it. Such races are meant, so under it the same
@@ -18,6 +19,7 @@
 
 #pragma once
 
+#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -77,7 +79,7 @@ inline void copy_from_shared(void* to, const std::byte* from, std::size_t bytes)
   compiler_barrier();
 }
 
-/// The same, the other way round.
+/// From private memory to memory that others read and write. Any alignment; no overlap.
 inline void copy_to_shared(std::byte* to, const void* from, std::size_t bytes) noexcept {
 #if VMSPACE_DETAIL_TSAN
   move_atomically(to, static_cast<const std::byte*>(from), bytes);
@@ -181,10 +183,69 @@ template <typename Word>
   compiler_barrier();
 }
 
-/// An object of T's bytes, read once.
+/// Calls `use(offset, Word{})` for words of 8, 4, 2 and 1 bytes that make up `bytes` bytes from
+/// `address`, from the lowest to the highest: each as large as its own address and the end allow.
+/// So every integer that lies there at a multiple of its size is within one word.
+template <typename Use>
+void for_each_word(std::uintptr_t address, std::size_t bytes, Use use) {
+  std::size_t at = 0;
+  const auto one = [&]<typename Word>(Word word) {
+    use(at, word);
+    at += sizeof(Word);
+  };
+  const auto lead = [&]<typename Word>(Word word) {
+    if (bytes - at >= sizeof(Word) && (address + at) % (2 * sizeof(Word)) != 0) one(word);
+  };
+  const auto tail = [&]<typename Word>(Word word) {
+    if (bytes - at >= sizeof(Word)) one(word);
+  };
+  lead(std::uint8_t{});
+  lead(std::uint16_t{});
+  lead(std::uint32_t{});
+  while (bytes - at >= sizeof(std::uint64_t))
+    one(std::uint64_t{});
+  tail(std::uint32_t{});
+  tail(std::uint16_t{});
+  tail(std::uint8_t{});
+}
+
+/// Copies an object of up to inline_copy_limit bytes in the words of for_each_word().
+void load_words(void* to, const std::byte* from, std::size_t bytes) noexcept;
+void store_words(std::byte* to, const void* from, std::size_t bytes) noexcept;
+
+// Out of line, and by value, so that the object of the common case stays in registers.
+template <typename T>
+[[gnu::noinline]] T load_by_address(const std::byte* from) noexcept {
+  T value;
+  load_words(&value, from, sizeof value);
+  return value;
+}
+template <typename T>
+[[gnu::noinline]] void store_by_address(std::byte* to, T value) noexcept {
+  store_words(to, &value, sizeof value);
+}
+
+/// An object of the size of a word is one access wherever it lies: the machines that we run on divide
+/// one that is not aligned at multiples of 8 bytes, so in no integer that is aligned.
+template <typename T>
+concept OneWord = sizeof(T) <= sizeof(std::uint64_t) && std::has_single_bit(sizeof(T));
+
+/// Whether a larger object's words may be cut by offset, which is known when it is compiled, instead
+/// of by address.
+[[gnu::always_inline]] inline bool is_word_aligned(const std::byte* at) noexcept {
+  return reinterpret_cast<std::uintptr_t>(at) % sizeof(std::uint64_t) == 0;
+}
+
+/// An object of T's bytes, read once, and every aligned integer in it in one access.
 template <typename T>
 requires(std::is_trivially_copyable_v<T> && sizeof(T) <= inline_copy_limit)
     [[gnu::always_inline]] inline void load_once(T& to, const std::byte* from) noexcept {
+  if constexpr (!OneWord<T>) {
+    if (!is_word_aligned(from)) [[unlikely]] {
+      to = load_by_address<T>(from);
+      return;
+    }
+  }
   auto* out = reinterpret_cast<unsigned char*>(&to);
   std::size_t at = 0;
   const auto words = [&]<typename Word>(Word) {
@@ -199,10 +260,14 @@ requires(std::is_trivially_copyable_v<T> && sizeof(T) <= inline_copy_limit)
   words(std::uint8_t{});
 }
 
-/// An object of T's bytes, each written once.
+/// An object of T's bytes, each written once, and every aligned integer in it in one access.
 template <typename T>
 requires(std::is_trivially_copyable_v<T> && sizeof(T) <= inline_copy_limit)
     [[gnu::always_inline]] inline void store_once(std::byte* to, const T& from) noexcept {
+  if constexpr (!OneWord<T>) {
+    if (!is_word_aligned(to)) [[unlikely]]
+      return store_by_address<T>(to, from);
+  }
   const auto* in = reinterpret_cast<const unsigned char*>(&from);
   std::size_t at = 0;
   const auto words = [&]<typename Word>(Word) {

@@ -112,7 +112,7 @@ struct Translator {
     return entry;
   }
 
-  /// The same for any size, and null for size 0. One comparison more.
+  /// As find(), for any size; null for size 0. One comparison more.
   [[nodiscard, gnu::always_inline]] const TranslationEntry* find_any(
       std::uint64_t gpa, std::uint64_t size) const noexcept {
     const TranslationEntry* entry = find(gpa, 1);

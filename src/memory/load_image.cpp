@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/detail/guest_access.hpp"
+#include "vmspace/memory/region.hpp"
+
+#include "memory/host.hpp"
+#include "memory/marked_read.hpp"
+
+namespace vmspace {
+
+Result<void> MemoryRegion::check_image(const char* operation, std::uint64_t offset,
+                                       std::uint64_t size) const {
+  if (offset > this->size() || size > this->size() - offset) {
+    return fail({.code = Errc::out_of_bounds,
+                 .operation = operation,
+                 .first = Operand::span(offset, size),
+                 .second = Operand::span(0, this->size()),
+                 .reason = "offsets in the region"});
+  }
+  if (!allows(mapping_.protection(), Protection::write)) {
+    return fail({.code = Errc::access_denied,
+                 .operation = operation,
+                 .first = detail::operand(description_.range()),
+                 .reason = "the shared file that the region is made of can't be written"});
+  }
+  return {};
+}
+
+Result<void> MemoryRegion::load_image(std::uint64_t offset,
+                                      std::span<const std::byte> bytes) const {
+  if (auto ok = check_image("MemoryRegion::load_image", offset, bytes.size()); !ok) return ok;
+  if (bytes.empty()) return {};
+  detail::copy_to_shared(host_base() + offset, bytes.data(), bytes.size());
+  dirty_.mark(offset, bytes.size());
+  return {};
+}
+
+Result<std::uint64_t> MemoryRegion::load_image_from(int fd, std::uint64_t offset,
+                                                    std::uint64_t size) const {
+  constexpr const char* operation = "MemoryRegion::load_image_from";
+  if (auto ok = check_image(operation, offset, size); !ok) return fail(ok.error());
+  const auto read = detail::marked_read(
+      fd, {.host = host_base() + offset, .size = size, .dirty = dirty_, .offset = offset});
+  if (read.error != 0) {
+    return detail::fail_os(operation, Operand::span(offset, size), "read", read.error);
+  }
+  return read.bytes;
+}
+
+}  // namespace vmspace

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Filling regions that the guest may not write.
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "vmspace/memory/guest_memory.hpp"
+
+#include "memory/guest_support.hpp"
+#include "memory/host_support.hpp"
+
+namespace vmspace {
+namespace {
+
+using testing::contents;
+using testing::page;
+using testing::pattern;
+using testing::region;
+
+constexpr std::uint64_t base = 0xf'0000;
+
+TEST(LoadImage, ARomIsFilledByTheVmmAndNotByTheGuest) {
+  for (const MemorySource source : {MemorySource::anon, MemorySource::shmem}) {
+    const auto rom = region({base, 4 * page, Protection::read, source});
+    const auto image = pattern(2 * page + 5);
+    ASSERT_TRUE(rom->load_image(page - 1, image));
+    const auto memory = GuestMemory::from_regions({rom});
+    ASSERT_TRUE(memory);
+    EXPECT_EQ(contents(*memory, base + page - 1, image.size()), image);
+    EXPECT_EQ(contents(*memory, base, page - 1), std::vector<std::byte>(page - 1));
+    EXPECT_EQ(memory->write(GuestAddress(base), 1U).error().code, Errc::access_denied);
+    EXPECT_EQ(memory->write_slice(GuestAddress(base), image).error().code, Errc::access_denied);
+    EXPECT_EQ(contents(*memory, base + page - 1, image.size()), image);
+  }
+}
+
+TEST(LoadImage, FromADescriptorUpToTheEndOfTheFile) {
+  const test::TemporaryDirectory directory;
+  const test::OwnedFd file(open(directory.file("firmware", page + 100, 'f').c_str(), O_RDONLY));
+  const auto rom = region({base, 4 * page, Protection::read});
+  EXPECT_EQ(rom->load_image_from(file.get(), page, 3 * page), page + 100);
+  const auto memory = GuestMemory::from_regions({rom});
+  ASSERT_TRUE(memory);
+  EXPECT_EQ(contents(*memory, base + page, page + 100),
+            std::vector<std::byte>(page + 100, std::byte{'f'}));
+  EXPECT_EQ(memory->read<std::uint8_t>(GuestAddress(base + page - 1)), 0);
+  EXPECT_EQ(memory->read<std::uint8_t>(GuestAddress(base + 2 * page + 100)), 0);
+  const auto closed = rom->load_image_from(-1, 0, page);
+  ASSERT_FALSE(closed);
+  EXPECT_EQ(closed.error().os_errno, EBADF);
+}
+
+TEST(LoadImage, WhatDoesNotFitIsRefusedAndNothingIsWritten) {
+  constexpr auto top = std::numeric_limits<std::uint64_t>::max();
+  const auto rom = region({base, 2 * page, Protection::read});
+  const test::OwnedFd zeros(open("/dev/zero", O_RDONLY));
+  ASSERT_TRUE(rom->load_image(0, pattern(2 * page)));
+  for (const auto& [offset, size] : {std::pair<std::uint64_t, std::uint64_t>{0, 2 * page + 1},
+                                     {2 * page, 1},
+                                     {page, page + 1},
+                                     {top, 2},
+                                     {top - page, 2 * page}}) {
+    SCOPED_TRACE(offset);
+    EXPECT_EQ(rom->load_image(offset, std::vector<std::byte>(size)).error().code,
+              Errc::out_of_bounds);
+    EXPECT_EQ(rom->load_image_from(zeros.get(), offset, size).error().code, Errc::out_of_bounds);
+  }
+  EXPECT_EQ(rom->load_image_from(zeros.get(), page, top).error().code, Errc::out_of_bounds);
+  EXPECT_TRUE(rom->load_image(2 * page, {}));
+  EXPECT_EQ(contents(*GuestMemory::from_regions({rom}), base, 2 * page), pattern(2 * page));
+}
+
+TEST(LoadImage, AFileThatCantBeWrittenIsRefused) {
+  const test::TemporaryDirectory directory;
+  const auto description =
+      AddressSpaceRegion::make({.name = "firmware",
+                                .base = GuestAddress(base),
+                                .size = page,
+                                .backing = {.source = MemorySource::file,
+                                            .path = directory.file("firmware", page, 'f'),
+                                            .sharing = Sharing::map_shared},
+                                .protection = Protection::read});
+  ASSERT_TRUE(description) << description.error().message();
+  const auto rom = MemoryRegion::map(*description);
+  ASSERT_TRUE(rom) << rom.error().message();
+  EXPECT_EQ((*rom)->load_image(0, pattern(8)).error().code, Errc::access_denied);
+  EXPECT_EQ((*rom)->load_image_from(0, 0, 8).error().code, Errc::access_denied);
+  EXPECT_EQ((*rom)->host_base()[0], std::byte{'f'});
+}
+
+TEST(LoadImage, WhatIsLoadedIsMarkedDirty) {
+  const auto rom = region({base, 4 * page, Protection::read});
+  ASSERT_TRUE(rom->dirty().enable());
+  ASSERT_TRUE(rom->load_image(page + 7, pattern(8)));
+  EXPECT_EQ(rom->dirty().harvest(), (std::vector<DirtyRange>{{page, page}}));
+  const test::OwnedFd zeros(open("/dev/zero", O_RDONLY));
+  EXPECT_EQ(rom->load_image_from(zeros.get(), 2 * page, page), page);
+  EXPECT_EQ(rom->dirty().harvest(), (std::vector<DirtyRange>{{2 * page, page}}));
+}
+
+}  // namespace
+}  // namespace vmspace
