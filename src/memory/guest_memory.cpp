@@ -108,8 +108,25 @@ bool takes_part(const AddressSpaceRegion& description, const MapOptions& options
 
 using Descriptions = std::vector<const AddressSpaceRegion*>;
 
-/// Whether the backing has a part for each region that takes one; asked before anything is mapped.
-Result<void> check_parts(const Descriptions& descriptions, const MapOptions& options) {
+/// A region among `regions` that shares memory with these bytes of the backing; null when none does.
+const MemoryRegion* find_alias(const Backing& backing, std::uint64_t offset, std::uint64_t size,
+                               std::span<const RegionPtr> regions) {
+  if (backing.is_anonymous() || !backing.is_shared()) return nullptr;  // each mapping is its own
+  const auto begin = backing.offset() + offset;
+  for (const RegionPtr& region : regions) {
+    const MemoryMapping& mapping = region->mapping();
+    if (mapping.backing() == backing && mapping.file_offset() < begin + size &&
+        begin < mapping.file_offset() + mapping.size()) {
+      return region.get();
+    }
+  }
+  return nullptr;
+}
+
+/// Whether the backing has a part for each region that takes one, which no region in `kept` has
+/// already; asked before anything is mapped.
+Result<void> check_parts(const Descriptions& descriptions, std::span<const RegionPtr> kept,
+                         const MapOptions& options) {
   if (!options.backing) return {};
   const std::uint64_t size = options.backing->size();
   std::uint64_t left = size - std::min(options.backing_offset, size);
@@ -124,15 +141,25 @@ Result<void> check_parts(const Descriptions& descriptions, const MapOptions& opt
                    .reason = "the backing is too short for all the regions together",
                    .text = description.name()});
     }
+    if (const MemoryRegion* alias =
+            find_alias(*options.backing, size - left, description.size(), kept)) {
+      return fail({.code = Errc::overlap,
+                   .operation = "GuestMemory::remap",
+                   .first = detail::operand(description.range()),
+                   .second = operand(*alias),
+                   .reason = "in the backing: set backing_offset behind the parts in use",
+                   .text = description.name()});
+    }
     left -= description.size();
   }
   return {};
 }
 
-/// Maps the described regions, then populates those that want it; appends them to `regions`.
+/// Maps the described regions, then populates those that want it; appends them to `regions`, with
+/// which they share no part of a backing.
 Result<void> map_descriptions(const Descriptions& descriptions, const MapOptions& options,
                               std::vector<RegionPtr>& regions) {
-  if (auto ok = check_parts(descriptions, options); !ok) return ok;
+  if (auto ok = check_parts(descriptions, regions, options); !ok) return ok;
   std::uint64_t next_part = options.backing_offset;
   MapOptions mapping = options;
   mapping.defer_populate = true;

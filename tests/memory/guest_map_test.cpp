@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// GuestMemory::map: a whole address space becomes memory.
+// GuestMemory::map and remap: a whole address space becomes memory, and changes.
 
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -152,6 +153,152 @@ TEST(GuestMemoryMap, ARegionThatAsksForHugePagesIsNotQuietlyOnSmallOnes) {
   const auto memory = GuestMemory::map(space_of({wants}), {.backing = memfd(2_MiB)});
   ASSERT_FALSE(memory);
   EXPECT_EQ(memory.error().code, Errc::invalid_argument) << memory.error().message();
+}
+
+class GuestMemoryRemap : public ::testing::Test {
+ protected:
+  // RAM, a firmware image, and RAM that can be unplugged.
+  static constexpr std::uint64_t plugged = 4_GiB;
+  static constexpr std::uint64_t more = 8_GiB;
+
+  void SetUp() override {
+    ASSERT_TRUE(memory.write(GuestAddress(1_MiB), std::uint64_t{0x1234}));
+    ASSERT_TRUE(memory.write(GuestAddress(plugged), std::uint64_t{0x5678}));
+  }
+
+  [[nodiscard]] std::uint64_t at(const GuestMemory& where, std::uint64_t address) const {
+    const auto value = where.read<std::uint64_t>(GuestAddress(address));
+    EXPECT_TRUE(value) << value.error().message();
+    return *value;
+  }
+
+  /// Nothing is mapped any more that a failed remap mapped, and the memory is what it was.
+  void expect_unchanged() const {
+    EXPECT_EQ(memory.regions().size(), 2U);
+    EXPECT_EQ(at(memory, 1_MiB), 0x1234U);
+    EXPECT_EQ(at(memory, plugged), 0x5678U);
+  }
+
+  AddressSpaceBase space = space_of({ram(0, 2_MiB), ram(plugged, 1_MiB)});
+  GuestMemory memory = [this] {
+    auto mapped = GuestMemory::map(space);
+    EXPECT_TRUE(mapped) << mapped.error().message();
+    return *mapped;
+  }();
+};
+
+TEST_F(GuestMemoryRemap, WhatStaysKeepsItsContentsAndWhatIsNewIsMapped) {
+  ASSERT_TRUE(space.insert_region(ram(more, 1_MiB)));
+  const auto after = memory.remap(space);
+  ASSERT_TRUE(after) << after.error().message();
+  EXPECT_EQ(after->regions().size(), 3U);
+  EXPECT_EQ(at(*after, 1_MiB), 0x1234U);
+  EXPECT_EQ(at(*after, plugged), 0x5678U);
+  EXPECT_EQ(at(*after, more), 0U);
+  // The regions are those that were there, so that a device which has the old map sees the same.
+  EXPECT_EQ(after->regions()[0], memory.regions()[0]);
+  EXPECT_EQ(after->regions()[1], memory.regions()[1]);
+  EXPECT_TRUE(after->check_invariants());
+  expect_unchanged();
+}
+
+TEST_F(GuestMemoryRemap, WhatIsGoneIsLetGo) {
+  const std::weak_ptr<const MemoryRegion> region = memory.regions()[1];
+  ASSERT_TRUE(space.remove_region(GuestAddress(plugged)));
+  auto after = memory.remap(space);
+  ASSERT_TRUE(after) << after.error().message();
+  EXPECT_EQ(after->regions().size(), 1U);
+  EXPECT_EQ(at(*after, 1_MiB), 0x1234U);
+  EXPECT_EQ(after->read<std::uint8_t>(GuestAddress(plugged)).error().code, Errc::not_found);
+  memory = *after;
+  EXPECT_TRUE(region.expired());
+  // Plugged again, it is new.
+  ASSERT_TRUE(space.insert_region(ram(plugged, 1_MiB)));
+  after = memory.remap(space);
+  ASSERT_TRUE(after) << after.error().message();
+  EXPECT_EQ(at(*after, plugged), 0U);
+}
+
+TEST_F(GuestMemoryRemap, ContentsAreNotLostToARegionThatChangedOrMoved) {
+  struct Case {
+    const char* what;
+    std::uint64_t base;
+    std::uint64_t size;
+    const char* name;
+  };
+  for (const Case& change : {Case{"moved", more, 1_MiB, "ram"},
+                             {"moved by less than its size", plugged + 512_KiB, 1_MiB, "ram"},
+                             {"renamed", plugged, 1_MiB, "dimm"},
+                             {"larger", plugged, 2_MiB, "ram"},
+                             {"replaced", plugged - 4_KiB, 8_KiB, "vga"}}) {
+    SCOPED_TRACE(change.what);
+    AddressSpaceBase changed = space;
+    ASSERT_TRUE(changed.remove_region(GuestAddress(plugged)));
+    RegionOptions options = ram(change.base, change.size);
+    options.name = change.name;
+    ASSERT_TRUE(changed.insert_region(options));
+    const auto after = memory.remap(changed);
+    ASSERT_FALSE(after);
+    EXPECT_EQ(after.error().code, Errc::bad_state);
+    EXPECT_EQ(after.error().second, Operand::range(plugged, plugged + 1_MiB - 1));
+    expect_unchanged();
+    // In two steps it is what the VMM means.
+    const auto without = memory.without_region(GuestAddress(plugged));
+    ASSERT_TRUE(without);
+    const auto again = without->remap(changed);
+    ASSERT_TRUE(again) << again.error().message();
+    EXPECT_EQ(at(*again, 1_MiB), 0x1234U);
+    EXPECT_EQ(at(*again, change.base), 0U);
+  }
+}
+
+TEST_F(GuestMemoryRemap, ARegionThatCantBeMappedChangesNothing) {
+  RegionOptions missing = ram(more, 1_MiB);
+  missing.backing = {.source = MemorySource::file, .path = "/nonexistent/memory"};
+  ASSERT_TRUE(space.insert_region(ram(2 * more, 1_MiB)));
+  ASSERT_TRUE(space.insert_region(missing));
+  EXPECT_FALSE(memory.remap(space));
+  expect_unchanged();
+}
+
+TEST_F(GuestMemoryRemap, NewRegionsTakeTheNextPartsOfASharedBacking) {
+  const auto backing = memfd(4_MiB);
+  ASSERT_TRUE(space.insert_region(ram(more, 1_MiB)));
+  const auto after = memory.remap(space, {.backing = backing, .backing_offset = 3_MiB});
+  ASSERT_TRUE(after) << after.error().message();
+  EXPECT_EQ(after->regions()[2]->mapping().file_offset(), 3_MiB);
+  EXPECT_NE(after->regions()[0]->backing(), backing);
+  ASSERT_TRUE(space.insert_region(ram(2 * more, 1_MiB)));
+  EXPECT_EQ(after->remap(space, {.backing = backing, .backing_offset = 4_MiB}).error().code,
+            Errc::out_of_bounds);
+}
+
+TEST_F(GuestMemoryRemap, RegionsPluggedWhileTrackingAreTracked) {
+  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_TRUE(space.insert_region(ram(more, 1_MiB)));
+  const auto after = memory.remap(space);
+  ASSERT_TRUE(after);
+  EXPECT_EQ(after->harvest_dirty(), std::vector<Range>{*Range::from_base_size(more, 1_MiB)});
+}
+
+TEST(GuestMemoryRemap, APartOfTheBackingThatARegionHasIsNotGivenToAnother) {
+  const auto backing = memfd(4_MiB);
+  const auto before =
+      GuestMemory::map(space_of({ram(0, 1_MiB), ram(4_GiB, 1_MiB)}), {.backing = backing});
+  ASSERT_TRUE(before) << before.error().message();
+  const auto grown = space_of({ram(0, 1_MiB), ram(4_GiB, 1_MiB), ram(8_GiB, 1_MiB)});
+  for (const std::uint64_t offset : {0_MiB, 1_MiB, 1_MiB + 4_KiB}) {
+    const auto aliased = before->remap(grown, {.backing = backing, .backing_offset = offset});
+    ASSERT_FALSE(aliased) << offset;
+    EXPECT_EQ(aliased.error().code, Errc::overlap) << aliased.error().message();
+  }
+  const auto after = before->remap(grown, {.backing = backing, .backing_offset = 2_MiB});
+  ASSERT_TRUE(after) << after.error().message();
+  for (const auto& region : after->regions())
+    ASSERT_TRUE(after->write(region->base(), region->base().value()));
+  for (const auto& region : after->regions()) {
+    EXPECT_EQ(after->read<std::uint64_t>(region->base()), region->base().value());
+  }
 }
 
 }  // namespace

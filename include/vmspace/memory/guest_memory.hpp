@@ -96,8 +96,10 @@ class GuestMemory {
   /// with what they hold; those that are new are mapped, as map() would; the others are let go, as
   /// without_region() would. A region that was moved, or described anew in its place, is an error,
   /// because what it holds would be lost: let it go in a step of its own. `options.backing` is
-  /// divided among the new regions only. Errors: `bad_state` for such a region; those of map();
-  /// this memory stays as it is then. O(n log n), and map() for the new ones.
+  /// divided among the new regions only: where it is that of regions that stay, `backing_offset` is
+  /// behind their parts. Errors: `bad_state` for a region moved or described anew; `overlap` for a
+  /// part of the backing that another region has; those of map(); this memory stays as it is then.
+  /// O(n log n), and map() for the new ones.
   [[nodiscard]] Result<GuestMemory> remap(const AddressSpaceBase& after,
                                           const MapOptions& options = {}) const;
 
