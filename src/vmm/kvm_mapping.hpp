@@ -87,7 +87,9 @@ class KvmMapping {
     KvmMemory part = memory_;
     part.base = GuestAddress(memory_.base.value() + offset);
     part.size = std::min(memory_.size - offset, most);
-    part.host_address = static_cast<std::byte*>(memory_.host_address) + offset;
+    // As a number: a request of nonsense is KVM's to refuse, and no object has such pointers.
+    const auto host = reinterpret_cast<std::uintptr_t>(memory_.host_address);
+    part.host_address = reinterpret_cast<void*>(host + offset);
     return part;
   }
 
@@ -106,7 +108,7 @@ class KvmMapping {
   // range. (A base that is not a multiple of such a word, 256 KiB on x86, does have a page cut.)
   static std::uint64_t lead(const KvmMemory& memory) {
     const std::uint64_t log_word = 64 * host_page_size();
-    return memory.base.value() % largest_page + 0 * log_word;
+    return memory.base.value() % largest_page / log_word * log_word;
   }
 
   KvmMemory memory_;

@@ -175,7 +175,7 @@ TEST(SnapshotCalls, MemoryThatIsCutOffIsNotSavedAsZeros) {
   const int snapshot = memfd_create("snapshot", MFD_CLOEXEC);
   const RegionDescriptor described{
       .base = GuestAddress(base), .size = 4 * page, .descriptor = file};
-  const auto memory = map_regions({&described, 1});
+  const auto memory = map_regions({&described, 1}, Unsealed::accept);
   ASSERT_TRUE(memory);
   ASSERT_TRUE(memory->write_slice(GuestAddress(base + page), pattern(page)));
   ASSERT_EQ(ftruncate(file, page), 0);

@@ -281,7 +281,7 @@ TEST_F(GuestMemoryRemap, RegionsPluggedWhileTrackingAreTracked) {
   EXPECT_EQ(after->harvest_dirty(), std::vector<Range>{*Range::from_base_size(more, 1_MiB)});
 }
 
-TEST(GuestMemoryRemap, APartOfTheBackingThatARegionHasIsNotGivenToAnother) {
+TEST_F(GuestMemoryRemap, APartOfTheBackingThatARegionHasIsNotGivenToAnother) {
   const auto backing = memfd(4_MiB);
   const auto before =
       GuestMemory::map(space_of({ram(0, 1_MiB), ram(4_GiB, 1_MiB)}), {.backing = backing});
