@@ -87,7 +87,9 @@ class KvmMapping {
     KvmMemory part = memory_;
     part.base = GuestAddress(memory_.base.value() + offset);
     part.size = std::min(memory_.size - offset, most);
-    part.host_address = static_cast<std::byte*>(memory_.host_address) + offset;
+    // As a number: a request of nonsense is KVM's to refuse, and no object has such pointers.
+    const auto host = reinterpret_cast<std::uintptr_t>(memory_.host_address);
+    part.host_address = reinterpret_cast<void*>(host + offset);
     return part;
   }
 
