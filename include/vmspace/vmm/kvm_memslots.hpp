@@ -89,13 +89,13 @@ class KvmMemslots {
 
   /// Shows `memory` to the guest, in as many slots as it needs; all of it or nothing.
   ///
-  /// Errors: `zero_size`; `misaligned` when base, size or host address is no multiple of the host's
-  /// page size; `overflow` when either end passes 2^64; `invalid_argument` when the host address is
-  /// null; `overlap` with a known range, naming the lowest, also where it is known already (then
-  /// the error says what can be switched); `limit_exceeded` when fewer slots are
-  /// left than it needs; `unsupported` when read-only slots are not; `os`, naming the piece and its
-  /// slot number, when KVM refuses one. The pieces set before that are taken back. Should KVM
-  /// refuse even this, which takes a kernel out of memory, the range stays known: clear() it.
+  /// Errors: `zero_size`; `misaligned` when base, size or host address is not a multiple of the
+  /// host's page size; `overflow` when either end passes 2^64; `invalid_argument` when the host
+  /// address is null; `overlap` with a known range, naming the lowest (for the range itself the
+  /// error says what can be switched); `limit_exceeded` when fewer slots are left than it needs;
+  /// `unsupported` when it is read-only and this KVM has no read-only slots; `os`, naming the piece
+  /// and its slot number, when KVM refuses one. The pieces set before that are taken back. Should
+  /// KVM refuse even this, which takes a kernel out of memory, the range stays known: clear() it.
   ///
   /// Cost: O(log n) and a system call a slot.
   [[nodiscard]] Result<void> set(const KvmMemory& memory);
