@@ -39,7 +39,8 @@ TEST(IntervalTree, AllocatePutsItWhereThePolicySays) {
       {"....x..x...", {.size = 2, .policy = best}, "....xAAx..."},
       {"...x..x..x", {.size = 2, .policy = best}, "...xAAx..x"},  // equals: the lowest
       {"....x...", {.size = 2, .policy = best}, "....xAA."},
-      {"..|..x...", {.size = 3}, "..|..xAAA"},  // what touches is not one
+      {"x...x....x...", {.size = 2, .policy = best}, "xAA.x....x..."},  // none is just the size
+      {"..|..x...", {.size = 3}, "..|..xAAA"},                          // what touches is not one
       {".. ....", {.size = 3}, ".. AAA."},
       // windows
       {"........", {.size = 2, .min = 3}, "...AA..."},
@@ -245,16 +246,17 @@ TEST(IntervalTree, AllocateFindsTheOneGapThatFitsAmongThousands) {
 }
 
 /// Subtrees on every level begin at some of these addresses: the only place is the first of one, and
-/// the window ends, or begins, exactly there.
+/// the window ends, or begins, exactly there. All are taken and touch, so that the next subtree
+/// begins one address on.
 TEST(IntervalTree, AWindowThatEndsOrBeginsAtTheOnlyPlaceFindsIt) {
   constexpr std::uint64_t count = 3000;
   IntervalTree<> tree;
   for (std::uint64_t i = 0; i < count; ++i) {
-    ASSERT_TRUE(tree.insert(Range::point(2 * i + 2)));
-    ASSERT_TRUE(tree.allocate_at(Range::point(2 * i + 2)));
+    ASSERT_TRUE(tree.insert(Range::point(i + 1)));
+    ASSERT_TRUE(tree.allocate_at(Range::point(i + 1)));
   }
   for (std::uint64_t i = 0; i < count; ++i) {
-    const Range only = Range::point(2 * i + 2);
+    const Range only = Range::point(i + 1);
     ASSERT_TRUE(tree.free(only));
     for (const Policy policy : {first, last, best}) {
       for (const std::uint64_t min : {std::uint64_t{0}, only.min()}) {

@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -47,6 +48,37 @@ TEST(Room, ReachesTheEndsOfTheDomain) {
   EXPECT_EQ(Room::of(top, top), (Room{.longest = 1, .order = 0, .zeros = 0}));
   EXPECT_EQ(Room::of(std::uint64_t{1} << 63, top),
             (Room{.longest = std::uint64_t{1} << 63, .order = 63, .zeros = 63}));
+}
+
+/// All small rooms: a whole is made of a part and the rest, and the part shrinks.
+TEST(Room, OutlastsAPartOnlyIfTheWholeStaysAsItWas) {
+  std::vector<Room> rooms;
+  for (std::uint8_t i = 0; i < 27; ++i) {
+    rooms.push_back({.longest = i % 3U,
+                     .order = static_cast<std::uint8_t>(i / 3 % 3),
+                     .zeros = static_cast<std::uint8_t>(i / 9)});
+  }
+  const auto joined = [](Room a, const Room& b) {
+    a.join(b);
+    return a;
+  };
+  for (const Room& before : rooms) {
+    for (const Room& after : rooms) {
+      if (joined(before, after) != before) continue;
+      for (const Room& rest : rooms) {
+        const Room whole = joined(before, rest);
+        if (whole.outlasts(before, after)) {
+          ASSERT_EQ(whole, joined(after, rest));
+        }
+      }
+    }
+  }
+  // And it does where another part reaches as far, which is why it is asked.
+  EXPECT_TRUE((Room{.longest = 9, .order = 3, .zeros = 5})
+                  .outlasts({.longest = 8, .order = 2, .zeros = 4}, Room{}));
+  EXPECT_TRUE((Room{.longest = 9, .order = 3, .zeros = 5})
+                  .outlasts({.longest = 9, .order = 3, .zeros = 5},
+                            {.longest = 9, .order = 3, .zeros = 5}));
 }
 
 TEST(Room, NothingFreeSatisfiesNoRequest) {

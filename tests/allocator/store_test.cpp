@@ -45,6 +45,45 @@ TEST(Store, IsSoundAtEverySize) {
   }
 }
 
+/// No two free ranges are of one length, so that each node's room is that of one entry, and every
+/// move of an entry to another node shows. The trees have three levels.
+TEST(Store, IsSoundAfterEachEntryThatComesOrGoes) {
+  constexpr std::uint64_t count = 1300;
+  const std::vector<std::function<std::uint64_t(std::uint64_t)>> orders = {
+      [](std::uint64_t n) { return n; },
+      [](std::uint64_t n) { return count - 1 - n; },
+      [](std::uint64_t n) { return n * 499 % count; },
+      // Upwards, in fives of which the last comes first: what splits a node is not the longest.
+      [](std::uint64_t n) { return n / 5 * 5 + (n + 4) % 5; },
+  };
+  for (const auto& order : orders) {
+    const auto range_of_entry = [&order](std::uint64_t n) {
+      const std::uint64_t i = order(n);
+      return unchecked_range(0x1'0000 * i, 0x1'0000 * i + i);
+    };
+    TestStore store;
+    for (std::uint64_t n = 0; n < count; ++n) {
+      TestStore::Path at;
+      const Range range = range_of_entry(n);
+      if (n == 0) {
+        store.insert_first(range, Fill::free, at);
+      } else {
+        store.upper_bound(range.min(), at);
+        auto spares = store.spares_for(at, 1);
+        store.make_room(at, spares);
+        store.insert(at, range, Fill::free);
+      }
+      ASSERT_EQ(store.check(), nullptr) << n << " " << store.check();
+    }
+    for (std::uint64_t n = 0; n < count; ++n) {
+      TestStore::Path at;
+      ASSERT_TRUE(store.locate(range_of_entry(n), at));
+      store.remove(at, 1);
+      ASSERT_EQ(store.check(), nullptr) << n << " " << store.check();
+    }
+  }
+}
+
 TEST(Store, CheckNamesTheRuleThatIsBroken) {
   struct Case {
     const char* rule;
