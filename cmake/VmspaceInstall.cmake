@@ -15,7 +15,7 @@ endfunction()
 vmspace_install_component(vmspace_allocator allocator)
 if(VMSPACE_ALLOCATOR_ONLY)
   set(vmspace_installed_components allocator)
-  foreach(header error result literals version allocator)
+  foreach(header error result try exit_on_error literals version allocator)
     install(FILES "${PROJECT_SOURCE_DIR}/include/vmspace/${header}.hpp"
             DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace")
   endforeach()

@@ -10,4 +10,5 @@
 #include "vmspace/error.hpp"
 #include "vmspace/literals.hpp"
 #include "vmspace/result.hpp"
+#include "vmspace/try.hpp"
 #include "vmspace/version.hpp"

@@ -10,5 +10,6 @@
 #include "vmspace/literals.hpp"
 #include "vmspace/memory.hpp"
 #include "vmspace/result.hpp"
+#include "vmspace/try.hpp"
 #include "vmspace/version.hpp"
 #include "vmspace/vmm.hpp"
