@@ -18,8 +18,10 @@
 //
 //   Device nic = {.name = "nic0", .bar = VMSPACE_TRY(...)};  // leaks the name when it returns
 //
-// There g++ and clang forget to destroy the members made so far. Elsewhere in an expression nothing
-// leaks, but a return in the middle of one is overlooked. Take the value first, then use its name.
+// There g++ and clang forget to destroy the members made so far. Nor in the initialiser of a static
+// variable, whose next initialisation would wait for the one that returned. Elsewhere in an
+// expression nothing breaks, but a return in the middle of one is overlooked. Take the value first,
+// then use its name. vmspace's own sources are checked for all of this by a test.
 //
 // In a lambda whose return type is not written it can't know which Result to make: write the type.
 
