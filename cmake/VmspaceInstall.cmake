@@ -37,6 +37,21 @@ if(TARGET vmspace)
   get_target_property(vmspace_library_type vmspace TYPE)
 endif()
 
+# gdb's pretty-printers. For the shared library gdb loads them by itself, by the file's path below
+# its own auto-load directory, where the prefix is gdb's (/usr for a distribution's); for everything
+# else, and elsewhere, `source` them. The prefix of the installation is known only when installing.
+set(vmspace_gdb_printers "${CMAKE_CURRENT_LIST_DIR}/gdb/vmspace_gdb.py")
+install(FILES "${vmspace_gdb_printers}" DESTINATION "${CMAKE_INSTALL_DATADIR}/vmspace")
+if(vmspace_library_type STREQUAL "SHARED_LIBRARY")
+  set(vmspace_gdb_libdir "${CMAKE_INSTALL_LIBDIR}")
+  if(NOT IS_ABSOLUTE "${vmspace_gdb_libdir}")
+    set(vmspace_gdb_libdir "\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}")
+  endif()
+  install(FILES "${vmspace_gdb_printers}"
+          DESTINATION "${CMAKE_INSTALL_DATADIR}/gdb/auto-load/${vmspace_gdb_libdir}"
+          RENAME "$<TARGET_FILE_NAME:vmspace>-gdb.py")
+endif()
+
 configure_package_config_file(
   "${CMAKE_CURRENT_LIST_DIR}/vmspace-config.cmake.in" "${PROJECT_BINARY_DIR}/vmspace-config.cmake"
   INSTALL_DESTINATION ${vmspace_package_dir} NO_SET_AND_CHECK_MACRO)
