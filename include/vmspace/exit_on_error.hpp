@@ -29,7 +29,7 @@ template <typename R>
 requires(std::is_same_v<typename std::remove_cvref_t<R>::error_type, Error>)  //
     typename std::remove_cvref_t<R>::value_type value_or_exit(R&& result) {
   if (!result.has_value()) [[unlikely]] {
-    std::fprintf(stderr, "error: %s\n", result.error().message().c_str());
+    (void)std::fprintf(stderr, "error: %s\n", result.error().message().c_str());
     std::exit(EXIT_FAILURE);
   }
   return detail::take_value(std::forward<R>(result));
@@ -40,7 +40,7 @@ requires(std::is_same_v<typename std::remove_cvref_t<R>::error_type, Error>)  //
 inline void exit_unless(bool holds, const char* expectation) {
   if (holds) [[likely]]
     return;
-  std::fprintf(stderr, "error: this does not hold: %s\n", expectation);
+  (void)std::fprintf(stderr, "error: this does not hold: %s\n", expectation);
   std::exit(EXIT_FAILURE);
 }
 
