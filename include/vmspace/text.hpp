@@ -3,8 +3,8 @@
 // The types of vmspace as text for people: `log(to_text(region))`. One short line each (but for an
 // AddressSpaceBase, which is its memory map); what a text looks like stands beside each to_text().
 //
-// The adapters ostream.hpp, fmt.hpp and format.hpp print the same texts. None of the other headers
-// includes this one or them.
+// The adapters ostream.hpp, fmt.hpp, format.hpp and testing.hpp print the same texts. None of the
+// other headers includes this one or them.
 //
 // Each text costs a few allocations. Only texts of types that need the compiled library need it.
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every layer of vmspace, bottom up; all but the adapters (fmt.hpp).
+// Every layer of vmspace, bottom up; all but the adapters (text.hpp says which).
 
 #pragma once
 
