@@ -15,9 +15,11 @@ endfunction()
 vmspace_install_component(vmspace_allocator allocator)
 if(VMSPACE_ALLOCATOR_ONLY)
   set(vmspace_installed_components allocator)
-  foreach(header error result literals version allocator)
+  foreach(header error result try exit_on_error literals version allocator text text/base
+                 text/allocator ostream format testing)
+    cmake_path(GET header PARENT_PATH folder)
     install(FILES "${PROJECT_SOURCE_DIR}/include/vmspace/${header}.hpp"
-            DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace")
+            DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace/${folder}")
   endforeach()
   install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/vmspace/allocator"
           DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace")
@@ -33,6 +35,21 @@ install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDI
 set(vmspace_library_type INTERFACE_LIBRARY)
 if(TARGET vmspace)
   get_target_property(vmspace_library_type vmspace TYPE)
+endif()
+
+# gdb's pretty-printers. For the shared library gdb loads them by itself, by the file's path below
+# its own auto-load directory, where the prefix is gdb's (/usr for a distribution's); for everything
+# else, and elsewhere, `source` them. The prefix of the installation is known only when installing.
+set(vmspace_gdb_printers "${CMAKE_CURRENT_LIST_DIR}/gdb/vmspace_gdb.py")
+install(FILES "${vmspace_gdb_printers}" DESTINATION "${CMAKE_INSTALL_DATADIR}/vmspace")
+if(vmspace_library_type STREQUAL "SHARED_LIBRARY")
+  set(vmspace_gdb_libdir "${CMAKE_INSTALL_LIBDIR}")
+  if(NOT IS_ABSOLUTE "${vmspace_gdb_libdir}")
+    set(vmspace_gdb_libdir "\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}")
+  endif()
+  install(FILES "${vmspace_gdb_printers}"
+          DESTINATION "${CMAKE_INSTALL_DATADIR}/gdb/auto-load/${vmspace_gdb_libdir}"
+          RENAME "$<TARGET_FILE_NAME:vmspace>-gdb.py")
 endif()
 
 configure_package_config_file(

@@ -20,7 +20,7 @@ usage() {
 # packages_for <preset>: Debian's package names.
 packages_for() {
   library="g++ cmake ninja-build libexpected-dev libfmt-dev libboost-dev linux-libc-dev"
-  tests="libgtest-dev libgmock-dev librapidcheck-dev pkg-config"
+  tests="libgtest-dev libgmock-dev librapidcheck-dev pkg-config gdb"
   case $1 in
     demo) echo "$library" ;;
     test) echo "$library $tests" ;;

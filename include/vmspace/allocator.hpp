@@ -11,4 +11,5 @@
 #include "vmspace/error_text.hpp"
 #include "vmspace/literals.hpp"
 #include "vmspace/result.hpp"
+#include "vmspace/try.hpp"
 #include "vmspace/version.hpp"

@@ -98,6 +98,14 @@ struct Error {
   /// equal to std::errc values; in the library's own category otherwise.
   [[nodiscard]] std::error_code error_code() const noexcept;
 
+  /// This error with `outer`, a string literal, as its operation: how a call passes on, under its
+  /// own name, what a call below it reported. Operands, reason and errno stay.
+  [[nodiscard]] constexpr Error in(const char* outer) const noexcept {
+    Error relabelled = *this;
+    relabelled.operation = outer;
+    return relabelled;
+  }
+
   /// Errors are equal when they say the same; texts are compared by content.
   friend bool operator==(const Error& a, const Error& b) noexcept {
     const auto text = [](const char* s) { return s == nullptr ? std::string_view{} : s; };

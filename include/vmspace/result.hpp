@@ -20,7 +20,7 @@ template <typename T = void>
 using Result = tl::expected<T, Error>;
 
 /// An Error on its way into a Result: `return fail({.code = Errc::zero_size, ...});`
-[[nodiscard]] inline tl::unexpected<Error> fail(const Error& error) {
+[[nodiscard]] constexpr tl::unexpected<Error> fail(const Error& error) {
   return tl::unexpected<Error>(error);
 }
 

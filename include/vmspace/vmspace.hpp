@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every layer of vmspace, bottom up; all but the adapters (fmt.hpp).
+// Every layer of vmspace, bottom up; all but the adapters (text.hpp says which).
 
 #pragma once
 
@@ -11,5 +11,6 @@
 #include "vmspace/literals.hpp"
 #include "vmspace/memory.hpp"
 #include "vmspace/result.hpp"
+#include "vmspace/try.hpp"
 #include "vmspace/version.hpp"
 #include "vmspace/vmm.hpp"

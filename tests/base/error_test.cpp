@@ -124,6 +124,23 @@ TEST(Error, EveryCodeHasItsOwnWords) {
   }
 }
 
+TEST(Error, InReplacesTheOperationAndNothingElse) {
+  constexpr Error inner{.code = Errc::os,
+                        .operation = "Backing::open",
+                        .first = Operand::size(0x1000),
+                        .second = Operand::number(7),
+                        .reason = "reserving",
+                        .os_errno = ENOMEM};
+  constexpr Error outer = inner.in("MemoryRegion::map");
+  EXPECT_STREQ(inner.operation, "Backing::open");
+  EXPECT_EQ(outer, (Error{.code = Errc::os,
+                          .operation = "MemoryRegion::map",
+                          .first = Operand::size(0x1000),
+                          .second = Operand::number(7),
+                          .reason = "reserving",
+                          .os_errno = ENOMEM}));
+}
+
 TEST(Error, EqualityComparesTextsByContent) {
   const std::string copy = "insert";
   EXPECT_EQ((Error{.code = Errc::overlap, .operation = copy.c_str()}),

@@ -30,6 +30,11 @@ TEST(Result, AnErrorPassesFromOneValueTypeToAnother) {
   EXPECT_EQ(outer().error().code, Errc::misaligned);
 }
 
+TEST(Result, AnErrorIsAConstantExpression) {
+  constexpr auto make = []() -> Result<int> { return fail({.code = Errc::misaligned}); };
+  static_assert(make().error().code == Errc::misaligned);
+}
+
 TEST(Result, CarriesMoveOnlyValues) {
   Result<std::unique_ptr<int>> owner = std::make_unique<int>(7);
   const std::unique_ptr<int> taken = *std::move(owner);

@@ -7,9 +7,14 @@
 #include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <sstream>
 #include <string>
 
+#include "vmspace/exit_on_error.hpp"
+#include "vmspace/format.hpp"
 #include "vmspace/literals.hpp"
+#include "vmspace/ostream.hpp"
+#include "vmspace/try.hpp"
 
 using namespace vmspace::literals;
 
@@ -44,10 +49,19 @@ bool owned_objects() {
   return found && found->value != nullptr && **found->value == 42;
 }
 
+vmspace::Result<std::string> printed() {
+  vmspace::IntervalTree<std::string> tree;
+  VMSPACE_TRY(tree.insert(vmspace::Range::of(0, 15), "low"));
+  std::ostringstream out;
+  out << tree;
+  return out.str();
+}
+
 }  // namespace
 
 int main() {
-  const bool ok = names() && numbers() && owned_objects();
+  const bool ok = names() && numbers() && owned_objects() &&
+                  vmspace::value_or_exit(printed()) == "[0x0-0xf] low";
   if (!ok) std::fputs("the allocator does not do what it says\n", stderr);
   return ok ? 0 : 1;
 }

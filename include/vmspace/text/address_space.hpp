@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// to_text() of the types of the address space. Include text.hpp, which has all of them.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "vmspace/address_space.hpp"
+#include "vmspace/text/allocator.hpp"
+
+namespace vmspace {
+
+/// `0xfee00000`.
+[[nodiscard]] inline std::string to_text(GuestAddress address) {
+  return detail::hex(address.value());
+}
+
+/// The bits as in /proc/PID/maps: `rw-`, `r-x`, `---`.
+[[nodiscard]] inline std::string to_text(Protection protection) {
+  const auto bit = [&](Protection wanted, const char* letter) {
+    return allows(protection, wanted) ? letter : "-";
+  };
+  return detail::concat(bit(Protection::read, "r"), bit(Protection::write, "w"),
+                        bit(Protection::execute, "x"));
+}
+
+/// Its name_of(): `ram`, `device`, `dax`, `firmware`.
+[[nodiscard]] inline std::string to_text(RegionType type) {
+  return std::string(name_of(type));
+}
+
+/// Its name_of(): `shmem`.
+[[nodiscard]] inline std::string to_text(MemorySource source) {
+  return std::string(name_of(source));
+}
+
+/// The enumerator's name: `by_source`, `map_shared`, `map_private`.
+[[nodiscard]] inline std::string to_text(Sharing sharing) {
+  switch (sharing) {
+    case Sharing::by_source: return "by_source";
+    case Sharing::map_shared: return "map_shared";
+    case Sharing::map_private: return "map_private";
+  }
+  return "?";
+}
+
+/// The source, and what is not as it is by default:
+/// `file /srv/disk offset 0x1000 page_size 0x200000 map_private discardable`.
+[[nodiscard]] inline std::string to_text(const BackingSpec& backing) {
+  std::string text = to_text(backing.source);
+  if (!backing.path.empty()) text.append(" ").append(backing.path);
+  if (backing.descriptor) text.append(" fd ").append(std::to_string(*backing.descriptor));
+  if (backing.offset != 0) text.append(" offset ").append(detail::hex(backing.offset));
+  if (backing.page_size != 0) text.append(" page_size ").append(detail::hex(backing.page_size));
+  if (backing.sharing != Sharing::by_source) text.append(" ").append(to_text(backing.sharing));
+  if (backing.discardable) text.append(" discardable");
+  return text;
+}
+
+namespace detail {
+
+inline std::string region_text(const RegionOptions& options, const std::string& where) {
+  std::string text =
+      concat(options.name, options.name.empty() ? "" : " ", vmspace::to_text(options.type), " ",
+             where, " ", vmspace::to_text(options.backing));
+  if (options.protection != Protection::read_write) {
+    text.append(" ").append(vmspace::to_text(options.protection));
+  }
+  if (options.numa_node) text.append(" node ").append(std::to_string(*options.numa_node));
+  if (options.huge_pages) text.append(" huge_pages");
+  if (options.hotplug) text.append(" hotplug");
+  if (options.populate) text.append(" populate");
+  if (options.owner != 0) text.append(" owner ").append(std::to_string(options.owner));
+  return text;
+}
+
+template <typename Values>
+std::string list_text(const Values& values) {
+  std::string text = "{";
+  for (const auto& value : values) {
+    if (text.size() > 1) text.append(", ");
+    text.append(value_text(value, PrintPlain{}));
+  }
+  return text.append("}");
+}
+
+}  // namespace detail
+
+/// As of the region, but with base and size, which need not be valid:
+/// `ram device 0xc0000000+0x4000 none`.
+[[nodiscard]] inline std::string to_text(const RegionOptions& options) {
+  return detail::region_text(options, detail::base_and_size(options.base.value(), options.size));
+}
+
+/// Name, type, range, backing, and what is not as it is by default:
+/// `nic0 BAR0 device [0xc0000000-0xc0003fff] none r-- node 1 huge_pages hotplug populate owner 7`.
+[[nodiscard]] inline std::string to_text(const AddressSpaceRegion& region) {
+  return detail::region_text(region.options(), to_text(region.range()));
+}
+
+/// Its name_of(): `ram window`.
+[[nodiscard]] inline std::string to_text(ApertureUse use) {
+  return std::string(name_of(use));
+}
+
+/// `mmio_low mmio window [0xc0000000-0xfbffffff]`.
+[[nodiscard]] inline std::string to_text(const Aperture& aperture) {
+  return detail::concat(aperture.name, " ", to_text(aperture.use), " ", to_text(aperture.range));
+}
+
+/// The enumerator's name: `unused`, `reserved`.
+[[nodiscard]] inline std::string to_text(HoleKind kind) {
+  switch (kind) {
+    case HoleKind::unused: return "unused";
+    case HoleKind::reserved: return "reserved";
+  }
+  return "?";
+}
+
+/// `hypertransport reserved hole [0xfd00000000-0xffffffffff]`.
+[[nodiscard]] inline std::string to_text(const Hole& hole) {
+  return detail::concat(hole.name, " ", to_text(hole.kind), " hole ", to_text(hole.range));
+}
+
+namespace detail {
+
+template <typename Apertures, typename Holes>
+std::string layout_text(std::uint64_t mem_start, std::uint64_t mem_end, std::uint64_t phys_end,
+                        const Apertures& apertures, const Holes& holes) {
+  return concat("RAM from ", hex(mem_start), " to ", hex(mem_end), " of ", hex(phys_end), " ",
+                list_text(apertures), " ", list_text(holes));
+}
+
+}  // namespace detail
+
+/// Bounds, exclusive at the end, apertures and holes:
+/// `RAM from 0x0 to 0x40000000 of 0x80000000 {ram ram window [0x0-0x3fffffff]} {}`.
+[[nodiscard]] inline std::string to_text(const LayoutOptions& options) {
+  return detail::layout_text(options.mem_start, options.mem_end, options.phys_end,
+                             options.apertures, options.holes);
+}
+
+/// As of its options.
+[[nodiscard]] inline std::string to_text(const AddressSpaceLayout& layout) {
+  return detail::layout_text(layout.mem_start(), layout.mem_end(), layout.phys_end(),
+                             layout.apertures(), layout.holes());
+}
+
+/// `0x0+0xc0000000 node 0`.
+[[nodiscard]] inline std::string to_text(const RamPiece& piece) {
+  return detail::concat(detail::base_and_size(piece.base.value(), piece.size), " node ",
+                        std::to_string(piece.node));
+}
+
+/// The enumerator's name: `ram`, `reserved`.
+[[nodiscard]] inline std::string to_text(E820Type type) {
+  switch (type) {
+    case E820Type::ram: return "ram";
+    case E820Type::reserved: return "reserved";
+  }
+  return "?";
+}
+
+/// `reserved 0x9fc00+0x60400`.
+[[nodiscard]] inline std::string to_text(const E820Entry& entry) {
+  return detail::concat(to_text(entry.type), " ",
+                        detail::base_and_size(entry.base.value(), entry.size));
+}
+
+/// `uart [0x3f8-0x3ff]`.
+[[nodiscard]] inline std::string to_text(const DeviceRange& device) {
+  return detail::concat(device.name, " ", to_text(device.range));
+}
+
+/// `removed {ram ...}, added {}`.
+[[nodiscard]] inline std::string to_text(const RegionDiff& diff) {
+  return detail::concat("removed ", detail::list_text(diff.removed), ", added ",
+                        detail::list_text(diff.added));
+}
+
+/// Its memory_map(), of several lines.
+[[nodiscard]] inline std::string to_text(const AddressSpaceBase& space) {
+  return memory_map(space);
+}
+
+}  // namespace vmspace

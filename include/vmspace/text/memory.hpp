@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// to_text() of the memory layer's types. Include text.hpp, which has all of them.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "vmspace/memory.hpp"
+#include "vmspace/text/address_space.hpp"
+
+namespace vmspace {
+
+/// Base and size, which need not be valid: `0x1000+0x200`.
+[[nodiscard]] inline std::string to_text(const GuestRange& range) {
+  return detail::base_and_size(range.base.value(), range.size);
+}
+
+/// The enumerator's name: `read`, `write`.
+[[nodiscard]] inline std::string to_text(Access access) {
+  return access == Access::read ? "read" : "write";
+}
+
+/// Offset and size: `0x1000+0x2000`.
+[[nodiscard]] inline std::string to_text(const DirtyRange& range) {
+  return detail::base_and_size(range.offset, range.size);
+}
+
+/// The number in hexadecimal: `0x1234`.
+template <typename T>
+[[nodiscard]] std::string to_text(const LittleEndian<T>& number) {
+  return detail::hex(number.value());
+}
+
+/// The address: `0x1000`.
+template <typename T>
+[[nodiscard]] std::string to_text(const GuestPtr<T>& pointer) {
+  return to_text(pointer.address());
+}
+
+/// The enumerator's name.
+[[nodiscard]] inline std::string to_text(Applied applied) {
+  return applied == Applied::applied ? "applied" : "not_applicable";
+}
+
+/// The enumerator's name.
+[[nodiscard]] inline std::string to_text(Advice advice) {
+  switch (advice) {
+    case Advice::normal: return "normal";
+    case Advice::random: return "random";
+    case Advice::sequential: return "sequential";
+    case Advice::cold: return "cold";
+    case Advice::page_out: return "page_out";
+    case Advice::no_huge_pages: return "no_huge_pages";
+  }
+  return "?";
+}
+
+/// The enumerator's name.
+[[nodiscard]] inline std::string to_text(NumaMode mode) {
+  switch (mode) {
+    case NumaMode::by_default: return "by_default";
+    case NumaMode::preferred: return "preferred";
+    case NumaMode::bind: return "bind";
+  }
+  return "?";
+}
+
+/// `bind {0, 1}`.
+[[nodiscard]] inline std::string to_text(const NumaPolicy& policy) {
+  return detail::concat(to_text(policy.mode), " ", detail::list_text(policy.nodes));
+}
+
+/// The enumerator's name.
+[[nodiscard]] inline std::string to_text(PopulateAccess access) {
+  switch (access) {
+    case PopulateAccess::by_mapping: return "by_mapping";
+    case PopulateAccess::read: return "read";
+    case PopulateAccess::write: return "write";
+  }
+  return "?";
+}
+
+/// `0x200000 resident, 0x0 huge`; `? huge` where the kernel does not tell.
+[[nodiscard]] inline std::string to_text(const Residency& residency) {
+  return detail::concat(detail::hex(residency.resident), " resident, ",
+                        residency.huge ? detail::hex(*residency.huge) : "?", " huge");
+}
+
+/// What its description says.
+[[nodiscard]] inline std::string to_text(const MemoryRegion& region) {
+  return to_text(region.description());
+}
+
+/// Its regions: `{ram [0x0-0xfff] shmem, ...}`.
+[[nodiscard]] inline std::string to_text(const GuestMemory& memory) {
+  return detail::list_text(memory.regions());
+}
+
+/// The enumerator's name.
+[[nodiscard]] inline std::string to_text(PageKind kind) {
+  switch (kind) {
+    case PageKind::anonymous: return "anonymous";
+    case PageKind::shmem: return "shmem";
+    case PageKind::hugetlb: return "hugetlb";
+    case PageKind::file: return "file";
+  }
+  return "?";
+}
+
+/// The enumerator's name.
+[[nodiscard]] inline std::string to_text(Unsealed unsealed) {
+  return unsealed == Unsealed::accept ? "accept" : "refuse";
+}
+
+/// `0x1000+0x2000 rw- of fd 5 offset 0x1000`.
+[[nodiscard]] inline std::string to_text(const RegionDescriptor& region) {
+  return detail::concat(detail::base_and_size(region.base.value(), region.size), " ",
+                        to_text(region.protection), " of fd ", std::to_string(region.descriptor),
+                        " offset ", detail::hex(region.offset));
+}
+
+/// `0x1000+0x2000 rw- offset 0x1000`.
+[[nodiscard]] inline std::string to_text(const SnapshotRegion& region) {
+  return detail::concat(detail::base_and_size(region.base.value(), region.size), " ",
+                        to_text(region.protection), " offset ", detail::hex(region.offset));
+}
+
+}  // namespace vmspace
