@@ -83,19 +83,30 @@ def operand_text(operand):
         return str(int(operand["first"]))
     if kind == "range":
         return "[%s, %s]" % (hexadecimal(operand["first"]), hexadecimal(operand["second"]))
+    if kind == "span":
+        return "%s + %s" % (hexadecimal(operand["first"]), hexadecimal(operand["second"]))
     return hexadecimal(operand["first"])
+
+
+def names(text):
+    """Layout of an ErrorText: its subject and its detail, "" for what is not there."""
+    characters = [chr(int(text["text_"]["_M_elems"][i]) & 0xFF)
+                  for i in range(int(text["subject_size_"]) + int(text["detail_size_"]))]
+    subject = int(text["subject_size_"])
+    return "".join(characters[:subject]), "".join(characters[subject:])
 
 
 def error_text(error):
     """Layout of an Error: one line, in which its code stands for the words of message()."""
-    parts = [c_string(error["operation"]), enumerator(error["code"])]
-    operands = [text for text in (operand_text(error["first"]), operand_text(error["second"])) if text]
+    subject, detail = names(error["text"])
+    parts = [c_string(error["operation"]), '"%s"' % subject if subject else "", enumerator(error["code"])]
+    operands = [text for text in map(operand_text, (error["first"], error["second"], error["available"])) if text]
     if operands:
         parts.append(", ".join(operands))
     text = ": ".join(part for part in parts if part)
-    reason = c_string(error["reason"])
-    if reason:
-        text += " (%s)" % reason
+    reasons = [part for part in (c_string(error["reason"]), '"%s"' % detail if detail else "") if part]
+    if reasons:
+        text += " (%s)" % ": ".join(reasons)
     number = int(error["os_errno"])
     if number != 0:
         text += ": " + os.strerror(number)

@@ -102,26 +102,27 @@ TEST(Text, ARegionSaysWhatIsNotAsByDefault) {
   EXPECT_EQ(to_text(*AddressSpaceRegion::make(options)),
             "nic0 BAR0 device [0xc0000000-0xc0003fff] none");
   EXPECT_EQ(to_text(options), "nic0 BAR0 device 0xc0000000+0x4000 none");
+  options.backing.source = MemorySource::anon;
   options.protection = Protection::read;
   options.numa_node = 1;
   options.huge_pages = options.hotplug = options.populate = true;
   options.owner = 7;
   EXPECT_EQ(to_text(*AddressSpaceRegion::make(options)),
-            "nic0 BAR0 device [0xc0000000-0xc0003fff] none r-- node 1 huge_pages hotplug populate "
+            "nic0 BAR0 device [0xc0000000-0xc0003fff] anon r-- node 1 huge_pages hotplug populate "
             "owner 7");
   EXPECT_EQ(to_text(RegionOptions{}), "ram 0x0+0x0 none");
 }
 
 TEST(Text, OfLayoutsAndWhatLiesInThem) {
   const LayoutOptions options{
-      .mem_end = 0x4000'0000,
-      .phys_end = 0x8000'0000,
+      .phys_max = 0x7fff'ffff,
+      .ram = Range::of(0, 0x3fff'ffff),
       .apertures = {{"ram", Range::of(0, 0x3fff'ffff), ApertureUse::ram}},
       .holes = {{"vga", Range::of(0xa'0000, 0xb'ffff), HoleKind::reserved}}};
   const auto layout = AddressSpaceLayout::make(options);
   ASSERT_TRUE(layout);
   EXPECT_EQ(to_text(*layout),
-            "RAM from 0x0 to 0x40000000 of 0x80000000 {ram ram window [0x0-0x3fffffff]} "
+            "RAM in [0x0-0x3fffffff] of [0x0-0x7fffffff] {ram ram window [0x0-0x3fffffff]} "
             "{vga reserved hole [0xa0000-0xbffff]}");
   EXPECT_EQ(to_text(options), to_text(*layout));
   EXPECT_EQ(to_text(RamPiece{GuestAddress(0), 0xc000'0000, 1}), "0x0+0xc0000000 node 1");

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -129,25 +130,25 @@ std::string list_text(const Values& values) {
 namespace detail {
 
 template <typename Apertures, typename Holes>
-std::string layout_text(std::uint64_t mem_start, std::uint64_t mem_end, std::uint64_t phys_end,
+std::string layout_text(const std::optional<Range>& ram, std::uint64_t phys_max,
                         const Apertures& apertures, const Holes& holes) {
-  return concat("RAM from ", hex(mem_start), " to ", hex(mem_end), " of ", hex(phys_end), " ",
-                list_text(apertures), " ", list_text(holes));
+  return concat(ram ? "RAM in " + to_text(*ram) : std::string("no RAM"), " of ",
+                to_text(unchecked_range(0, phys_max)), " ", list_text(apertures), " ",
+                list_text(holes));
 }
 
 }  // namespace detail
 
-/// Bounds, exclusive at the end, apertures and holes:
-/// `RAM from 0x0 to 0x40000000 of 0x80000000 {ram ram window [0x0-0x3fffffff]} {}`.
+/// Where RAM may lie and the whole space, apertures and holes:
+/// `RAM in [0x0-0x3fffffff] of [0x0-0x7fffffff] {ram ram window [0x0-0x3fffffff]} {}`.
 [[nodiscard]] inline std::string to_text(const LayoutOptions& options) {
-  return detail::layout_text(options.mem_start, options.mem_end, options.phys_end,
-                             options.apertures, options.holes);
+  return detail::layout_text(options.ram, options.phys_max, options.apertures, options.holes);
 }
 
 /// As of its options.
 [[nodiscard]] inline std::string to_text(const AddressSpaceLayout& layout) {
-  return detail::layout_text(layout.mem_start(), layout.mem_end(), layout.phys_end(),
-                             layout.apertures(), layout.holes());
+  return detail::layout_text(layout.ram_range(), layout.phys_max(), layout.apertures(),
+                             layout.holes());
 }
 
 /// `0x0+0xc0000000 node 0`.
