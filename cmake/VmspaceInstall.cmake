@@ -15,7 +15,7 @@ endfunction()
 vmspace_install_component(vmspace_allocator allocator)
 if(VMSPACE_ALLOCATOR_ONLY)
   set(vmspace_installed_components allocator)
-  foreach(header error result try exit_on_error literals version allocator text text/base
+  foreach(header error error_text result try exit_on_error literals version allocator text text/base
                  text/allocator ostream format testing)
     cmake_path(GET header PARENT_PATH folder)
     install(FILES "${PROJECT_SOURCE_DIR}/include/vmspace/${header}.hpp"

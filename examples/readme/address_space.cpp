@@ -27,7 +27,7 @@ vmspace::Result<void> example() {
     if (!ok) return vmspace::fail(ok.error());
   }
   const auto region = space->find_region(vmspace::GuestAddress{5_GiB});  // stays, if unplugged too
-  if (region != nullptr) std::printf("%s\n", region->name().c_str());  // ram
+  if (region != nullptr) std::printf("%s\n", region->name().c_str());    // ram
   // README end
   return {};
 }
