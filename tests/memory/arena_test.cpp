@@ -168,5 +168,13 @@ TEST(HostArena, HugetlbMemoryHasItsPlaceOrLeavesItReserved) {
   }
 }
 
+TEST(HostArena, MovingCopiesTheHandle) {
+  auto arena = HostArena::reserve({.size = 2_MiB});
+  ASSERT_TRUE(arena);
+  const HostArena moved = std::move(*arena);
+  EXPECT_EQ(arena->data(), moved.data());
+  EXPECT_EQ(*arena, moved);
+}
+
 }  // namespace
 }  // namespace vmspace

@@ -302,5 +302,13 @@ TEST(Backing, HugetlbfsFileIsMadeExclusivelyAndLeavesNoName) {
   }
 }
 
+TEST(Backing, MovingCopiesTheHandle) {
+  auto backing = Backing::open({.source = MemorySource::shmem}, 4_KiB);
+  ASSERT_TRUE(backing);
+  const Backing moved = std::move(*backing);
+  EXPECT_EQ(backing->descriptor(), moved.descriptor());
+  EXPECT_EQ(*backing, moved);
+}
+
 }  // namespace
 }  // namespace vmspace

@@ -35,6 +35,11 @@ struct ArenaOptions {
 /// handle is gone, and each mapping inside holds one. Safe to use from any thread.
 class HostArena {
  public:
+  // No moves: moving copies the handle, and leaves both usable.
+  HostArena(const HostArena&) noexcept = default;
+  HostArena& operator=(const HostArena&) noexcept = default;
+  ~HostArena() = default;
+
   /// Reserves addresses. Errors: `zero_size`; `misaligned` when size or guest_base is no multiple
   /// of the page size; `bad_alignment`; `limit_exceeded` for what no address space holds; `os` with
   /// ENOMEM for what this one does not. One system call.

@@ -34,6 +34,11 @@ enum class PageKind : std::uint8_t {
 /// can_lose_pages(). Immutable: safe to use from any thread.
 class Backing {
  public:
+  // No moves: moving copies the handle, and leaves both usable.
+  Backing(const Backing&) noexcept = default;
+  Backing& operator=(const Backing&) noexcept = default;
+  ~Backing() = default;
+
   /// Opens what `spec` describes: `size` bytes that the guest may access with `protection`.
   ///
   /// `protection` decides one thing, whether a shared file is opened for writing: only if the guest

@@ -145,7 +145,8 @@ class GuestMemory {
   [[nodiscard]] Result<T> read(GuestAddress address) const {
     T value;
     if constexpr (sizeof(T) > detail::inline_copy_limit) {
-      if (!read_long(address, std::as_writable_bytes(std::span(&value, 1)))) [[unlikely]] {
+      if (!read_long(address, std::as_writable_bytes(std::span(std::addressof(value), 1))))
+          [[unlikely]] {
         const auto ok = read_across("GuestMemory::read", address, &value, sizeof value);
         if (!ok) return fail(ok.error());
       }
@@ -156,7 +157,8 @@ class GuestMemory {
       } else {
         // A variable of its own, so that `value` has no address and stays in a register.
         T crossing;
-        const auto ok = read_across("GuestMemory::read", address, &crossing, sizeof crossing);
+        const auto ok =
+            read_across("GuestMemory::read", address, std::addressof(crossing), sizeof crossing);
         if (!ok) return fail(ok.error());
         value = crossing;
       }
@@ -340,7 +342,7 @@ class GuestMemory {
   template <bool Marked, WritableGuestObject T>
   [[gnu::always_inline]] Result<void> write_object(GuestAddress address, const T& value) const {
     if constexpr (sizeof(T) > detail::inline_copy_limit) {
-      if (write_long(address, std::as_bytes(std::span(&value, 1)))) [[likely]]
+      if (write_long(address, std::as_bytes(std::span(std::addressof(value), 1)))) [[likely]]
         return {};
       return write_across("GuestMemory::write", address, &value, sizeof value);
     } else {
@@ -349,7 +351,8 @@ class GuestMemory {
       DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
       if (dirty == nullptr) [[unlikely]] {
         const T crossing = value;
-        return write_across("GuestMemory::write", address, &crossing, sizeof crossing);
+        return write_across("GuestMemory::write", address, std::addressof(crossing),
+                            sizeof crossing);
       }
       const std::uint64_t offset = address.value() - entry->first;
       detail::store_once(entry->host + offset, value);

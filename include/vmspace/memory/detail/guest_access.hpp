@@ -24,6 +24,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <type_traits>
 
 #if defined(__SANITIZE_THREAD__)
@@ -217,12 +218,12 @@ void store_words(std::byte* to, const void* from, std::size_t bytes) noexcept;
 template <typename T>
 [[gnu::noinline]] T load_by_address(const std::byte* from) noexcept {
   T value;
-  load_words(&value, from, sizeof value);
+  load_words(std::addressof(value), from, sizeof value);
   return value;
 }
 template <typename T>
 [[gnu::noinline]] void store_by_address(std::byte* to, T value) noexcept {
-  store_words(to, &value, sizeof value);
+  store_words(to, std::addressof(value), sizeof value);
 }
 
 /// An object of the size of a word is one access wherever it lies: the machines that we run on divide
@@ -246,7 +247,7 @@ requires(std::is_trivially_copyable_v<T> && sizeof(T) <= inline_copy_limit)
       return;
     }
   }
-  auto* out = reinterpret_cast<unsigned char*>(&to);
+  auto* out = reinterpret_cast<unsigned char*>(std::addressof(to));
   std::size_t at = 0;
   const auto words = [&]<typename Word>(Word) {
     for (; sizeof(T) - at >= sizeof(Word); at += sizeof(Word)) {
@@ -268,7 +269,7 @@ requires(std::is_trivially_copyable_v<T> && sizeof(T) <= inline_copy_limit)
     if (!is_word_aligned(to)) [[unlikely]]
       return store_by_address<T>(to, from);
   }
-  const auto* in = reinterpret_cast<const unsigned char*>(&from);
+  const auto* in = reinterpret_cast<const unsigned char*>(std::addressof(from));
   std::size_t at = 0;
   const auto words = [&]<typename Word>(Word) {
     for (; sizeof(T) - at >= sizeof(Word); at += sizeof(Word)) {
