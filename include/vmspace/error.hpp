@@ -108,10 +108,10 @@ struct Error {
 
   /// Errors are equal when they say the same; texts are compared by content.
   friend bool operator==(const Error& a, const Error& b) noexcept {
-    const auto text = [](const char* s) { return s == nullptr ? std::string_view{} : s; };
+    const auto words = [](const char* s) { return s == nullptr ? std::string_view{} : s; };
     return a.code == b.code && a.os_errno == b.os_errno && a.first == b.first &&
            a.second == b.second && a.available == b.available &&
-           text(a.operation) == text(b.operation) && text(a.reason) == text(b.reason) &&
+           words(a.operation) == words(b.operation) && words(a.reason) == words(b.reason) &&
            a.text == b.text;
   }
 };

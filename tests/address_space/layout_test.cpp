@@ -165,6 +165,16 @@ TEST(PlanRam, PiecesAreWholePagesAlsoWhereTheLayoutsBoundsAreNot) {
   EXPECT_EQ(to_the_end->plan_ram({8_KiB}).error().code, Errc::no_space);
 }
 
+TEST(PlanRam, NoPageOfWhichTheLayoutsRamHasOnlyAPart) {
+  const auto layout =
+      AddressSpaceLayout::make({.phys_max = 2_GiB - 1, .ram = Range::of(0x800, 16_KiB + 0x7ff)});
+  ASSERT_TRUE(layout);
+  const auto plan = layout->plan_ram({12_KiB});
+  ASSERT_TRUE(plan) << plan.error().message();
+  EXPECT_EQ(*plan, (std::vector<RamPiece>{{GuestAddress(4_KiB), 12_KiB, 0}}));
+  EXPECT_EQ(layout->plan_ram({16_KiB}).error().code, Errc::no_space);
+}
+
 TEST(PlanRam, EveryPieceIsAPlaceForRam) {
   const auto plan = pc().plan_ram({100_GiB, 1000_GiB, 4_KiB, 500_GiB});
   for (const auto& run : *plan) {

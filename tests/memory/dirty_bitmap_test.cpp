@@ -84,6 +84,16 @@ TEST(DirtyBitmap, ASizeThatWrapsMarksUpToTheEnd) {
   EXPECT_EQ(harvest(bitmap), (Ranges{{0, 5 * page}}));
 }
 
+TEST(DirtyBitmap, ALastPageThatIsNotWholeEndsWithTheRegion) {
+  DirtyBitmap bitmap(2 * page + 100);
+  ASSERT_TRUE(bitmap.enable());
+  bitmap.mark(2 * page, 1);
+  EXPECT_EQ(bitmap.peek(), (Ranges{{2 * page, 100}}));
+  EXPECT_EQ(harvest(bitmap), (Ranges{{2 * page, 100}}));
+  bitmap.mark(0, 3 * page);
+  EXPECT_EQ(harvest(bitmap), (Ranges{{0, 2 * page + 100}}));
+}
+
 TEST(DirtyBitmap, MergesAForeignLogWhereItBelongs) {
   DirtyBitmap bitmap(130 * page);
   ASSERT_TRUE(bitmap.enable());

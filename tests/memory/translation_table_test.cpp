@@ -67,6 +67,18 @@ TEST(TranslationTable, FindsOneRegionWhereverItIs) {
       {entry(0, std::uint64_t{1} << 63), entry(std::uint64_t{1} << 63, std::uint64_t{1} << 63)});
 }
 
+TEST(TranslationTable, FindsALastRegionForWhichThereIsJustNoSlot) {
+  // Adjacent pages, so that slots of two pages would cost a step; and one as many pages away as there
+  // are slots, or one fewer.
+  for (const std::uint64_t last : {TranslationBlock::slots - 1, TranslationBlock::slots}) {
+    std::vector<TranslationEntry> entries;
+    for (std::uint64_t i = 0; i < 5; ++i)
+      entries.push_back(entry(i * page, page));
+    entries.push_back(entry(last * page, page));
+    expect_found(entries);
+  }
+}
+
 TEST(TranslationTable, RefusesAddressesThatShareASlotWithARegion) {
   // 16 MiB apart in slots of a page; and in the coarsest slots of two regions.
   std::vector<TranslationEntry> entries;

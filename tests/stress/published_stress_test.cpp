@@ -163,6 +163,42 @@ TEST(PublishedStress, WhoSeesAGenerationGetsAValueAtLeastAsNew) {
   EXPECT_EQ(too_old, 0U);
 }
 
+// A reader that was parked, and comes back while the writer still takes the old value away from
+// others: it holds that value, and must see that it is the old one.
+TEST(PublishedStress, AParkedReaderThatComesBackGetsAValueAsNewAsTheGeneration) {
+  constexpr std::uint64_t rounds = 3'000;
+  constexpr int others = 1'000;  // so that the writer is at work for a while after it has published
+  const Published<std::uint64_t> number{1};
+  std::vector<Published<std::uint64_t>::Reader> parked;
+  for (int i = 0; i < others; ++i)
+    parked.push_back(number.reader());
+  std::atomic<std::uint64_t> ready{0};
+  std::uint64_t too_old = 0;
+  std::thread cache([&] {
+    auto reader = number.reader();
+    for (std::uint64_t generation = 1; generation <= rounds; ++generation) {
+      static_cast<void>(reader.current());
+      reader.park();
+      ready = generation;
+      for (unsigned spins = 0; number.generation() == generation;) {
+        if (++spins % (1U << 15) == 0) std::this_thread::yield();
+      }
+      if (reader.current() <= generation) ++too_old;
+    }
+  });
+  for (std::uint64_t i = 1; i <= rounds; ++i) {
+    for (auto& reader : parked) {
+      static_cast<void>(reader.current());
+      reader.park();
+    }
+    while (ready < i)
+      std::this_thread::yield();
+    EXPECT_TRUE(increment(number));
+  }
+  cache.join();
+  EXPECT_EQ(too_old, 0U);
+}
+
 TEST(PublishedStress, WaitReleasedEndsBesideBusyWritersAndReaders) {
   constexpr int rounds = 200;
   const Published<std::uint64_t> number{1};
