@@ -2,6 +2,7 @@
 
 #include "vmspace/error_text.hpp"
 
+#include <cstddef>
 #include <string>
 
 #include <gmock/gmock.h>
@@ -69,7 +70,7 @@ TEST(ErrorText, WhatIsTooLongLosesItsMiddle) {
 
 TEST(ErrorText, CutsNoCharacterAndNoEscape) {
   for (const std::string unit : {"\xf0\x9f\x92\xbe", "\xe2\x82\xac", "\xc3\x9f", "\n"}) {
-    for (int shift = 0; shift < 8; ++shift) {
+    for (std::size_t shift = 0; shift < 8; ++shift) {
       std::string name(shift, 'a');
       for (int i = 0; i < 100; ++i)
         name += unit;

@@ -205,7 +205,7 @@ class MemoryMapping {
   friend Result<void> detail::populate_ranges(std::span<const PopulateRange>, PopulateOptions,
                                               const MemoryMapping*&);
 
-  explicit MemoryMapping(Backing backing) : backing_(std::move(backing)) {}
+  explicit MemoryMapping(const Backing& backing) noexcept : backing_(backing) {}
 
   [[nodiscard]] Result<void> check_part(const char* operation, std::uint64_t offset,
                                         std::uint64_t size) const;

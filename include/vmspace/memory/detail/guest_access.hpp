@@ -203,8 +203,8 @@ void for_each_word(std::uintptr_t address, std::size_t bytes, Use use) {
   lead(std::uint8_t{});
   lead(std::uint16_t{});
   lead(std::uint32_t{});
-  while (bytes - at >= sizeof(std::uint64_t))
-    one(std::uint64_t{});
+  for (; bytes - at >= sizeof(std::uint64_t); at += sizeof(std::uint64_t))
+    use(at, std::uint64_t{});
   tail(std::uint32_t{});
   tail(std::uint16_t{});
   tail(std::uint8_t{});
