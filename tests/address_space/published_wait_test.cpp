@@ -4,6 +4,7 @@
 
 #include <array>
 #include <chrono>
+#include <cstddef>
 #include <future>
 #include <memory>
 #include <thread>
@@ -162,10 +163,10 @@ struct Gate {
 
 /// A value whose destructor stops at the gate of its number, if there is one.
 struct Gated {
-  int number;
+  std::size_t number;
   std::array<std::unique_ptr<Gate>, 5>* gates;
 
-  Gated(int n, std::array<std::unique_ptr<Gate>, 5>* g) : number(n), gates(g) {}
+  Gated(std::size_t n, std::array<std::unique_ptr<Gate>, 5>* g) : number(n), gates(g) {}
   Gated(const Gated&) = default;
   Gated(Gated&& other) noexcept
       : number(other.number), gates(std::exchange(other.gates, nullptr)) {}
@@ -182,7 +183,7 @@ TEST(WaitReleased, WaitsNeitherForValuesThatBecameOldMeanwhileNorForTheirDestruc
   gates[2] = std::make_unique<Gate>();
   gates[3] = std::make_unique<Gate>();
   const Published<Gated> value{Gated(1, &gates)};
-  const auto publish = [&](int number) {
+  const auto publish = [&](std::size_t number) {
     return value.update([&](Gated& draft) -> Result<void> {
       draft.number = number;
       return {};
