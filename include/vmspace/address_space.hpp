@@ -11,5 +11,6 @@
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/layout.hpp"
 #include "vmspace/address_space/memory_map.hpp"
+#include "vmspace/address_space/protection.hpp"
 #include "vmspace/address_space/published.hpp"
 #include "vmspace/address_space/region.hpp"

@@ -7,7 +7,6 @@
 
 #pragma once
 
-#include "vmspace/address_space/backing_spec.hpp"
 #include "vmspace/address_space/layout.hpp"
 #include "vmspace/address_space/region.hpp"
 
@@ -21,33 +20,6 @@ constexpr bool is_known(RegionType type) noexcept {
     case RegionType::firmware_memory: return true;
   }
   return false;
-}
-
-constexpr bool is_known(MemorySource source) noexcept {
-  switch (source) {
-    case MemorySource::none:
-    case MemorySource::anon:
-    case MemorySource::shmem:
-    case MemorySource::hugeanon:
-    case MemorySource::hugeshmem:
-    case MemorySource::hugetlbfs:
-    case MemorySource::file: return true;
-  }
-  return false;
-}
-
-constexpr bool is_known(Sharing sharing) noexcept {
-  switch (sharing) {
-    case Sharing::by_source:
-    case Sharing::map_shared:
-    case Sharing::map_private: return true;
-  }
-  return false;
-}
-
-/// Protection is a set of bits: each must be known.
-constexpr bool is_known(Protection protection) noexcept {
-  return allows(Protection::read_write | Protection::execute, protection);
 }
 
 constexpr bool is_known(ApertureUse use) noexcept {

@@ -7,6 +7,7 @@
 #include <limits>
 #include <utility>
 
+#include "address_space/known_spec_values.hpp"
 #include "address_space/known_values.hpp"
 
 namespace vmspace {

@@ -2,11 +2,6 @@
 
 #include "memory/host.hpp"
 
-#include <algorithm>
-#include <array>
-
-#include <fmt/format.h>
-
 #include "memory/system_calls.hpp"
 
 namespace vmspace::detail {
@@ -14,18 +9,6 @@ namespace vmspace::detail {
 void* reserve_addresses(void* address, std::uint64_t size, int flags) {
   return kernel().mmap(address, size, PROT_NONE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
-}
-
-Error name_region(Error error, std::string_view name, Operand range, std::string_view path) {
-  // On the stack: heap memory may be what ran out. A longer name would lose its middle anyway.
-  std::array<char, 2 * ErrorText::capacity> subject;
-  const auto written =
-      fmt::format_to_n(subject.data(), subject.size(), "{:.{}}{}[{:#x}, {:#x}]", name,
-                       ErrorText::capacity, name.empty() ? "" : " ", range.first, range.second);
-  const std::string_view known = error.text.detail();
-  error.text = {std::string_view(subject.data(), std::min(written.size, subject.size())),
-                known.empty() ? path : known};
-  return error;
 }
 
 std::string_view read_start(const char* path, char* buffer, std::size_t size) {

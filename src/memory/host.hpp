@@ -11,8 +11,6 @@
 #include <string_view>
 
 #include "vmspace/address_space/backing_spec.hpp"
-#include "vmspace/address_space/region.hpp"
-#include "vmspace/error.hpp"
 
 namespace vmspace::detail {
 
@@ -26,23 +24,6 @@ inline std::uint64_t base_page_size() {
 inline std::uint64_t huge_page_size() {
   return base_page_size() * (base_page_size() / 8);
 }
-
-/// False for bits that no Protection has: what a peer or a file says may hold any.
-inline bool is_known(Protection protection) {
-  return allows(Protection::read_write | Protection::execute, protection);
-}
-
-inline int prot_of(Protection protection) {
-  int prot = PROT_NONE;
-  if (allows(protection, Protection::read)) prot |= PROT_READ;
-  if (allows(protection, Protection::write)) prot |= PROT_WRITE;
-  if (allows(protection, Protection::execute)) prot |= PROT_EXEC;
-  return prot;
-}
-
-/// An error about a region of guest memory, with the region's name, its guest range and, unless the
-/// error has one, the path of its file: `"ram0 [0x0, 0xfffff]": failed (opening the file: "/ram")`.
-Error name_region(Error error, std::string_view name, Operand range, std::string_view path);
 
 /// Below it no sum of a size, an alignment and guard pages passes 64 bits. The kernel's limit is
 /// lower.

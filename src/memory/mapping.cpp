@@ -8,6 +8,7 @@
 #include <bit>
 #include <utility>
 
+#include "address_space/known_spec_values.hpp"
 #include "memory/host.hpp"
 #include "memory/system_calls.hpp"
 
@@ -20,10 +21,17 @@ namespace vmspace {
 using detail::base_page_size;
 using detail::fail_os;
 using detail::kernel;
-using detail::prot_of;
 using detail::retry;
 
 namespace {
+
+int prot_of(Protection protection) {
+  int prot = PROT_NONE;
+  if (allows(protection, Protection::read)) prot |= PROT_READ;
+  if (allows(protection, Protection::write)) prot |= PROT_WRITE;
+  if (allows(protection, Protection::execute)) prot |= PROT_EXEC;
+  return prot;
+}
 
 constexpr const char* map_operation = "MemoryMapping::map";
 
@@ -74,7 +82,7 @@ Result<void> check_options(const Backing& backing, const MappingOptions& options
                  .first = Operand::span(options.offset, options.size),
                  .second = Operand::size(backing.size())});
   }
-  if (!detail::is_known(options.protection))
+  if (!is_known(options.protection))
     return fail_unknown_protection(map_operation, options.protection);
   if (allows(options.protection, Protection::write) && !backing.is_writable()) {
     return fail({.code = Errc::access_denied,
@@ -310,7 +318,7 @@ Result<void> MemoryMapping::msync(std::uint64_t offset, std::uint64_t size) cons
 Result<void> MemoryMapping::protect(Protection protection) {
   constexpr const char* operation = "MemoryMapping::protect";
   if (!is_mapped()) return fail({.code = Errc::bad_state, .operation = operation});
-  if (!detail::is_known(protection)) return fail_unknown_protection(operation, protection);
+  if (!is_known(protection)) return fail_unknown_protection(operation, protection);
   if (kernel().mprotect(data_, size_, prot_of(protection)) != 0) {
     if (errno == EACCES) {
       return fail({.code = Errc::access_denied,

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "memory/host.hpp"
+#include "memory/region_error.hpp"
 
 namespace vmspace {
 

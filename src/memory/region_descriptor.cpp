@@ -4,7 +4,8 @@
 
 #include <utility>
 
-#include "memory/host.hpp"
+#include "address_space/known_spec_values.hpp"
+#include "memory/region_error.hpp"
 
 namespace vmspace {
 
@@ -17,7 +18,7 @@ Result<GuestMemory::RegionPtr> map_region(const RegionDescriptor& region, Unseal
   const auto refuse = [&](Errc code, const char* reason) {
     return fail({.code = code, .operation = mapping, .first = range, .reason = reason});
   };
-  if (!detail::is_known(region.protection)) {
+  if (!is_known(region.protection)) {
     return refuse(Errc::invalid_argument, "unknown protection bits");
   }
   BackingSpec spec{.source = MemorySource::file,

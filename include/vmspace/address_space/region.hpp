@@ -12,6 +12,7 @@
 
 #include "vmspace/address_space/backing_spec.hpp"
 #include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/address_space/protection.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/result.hpp"
 
@@ -27,23 +28,6 @@ enum class RegionType : std::uint8_t {
 
 /// The name that the memory map shows: `ram`, `device`, `dax`, `firmware`.
 [[nodiscard]] std::string_view name_of(RegionType type) noexcept;
-
-/// What the guest may do with a region, or this process with a mapping. Bits combine with `|`.
-enum class Protection : std::uint8_t {
-  none = 0,
-  read = 1,
-  write = 2,
-  read_write = read | write,
-  execute = 4,
-};
-[[nodiscard]] constexpr Protection operator|(Protection a, Protection b) noexcept {
-  return static_cast<Protection>(static_cast<unsigned>(a) | static_cast<unsigned>(b));
-}
-/// Whether `all` of the bits in `wanted` are set in `given`.
-[[nodiscard]] constexpr bool allows(Protection given, Protection wanted) noexcept {
-  return (static_cast<unsigned>(given) & static_cast<unsigned>(wanted)) ==
-         static_cast<unsigned>(wanted);
-}
 
 /// What a caller says of a region; an aggregate for designated initialisers.
 ///

@@ -14,7 +14,7 @@
 #include <utility>
 
 #include "vmspace/address_space/backing_spec.hpp"
-#include "vmspace/address_space/region.hpp"
+#include "vmspace/address_space/protection.hpp"
 #include "vmspace/result.hpp"
 
 namespace vmspace {

@@ -14,7 +14,7 @@
 #include <span>
 #include <vector>
 
-#include "vmspace/address_space/region.hpp"
+#include "vmspace/address_space/protection.hpp"
 #include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
 #include "vmspace/result.hpp"

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Whether a value of an enumeration is one of its enumerators. Configurations, files and peers are
+// read by casts, and a cast takes any number.
+
+#pragma once
+
+#include "vmspace/address_space/backing_spec.hpp"
+#include "vmspace/address_space/protection.hpp"
+
+namespace vmspace {
+
+constexpr bool is_known(MemorySource source) noexcept {
+  switch (source) {
+    case MemorySource::none:
+    case MemorySource::anon:
+    case MemorySource::shmem:
+    case MemorySource::hugeanon:
+    case MemorySource::hugeshmem:
+    case MemorySource::hugetlbfs:
+    case MemorySource::file: return true;
+  }
+  return false;
+}
+
+constexpr bool is_known(Sharing sharing) noexcept {
+  switch (sharing) {
+    case Sharing::by_source:
+    case Sharing::map_shared:
+    case Sharing::map_private: return true;
+  }
+  return false;
+}
+
+/// Protection is a set of bits: each must be known.
+constexpr bool is_known(Protection protection) noexcept {
+  return allows(Protection::read_write | Protection::execute, protection);
+}
+
+}  // namespace vmspace

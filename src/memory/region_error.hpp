@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Errors about a region of guest memory.
+
+#pragma once
+
+#include <string_view>
+
+#include "vmspace/error.hpp"
+
+namespace vmspace::detail {
+
+/// An error about a region of guest memory, with the region's name, its guest range and, unless the
+/// error has one, the path of its file: `"ram0 [0x0, 0xfffff]": failed (opening the file: "/ram")`.
+Error name_region(Error error, std::string_view name, Operand range, std::string_view path);
+
+}  // namespace vmspace::detail
