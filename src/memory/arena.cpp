@@ -30,7 +30,7 @@ struct HostArena::State {
 
   std::byte* data = nullptr;
   std::uint64_t size = 0;
-  GuestAddress guest_base;
+  std::uint64_t guest_base = 0;
   void* reserved = nullptr;
   std::uint64_t reserved_size = 0;
   std::mutex mutex;
@@ -39,7 +39,7 @@ struct HostArena::State {
 
 Result<HostArena> HostArena::reserve(const ArenaOptions& options) {
   constexpr const char* operation = "HostArena::reserve";
-  const std::uint64_t base = options.guest_base.value();
+  const std::uint64_t base = options.guest_base;
   if (options.size == 0) {
     return fail(
         {.code = Errc::zero_size, .operation = operation, .second = Operand::address(base)});
@@ -83,7 +83,7 @@ std::byte* HostArena::data() const noexcept {
 std::uint64_t HostArena::size() const noexcept {
   return state_->size;
 }
-GuestAddress HostArena::guest_base() const noexcept {
+std::uint64_t HostArena::guest_base() const noexcept {
   return state_->guest_base;
 }
 

@@ -29,14 +29,13 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
   if (align == 0 && description.size() >= huge) align = std::max(huge, backing.page_size());
   std::uint64_t arena_offset = 0;
   if (options.arena) {
-    const auto offset = description.base().offset_from(options.arena->guest_base());
+    const auto offset = description.base().offset_from(GuestAddress(options.arena->guest_base()));
     if (!offset) {
-      return fail(
-          {.code = Errc::out_of_bounds,
-           .operation = "MemoryRegion::map",
-           .first = detail::operand(description.range()),
-           .second = Operand::span(options.arena->guest_base().value(), options.arena->size()),
-           .reason = "the region begins before the arena"});
+      return fail({.code = Errc::out_of_bounds,
+                   .operation = "MemoryRegion::map",
+                   .first = detail::operand(description.range()),
+                   .second = Operand::span(options.arena->guest_base(), options.arena->size()),
+                   .reason = "the region begins before the arena"});
     }
     arena_offset = *offset;
   }

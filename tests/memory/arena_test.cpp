@@ -19,7 +19,7 @@ constexpr GuestAddress guest_base{4_GiB};
 constexpr std::uint64_t arena_size = 64_MiB;
 
 HostArena reserve(std::uint64_t size = arena_size) {
-  return *HostArena::reserve({.size = size, .guest_base = guest_base});
+  return *HostArena::reserve({.size = size, .guest_base = guest_base.value()});
 }
 
 Result<std::shared_ptr<const MemoryRegion>> map_at(const HostArena& arena, std::uint64_t guest,
@@ -33,14 +33,13 @@ Result<std::shared_ptr<const MemoryRegion>> map_at(const HostArena& arena, std::
 TEST(HostArena, IsInaccessibleAndCongruentToItsGuestBase) {
   for (const std::uint64_t base : {std::uint64_t{0}, 4_GiB, 5_GiB + 3_MiB}) {
     for (const std::uint64_t align : {std::uint64_t{0}, 1_GiB}) {
-      const auto arena =
-          HostArena::reserve({.size = 64_MiB, .guest_base = GuestAddress(base), .align = align});
+      const auto arena = HostArena::reserve({.size = 64_MiB, .guest_base = base, .align = align});
       ASSERT_TRUE(arena) << arena.error().message();
       const auto host = reinterpret_cast<std::uintptr_t>(arena->data());
       EXPECT_EQ((host - base) % (align == 0 ? 2_MiB : align), 0U);
       EXPECT_EQ(permissions_at(arena->data()), "---p");
       EXPECT_EQ(permissions_at(arena->data() + arena->size() - 1), "---p");
-      EXPECT_EQ(arena->guest_base(), GuestAddress(base));
+      EXPECT_EQ(arena->guest_base(), base);
     }
   }
 }
@@ -144,7 +143,7 @@ TEST(HostArena, BadOptionsAreErrors) {
   };
   EXPECT_EQ(code({.size = 0}), Errc::zero_size);
   EXPECT_EQ(code({.size = 1}), Errc::misaligned);
-  EXPECT_EQ(code({.size = 4_KiB, .guest_base = GuestAddress(1)}), Errc::misaligned);
+  EXPECT_EQ(code({.size = 4_KiB, .guest_base = 1}), Errc::misaligned);
   EXPECT_EQ(code({.size = 4_KiB, .align = 3}), Errc::bad_alignment);
   EXPECT_EQ(code({.size = std::uint64_t{1} << 63}), Errc::limit_exceeded);
   EXPECT_EQ(code({.size = 4_KiB, .align = std::uint64_t{1} << 63}), Errc::limit_exceeded);

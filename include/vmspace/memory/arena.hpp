@@ -14,7 +14,6 @@
 #include <cstdint>
 #include <memory>
 
-#include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/result.hpp"
 
 namespace vmspace {
@@ -23,7 +22,7 @@ namespace vmspace {
 struct ArenaOptions {
   std::uint64_t size = 0;  ///< bytes; a multiple of the machine's page size
   /// The guest address that the arena begins with; a multiple of the page size.
-  GuestAddress guest_base = {};
+  std::uint64_t guest_base = 0;
   /// The host address agrees with guest_base modulo this power of two; 0: the size of a huge page.
   std::uint64_t align = 0;
 };
@@ -50,7 +49,7 @@ class HostArena {
   /// How many bytes from data() are reserved.
   [[nodiscard]] std::uint64_t size() const noexcept;
   /// The guest address that data() stands for.
-  [[nodiscard]] GuestAddress guest_base() const noexcept;
+  [[nodiscard]] std::uint64_t guest_base() const noexcept;
 
   /// Equal when they are the same arena.
   friend bool operator==(const HostArena&, const HostArena&) = default;
