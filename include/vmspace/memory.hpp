@@ -13,6 +13,7 @@
 #include "vmspace/memory/guest_object.hpp"
 #include "vmspace/memory/guest_ptr.hpp"
 #include "vmspace/memory/guest_view.hpp"
+#include "vmspace/memory/host_info.hpp"
 #include "vmspace/memory/mapping.hpp"
 #include "vmspace/memory/populate.hpp"
 #include "vmspace/memory/region.hpp"

@@ -2,12 +2,6 @@
 
 #include "vmspace/address_space/layout.hpp"
 
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstdlib>
-#include <filesystem>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -414,31 +408,6 @@ TEST(CheckPlace, ErrorsNameBothRanges) {
       pc().check_place(RegionType::default_memory, Range::of(0, 0xc000'0000)).error().message(),
       "AddressSpaceLayout::check_place: [0x0, 0xc0000000] overlaps [0xc0000000, 0xfbffffff] "
       "(an aperture for something else: \"mmio_low\")");
-}
-
-// ---- The host's memory.
-
-TEST(HostMemorySize, IsAWholeNumberOfPages) {
-  const auto size = host_memory_size();
-  ASSERT_TRUE(size) << size.error().message();
-  EXPECT_GT(*size, 16_MiB);
-  EXPECT_EQ(*size % 1_KiB, 0U);
-}
-
-TEST(HostMemorySize, IsKnownInAJailWithoutProc) {
-  std::string root = (std::filesystem::temp_directory_path() / "vmspace-jail-XXXXXX").string();
-  ASSERT_NE(::mkdtemp(root.data()), nullptr);
-  enum { known, unknown, no_jail };
-  const pid_t child = ::fork();
-  if (child == 0)
-    ::_exit(::chroot(root.c_str()) != 0 ? no_jail : host_memory_size() ? known : unknown);
-  int status = -1;
-  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  std::filesystem::remove(root);
-  ASSERT_TRUE(WIFEXITED(status));
-  if (WEXITSTATUS(status) == no_jail) GTEST_SKIP() << "may not chroot(2)";
-  EXPECT_EQ(WEXITSTATUS(status), known);
 }
 
 }  // namespace

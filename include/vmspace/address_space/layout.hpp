@@ -198,8 +198,4 @@ class AddressSpaceLayout {
   std::vector<Hole> holes_;
 };
 
-/// The host's memory in bytes, without what the kernel keeps for itself (sysinfo(2): totalram).
-/// Errors: `os` where a filter forbids the call. A system call; not for hot paths.
-[[nodiscard]] Result<std::uint64_t> host_memory_size();
-
 }  // namespace vmspace

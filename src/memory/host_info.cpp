@@ -1,21 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include <sys/sysinfo.h>
+#include "vmspace/memory/host_info.hpp"
 
-#include <cerrno>
-
-#include "vmspace/address_space/layout.hpp"
+#include "memory/system_calls.hpp"
 
 namespace vmspace {
 
 // Not MemTotal of /proc/meminfo, which is the same number: jails have no /proc.
 Result<std::uint64_t> host_memory_size() {
   struct sysinfo info {};
-  if (::sysinfo(&info) != 0) {
-    return fail({.code = Errc::os,
-                 .operation = "host_memory_size",
-                 .reason = "sysinfo",
-                 .os_errno = errno});
+  if (detail::kernel().sysinfo(&info) != 0) {
+    return detail::fail_os("host_memory_size", {}, "sysinfo");
   }
   return std::uint64_t{info.totalram} * info.mem_unit;
 }

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/host_info.hpp"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "vmspace/literals.hpp"
+
+namespace vmspace {
+namespace {
+
+using namespace literals;
+
+TEST(HostMemorySize, IsAWholeNumberOfPages) {
+  const auto size = host_memory_size();
+  ASSERT_TRUE(size) << size.error().message();
+  EXPECT_GT(*size, 16_MiB);
+  EXPECT_EQ(*size % 1_KiB, 0U);
+}
+
+TEST(HostMemorySize, IsKnownInAJailWithoutProc) {
+  std::string root = (std::filesystem::temp_directory_path() / "vmspace-jail-XXXXXX").string();
+  ASSERT_NE(::mkdtemp(root.data()), nullptr);
+  enum { known, unknown, no_jail };
+  const pid_t child = ::fork();
+  if (child == 0)
+    ::_exit(::chroot(root.c_str()) != 0 ? no_jail : host_memory_size() ? known : unknown);
+  int status = -1;
+  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  std::filesystem::remove(root);
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == no_jail) GTEST_SKIP() << "may not chroot(2)";
+  EXPECT_EQ(WEXITSTATUS(status), known);
+}
+
+}  // namespace
+}  // namespace vmspace
