@@ -11,7 +11,8 @@
 
 #include "vmspace/memory/mapping.hpp"
 
-#include "memory/host.hpp"
+#include "memory/page_size.hpp"
+#include "memory/proc_file.hpp"
 #include "memory/system_calls.hpp"
 
 #ifndef MADV_COLD

@@ -11,7 +11,8 @@
 
 #include "vmspace/allocator/interval_tree.hpp"
 
-#include "memory/host.hpp"
+#include "memory/page_size.hpp"
+#include "memory/reserved_addresses.hpp"
 #include "memory/system_calls.hpp"
 
 namespace vmspace {

@@ -10,8 +10,9 @@
 #include <string>
 #include <utility>
 
-#include "memory/host.hpp"
+#include "memory/descriptor.hpp"
 #include "memory/live_files.hpp"
+#include "memory/page_size.hpp"
 #include "memory/system_calls.hpp"
 
 // From linux/memfd.h, for C libraries that do not have them yet.

@@ -6,7 +6,6 @@
 
 #include "vmspace/memory/mapping.hpp"
 
-#include "memory/host.hpp"
 #include "memory/system_calls.hpp"
 
 namespace vmspace {

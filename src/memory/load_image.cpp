@@ -3,7 +3,6 @@
 #include "vmspace/memory/detail/guest_access.hpp"
 #include "vmspace/memory/region.hpp"
 
-#include "memory/host.hpp"
 #include "memory/marked_read.hpp"
 
 namespace vmspace {

@@ -9,7 +9,8 @@
 #include <utility>
 
 #include "address_space/known_spec_values.hpp"
-#include "memory/host.hpp"
+#include "memory/page_size.hpp"
+#include "memory/reserved_addresses.hpp"
 #include "memory/system_calls.hpp"
 
 #ifndef MAP_HUGE_SHIFT

@@ -10,7 +10,8 @@
 #include <cstring>
 #include <span>
 
-#include "memory/host.hpp"
+#include "memory/descriptor.hpp"
+#include "memory/page_size.hpp"
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22

@@ -40,6 +40,7 @@
 #include "vmspace/memory/mapping.hpp"
 #include "vmspace/result.hpp"
 
+#include "memory/descriptor.hpp"
 #include "memory/system_calls.hpp"
 
 namespace vmspace::detail {

@@ -14,7 +14,6 @@
 
 #include "vmspace/literals.hpp"
 
-#include "memory/host.hpp"
 #include "memory/system_calls.hpp"
 
 #ifndef MADV_POPULATE_READ

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "memory/page_size.hpp"
 #include "memory/region_error.hpp"
 
 namespace vmspace {

@@ -14,7 +14,8 @@
 
 #include "vmspace/memory/mapping.hpp"
 
-#include "memory/host.hpp"
+#include "memory/descriptor.hpp"
+#include "memory/page_size.hpp"
 #include "memory/system_calls.hpp"
 
 namespace vmspace {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The one place where the memory layer enters the kernel.
+// The one place where the library enters the kernel.
 //
-// Every system call is a member of a table, and code of the layer calls `kernel().mmap(...)`. A
+// Every system call is a member of a table, and the sources call `kernel().mmap(...)`. A
 // test installs a table of its own and so makes any call fail with any errno. To add a call: one
 // member here, one initialiser in system_calls.cpp. Signatures are those of the man pages; a
 // variadic call gets the fixed form that is used.
@@ -20,7 +20,6 @@
 #include <atomic>
 #include <cerrno>
 #include <cstddef>
-#include <utility>
 
 #include "vmspace/result.hpp"
 
@@ -95,26 +94,5 @@ auto retry(Call call) {
                .reason = reason,
                .os_errno = error});
 }
-
-/// A file descriptor that this object closes.
-class Descriptor {
- public:
-  Descriptor() noexcept = default;
-  explicit Descriptor(int fd) noexcept : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~Descriptor() {
-    if (fd_ >= 0) kernel().close(fd_);
-  }
-
-  [[nodiscard]] int value() const noexcept { return fd_; }
-  [[nodiscard]] int release() noexcept { return std::exchange(fd_, -1); }
-
- private:
-  int fd_ = -1;
-};
 
 }  // namespace vmspace::detail

@@ -18,6 +18,7 @@
 #include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/memory/region.hpp"
 
+#include "memory/descriptor.hpp"
 #include "memory/system_calls.hpp"
 #include "vmm/kvm_mapping.hpp"
 

@@ -23,6 +23,7 @@
 #include "vmspace/literals.hpp"
 #include "vmspace/memory/region.hpp"
 
+#include "memory/descriptor.hpp"
 #include "memory/system_calls.hpp"
 #include "vmm/fake_kvm.hpp"
 #include "vmm/kvm_mapping.hpp"

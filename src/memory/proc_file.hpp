@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The files in which the kernel describes itself: /proc and /sys. A jail may have neither.
+
+#pragma once
+
+#include <cstddef>
+#include <string_view>
+
+namespace vmspace::detail {
+
+/// The beginning of a file in /proc or /sys, up to `size` bytes; empty when it can't be read.
+std::string_view read_start(const char* path, char* buffer, std::size_t size);
+
+}  // namespace vmspace::detail
