@@ -17,7 +17,7 @@
 #include <benchmark/benchmark.h>
 
 #include "vmspace/address_space.hpp"
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 namespace vmspace {
 namespace {

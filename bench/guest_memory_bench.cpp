@@ -28,8 +28,8 @@
 
 #include <benchmark/benchmark.h>
 
-#include "vmspace/address_space/published.hpp"
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
+#include "vmspace/base/published.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/memory/snapshot.hpp"
 

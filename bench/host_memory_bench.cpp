@@ -25,7 +25,7 @@
 
 #include <benchmark/benchmark.h>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 #include "vmspace/memory/populate.hpp"
 #include "vmspace/memory/region.hpp"
 

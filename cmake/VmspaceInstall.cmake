@@ -15,13 +15,13 @@ endfunction()
 vmspace_install_component(vmspace_allocator allocator)
 if(VMSPACE_ALLOCATOR_ONLY)
   set(vmspace_installed_components allocator)
-  foreach(header error error_text result try exit_on_error literals version allocator text text/base
-                 text/allocator ostream format testing)
+  foreach(header base allocator text text/base text/allocator exit_on_error ostream format testing)
     cmake_path(GET header PARENT_PATH folder)
     install(FILES "${PROJECT_SOURCE_DIR}/include/vmspace/${header}.hpp"
             DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace/${folder}")
   endforeach()
-  install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/vmspace/allocator"
+  install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/vmspace/base"
+                    "${PROJECT_SOURCE_DIR}/include/vmspace/allocator"
           DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace")
 else()
   set(vmspace_installed_components allocator vmspace fmt)

@@ -13,7 +13,7 @@
 
 #include "vmspace/address_space.hpp"
 #include "vmspace/allocator.hpp"
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 #include "vmspace/memory.hpp"
 
 using namespace vmspace::literals;

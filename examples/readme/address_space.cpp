@@ -4,7 +4,7 @@
 
 #include <cstdio>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 using namespace vmspace::literals;
 

@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <string>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 using namespace vmspace::literals;
 

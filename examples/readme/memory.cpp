@@ -9,7 +9,7 @@
 #include <cstdio>
 
 #include "vmspace/address_space.hpp"
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 using namespace vmspace::literals;
 

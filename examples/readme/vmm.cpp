@@ -11,7 +11,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 #include "vmspace/memory.hpp"
 
 using namespace vmspace::literals;

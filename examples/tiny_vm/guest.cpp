@@ -4,7 +4,7 @@
 
 #include <span>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 // guest.S
 extern "C" const std::byte guest_code_begin[];

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 #include "steps.hpp"
 

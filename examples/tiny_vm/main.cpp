@@ -15,8 +15,8 @@
 #include <string_view>
 #include <utility>
 
+#include "vmspace/base/literals.hpp"
 #include "vmspace/fmt.hpp"
-#include "vmspace/literals.hpp"
 
 #include "devices.hpp"
 #include "guest.hpp"

@@ -2,8 +2,8 @@
 
 #include "plan.hpp"
 
+#include "vmspace/base/literals.hpp"
 #include "vmspace/fmt.hpp"
-#include "vmspace/literals.hpp"
 
 #include "steps.hpp"
 

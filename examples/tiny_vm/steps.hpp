@@ -14,7 +14,7 @@
 
 #include <fmt/format.h>
 
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace tiny_vm {
 

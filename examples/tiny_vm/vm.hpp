@@ -17,7 +17,7 @@
 #include <utility>
 
 #include "vmspace/address_space/guest_address.hpp"
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 struct kvm_run;
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The address space layer: what each guest physical address is, for one thread or for many.
+// The address space layer: guest addresses, layouts, regions and the spaces that hold them. Maps
+// nothing.
 
 #pragma once
 
@@ -12,5 +13,6 @@
 #include "vmspace/address_space/layout.hpp"
 #include "vmspace/address_space/memory_map.hpp"
 #include "vmspace/address_space/protection.hpp"
-#include "vmspace/address_space/published.hpp"
 #include "vmspace/address_space/region.hpp"
+#include "vmspace/allocator.hpp"
+#include "vmspace/base.hpp"

@@ -17,8 +17,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "vmspace/result.hpp"
-#include "vmspace/try.hpp"
+#include "vmspace/base/result.hpp"
+#include "vmspace/base/try.hpp"
 
 namespace vmspace {
 

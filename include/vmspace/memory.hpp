@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The memory layer: backings, mappings and regions on the host; access by guest address, dirty
-// tracking and snapshots. Linux only.
+// The memory layer: mapped regions, access by guest address, and dirty tracking. Linux only.
 
 #pragma once
 
+#include "vmspace/address_space.hpp"
+#include "vmspace/allocator.hpp"
+#include "vmspace/base.hpp"
 #include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
 #include "vmspace/memory/dirty_bitmap.hpp"

@@ -21,9 +21,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "vmspace/base/result.hpp"
+#include "vmspace/base/try.hpp"
 #include "vmspace/ostream.hpp"
-#include "vmspace/result.hpp"
-#include "vmspace/try.hpp"
 
 namespace vmspace {
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The VMM layer: what connects an address space to a hypervisor. Linux only.
+// The VMM layer: what connects guest memory to a hypervisor. Linux only.
 
 #pragma once
 
+#include "vmspace/memory.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"

@@ -7,7 +7,7 @@
 #include <array>
 #include <utility>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 namespace vmspace {
 

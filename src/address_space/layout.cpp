@@ -7,7 +7,7 @@
 
 #include <boost/icl/interval_set.hpp>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 #include "address_space/known_values.hpp"
 

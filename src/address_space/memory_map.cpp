@@ -12,8 +12,8 @@
 
 #include <fmt/format.h>
 
-#include "vmspace/error_text.hpp"
-#include "vmspace/literals.hpp"
+#include "vmspace/base/error_text.hpp"
+#include "vmspace/base/literals.hpp"
 
 namespace vmspace {
 

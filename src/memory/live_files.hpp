@@ -10,7 +10,7 @@
 
 #include <sys/stat.h>
 
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace::detail {
 

@@ -36,9 +36,9 @@
 #include <optional>
 #include <vector>
 
-#include "vmspace/error.hpp"
+#include "vmspace/base/error.hpp"
+#include "vmspace/base/result.hpp"
 #include "vmspace/memory/mapping.hpp"
-#include "vmspace/result.hpp"
 
 #include "memory/descriptor.hpp"
 #include "memory/system_calls.hpp"

@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 #include "memory/system_calls.hpp"
 

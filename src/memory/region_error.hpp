@@ -6,7 +6,7 @@
 
 #include <string_view>
 
-#include "vmspace/error.hpp"
+#include "vmspace/base/error.hpp"
 
 namespace vmspace::detail {
 

@@ -10,9 +10,9 @@
 #include <span>
 #include <vector>
 
+#include "vmspace/base/result.hpp"
 #include "vmspace/memory/endian.hpp"
 #include "vmspace/memory/snapshot.hpp"
-#include "vmspace/result.hpp"
 
 namespace vmspace::detail {
 

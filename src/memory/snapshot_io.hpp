@@ -9,8 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "vmspace/base/result.hpp"
 #include "vmspace/memory/snapshot.hpp"
-#include "vmspace/result.hpp"
 
 namespace vmspace::detail {
 

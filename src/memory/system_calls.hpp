@@ -21,7 +21,7 @@
 #include <cerrno>
 #include <cstddef>
 
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace::detail {
 

@@ -11,7 +11,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 #include "base/iterator_traits.hpp"
 

@@ -10,7 +10,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 namespace vmspace {
 namespace {

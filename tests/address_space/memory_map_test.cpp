@@ -7,8 +7,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "vmspace/base/literals.hpp"
 #include "vmspace/fmt.hpp"
-#include "vmspace/literals.hpp"
 
 namespace vmspace {
 namespace {

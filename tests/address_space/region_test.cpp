@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 namespace vmspace {
 namespace {

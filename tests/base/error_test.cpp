@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/error.hpp"
+#include "vmspace/base/error.hpp"
 
 #include <cerrno>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/error_text.hpp"
+#include "vmspace/base/error_text.hpp"
 
 #include <cstddef>
 #include <string>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 #include <cstdint>
 #include <string_view>

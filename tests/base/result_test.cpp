@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 #include <memory>
 #include <utility>

@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "vmspace/result.hpp"
-#include "vmspace/try.hpp"
+#include "vmspace/base/result.hpp"
+#include "vmspace/base/try.hpp"
 
 namespace vmspace::try_cases {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/try.hpp"
+#include "vmspace/base/try.hpp"
 
 #include <string>
 #include <utility>

@@ -10,11 +10,11 @@
 #include <sstream>
 #include <string>
 
+#include "vmspace/base/literals.hpp"
+#include "vmspace/base/try.hpp"
 #include "vmspace/exit_on_error.hpp"
 #include "vmspace/format.hpp"
-#include "vmspace/literals.hpp"
 #include "vmspace/ostream.hpp"
-#include "vmspace/try.hpp"
 
 using namespace vmspace::literals;
 

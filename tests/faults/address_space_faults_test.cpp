@@ -6,7 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/address_space.hpp"
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 #include "faults/failing_new.hpp"
 

@@ -15,7 +15,7 @@
 
 #include <gtest/gtest.h>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 #include "vmspace/vmspace.hpp"
 
 #include "faults/failing_new.hpp"

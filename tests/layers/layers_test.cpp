@@ -29,11 +29,16 @@ struct Layer {
 
 const std::vector<Layer> layers = {
     {"base", {}},
+    {"os", {"base"}},
     {"allocator", {"base"}},
-    {"address_space", {"allocator", "base"}},
-    {"memory", {"address_space", "allocator", "base"}},
-    {"resources", {"address_space", "allocator", "base"}},
-    {"vmm", {"memory", "resources", "address_space", "allocator", "base"}},
+    {"spec", {"os", "base"}},
+    {"address_space", {"allocator", "spec", "os", "base"}},
+    {"boot", {"address_space", "allocator", "spec", "os", "base"}},
+    {"host", {"allocator", "spec", "os", "base"}},
+    {"memory", {"host", "address_space", "allocator", "spec", "os", "base"}},
+    {"snapshot", {"memory", "host", "address_space", "allocator", "spec", "os", "base"}},
+    {"resources", {"address_space", "allocator", "spec", "os", "base"}},
+    {"vmm", {"resources", "memory", "host", "address_space", "allocator", "spec", "os", "base"}},
 };
 
 const Layer* find_layer(std::string_view name) {
@@ -43,19 +48,16 @@ const Layer* find_layer(std::string_view name) {
 
 // Headers that stand above all layers and that none includes; text is a folder as well.
 bool is_adapter(const fs::path& relative) {
-  static const std::vector<std::string_view> adapters = {"fmt", "format", "ostream", "testing",
-                                                         "text"};
+  static const std::vector<std::string_view> adapters = {"exit_on_error", "fmt",     "format",
+                                                         "ostream",       "testing", "text"};
   return std::ranges::find(adapters, relative.begin()->stem().string()) != adapters.end();
 }
 
-// The layer of a path below include/vmspace or src: its folder, or its umbrella's name; base for
-// the other headers at the top. "" for those that stand above all layers.
+// The layer of a path below include/vmspace or src: its folder, or its umbrella's name. "" for those
+// that stand above all layers.
 std::string layer_of(const fs::path& relative) {
-  if (is_adapter(relative)) return "";
-  if (std::distance(relative.begin(), relative.end()) > 1) return relative.begin()->string();
-  const std::string stem = relative.stem().string();
-  if (stem == "vmspace") return "";
-  return find_layer(stem) != nullptr ? stem : "base";
+  if (is_adapter(relative) || relative == "vmspace.hpp") return "";
+  return relative.begin()->stem().string();
 }
 
 std::vector<std::string> included_files(const fs::path& file) {
@@ -175,7 +177,7 @@ TEST_F(BrokenTree, ALowerLayerThatIncludesAHigherOneIsFound) {
 }
 
 TEST_F(BrokenTree, AnUmbrellaCountsAsItsLayer) {
-  write("error.hpp", "# include <vmspace/allocator.hpp>\n");
+  write("base/error.hpp", "# include <vmspace/allocator.hpp>\n");
   EXPECT_THAT(violations(root_, true), Contains(HasSubstr("allocator.hpp: a higher layer")));
 }
 
@@ -194,14 +196,16 @@ TEST_F(BrokenTree, PrivateDependenciesInHeadersAreFound) {
 TEST_F(BrokenTree, AnAdapterInALayerAndAFolderThatIsNoLayerAreFound) {
   write("vmm/slots.hpp", "#include \"vmspace/fmt.hpp\"\n#include \"vmspace/text/allocator.hpp\"\n");
   write("utils/misc.hpp", "\n");
+  write("misc.hpp", "\n");
   EXPECT_THAT(violations(root_, true), Contains(HasSubstr("fmt.hpp: an adapter stands above")));
   EXPECT_THAT(violations(root_, true), Contains(HasSubstr("text/allocator.hpp: an adapter")));
-  EXPECT_THAT(violations(root_, true), Contains(HasSubstr("is in no layer")));
+  EXPECT_THAT(violations(root_, true), Contains(HasSubstr("utils/misc.hpp is in no layer")));
+  EXPECT_THAT(violations(root_, true), Contains("misc.hpp is in no layer"));
 }
 
 TEST_F(BrokenTree, ALayerMayIncludeItselfAndWhatItBuildsOn) {
   write("memory/region.hpp",
-        "#include \"vmspace/memory/mapping.hpp\"\n#include \"vmspace/error.hpp\"\n"
+        "#include \"vmspace/memory/mapping.hpp\"\n#include \"vmspace/base/error.hpp\"\n"
         "#include \"vmspace/allocator/range.hpp\"\n#include <memory>\n");
   EXPECT_THAT(violations(root_, true), IsEmpty());
 }

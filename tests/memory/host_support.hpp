@@ -26,7 +26,7 @@
 
 #include <gtest/gtest.h>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 #include "vmspace/memory/mapping.hpp"
 
 namespace vmspace::test {

@@ -12,7 +12,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/address_space.hpp"
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 
 namespace vmspace {
 namespace {

@@ -10,7 +10,7 @@
 
 #include <gtest/gtest.h>
 
-#include "vmspace/address_space/published.hpp"
+#include "vmspace/base/published.hpp"
 
 namespace vmspace {
 namespace {

@@ -20,7 +20,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "vmspace/literals.hpp"
+#include "vmspace/base/literals.hpp"
 #include "vmspace/memory/region.hpp"
 
 #include "memory/descriptor.hpp"

@@ -24,8 +24,8 @@
 #include <vector>
 
 #include "vmspace/address_space/address_space_base.hpp"
-#include "vmspace/address_space/published.hpp"
-#include "vmspace/result.hpp"
+#include "vmspace/base/published.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

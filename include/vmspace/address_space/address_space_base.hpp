@@ -30,7 +30,7 @@
 #include "vmspace/address_space/region.hpp"
 #include "vmspace/allocator/constraint.hpp"
 #include "vmspace/allocator/interval_tree.hpp"
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

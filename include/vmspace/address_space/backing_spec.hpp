@@ -10,7 +10,7 @@
 #include <string>
 #include <string_view>
 
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

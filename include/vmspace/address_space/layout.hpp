@@ -24,7 +24,7 @@
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/region.hpp"
 #include "vmspace/allocator/range.hpp"
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

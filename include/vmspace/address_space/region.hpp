@@ -14,7 +14,7 @@
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/protection.hpp"
 #include "vmspace/allocator/range.hpp"
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

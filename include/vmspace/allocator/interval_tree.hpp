@@ -48,7 +48,7 @@
 #include "vmspace/allocator/detail/room.hpp"
 #include "vmspace/allocator/detail/store.hpp"
 #include "vmspace/allocator/range.hpp"
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

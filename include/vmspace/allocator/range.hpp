@@ -15,7 +15,7 @@
 #include <limits>
 #include <optional>
 
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

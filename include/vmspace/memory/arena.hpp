@@ -14,7 +14,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

@@ -15,7 +15,7 @@
 
 #include "vmspace/address_space/backing_spec.hpp"
 #include "vmspace/address_space/protection.hpp"
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

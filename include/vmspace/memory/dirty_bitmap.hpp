@@ -26,7 +26,7 @@
 #include <span>
 #include <vector>
 
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

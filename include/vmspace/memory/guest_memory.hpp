@@ -30,12 +30,12 @@
 #include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/base/result.hpp"
 #include "vmspace/memory/detail/guest_access.hpp"
 #include "vmspace/memory/detail/translation_table.hpp"
 #include "vmspace/memory/guest_object.hpp"
 #include "vmspace/memory/guest_view.hpp"
 #include "vmspace/memory/region.hpp"
-#include "vmspace/result.hpp"
 
 namespace vmspace {
 

@@ -22,8 +22,8 @@
 #include <type_traits>
 
 #include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/base/result.hpp"
 #include "vmspace/memory/guest_memory.hpp"
-#include "vmspace/result.hpp"
 
 namespace vmspace {
 

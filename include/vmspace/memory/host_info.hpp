@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

@@ -15,9 +15,9 @@
 #include <vector>
 
 #include "vmspace/address_space/protection.hpp"
+#include "vmspace/base/result.hpp"
 #include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
-#include "vmspace/result.hpp"
 
 namespace vmspace {
 

@@ -12,8 +12,8 @@
 #include <optional>
 #include <span>
 
+#include "vmspace/base/result.hpp"
 #include "vmspace/memory/mapping.hpp"
-#include "vmspace/result.hpp"
 
 namespace vmspace {
 

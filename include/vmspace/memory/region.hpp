@@ -13,12 +13,12 @@
 
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/region.hpp"
+#include "vmspace/base/result.hpp"
 #include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
 #include "vmspace/memory/dirty_bitmap.hpp"
 #include "vmspace/memory/mapping.hpp"
 #include "vmspace/memory/populate.hpp"
-#include "vmspace/result.hpp"
 
 namespace vmspace {
 

@@ -12,8 +12,8 @@
 
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/region.hpp"
+#include "vmspace/base/result.hpp"
 #include "vmspace/memory/guest_memory.hpp"
-#include "vmspace/result.hpp"
 
 namespace vmspace {
 

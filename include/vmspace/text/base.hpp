@@ -12,8 +12,8 @@
 #include <string_view>
 #include <type_traits>
 
-#include "vmspace/error.hpp"
-#include "vmspace/result.hpp"
+#include "vmspace/base/error.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

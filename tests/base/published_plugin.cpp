@@ -3,7 +3,7 @@
 // A shared object that hides its symbols, as plug-ins and most libraries do, so that what is inline
 // or a template in the headers is there once more. published_dso_test loads it.
 
-#include "vmspace/address_space/published.hpp"
+#include "vmspace/base/published.hpp"
 
 /// What update() and wait_released() of `number` give, called here.
 extern "C" [[gnu::visibility("default")]] void vmspace_test_change(

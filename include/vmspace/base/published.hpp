@@ -40,7 +40,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace {
 

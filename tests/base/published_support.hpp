@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "vmspace/address_space/published.hpp"
+#include "vmspace/base/published.hpp"
 
 namespace vmspace::test {
 

@@ -11,7 +11,7 @@
 
 #include <tl/expected.hpp>
 
-#include "vmspace/error.hpp"
+#include "vmspace/base/error.hpp"
 
 namespace vmspace {
 

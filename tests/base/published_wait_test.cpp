@@ -12,7 +12,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "address_space/published_support.hpp"
+#include "base/published_support.hpp"
 
 namespace vmspace {
 namespace {

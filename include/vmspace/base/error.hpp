@@ -17,7 +17,7 @@
 #include <system_error>
 #include <type_traits>
 
-#include "vmspace/error_text.hpp"
+#include "vmspace/base/error_text.hpp"
 
 namespace vmspace {
 

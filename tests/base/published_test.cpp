@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/address_space/published.hpp"
+#include "vmspace/base/published.hpp"
 
 #include <memory>
 #include <optional>
@@ -10,7 +10,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "address_space/published_support.hpp"
+#include "base/published_support.hpp"
 
 namespace vmspace {
 namespace {

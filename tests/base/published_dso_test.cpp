@@ -7,7 +7,7 @@
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 
-#include "vmspace/address_space/published.hpp"
+#include "vmspace/base/published.hpp"
 
 namespace vmspace {
 namespace {

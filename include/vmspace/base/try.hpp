@@ -30,7 +30,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "vmspace/result.hpp"
+#include "vmspace/base/result.hpp"
 
 namespace vmspace::detail {
 
