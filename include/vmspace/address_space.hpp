@@ -7,12 +7,10 @@
 
 #include "vmspace/address_space/address_space.hpp"
 #include "vmspace/address_space/address_space_base.hpp"
-#include "vmspace/address_space/backing_spec.hpp"
 #include "vmspace/address_space/e820.hpp"
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/layout.hpp"
 #include "vmspace/address_space/memory_map.hpp"
-#include "vmspace/address_space/protection.hpp"
 #include "vmspace/address_space/region.hpp"
 #include "vmspace/allocator.hpp"
-#include "vmspace/base.hpp"
+#include "vmspace/spec.hpp"

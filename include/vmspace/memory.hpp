@@ -6,7 +6,6 @@
 
 #include "vmspace/address_space.hpp"
 #include "vmspace/allocator.hpp"
-#include "vmspace/base.hpp"
 #include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
 #include "vmspace/memory/dirty_bitmap.hpp"
@@ -21,3 +20,4 @@
 #include "vmspace/memory/region.hpp"
 #include "vmspace/memory/region_descriptor.hpp"
 #include "vmspace/memory/snapshot.hpp"
+#include "vmspace/spec.hpp"

@@ -8,4 +8,5 @@
 #include "vmspace/allocator.hpp"
 #include "vmspace/base.hpp"
 #include "vmspace/memory.hpp"
+#include "vmspace/spec.hpp"
 #include "vmspace/vmm.hpp"

@@ -7,8 +7,8 @@
 #include <limits>
 #include <utility>
 
-#include "address_space/known_spec_values.hpp"
 #include "address_space/known_values.hpp"
+#include "spec/known_values.hpp"
 
 namespace vmspace {
 

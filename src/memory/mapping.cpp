@@ -8,10 +8,10 @@
 #include <bit>
 #include <utility>
 
-#include "address_space/known_spec_values.hpp"
 #include "memory/page_size.hpp"
 #include "memory/reserved_addresses.hpp"
 #include "memory/system_calls.hpp"
+#include "spec/known_values.hpp"
 
 #ifndef MAP_HUGE_SHIFT
 #define MAP_HUGE_SHIFT 26

@@ -4,8 +4,8 @@
 
 #include <utility>
 
-#include "address_space/known_spec_values.hpp"
 #include "memory/region_error.hpp"
+#include "spec/known_values.hpp"
 
 namespace vmspace {
 

@@ -10,11 +10,11 @@
 #include <string_view>
 #include <utility>
 
-#include "vmspace/address_space/backing_spec.hpp"
 #include "vmspace/address_space/guest_address.hpp"
-#include "vmspace/address_space/protection.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/base/result.hpp"
+#include "vmspace/spec/backing_spec.hpp"
+#include "vmspace/spec/protection.hpp"
 
 namespace vmspace {
 

@@ -13,9 +13,9 @@
 #include <memory>
 #include <utility>
 
-#include "vmspace/address_space/backing_spec.hpp"
-#include "vmspace/address_space/protection.hpp"
 #include "vmspace/base/result.hpp"
+#include "vmspace/spec/backing_spec.hpp"
+#include "vmspace/spec/protection.hpp"
 
 namespace vmspace {
 

@@ -14,10 +14,10 @@
 #include <span>
 #include <vector>
 
-#include "vmspace/address_space/protection.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/arena.hpp"
 #include "vmspace/memory/backing.hpp"
+#include "vmspace/spec/protection.hpp"
 
 namespace vmspace {
 

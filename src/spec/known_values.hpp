@@ -5,8 +5,8 @@
 
 #pragma once
 
-#include "vmspace/address_space/backing_spec.hpp"
-#include "vmspace/address_space/protection.hpp"
+#include "vmspace/spec/backing_spec.hpp"
+#include "vmspace/spec/protection.hpp"
 
 namespace vmspace {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/address_space/backing_spec.hpp"
+#include "vmspace/spec/backing_spec.hpp"
 
 #include <unistd.h>
 

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The spec layer: what memory shall be made from and what may be done with it, as data.
+
+#pragma once
+
+#include "vmspace/base.hpp"
+#include "vmspace/spec/backing_spec.hpp"
+#include "vmspace/spec/protection.hpp"
