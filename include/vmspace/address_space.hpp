@@ -7,7 +7,6 @@
 
 #include "vmspace/address_space/address_space.hpp"
 #include "vmspace/address_space/address_space_base.hpp"
-#include "vmspace/address_space/e820.hpp"
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/layout.hpp"
 #include "vmspace/address_space/memory_map.hpp"

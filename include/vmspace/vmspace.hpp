@@ -7,6 +7,7 @@
 #include "vmspace/address_space.hpp"
 #include "vmspace/allocator.hpp"
 #include "vmspace/base.hpp"
+#include "vmspace/boot.hpp"
 #include "vmspace/memory.hpp"
 #include "vmspace/spec.hpp"
 #include "vmspace/vmm.hpp"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/address_space/e820.hpp"
+#include "vmspace/boot/e820.hpp"
 
 #include <ostream>
 
