@@ -11,9 +11,9 @@
 
 #include "vmspace/memory/mapping.hpp"
 
-#include "memory/page_size.hpp"
-#include "memory/proc_file.hpp"
-#include "memory/system_calls.hpp"
+#include "os/page_size.hpp"
+#include "os/proc_file.hpp"
+#include "os/system_calls.hpp"
 
 #ifndef MADV_COLD
 #define MADV_COLD 20

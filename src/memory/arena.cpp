@@ -11,9 +11,9 @@
 
 #include "vmspace/allocator/interval_tree.hpp"
 
-#include "memory/page_size.hpp"
-#include "memory/reserved_addresses.hpp"
-#include "memory/system_calls.hpp"
+#include "os/page_size.hpp"
+#include "os/reserved_addresses.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace {
 

@@ -10,10 +10,10 @@
 #include <string>
 #include <utility>
 
-#include "memory/descriptor.hpp"
 #include "memory/live_files.hpp"
-#include "memory/page_size.hpp"
-#include "memory/system_calls.hpp"
+#include "os/descriptor.hpp"
+#include "os/page_size.hpp"
+#include "os/system_calls.hpp"
 
 // From linux/memfd.h, for C libraries that do not have them yet.
 #ifndef MFD_NOEXEC_SEAL

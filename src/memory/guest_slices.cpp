@@ -12,7 +12,7 @@
 
 #include "memory/guest_map.hpp"
 #include "memory/marked_read.hpp"
-#include "memory/system_calls.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace {
 

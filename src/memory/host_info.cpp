@@ -2,7 +2,7 @@
 
 #include "vmspace/memory/host_info.hpp"
 
-#include "memory/system_calls.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace {
 

@@ -5,7 +5,7 @@
 #include <mutex>
 #include <set>
 
-#include "memory/system_calls.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace::detail {
 

@@ -8,9 +8,9 @@
 #include <bit>
 #include <utility>
 
-#include "memory/page_size.hpp"
-#include "memory/reserved_addresses.hpp"
-#include "memory/system_calls.hpp"
+#include "os/page_size.hpp"
+#include "os/reserved_addresses.hpp"
+#include "os/system_calls.hpp"
 #include "spec/known_values.hpp"
 
 #ifndef MAP_HUGE_SHIFT

@@ -21,7 +21,7 @@
 
 #include "vmspace/memory/dirty_bitmap.hpp"
 
-#include "memory/system_calls.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace::detail {
 

@@ -10,8 +10,8 @@
 #include <cstring>
 #include <span>
 
-#include "memory/descriptor.hpp"
-#include "memory/page_size.hpp"
+#include "os/descriptor.hpp"
+#include "os/page_size.hpp"
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22

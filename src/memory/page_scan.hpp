@@ -40,8 +40,8 @@
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/mapping.hpp"
 
-#include "memory/descriptor.hpp"
-#include "memory/system_calls.hpp"
+#include "os/descriptor.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace::detail {
 

@@ -14,7 +14,7 @@
 
 #include "vmspace/base/literals.hpp"
 
-#include "memory/system_calls.hpp"
+#include "os/system_calls.hpp"
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22

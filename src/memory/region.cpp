@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "memory/page_size.hpp"
 #include "memory/region_error.hpp"
+#include "os/page_size.hpp"
 
 namespace vmspace {
 

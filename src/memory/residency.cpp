@@ -14,9 +14,9 @@
 
 #include "vmspace/memory/mapping.hpp"
 
-#include "memory/descriptor.hpp"
-#include "memory/page_size.hpp"
-#include "memory/system_calls.hpp"
+#include "os/descriptor.hpp"
+#include "os/page_size.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace {
 

@@ -4,7 +4,7 @@
 
 #include <cerrno>
 
-#include "memory/system_calls.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace::detail {
 

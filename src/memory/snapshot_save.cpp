@@ -15,7 +15,7 @@
 #include "memory/page_scan.hpp"
 #include "memory/snapshot_format.hpp"
 #include "memory/snapshot_io.hpp"
-#include "memory/system_calls.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace {
 

@@ -2,12 +2,12 @@
 
 #include "vmspace/spec/backing_spec.hpp"
 
-#include <unistd.h>
-
 #include <array>
 #include <utility>
 
 #include "vmspace/base/literals.hpp"
+
+#include "os/page_size.hpp"
 
 namespace vmspace {
 
@@ -35,8 +35,7 @@ bool BackingSpec::is_hugetlb() const noexcept {
 std::uint64_t BackingSpec::effective_page_size() const noexcept {
   if (page_size != 0) return page_size;
   if (is_hugetlb()) return 2_MiB;
-  static const auto base_page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-  return base_page;
+  return detail::base_page_size();
 }
 
 bool BackingSpec::is_shared() const noexcept {

@@ -18,8 +18,8 @@
 #include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/memory/region.hpp"
 
-#include "memory/descriptor.hpp"
-#include "memory/system_calls.hpp"
+#include "os/descriptor.hpp"
+#include "os/system_calls.hpp"
 #include "vmm/kvm_mapping.hpp"
 
 namespace vmspace {

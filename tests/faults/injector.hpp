@@ -20,7 +20,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "memory/system_calls.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace::test {
 

@@ -10,7 +10,7 @@
 
 #include <gtest/gtest.h>
 
-#include "memory/system_calls.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace {
 namespace {

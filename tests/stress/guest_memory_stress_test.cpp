@@ -16,8 +16,8 @@
 #include "vmspace/memory/guest_ptr.hpp"
 
 #include "memory/guest_support.hpp"
-#include "memory/system_calls.hpp"
 #include "memory/virtqueue.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace {
 namespace {

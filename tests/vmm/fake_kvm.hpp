@@ -22,7 +22,7 @@
 #include "vmspace/vmm/kvm_memslots.hpp"
 
 #include "faults/failing_new.hpp"
-#include "memory/system_calls.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace::test {
 

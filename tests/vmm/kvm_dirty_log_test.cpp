@@ -27,8 +27,8 @@
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
 
-#include "memory/descriptor.hpp"
-#include "memory/system_calls.hpp"
+#include "os/descriptor.hpp"
+#include "os/system_calls.hpp"
 #include "vmm/fake_kvm.hpp"
 
 namespace vmspace {

@@ -23,8 +23,8 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/memory/region.hpp"
 
-#include "memory/descriptor.hpp"
-#include "memory/system_calls.hpp"
+#include "os/descriptor.hpp"
+#include "os/system_calls.hpp"
 #include "vmm/fake_kvm.hpp"
 #include "vmm/kvm_mapping.hpp"
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "memory/proc_file.hpp"
+#include "os/proc_file.hpp"
 
-#include "memory/descriptor.hpp"
-#include "memory/system_calls.hpp"
+#include "os/descriptor.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace::detail {
 

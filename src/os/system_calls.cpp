@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "memory/system_calls.hpp"
+#include "os/system_calls.hpp"
 
 #include <sys/ioctl.h>
 #include <sys/syscall.h>

@@ -6,7 +6,7 @@
 
 #include <utility>
 
-#include "memory/system_calls.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace::detail {
 

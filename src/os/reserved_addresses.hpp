@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "memory/system_calls.hpp"
+#include "os/system_calls.hpp"
 
 namespace vmspace::detail {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "memory/page_size.hpp"
+#include "os/page_size.hpp"
 
 #include <unistd.h>
 
