@@ -26,7 +26,7 @@
 #include <benchmark/benchmark.h>
 
 #include "vmspace/base/literals.hpp"
-#include "vmspace/memory/populate.hpp"
+#include "vmspace/host/populate.hpp"
 #include "vmspace/memory/region.hpp"
 
 namespace {

@@ -8,6 +8,7 @@
 #include "vmspace/allocator.hpp"
 #include "vmspace/base.hpp"
 #include "vmspace/boot.hpp"
+#include "vmspace/host.hpp"
 #include "vmspace/memory.hpp"
 #include "vmspace/spec.hpp"
 #include "vmspace/vmm.hpp"

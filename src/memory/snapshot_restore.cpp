@@ -9,7 +9,7 @@
 
 #include "vmspace/memory/snapshot.hpp"
 
-#include "memory/page_scan.hpp"
+#include "host/page_scan.hpp"
 #include "memory/snapshot_format.hpp"
 #include "memory/snapshot_io.hpp"
 

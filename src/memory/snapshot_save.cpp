@@ -11,8 +11,8 @@
 
 #include "vmspace/memory/snapshot.hpp"
 
-#include "memory/live_files.hpp"
-#include "memory/page_scan.hpp"
+#include "host/live_files.hpp"
+#include "host/page_scan.hpp"
 #include "memory/snapshot_format.hpp"
 #include "memory/snapshot_io.hpp"
 #include "os/system_calls.hpp"

@@ -172,7 +172,7 @@ class BrokenTree : public testing::Test {
 };
 
 TEST_F(BrokenTree, ALowerLayerThatIncludesAHigherOneIsFound) {
-  write("allocator/range.hpp", "#include \"vmspace/memory/mapping.hpp\"\n");
+  write("allocator/range.hpp", "#include \"vmspace/host/memory_mapping.hpp\"\n");
   EXPECT_THAT(violations(root_, true), Contains(HasSubstr("memory/mapping.hpp: a higher layer")));
 }
 
@@ -205,7 +205,7 @@ TEST_F(BrokenTree, AnAdapterInALayerAndAFolderThatIsNoLayerAreFound) {
 
 TEST_F(BrokenTree, ALayerMayIncludeItselfAndWhatItBuildsOn) {
   write("memory/region.hpp",
-        "#include \"vmspace/memory/mapping.hpp\"\n#include \"vmspace/base/error.hpp\"\n"
+        "#include \"vmspace/host/memory_mapping.hpp\"\n#include \"vmspace/base/error.hpp\"\n"
         "#include \"vmspace/allocator/range.hpp\"\n#include <memory>\n");
   EXPECT_THAT(violations(root_, true), IsEmpty());
 }

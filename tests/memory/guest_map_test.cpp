@@ -18,7 +18,7 @@
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/memory/snapshot.hpp"
 
-#include "memory/host_support.hpp"
+#include "host/host_support.hpp"
 
 namespace vmspace {
 namespace {

@@ -20,8 +20,8 @@
 
 #include <gtest/gtest.h>
 
+#include "host/host_support.hpp"
 #include "memory/guest_support.hpp"
-#include "memory/host_support.hpp"
 
 namespace vmspace {
 namespace {

@@ -15,8 +15,8 @@
 
 #include "vmspace/memory/guest_memory.hpp"
 
+#include "host/host_support.hpp"
 #include "memory/guest_support.hpp"
-#include "memory/host_support.hpp"
 
 namespace vmspace {
 namespace {

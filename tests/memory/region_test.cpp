@@ -6,7 +6,7 @@
 
 #include <gtest/gtest.h>
 
-#include "memory/host_support.hpp"
+#include "host/host_support.hpp"
 
 namespace vmspace {
 namespace {

@@ -19,8 +19,8 @@
 
 #include "vmspace/memory/endian.hpp"
 
+#include "host/host_support.hpp"
 #include "memory/guest_support.hpp"
-#include "memory/host_support.hpp"
 
 namespace vmspace {
 namespace {

@@ -14,11 +14,11 @@
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/region.hpp"
 #include "vmspace/base/result.hpp"
-#include "vmspace/memory/arena.hpp"
-#include "vmspace/memory/backing.hpp"
+#include "vmspace/host/arena.hpp"
+#include "vmspace/host/backing.hpp"
+#include "vmspace/host/memory_mapping.hpp"
+#include "vmspace/host/populate.hpp"
 #include "vmspace/memory/dirty_bitmap.hpp"
-#include "vmspace/memory/mapping.hpp"
-#include "vmspace/memory/populate.hpp"
 
 namespace vmspace {
 

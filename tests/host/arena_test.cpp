@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/memory/arena.hpp"
+#include "vmspace/host/arena.hpp"
 
 #include <gtest/gtest.h>
 
 #include "vmspace/memory/region.hpp"
 
-#include "memory/host_support.hpp"
+#include "host/host_support.hpp"
 
 namespace vmspace {
 namespace {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/memory/backing.hpp"
+#include "vmspace/host/backing.hpp"
 
 #include <linux/magic.h>
 #include <unistd.h>
@@ -10,7 +10,7 @@
 #include <string>
 #include <utility>
 
-#include "memory/live_files.hpp"
+#include "host/live_files.hpp"
 #include "os/descriptor.hpp"
 #include "os/page_size.hpp"
 #include "os/system_calls.hpp"

@@ -9,7 +9,7 @@
 #include <climits>
 #include <utility>
 
-#include "vmspace/memory/mapping.hpp"
+#include "vmspace/host/memory_mapping.hpp"
 
 #include "os/system_calls.hpp"
 

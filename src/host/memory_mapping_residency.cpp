@@ -12,7 +12,7 @@
 #include <string>
 #include <string_view>
 
-#include "vmspace/memory/mapping.hpp"
+#include "vmspace/host/memory_mapping.hpp"
 
 #include "os/descriptor.hpp"
 #include "os/page_size.hpp"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "memory/page_scan.hpp"
+#include "host/page_scan.hpp"
 
 #include <linux/ioctl.h>
 #include <sys/mman.h>

@@ -4,7 +4,7 @@
 
 #include <sys/mman.h>
 
-#include "vmspace/memory/mapping.hpp"
+#include "vmspace/host/memory_mapping.hpp"
 
 #include "os/system_calls.hpp"
 

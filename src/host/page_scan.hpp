@@ -38,7 +38,7 @@
 
 #include "vmspace/base/error.hpp"
 #include "vmspace/base/result.hpp"
-#include "vmspace/memory/mapping.hpp"
+#include "vmspace/host/memory_mapping.hpp"
 
 #include "os/descriptor.hpp"
 #include "os/system_calls.hpp"

@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "vmspace/base/result.hpp"
-#include "vmspace/memory/arena.hpp"
-#include "vmspace/memory/backing.hpp"
+#include "vmspace/host/arena.hpp"
+#include "vmspace/host/backing.hpp"
 #include "vmspace/spec/protection.hpp"
 
 namespace vmspace {

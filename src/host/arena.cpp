@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/memory/arena.hpp"
+#include "vmspace/host/arena.hpp"
 
 #include <sys/mman.h>
 

@@ -27,7 +27,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/literals.hpp"
-#include "vmspace/memory/mapping.hpp"
+#include "vmspace/host/memory_mapping.hpp"
 
 namespace vmspace::test {
 

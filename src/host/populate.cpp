@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/memory/populate.hpp"
+#include "vmspace/host/populate.hpp"
 
 #include <pthread.h>
 #include <signal.h>

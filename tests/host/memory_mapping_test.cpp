@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/memory/mapping.hpp"
+#include "vmspace/host/memory_mapping.hpp"
 
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -10,9 +10,9 @@
 
 #include <gtest/gtest.h>
 
-#include "vmspace/memory/populate.hpp"
+#include "vmspace/host/populate.hpp"
 
-#include "memory/host_support.hpp"
+#include "host/host_support.hpp"
 
 namespace vmspace {
 namespace {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/memory/backing.hpp"
+#include "vmspace/host/backing.hpp"
 
 #include <sys/mman.h>
 
 #include <gtest/gtest.h>
 
-#include "memory/host_support.hpp"
+#include "host/host_support.hpp"
 
 namespace vmspace {
 namespace {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "memory/live_files.hpp"
+#include "host/live_files.hpp"
 
 #include <mutex>
 #include <set>

@@ -9,7 +9,7 @@
 #include <string>
 #include <string_view>
 
-#include "vmspace/memory/mapping.hpp"
+#include "vmspace/host/memory_mapping.hpp"
 
 #include "os/page_size.hpp"
 #include "os/proc_file.hpp"

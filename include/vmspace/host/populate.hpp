@@ -13,7 +13,7 @@
 #include <span>
 
 #include "vmspace/base/result.hpp"
-#include "vmspace/memory/mapping.hpp"
+#include "vmspace/host/memory_mapping.hpp"
 
 namespace vmspace {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/memory/host_info.hpp"
+#include "vmspace/host/host_info.hpp"
 
 #include <sys/wait.h>
 #include <unistd.h>

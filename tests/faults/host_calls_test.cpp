@@ -13,11 +13,11 @@
 
 #include <gtest/gtest.h>
 
-#include "vmspace/memory/populate.hpp"
+#include "vmspace/host/populate.hpp"
 #include "vmspace/memory/region.hpp"
 
 #include "faults/injector.hpp"
-#include "memory/host_support.hpp"
+#include "host/host_support.hpp"
 
 namespace vmspace {
 namespace {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/memory/mapping.hpp"
+#include "vmspace/host/memory_mapping.hpp"
 
 #include <sys/mman.h>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "memory/page_scan.hpp"
+#include "host/page_scan.hpp"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -16,7 +16,7 @@
 #include <gtest/gtest.h>
 
 #include "faults/injector.hpp"
-#include "memory/host_support.hpp"
+#include "host/host_support.hpp"
 
 namespace vmspace {
 namespace {
