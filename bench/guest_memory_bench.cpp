@@ -31,7 +31,7 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/base/published.hpp"
 #include "vmspace/memory/guest_memory.hpp"
-#include "vmspace/memory/snapshot.hpp"
+#include "vmspace/snapshot/snapshot.hpp"
 
 namespace {
 

@@ -14,4 +14,3 @@
 #include "vmspace/memory/guest_view.hpp"
 #include "vmspace/memory/region.hpp"
 #include "vmspace/memory/region_descriptor.hpp"
-#include "vmspace/memory/snapshot.hpp"

@@ -10,5 +10,6 @@
 #include "vmspace/boot.hpp"
 #include "vmspace/host.hpp"
 #include "vmspace/memory.hpp"
+#include "vmspace/snapshot.hpp"
 #include "vmspace/spec.hpp"
 #include "vmspace/vmm.hpp"

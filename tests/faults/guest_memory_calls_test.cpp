@@ -16,7 +16,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/memory/region_descriptor.hpp"
-#include "vmspace/memory/snapshot.hpp"
+#include "vmspace/snapshot/snapshot.hpp"
 
 #include "faults/injector.hpp"
 #include "memory/guest_support.hpp"

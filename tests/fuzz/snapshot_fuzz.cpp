@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "vmspace/memory/endian.hpp"
-#include "vmspace/memory/snapshot.hpp"
+#include "vmspace/snapshot/snapshot.hpp"
 
 namespace {
 

@@ -16,7 +16,7 @@
 
 #include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/memory/guest_memory.hpp"
-#include "vmspace/memory/snapshot.hpp"
+#include "vmspace/snapshot/snapshot.hpp"
 
 #include "host/host_support.hpp"
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/memory/snapshot.hpp"
+#include "vmspace/snapshot/snapshot.hpp"
 
 #include <fcntl.h>
 #include <signal.h>

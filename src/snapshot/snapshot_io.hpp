@@ -10,7 +10,7 @@
 #include <cstdint>
 
 #include "vmspace/base/result.hpp"
-#include "vmspace/memory/snapshot.hpp"
+#include "vmspace/snapshot/snapshot.hpp"
 
 namespace vmspace::detail {
 

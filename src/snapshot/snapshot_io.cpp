@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "memory/snapshot_io.hpp"
+#include "snapshot/snapshot_io.hpp"
 
 #include <cerrno>
 

@@ -9,13 +9,13 @@
 #include <limits>
 #include <vector>
 
-#include "vmspace/memory/snapshot.hpp"
+#include "vmspace/snapshot/snapshot.hpp"
 
 #include "host/live_files.hpp"
 #include "host/page_scan.hpp"
-#include "memory/snapshot_format.hpp"
-#include "memory/snapshot_io.hpp"
 #include "os/system_calls.hpp"
+#include "snapshot/snapshot_format.hpp"
+#include "snapshot/snapshot_io.hpp"
 
 namespace vmspace {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "memory/snapshot_format.hpp"
+#include "snapshot/snapshot_format.hpp"
 
 #include <algorithm>
 #include <cstring>

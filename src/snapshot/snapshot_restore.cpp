@@ -7,11 +7,11 @@
 #include <utility>
 #include <vector>
 
-#include "vmspace/memory/snapshot.hpp"
+#include "vmspace/snapshot/snapshot.hpp"
 
 #include "host/page_scan.hpp"
-#include "memory/snapshot_format.hpp"
-#include "memory/snapshot_io.hpp"
+#include "snapshot/snapshot_format.hpp"
+#include "snapshot/snapshot_io.hpp"
 
 namespace vmspace {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The head of a snapshot file as bytes. The format is described in vmspace/memory/snapshot.hpp.
+// The head of a snapshot file as bytes. The format is described in vmspace/snapshot/snapshot.hpp.
 
 #pragma once
 
@@ -12,7 +12,7 @@
 
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/endian.hpp"
-#include "vmspace/memory/snapshot.hpp"
+#include "vmspace/snapshot/snapshot.hpp"
 
 namespace vmspace::detail {
 

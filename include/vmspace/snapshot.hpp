@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The snapshot layer: the state of guest memory in and out. Linux only.
+
+#pragma once
+
+#include "vmspace/memory.hpp"
+#include "vmspace/snapshot/snapshot.hpp"
