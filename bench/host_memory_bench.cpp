@@ -27,7 +27,7 @@
 
 #include "vmspace/base/literals.hpp"
 #include "vmspace/host/populate.hpp"
-#include "vmspace/memory/region.hpp"
+#include "vmspace/memory/memory_region.hpp"
 
 namespace {
 

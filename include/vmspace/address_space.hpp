@@ -7,9 +7,9 @@
 
 #include "vmspace/address_space/address_space.hpp"
 #include "vmspace/address_space/address_space_base.hpp"
+#include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/layout.hpp"
 #include "vmspace/address_space/memory_map.hpp"
-#include "vmspace/address_space/region.hpp"
 #include "vmspace/allocator.hpp"
 #include "vmspace/spec.hpp"

@@ -7,8 +7,8 @@
 
 #pragma once
 
+#include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/layout.hpp"
-#include "vmspace/address_space/region.hpp"
 
 namespace vmspace {
 

@@ -16,7 +16,7 @@
 #include <utility>
 
 #include "vmspace/allocator/interval_tree.hpp"
-#include "vmspace/memory/region.hpp"
+#include "vmspace/memory/memory_region.hpp"
 
 #include "os/descriptor.hpp"
 #include "os/system_calls.hpp"

@@ -14,7 +14,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/host/populate.hpp"
-#include "vmspace/memory/region.hpp"
+#include "vmspace/memory/memory_region.hpp"
 
 #include "faults/injector.hpp"
 #include "host/host_support.hpp"

@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include "vmspace/memory/region.hpp"
+#include "vmspace/memory/memory_region.hpp"
 
 #include "host/host_support.hpp"
 

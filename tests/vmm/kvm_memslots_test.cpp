@@ -21,7 +21,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/literals.hpp"
-#include "vmspace/memory/region.hpp"
+#include "vmspace/memory/memory_region.hpp"
 
 #include "os/descriptor.hpp"
 #include "os/system_calls.hpp"

@@ -25,9 +25,9 @@
 #include <string_view>
 #include <vector>
 
+#include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/layout.hpp"
-#include "vmspace/address_space/region.hpp"
 #include "vmspace/allocator/constraint.hpp"
 #include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/base/result.hpp"

@@ -21,8 +21,8 @@
 #include <utility>
 #include <vector>
 
+#include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_address.hpp"
-#include "vmspace/address_space/region.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/base/result.hpp"
 

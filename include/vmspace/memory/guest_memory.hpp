@@ -35,7 +35,7 @@
 #include "vmspace/memory/detail/translation_table.hpp"
 #include "vmspace/memory/guest_object.hpp"
 #include "vmspace/memory/guest_view.hpp"
-#include "vmspace/memory/region.hpp"
+#include "vmspace/memory/memory_region.hpp"
 
 namespace vmspace {
 

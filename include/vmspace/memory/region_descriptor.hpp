@@ -10,8 +10,8 @@
 #include <span>
 #include <vector>
 
+#include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_address.hpp"
-#include "vmspace/address_space/region.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 

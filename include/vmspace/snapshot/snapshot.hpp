@@ -32,8 +32,8 @@
 #include <functional>
 #include <vector>
 
+#include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_address.hpp"
-#include "vmspace/address_space/region.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 

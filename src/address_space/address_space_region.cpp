@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/address_space/region.hpp"
+#include "vmspace/address_space/address_space_region.hpp"
 
 #include <bit>
 #include <cstdint>

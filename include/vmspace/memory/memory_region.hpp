@@ -11,8 +11,8 @@
 #include <span>
 #include <utility>
 
+#include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_address.hpp"
-#include "vmspace/address_space/region.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/host/arena.hpp"
 #include "vmspace/host/backing.hpp"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/memory/region.hpp"
+#include "vmspace/memory/memory_region.hpp"
 
 #include <algorithm>
 #include <vector>

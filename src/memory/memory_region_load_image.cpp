@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #include "vmspace/memory/detail/guest_access.hpp"
-#include "vmspace/memory/region.hpp"
+#include "vmspace/memory/memory_region.hpp"
 
 #include "memory/marked_read.hpp"
 
