@@ -16,6 +16,10 @@
 // An installation of the allocator alone has no more than these.
 #if __has_include("vmspace/address_space.hpp")
 #include "vmspace/text/address_space.hpp"
+#include "vmspace/text/boot.hpp"
+#include "vmspace/text/host.hpp"
 #include "vmspace/text/memory.hpp"
+#include "vmspace/text/snapshot.hpp"
+#include "vmspace/text/spec.hpp"
 #include "vmspace/text/vmm.hpp"
 #endif

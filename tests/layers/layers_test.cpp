@@ -173,7 +173,8 @@ class BrokenTree : public testing::Test {
 
 TEST_F(BrokenTree, ALowerLayerThatIncludesAHigherOneIsFound) {
   write("allocator/range.hpp", "#include \"vmspace/host/memory_mapping.hpp\"\n");
-  EXPECT_THAT(violations(root_, true), Contains(HasSubstr("memory/mapping.hpp: a higher layer")));
+  EXPECT_THAT(violations(root_, true),
+              Contains(HasSubstr("host/memory_mapping.hpp: a higher layer")));
 }
 
 TEST_F(BrokenTree, AnUmbrellaCountsAsItsLayer) {

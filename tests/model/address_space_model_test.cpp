@@ -14,6 +14,7 @@
 #include <rapidcheck/gtest.h>
 
 #include "vmspace/address_space.hpp"
+#include "vmspace/boot.hpp"
 
 namespace vmspace {
 namespace {

@@ -12,6 +12,7 @@
 
 #include "vmspace/address_space.hpp"
 #include "vmspace/text/allocator.hpp"
+#include "vmspace/text/spec.hpp"
 
 namespace vmspace {
 
@@ -20,46 +21,9 @@ namespace vmspace {
   return detail::hex(address.value());
 }
 
-/// The bits as in /proc/PID/maps: `rw-`, `r-x`, `---`.
-[[nodiscard]] inline std::string to_text(Protection protection) {
-  const auto bit = [&](Protection wanted, const char* letter) {
-    return allows(protection, wanted) ? letter : "-";
-  };
-  return detail::concat(bit(Protection::read, "r"), bit(Protection::write, "w"),
-                        bit(Protection::execute, "x"));
-}
-
 /// Its name_of(): `ram`, `device`, `dax`, `firmware`.
 [[nodiscard]] inline std::string to_text(RegionType type) {
   return std::string(name_of(type));
-}
-
-/// Its name_of(): `shmem`.
-[[nodiscard]] inline std::string to_text(MemorySource source) {
-  return std::string(name_of(source));
-}
-
-/// The enumerator's name: `by_source`, `map_shared`, `map_private`.
-[[nodiscard]] inline std::string to_text(Sharing sharing) {
-  switch (sharing) {
-    case Sharing::by_source: return "by_source";
-    case Sharing::map_shared: return "map_shared";
-    case Sharing::map_private: return "map_private";
-  }
-  return "?";
-}
-
-/// The source, and what is not as it is by default:
-/// `file /srv/disk offset 0x1000 page_size 0x200000 map_private discardable`.
-[[nodiscard]] inline std::string to_text(const BackingSpec& backing) {
-  std::string text = to_text(backing.source);
-  if (!backing.path.empty()) text.append(" ").append(backing.path);
-  if (backing.descriptor) text.append(" fd ").append(std::to_string(*backing.descriptor));
-  if (backing.offset != 0) text.append(" offset ").append(detail::hex(backing.offset));
-  if (backing.page_size != 0) text.append(" page_size ").append(detail::hex(backing.page_size));
-  if (backing.sharing != Sharing::by_source) text.append(" ").append(to_text(backing.sharing));
-  if (backing.discardable) text.append(" discardable");
-  return text;
 }
 
 namespace detail {
@@ -77,16 +41,6 @@ inline std::string region_text(const RegionOptions& options, const std::string& 
   if (options.populate) text.append(" populate");
   if (options.owner != 0) text.append(" owner ").append(std::to_string(options.owner));
   return text;
-}
-
-template <typename Values>
-std::string list_text(const Values& values) {
-  std::string text = "{";
-  for (const auto& value : values) {
-    if (text.size() > 1) text.append(", ");
-    text.append(value_text(value, PrintPlain{}));
-  }
-  return text.append("}");
 }
 
 }  // namespace detail
@@ -155,21 +109,6 @@ std::string layout_text(const std::optional<Range>& ram, std::uint64_t phys_max,
 [[nodiscard]] inline std::string to_text(const RamPiece& piece) {
   return detail::concat(detail::base_and_size(piece.base.value(), piece.size), " node ",
                         std::to_string(piece.node));
-}
-
-/// The enumerator's name: `ram`, `reserved`.
-[[nodiscard]] inline std::string to_text(E820Type type) {
-  switch (type) {
-    case E820Type::ram: return "ram";
-    case E820Type::reserved: return "reserved";
-  }
-  return "?";
-}
-
-/// `reserved 0x9fc00+0x60400`.
-[[nodiscard]] inline std::string to_text(const E820Entry& entry) {
-  return detail::concat(to_text(entry.type), " ",
-                        detail::base_and_size(entry.base.value(), entry.size));
 }
 
 /// `uart [0x3f8-0x3ff]`.

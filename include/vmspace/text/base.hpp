@@ -70,6 +70,17 @@ std::string value_text(const std::shared_ptr<T>& value, const Print& print) {
   return value == nullptr ? "null" : value_text(*value, print);
 }
 
+/// The values of a list: `{0, 1}`.
+template <typename Values>
+std::string list_text(const Values& values) {
+  std::string text = "{";
+  for (const auto& value : values) {
+    if (text.size() > 1) text.append(", ");
+    text.append(value_text(value, PrintPlain{}));
+  }
+  return text.append("}");
+}
+
 }  // namespace detail
 
 /// The enumerator's name: `no_space`.

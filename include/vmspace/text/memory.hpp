@@ -39,55 +39,6 @@ template <typename T>
   return to_text(pointer.address());
 }
 
-/// The enumerator's name.
-[[nodiscard]] inline std::string to_text(Applied applied) {
-  return applied == Applied::applied ? "applied" : "not_applicable";
-}
-
-/// The enumerator's name.
-[[nodiscard]] inline std::string to_text(Advice advice) {
-  switch (advice) {
-    case Advice::normal: return "normal";
-    case Advice::random: return "random";
-    case Advice::sequential: return "sequential";
-    case Advice::cold: return "cold";
-    case Advice::page_out: return "page_out";
-    case Advice::no_huge_pages: return "no_huge_pages";
-  }
-  return "?";
-}
-
-/// The enumerator's name.
-[[nodiscard]] inline std::string to_text(NumaMode mode) {
-  switch (mode) {
-    case NumaMode::by_default: return "by_default";
-    case NumaMode::preferred: return "preferred";
-    case NumaMode::bind: return "bind";
-  }
-  return "?";
-}
-
-/// `bind {0, 1}`.
-[[nodiscard]] inline std::string to_text(const NumaPolicy& policy) {
-  return detail::concat(to_text(policy.mode), " ", detail::list_text(policy.nodes));
-}
-
-/// The enumerator's name.
-[[nodiscard]] inline std::string to_text(PopulateAccess access) {
-  switch (access) {
-    case PopulateAccess::by_mapping: return "by_mapping";
-    case PopulateAccess::read: return "read";
-    case PopulateAccess::write: return "write";
-  }
-  return "?";
-}
-
-/// `0x200000 resident, 0x0 huge`; `? huge` where the kernel does not tell.
-[[nodiscard]] inline std::string to_text(const Residency& residency) {
-  return detail::concat(detail::hex(residency.resident), " resident, ",
-                        residency.huge ? detail::hex(*residency.huge) : "?", " huge");
-}
-
 /// What its description says.
 [[nodiscard]] inline std::string to_text(const MemoryRegion& region) {
   return to_text(region.description());
@@ -98,22 +49,6 @@ template <typename T>
   return detail::list_text(memory.regions());
 }
 
-/// The enumerator's name.
-[[nodiscard]] inline std::string to_text(PageKind kind) {
-  switch (kind) {
-    case PageKind::anonymous: return "anonymous";
-    case PageKind::shmem: return "shmem";
-    case PageKind::hugetlb: return "hugetlb";
-    case PageKind::file: return "file";
-  }
-  return "?";
-}
-
-/// The enumerator's name.
-[[nodiscard]] inline std::string to_text(Unsealed unsealed) {
-  return unsealed == Unsealed::accept ? "accept" : "refuse";
-}
-
 /// `0x1000+0x2000 rw- of fd 5 offset 0x1000`.
 [[nodiscard]] inline std::string to_text(const RegionDescriptor& region) {
   return detail::concat(detail::base_and_size(region.base.value(), region.size), " ",
@@ -121,10 +56,9 @@ template <typename T>
                         " offset ", detail::hex(region.offset));
 }
 
-/// `0x1000+0x2000 rw- offset 0x1000`.
-[[nodiscard]] inline std::string to_text(const SnapshotRegion& region) {
-  return detail::concat(detail::base_and_size(region.base.value(), region.size), " ",
-                        to_text(region.protection), " offset ", detail::hex(region.offset));
+/// The enumerator's name.
+[[nodiscard]] inline std::string to_text(Unsealed unsealed) {
+  return unsealed == Unsealed::accept ? "accept" : "refuse";
 }
 
 }  // namespace vmspace
