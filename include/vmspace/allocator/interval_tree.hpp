@@ -8,11 +8,11 @@
 //   auto bar = mmio.allocate({.size = 16_KiB, .align = 16_KiB}, "nic0 BAR0");
 //   mmio.free(*bar);                                                     // and merged back
 //
-// How it works. The ranges are the entries of a B+-tree (detail/store.hpp):
+// How it works. The ranges are the entries of a B+-tree (detail/bplus_tree.hpp):
 //
 //                     +--------- inner node ----------+    for each child: its lowest address, and
 //                     | key     room     child        |    three maxima over the free ranges below
-//                     +---|--------|-----------|------+    it (detail/room.hpp)
+//                     +---|--------|-----------|------+    it (detail/free_summary.hpp)
 //                         v        v           v
 //             +-- leaf --+  +-- leaf --+  +-- leaf --+     up to 32 ranges, ascending, arrays of
 //             | min max  |<>| min max  |<>| min max  |     their own for bounds, states and values
@@ -43,10 +43,10 @@
 #include <variant>
 
 #include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/detail/bplus_tree.hpp"
 #include "vmspace/allocator/detail/failure.hpp"
+#include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/detail/iterator.hpp"
-#include "vmspace/allocator/detail/room.hpp"
-#include "vmspace/allocator/detail/store.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/result.hpp"
 

@@ -11,8 +11,8 @@
 #include <memory>
 #include <optional>
 
+#include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/detail/node.hpp"
-#include "vmspace/allocator/detail/room.hpp"
 
 namespace vmspace::detail {
 

@@ -11,9 +11,9 @@
 #include <optional>
 
 #include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/detail/bplus_tree.hpp"
+#include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/detail/iterator.hpp"
-#include "vmspace/allocator/detail/room.hpp"
-#include "vmspace/allocator/detail/store.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/result.hpp"
 

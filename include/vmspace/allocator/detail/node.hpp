@@ -23,7 +23,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "vmspace/allocator/detail/room.hpp"
+#include "vmspace/allocator/detail/free_summary.hpp"
 
 namespace vmspace::detail {
 

@@ -27,8 +27,8 @@
 #include <utility>
 
 #include "vmspace/allocator/detail/checker.hpp"
+#include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/detail/node.hpp"
-#include "vmspace/allocator/detail/room.hpp"
 #include "vmspace/allocator/range.hpp"
 
 namespace vmspace::detail {

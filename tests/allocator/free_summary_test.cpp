@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "vmspace/allocator/detail/room.hpp"
+#include "vmspace/allocator/detail/free_summary.hpp"
 
 #include <bit>
 #include <cstdint>

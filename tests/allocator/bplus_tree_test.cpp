@@ -2,7 +2,7 @@
 //
 // That the checker of the structure sees what is broken: each rule is broken by hand.
 
-#include "vmspace/allocator/detail/store.hpp"
+#include "vmspace/allocator/detail/bplus_tree.hpp"
 
 #include <cstdint>
 #include <functional>
