@@ -14,78 +14,78 @@ namespace {
 constexpr std::uint64_t top = UINT64_MAX;
 
 /// The definition, word for word.
-Room by_trial(std::uint64_t lo, std::uint64_t hi) {
-  Room room{.longest = hi - lo + 1, .order = 0, .zeros = 0};
+FreeSummary by_trial(std::uint64_t lo, std::uint64_t hi) {
+  FreeSummary summary{.longest = hi - lo + 1, .order = 0, .zeros = 0};
   for (std::uint64_t at = lo; at <= hi; ++at) {
     const auto zeros = static_cast<std::uint8_t>(std::countr_zero(at));
-    room.zeros = std::max(room.zeros, zeros);
+    summary.zeros = std::max(summary.zeros, zeros);
     for (std::uint8_t k = 0; k <= std::min<std::uint8_t>(zeros, 10); ++k) {
-      if (hi - at >= (std::uint64_t{1} << k) - 1) room.order = std::max(room.order, k);
+      if (hi - at >= (std::uint64_t{1} << k) - 1) summary.order = std::max(summary.order, k);
     }
   }
-  return room;
+  return summary;
 }
 
-TEST(Room, OfEveryShortRangeIsWhatTrialFinds) {
+TEST(FreeSummary, OfEveryShortRangeIsWhatTrialFinds) {
   for (const std::uint64_t base : {std::uint64_t{0}, std::uint64_t{0x1'0000'0000}, top - 130}) {
     for (std::uint64_t lo = base; lo < base + 130; ++lo) {
       for (std::uint64_t hi = lo; hi < base + 130; ++hi) {
-        const Room room = Room::of(lo, hi);
-        const Room trial = by_trial(lo, hi);
-        ASSERT_EQ(room.longest, trial.longest) << lo << " " << hi;
-        ASSERT_EQ(room.order, trial.order) << lo << " " << hi;
-        ASSERT_EQ(room.zeros, trial.zeros) << lo << " " << hi;
+        const FreeSummary summary = FreeSummary::of(lo, hi);
+        const FreeSummary trial = by_trial(lo, hi);
+        ASSERT_EQ(summary.longest, trial.longest) << lo << " " << hi;
+        ASSERT_EQ(summary.order, trial.order) << lo << " " << hi;
+        ASSERT_EQ(summary.zeros, trial.zeros) << lo << " " << hi;
       }
     }
   }
 }
 
-TEST(Room, ReachesTheEndsOfTheDomain) {
-  EXPECT_EQ(Room::of(0, top), (Room{.longest = top, .order = 64, .zeros = 64}));
-  EXPECT_EQ(Room::of(0, top - 1), (Room{.longest = top, .order = 63, .zeros = 64}));
-  EXPECT_EQ(Room::of(1, top), (Room{.longest = top, .order = 63, .zeros = 63}));
-  EXPECT_EQ(Room::of(0, 0), (Room{.longest = 1, .order = 0, .zeros = 64}));
-  EXPECT_EQ(Room::of(top, top), (Room{.longest = 1, .order = 0, .zeros = 0}));
-  EXPECT_EQ(Room::of(std::uint64_t{1} << 63, top),
-            (Room{.longest = std::uint64_t{1} << 63, .order = 63, .zeros = 63}));
+TEST(FreeSummary, ReachesTheEndsOfTheDomain) {
+  EXPECT_EQ(FreeSummary::of(0, top), (FreeSummary{.longest = top, .order = 64, .zeros = 64}));
+  EXPECT_EQ(FreeSummary::of(0, top - 1), (FreeSummary{.longest = top, .order = 63, .zeros = 64}));
+  EXPECT_EQ(FreeSummary::of(1, top), (FreeSummary{.longest = top, .order = 63, .zeros = 63}));
+  EXPECT_EQ(FreeSummary::of(0, 0), (FreeSummary{.longest = 1, .order = 0, .zeros = 64}));
+  EXPECT_EQ(FreeSummary::of(top, top), (FreeSummary{.longest = 1, .order = 0, .zeros = 0}));
+  EXPECT_EQ(FreeSummary::of(std::uint64_t{1} << 63, top),
+            (FreeSummary{.longest = std::uint64_t{1} << 63, .order = 63, .zeros = 63}));
 }
 
-/// All small rooms: a whole is made of a part and the rest, and the part shrinks.
-TEST(Room, OutlastsAPartOnlyIfTheWholeStaysAsItWas) {
-  std::vector<Room> rooms;
+/// All small summaries: a whole is made of a part and the rest, and the part shrinks.
+TEST(FreeSummary, IsUnchangedByAPartOnlyIfTheWholeStaysAsItWas) {
+  std::vector<FreeSummary> summaries;
   for (std::uint8_t i = 0; i < 27; ++i) {
-    rooms.push_back({.longest = i % 3U,
-                     .order = static_cast<std::uint8_t>(i / 3 % 3),
-                     .zeros = static_cast<std::uint8_t>(i / 9)});
+    summaries.push_back({.longest = i % 3U,
+                         .order = static_cast<std::uint8_t>(i / 3 % 3),
+                         .zeros = static_cast<std::uint8_t>(i / 9)});
   }
-  const auto joined = [](Room a, const Room& b) {
-    a.join(b);
+  const auto joined = [](FreeSummary a, const FreeSummary& b) {
+    a.merge(b);
     return a;
   };
-  for (const Room& before : rooms) {
-    for (const Room& after : rooms) {
+  for (const FreeSummary& before : summaries) {
+    for (const FreeSummary& after : summaries) {
       if (joined(before, after) != before) continue;
-      for (const Room& rest : rooms) {
-        const Room whole = joined(before, rest);
-        if (whole.outlasts(before, after)) {
+      for (const FreeSummary& rest : summaries) {
+        const FreeSummary whole = joined(before, rest);
+        if (whole.is_unchanged_by(before, after)) {
           ASSERT_EQ(whole, joined(after, rest));
         }
       }
     }
   }
   // And it does where another part reaches as far, which is why it is asked.
-  EXPECT_TRUE((Room{.longest = 9, .order = 3, .zeros = 5})
-                  .outlasts({.longest = 8, .order = 2, .zeros = 4}, Room{}));
-  EXPECT_TRUE((Room{.longest = 9, .order = 3, .zeros = 5})
-                  .outlasts({.longest = 9, .order = 3, .zeros = 5},
-                            {.longest = 9, .order = 3, .zeros = 5}));
+  EXPECT_TRUE((FreeSummary{.longest = 9, .order = 3, .zeros = 5})
+                  .is_unchanged_by({.longest = 8, .order = 2, .zeros = 4}, FreeSummary{}));
+  EXPECT_TRUE((FreeSummary{.longest = 9, .order = 3, .zeros = 5})
+                  .is_unchanged_by({.longest = 9, .order = 3, .zeros = 5},
+                                   {.longest = 9, .order = 3, .zeros = 5}));
 }
 
-TEST(Room, NothingFreeSatisfiesNoRequest) {
-  EXPECT_FALSE(Request({.size = 1}).may_fit(Room{}));
+TEST(FreeSummary, NothingFreeSatisfiesNoRequest) {
+  EXPECT_FALSE(Request({.size = 1}).may_fit(FreeSummary{}));
 }
 
-TEST(Room, ARequestThatFitsARangeIsNeverPruned) {
+TEST(FreeSummary, ARequestThatFitsARangeIsNeverPruned) {
   for (std::uint64_t lo = 0; lo < 70; ++lo) {
     for (std::uint64_t hi = lo; hi < 70; ++hi) {
       for (std::uint64_t size = 1; size < 40; ++size) {
@@ -93,7 +93,7 @@ TEST(Room, ARequestThatFitsARangeIsNeverPruned) {
           const Request request({.size = size, .align = align});
           const bool fits = request.lowest_in(lo, hi).has_value();
           ASSERT_EQ(fits, request.highest_in(lo, hi).has_value());
-          const bool may = request.may_fit(Room::of(lo, hi));
+          const bool may = request.may_fit(FreeSummary::of(lo, hi));
           ASSERT_TRUE(may || !fits) << lo << " " << hi << " " << size << " " << align;
           // Without alignment, and for aligned blocks, the maxima decide alone.
           if (align == 1 || align == size) {
@@ -105,14 +105,14 @@ TEST(Room, ARequestThatFitsARangeIsNeverPruned) {
   }
 }
 
-TEST(Room, AGapCanPassAllThreeAndNotFit) {
+TEST(FreeSummary, AGapCanPassAllThreeAndNotFit) {
   // Around 2 MiB: long enough, holds an aligned 8 KiB block, and a multiple of 2 MiB; not in one.
   const Request request({.size = 0x2000, .align = 0x20'0000});
-  EXPECT_TRUE(request.may_fit(Room::of(0x1f'e000, 0x20'0fff)));
+  EXPECT_TRUE(request.may_fit(FreeSummary::of(0x1f'e000, 0x20'0fff)));
   EXPECT_EQ(request.lowest_in(0x1f'e000, 0x20'0fff), std::nullopt);
 }
 
-TEST(Room, APlaceNeverWrapsAroundTheDomain) {
+TEST(FreeSummary, APlaceNeverWrapsAroundTheDomain) {
   const std::uint64_t half = std::uint64_t{1} << 63;
   EXPECT_EQ(Request({.size = 1, .align = half}).lowest_in(half + 1, top), std::nullopt);
   EXPECT_EQ(Request({.size = 1, .align = half}).highest_in(half + 1, top), std::nullopt);

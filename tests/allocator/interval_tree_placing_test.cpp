@@ -20,9 +20,9 @@ using test::to_picture;
 constexpr std::uint64_t top = UINT64_MAX;
 constexpr std::uint64_t half = std::uint64_t{1} << 63;
 
-constexpr Policy first = Policy::first_match;
-constexpr Policy last = Policy::last_match;
-constexpr Policy best = Policy::best_match;
+constexpr AllocPolicy first = AllocPolicy::first_match;
+constexpr AllocPolicy last = AllocPolicy::last_match;
+constexpr AllocPolicy best = AllocPolicy::best_match;
 
 TEST(IntervalTree, AllocatePutsItWhereThePolicySays) {
   struct Case {
@@ -123,7 +123,7 @@ TEST(IntervalTree, AllocateGivesTheConstraintsOwnError) {
 }
 
 TEST(IntervalTree, AllocateInAnEmptyTreeIsNoSpace) {
-  for (const Policy policy : {first, last, best}) {
+  for (const AllocPolicy policy : {first, last, best}) {
     Letters tree;
     EXPECT_EQ(tree.allocate({.size = 1, .policy = policy}).error().code, Errc::no_space);
   }
@@ -179,7 +179,7 @@ TEST(IntervalTree, NoSpaceNamesTheLargestFreePieceUpToTheWholeDomain) {
 }
 
 TEST(IntervalTree, AllocateReachesTheEndsOfTheDomain) {
-  for (const Policy policy : {first, last, best}) {
+  for (const AllocPolicy policy : {first, last, best}) {
     IntervalTree<> tree;
     ASSERT_TRUE(tree.insert(Range::whole_domain()));
     // The most that can be asked for leaves one member over.
@@ -223,7 +223,7 @@ TEST(IntervalTree, AllocateFindsTheOneGapThatFitsAmongThousands) {
       ASSERT_TRUE(tree.insert(Range::point(base + 6), std::uint64_t{i}));
     }
     const std::uint64_t at = 8 * wide + 1;
-    for (const Policy policy : {first, last, best}) {
+    for (const AllocPolicy policy : {first, last, best}) {
       for (const auto& [constraint, place] :
            {std::pair<Constraint, std::uint64_t>{{.size = 3}, policy == last ? at + 1 : at},
             {{.size = 4}, at},
@@ -258,7 +258,7 @@ TEST(IntervalTree, AWindowThatEndsOrBeginsAtTheOnlyPlaceFindsIt) {
   for (std::uint64_t i = 0; i < count; ++i) {
     const Range only = Range::point(i + 1);
     ASSERT_TRUE(tree.free(only));
-    for (const Policy policy : {first, last, best}) {
+    for (const AllocPolicy policy : {first, last, best}) {
       for (const std::uint64_t min : {std::uint64_t{0}, only.min()}) {
         const auto got =
             tree.allocate({.size = 1, .min = min, .max = only.max(), .policy = policy});
@@ -289,7 +289,7 @@ TEST(IntervalTree, WindowsOfEveryKindGiveWhatLiesInside) {
                                 *Range::make(base == 0 ? 0 : base - 0x1000, base + 0xfff),
                                 *Range::make(base == 0 ? 0 : base - 0x1800, base + 0x27ff)};
     for (const Range& window : windows) {
-      for (const Policy policy : {first, last, best}) {
+      for (const AllocPolicy policy : {first, last, best}) {
         const auto got = tree.allocate(
             {.size = 0x1000, .min = window.min(), .max = window.max(), .policy = policy});
         ASSERT_EQ(got, page);

@@ -86,7 +86,7 @@ TEST(IntervalTreeFaults, AFailedInsertOrAllocateLeavesTheTreeAsItWas) {
                       ASSERT_TRUE(t.allocate_at(Range::of(50'000, 50'001)));
                     }));
     most = std::max(most, fail_each_allocation(tree, [](Tree& t) {
-                      ASSERT_TRUE(t.allocate({.size = 10, .policy = Policy::best_match}));
+                      ASSERT_TRUE(t.allocate({.size = 10, .policy = AllocPolicy::best_match}));
                     }));
   }
   EXPECT_EQ(most, 2);  // a leaf and a root, at 32 and 33 ranges

@@ -49,8 +49,8 @@ class Oracle {
       const auto here = place_in(item, constraint);
       if (!here) continue;
       const bool better =
-          !best || constraint.policy == Policy::last_match ||
-          (constraint.policy == Policy::best_match &&
+          !best || constraint.policy == AllocPolicy::last_match ||
+          (constraint.policy == AllocPolicy::best_match &&
            extent(clip(item, constraint)) < extent(clip(items_[*best], constraint)));
       if (!better) continue;
       best = i;
@@ -191,7 +191,8 @@ class Oracle {
     const u128 align = std::max<std::uint64_t>(constraint.align, 1);
     u128 base = (lo + align - 1) / align * align;
     if (base + constraint.size - 1 > hi) return std::nullopt;
-    if (constraint.policy == Policy::last_match) base = (hi + 1 - constraint.size) / align * align;
+    if (constraint.policy == AllocPolicy::last_match)
+      base = (hi + 1 - constraint.size) / align * align;
     return *Range::from_base_size(static_cast<std::uint64_t>(base), constraint.size);
   }
 
@@ -306,7 +307,7 @@ class SideBySide {
       case 5: constraint.align = std::uint64_t{1} << step.b / 16 % 64; break;
       default: constraint.align = std::uint64_t{1} << step.b / 16 % 8; break;
     }
-    constraint.policy = static_cast<Policy>(step.shape % 4 % 3);
+    constraint.policy = static_cast<AllocPolicy>(step.shape % 4 % 3);
     switch (step.shape / 32) {
       case 0:
         constraint.min = address(step.a);

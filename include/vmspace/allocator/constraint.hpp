@@ -12,7 +12,7 @@
 namespace vmspace {
 
 /// Which of the places that fit an allocation takes.
-enum class Policy : std::uint8_t {
+enum class AllocPolicy : std::uint8_t {
   first_match,  ///< the lowest address
   last_match,   ///< the highest address
   /// In the smallest free range that fits, the lowest among equals; of a free range that the window
@@ -25,10 +25,10 @@ enum class Policy : std::uint8_t {
 /// An exact address is no constraint: see IntervalTree::allocate_at.
 struct Constraint {
   std::uint64_t size;     ///< how many members (bytes, for addresses); at least 1
-  std::uint64_t min = 0;  ///< the lowest address that the allocation may cover
+  std::uint64_t min = 0;  ///< the lowest address that the allocation may coverage
   std::uint64_t max = std::numeric_limits<std::uint64_t>::max();  ///< the highest, inclusive
   std::uint64_t align = 1;  ///< the first address is a multiple of it; a power of two; 0 means 1
-  Policy policy = Policy::first_match;
+  AllocPolicy policy = AllocPolicy::first_match;
 
   /// Whether a request makes sense by itself: `zero_size` when size is 0, `invalid_range` when
   /// min > max, `bad_alignment` when align is no power of two. Every allocate calls it. O(1).

@@ -11,7 +11,7 @@
 // How it works. The ranges are the entries of a B+-tree (detail/bplus_tree.hpp):
 //
 //                     +--------- inner node ----------+    for each child: its lowest address, and
-//                     | key     room     child        |    three maxima over the free ranges below
+//                     | key    summary   child        |    three maxima over the free ranges below
 //                     +---|--------|-----------|------+    it (detail/free_summary.hpp)
 //                         v        v           v
 //             +-- leaf --+  +-- leaf --+  +-- leaf --+     up to 32 ranges, ascending, arrays of
@@ -19,13 +19,13 @@
 //             | state T  |  | state T  |  | state T  |     (detail/node.hpp)
 //             +----------+  +----------+  +----------+
 //
-// A tree of up to 32 ranges, which is most VMMs, is one leaf: a sorted array. Looking up goes down
-// by key. Allocating goes down by room: a child is entered only if its maxima allow the request.
-// Where the maxima decide alone (no alignment; size equal to alignment) every child entered has a
-// fit, but for the two that the window cuts, so that a search is O(log n). For other mixes it may
-// have to try candidates, each long enough and aligned well enough in different places. To split a
-// free range, and to merge one back, changes entries where they are: a neighbour grows or shrinks,
-// and at most two entries are made or removed beside it.
+// A tree of up to 32 ranges, which most VMMs never exceed, is one leaf: a sorted array. A look-up
+// descends by key. An allocation descends by summary: a child is entered only if its maxima allow
+// the request. Where the maxima are sufficient (no alignment; size equal to alignment) every child
+// entered has a fit, except for the two that the window cuts, so a search is O(log n). For other
+// combinations it may test candidates that are long enough and aligned well enough, but not in one
+// piece. Splitting a free range and merging one back change entries in place: a neighbour grows or
+// shrinks, and at most two entries are added or removed beside it.
 
 #pragma once
 
@@ -128,14 +128,14 @@ class IntervalTree {
   }
   ~IntervalTree() = default;
 
-  void swap(IntervalTree& other) noexcept { store_.swap(other.store_); }
+  void swap(IntervalTree& other) noexcept { tree_.swap(other.tree_); }
   friend void swap(IntervalTree& a, IntervalTree& b) noexcept { a.swap(b); }
 
   /// Forgets all ranges and destroys their values. O(n).
-  void clear() noexcept { store_.clear(); }
+  void clear() noexcept { tree_.clear(); }
 
   /// How many ranges there are, in any state. O(1).
-  [[nodiscard]] std::size_t size() const noexcept { return store_.size(); }
+  [[nodiscard]] std::size_t size() const noexcept { return tree_.size(); }
   [[nodiscard]] bool empty() const noexcept { return size() == 0; }
 
   /// Two trees are equal when they have the same ranges with the same states and values. O(n).
@@ -202,7 +202,7 @@ class IntervalTree {
   /// Gives a taken range a value, and returns the one that it had. The errors of free(). O(log n);
   /// never allocates.
   [[nodiscard]] Result<std::optional<T>> update(Range range, T&& value) {
-    typename Store::Path at;
+    typename BPlusTree::Path at;
     if (!locate_taken(range, at)) return failure().not_taken("update", range);
     std::optional<T> held = hold(std::addressof(value));  // it may be the one that comes out
     std::optional<T> before = take_value(at);
@@ -224,10 +224,10 @@ class IntervalTree {
   /// than one, or what is free or not in the tree beside), naming the lowest taken range that it
   /// meets, or the lowest free one if none is taken.
   [[nodiscard]] Result<std::optional<T>> free(Range range) {
-    typename Store::Path at;
+    typename BPlusTree::Path at;
     if (!locate_taken(range, at)) return failure().not_taken("free", range);
     std::optional<T> before = take_value(at);
-    store_.release(at);
+    tree_.free_and_coalesce(at);
     return before;
   }
 
@@ -235,10 +235,10 @@ class IntervalTree {
   /// be exactly one of the tree's: `not_found` when no part of it is there; else `overlap`, naming
   /// the lowest range that it meets. O(log n); never allocates.
   [[nodiscard]] Result<std::optional<T>> erase(Range range) {
-    typename Store::Path at;
-    if (!store_.locate(range, at)) return failure().not_there("erase", range);
+    typename BPlusTree::Path at;
+    if (!tree_.locate(range, at)) return failure().not_found("erase", range);
     std::optional<T> before = take_value(at);
-    store_.remove(at, 1);
+    tree_.remove(at, 1);
     return before;
   }
 
@@ -253,7 +253,7 @@ class IntervalTree {
 
   /// The entry that contains this member. O(log n).
   [[nodiscard]] std::optional<Entry> find(std::uint64_t point) const noexcept {
-    const typename Store::Place at = place_of(point);
+    const typename BPlusTree::Position at = position_of(point);
     if (at.leaf == nullptr) return std::nullopt;
     return *Iterator(at.leaf, at.pos);
   }
@@ -267,7 +267,7 @@ class IntervalTree {
 
   /// The value of the range that contains this member; null when there is none. O(log n).
   [[nodiscard]] T* find_value(std::uint64_t point) noexcept {
-    const typename Store::Place at = place_of(point);
+    const typename BPlusTree::Position at = position_of(point);
     if (at.leaf == nullptr || !at.leaf->valued.test(at.pos)) return nullptr;
     return at.leaf->values.at(at.pos);
   }
@@ -278,18 +278,18 @@ class IntervalTree {
   // -- walking -------------------------------------------------------------------------------
 
   /// All entries in address order. Each step is O(1).
-  [[nodiscard]] Iterator begin() const noexcept { return {store_.first(), 0}; }
-  [[nodiscard]] Iterator end() const noexcept { return {store_.last(), end_pos()}; }
+  [[nodiscard]] Iterator begin() const noexcept { return {tree_.first(), 0}; }
+  [[nodiscard]] Iterator end() const noexcept { return {tree_.last(), end_pos()}; }
 
   /// The entries that have a member in common with `range`, in address order. O(log n).
   [[nodiscard]] detail::Walk<Iterator> overlapping(Range range) const noexcept {
-    return detail::overlapping(store_, range);
+    return detail::overlapping(tree_, range);
   }
 
   /// The free ranges in address order, as a view of Range. A step skips what is taken, up to a leaf
   /// at a time.
   [[nodiscard]] detail::Walk<detail::FreeIterator<T>> free_ranges() const noexcept {
-    return {{store_.first(), 0}, {store_.last(), end_pos()}};
+    return {{tree_.first(), 0}, {tree_.last(), end_pos()}};
   }
 
   // -- about the whole -----------------------------------------------------------------------
@@ -321,39 +321,39 @@ class IntervalTree {
   /// Checks every rule of the structure, in release builds too: `corrupt` with the first one that
   /// is broken as its reason, which is a defect of this library or a stray write. O(n).
   [[nodiscard]] Result<void> check_invariants() const noexcept {
-    if (const char* rule = store_.check()) {
+    if (const char* rule = tree_.check()) {
       return fail({.code = Errc::corrupt, .operation = "check_invariants", .reason = rule});
     }
     return {};
   }
 
  private:
-  using Store = detail::Store<T>;
+  using BPlusTree = detail::BPlusTree<T>;
 
   [[nodiscard]] unsigned end_pos() const noexcept {
-    return store_.last() == nullptr ? 0 : store_.last()->count;
+    return tree_.last() == nullptr ? 0 : tree_.last()->count;
   }
 
   /// What to say of a call that failed.
   [[nodiscard]] detail::TreeFailure<T> failure() const noexcept {
-    return detail::TreeFailure<T>(store_);
+    return detail::TreeFailure<T>(tree_);
   }
 
   /// The path to the taken entry that is exactly this range; false when there is none.
-  [[nodiscard]] bool locate_taken(Range range, typename Store::Path& at) const noexcept {
-    return store_.locate(range, at) && !at.leaf->free.test(at.pos);
+  [[nodiscard]] bool locate_taken(Range range, typename BPlusTree::Path& at) const noexcept {
+    return tree_.locate(range, at) && !at.leaf->free.test(at.pos);
   }
 
   /// The entry that contains `point`, or no leaf.
-  [[nodiscard]] typename Store::Place place_of(std::uint64_t point) const noexcept {
-    typename Store::Place at = store_.upper_bound(point);
+  [[nodiscard]] typename BPlusTree::Position position_of(std::uint64_t point) const noexcept {
+    typename BPlusTree::Position at = tree_.upper_bound(point);
     if (at.pos == 0 || at.leaf->max[at.pos - 1] < point) return {};
     --at.pos;
     return at;
   }
 
   /// Moves the value out of an entry, which is allocated then, or free as it was.
-  static std::optional<T> take_value(const typename Store::Path& at) noexcept {
+  static std::optional<T> take_value(const typename BPlusTree::Path& at) noexcept {
     auto& leaf = *at.leaf;
     if (!leaf.valued.test(at.pos)) return std::nullopt;
     std::optional<T> value(std::move(*leaf.values.at(at.pos)));
@@ -371,7 +371,7 @@ class IntervalTree {
   }
 
   /// Moves a value, if there is one, into an entry without.
-  static void put_value(const typename Store::Path& at, std::optional<T>& value) noexcept {
+  static void put_value(const typename BPlusTree::Path& at, std::optional<T>& value) noexcept {
     if (!value) return;
     at.leaf->values.construct(at.pos, *std::move(value));
     at.leaf->valued.set(at.pos);
@@ -379,19 +379,19 @@ class IntervalTree {
 
   Result<void> insert_entry(Range range, T* value) {
     const auto fill = value == nullptr ? detail::Fill::free : detail::Fill::taken;
-    typename Store::Path at;
+    typename BPlusTree::Path at;
     if (empty()) {
-      store_.insert_first(range, fill, at);
+      tree_.insert_first(range, fill, at);
       std::optional<T> held = hold(value);
       put_value(at, held);
       return {};
     }
-    store_.upper_bound(range.min(), at);
-    if (!overlapping(range).empty()) return failure().in_the_way(range);
-    auto spares = store_.spares_for(at, 1);
+    tree_.upper_bound(range.min(), at);
+    if (!overlapping(range).empty()) return failure().overlap(range);
+    auto nodes = tree_.allocate_split_nodes(at, 1);
     std::optional<T> held = hold(value);
-    store_.make_room(at, spares);
-    store_.insert(at, range, fill);
+    tree_.split_if_full(at, nodes);
+    tree_.insert(at, range, fill);
     put_value(at, held);
     return {};
   }
@@ -399,7 +399,7 @@ class IntervalTree {
   Result<Range> allocate_entry(const Constraint& constraint, T* value) {
     if (Result<void> valid = constraint.validate(); !valid) return tl::unexpected(valid.error());
     const detail::Request request(constraint);
-    typename Store::Path at;
+    typename BPlusTree::Path at;
     std::uint64_t base = 0;
     if (!search(request, constraint.policy, at, base)) return failure().no_space(constraint);
     const Range piece = detail::unchecked_range(base, base + request.extent());
@@ -408,9 +408,9 @@ class IntervalTree {
   }
 
   Result<Range> allocate_entry_at(Range range, T* value) {
-    typename Store::Path at;
+    typename BPlusTree::Path at;
     if (!empty()) {
-      store_.upper_bound(range.min(), at);
+      tree_.upper_bound(range.min(), at);
       if (at.pos > 0) {
         --at.pos;
         if (at.leaf->free.test(at.pos) && at.leaf->max[at.pos] >= range.max()) {
@@ -419,36 +419,36 @@ class IntervalTree {
         }
       }
     }
-    return failure().not_at(range);
+    return failure().not_free(range);
   }
 
   /// Turns `piece` of the free entry at the path into a taken one.
-  void take(typename Store::Path& at, Range piece, T* value) {
+  void take(typename BPlusTree::Path& at, Range piece, T* value) {
     const unsigned ends =
         (piece.min() != at.leaf->min[at.pos]) + (piece.max() != at.leaf->max[at.pos]);
-    auto spares = store_.spares_for(at, ends);
+    auto nodes = tree_.allocate_split_nodes(at, ends);
     std::optional<T> held = hold(value);
-    store_.make_room(at, spares);
-    store_.cut(at, piece);
+    tree_.split_if_full(at, nodes);
+    tree_.split_entry(at, piece);
     put_value(at, held);
   }
 
-  bool search(const detail::Request& request, Policy policy, typename Store::Path& at,
+  bool search(const detail::Request& request, AllocPolicy policy, typename BPlusTree::Path& at,
               std::uint64_t& base) const {
-    const auto accept = [&base](const typename Store::Path&, std::uint64_t place) {
+    const auto accept = [&base](const typename BPlusTree::Path&, std::uint64_t place) {
       base = place;
       return true;
     };
     switch (policy) {
-      case Policy::first_match: return store_.template for_each_fit<true>(request, at, accept);
-      case Policy::last_match: return store_.template for_each_fit<false>(request, at, accept);
-      case Policy::best_match: break;
+      case AllocPolicy::first_match: return tree_.template for_each_fit<true>(request, at, accept);
+      case AllocPolicy::last_match: return tree_.template for_each_fit<false>(request, at, accept);
+      case AllocPolicy::best_match: break;
     }
     // What counts of a free range is its part inside the window. Just the size can't be beaten.
-    typename Store::Place best;
+    typename BPlusTree::Position best;
     std::uint64_t least = 0;
-    store_.template for_each_fit<true>(
-        request, at, [&](const typename Store::Path& candidate, std::uint64_t place) {
+    tree_.template for_each_fit<true>(
+        request, at, [&](const typename BPlusTree::Path& candidate, std::uint64_t place) {
           const auto& leaf = *candidate.leaf;
           const std::uint64_t extent = std::min(leaf.max[candidate.pos], request.max()) -
                                        std::max(leaf.min[candidate.pos], request.min());
@@ -460,12 +460,12 @@ class IntervalTree {
           return least == request.extent();
         });
     if (best.leaf == nullptr) return false;
-    store_.upper_bound(best.leaf->min[best.pos], at);
+    tree_.upper_bound(best.leaf->min[best.pos], at);
     --at.pos;
     return true;
   }
 
-  Store store_;
+  BPlusTree tree_;
 };
 
 }  // namespace vmspace
