@@ -5,6 +5,8 @@
 #pragma once
 
 #include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/interval_entry.hpp"
+#include "vmspace/allocator/interval_iterator.hpp"
 #include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/error.hpp"

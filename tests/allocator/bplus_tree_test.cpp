@@ -21,16 +21,16 @@ void fill(TestTree& tree, std::uint64_t n) {
   for (std::uint64_t i = 0; i < n; ++i) {
     TestTree::Path at;
     const Range range = unchecked_range(4 * i, 4 * i + 1);
-    const Fill fill = i % 3 == 0 ? Fill::taken : Fill::free;
+    const NodeState state = i % 3 == 0 ? NodeState::allocated : NodeState::free;
     if (i == 0) {
-      tree.insert_first(range, fill, at);
+      tree.insert_first(range, state, at);
     } else {
       tree.upper_bound(range.min(), at);
       auto nodes = tree.allocate_split_nodes(at, 1);
       tree.split_if_full(at, nodes);
-      tree.insert(at, range, fill);
+      tree.insert(at, range, state);
     }
-    if (fill == Fill::taken) {
+    if (state == NodeState::allocated) {
       at.leaf->values.construct(at.pos, 1);
       at.leaf->valued.set(at.pos);
     }
@@ -66,12 +66,12 @@ TEST(BPlusTree, IsSoundAfterEachEntryThatComesOrGoes) {
       TestTree::Path at;
       const Range range = range_of_entry(n);
       if (n == 0) {
-        tree.insert_first(range, Fill::free, at);
+        tree.insert_first(range, NodeState::free, at);
       } else {
         tree.upper_bound(range.min(), at);
         auto nodes = tree.allocate_split_nodes(at, 1);
         tree.split_if_full(at, nodes);
-        tree.insert(at, range, Fill::free);
+        tree.insert(at, range, NodeState::free);
       }
       ASSERT_EQ(tree.check(), nullptr) << n << " " << tree.check();
     }

@@ -46,7 +46,8 @@
 #include "vmspace/allocator/detail/bplus_tree.hpp"
 #include "vmspace/allocator/detail/failure.hpp"
 #include "vmspace/allocator/detail/free_summary.hpp"
-#include "vmspace/allocator/detail/iterator.hpp"
+#include "vmspace/allocator/interval_entry.hpp"
+#include "vmspace/allocator/interval_iterator.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/result.hpp"
 
@@ -100,7 +101,7 @@ class IntervalTree {
 
  public:
   using Entry = IntervalEntry<T>;
-  using Iterator = detail::EntryIterator<T>;
+  using Iterator = IntervalIterator<T>;
   using value_type = Entry;
   using iterator = Iterator;
   using const_iterator = Iterator;
@@ -282,13 +283,13 @@ class IntervalTree {
   [[nodiscard]] Iterator end() const noexcept { return {tree_.last(), end_pos()}; }
 
   /// The entries that have a member in common with `range`, in address order. O(log n).
-  [[nodiscard]] detail::Walk<Iterator> overlapping(Range range) const noexcept {
+  [[nodiscard]] IntervalView<Iterator> overlapping(Range range) const noexcept {
     return detail::overlapping(tree_, range);
   }
 
   /// The free ranges in address order, as a view of Range. A step skips what is taken, up to a leaf
   /// at a time.
-  [[nodiscard]] detail::Walk<detail::FreeIterator<T>> free_ranges() const noexcept {
+  [[nodiscard]] IntervalView<FreeRangeIterator<T>> free_ranges() const noexcept {
     return {{tree_.first(), 0}, {tree_.last(), end_pos()}};
   }
 
@@ -378,10 +379,10 @@ class IntervalTree {
   }
 
   Result<void> insert_entry(Range range, T* value) {
-    const auto fill = value == nullptr ? detail::Fill::free : detail::Fill::taken;
+    const NodeState state = value == nullptr ? NodeState::free : NodeState::allocated;
     typename BPlusTree::Path at;
     if (empty()) {
-      tree_.insert_first(range, fill, at);
+      tree_.insert_first(range, state, at);
       std::optional<T> held = hold(value);
       put_value(at, held);
       return {};
@@ -391,7 +392,7 @@ class IntervalTree {
     auto nodes = tree_.allocate_split_nodes(at, 1);
     std::optional<T> held = hold(value);
     tree_.split_if_full(at, nodes);
-    tree_.insert(at, range, fill);
+    tree_.insert(at, range, state);
     put_value(at, held);
     return {};
   }

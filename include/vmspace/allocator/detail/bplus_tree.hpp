@@ -29,12 +29,10 @@
 #include "vmspace/allocator/detail/checker.hpp"
 #include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/detail/node.hpp"
+#include "vmspace/allocator/interval_entry.hpp"
 #include "vmspace/allocator/range.hpp"
 
 namespace vmspace::detail {
-
-/// The state of an entry that is inserted.
-enum class Fill : std::uint8_t { free, taken };
 
 template <typename T>
 class BPlusTree {
@@ -169,17 +167,18 @@ class BPlusTree {
   }
 
   /// Inserts the first entry of an empty tree.
-  void insert_first(const Range& range, Fill fill, Path& path) {
+  void insert_first(const Range& range, NodeState state, Path& path) {
     root_ = first_ = last_ = path.leaf = new Leaf<T>;
     path.pos = 0;
-    add_entry(path, range, fill);
+    add_entry(path, range, state);
   }
 
   /// Inserts an entry before the one at the path, or at the end of the leaf, which must have space.
-  void insert(Path& path, const Range& range, Fill fill) noexcept {
-    add_entry(path, range, fill);
+  /// Its state is free or allocated; what gives it a value makes it valued.
+  void insert(Path& path, const Range& range, NodeState state) noexcept {
+    add_entry(path, range, state);
     if (path.pos == 0) propagate_key(path);
-    if (fill == Fill::free) propagate_growth(path, FreeSummary::of(range.min(), range.max()));
+    if (state == NodeState::free) propagate_growth(path, FreeSummary::of(range.min(), range.max()));
   }
 
   /// Takes `piece` out of the free entry at the path; what is left on either side stays free, and
@@ -314,12 +313,12 @@ class BPlusTree {
     return false;
   }
 
-  void add_entry(Path& path, const Range& range, Fill fill) noexcept {
+  void add_entry(Path& path, const Range& range, NodeState state) noexcept {
     Leaf<T>& leaf = *path.leaf;
     leaf.open_gap(path.pos, 1);
     leaf.min[path.pos] = range.min();
     leaf.max[path.pos] = range.max();
-    if (fill == Fill::free) leaf.free.set(path.pos);
+    if (state == NodeState::free) leaf.free.set(path.pos);
     ++size_;
   }
 

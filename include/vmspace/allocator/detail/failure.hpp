@@ -13,7 +13,8 @@
 #include "vmspace/allocator/constraint.hpp"
 #include "vmspace/allocator/detail/bplus_tree.hpp"
 #include "vmspace/allocator/detail/free_summary.hpp"
-#include "vmspace/allocator/detail/iterator.hpp"
+#include "vmspace/allocator/interval_entry.hpp"
+#include "vmspace/allocator/interval_iterator.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/result.hpp"
 
@@ -21,11 +22,12 @@ namespace vmspace::detail {
 
 /// The entries that overlap the range, in address order.
 template <typename T>
-[[nodiscard]] Walk<EntryIterator<T>> overlapping(const BPlusTree<T>& tree, Range range) noexcept {
+[[nodiscard]] IntervalView<IntervalIterator<T>> overlapping(const BPlusTree<T>& tree,
+                                                            Range range) noexcept {
   typename BPlusTree<T>::Position from = tree.upper_bound(range.min());
   const typename BPlusTree<T>::Position to = tree.upper_bound(range.max());
   if (from.pos > 0 && from.leaf->max[from.pos - 1] >= range.min()) --from.pos;
-  return {EntryIterator<T>(from.leaf, from.pos), EntryIterator<T>(to.leaf, to.pos)};
+  return {IntervalIterator<T>(from.leaf, from.pos), IntervalIterator<T>(to.leaf, to.pos)};
 }
 
 /// Examines the tree after a call has failed and gives the error. O(log n + m), where m is the number
