@@ -8,6 +8,7 @@
 #include "vmspace/allocator/interval_entry.hpp"
 #include "vmspace/allocator/interval_iterator.hpp"
 #include "vmspace/allocator/interval_tree.hpp"
+#include "vmspace/allocator/interval_tree_stats.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/error.hpp"
 #include "vmspace/error_text.hpp"

@@ -114,12 +114,39 @@ TEST(IntervalTree, AllocateGivesTheConstraintsOwnError) {
     Letters tree(before);
     const auto got = tree.allocate(bad, 'A');
     ASSERT_FALSE(got);
-    EXPECT_EQ(got.error(), bad.validate().error());
+    EXPECT_EQ(got.error(), bad.validate().error().in("IntervalTree::allocate"));
     EXPECT_NE(got.error().code, Errc::no_space);
     EXPECT_EQ(tree, before);
     EXPECT_FALSE(tree.allocate(bad));
     EXPECT_EQ(tree, before);
   }
+}
+
+/// All that is needed to agree with allocate() for every constraint is in the model; here, that the
+/// tree need not be one's own, and stays as it is.
+TEST(IntervalTree, FindPlaceSaysWhereAllocateWouldGoAndTakesNothing) {
+  const Letters tree = from_picture("x..A....");
+  const Letters before(tree);
+  for (const AllocPolicy policy : {first, last, best}) {
+    const Constraint constraint{.size = 2, .policy = policy};
+    const auto place = tree.find_place(constraint);
+    ASSERT_TRUE(place);
+    EXPECT_EQ(place, tree.find_place(constraint));
+    EXPECT_EQ(place, Letters(tree).allocate(constraint));
+    EXPECT_EQ(tree, before);
+  }
+  EXPECT_EQ(tree.find_place({.size = 2}), Range::of(1, 2));
+  EXPECT_EQ(tree.find_place({.size = 2, .policy = last}), Range::of(6, 7));
+}
+
+TEST(IntervalTree, FindPlaceFailsAsAllocateDoesUnderItsOwnName) {
+  Letters tree = from_picture("..x....x..");
+  for (const Constraint& constraint :
+       {Constraint{.size = 5}, Constraint{.size = 0}, Constraint{.size = 1, .align = 3}}) {
+    EXPECT_EQ(tree.find_place(constraint).error(),
+              tree.allocate(constraint).error().in("IntervalTree::find_place"));
+  }
+  EXPECT_EQ(Letters().find_place({.size = 1}).error().code, Errc::no_space);
 }
 
 TEST(IntervalTree, AllocateInAnEmptyTreeIsNoSpace) {
@@ -136,8 +163,8 @@ TEST(IntervalTree, NoSpaceNamesTheLargestFreePieceOfTheWindow) {
     Operand available;
     const char* reason;
   };
-  const char* const misaligned = "long enough, but nowhere aligned as asked";
-  const char* const nothing = "nothing is free there";
+  const char* const misaligned = "no free range is long enough at this alignment";
+  const char* const nothing = "nothing is free in this window";
   const std::vector<Case> cases = {
       {"..x....x..", {.size = 5}, Operand::range(3, 6), nullptr},
       {"..x....x..", {.size = 5, .policy = best}, Operand::range(3, 6), nullptr},
@@ -156,7 +183,7 @@ TEST(IntervalTree, NoSpaceNamesTheLargestFreePieceOfTheWindow) {
     const auto got = from_picture(c.picture).allocate(c.constraint);
     ASSERT_FALSE(got) << c.picture;
     EXPECT_EQ(got.error(), (Error{.code = Errc::no_space,
-                                  .operation = "allocate",
+                                  .operation = "IntervalTree::allocate",
                                   .first = Operand::size(c.constraint.size),
                                   .second = Operand::range(c.constraint.min, c.constraint.max),
                                   .available = c.available,

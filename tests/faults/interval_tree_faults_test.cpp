@@ -162,13 +162,15 @@ TEST(IntervalTreeFaults, FreeEraseAndUpdateNeverAskForMemory) {
   }
 }
 
-TEST(IntervalTreeFaults, CallsThatFailAskForNoMemory) {
+TEST(IntervalTreeFaults, CallsThatFailOrChangeNothingAskForNoMemory) {
   Tree tree = tree_of(500);
   const Tree before(tree);
   asked = 0;
   EXPECT_FALSE(tree.insert(Range::of(0, 10)));
   EXPECT_FALSE(tree.allocate({.size = 0}));
   EXPECT_FALSE(tree.allocate({.size = 100'000}));
+  EXPECT_FALSE(tree.find_place({.size = 100'000}));
+  EXPECT_TRUE(tree.find_place({.size = 1}));
   EXPECT_FALSE(tree.allocate_at(Range::of(0, 1)));
   EXPECT_FALSE(tree.free(Range::of(1, 1)));
   EXPECT_FALSE(tree.erase(Range::of(1, 1)));

@@ -345,18 +345,25 @@ class SideBySide {
       case 0: return same(tree_.insert(some_range(step)), oracle_.insert(some_range(step), {}));
       case 1: {
         const Range range = some_range(step);
-        return same(tree_.insert(range, value), oracle_.insert(range, value));
+        const Result<int*> stored = tree_.insert(range, value);
+        if (stored && !is_stored(*stored, range, value)) return "insert gives another value";
+        return same(stored, oracle_.insert(range, value));
       }
       case 2:
       case 3: {
         const Constraint constraint = some_constraint(step);
-        return same(tree_.allocate(constraint), oracle_.allocate(constraint, {}));
+        const Result<Range> place = std::as_const(tree_).find_place(constraint);
+        const Result<Range> expected = oracle_.allocate(constraint, {});
+        if (!same(place, expected).empty()) return "find_place: " + same(place, expected);
+        return same(tree_.allocate(constraint), expected);
       }
       case 4:
       case 5:
       case 6: {
         const Constraint constraint = some_constraint(step);
-        return same(tree_.allocate(constraint, value), oracle_.allocate(constraint, value));
+        const auto got = tree_.allocate(constraint, value);
+        if (got && !is_stored(&got->value(), *got, value)) return "allocate gives another value";
+        return same(got, oracle_.allocate(constraint, value));
       }
       case 7: {
         const Range range = free_part(step);
@@ -364,7 +371,10 @@ class SideBySide {
       }
       case 8: {
         const Range range = free_part(step);
-        return same(tree_.allocate_at(range, value), oracle_.allocate_at(range, value));
+        const auto got = tree_.allocate_at(range, value);
+        if (got && !is_stored(&got->value(), range, value))
+          return "allocate_at gives another value";
+        return same(got, oracle_.allocate_at(range, value));
       }
       case 9: {
         const Range range = known_range(step);
@@ -385,8 +395,13 @@ class SideBySide {
     }
   }
 
-  template <typename R>
-  static std::string same(const R& tree, const R& oracle) {
+  /// Whether a call that stored this value gave access to it, where a look-up finds it.
+  bool is_stored(const int* stored, const Range& range, int value) const {
+    return stored == tree_.find_value(range.min()) && *stored == value;
+  }
+
+  template <typename R, typename Expected>
+  static std::string same(const R& tree, const Expected& oracle) {
     if (tree.has_value() != oracle.has_value()) return "one failed, the other did not";
     if (!tree) {
       // The oracle does not care for names and reasons.
@@ -397,7 +412,7 @@ class SideBySide {
                  ? ""
                  : "other error";
     }
-    if constexpr (!std::is_same_v<R, Result<void>>) {
+    if constexpr (!std::is_same_v<Expected, Result<void>>) {
       if (*tree != *oracle) return "other result";
     }
     return {};

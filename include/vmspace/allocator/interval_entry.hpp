@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One range of an IntervalTree, as a look-up or an iterator gives it.
+// A range of an IntervalTree as calls return it: with its state from a look-up or an iterator, with
+// its value from an allocation.
 
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <tuple>
 
 #include "vmspace/allocator/range.hpp"
 
@@ -33,4 +37,34 @@ struct IntervalEntry {
   }
 };
 
+/// A range that has just been allocated, and its value: a Range in every respect, and one access to
+/// what the tree now holds, without another look-up.
+///
+///   const auto bar = VMSPACE_TRY(mmio.allocate({.size = 16_KiB}, Bar{}));
+///   bar.value().base = bar.min();
+///
+/// The value is good until the next call that changes the tree. A copy as a Range has no value. To
+/// return one as a Result<Range>, write `return VMSPACE_TRY(mmio.allocate(...));`: tl::expected does
+/// not convert to a Result of a type without a default constructor.
+template <typename T>
+class ValuedRange : public Range {
+ public:
+  ValuedRange(const Range& range, T& value) noexcept
+      : Range(range), value_(std::addressof(value)) {}
+
+  /// The value inside the tree. O(1).
+  [[nodiscard]] T& value() const noexcept { return *value_; }
+
+ private:
+  T* value_;
+};
+
 }  // namespace vmspace
+
+// Comes apart into min and max, as every Range.
+template <typename T>
+struct std::tuple_size<vmspace::ValuedRange<T>> : std::tuple_size<vmspace::Range> {};
+
+template <std::size_t index, typename T>
+struct std::tuple_element<index, vmspace::ValuedRange<T>>
+    : std::tuple_element<index, vmspace::Range> {};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The B+-tree of an IntervalTree: how nodes are linked, split, merged and searched.
+// The B+-tree of an IntervalTree: how nodes are linked, found by key, split and merged. Searching for
+// free space is in free_search.hpp, copying and destroying nodes in subtree.hpp.
 //
 // Invariants (each a rule of the Checker):
 //   - all leaves have the same depth, and are linked in address order;
@@ -29,35 +30,19 @@
 #include "vmspace/allocator/detail/checker.hpp"
 #include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/detail/node.hpp"
+#include "vmspace/allocator/detail/subtree.hpp"
+#include "vmspace/allocator/detail/tree_path.hpp"
 #include "vmspace/allocator/interval_entry.hpp"
 #include "vmspace/allocator/range.hpp"
 
 namespace vmspace::detail {
 
+/// A B+-tree of ranges and their states. Values of entries are put in and taken out by the caller;
+/// the tree moves them along with their entries, and destroys those that are left.
 template <typename T>
 class BPlusTree {
  public:
-  /// Nodes are at least a quarter full, so 16 levels are more than a 64-bit address space can hold.
-  static constexpr unsigned max_height = 16;
-
-  struct Step {
-    Inner* node;
-    unsigned slot;
-  };
-
-  /// An entry, and for each inner level the node and the child taken there: ancestors[0] is the
-  /// parent of the leaf, ancestors[height - 1] the root.
-  struct Path {
-    Leaf<T>* leaf = nullptr;
-    unsigned pos = 0;
-    Step ancestors[max_height];
-
-    // A descent writes the steps; clearing all 16 would cost more than using the one or two that
-    // most trees have. Not copyable, since a copy would read steps that were never written.
-    Path() noexcept {}
-    Path(const Path&) = delete;
-    Path& operator=(const Path&) = delete;
-  };
+  using Path = TreePath<T>;
 
   /// Nodes allocated before a split, so that the split cannot fail.
   struct SplitNodes {
@@ -75,7 +60,7 @@ class BPlusTree {
     if (other.root_ == nullptr) return;
     height_ = other.height_;
     size_ = other.size_;
-    clone(root_, *other.root_, height_);
+    clone_subtree(root_, *other.root_, height_, first_, last_);
   }
   BPlusTree(BPlusTree&& other) noexcept : BPlusTree() { swap(other); }
   BPlusTree& operator=(const BPlusTree&) = delete;
@@ -89,7 +74,7 @@ class BPlusTree {
   }
 
   void clear() noexcept {
-    if (root_ != nullptr) destroy(root_, height_);
+    destroy_subtree<T>(root_, height_);
     root_ = nullptr;
     first_ = last_ = nullptr;
     height_ = 0;
@@ -97,6 +82,8 @@ class BPlusTree {
   }
 
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  [[nodiscard]] Node* root() const noexcept { return root_; }
+  [[nodiscard]] unsigned height() const noexcept { return height_; }
   [[nodiscard]] Leaf<T>* first() const noexcept { return first_; }
   [[nodiscard]] Leaf<T>* last() const noexcept { return last_; }
 
@@ -140,15 +127,6 @@ class BPlusTree {
     if (path.pos == 0) return false;
     --path.pos;
     return path.leaf->min[path.pos] == range.min() && path.leaf->max[path.pos] == range.max();
-  }
-
-  // -- searching for free space ------------------------------------------------------------------------
-
-  /// Calls `visit(path, place)` for each free entry that satisfies the request, in ascending order
-  /// with its lowest place or in descending order with its highest, until a call returns true.
-  template <bool ascending, typename Visit>
-  bool for_each_fit(const Request& request, Path& path, Visit&& visit) const {
-    return root_ != nullptr && search<ascending>(request, root_, height_, path, visit);
   }
 
   // -- changing --------------------------------------------------------------------------------
@@ -266,53 +244,12 @@ class BPlusTree {
     rebalance(path);
   }
 
-  // -- checking --------------------------------------------------------------------------------
-
   /// The first rule that the structure breaks, as text; null when it breaks none. O(n).
   [[nodiscard]] const char* check() const noexcept {
     return Checker<T>{root_, first_, last_, size_, height_}.first_broken_rule();
   }
 
  private:
-  template <bool ascending, typename Visit>
-  bool search(const Request& request, Node* node, unsigned level, Path& path, Visit& visit) const {
-    if (level == 0)
-      return search_leaf<ascending>(request, static_cast<Leaf<T>*>(node), path, visit);
-    Inner& inner = *static_cast<Inner*>(node);
-    const auto enter = [&](unsigned slot) {
-      path.ancestors[level - 1] = {&inner, slot};
-      return search<ascending>(request, inner.child[slot], level - 1, path, visit);
-    };
-    if constexpr (ascending) {
-      const unsigned start = request.min() == 0 ? 0 : inner.child_for(request.min());
-      for (unsigned slot = start; (slot = inner.next_candidate(request, slot)) < inner.count;
-           ++slot) {
-        if (slot != start && inner.key[slot] > request.max()) return false;
-        if (enter(slot)) return true;
-      }
-    } else {
-      for (unsigned slot = inner.child_for(request.max());; --slot) {
-        if (request.may_fit(inner.summary_of(slot)) && enter(slot)) return true;
-        if (slot == 0 || inner.key[slot] <= request.min()) return false;
-      }
-    }
-    return false;
-  }
-
-  template <bool ascending, typename Visit>
-  bool search_leaf(const Request& request, Leaf<T>* leaf, Path& path, Visit& visit) const {
-    path.leaf = leaf;
-    for (Bits left = leaf->free; left.any(); left.reset(path.pos)) {
-      path.pos = ascending ? left.lowest() : left.highest();
-      const std::uint64_t lo = leaf->min[path.pos];
-      const std::uint64_t hi = leaf->max[path.pos];
-      const std::optional<std::uint64_t> place =
-          ascending ? request.lowest_in(lo, hi) : request.highest_in(lo, hi);
-      if (place && visit(path, *place)) return true;
-    }
-    return false;
-  }
-
   void add_entry(Path& path, const Range& range, NodeState state) noexcept {
     Leaf<T>& leaf = *path.leaf;
     leaf.open_gap(path.pos, 1);
@@ -336,7 +273,7 @@ class BPlusTree {
       if (before == summary) return;
       node.set_summary(slot, summary);
       if (level + 1 == height_) return;
-      const Step& above = path.ancestors[level + 1];
+      const PathStep& above = path.ancestors[level + 1];
       if (above.node->summary_of(above.slot).is_unchanged_by(before, summary)) return;
       summary = node.summary();
     }
@@ -405,7 +342,7 @@ class BPlusTree {
   /// Inserts `node` right after the path's child at this level. The path keeps its child.
   void insert_child_after(Path& path, unsigned level, Node* node, std::uint64_t key,
                           const FreeSummary& summary, SplitNodes& nodes) noexcept {
-    Step& step = path.ancestors[level];
+    PathStep& step = path.ancestors[level];
     const bool full = step.node->count == node_capacity;
     if (full) {
       Inner* const left = step.node;
@@ -466,7 +403,7 @@ class BPlusTree {
 
   /// Evens out the child with a sibling, or merges the two; returns whether they were merged.
   template <typename N>
-  bool merge_or_redistribute(const Step& step) noexcept {
+  bool merge_or_redistribute(const PathStep& step) noexcept {
     Inner& parent = *step.node;
     const unsigned slot = step.slot == 0 ? 0 : step.slot - 1;
     N* const left_node = static_cast<N*>(parent.child[slot]);
@@ -490,51 +427,6 @@ class BPlusTree {
     }
     delete right_node;
     return true;
-  }
-
-  // -- whole trees -----------------------------------------------------------------------------
-
-  /// Copies the subtree `from`. Each node is linked into the tree as soon as it is made, so that the
-  /// destructor finds it when copying a value throws.
-  void clone(Node*& place, const Node& from, unsigned level) {
-    if (level == 0) {
-      const Leaf<T>& source = static_cast<const Leaf<T>&>(from);
-      Leaf<T>* const leaf = new Leaf<T>;
-      place = leaf;
-      leaf->prev = last_;
-      (last_ != nullptr ? last_->next : first_) = leaf;
-      last_ = leaf;
-      leaf->min = source.min;
-      std::copy_n(source.max, source.count, leaf->max);
-      leaf->free = source.free;
-      leaf->count = source.count;
-      for (Bits left = source.valued; left.any(); left.reset_lowest()) {
-        leaf->values.construct(left.lowest(), *source.values.at(left.lowest()));
-        leaf->valued.set(left.lowest());
-      }
-    } else {
-      const Inner& source = static_cast<const Inner&>(from);
-      Inner* const inner = new Inner;
-      source.copy_entries(*inner, 0, 0, source.count);
-      std::fill_n(inner->child, source.count, nullptr);
-      inner->count = source.count;
-      place = inner;
-      for (unsigned i = 0; i < source.count; ++i) {
-        clone(inner->child[i], *source.child[i], level - 1);
-      }
-    }
-  }
-
-  static void destroy(Node* node, unsigned level) noexcept {
-    if (node == nullptr) return;
-    if (level == 0) {
-      delete static_cast<Leaf<T>*>(node);
-      return;
-    }
-    Inner* const inner = static_cast<Inner*>(node);
-    for (unsigned i = 0; i < inner->count; ++i)
-      destroy(inner->child[i], level - 1);
-    delete inner;
   }
 
   Node* root_ = nullptr;

@@ -12,6 +12,7 @@
 
 #include "vmspace/allocator/constraint.hpp"
 #include "vmspace/allocator/detail/bplus_tree.hpp"
+#include "vmspace/allocator/detail/free_search.hpp"
 #include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/interval_entry.hpp"
 #include "vmspace/allocator/interval_iterator.hpp"
@@ -37,12 +38,13 @@ class TreeFailure {
  public:
   using Failed = tl::unexpected<Error>;
 
-  explicit TreeFailure(const BPlusTree<T>& tree) noexcept : tree_(tree) {}
+  /// `operation` is the call that failed, a string literal.
+  TreeFailure(const BPlusTree<T>& tree, const char* operation) noexcept
+      : tree_(tree), operation_(operation) {}
 
   /// The range to be inserted overlaps an entry.
   [[nodiscard, gnu::cold, gnu::noinline]] Failed overlap(Range range) const {
-    return error(Errc::overlap, "insert", range, nullptr,
-                 detail::overlapping(tree_, range).front().range);
+    return error(Errc::overlap, range, nullptr, detail::overlapping(tree_, range).front().range);
   }
 
   /// No free range has a place for the constraint. Reports the largest free piece of the window.
@@ -50,25 +52,24 @@ class TreeFailure {
     std::optional<Range> largest;
     // Each piece found raises the size that is searched for, so that only longer ones follow.
     Request longer({.size = 1, .min = constraint.min, .max = constraint.max});
-    typename BPlusTree<T>::Path at;
-    tree_.template for_each_fit<true>(
-        longer, at, [&](const typename BPlusTree<T>::Path& here, std::uint64_t min) {
-          const std::uint64_t max = std::min(here.leaf->max[here.pos], constraint.max);
-          largest = unchecked_range(min, max);
-          if (max - min >= std::numeric_limits<std::uint64_t>::max() - 1) return true;
-          longer = Request({.size = max - min + 2, .min = constraint.min, .max = constraint.max});
-          return false;
-        });
+    TreePath<T> at;
+    for_each_fit<true>(tree_, longer, at, [&](const TreePath<T>& here, std::uint64_t min) {
+      const std::uint64_t max = std::min(here.leaf->max[here.pos], constraint.max);
+      largest = unchecked_range(min, max);
+      if (max - min >= std::numeric_limits<std::uint64_t>::max() - 1) return true;
+      longer = Request({.size = max - min + 2, .min = constraint.min, .max = constraint.max});
+      return false;
+    });
     Error full{.code = Errc::no_space,
-               .operation = "allocate",
+               .operation = operation_,
                .first = Operand::size(constraint.size),
                .second = Operand::range(constraint.min, constraint.max)};
     if (!largest) {
-      full.reason = "nothing is free there";
+      full.reason = "nothing is free in this window";
     } else {
       full.available = operand(*largest);
       if (largest->max() - largest->min() >= constraint.size - 1) {
-        full.reason = "long enough, but nowhere aligned as asked";
+        full.reason = "no free range is long enough at this alignment";
       }
     }
     return fail(full);
@@ -76,33 +77,30 @@ class TreeFailure {
 
   /// The range does not lie within one free range.
   [[nodiscard, gnu::cold, gnu::noinline]] Failed not_free(Range range) const {
-    constexpr const char* operation = "allocate_at";
     const std::optional<Coverage> coverage = coverage_of(range);
     if (coverage && coverage->lowest_taken) {
-      return error(Errc::bad_state, operation, range, "taken", coverage->lowest_taken);
+      return error(Errc::bad_state, range, "already taken", coverage->lowest_taken);
     }
     if (!coverage || !coverage->all_free) {
-      return error(Errc::not_found, operation, range, "not all of it is in the tree");
+      return error(Errc::not_found, range, "part of it is not in the tree");
     }
-    return error(Errc::bad_state, operation, range, "it spans several free ranges");
+    return error(Errc::bad_state, range, "it spans several free ranges");
   }
 
   /// The range is not exactly one that is taken.
-  [[nodiscard, gnu::cold, gnu::noinline]] Failed not_taken(const char* operation,
-                                                           Range range) const {
+  [[nodiscard, gnu::cold, gnu::noinline]] Failed not_taken(Range range) const {
     const std::optional<Coverage> coverage = coverage_of(range);
-    if (!coverage) return error(Errc::not_found, operation, range);
-    if (coverage->all_free) return error(Errc::bad_state, operation, range, "it is free already");
-    return error(Errc::overlap, operation, range, "it must be exactly a range that is taken",
+    if (!coverage) return error(Errc::not_found, range);
+    if (coverage->all_free) return error(Errc::bad_state, range, "it is already free");
+    return error(Errc::overlap, range, "it must be exactly one taken range",
                  coverage->lowest_taken.value_or(coverage->lowest));
   }
 
   /// The range is not exactly one of the tree's.
-  [[nodiscard, gnu::cold, gnu::noinline]] Failed not_found(const char* operation,
-                                                           Range range) const {
+  [[nodiscard, gnu::cold, gnu::noinline]] Failed not_found(Range range) const {
     const std::optional<Coverage> coverage = coverage_of(range);
-    if (!coverage) return error(Errc::not_found, operation, range);
-    return error(Errc::overlap, operation, range, "it must be exactly a range of the tree",
+    if (!coverage) return error(Errc::not_found, range);
+    return error(Errc::overlap, range, "it must be exactly one range of the tree",
                  coverage->lowest);
   }
 
@@ -134,16 +132,17 @@ class TreeFailure {
     return coverage;
   }
 
-  static Failed error(Errc code, const char* operation, Range range, const char* reason = nullptr,
-                      const std::optional<Range>& obstacle = std::nullopt) {
+  Failed error(Errc code, Range range, const char* reason = nullptr,
+               const std::optional<Range>& obstacle = std::nullopt) const {
     return fail({.code = code,
-                 .operation = operation,
+                 .operation = operation_,
                  .first = operand(range),
                  .second = obstacle ? operand(*obstacle) : Operand{},
                  .reason = reason});
   }
 
   const BPlusTree<T>& tree_;
+  const char* operation_;
 };
 
 }  // namespace vmspace::detail
