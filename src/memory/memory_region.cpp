@@ -104,8 +104,14 @@ Result<Applied> prepare(MemoryMapping& mapping, const AddressSpaceRegion& descri
 
 }  // namespace
 
-Result<std::shared_ptr<const MemoryRegion>> MemoryRegion::map(const AddressSpaceRegion& description,
+Result<std::shared_ptr<const MemoryRegion>> MemoryRegion::map(AddressSpaceRegionPtr shared,
                                                               const MapOptions& options) {
+  if (shared == nullptr) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = "MemoryRegion::map",
+                 .reason = "the region is a null pointer"});
+  }
+  const AddressSpaceRegion& description = *shared;
   const auto fail_region = [&](const Error& error) {
     return fail(name_region(error, description));
   };
@@ -127,7 +133,7 @@ Result<std::shared_ptr<const MemoryRegion>> MemoryRegion::map(const AddressSpace
       return fail_region(ok.error());
   }
   return std::shared_ptr<const MemoryRegion>(
-      new MemoryRegion(description, std::move(*mapping), *huge_pages));
+      new MemoryRegion(std::move(shared), std::move(*mapping), *huge_pages));
 }
 
 Result<void> populate(std::span<const std::shared_ptr<const MemoryRegion>> regions,

@@ -48,9 +48,9 @@ class AddressSpace {
   /// A space with these regions. The errors of AddressSpaceBase::from_regions().
   [[nodiscard]] static Result<AddressSpace> create(
       AddressSpaceLayout layout, std::vector<AddressSpaceRegionPtr> regions = {}) {
-    return AddressSpace(
-        VMSPACE_TRY_IN("AddressSpace::create",
-                       AddressSpaceBase::from_regions(std::move(layout), std::move(regions))));
+    auto first = VMSPACE_TRY_IN("AddressSpace::create", AddressSpaceBase::from_regions(
+                                                            std::move(layout), std::move(regions)));
+    return AddressSpace(std::move(first));
   }
 
   /// A space that begins as a copy of `first`.
