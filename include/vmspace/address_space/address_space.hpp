@@ -123,7 +123,8 @@ class AddressSpace {
   /// Waits until nobody sees the space as it was before the last change; see
   /// Published::wait_released().
   [[nodiscard]] Result<void> wait_released(std::chrono::nanoseconds timeout) const {
-    return published_.wait_released(timeout);
+    VMSPACE_TRY_IN("AddressSpace::wait_released", published_.wait_released(timeout));
+    return {};
   }
 
   /// Whether both are handles of one space.

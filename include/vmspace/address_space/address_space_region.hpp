@@ -30,7 +30,7 @@ enum class RegionType : std::uint8_t {
 /// The name that the memory map shows: `ram`, `device`, `dax`, `firmware`.
 [[nodiscard]] std::string_view name_of(RegionType type) noexcept;
 
-/// What a caller says of a region; an aggregate for designated initialisers.
+/// A region before it is checked; an aggregate for designated initialisers.
 ///
 /// Aggregates of the library are assigned member by member: an assignment that runs out of memory
 /// leaves some members new and some old. Classes keep what they had.
