@@ -10,6 +10,7 @@
 #include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/allocator/interval_tree_stats.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/error.hpp"
 #include "vmspace/error_text.hpp"
 #include "vmspace/literals.hpp"
