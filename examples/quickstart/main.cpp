@@ -5,38 +5,29 @@
 
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <string>
 #include <string_view>
-#include <type_traits>
-#include <utility>
 
 #include "vmspace/address_space.hpp"
 #include "vmspace/allocator.hpp"
 #include "vmspace/base/literals.hpp"
+#include "vmspace/exit_on_error.hpp"
 #include "vmspace/memory.hpp"
 
 using namespace vmspace::literals;
 using vmspace::GuestAddress;
 using vmspace::IntervalTree;
 using vmspace::Range;
+using vmspace::value_or_exit;
 
 namespace {
 
 // Every fallible call gives a value or an Error that says what was asked and what stood in the way.
-// A VMM hands it on to its caller; this program prints it and ends.
-template <typename T>
-T need(vmspace::Result<T> result) {
-  if (!result) {
-    std::fprintf(stderr, "%s\n", result.error().message().c_str());
-    std::exit(1);
-  }
-  if constexpr (!std::is_void_v<T>) return *std::move(result);
-}
+// A VMM passes errors on (VMSPACE_TRY); this program prints them and ends (value_or_exit).
 
 void check(bool holds, const char* what) {
-  std::printf("%s: %s\n", holds ? "ok" : "WRONG", what);
-  if (!holds) std::exit(1);
+  vmspace::exit_unless(holds, what);
+  std::printf("ok: %s\n", what);
 }
 
 // What nobody holds has no owner: a null pointer.
@@ -48,28 +39,30 @@ bool owns(const IntervalTree<std::string>& numbers, std::uint64_t number, std::s
 // PCI device ids: any numbers will do, each used once.
 void device_ids() {
   IntervalTree<std::string> ids;
-  need(ids.insert(Range::of(0, 255)));
+  value_or_exit(ids.insert(Range::of(0, 255)));
 
-  const Range disk = need(ids.allocate({.size = 1}, "disk"));
-  const Range nic = need(ids.allocate({.size = 1}, "nic"));
+  const Range disk = value_or_exit(ids.allocate({.size = 1}, "disk"));
+  const Range nic = value_or_exit(ids.allocate({.size = 1}, "nic"));
   check(disk.min() == 0 && nic.min() == 1, "the lowest free ids come first");
   check(owns(ids, nic.min(), "nic"), "an id knows its owner");
 
-  need(ids.free(disk));
-  check(need(ids.allocate({.size = 1}, "gpu")) == disk, "a freed id is used again");
+  value_or_exit(ids.free(disk));
+  check(value_or_exit(ids.allocate({.size = 1}, "gpu")) == disk, "a freed id is used again");
   check(!ids.allocate_at(nic, "sound"), "an id that is taken is not given twice");
 }
 
 // MMIO ranges: where a range may lie, and what its address must be a multiple of.
 void mmio_ranges() {
   IntervalTree<std::string> mmio;
-  need(mmio.insert(Range::of(0xc000'0000, 0xfbff'ffff)));
-  need(mmio.insert(Range::of(0x80'0000'0000, 0xff'ffff'ffff)));
+  value_or_exit(mmio.insert(Range::of(0xc000'0000, 0xfbff'ffff)));
+  value_or_exit(mmio.insert(Range::of(0x80'0000'0000, 0xff'ffff'ffff)));
 
-  const Range registers = need(mmio.allocate({.size = 4_KiB, .align = 4_KiB}, "nic registers"));
-  const Range video = need(mmio.allocate({.size = 256_MiB, .align = 256_MiB}, "video memory"));
+  const Range registers =
+      value_or_exit(mmio.allocate({.size = 4_KiB, .align = 4_KiB}, "nic registers"));
+  const Range video =
+      value_or_exit(mmio.allocate({.size = 256_MiB, .align = 256_MiB}, "video memory"));
   const Range queues =
-      need(mmio.allocate({.size = 64_KiB, .min = 4_GiB, .align = 64_KiB}, "nic queues"));
+      value_or_exit(mmio.allocate({.size = 64_KiB, .min = 4_GiB, .align = 64_KiB}, "nic queues"));
   check(registers == Range::of(0xc000'0000, 0xc000'0fff), "the first range lies at the start");
   check(video.min() == 0xd000'0000, "an aligned range leaves a gap before it");
   check(queues.min() == 0x80'0000'0000, "a 64-bit BAR lies above 4 GiB");
@@ -82,17 +75,17 @@ void mmio_ranges() {
 
 // An address space of one region of memory, and that memory's contents.
 void guest_memory() {
-  const auto layout = need(
+  const auto layout = value_or_exit(
       vmspace::AddressSpaceLayout::make({.phys_max = 1_GiB - 1, .ram = Range::of(0, 16_MiB - 1)}));
-  auto space = need(vmspace::AddressSpace::create(layout));
-  need(space.insert_region({.name = "ram",
-                            .base = GuestAddress{1_MiB},
-                            .size = 1_MiB,
-                            .backing = {.source = vmspace::MemorySource::shmem}}));
+  auto space = value_or_exit(vmspace::AddressSpace::create(layout));
+  value_or_exit(space.insert_region({.name = "ram",
+                                     .base = GuestAddress{1_MiB},
+                                     .size = 1_MiB,
+                                     .backing = {.source = vmspace::MemorySource::shmem}}));
 
-  const auto memory = need(vmspace::GuestMemory::map(*space.snapshot()));
-  need(memory.write(GuestAddress{1_MiB + 100}, std::uint64_t{0x1234'5678}));
-  check(need(memory.read<std::uint64_t>(GuestAddress{1_MiB + 100})) == 0x1234'5678,
+  const auto memory = value_or_exit(vmspace::GuestMemory::map(*space.snapshot()));
+  value_or_exit(memory.write(GuestAddress{1_MiB + 100}, std::uint64_t{0x1234'5678}));
+  check(value_or_exit(memory.read<std::uint64_t>(GuestAddress{1_MiB + 100})) == 0x1234'5678,
         "what was written is read");
 
   const auto outside = memory.read<std::uint64_t>(GuestAddress{2_MiB - 4});

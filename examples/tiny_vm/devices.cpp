@@ -7,25 +7,33 @@
 namespace tiny_vm {
 
 using vmspace::Range;
+using vmspace::Result;
 
-Buses::Buses(const vmspace::AddressSpaceLayout& layout) {
+Result<Buses> Buses::create(const vmspace::AddressSpaceLayout& layout) {
   const vmspace::Aperture* window = layout.find_aperture("mmio_low");
-  check(window != nullptr, "a PC has an MMIO window below 4 GiB");
-  need(mmio.insert(window->range));
-  need(pci_ids.insert(Range::of(1, 31)));           // 0 is the host bridge
-  need(msi_vectors.insert(Range::of(0x20, 0xef)));  // below: exceptions; above: the guest's own
-  need(ports.insert(Range::of(0x1000, 0xffff)));    // below: what every PC has at fixed ports
+  VMSPACE_TRY(expect(window != nullptr, "a PC has an MMIO window below 4 GiB"));
+  Buses buses;
+  VMSPACE_TRY(buses.mmio.insert(window->range));
+  VMSPACE_TRY(buses.pci_ids.insert(Range::of(1, 31)));  // 0 is the host bridge
+  VMSPACE_TRY(
+      buses.msi_vectors.insert(Range::of(0x20, 0xef)));  // below exceptions, above the guest's
+  VMSPACE_TRY(buses.ports.insert(Range::of(0x1000, 0xffff)));  // below what every PC has
+  return buses;
 }
 
-Device Buses::attach(const DeviceOptions& options) {
+Result<Device> Buses::attach(const DeviceOptions& options) {
   const std::string& name = options.name;
-  return {
-      .name = name,
-      .pci_id = need(pci_ids.allocate({.size = 1}, name)).min(),
-      .msi_vector = need(msi_vectors.allocate({.size = 1}, name)).min(),
-      .ports = need(ports.allocate({.size = options.ports, .align = options.ports}, name)),
-      .bar = need(mmio.allocate({.size = options.bar_size, .align = options.bar_size}, name)),
-  };
+  const Range id = VMSPACE_TRY(pci_ids.allocate({.size = 1}, name));
+  const Range vector = VMSPACE_TRY(msi_vectors.allocate({.size = 1}, name));
+  const Range device_ports =
+      VMSPACE_TRY(ports.allocate({.size = options.ports, .align = options.ports}, name));
+  const Range bar =
+      VMSPACE_TRY(mmio.allocate({.size = options.bar_size, .align = options.bar_size}, name));
+  return Device{.name = name,
+                .pci_id = id.min(),
+                .msi_vector = vector.min(),
+                .ports = device_ports,
+                .bar = bar};
 }
 
 }  // namespace tiny_vm

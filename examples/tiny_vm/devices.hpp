@@ -32,10 +32,10 @@ struct Device {
 /// Who holds what of all that a PC gives to devices.
 struct Buses {
   /// Everything free.
-  explicit Buses(const vmspace::AddressSpaceLayout& layout);
+  static vmspace::Result<Buses> create(const vmspace::AddressSpaceLayout& layout);
 
-  /// Gives a device one of each kind; ports and BAR are aligned to their size, as PCI wants it.
-  Device attach(const DeviceOptions& options);
+  /// Gives a device one of each kind; ports and BAR are aligned to their size, as PCI requires.
+  vmspace::Result<Device> attach(const DeviceOptions& options);
 
   vmspace::IntervalTree<std::string> pci_ids;
   vmspace::IntervalTree<std::string> msi_vectors;

@@ -13,7 +13,6 @@ extern "C" const std::byte guest_code_end[];
 namespace tiny_vm {
 
 using namespace vmspace::literals;
-using vmspace::fail;
 using vmspace::GuestAddress;
 using vmspace::Result;
 
@@ -32,7 +31,7 @@ using Table = std::array<std::uint64_t, 512>;
 Result<void> write_page_tables(const vmspace::GuestMemory& memory) {
   constexpr std::uint64_t present = 1 << 0, writable = 1 << 1, large = 1 << 7;
   Table top{page_directories.value() | present | writable};
-  if (auto ok = memory.write(page_map, top); !ok) return ok;
+  VMSPACE_TRY(memory.write(page_map, top));
   Table directories{};
   for (std::uint64_t gib = 0; gib < mapped_gibibytes; ++gib) {
     const GuestAddress where{first_directory.value() + gib * sizeof(Table)};
@@ -41,7 +40,7 @@ Result<void> write_page_tables(const vmspace::GuestMemory& memory) {
     for (std::uint64_t i = 0; i < pages.size(); ++i) {
       pages[i] = (gib * 1_GiB + i * 2_MiB) | present | writable | large;
     }
-    if (auto ok = memory.write(where, pages); !ok) return ok;
+    VMSPACE_TRY(memory.write(where, pages));
   }
   return memory.write(page_directories, directories);
 }
@@ -63,11 +62,9 @@ Pattern inverted(const Pattern& pattern) {
 }
 
 Result<Start> load_guest(const vmspace::GuestMemory& memory, const BootParams& params) {
-  if (auto ok = write_page_tables(memory); !ok) return fail(ok.error());
-  if (auto ok = memory.write(boot_params, params); !ok) return fail(ok.error());
-  if (auto ok = memory.write_slice(code, std::span(guest_code_begin, guest_code_end)); !ok) {
-    return fail(ok.error());
-  }
+  VMSPACE_TRY(write_page_tables(memory));
+  VMSPACE_TRY(memory.write(boot_params, params));
+  VMSPACE_TRY(memory.write_slice(code, std::span(guest_code_begin, guest_code_end)));
   return Start{.code = code, .page_tables = page_map, .argument = boot_params};
 }
 

@@ -15,6 +15,7 @@ using namespace vmspace::literals;
 using vmspace::GuestAddress;
 using vmspace::GuestMemory;
 using vmspace::MemoryRegion;
+using vmspace::Result;
 
 namespace {
 
@@ -23,30 +24,48 @@ constexpr std::uint64_t plug_alignment = 128_MiB;
 
 }  // namespace
 
-Machine::Machine(vmspace::AddressSpace space)
-    : space_(std::move(space)), memory_(need(GuestMemory::map(*space_.snapshot()))) {}
+Machine::Machine(vmspace::AddressSpace space, GuestMemory memory)
+    : space_(std::move(space)), memory_(std::move(memory)) {}
 
-void Machine::show_to(int vm_descriptor) {
-  slots_ = need(vmspace::KvmMemslots::create(vm_descriptor));
+Result<Machine> Machine::create(vmspace::AddressSpace space) {
+  auto memory = VMSPACE_TRY(GuestMemory::map(*space.snapshot()));
+  return Machine(std::move(space), std::move(memory));
+}
+
+Result<void> Machine::show_to(int vm_fd) {
+  auto slots = VMSPACE_TRY(vmspace::KvmMemslots::create(vm_fd));
   for (const auto& region : memory_.regions())
-    need(slots_->set(*region));
+    VMSPACE_TRY(slots.set(*region));
+  slots_ = std::move(slots);
+  return {};
 }
 
-GuestAddress Machine::plug(const vmspace::RegionOptions& options) {
-  const auto placed = need(
+Result<void> Machine::map_and_show(const vmspace::AddressSpaceRegionPtr& description) {
+  const auto region = VMSPACE_TRY(MemoryRegion::map(description));
+  const auto with_region = VMSPACE_TRY(memory_.with_region(region));
+  if (slots_) VMSPACE_TRY(slots_->set(*region));
+  memory_ = with_region;
+  return {};
+}
+
+Result<GuestAddress> Machine::plug(const vmspace::RegionOptions& options) {
+  const auto placed = VMSPACE_TRY(
       space_.place_region(options, {.size = options.size, .align = plug_alignment}, "ram_high"));
-  const auto region = need(MemoryRegion::map(placed));
-  memory_ = need(memory_.with_region(region));
-  if (slots_) need(slots_->set(*region));
-  return region->base();
+  if (const auto ok = map_and_show(placed); !ok) {
+    VMSPACE_TRY(space_.remove_region(placed->base()));
+    return vmspace::fail(ok.error());
+  }
+  return placed->base();
 }
 
-void Machine::unplug(GuestAddress base) {
+Result<void> Machine::unplug(GuestAddress base) {
   const auto region = memory_.find_region(base);
-  check(region != nullptr && region->base() == base, "a region begins at this address");
-  if (slots_) need(slots_->clear(region->description().range()));
-  memory_ = need(memory_.without_region(base));
-  need(space_.remove_region(base));
+  VMSPACE_TRY(
+      expect(region != nullptr && region->base() == base, "a region begins at this address"));
+  if (slots_) VMSPACE_TRY(slots_->clear(region->description().range()));
+  memory_ = VMSPACE_TRY(memory_.without_region(base));
+  VMSPACE_TRY(space_.remove_region(base));
+  return {};
 }  // here `region`, the last holder, unmaps it
 
 }  // namespace tiny_vm

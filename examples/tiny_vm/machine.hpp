@@ -16,21 +16,25 @@ namespace tiny_vm {
 class Machine {
  public:
   /// Maps all memory that the space describes. Pages come when they are touched.
-  explicit Machine(vmspace::AddressSpace space);
+  static vmspace::Result<Machine> create(vmspace::AddressSpace space);
 
   [[nodiscard]] const vmspace::AddressSpace& space() const { return space_; }
   [[nodiscard]] const vmspace::GuestMemory& memory() const { return memory_; }
 
   /// Shows all memory, and from now on what is plugged, to the guest of this VM.
-  void show_to(int vm_descriptor);
+  vmspace::Result<void> show_to(int vm_fd);
 
-  /// Adds RAM where there is room for it, and says where. Described first, so that nobody else gets
-  /// the addresses; the guest sees it last.
-  vmspace::GuestAddress plug(const vmspace::RegionOptions& options);
+  /// Adds RAM where there is room for it, and says where. It is described first, so that nobody else
+  /// gets the addresses, and the guest sees it last. Nothing is left of it after an error.
+  vmspace::Result<vmspace::GuestAddress> plug(const vmspace::RegionOptions& options);
   /// Takes it away again, in the opposite order.
-  void unplug(vmspace::GuestAddress base);
+  vmspace::Result<void> unplug(vmspace::GuestAddress base);
 
  private:
+  Machine(vmspace::AddressSpace space, vmspace::GuestMemory memory);
+
+  vmspace::Result<void> map_and_show(const vmspace::AddressSpaceRegionPtr& description);
+
   vmspace::AddressSpace space_;
   vmspace::GuestMemory memory_;
   std::optional<vmspace::KvmMemslots> slots_;  // destroyed first: no slot outlives its memory

@@ -10,10 +10,8 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <string>
 #include <string_view>
-#include <utility>
 
 #include "vmspace/base/literals.hpp"
 #include "vmspace/fmt.hpp"
@@ -30,6 +28,7 @@ namespace {
 
 using namespace vmspace::literals;
 using vmspace::GuestAddress;
+using vmspace::Result;
 
 constexpr GuestAddress below_hole{2_GiB};
 constexpr GuestAddress above_hole{5_GiB};
@@ -43,115 +42,119 @@ const vmspace::RegionOptions dimm{
     .hotplug = true,
 };
 
-void expect_pattern(const Machine& machine, GuestAddress where, const Pattern& pattern) {
-  check(need(machine.memory().read<Pattern>(where)) == pattern,
-        fmt::format("the host finds the pattern at {:#x}", where.value()));
+Result<void> expect_pattern(const Machine& machine, GuestAddress where, const Pattern& pattern) {
+  const Pattern found = VMSPACE_TRY(machine.memory().read<Pattern>(where));
+  VMSPACE_TRY(
+      expect(found == pattern, fmt::format("the host finds the pattern at {:#x}", where.value())));
   say("host", "finds the right pattern at {:#x}", where.value());
+  return {};
 }
 
-GuestAddress plug(Machine& machine) {
-  const GuestAddress base = machine.plug(dimm);
+Result<GuestAddress> plug(Machine& machine) {
+  const GuestAddress base = VMSPACE_TRY(machine.plug(dimm));
   say("host", "plugged {}: {} MiB at {:#x}", dimm.name, dimm.size / 1_MiB, base.value());
   return base;
 }
 
-void unplug(Machine& machine, GuestAddress base) {
-  machine.unplug(base);
+Result<void> unplug(Machine& machine, GuestAddress base) {
+  VMSPACE_TRY(machine.unplug(base));
   say("host", "unplugged {}", dimm.name);
+  return {};
 }
 
 /// What remains where no guest can run: the host alone uses the memory.
-void run_without_guest(Machine& machine) {
-  const auto use = [&machine](GuestAddress where) {
-    need(machine.memory().write(where, make_pattern(seed)));
-    expect_pattern(machine, where, make_pattern(seed));
+Result<void> run_without_guest(Machine& machine) {
+  const auto use = [&machine](GuestAddress where) -> Result<void> {
+    VMSPACE_TRY(machine.memory().write(where, make_pattern(seed)));
+    return expect_pattern(machine, where, make_pattern(seed));
   };
-  use(below_hole);
-  use(above_hole);
-  const GuestAddress plugged = plug(machine);
-  use(plugged);
-  unplug(machine, plugged);
+  VMSPACE_TRY(use(below_hole));
+  VMSPACE_TRY(use(above_hole));
+  const GuestAddress plugged = VMSPACE_TRY(plug(machine));
+  VMSPACE_TRY(use(plugged));
+  return unplug(machine, plugged);
 }
 
-void run_guest(Machine& machine, const Buses& buses, const Device& reporter, const Vm& vm) {
-  machine.show_to(vm.descriptor());
-  const Start start = need(load_guest(
+Result<void> run_guest(Machine& machine, const Buses& buses, const Device& reporter, const Vm& vm) {
+  VMSPACE_TRY(machine.show_to(vm.fd()));
+  const Start start = VMSPACE_TRY(load_guest(
       machine.memory(),
       {.low = below_hole, .high = above_hole, .seed = seed, .port = reporter.ports.min()}));
-  const auto vcpu = need(Vcpu::start(vm, start));
+  const auto vcpu = VMSPACE_TRY(Vcpu::start(vm, start));
   say("guest", "started in 64-bit mode");
 
-  const auto expect_report = [&](std::uint32_t report, std::string_view meaning) {
-    const Event event = need(vcpu->next_event(patience));
+  const auto expect_report = [&](std::uint32_t report, std::string_view meaning) -> Result<void> {
+    const Event event = VMSPACE_TRY(vcpu->next_event(patience));
     const std::string* device = buses.ports.find_value(event.address);
-    check(event.kind == Event::Kind::port_write && event.value == report && device != nullptr &&
-              *device == reporter.name,
-          fmt::format("the guest reports: {}", meaning));
+    VMSPACE_TRY(expect(event.kind == Event::Kind::port_write && event.value == report &&
+                           device != nullptr && *device == reporter.name,
+                       fmt::format("the guest reports: {}", meaning)));
     say("guest", "reports on port {:#x} ({}): {}", event.address, *device, meaning);
+    return {};
   };
-  expect_report(REPORT_PATTERNS_WRITTEN, "patterns written below and above 4 GiB");
-  expect_pattern(machine, below_hole, make_pattern(seed));
-  expect_pattern(machine, above_hole, make_pattern(seed));
+  VMSPACE_TRY(expect_report(REPORT_PATTERNS_WRITTEN, "patterns written below and above 4 GiB"));
+  VMSPACE_TRY(expect_pattern(machine, below_hole, make_pattern(seed)));
+  VMSPACE_TRY(expect_pattern(machine, above_hole, make_pattern(seed)));
 
   // The guest polls these words, so it runs while its memory changes.
   const auto tell = [&](std::size_t field, std::uint64_t value) {
     const GuestAddress word{boot_params.value() + field};
-    need(machine.memory().store(word, value, std::memory_order_release));
+    return machine.memory().store(word, value, std::memory_order_release);
   };
-  const GuestAddress plugged = plug(machine);
-  need(machine.memory().write(plugged, make_pattern(seed)));
-  tell(BOOT_PLUGGED, plugged.value());
-  expect_report(REPORT_REGION_USED, "inverted what it found in the plugged region");
-  expect_pattern(machine, plugged, inverted(make_pattern(seed)));
+  const GuestAddress plugged = VMSPACE_TRY(plug(machine));
+  VMSPACE_TRY(machine.memory().write(plugged, make_pattern(seed)));
+  VMSPACE_TRY(tell(BOOT_PLUGGED, plugged.value()));
+  VMSPACE_TRY(expect_report(REPORT_REGION_USED, "inverted what it found in the plugged region"));
+  VMSPACE_TRY(expect_pattern(machine, plugged, inverted(make_pattern(seed))));
 
-  unplug(machine, plugged);
-  tell(BOOT_UNPLUGGED, 1);
-  const Event read = need(vcpu->next_event(patience));
-  check(read.kind == Event::Kind::unmapped_read && read.address == plugged.value(),
-        "the guest's read of the unplugged region reaches the host");
-  expect_report(REPORT_REGION_GONE, "nothing answers where the region was");
-  check(need(vcpu->next_event(patience)).kind == Event::Kind::halted, "the guest halts");
+  VMSPACE_TRY(unplug(machine, plugged));
+  VMSPACE_TRY(tell(BOOT_UNPLUGGED, 1));
+  const Event read = VMSPACE_TRY(vcpu->next_event(patience));
+  VMSPACE_TRY(expect(read.kind == Event::Kind::unmapped_read && read.address == plugged.value(),
+                     "the guest's read of the unplugged region reaches the host"));
+  VMSPACE_TRY(expect_report(REPORT_REGION_GONE, "nothing answers where the region was"));
+  const Event last = VMSPACE_TRY(vcpu->next_event(patience));
+  VMSPACE_TRY(expect(last.kind == Event::Kind::halted, "the guest halts"));
   say("guest", "halted");
+  return {};
 }
 
-void run() {
-  const auto layout = need(vmspace::AddressSpaceLayout::x86_64({.phys_bits = 40}));
-  vmspace::AddressSpace space = plan_ram(layout, 6_GiB);
+Result<void> run() {
+  const auto layout = VMSPACE_TRY(vmspace::AddressSpaceLayout::x86_64({.phys_bits = 40}));
+  const auto space = VMSPACE_TRY(plan_ram(layout, 6_GiB));
 
-  Buses buses(layout);
-  const Device reporter = buses.attach({.name = "reporter", .ports = 4, .bar_size = 4_KiB});
-  const Device nic = buses.attach({.name = "nic0", .ports = 32, .bar_size = 64_KiB});
-  plan_device(space, reporter);
-  plan_device(space, nic);
+  Buses buses = VMSPACE_TRY(Buses::create(layout));
+  const Device reporter =
+      VMSPACE_TRY(buses.attach({.name = "reporter", .ports = 4, .bar_size = 4_KiB}));
+  const Device nic = VMSPACE_TRY(buses.attach({.name = "nic0", .ports = 32, .bar_size = 64_KiB}));
+  VMSPACE_TRY(plan_device(space, reporter));
+  VMSPACE_TRY(plan_device(space, nic));
 
   say("pci ids", "{}", buses.pci_ids);
   say("vectors", "{}", buses.msi_vectors);
   say("ports", "{}", buses.ports);
   say("mmio", "{}", buses.mmio);
 
-  Machine machine(std::move(space));
+  Machine machine = VMSPACE_TRY(Machine::create(space));
   say("host", "mapped {} regions of memory, to be filled when touched",
       machine.memory().regions().size());
   fmt::print("{}", vmspace::memory_map(*machine.space().snapshot()));
 
   if (const auto vm = Vm::create(); vm) {
-    run_guest(machine, buses, reporter, *vm);
+    VMSPACE_TRY(run_guest(machine, buses, reporter, *vm));
   } else {
     say("guest", "skipped, there is no usable KVM: {}", vm.error().message());
-    run_without_guest(machine);
+    VMSPACE_TRY(run_without_guest(machine));
   }
   say("done", "every step held");
+  return {};
 }
 
 }  // namespace
 }  // namespace tiny_vm
 
 int main() {
-  try {
-    tiny_vm::run();
-    return 0;
-  } catch (const std::exception& failure) {
-    fmt::print(stderr, "tiny_vm: {}\n", failure.what());
-    return 1;
-  }
+  const auto done = tiny_vm::run();
+  if (!done) fmt::print(stderr, "tiny_vm: {}\n", done.error().message());
+  return done ? 0 : 1;
 }

@@ -13,9 +13,10 @@
 namespace tiny_vm {
 
 /// An address space with `ram_size` bytes of RAM, each piece on a memfd, around the MMIO hole.
-vmspace::AddressSpace plan_ram(const vmspace::AddressSpaceLayout& layout, std::uint64_t ram_size);
+vmspace::Result<vmspace::AddressSpace> plan_ram(const vmspace::AddressSpaceLayout& layout,
+                                                std::uint64_t ram_size);
 
 /// Enters a device's registers. Nothing backs them: a device model would answer there.
-void plan_device(vmspace::AddressSpace& space, const Device& device);
+vmspace::Result<void> plan_device(const vmspace::AddressSpace& space, const Device& device);
 
 }  // namespace tiny_vm

@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How the demo tells what it does: one line a step, and an exception where a step does not hold.
-// The library itself never throws; how its errors travel is its caller's choice.
+// How the demo tells what it does: one line a step, and an error where a step does not hold.
 
 #pragma once
 
 #include <cstdio>
-#include <stdexcept>
-#include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 
 #include <fmt/format.h>
@@ -25,16 +21,13 @@ void say(std::string_view topic, fmt::format_string<Args...> text, Args&&... arg
   std::fflush(stdout);  // the guest may take its time
 }
 
-/// The value of a result, or its error as an exception.
-template <typename T>
-T need(vmspace::Result<T> result) {
-  if (!result) throw std::runtime_error(result.error().message());
-  if constexpr (!std::is_void_v<T>) return *std::move(result);
-}
-
-/// Goes on only when `holds`.
-inline void check(bool holds, const std::string& what) {
-  if (!holds) throw std::runtime_error("this does not hold: " + what);
+/// An error when `holds` is false; `what` is a sentence that should have been true.
+[[nodiscard]] inline vmspace::Result<void> expect(bool holds, std::string_view what) {
+  if (holds) return {};
+  return vmspace::fail({.code = vmspace::Errc::bad_state,
+                        .operation = "tiny_vm",
+                        .reason = "this does not hold",
+                        .text = {{}, what}});
 }
 
 }  // namespace tiny_vm
