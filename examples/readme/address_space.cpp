@@ -12,22 +12,23 @@ namespace {
 
 vmspace::Result<void> example() {
   // README begin
-  const auto layout = vmspace::AddressSpaceLayout::x86_64({.phys_bits = 46});
-  if (!layout) return vmspace::fail(layout.error());
-  auto space = vmspace::AddressSpace::create(*layout);
-  if (!space) return vmspace::fail(space.error());
+  const auto layout = VMSPACE_TRY(vmspace::AddressSpaceLayout::x86_64({.phys_bits = 46}));
+  const auto space = VMSPACE_TRY(vmspace::AddressSpace::create(layout));
 
-  const auto plan = layout->plan_ram({6_GiB});  // around the MMIO hole: 3 GiB below, 3 GiB above
-  if (!plan) return vmspace::fail(plan.error());
-  for (const auto& piece : *plan) {
-    const auto ok = space->insert_region({.name = "ram",
-                                          .base = piece.base,
-                                          .size = piece.size,
-                                          .backing = {.source = vmspace::MemorySource::shmem}});
-    if (!ok) return vmspace::fail(ok.error());
+  // Around the MMIO hole: 3 GiB below, 3 GiB above.
+  for (const auto& piece : VMSPACE_TRY(layout.plan_ram({6_GiB}))) {
+    VMSPACE_TRY(space.insert_region({.name = "ram",
+                                     .base = piece.base,
+                                     .size = piece.size,
+                                     .backing = {.source = vmspace::MemorySource::shmem}}));
   }
-  const auto region = space->find_region(vmspace::GuestAddress{5_GiB});  // stays, if unplugged too
-  if (region != nullptr) std::printf("%s\n", region->name().c_str());    // ram
+  // Where a device's registers fit; the region knows its address.
+  const auto bar = VMSPACE_TRY(
+      space.place_region({.name = "nic0 BAR0", .type = vmspace::RegionType::device_memory},
+                         {.size = 16_KiB, .align = 16_KiB}, "mmio_low"));
+
+  const auto region = space.find_region(bar->base());  // shared: stays, even if unplugged
+  if (region != nullptr) std::printf("%s\n", region->name().c_str());  // nic0 BAR0
   // README end
   return {};
 }

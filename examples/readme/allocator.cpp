@@ -14,16 +14,15 @@ namespace {
 vmspace::Result<void> example() {
   // README begin
   vmspace::IntervalTree<std::string> mmio;  // which address belongs to whom
-  if (auto ok = mmio.insert(vmspace::Range::of(0xc000'0000, 0xfbff'ffff)); !ok) return ok;
+  VMSPACE_TRY(mmio.insert(vmspace::Range::of(0xc000'0000, 0xfbff'ffff)));
 
-  const auto bar = mmio.allocate({.size = 16_KiB, .align = 16_KiB}, "nic0 BAR0");
-  if (!bar) return vmspace::fail(bar.error());  // "IntervalTree::allocate: no space for ..."
+  // The range, or an error returned: "IntervalTree::allocate: no space for 0x4000 in [...]; ..."
+  const auto bar = VMSPACE_TRY(mmio.allocate({.size = 16_KiB, .align = 16_KiB}, "nic0 BAR0"));
 
-  const std::string* owner = mmio.find_value(bar->min() + 0x10);
+  const std::string* owner = mmio.find_value(bar.min() + 0x10);
   if (owner != nullptr) std::printf("%s\n", owner->c_str());  // nic0 BAR0
 
-  const auto returned = mmio.free(*bar);  // its value comes back; neighbours merge
-  if (!returned) return vmspace::fail(returned.error());
+  VMSPACE_TRY(mmio.free(bar));  // merges with its neighbours; gives the value back
   // README end
   return {};
 }

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// README's examples are parts of programs that are compiled and run; here the two texts are held
-// together. A file of examples/readme marks its part with `// README begin` and `// README end`;
-// README names the file in a comment before the block: `<!-- examples/readme/allocator.cpp -->`.
+// The examples of README and of the layers' pages are parts of programs that are compiled and run;
+// here the texts are held together. A program marks its part with `// README begin` and
+// `// README end`; the page names the program in a comment before the block:
+// `<!-- examples/readme/allocator.cpp -->`.
 
 #include <algorithm>
 #include <cstddef>
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <regex>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -57,17 +60,27 @@ Lines at_left_margin(Lines lines) {
   return lines;
 }
 
-// The C++ blocks of README by the file that each names.
-std::map<std::string, Lines> readme_blocks() {
-  constexpr std::string_view opening = "<!-- examples/readme/";
+// README, and the pages among the headers.
+std::vector<fs::path> pages() {
+  std::vector<fs::path> found = {source_dir / "README.md"};
+  for (const auto& entry : fs::recursive_directory_iterator(source_dir / "include")) {
+    if (entry.path().extension() == ".md") found.push_back(entry.path());
+  }
+  return found;
+}
+
+// The C++ blocks of a page by the program that each names, as a path from the top.
+std::map<std::string, Lines> blocks_of(const fs::path& page) {
+  constexpr std::string_view opening = "<!-- examples/";
   std::map<std::string, Lines> blocks;
   Lines* block = nullptr;
   std::string file;
-  for (const std::string& line : read_lines(source_dir / "README.md")) {
+  for (const std::string& line : read_lines(page)) {
     if (line.starts_with(opening)) {
-      file = line.substr(opening.size(), line.find(' ', opening.size()) - opening.size());
+      const std::size_t begin = line.find("examples/");
+      file = line.substr(begin, line.find(' ', begin) - begin);
     } else if (block == nullptr && line == "```cpp") {
-      EXPECT_FALSE(file.empty()) << "a C++ block of README names no file";
+      EXPECT_FALSE(file.empty()) << "a C++ block of " << page << " names no file";
       block = &blocks[file];
       file.clear();
     } else if (block != nullptr && line == "```") {
@@ -79,17 +92,41 @@ std::map<std::string, Lines> readme_blocks() {
   return blocks;
 }
 
-TEST(Readme, ShowsTheMarkedPartOfEveryExampleProgram) {
-  const auto blocks = readme_blocks();
-  std::vector<std::string> files;
-  for (const auto& entry : fs::directory_iterator(source_dir / "examples/readme")) {
-    if (entry.path().extension() == ".cpp") files.push_back(entry.path().filename().string());
+TEST(Readme, PagesShowTheMarkedPartOfEveryExampleProgram) {
+  std::set<std::string> shown;
+  for (const fs::path& page : pages()) {
+    for (const auto& [file, block] : blocks_of(page)) {
+      EXPECT_EQ(block, at_left_margin(marked_part(source_dir / file))) << page << " shows " << file;
+      shown.insert(file);
+    }
   }
-  EXPECT_EQ(blocks.size(), files.size());
-  for (const std::string& file : files) {
-    ASSERT_TRUE(blocks.contains(file)) << "README does not show " << file;
-    EXPECT_EQ(blocks.at(file), at_left_margin(marked_part(source_dir / "examples/readme" / file)))
-        << file;
+  for (const char* folder : {"examples/readme", "examples/layers"}) {
+    for (const auto& entry : fs::directory_iterator(source_dir / folder)) {
+      if (entry.path().extension() != ".cpp") continue;
+      EXPECT_TRUE(shown.contains(fs::relative(entry.path(), source_dir).string()))
+          << "no page shows " << entry.path();
+    }
+  }
+}
+
+TEST(Readme, EveryLayerHasAPageWithAnExample) {
+  for (const auto& entry : fs::directory_iterator(source_dir / "include/vmspace")) {
+    const fs::path layer = entry.path().filename();
+    if (!entry.is_directory() || layer == "text") continue;  // text/ is an adapter
+    const fs::path page = entry.path() / "README.md";
+    ASSERT_TRUE(fs::exists(page)) << page;
+    EXPECT_FALSE(blocks_of(page).empty()) << page;
+  }
+}
+
+TEST(Readme, LinksOfThePagesLeadToFilesThatExist) {
+  static const std::regex link(R"(\]\(([^)#:]+)(#[^)]*)?\))");
+  for (const fs::path& page : pages()) {
+    for (const std::string& line : read_lines(page)) {
+      for (std::sregex_iterator at(line.begin(), line.end(), link), end; at != end; ++at) {
+        EXPECT_TRUE(fs::exists(page.parent_path() / at->str(1))) << page << ": " << at->str(1);
+      }
+    }
   }
 }
 
