@@ -12,6 +12,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/testing.hpp"
 
 #include "base/iterator_traits.hpp"
 
@@ -52,9 +53,9 @@ auto says(RegionOptions options) {
 /// RAM at [0, 1 GiB), a device at 0xc000'0000, RAM at [4 GiB, 5 GiB).
 AddressSpaceBase example() {
   AddressSpaceBase space(pc());
-  EXPECT_TRUE(space.insert_region(ram(4_GiB, 1_GiB)));
-  EXPECT_TRUE(space.insert_region(device(0xc000'0000, 64_KiB)));
-  EXPECT_TRUE(space.insert_region(ram(0, 1_GiB)));
+  VMSPACE_EXPECT_OK(space.insert_region(ram(4_GiB, 1_GiB)));
+  VMSPACE_EXPECT_OK(space.insert_region(device(0xc000'0000, 64_KiB)));
+  VMSPACE_EXPECT_OK(space.insert_region(ram(0, 1_GiB)));
   return space;
 }
 
@@ -74,7 +75,7 @@ Error failing(AddressSpaceBase& space, Call call) {
   EXPECT_EQ(space, before);
   EXPECT_EQ(bases(space), bases(before));
   const auto sound = space.check_invariants();
-  EXPECT_TRUE(sound) << sound.error().message();
+  VMSPACE_EXPECT_OK(sound);
   return result ? Error{} : result.error();
 }
 
@@ -102,7 +103,7 @@ TEST(AddressSpaceBase, BeginsEmpty) {
   EXPECT_EQ(space.find_region(GuestAddress{0}), nullptr);
   EXPECT_EQ(space.find_region(GuestAddress{UINT64_MAX}), nullptr);
   EXPECT_EQ(space.layout(), pc());
-  EXPECT_TRUE(space.check_invariants());
+  VMSPACE_EXPECT_OK(space.check_invariants());
 }
 
 TEST(AddressSpaceBase, KeepsRegionsInAddressOrder) {
@@ -110,7 +111,7 @@ TEST(AddressSpaceBase, KeepsRegionsInAddressOrder) {
   EXPECT_EQ(space.size(), 3U);
   EXPECT_THAT(bases(space), ElementsAre(0, 0xc000'0000, 4_GiB));
   EXPECT_EQ(space.last_addr(), GuestAddress{5_GiB - 1});
-  EXPECT_TRUE(space.check_invariants());
+  VMSPACE_EXPECT_OK(space.check_invariants());
   EXPECT_EQ(
       std::count_if(space.begin(), space.end(),
                     [](const AddressSpaceRegionPtr& region) { return region->size() == 1_GiB; }),
@@ -135,29 +136,34 @@ TEST(AddressSpaceBase, FindsTheRegionOfEachOfItsBytes) {
 
 TEST(AddressSpaceBase, AMissAndAnUnsetValueAreDifferentAnswers) {
   AddressSpaceBase space(pc());
-  ASSERT_TRUE(space.insert_region(
-      {.name = "bound", .size = 1_MiB, .backing = {.source = MemorySource::anon}, .numa_node = 1}));
-  ASSERT_TRUE(space.insert_region({.name = "unbound", .base = GuestAddress{1_MiB}, .size = 1_MiB}));
-  ASSERT_TRUE(space.insert_region({.name = "dax",
+  ASSERT_THAT(space.insert_region({.name = "bound",
+                                   .size = 1_MiB,
+                                   .backing = {.source = MemorySource::anon},
+                                   .numa_node = 1}),
+              IsOk());
+  ASSERT_THAT(space.insert_region({.name = "unbound", .base = GuestAddress{1_MiB}, .size = 1_MiB}),
+              IsOk());
+  ASSERT_THAT(space.insert_region({.name = "dax",
                                    .type = RegionType::dax_memory,
                                    .base = GuestAddress{0xc000'0000},
                                    .size = 1_MiB,
-                                   .protection = Protection::read}));
+                                   .protection = Protection::read}),
+              IsOk());
   EXPECT_EQ(*space.numa_node_id(GuestAddress{0}), 1U);
   EXPECT_EQ(*space.numa_node_id(GuestAddress{1_MiB}), std::nullopt);
-  EXPECT_EQ(space.numa_node_id(GuestAddress{2_MiB}).error().code, Errc::not_found);
+  EXPECT_THAT(space.numa_node_id(GuestAddress{2_MiB}), HasError(Errc::not_found));
   EXPECT_EQ(space.numa_node_id(GuestAddress{2_MiB}).error().first, Operand::address(2_MiB));
   EXPECT_EQ(*space.is_dax_region(GuestAddress{0}), false);
   EXPECT_EQ(*space.is_dax_region(GuestAddress{0xc000'0000}), true);
-  EXPECT_EQ(space.is_dax_region(GuestAddress{2_MiB}).error().code, Errc::not_found);
+  EXPECT_THAT(space.is_dax_region(GuestAddress{2_MiB}), HasError(Errc::not_found));
   EXPECT_EQ(*space.prot_flags(GuestAddress{0}), Protection::read_write);
   EXPECT_EQ(*space.prot_flags(GuestAddress{0xc00f'ffff}), Protection::read);
-  EXPECT_EQ(space.prot_flags(GuestAddress{UINT64_MAX}).error().code, Errc::not_found);
+  EXPECT_THAT(space.prot_flags(GuestAddress{UINT64_MAX}), HasError(Errc::not_found));
 }
 
 TEST(AddressSpaceBase, InsertRefusesWhatOverlapsNamingTheLowestRegionInTheWay) {
   AddressSpaceBase space = example();
-  ASSERT_TRUE(space.insert_region(ram(1_GiB + 8_KiB, 4_KiB)));
+  ASSERT_THAT(space.insert_region(ram(1_GiB + 8_KiB, 4_KiB)), IsOk());
   const Error error =
       failing(space, [](AddressSpaceBase& s) { return s.insert_region(ram(1_GiB - 1, 1_GiB)); });
   EXPECT_EQ(error, (Error{.code = Errc::overlap,
@@ -171,7 +177,7 @@ TEST(AddressSpaceBase, InsertRefusesWhatOverlapsNamingTheLowestRegionInTheWay) {
       Operand::span(1_GiB + 8_KiB, 4_KiB));
   EXPECT_EQ(failing(space, [](AddressSpaceBase& s) { return s.insert_region(ram(0, 1_GiB)); }).code,
             Errc::overlap);
-  EXPECT_TRUE(space.insert_region(ram(1_GiB, 8_KiB)));  // just fits between two
+  VMSPACE_EXPECT_OK(space.insert_region(ram(1_GiB, 8_KiB)));  // just fits between two
 }
 
 TEST(AddressSpaceBase, InsertRefusesWhatTheLayoutHasNoPlaceFor) {
@@ -206,34 +212,34 @@ TEST(AddressSpaceBase, AnErrorOfTheLayoutSaysWhichCallFailed) {
 TEST(AddressSpaceBase, TakesRegionsUpToTheLastByteOfTheLayout) {
   AddressSpaceBase space(
       *AddressSpaceLayout::make({.phys_max = UINT64_MAX - 1, .ram = Range::of(0, UINT64_MAX - 1)}));
-  ASSERT_TRUE(space.insert_region(ram(0, 1)));
-  ASSERT_TRUE(space.insert_region(ram(UINT64_MAX - 1, 1)));
+  ASSERT_THAT(space.insert_region(ram(0, 1)), IsOk());
+  ASSERT_THAT(space.insert_region(ram(UINT64_MAX - 1, 1)), IsOk());
   EXPECT_EQ(
       failing(space, [](AddressSpaceBase& s) { return s.insert_region(ram(UINT64_MAX, 1)); }).code,
       Errc::out_of_bounds);
-  EXPECT_TRUE(space.insert_region(ram(1, UINT64_MAX - 2)));
+  VMSPACE_EXPECT_OK(space.insert_region(ram(1, UINT64_MAX - 2)));
   EXPECT_EQ(space.size(), 3U);
   EXPECT_EQ(space.find_region(GuestAddress{UINT64_MAX - 2})->base(), GuestAddress{1});
-  EXPECT_TRUE(space.check_invariants());
+  VMSPACE_EXPECT_OK(space.check_invariants());
 }
 
 TEST(AddressSpaceBase, TakesRegionsUpToTheLastByteOf64Bits) {
   AddressSpaceBase space(
       *AddressSpaceLayout::make({.phys_max = UINT64_MAX, .ram = Range::whole_domain()}));
-  ASSERT_TRUE(space.insert_region(ram(UINT64_MAX, 1)));
+  ASSERT_THAT(space.insert_region(ram(UINT64_MAX, 1)), IsOk());
   EXPECT_EQ(space.find_region(GuestAddress{UINT64_MAX})->size(), 1U);
   EXPECT_EQ(space.last_addr(), GuestAddress{UINT64_MAX});
-  ASSERT_TRUE(space.insert_region(ram(0, UINT64_MAX)));
-  EXPECT_TRUE(space.check_invariants());
-  ASSERT_TRUE(space.remove_region(GuestAddress{UINT64_MAX}));
-  ASSERT_TRUE(space.insert_region(ram(UINT64_MAX, 1)));
+  ASSERT_THAT(space.insert_region(ram(0, UINT64_MAX)), IsOk());
+  VMSPACE_EXPECT_OK(space.check_invariants());
+  ASSERT_THAT(space.remove_region(GuestAddress{UINT64_MAX}), IsOk());
+  ASSERT_THAT(space.insert_region(ram(UINT64_MAX, 1)), IsOk());
 
   AddressSpaceBase holed(*AddressSpaceLayout::make(
       {.phys_max = UINT64_MAX,
        .ram = Range::whole_domain(),
        .holes = {{"bottom", Range::point(0)}, {"top", Range::point(UINT64_MAX)}}}));
-  ASSERT_TRUE(holed.insert_region(ram(1, UINT64_MAX - 1)));
-  EXPECT_TRUE(holed.check_invariants());
+  ASSERT_THAT(holed.insert_region(ram(1, UINT64_MAX - 1)), IsOk());
+  VMSPACE_EXPECT_OK(holed.check_invariants());
   EXPECT_EQ(
       failing(holed, [](AddressSpaceBase& s) { return s.insert_region(ram(UINT64_MAX, 1)); }).code,
       Errc::overlap);
@@ -248,8 +254,8 @@ TEST(AddressSpaceBase, RemoveGivesTheRegionBackAndFreesItsPlace) {
   EXPECT_EQ(*removed, region);
   EXPECT_EQ(space.size(), 2U);
   EXPECT_EQ(space.find_region(GuestAddress{0xc000'0000}), nullptr);
-  EXPECT_TRUE(space.check_invariants());
-  ASSERT_TRUE(space.insert_region(*removed));
+  VMSPACE_EXPECT_OK(space.check_invariants());
+  ASSERT_THAT(space.insert_region(*removed), IsOk());
   EXPECT_EQ(space, before);
 }
 
@@ -266,10 +272,10 @@ TEST(AddressSpaceBase, RemoveNeedsTheBaseOfARegion) {
 TEST(AddressSpaceBase, RemovingEverythingGivesAnEmptySpace) {
   AddressSpaceBase space = example();
   for (const std::uint64_t base : bases(space)) {
-    ASSERT_TRUE(space.remove_region(GuestAddress{base}));
+    ASSERT_THAT(space.remove_region(GuestAddress{base}), IsOk());
   }
   EXPECT_EQ(space, AddressSpaceBase(pc()));
-  EXPECT_TRUE(space.check_invariants());
+  VMSPACE_EXPECT_OK(space.check_invariants());
 }
 
 TEST(AddressSpaceBase, MoveTakesTheRegionWithAllItsProperties) {
@@ -280,25 +286,26 @@ TEST(AddressSpaceBase, MoveTakesTheRegionWithAllItsProperties) {
   EXPECT_THAT(*moved, says(device(0x2000'0000'0000, 64_KiB)));
   EXPECT_EQ(space.find_region(GuestAddress{0x2000'0000'ffff}), moved->get());
   EXPECT_EQ(space.size(), 3U);
-  EXPECT_TRUE(space.check_invariants());
+  VMSPACE_EXPECT_OK(space.check_invariants());
 }
 
 TEST(AddressSpaceBase, MoveMayOverlapTheOldPlaceOrGoNowhere) {
   AddressSpaceBase space = example();
-  ASSERT_TRUE(space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xc000'1000}));
+  ASSERT_THAT(space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xc000'1000}), IsOk());
   EXPECT_THAT(bases(space), ElementsAre(0, 0xc000'1000, 4_GiB));
-  EXPECT_TRUE(space.check_invariants());
-  ASSERT_TRUE(space.move_region(GuestAddress{0xc000'1000}, GuestAddress{0xc000'0000}));
-  ASSERT_TRUE(space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xc000'0000}));
+  VMSPACE_EXPECT_OK(space.check_invariants());
+  ASSERT_THAT(space.move_region(GuestAddress{0xc000'1000}, GuestAddress{0xc000'0000}), IsOk());
+  ASSERT_THAT(space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xc000'0000}), IsOk());
   EXPECT_EQ(space, example());
-  ASSERT_TRUE(space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xc001'0000}));  // touches
+  ASSERT_THAT(space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xc001'0000}),
+              IsOk());  // touches
   EXPECT_THAT(bases(space), ElementsAre(0, 0xc001'0000, 4_GiB));
-  EXPECT_TRUE(space.check_invariants());
+  VMSPACE_EXPECT_OK(space.check_invariants());
 }
 
 TEST(AddressSpaceBase, MoveHappensWhollyOrNotAtAll) {
   AddressSpaceBase space = example();
-  ASSERT_TRUE(space.insert_region(device(0xd000'0000, 4_KiB)));
+  ASSERT_THAT(space.insert_region(device(0xd000'0000, 4_KiB)), IsOk());
   const auto error = [&](std::uint64_t from, std::uint64_t to) {
     return failing(space, [&](AddressSpaceBase& s) {
       return s.move_region(GuestAddress{from}, GuestAddress{to});
@@ -333,21 +340,21 @@ TEST(AddressSpaceBase, PlaceFindsAnAddressInsideTheAperture) {
             GuestAddress{0xd000'0000});
   EXPECT_EQ(space.find_region(GuestAddress{0xd000'0000})->name(), "bar");
   EXPECT_EQ(space.size(), 7U);
-  EXPECT_TRUE(space.check_invariants());
+  VMSPACE_EXPECT_OK(space.check_invariants());
 }
 
 TEST(AddressSpaceBase, PlaceKeepsOffHolesAndAlignsToTheBackingsPages) {
   AddressSpaceBase space(pc());
-  ASSERT_TRUE(space.insert_region(ram(4_GiB, 1007_GiB)));
+  ASSERT_THAT(space.insert_region(ram(4_GiB, 1007_GiB)), IsOk());
   // 1 GiB is left below the HyperTransport hole.
   EXPECT_EQ((*space.place_region({.name = "ram"}, {.size = 2_GiB}, "ram_high"))->base(),
             GuestAddress{1024_GiB});
-  ASSERT_TRUE(space.insert_region(ram(0, 4_KiB)));
+  ASSERT_THAT(space.insert_region(ram(0, 4_KiB)), IsOk());
   EXPECT_EQ((*space.place_region({.name = "huge", .backing = {.source = MemorySource::hugeshmem}},
                                  {.size = 4_MiB}, "ram_low"))
                 ->base(),
             GuestAddress{2_MiB});
-  EXPECT_TRUE(space.check_invariants());
+  VMSPACE_EXPECT_OK(space.check_invariants());
 }
 
 TEST(AddressSpaceBase, PlaceRefusesWhatCannotBePlaced) {
@@ -418,8 +425,8 @@ TEST(AddressSpaceBase, FromRegionsTakesThemInAnyOrder) {
   EXPECT_EQ(*space, example());
   const auto overlapping =
       AddressSpaceBase::from_regions(pc(), {made(ram(0, 1_GiB)), made(ram(1_GiB - 1, 1))});
-  EXPECT_EQ(overlapping.error().code, Errc::overlap);
-  EXPECT_TRUE(AddressSpaceBase::from_regions(pc(), {}));
+  EXPECT_THAT(overlapping, HasError(Errc::overlap));
+  VMSPACE_EXPECT_OK(AddressSpaceBase::from_regions(pc(), {}));
 }
 
 TEST(AddressSpaceBase, HoldsTheRegionItselfAndGivesIt) {
@@ -429,7 +436,7 @@ TEST(AddressSpaceBase, HoldsTheRegionItselfAndGivesIt) {
   EXPECT_EQ(space.find_region(GuestAddress{0}), region.get());
   EXPECT_EQ(*space.begin(), region);
   AddressSpaceBase other(pc());
-  ASSERT_TRUE(other.insert_region(region));  // spaces may share it
+  ASSERT_THAT(other.insert_region(region), IsOk());  // spaces may share it
   EXPECT_EQ(other, space);
   EXPECT_EQ(*space.remove_region(GuestAddress{0}), region);
   EXPECT_EQ(other.find_region(GuestAddress{0}), region.get());
@@ -439,7 +446,7 @@ TEST(AddressSpaceBase, RefusesANullPointer) {
   AddressSpaceBase space = example();
   const auto insert_null = [](AddressSpaceBase& s) { return s.insert_region(nullptr); };
   EXPECT_EQ(failing(space, insert_null).code, Errc::invalid_argument);
-  EXPECT_EQ(AddressSpaceBase::from_regions(pc(), {nullptr}).error().code, Errc::invalid_argument);
+  EXPECT_THAT(AddressSpaceBase::from_regions(pc(), {nullptr}), HasError(Errc::invalid_argument));
 }
 
 TEST(AddressSpaceBase, CopiesAreIndependentAndShareRegions) {
@@ -456,11 +463,11 @@ TEST(AddressSpaceBase, CopiesAreIndependentAndShareRegions) {
 TEST(AddressSpaceBase, EqualityComparesWhatRegionsSay) {
   EXPECT_EQ(example(), example());
   AddressSpaceBase other(pc());
-  ASSERT_TRUE(other.insert_region(ram(4_GiB, 1_GiB)));
-  ASSERT_TRUE(other.insert_region(device(0xc000'0000, 64_KiB)));
+  ASSERT_THAT(other.insert_region(ram(4_GiB, 1_GiB)), IsOk());
+  ASSERT_THAT(other.insert_region(device(0xc000'0000, 64_KiB)), IsOk());
   RegionOptions renamed = ram(0, 1_GiB);
   renamed.name = "other";
-  ASSERT_TRUE(other.insert_region(renamed));
+  ASSERT_THAT(other.insert_region(renamed), IsOk());
   EXPECT_NE(other, example());
   EXPECT_NE(AddressSpaceBase(pc()),
             AddressSpaceBase(*AddressSpaceLayout::x86_64({.phys_bits = 47})));
@@ -472,12 +479,12 @@ TEST(Diff, NamesWhatOnlyTheOneOrTheOtherHas) {
   EXPECT_TRUE(diff(before, example()).empty());
 
   AddressSpaceBase after = before;
-  ASSERT_TRUE(after.remove_region(GuestAddress{0}));
+  ASSERT_THAT(after.remove_region(GuestAddress{0}), IsOk());
   RegionOptions changed = ram(0, 1_GiB);
   changed.owner = 1;
-  ASSERT_TRUE(after.insert_region(changed));
-  ASSERT_TRUE(after.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xe000'0000}));
-  ASSERT_TRUE(after.insert_region(ram(8_GiB, 1_GiB)));
+  ASSERT_THAT(after.insert_region(changed), IsOk());
+  ASSERT_THAT(after.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xe000'0000}), IsOk());
+  ASSERT_THAT(after.insert_region(ram(8_GiB, 1_GiB)), IsOk());
   const RegionDiff forward = diff(before, after);
   EXPECT_THAT(forward.removed, ElementsAre(says(ram(0, 1_GiB)), says(device(0xc000'0000, 64_KiB))));
   EXPECT_THAT(forward.added, ElementsAre(says(changed), says(device(0xe000'0000, 64_KiB)),

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/testing.hpp"
 
 namespace vmspace {
 namespace {
@@ -34,7 +35,7 @@ TEST(Region, SaysWhatItWasMadeFrom) {
        .hotplug = true,
        .populate = true,
        .owner = 42});
-  ASSERT_TRUE(region) << region.error().message();
+  ASSERT_THAT(region, IsOk());
   EXPECT_EQ((*region)->name(), "pmem0");
   EXPECT_EQ((*region)->type(), RegionType::dax_memory);
   EXPECT_TRUE((*region)->is_dax());

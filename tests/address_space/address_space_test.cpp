@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/testing.hpp"
 
 namespace vmspace {
 namespace {
@@ -50,19 +51,19 @@ TEST(AddressSpace, IsMadeFromALayoutAndRegions) {
   EXPECT_EQ(example().snapshot()->size(), 2U);
   EXPECT_EQ(example().generation(), 1U);
   const auto failed = AddressSpace::create(pc(), {*AddressSpaceRegion::make(ram(3_GiB, 4_KiB))});
-  EXPECT_EQ(failed.error().code, Errc::overlap);
+  EXPECT_THAT(failed, HasError(Errc::overlap));
   EXPECT_EQ(AddressSpace(*example().snapshot()).snapshot()->size(), 2U);
 }
 
 TEST(AddressSpace, EachChangeIsPublishedOnce) {
   const AddressSpace space = example();
-  EXPECT_TRUE(space.insert_region(ram(4_GiB, 1_GiB)));
+  VMSPACE_EXPECT_OK(space.insert_region(ram(4_GiB, 1_GiB)));
   EXPECT_EQ(space.generation(), 2U);
-  EXPECT_TRUE(space.insert_region(*AddressSpaceRegion::make(ram(5_GiB, 1_GiB))));
+  VMSPACE_EXPECT_OK(space.insert_region(*AddressSpaceRegion::make(ram(5_GiB, 1_GiB))));
   EXPECT_EQ(space.generation(), 3U);
   EXPECT_EQ((*space.remove_region(GuestAddress{5_GiB}))->size(), 1_GiB);
   EXPECT_EQ(space.generation(), 4U);
-  EXPECT_TRUE(space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xd000'0000}));
+  VMSPACE_EXPECT_OK(space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xd000'0000}));
   EXPECT_EQ(space.generation(), 5U);
   EXPECT_EQ((*space.place_region({.name = "bar", .type = RegionType::device_memory},
                                  {.size = 4_KiB}, "mmio_low"))
@@ -70,7 +71,7 @@ TEST(AddressSpace, EachChangeIsPublishedOnce) {
             GuestAddress{0xc000'0000});
   EXPECT_EQ(space.generation(), 6U);
   EXPECT_EQ(space.snapshot()->size(), 4U);
-  EXPECT_TRUE(space.snapshot()->check_invariants());
+  VMSPACE_EXPECT_OK(space.snapshot()->check_invariants());
 }
 
 TEST(AddressSpace, AChangeThatFailsLeavesSpaceGenerationAndReadersAsTheyWere) {
@@ -78,11 +79,11 @@ TEST(AddressSpace, AChangeThatFailsLeavesSpaceGenerationAndReadersAsTheyWere) {
   auto reader = space.reader();
   const AddressSpaceBase* seen = &reader.current();
   const AddressSpaceBase before = *seen;
-  EXPECT_EQ(space.insert_region(ram(0, 4_KiB)).error().code, Errc::overlap);
-  EXPECT_EQ(space.insert_region(ram(0, 0)).error().code, Errc::zero_size);
-  EXPECT_EQ(space.remove_region(GuestAddress{0x1000}).error().code, Errc::not_found);
-  EXPECT_EQ(space.move_region(GuestAddress{0}, GuestAddress{3_GiB}).error().code, Errc::overlap);
-  EXPECT_EQ(space.place_region({}, {.size = 4_KiB}, "nowhere").error().code, Errc::not_found);
+  EXPECT_THAT(space.insert_region(ram(0, 4_KiB)), HasError(Errc::overlap));
+  EXPECT_THAT(space.insert_region(ram(0, 0)), HasError(Errc::zero_size));
+  EXPECT_THAT(space.remove_region(GuestAddress{0x1000}), HasError(Errc::not_found));
+  EXPECT_THAT(space.move_region(GuestAddress{0}, GuestAddress{3_GiB}), HasError(Errc::overlap));
+  EXPECT_THAT(space.place_region({}, {.size = 4_KiB}, "nowhere"), HasError(Errc::not_found));
   EXPECT_EQ(space.generation(), 1U);
   EXPECT_EQ(&reader.current(), seen);
   EXPECT_EQ(*seen, before);
@@ -124,7 +125,7 @@ TEST(AddressSpace, ATransactionThatFailsAtAnyEditChangesNothing) {
       return {};
     });
     ASSERT_FALSE(result);
-    EXPECT_EQ(result.error().code, Errc::overlap);
+    EXPECT_THAT(result, HasError(Errc::overlap));
     EXPECT_EQ(space.generation(), 1U);
     EXPECT_EQ(&reader.current(), seen);
     EXPECT_EQ(*seen, before);
@@ -139,7 +140,7 @@ TEST(AddressSpace, ATransactionThatFailsAtAnyEditChangesNothing) {
   EXPECT_TRUE(all);
   EXPECT_EQ(space.generation(), 2U);
   EXPECT_EQ(reader.current().size(), 4U);
-  EXPECT_TRUE(reader.current().check_invariants());
+  VMSPACE_EXPECT_OK(reader.current().check_invariants());
 }
 
 TEST(AddressSpace, AChangeFromInsideATransactionIsAnErrorAndNotADeadlock) {
@@ -164,7 +165,7 @@ TEST(AddressSpace, CopiesOfAHandleAreTheSameSpace) {
   const AddressSpace copy = space;
   EXPECT_TRUE(copy.same_as(space));
   EXPECT_FALSE(copy.same_as(example()));
-  ASSERT_TRUE(copy.insert_region(ram(4_GiB, 1_GiB)));
+  ASSERT_THAT(copy.insert_region(ram(4_GiB, 1_GiB)), IsOk());
   EXPECT_EQ(space.snapshot()->size(), 3U);
 }
 
@@ -180,8 +181,8 @@ TEST(AddressSpace, ARegionThatWasFoundOutlivesItsRemoval) {
   const auto found = space.find_region(GuestAddress{0xc000'ffff});
   ASSERT_NE(found, nullptr);
   EXPECT_EQ(space.find_region(GuestAddress{0xc001'0000}), nullptr);
-  ASSERT_TRUE(space.remove_region(GuestAddress{0xc000'0000}));
-  EXPECT_TRUE(space.wait_released(0s));  // it keeps itself, not the space
+  ASSERT_THAT(space.remove_region(GuestAddress{0xc000'0000}), IsOk());
+  VMSPACE_EXPECT_OK(space.wait_released(0s));  // it keeps itself, not the space
   EXPECT_EQ(space.find_region(GuestAddress{0xc000'ffff}), nullptr);
   EXPECT_EQ(found->options(), bar(0xc000'0000));
 }
@@ -189,8 +190,8 @@ TEST(AddressSpace, ARegionThatWasFoundOutlivesItsRemoval) {
 TEST(AddressSpace, ASnapshotStaysAndItsDiffToTheNextSaysWhatChanged) {
   const AddressSpace space = example();
   const auto before = space.snapshot();
-  ASSERT_TRUE(space.remove_region(GuestAddress{0}));
-  ASSERT_TRUE(space.insert_region(ram(4_GiB, 1_GiB)));
+  ASSERT_THAT(space.remove_region(GuestAddress{0}), IsOk());
+  ASSERT_THAT(space.insert_region(ram(4_GiB, 1_GiB)), IsOk());
   EXPECT_EQ(before->size(), 2U);
   const RegionDiff changes = diff(*before, *space.snapshot());
   EXPECT_THAT(changes.removed,
@@ -203,10 +204,10 @@ TEST(AddressSpace, WaitsUntilNobodySeesTheOldSpace) {
   const AddressSpace space = example();
   std::optional<AddressSpace::Reader> vcpu = space.reader();
   std::thread([&] { EXPECT_EQ(vcpu->current().size(), 2U); }).join();
-  ASSERT_TRUE(space.remove_region(GuestAddress{0}));
-  EXPECT_EQ(space.wait_released(1ms).error().code, Errc::timed_out);
+  ASSERT_THAT(space.remove_region(GuestAddress{0}), IsOk());
+  EXPECT_THAT(space.wait_released(1ms), HasError(Errc::timed_out));
   vcpu->park();
-  EXPECT_TRUE(space.wait_released(0s));
+  VMSPACE_EXPECT_OK(space.wait_released(0s));
   EXPECT_EQ(vcpu->current().size(), 1U);
 }
 
@@ -215,7 +216,7 @@ TEST(AddressSpace, TwoThreadsThatInsertThroughCopiesOfOneHandleLoseNothing) {
   const AddressSpace space = *AddressSpace::create(pc());
   const auto insert_from = [space](std::uint64_t base) {
     for (std::uint64_t i = 0; i < each; ++i) {
-      ASSERT_TRUE(space.insert_region(ram(base + i * 8_KiB, 4_KiB)));
+      ASSERT_THAT(space.insert_region(ram(base + i * 8_KiB, 4_KiB)), IsOk());
     }
   };
   std::thread other(insert_from, 4_KiB);

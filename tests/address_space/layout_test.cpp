@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/testing.hpp"
 
 namespace vmspace {
 
@@ -99,7 +100,7 @@ TEST(PlanRam, UsesSliversBelowHolesWhereTheRamWouldNotFitWithoutThem) {
                           piece(4_GiB, 28_GiB + 4_KiB - 64_MiB, 1)));
   EXPECT_THAT(*pc(36).plan_ram({first, 28_GiB + 64_MiB}),
               ElementsAre(piece(0, first, 0), piece(first, 64_MiB, 1), piece(4_GiB, 28_GiB, 1)));
-  EXPECT_EQ(pc(36).plan_ram({first, 28_GiB + 64_MiB + 4_KiB}).error().code, Errc::no_space);
+  EXPECT_THAT(pc(36).plan_ram({first, 28_GiB + 64_MiB + 4_KiB}), HasError(Errc::no_space));
   // All that there is, in areas smaller than 128 MiB.
   const auto crumbs =
       AddressSpaceLayout::make({.phys_max = 64_MiB - 1,
@@ -118,12 +119,12 @@ TEST(PlanRam, FillsTheSpaceToItsLastPageAndNotBeyond) {
                                    .first = Operand::size(31_GiB + 4_KiB),
                                    .second = Operand::range(0, 32_GiB - 1),
                                    .text = "node 0"}));
-  EXPECT_EQ(pc(36).plan_ram({31_GiB, 4_KiB}).error().code, Errc::no_space);
-  EXPECT_EQ(pc(36).plan_ram({UINT64_MAX - 0xfff, 4_KiB}).error().code, Errc::no_space);
+  EXPECT_THAT(pc(36).plan_ram({31_GiB, 4_KiB}), HasError(Errc::no_space));
+  EXPECT_THAT(pc(36).plan_ram({UINT64_MAX - 0xfff, 4_KiB}), HasError(Errc::no_space));
 }
 
 TEST(PlanRam, RefusesSizesThatMakeNoRam) {
-  EXPECT_EQ(pc().plan_ram(std::vector<std::uint64_t>{}).error().code, Errc::invalid_argument);
+  EXPECT_THAT(pc().plan_ram(std::vector<std::uint64_t>{}), HasError(Errc::invalid_argument));
   EXPECT_EQ(pc().plan_ram({1_GiB, 0}).error().message(),
             "AddressSpaceLayout::plan_ram: \"node 1\": size is zero");
   const Error misaligned = pc().plan_ram({1_GiB + 1}).error();
@@ -139,7 +140,7 @@ TEST(PlanRam, HasNoSpaceWhereTheLayoutHasNoRam) {
       "AddressSpaceLayout::plan_ram: \"node 0\": no space for 0x1000 (the layout has no RAM)");
   EXPECT_EQ(layout->check_place(RegionType::default_memory, Range::of(0, 0xfff)).error().message(),
             "AddressSpaceLayout::check_place: out of bounds: [0x0, 0xfff] (the layout has no RAM)");
-  EXPECT_TRUE(layout->check_place(RegionType::device_memory, Range::of(0, 1_GiB - 1)));
+  VMSPACE_EXPECT_OK(layout->check_place(RegionType::device_memory, Range::of(0, 1_GiB - 1)));
 }
 
 TEST(PlanRam, PiecesAreWholePagesAlsoWhereTheLayoutsBoundsAreNot) {
@@ -151,12 +152,12 @@ TEST(PlanRam, PiecesAreWholePagesAlsoWhereTheLayoutsBoundsAreNot) {
   ASSERT_TRUE(layout);
   EXPECT_THAT(*layout->plan_ram({512_MiB}), ElementsAre(piece(0x1000, 256_MiB - 0x1000),
                                                         piece(512_MiB + 0x1000, 256_MiB + 0x1000)));
-  EXPECT_EQ(layout->plan_ram({768_MiB}).error().code, Errc::no_space);
+  EXPECT_THAT(layout->plan_ram({768_MiB}), HasError(Errc::no_space));
 
   const auto to_the_end = AddressSpaceLayout::make(
       {.phys_max = UINT64_MAX, .ram = Range::of(UINT64_MAX - 0x1ffe, UINT64_MAX)});
   EXPECT_THAT(*to_the_end->plan_ram({4_KiB}), ElementsAre(piece(UINT64_MAX - 0xfff, 4_KiB)));
-  EXPECT_EQ(to_the_end->plan_ram({8_KiB}).error().code, Errc::no_space);
+  EXPECT_THAT(to_the_end->plan_ram({8_KiB}), HasError(Errc::no_space));
 }
 
 TEST(PlanRam, NoPageOfWhichTheLayoutsRamHasOnlyAPart) {
@@ -164,16 +165,16 @@ TEST(PlanRam, NoPageOfWhichTheLayoutsRamHasOnlyAPart) {
       AddressSpaceLayout::make({.phys_max = 2_GiB - 1, .ram = Range::of(0x800, 16_KiB + 0x7ff)});
   ASSERT_TRUE(layout);
   const auto plan = layout->plan_ram({12_KiB});
-  ASSERT_TRUE(plan) << plan.error().message();
+  ASSERT_THAT(plan, IsOk());
   EXPECT_EQ(*plan, (std::vector<RamPiece>{{GuestAddress(4_KiB), 12_KiB, 0}}));
-  EXPECT_EQ(layout->plan_ram({16_KiB}).error().code, Errc::no_space);
+  EXPECT_THAT(layout->plan_ram({16_KiB}), HasError(Errc::no_space));
 }
 
 TEST(PlanRam, EveryPieceIsAPlaceForRam) {
   const auto plan = pc().plan_ram({100_GiB, 1000_GiB, 4_KiB, 500_GiB});
   for (const auto& run : *plan) {
-    EXPECT_TRUE(pc().check_place(RegionType::default_memory,
-                                 *Range::from_base_size(run.base.value(), run.size)));
+    VMSPACE_EXPECT_OK(pc().check_place(RegionType::default_memory,
+                                       *Range::from_base_size(run.base.value(), run.size)));
   }
 }
 
@@ -220,7 +221,7 @@ TEST(X86Layout, RefusesWhatNoPcHas) {
   for (const unsigned bits : {0U, 20U, 35U, 53U, 60U, 64U, UINT_MAX}) {
     const auto layout = AddressSpaceLayout::x86_64({.phys_bits = bits});
     ASSERT_FALSE(layout) << bits;
-    EXPECT_EQ(layout.error().code, Errc::invalid_argument);
+    EXPECT_THAT(layout, HasError(Errc::invalid_argument));
     EXPECT_EQ(layout.error().first, Operand::number(bits));
   }
   EXPECT_TRUE(AddressSpaceLayout::x86_64({.phys_bits = 36}));
@@ -231,7 +232,7 @@ TEST(X86Layout, RefusesWhatNoPcHas) {
   EXPECT_FALSE(AddressSpaceLayout::x86_64({.phys_bits = 36, .mem_end = 5_GiB + 1}));
   const auto cut = AddressSpaceLayout::x86_64({.phys_bits = 46, .mem_end = 1020_GiB});
   ASSERT_FALSE(cut);
-  EXPECT_EQ(cut.error().code, Errc::overlap);
+  EXPECT_THAT(cut, HasError(Errc::overlap));
 }
 
 TEST(Aarch64Layout, HasItsDevicesBelowRam) {
@@ -250,7 +251,7 @@ TEST(Aarch64Layout, HasItsDevicesBelowRam) {
 
 TEST(Aarch64Layout, RefusesWhatNoArmMachineHas) {
   for (const unsigned bits : {0U, 20U, 31U, 53U, 60U}) {
-    EXPECT_EQ(AddressSpaceLayout::aarch64({.ipa_bits = bits}).error().code, Errc::invalid_argument);
+    EXPECT_THAT(AddressSpaceLayout::aarch64({.ipa_bits = bits}), HasError(Errc::invalid_argument));
   }
   EXPECT_TRUE(AddressSpaceLayout::aarch64({.ipa_bits = 32}));
   EXPECT_TRUE(AddressSpaceLayout::aarch64({.ipa_bits = 52}));
@@ -277,17 +278,17 @@ TEST(Layout, MayCoverAll64Bits) {
                                 .holes = {{"top", Range::point(top)}}});
   ASSERT_TRUE(layout);
   EXPECT_EQ(layout->phys_max(), top);
-  EXPECT_TRUE(layout->check_place(RegionType::device_memory, Range::of(1_GiB, top - 1)));
+  VMSPACE_EXPECT_OK(layout->check_place(RegionType::device_memory, Range::of(1_GiB, top - 1)));
   EXPECT_EQ(code_of(layout->check_place(RegionType::device_memory, Range::of(1_GiB, top))),
             Errc::overlap);
   EXPECT_THAT(*layout->plan_ram({1_GiB}), ElementsAre(piece(0, 1_GiB)));
   const auto all_ram = AddressSpaceLayout::make({.phys_max = top, .ram = Range::whole_domain()});
-  EXPECT_TRUE(all_ram->check_place(RegionType::default_memory, Range::whole_domain()));
+  VMSPACE_EXPECT_OK(all_ram->check_place(RegionType::default_memory, Range::whole_domain()));
   EXPECT_EQ(code_of(all_ram->check_place(RegionType::device_memory, Range::point(top))),
             Errc::out_of_bounds);
   EXPECT_THAT(*all_ram->plan_ram({top - 0xfff, 4_KiB}),
               ElementsAre(piece(0, top - 0xfff, 0), piece(top - 0xfff, 4_KiB, 1)));
-  EXPECT_EQ(all_ram->plan_ram({top - 0xfff, 8_KiB}).error().code, Errc::no_space);
+  EXPECT_THAT(all_ram->plan_ram({top - 0xfff, 8_KiB}), HasError(Errc::no_space));
 }
 
 TEST(Layout, RefusesUsesAndKindsWithoutAName) {

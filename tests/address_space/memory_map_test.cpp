@@ -9,6 +9,7 @@
 
 #include "vmspace/base/literals.hpp"
 #include "vmspace/fmt.hpp"
+#include "vmspace/testing.hpp"
 
 namespace vmspace {
 namespace {
@@ -24,7 +25,7 @@ AddressSpaceLayout pc() {
 std::string line_of(RegionOptions options) {
   AddressSpaceBase space(
       *AddressSpaceLayout::make({.phys_max = 1_TiB - 1, .ram = Range::of(0, 1_TiB - 1)}));
-  EXPECT_TRUE(space.insert_region(std::move(options)));
+  VMSPACE_EXPECT_OK(space.insert_region(std::move(options)));
   return memory_map(space);
 }
 
@@ -32,20 +33,23 @@ TEST(MemoryMap, ShowsRegionsHolesAndDevicesInsideTheirApertures) {
   AddressSpaceBase space(pc());
   const auto plan = space.layout().plan_ram({4_GiB, 2_GiB});
   for (const RamPiece& piece : *plan) {
-    ASSERT_TRUE(space.insert_region({.name = "ram",
+    ASSERT_THAT(space.insert_region({.name = "ram",
                                      .base = piece.base,
                                      .size = piece.size,
                                      .backing = {.source = MemorySource::shmem},
-                                     .numa_node = piece.node}));
+                                     .numa_node = piece.node}),
+                IsOk());
   }
-  ASSERT_TRUE(space.insert_region({.name = "firmware",
+  ASSERT_THAT(space.insert_region({.name = "firmware",
                                    .type = RegionType::firmware_memory,
                                    .base = GuestAddress{0xffe0'0000},
                                    .size = 2_MiB,
                                    .backing = {.source = MemorySource::anon},
-                                   .protection = Protection::read}));
-  ASSERT_TRUE(space.place_region({.name = "gpu BAR0", .type = RegionType::device_memory},
-                                 {.size = 16_MiB}, "mmio_high"));
+                                   .protection = Protection::read}),
+              IsOk());
+  ASSERT_THAT(space.place_region({.name = "gpu BAR0", .type = RegionType::device_memory},
+                                 {.size = 16_MiB}, "mmio_high"),
+              IsOk());
   const DeviceRange devices[] = {{"gpu registers", Range::of(0x2000'0000'0000, 0x2000'0000'0fff)},
                                  {"i/o apic", Range::of(0xfec0'0000, 0xfec0'0fff)},
                                  {"nic0 BAR0", Range::of(0xc100'0000, 0xc100'3fff)}};
@@ -71,7 +75,7 @@ TEST(MemoryMap, ShowsRegionsHolesAndDevicesInsideTheirApertures) {
 
 TEST(MemoryMap, LeavesOutEmptyAperturesWhenAsked) {
   AddressSpaceBase space(pc());
-  ASSERT_TRUE(space.insert_region({.name = "ram", .size = 1_GiB}));
+  ASSERT_THAT(space.insert_region({.name = "ram", .size = 1_GiB}), IsOk());
   const DeviceRange devices[] = {{"uart", Range::of(0xfc00'0000, 0xfc00'0007)}};
   EXPECT_EQ(memory_map(space, {.devices = devices, .empty_apertures = false}),
             "000000000000-0000bfffffff : ram_low         ram window        3 GiB\n"
@@ -130,7 +134,7 @@ TEST(MemoryMap, ANameStaysOnItsLine) {
 
 TEST(MemoryMap, IsWhatTheFormatterWrites) {
   AddressSpaceBase space(pc());
-  ASSERT_TRUE(space.insert_region({.name = "ram", .size = 1_GiB}));
+  ASSERT_THAT(space.insert_region({.name = "ram", .size = 1_GiB}), IsOk());
   EXPECT_EQ(fmt::format("{}", space), memory_map(space));
 }
 

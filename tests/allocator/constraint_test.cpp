@@ -6,6 +6,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 namespace vmspace {
 namespace {
 
@@ -31,7 +33,7 @@ TEST(Constraint, AnAlignmentThatIsNoPowerOfTwoIsAnErrorOfItsOwn) {
   for (const std::uint64_t align : {std::uint64_t{3}, std::uint64_t{0x1001}, top}) {
     const auto valid = Constraint{.size = 1, .align = align}.validate();
     ASSERT_FALSE(valid);
-    EXPECT_EQ(valid.error().code, Errc::bad_alignment);
+    EXPECT_THAT(valid, HasError(Errc::bad_alignment));
     EXPECT_EQ(valid.error().first, Operand::size(align));
   }
 }
@@ -46,7 +48,7 @@ TEST(Constraint, AWindowMayBeOneMemberAndNotInverted) {
   EXPECT_TRUE((Constraint{.size = 1, .min = 0, .max = 0}.validate()));
   const auto valid = Constraint{.size = 1, .min = 2, .max = 1}.validate();
   ASSERT_FALSE(valid);
-  EXPECT_EQ(valid.error().code, Errc::invalid_range);
+  EXPECT_THAT(valid, HasError(Errc::invalid_range));
   EXPECT_EQ(valid.error().first, Operand::range(2, 1));
 }
 

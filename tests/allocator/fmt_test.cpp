@@ -7,6 +7,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 namespace vmspace {
 namespace {
 
@@ -46,23 +48,23 @@ TEST(Fmt, ErrorIsItsMessage) {
 TEST(Fmt, TreeIsOneLine) {
   IntervalTree<std::string> tree;
   EXPECT_EQ(fmt::format("{}", tree), "");
-  ASSERT_TRUE(tree.insert(Range::of(0x100, 0x1ff), "nic0"));
-  ASSERT_TRUE(tree.insert(Range::of(0x200, 0x5ff)));
-  ASSERT_TRUE(tree.insert(Range::of(0x700, 0x7ff)));
-  ASSERT_TRUE(tree.allocate_at(Range::of(0x500, 0x5ff)));
+  ASSERT_THAT(tree.insert(Range::of(0x100, 0x1ff), "nic0"), IsOk());
+  ASSERT_THAT(tree.insert(Range::of(0x200, 0x5ff)), IsOk());
+  ASSERT_THAT(tree.insert(Range::of(0x700, 0x7ff)), IsOk());
+  ASSERT_THAT(tree.allocate_at(Range::of(0x500, 0x5ff)), IsOk());
   EXPECT_EQ(fmt::format("{}", tree),
             "[0x100-0x1ff] nic0 | free 0x300 | [0x500-0x5ff] | gap 0x100 | free 0x100");
 }
 
 TEST(Fmt, TreeOfTheWholeDomainSaysSo) {
   IntervalTree<> tree;
-  ASSERT_TRUE(tree.insert(Range::whole_domain()));
+  ASSERT_THAT(tree.insert(Range::whole_domain()), IsOk());
   EXPECT_EQ(fmt::format("{}", tree), "free 2^64");
 }
 
 TEST(Fmt, TreeShowsNoValueThatFmtDoesNotKnow) {
   IntervalTree<std::unique_ptr<std::string>> tree;
-  ASSERT_TRUE(tree.insert(Range::of(0, 0xf), std::make_unique<std::string>("x")));
+  ASSERT_THAT(tree.insert(Range::of(0, 0xf), std::make_unique<std::string>("x")), IsOk());
   EXPECT_EQ(fmt::format("{}", tree), "[0x0-0xf]");
 }
 

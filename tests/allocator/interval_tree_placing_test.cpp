@@ -8,6 +8,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "allocator/picture.hpp"
 
 namespace vmspace {
@@ -80,20 +82,20 @@ TEST(IntervalTree, AllocatePutsItWhereThePolicySays) {
     const Letters before = from_picture(c.before);
     Letters tree(before);
     const auto got = tree.allocate(c.constraint, 'A');
-    EXPECT_TRUE(tree.check_invariants());
+    VMSPACE_EXPECT_OK(tree.check_invariants());
     if (c.after != nullptr) {
       ASSERT_TRUE(got) << c.before << " " << got.error().message();
       EXPECT_EQ(to_picture(tree), c.after) << c.before;
       EXPECT_EQ(got->size(), c.constraint.size);
       EXPECT_EQ(*tree.find_value(got->min()), 'A');
       // And back: what touches at an edge of the picture stays as it was.
-      ASSERT_TRUE(tree.free(*got));
+      ASSERT_THAT(tree.free(*got), IsOk());
       if (std::string_view(c.before).find('|') == std::string_view::npos) {
         EXPECT_EQ(tree, before) << c.before;
       }
     } else {
       ASSERT_FALSE(got) << c.before << " " << to_picture(tree);
-      EXPECT_EQ(got.error().code, Errc::no_space);
+      EXPECT_THAT(got, HasError(Errc::no_space));
       EXPECT_EQ(got.error().first, Operand::size(c.constraint.size));
       EXPECT_EQ(got.error().second, Operand::range(c.constraint.min, c.constraint.max));
       EXPECT_EQ(tree, before);
@@ -103,7 +105,7 @@ TEST(IntervalTree, AllocatePutsItWhereThePolicySays) {
 
 TEST(IntervalTree, AllocateWithoutAValueLeavesTheRangeAllocated) {
   Letters tree = from_picture("....");
-  ASSERT_TRUE(tree.allocate({.size = 2}));
+  ASSERT_THAT(tree.allocate({.size = 2}), IsOk());
   EXPECT_EQ(to_picture(tree), "xx..");
 }
 
@@ -146,13 +148,13 @@ TEST(IntervalTree, FindPlaceFailsAsAllocateDoesUnderItsOwnName) {
     EXPECT_EQ(tree.find_place(constraint).error(),
               tree.allocate(constraint).error().in("IntervalTree::find_place"));
   }
-  EXPECT_EQ(Letters().find_place({.size = 1}).error().code, Errc::no_space);
+  EXPECT_THAT(Letters().find_place({.size = 1}), HasError(Errc::no_space));
 }
 
 TEST(IntervalTree, AllocateInAnEmptyTreeIsNoSpace) {
   for (const AllocPolicy policy : {first, last, best}) {
     Letters tree;
-    EXPECT_EQ(tree.allocate({.size = 1, .policy = policy}).error().code, Errc::no_space);
+    EXPECT_THAT(tree.allocate({.size = 1, .policy = policy}), HasError(Errc::no_space));
   }
 }
 
@@ -194,7 +196,7 @@ TEST(IntervalTree, NoSpaceNamesTheLargestFreePieceOfTheWindow) {
 
 TEST(IntervalTree, NoSpaceNamesTheLargestFreePieceUpToTheWholeDomain) {
   IntervalTree<> tree;
-  ASSERT_TRUE(tree.insert(Range::whole_domain()));
+  ASSERT_THAT(tree.insert(Range::whole_domain()), IsOk());
   const auto available = [&](const Constraint& constraint) {
     return tree.allocate(constraint).error().available;
   };
@@ -208,32 +210,32 @@ TEST(IntervalTree, NoSpaceNamesTheLargestFreePieceUpToTheWholeDomain) {
 TEST(IntervalTree, AllocateReachesTheEndsOfTheDomain) {
   for (const AllocPolicy policy : {first, last, best}) {
     IntervalTree<> tree;
-    ASSERT_TRUE(tree.insert(Range::whole_domain()));
+    ASSERT_THAT(tree.insert(Range::whole_domain()), IsOk());
     // The most that can be asked for leaves one member over.
     const auto most = tree.allocate({.size = top, .policy = policy});
     ASSERT_TRUE(most);
     EXPECT_EQ(*most, policy == last ? Range::of(1, top) : Range::of(0, top - 1));
     EXPECT_EQ(tree.allocate({.size = 1, .policy = policy}), Range::point(policy == last ? 0 : top));
-    EXPECT_EQ(tree.allocate({.size = 1, .policy = policy}).error().code, Errc::no_space);
+    EXPECT_THAT(tree.allocate({.size = 1, .policy = policy}), HasError(Errc::no_space));
   }
 }
 
 TEST(IntervalTree, AllocateWithHugeAlignmentsTakesTheOnlyPlacesThereAre) {
   IntervalTree<> tree;
-  ASSERT_TRUE(tree.insert(Range::of(1, top)));
+  ASSERT_THAT(tree.insert(Range::of(1, top)), IsOk());
   EXPECT_EQ(tree.allocate({.size = 1, .align = half}), Range::point(half));
-  EXPECT_EQ(tree.allocate({.size = 1, .align = half}).error().code, Errc::no_space);
-  EXPECT_EQ(tree.allocate({.size = half - 1, .align = half / 2, .policy = last}).error().code,
-            Errc::no_space);
+  EXPECT_THAT(tree.allocate({.size = 1, .align = half}), HasError(Errc::no_space));
+  EXPECT_THAT(tree.allocate({.size = half - 1, .align = half / 2, .policy = last}),
+              HasError(Errc::no_space));
   EXPECT_EQ(tree.allocate({.size = half / 2, .align = half / 2, .policy = last}),
             Range::of(half + half / 2, top));
 }
 
 TEST(IntervalTree, AllocateNeverPassesTheEndOfTheDomain) {
   IntervalTree<> tree;
-  ASSERT_TRUE(tree.insert(Range::of(top - 0x1800, top)));
+  ASSERT_THAT(tree.insert(Range::of(top - 0x1800, top)), IsOk());
   EXPECT_EQ(tree.allocate({.size = 0x1000, .align = 0x1000}), Range::of(top - 0xfff, top));
-  EXPECT_EQ(tree.allocate({.size = 0x1000, .align = 0x1000}).error().code, Errc::no_space);
+  EXPECT_THAT(tree.allocate({.size = 0x1000, .align = 0x1000}), HasError(Errc::no_space));
   EXPECT_EQ(tree.allocate({.size = 0x800, .min = top - 0x17ff}),
             Range::of(top - 0x17ff, top - 0x1000));
 }
@@ -246,8 +248,8 @@ TEST(IntervalTree, AllocateFindsTheOneGapThatFitsAmongThousands) {
     IntervalTree<std::uint64_t> tree;
     for (std::uint64_t i = 0; i < gaps; ++i) {
       const std::uint64_t base = 8 * i + 1;
-      ASSERT_TRUE(tree.insert(*Range::from_base_size(base, i == wide ? 4 : 2)));
-      ASSERT_TRUE(tree.insert(Range::point(base + 6), std::uint64_t{i}));
+      ASSERT_THAT(tree.insert(*Range::from_base_size(base, i == wide ? 4 : 2)), IsOk());
+      ASSERT_THAT(tree.insert(Range::point(base + 6), std::uint64_t{i}), IsOk());
     }
     const std::uint64_t at = 8 * wide + 1;
     for (const AllocPolicy policy : {first, last, best}) {
@@ -260,7 +262,7 @@ TEST(IntervalTree, AllocateFindsTheOneGapThatFitsAmongThousands) {
         const auto got = tree.allocate(wanted);
         ASSERT_TRUE(got);
         EXPECT_EQ(got->min(), place);
-        ASSERT_TRUE(tree.free(*got));
+        ASSERT_THAT(tree.free(*got), IsOk());
         wanted.min = at + 4;
         EXPECT_FALSE(tree.allocate(wanted));
         wanted.min = 0;
@@ -268,7 +270,7 @@ TEST(IntervalTree, AllocateFindsTheOneGapThatFitsAmongThousands) {
         EXPECT_FALSE(tree.allocate(wanted));
       }
     }
-    EXPECT_TRUE(tree.check_invariants());
+    VMSPACE_EXPECT_OK(tree.check_invariants());
   }
 }
 
@@ -279,26 +281,26 @@ TEST(IntervalTree, AWindowThatEndsOrBeginsAtTheOnlyPlaceFindsIt) {
   constexpr std::uint64_t count = 3000;
   IntervalTree<> tree;
   for (std::uint64_t i = 0; i < count; ++i) {
-    ASSERT_TRUE(tree.insert(Range::point(i + 1)));
-    ASSERT_TRUE(tree.allocate_at(Range::point(i + 1)));
+    ASSERT_THAT(tree.insert(Range::point(i + 1)), IsOk());
+    ASSERT_THAT(tree.allocate_at(Range::point(i + 1)), IsOk());
   }
   for (std::uint64_t i = 0; i < count; ++i) {
     const Range only = Range::point(i + 1);
-    ASSERT_TRUE(tree.free(only));
+    ASSERT_THAT(tree.free(only), IsOk());
     for (const AllocPolicy policy : {first, last, best}) {
       for (const std::uint64_t min : {std::uint64_t{0}, only.min()}) {
         const auto got =
             tree.allocate({.size = 1, .min = min, .max = only.max(), .policy = policy});
         ASSERT_EQ(got, only);
-        ASSERT_TRUE(tree.free(only));
+        ASSERT_THAT(tree.free(only), IsOk());
       }
       const auto above = tree.allocate({.size = 1, .min = only.min(), .policy = policy});
       ASSERT_EQ(above, only);
-      ASSERT_TRUE(tree.free(only));
+      ASSERT_THAT(tree.free(only), IsOk());
       ASSERT_FALSE(tree.allocate({.size = 1, .max = only.min() - 1, .policy = policy}));
       ASSERT_FALSE(tree.allocate({.size = 1, .min = only.max() + 1, .policy = policy}));
     }
-    ASSERT_TRUE(tree.allocate_at(only));
+    ASSERT_THAT(tree.allocate_at(only), IsOk());
   }
 }
 
@@ -306,7 +308,7 @@ TEST(IntervalTree, WindowsOfEveryKindGiveWhatLiesInside) {
   IntervalTree<> tree;
   // 1,000 gaps of one page at every second page.
   for (std::uint64_t i = 0; i < 1000; ++i) {
-    ASSERT_TRUE(tree.insert(*Range::from_base_size(0x2000 * i, 0x1000)));
+    ASSERT_THAT(tree.insert(*Range::from_base_size(0x2000 * i, 0x1000)), IsOk());
   }
   for (std::uint64_t i = 0; i < 1000; i += 13) {
     const std::uint64_t base = 0x2000 * i;
@@ -320,7 +322,7 @@ TEST(IntervalTree, WindowsOfEveryKindGiveWhatLiesInside) {
         const auto got = tree.allocate(
             {.size = 0x1000, .min = window.min(), .max = window.max(), .policy = policy});
         ASSERT_EQ(got, page);
-        ASSERT_TRUE(tree.free(*got));
+        ASSERT_THAT(tree.free(*got), IsOk());
       }
     }
     EXPECT_FALSE(tree.allocate({.size = 0x1000, .min = base + 1, .max = base + 0x2ffe}));
@@ -329,8 +331,8 @@ TEST(IntervalTree, WindowsOfEveryKindGiveWhatLiesInside) {
   // Of a thousand equal pieces the lowest of the window is named, and the longest of unequal ones.
   EXPECT_EQ(tree.allocate({.size = 0x1001, .min = 0x2001}).error().available,
             Operand::range(0x4000, 0x4fff));
-  ASSERT_TRUE(tree.erase(*Range::from_base_size(0x2000 * 999, 0x1000)));
-  ASSERT_TRUE(tree.insert(*Range::from_base_size(0x2000 * 999, 0x1800)));
+  ASSERT_THAT(tree.erase(*Range::from_base_size(0x2000 * 999, 0x1000)), IsOk());
+  ASSERT_THAT(tree.insert(*Range::from_base_size(0x2000 * 999, 0x1800)), IsOk());
   EXPECT_EQ(tree.allocate({.size = 0x1801}).error().available,
             Operand::range(0x2000 * 999, 0x2000 * 999 + 0x17ff));
 }

@@ -15,6 +15,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "allocator/picture.hpp"
 #include "base/iterator_traits.hpp"
 
@@ -47,7 +49,7 @@ void fails(const Letters& tree, Errc code, const Operand& first, const Operand& 
   EXPECT_EQ(result.error().first, first) << result.error().message();
   EXPECT_EQ(result.error().second, second) << result.error().message();
   EXPECT_EQ(after, tree) << to_picture(after);
-  EXPECT_TRUE(after.check_invariants());
+  VMSPACE_EXPECT_OK(after.check_invariants());
 }
 
 Operand range(std::uint64_t min, std::uint64_t max) {
@@ -66,19 +68,19 @@ Result<std::optional<char>> had_none() {
 
 TEST(IntervalTree, InsertAddsAFreeRange) {
   Letters tree;
-  EXPECT_TRUE(tree.insert(Range::of(2, 4)));
+  VMSPACE_EXPECT_OK(tree.insert(Range::of(2, 4)));
   EXPECT_EQ(to_picture(tree), "  ...");
 }
 
 TEST(IntervalTree, InsertWithAValueAddsATakenRange) {
   Letters tree;
-  EXPECT_TRUE(tree.insert(Range::of(2, 4), 'A'));
+  VMSPACE_EXPECT_OK(tree.insert(Range::of(2, 4), 'A'));
   EXPECT_EQ(to_picture(tree), "  AAA");
 }
 
 TEST(IntervalTree, InsertDoesNotMerge) {
   Letters tree = from_picture("..");
-  EXPECT_TRUE(tree.insert(Range::of(2, 4)));
+  VMSPACE_EXPECT_OK(tree.insert(Range::of(2, 4)));
   EXPECT_EQ(to_picture(tree), "..|...");
 }
 
@@ -98,12 +100,12 @@ TEST(IntervalTree, InsertOfAnOverlapNamesTheLowestRangeItMeetsAndChangesNothing)
 
 TEST(IntervalTree, InsertReachesBothEndsOfTheDomain) {
   IntervalTree<> tree;
-  EXPECT_TRUE(tree.insert(Range::point(top)));
-  EXPECT_TRUE(tree.insert(Range::point(0)));
-  EXPECT_TRUE(tree.insert(Range::of(1, top - 1)));
+  VMSPACE_EXPECT_OK(tree.insert(Range::point(top)));
+  VMSPACE_EXPECT_OK(tree.insert(Range::point(0)));
+  VMSPACE_EXPECT_OK(tree.insert(Range::of(1, top - 1)));
   EXPECT_EQ(tree.size(), 3U);
   EXPECT_EQ(tree.insert(Range::whole_domain()).error().second, range(0, 0));
-  EXPECT_TRUE(tree.check_invariants());
+  VMSPACE_EXPECT_OK(tree.check_invariants());
 }
 
 // -- allocate_at -------------------------------------------------------------------------------
@@ -145,13 +147,13 @@ TEST(IntervalTree, AllocateAtOfWhatIsTakenIsBadStateBeforeAllElse) {
 
 TEST(IntervalTree, AllocateAtLooksForGapsUpToTheEndOfTheDomain) {
   IntervalTree<> tree;
-  ASSERT_TRUE(tree.insert(Range::of(top - 9, top - 5)));
-  ASSERT_TRUE(tree.insert(Range::of(top - 4, top)));
-  EXPECT_EQ(tree.allocate_at(Range::of(top - 9, top)).error().code, Errc::bad_state);
-  EXPECT_EQ(tree.allocate_at(Range::of(top - 10, top)).error().code, Errc::not_found);
+  ASSERT_THAT(tree.insert(Range::of(top - 9, top - 5)), IsOk());
+  ASSERT_THAT(tree.insert(Range::of(top - 4, top)), IsOk());
+  EXPECT_THAT(tree.allocate_at(Range::of(top - 9, top)), HasError(Errc::bad_state));
+  EXPECT_THAT(tree.allocate_at(Range::of(top - 10, top)), HasError(Errc::not_found));
   EXPECT_EQ(tree.allocate_at(Range::of(top, top)), Range::point(top));
-  ASSERT_TRUE(tree.erase(Range::point(top)));
-  EXPECT_EQ(tree.allocate_at(Range::of(top - 1, top)).error().code, Errc::not_found);
+  ASSERT_THAT(tree.erase(Range::point(top)), IsOk());
+  EXPECT_THAT(tree.allocate_at(Range::of(top - 1, top)), HasError(Errc::not_found));
 }
 
 TEST(IntervalTree, AllocateAtInAnEmptyTreeIsNotFound) {
@@ -207,14 +209,14 @@ TEST(IntervalTree, FreeMergesWithTheFreeRangesThatTouch) {
     ASSERT_TRUE(value) << c.before;
     EXPECT_EQ(value->has_value(), std::string(c.before).find('A') != std::string::npos);
     EXPECT_EQ(to_picture(tree), c.after) << c.before;
-    EXPECT_TRUE(tree.check_invariants());
+    VMSPACE_EXPECT_OK(tree.check_invariants());
   }
 }
 
 TEST(IntervalTree, NeighboursOfLengthOneMerge) {
   Letters tree = from_picture("xxxx");
   for (const std::uint64_t i : {0U, 2U, 1U, 3U})
-    ASSERT_TRUE(tree.free(Range::point(i)));
+    ASSERT_THAT(tree.free(Range::point(i)), IsOk());
   EXPECT_EQ(to_picture(tree), "....");
   EXPECT_EQ(tree.size(), 1U);
 }
@@ -239,17 +241,17 @@ TEST(IntervalTree, FreeTwiceIsBadStateHoweverItMergedAndChangesNothing) {
   }
   // And as it comes about.
   Letters tree = from_picture("xAx");
-  ASSERT_TRUE(tree.free(Range::point(1)));
+  ASSERT_THAT(tree.free(Range::point(1)), IsOk());
   fails(tree, Errc::bad_state, range(1, 1), {}, [](Letters& t) { return t.free(Range::point(1)); });
-  ASSERT_TRUE(tree.free(Range::point(0)));
+  ASSERT_THAT(tree.free(Range::point(0)), IsOk());
   fails(tree, Errc::bad_state, range(1, 1), {}, [](Letters& t) { return t.free(Range::point(1)); });
   fails(tree, Errc::bad_state, range(0, 0), {}, [](Letters& t) { return t.free(Range::point(0)); });
 }
 
 TEST(IntervalTree, FreeOfTheWholeDomainTwiceIsBadState) {
   Letters tree;
-  ASSERT_TRUE(tree.insert(Range::whole_domain(), 'A'));
-  ASSERT_TRUE(tree.free(Range::whole_domain()));
+  ASSERT_THAT(tree.insert(Range::whole_domain(), 'A'), IsOk());
+  ASSERT_THAT(tree.free(Range::whole_domain()), IsOk());
   for (const Range again : {Range::whole_domain(), Range::point(0), Range::point(top)}) {
     fails(tree, Errc::bad_state, range(again.min(), again.max()), {},
           [&](Letters& t) { return t.free(again); });
@@ -258,10 +260,10 @@ TEST(IntervalTree, FreeOfTheWholeDomainTwiceIsBadState) {
 
 TEST(IntervalTree, FreeOfWhatWasNotTakenAsItIsGivenIsOverlapAndNamesTheRangeThatIsThere) {
   Letters tree;
-  ASSERT_TRUE(tree.insert(Range::of(10, 19), 'A'));
-  ASSERT_TRUE(tree.insert(Range::of(20, 29), 'B'));
-  ASSERT_TRUE(tree.insert(Range::of(30, 39)));
-  ASSERT_TRUE(tree.insert(Range::of(50, 59)));
+  ASSERT_THAT(tree.insert(Range::of(10, 19), 'A'), IsOk());
+  ASSERT_THAT(tree.insert(Range::of(20, 29), 'B'), IsOk());
+  ASSERT_THAT(tree.insert(Range::of(30, 39)), IsOk());
+  ASSERT_THAT(tree.insert(Range::of(50, 59)), IsOk());
   struct Case {
     Range wrong;
     Range named;
@@ -299,7 +301,7 @@ TEST(IntervalTree, FreeOfARangeThatIsPartlyFreedNamesThePartThatIsTaken) {
 
 TEST(IntervalTree, FreeCoalescesBackToTheWholeDomain) {
   IntervalTree<> tree;
-  ASSERT_TRUE(tree.insert(Range::whole_domain()));
+  ASSERT_THAT(tree.insert(Range::whole_domain()), IsOk());
   const std::uint64_t half = std::uint64_t{1} << 63;
   const std::vector<Range> parts = {Range::point(0), Range::of(half, half + 9),
                                     Range::of(top - 4, top - 1), Range::point(top)};
@@ -307,20 +309,20 @@ TEST(IntervalTree, FreeCoalescesBackToTheWholeDomain) {
     ASSERT_EQ(tree.allocate_at(part), part);
   EXPECT_EQ(tree.size(), 6U);
   for (const Range& part : {parts[3], parts[0], parts[2], parts[1]})
-    ASSERT_TRUE(tree.free(part));
+    ASSERT_THAT(tree.free(part), IsOk());
   ASSERT_EQ(tree.size(), 1U);
   EXPECT_EQ((*tree.begin()).range, Range::whole_domain());
-  EXPECT_TRUE(tree.check_invariants());
+  VMSPACE_EXPECT_OK(tree.check_invariants());
 }
 
 TEST(IntervalTree, TheEndsOfTheDomainDoNotMergeAroundIt) {
   IntervalTree<> tree;
   for (const Range& end : {Range::point(0), Range::point(top)}) {
-    ASSERT_TRUE(tree.insert(end));
-    ASSERT_TRUE(tree.allocate_at(end));
+    ASSERT_THAT(tree.insert(end), IsOk());
+    ASSERT_THAT(tree.allocate_at(end), IsOk());
   }
-  ASSERT_TRUE(tree.free(Range::point(0)));
-  ASSERT_TRUE(tree.free(Range::point(top)));
+  ASSERT_THAT(tree.free(Range::point(0)), IsOk());
+  ASSERT_THAT(tree.free(Range::point(top)), IsOk());
   EXPECT_EQ(tree.size(), 2U);
 }
 
@@ -333,9 +335,9 @@ TEST(IntervalTree, EraseTakesARangeInAnyStateOutOfTheTree) {
   EXPECT_EQ(tree.erase(Range::of(0, 1)), had_none());
   EXPECT_EQ(to_picture(tree), "  x .");
   EXPECT_EQ(tree.erase(Range::point(2)), had_none());
-  EXPECT_TRUE(tree.erase(Range::point(4)));
+  VMSPACE_EXPECT_OK(tree.erase(Range::point(4)));
   EXPECT_TRUE(tree.empty());
-  EXPECT_TRUE(tree.check_invariants());
+  VMSPACE_EXPECT_OK(tree.check_invariants());
 }
 
 TEST(IntervalTree, EraseOfWhatIsNotThereExactlyFailsAndChangesNothing) {
@@ -356,8 +358,8 @@ TEST(IntervalTree, EraseOfWhatIsNotThereExactlyFailsAndChangesNothing) {
 
 TEST(IntervalTree, LookUpsTellWhatIsThere) {
   Letters tree;
-  ASSERT_TRUE(tree.insert(Range::of(10, 19), 'A'));
-  ASSERT_TRUE(tree.insert(Range::of(20, 29)));
+  ASSERT_THAT(tree.insert(Range::of(10, 19), 'A'), IsOk());
+  ASSERT_THAT(tree.insert(Range::of(20, 29)), IsOk());
 
   ASSERT_TRUE(tree.find(19));
   EXPECT_EQ(tree.find(19)->range, Range::of(10, 19));
@@ -413,12 +415,12 @@ TEST(IntervalTree, FreeRangesSkipsWhatIsTakenInBothDirections) {
   std::vector<Range> free;
   for (std::uint64_t i = 0; i < 500; ++i) {
     const Range range = Range::point(top - 2 * (500 - i));
-    ASSERT_TRUE(tree.insert(range));
+    ASSERT_THAT(tree.insert(range), IsOk());
     // Long runs of taken ranges, so that whole leaves are skipped.
     if (i / 100 % 2 == 0 || i % 50 == 0) {
       free.push_back(range);
     } else {
-      ASSERT_TRUE(tree.allocate_at(range));
+      ASSERT_THAT(tree.allocate_at(range), IsOk());
     }
   }
   EXPECT_TRUE(std::ranges::equal(tree.free_ranges(), free));
@@ -442,9 +444,9 @@ TEST(IntervalTree, IteratorsStepBackWithWhatTheStandardLibraryHas) {
   for (std::uint64_t i = 0; i < 200; ++i) {
     all.push_back(Range::point(2 * i));
     if (i % 3 == 0) {
-      ASSERT_TRUE(tree.insert(all.back(), 'A'));
+      ASSERT_THAT(tree.insert(all.back(), 'A'), IsOk());
     } else {
-      ASSERT_TRUE(tree.insert(all.back()));
+      ASSERT_THAT(tree.insert(all.back()), IsOk());
       free.push_back(all.back());
     }
   }
@@ -484,10 +486,10 @@ TEST(IntervalTree, StatsCountAndMeasure) {
 
 TEST(IntervalTree, StatsSaturateAtTheWholeDomain) {
   IntervalTree<> tree;
-  ASSERT_TRUE(tree.insert(Range::whole_domain()));
+  ASSERT_THAT(tree.insert(Range::whole_domain()), IsOk());
   EXPECT_EQ(tree.stats().free_amount, top);
   EXPECT_EQ(tree.stats().largest_free, top);
-  ASSERT_TRUE(tree.allocate_at(Range::whole_domain()));
+  ASSERT_THAT(tree.allocate_at(Range::whole_domain()), IsOk());
   EXPECT_EQ(tree.stats().free_amount, 0U);
   EXPECT_EQ(tree.stats().taken_amount, top);
 }
@@ -505,7 +507,7 @@ TEST(IntervalTree, IsEqualWhenRangesStatesAndValuesAre) {
 TEST(IntervalTree, ACopyIsIndependent) {
   Letters tree = from_picture("xA..");
   Letters copy(tree);
-  ASSERT_TRUE(copy.update(Range::point(1), 'B'));
+  ASSERT_THAT(copy.update(Range::point(1), 'B'), IsOk());
   EXPECT_EQ(to_picture(tree), "xA..");
   tree = copy;
   EXPECT_EQ(to_picture(tree), "xB..");
@@ -520,8 +522,8 @@ TEST(IntervalTree, AMovedFromTreeIsEmptyAndUsable) {
   EXPECT_EQ(to_picture(moved), "xA..");
   EXPECT_TRUE(tree.empty());  // NOLINT(bugprone-use-after-move)
   EXPECT_EQ(tree.begin(), tree.end());
-  EXPECT_TRUE(tree.check_invariants());
-  EXPECT_TRUE(tree.insert(Range::of(0, 1)));
+  VMSPACE_EXPECT_OK(tree.check_invariants());
+  VMSPACE_EXPECT_OK(tree.insert(Range::of(0, 1)));
   EXPECT_EQ(to_picture(tree), "..");
   moved = std::move(tree);
   EXPECT_EQ(to_picture(moved), "..");
@@ -535,7 +537,7 @@ TEST(IntervalTree, SwapExchangesAndClearForgets) {
   EXPECT_EQ(to_picture(b), "xA..");
   b.clear();
   EXPECT_TRUE(b.empty());
-  EXPECT_TRUE(b.insert(Range::whole_domain()));
+  VMSPACE_EXPECT_OK(b.insert(Range::whole_domain()));
 }
 
 TEST(IntervalTree, ErrorsReadAsOneLine) {

@@ -13,6 +13,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
 #include "vmspace/text.hpp"
 
 namespace vmspace {
@@ -41,12 +42,12 @@ TEST(RangePool, ALeaseReturnsItsRangeWhenItIsDestroyed) {
     EXPECT_EQ(nic->tag(), "nic0");
     EXPECT_THAT(pool.holders(), ElementsAre(RangeHolder{Range::point(5), "nic0"},
                                             RangeHolder{Range::of(6, 7), "disk0"}));
-    EXPECT_EQ(pool.acquire({.size = 1}, "gpu0").error().code, Errc::no_space);
-    EXPECT_TRUE(pool.check_invariants());
+    EXPECT_THAT(pool.acquire({.size = 1}, "gpu0"), HasError(Errc::no_space));
+    VMSPACE_EXPECT_OK(pool.check_invariants());
   }
   EXPECT_THAT(pool.holders(), IsEmpty());
   EXPECT_EQ(pool.snapshot().stats().free_amount, 3U);
-  EXPECT_TRUE(pool.acquire({.size = 3}, "all"));
+  VMSPACE_EXPECT_OK(pool.acquire({.size = 3}, "all"));
 }
 
 TEST(RangePool, AcquiresByConstraintAndAtAnAddress) {
@@ -80,7 +81,7 @@ TEST(RangePool, AHandleThatWasMovedFromIsStillOne) {
   RangePool pool = pool_of(Range::of(0, 9));
   const RangePool moved = std::move(pool);
   EXPECT_EQ(pool.name(), "GSI");  // NOLINT(bugprone-use-after-move): this is what is tested
-  EXPECT_TRUE(pool.acquire({.size = 10}, "all"));
+  VMSPACE_EXPECT_OK(pool.acquire({.size = 10}, "all"));
   RangePool assigned = pool_of(Range::of(0, 0));
   assigned = std::move(pool);
   EXPECT_EQ(pool, assigned);  // NOLINT(bugprone-use-after-move)
@@ -89,11 +90,11 @@ TEST(RangePool, AHandleThatWasMovedFromIsStillOne) {
 
 TEST(RangePool, RangesCanBeAddedLater) {
   const RangePool pool = *RangePool::create("slots", {});
-  EXPECT_EQ(pool.acquire({.size = 1}, "a").error().code, Errc::no_space);
-  ASSERT_TRUE(pool.insert(Range::of(0, 3)));
+  EXPECT_THAT(pool.acquire({.size = 1}, "a"), HasError(Errc::no_space));
+  ASSERT_THAT(pool.insert(Range::of(0, 3)), IsOk());
   const auto lease = pool.acquire({.size = 4}, "a");
   ASSERT_TRUE(lease);
-  ASSERT_TRUE(pool.insert(Range::of(10, 13)));
+  ASSERT_THAT(pool.insert(Range::of(10, 13)), IsOk());
   EXPECT_EQ(pool.acquire({.size = 4}, "b")->range(), Range::of(10, 13));
 
   const auto again = pool.insert(Range::of(3, 9));
@@ -138,14 +139,14 @@ TEST(Lease, OutlivesTheHandlesOfItsPool) {
   }
   EXPECT_EQ(lease->range(), Range::of(0, 1));
   EXPECT_EQ(lease->tag(), "nic0");
-  EXPECT_TRUE(lease->release());
+  VMSPACE_EXPECT_OK(lease->release());
 }
 
 TEST(Lease, CanBeReleasedOnce) {
   const RangePool pool = pool_of(Range::of(0, 9));
   auto lease = *pool.acquire({.size = 2}, "nic0");
   EXPECT_TRUE(lease.is_held());
-  EXPECT_TRUE(lease.release());
+  VMSPACE_EXPECT_OK(lease.release());
   EXPECT_FALSE(lease.is_held());
   EXPECT_EQ(lease.tag(), "");
   EXPECT_THAT(pool.holders(), IsEmpty());
@@ -155,7 +156,7 @@ TEST(Lease, CanBeReleasedOnce) {
   ASSERT_TRUE(other);
   const auto again = lease.release();
   ASSERT_FALSE(again);
-  EXPECT_EQ(again.error().code, Errc::bad_state);
+  EXPECT_THAT(again, HasError(Errc::bad_state));
   EXPECT_EQ(again.error().message(),
             "Lease::release: wrong state: [0x0, 0x1] (the lease no longer holds it)");
   EXPECT_THAT(pool.holders(), ElementsAre(RangeHolder{Range::of(0, 1), "disk0"}));
@@ -167,14 +168,14 @@ TEST(Lease, ThatWasMovedFromHoldsNothing) {
   {
     const Lease second(std::move(first));
     EXPECT_FALSE(first.is_held());  // NOLINT(bugprone-use-after-move): this is what is tested
-    EXPECT_EQ(first.release().error().code, Errc::bad_state);
+    EXPECT_THAT(first.release(), HasError(Errc::bad_state));
     EXPECT_TRUE(second.is_held());
     EXPECT_EQ(second.tag(), "nic0");
   }
   EXPECT_THAT(pool.holders(), IsEmpty());
   first = *pool.acquire({.size = 3}, "nic1");
   EXPECT_EQ(first.range(), Range::of(0, 2));
-  EXPECT_TRUE(first.release());
+  VMSPACE_EXPECT_OK(first.release());
 }
 
 TEST(Lease, ThatIsAssignedToReturnsWhatItHeld) {
@@ -212,7 +213,7 @@ TEST(RangePool, PrintsItsNameAndItsRanges) {
   EXPECT_EQ(to_text(pool), "GSI: [0x0-0x1] nic0 | free 0xe");
   EXPECT_EQ(to_text(pool.holders()[0]), "[0x0-0x1] nic0");
   EXPECT_EQ(to_text(lease), "[0x0-0x1] nic0");
-  ASSERT_TRUE(lease.release());
+  ASSERT_THAT(lease.release(), IsOk());
   EXPECT_EQ(to_text(lease), "released");
 }
 

@@ -9,6 +9,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 namespace vmspace {
 namespace {
 
@@ -25,7 +27,7 @@ TEST(Range, MakeTakesBoundsUpToTheWholeDomain) {
 TEST(Range, MakeRefusesInvertedBoundsAndNamesThem) {
   const auto range = Range::make(2, 1);
   ASSERT_FALSE(range);
-  EXPECT_EQ(range.error().code, Errc::invalid_range);
+  EXPECT_THAT(range, HasError(Errc::invalid_range));
   EXPECT_EQ(range.error().first, Operand::range(2, 1));
 }
 
@@ -42,7 +44,7 @@ TEST(Range, OfBaseAndSizeMayEndAtTheLastMemberAndNotPassIt) {
   EXPECT_EQ(Range::from_base_size(1, top), Range::of(1, top));
   const auto past = Range::from_base_size(top - 0xff, 0x101);
   ASSERT_FALSE(past);
-  EXPECT_EQ(past.error().code, Errc::overflow);
+  EXPECT_THAT(past, HasError(Errc::overflow));
   EXPECT_EQ(past.error().first, Operand::address(top - 0xff));
   EXPECT_EQ(past.error().second, Operand::size(0x101));
 }
@@ -51,7 +53,7 @@ TEST(Range, OfSizeZeroIsAnErrorEverywhere) {
   for (const std::uint64_t base : {std::uint64_t{0}, std::uint64_t{0x1000}, top}) {
     const auto range = Range::from_base_size(base, 0);
     ASSERT_FALSE(range);
-    EXPECT_EQ(range.error().code, Errc::zero_size);
+    EXPECT_THAT(range, HasError(Errc::zero_size));
   }
 }
 
@@ -124,7 +126,7 @@ TEST(Range, AlignUpMayLeaveTheLastMemberOnly) {
   EXPECT_EQ(Range::of(1, std::uint64_t{1} << 63).align_up(std::uint64_t{1} << 63),
             Range::point(std::uint64_t{1} << 63));
   // One member less, and there is none.
-  EXPECT_EQ(Range::of(1, 0xfff).align_up(0x1000).error().code, Errc::no_space);
+  EXPECT_THAT(Range::of(1, 0xfff).align_up(0x1000), HasError(Errc::no_space));
 }
 
 TEST(Range, AlignUpFailsWhereNoMultipleLiesInside) {
@@ -133,16 +135,16 @@ TEST(Range, AlignUpFailsWhereNoMultipleLiesInside) {
     const auto aligned = range.align_up(0x1000);
     if (range.max() - range.min() < 0x1000) {
       ASSERT_FALSE(aligned);
-      EXPECT_EQ(aligned.error().code, Errc::no_space);
+      EXPECT_THAT(aligned, HasError(Errc::no_space));
     }
-    EXPECT_EQ(range.align_up(std::uint64_t{1} << 63).error().code, Errc::no_space);
+    EXPECT_THAT(range.align_up(std::uint64_t{1} << 63), HasError(Errc::no_space));
   }
 }
 
 TEST(Range, AlignUpRefusesWhatIsNoPowerOfTwo) {
   const auto aligned = Range::of(0, 9).align_up(3);
   ASSERT_FALSE(aligned);
-  EXPECT_EQ(aligned.error().code, Errc::bad_alignment);
+  EXPECT_THAT(aligned, HasError(Errc::bad_alignment));
   EXPECT_EQ(aligned.error().first, Operand::size(3));
 }
 

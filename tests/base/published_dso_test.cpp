@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/published.hpp"
+#include "vmspace/testing.hpp"
 
 namespace vmspace {
 namespace {
@@ -30,15 +31,15 @@ TEST(PublishedDso, AnEditKnowsItsThreadInEverySharedObject) {
   EXPECT_EQ(*number.snapshot(), 11);
 
   // Two identities for one thread would wait for each other here.
-  EXPECT_TRUE(number.update([&](int& draft) -> Result<void> {
+  VMSPACE_EXPECT_OK(number.update([&](int& draft) -> Result<void> {
     change(&number, &updated, &released);
     ++draft;
     return {};
   }));
   ASSERT_FALSE(updated);
-  EXPECT_EQ(updated.error().code, Errc::would_deadlock);
+  EXPECT_THAT(updated, HasError(Errc::would_deadlock));
   ASSERT_FALSE(released);
-  EXPECT_EQ(released.error().code, Errc::would_deadlock);
+  EXPECT_THAT(released, HasError(Errc::would_deadlock));
   EXPECT_EQ(*number.snapshot(), 12);
 }
 

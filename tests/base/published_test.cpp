@@ -10,6 +10,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "base/published_support.hpp"
 
 namespace vmspace {
@@ -29,10 +31,11 @@ TEST(Published, AReaderSeesEachPublicationAndItsGeneration) {
   EXPECT_EQ(reader.generation(), 0U);
   EXPECT_EQ(reader.current(), 10);
   EXPECT_EQ(reader.generation(), 1U);
-  ASSERT_TRUE(number.update([](int& draft) -> Result<void> {
+  ASSERT_THAT(number.update([](int& draft) -> Result<void> {
     ++draft;
     return {};
-  }));
+  }),
+              IsOk());
   EXPECT_EQ(number.generation(), 2U);
   EXPECT_EQ(reader.generation(), 1U);
   EXPECT_EQ(reader.current(), 11);
@@ -71,7 +74,7 @@ TEST(Published, AnEditThatThrowsPublishesNothingAndLetsTheNextOneIn) {
                std::bad_alloc);
   EXPECT_EQ(number.generation(), 1U);
   EXPECT_EQ(*number.snapshot(), 10);
-  EXPECT_TRUE(number.update([](int&) -> Result<void> { return {}; }));
+  VMSPACE_EXPECT_OK(number.update([](int&) -> Result<void> { return {}; }));
   EXPECT_EQ(number.generation(), 2U);
 }
 
@@ -80,10 +83,11 @@ TEST(Published, CopiesOfAHandleAreTheSameValue) {
   const Published<int> copy = number;
   EXPECT_TRUE(copy.same_as(number));
   EXPECT_FALSE(copy.same_as(Published<int>{10}));
-  ASSERT_TRUE(copy.update([](int& draft) -> Result<void> {
+  ASSERT_THAT(copy.update([](int& draft) -> Result<void> {
     draft = 11;
     return {};
-  }));
+  }),
+              IsOk());
   EXPECT_EQ(*number.snapshot(), 11);
 }
 
@@ -111,7 +115,7 @@ TEST(Published, TakesNoAddressesWithAnOperatorOfTheValue) {
   auto reader = value.reader();
   EXPECT_EQ(reader->number, 10);
   EXPECT_EQ(value.snapshot()->number, 10);
-  EXPECT_TRUE(value.update([](NoAddress& draft) -> Result<void> {
+  VMSPACE_EXPECT_OK(value.update([](NoAddress& draft) -> Result<void> {
     draft.number = 11;
     return {};
   }));
@@ -137,7 +141,7 @@ TEST(Published, AnUpdateFromInsideAnEditIsAnErrorAndTheOuterEditGoesOn) {
   EXPECT_EQ(*number.snapshot(), 11);
   EXPECT_EQ(number.generation(), 2U);
   EXPECT_EQ(other.generation(), 2U);
-  EXPECT_TRUE(number.update([](int&) -> Result<void> { return {}; }));
+  VMSPACE_EXPECT_OK(number.update([](int&) -> Result<void> { return {}; }));
 }
 
 TEST(Published, AWriterDestroysWhatNobodyHoldsWhenItHasPublished) {

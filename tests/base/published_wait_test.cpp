@@ -12,6 +12,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "base/published_support.hpp"
 
 namespace vmspace {
@@ -29,10 +31,10 @@ TEST(WaitReleased, ReturnsAtOnceWhenNobodyHoldsAnOldValue) {
   Published<int> number{10};
   auto reader = number.reader();
   EXPECT_EQ(reader.current(), 10);
-  EXPECT_TRUE(number.wait_released(0s));
-  EXPECT_TRUE(number.wait_released(-1s));
-  EXPECT_TRUE(number.wait_released(std::chrono::nanoseconds::max()));
-  EXPECT_TRUE(number.wait_released(std::chrono::nanoseconds::min()));
+  VMSPACE_EXPECT_OK(number.wait_released(0s));
+  VMSPACE_EXPECT_OK(number.wait_released(-1s));
+  VMSPACE_EXPECT_OK(number.wait_released(std::chrono::nanoseconds::max()));
+  VMSPACE_EXPECT_OK(number.wait_released(std::chrono::nanoseconds::min()));
 }
 
 TEST(WaitReleased, TimesOutNamingTheGenerationThatIsStillHeld) {
@@ -51,7 +53,7 @@ TEST(WaitReleased, TimesOutNamingTheGenerationThatIsStillHeld) {
   }
   EXPECT_THAT(log.numbers(), IsEmpty());
   reader.park();
-  EXPECT_TRUE(thing.wait_released(0s));
+  VMSPACE_EXPECT_OK(thing.wait_released(0s));
   EXPECT_THAT(log.numbers(), ElementsAre(1));
 }
 
@@ -70,10 +72,10 @@ TEST(WaitReleased, WakesWhenTheLastHolderLetsGoAndDestroysOnItsOwnThread) {
   holds.get_future().wait();
   ASSERT_TRUE(set(thing, 2));
   auto waiting = std::async(std::launch::async, [&] {
-    EXPECT_TRUE(thing.wait_released(10min));
+    VMSPACE_EXPECT_OK(thing.wait_released(10min));
     return std::this_thread::get_id();
   });
-  EXPECT_EQ(thing.wait_released(1ms).error().code, Errc::timed_out);
+  EXPECT_THAT(thing.wait_released(1ms), HasError(Errc::timed_out));
   let_go.set_value();
   const auto waiter = waiting.get();
   holder.join();
@@ -112,8 +114,8 @@ TEST(WaitReleased, WaitsForWhatAnotherWriterIsDestroying) {
   EXPECT_EQ(value.generation(), 2U);
   go_on.set_value();
   ASSERT_FALSE(waited);
-  EXPECT_EQ(waited.error().code, Errc::timed_out);
-  EXPECT_TRUE(value.wait_released(10min));
+  EXPECT_THAT(waited, HasError(Errc::timed_out));
+  VMSPACE_EXPECT_OK(value.wait_released(10min));
   EXPECT_TRUE(writer.get());
 }
 
@@ -123,7 +125,7 @@ TEST(WaitReleased, ByAThreadWhoseOwnReaderOrSnapshotHoldsAnOldValueTimesOut) {
   auto second = number.reader();
   auto snapshot = number.snapshot();
   EXPECT_EQ(first.current() + second.current(), 20);
-  ASSERT_TRUE(number.update([](int&) -> Result<void> { return {}; }));
+  ASSERT_THAT(number.update([](int&) -> Result<void> { return {}; }), IsOk());
   const auto expect_timeout = [&] {
     EXPECT_EQ(number.wait_released(1ms).error(),
               (Error{.code = Errc::timed_out,
@@ -137,7 +139,7 @@ TEST(WaitReleased, ByAThreadWhoseOwnReaderOrSnapshotHoldsAnOldValueTimesOut) {
   EXPECT_EQ(second.current(), 10);  // now holds the new value
   expect_timeout();
   snapshot.reset();
-  EXPECT_TRUE(number.wait_released(0s));
+  VMSPACE_EXPECT_OK(number.wait_released(0s));
 }
 
 // A thread that begins when another has ended may look like it: same stack, same identity.
@@ -147,11 +149,11 @@ TEST(WaitReleased, AThreadIsNotTakenForOneThatEnded) {
     auto reader = number.reader();
     std::thread([&] { EXPECT_EQ(reader.current(), 10); }).join();
     std::thread([&] {
-      ASSERT_TRUE(number.update([](int&) -> Result<void> { return {}; }));
-      EXPECT_EQ(number.wait_released(1ms).error().code, Errc::timed_out);
+      ASSERT_THAT(number.update([](int&) -> Result<void> { return {}; }), IsOk());
+      EXPECT_THAT(number.wait_released(1ms), HasError(Errc::timed_out));
     }).join();
     reader.park();
-    EXPECT_TRUE(number.wait_released(0s));
+    VMSPACE_EXPECT_OK(number.wait_released(0s));
   }
 }
 
@@ -210,19 +212,19 @@ TEST(WaitReleased, WaitsNeitherForValuesThatBecameOldMeanwhileNorForTheirDestruc
 TEST(WaitReleased, ASnapshotOfAnotherThreadIsWaitedFor) {
   Published<int> number{10};
   auto snapshot = elsewhere([&] { return number.snapshot(); });
-  ASSERT_TRUE(number.update([](int&) -> Result<void> { return {}; }));
-  EXPECT_EQ(number.wait_released(1ms).error().code, Errc::timed_out);
+  ASSERT_THAT(number.update([](int&) -> Result<void> { return {}; }), IsOk());
+  EXPECT_THAT(number.wait_released(1ms), HasError(Errc::timed_out));
   snapshot.reset();
-  EXPECT_TRUE(number.wait_released(0s));
+  VMSPACE_EXPECT_OK(number.wait_released(0s));
 }
 
 TEST(WaitReleased, HoldingTheCurrentValueIsNoHindrance) {
   Published<int> number{10};
-  ASSERT_TRUE(number.update([](int&) -> Result<void> { return {}; }));
+  ASSERT_THAT(number.update([](int&) -> Result<void> { return {}; }), IsOk());
   auto reader = number.reader();
   const auto snapshot = number.snapshot();
   EXPECT_EQ(reader.current(), 10);
-  EXPECT_TRUE(number.wait_released(0s));
+  VMSPACE_EXPECT_OK(number.wait_released(0s));
 }
 
 }  // namespace

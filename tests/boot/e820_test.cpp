@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/testing.hpp"
 
 namespace vmspace {
 
@@ -39,7 +40,7 @@ std::vector<E820Entry> table(const AddressSpaceLayout& layout,
   const auto plan = *layout.plan_ram(nodes);
   AddressSpaceBase space(layout);
   for (const RamPiece& piece : plan) {
-    EXPECT_TRUE(space.insert_region({.base = piece.base, .size = piece.size}));
+    VMSPACE_EXPECT_OK(space.insert_region({.base = piece.base, .size = piece.size}));
   }
   EXPECT_EQ(e820(space), e820(layout, plan));
   return e820(space);
@@ -99,21 +100,25 @@ TEST(E820, HolesAreToldApartByTheirKind) {
 
 TEST(E820, OnlyRamThatStaysIsRam) {
   AddressSpaceBase space(pc());
-  ASSERT_TRUE(space.insert_region({.name = "ram", .size = 512_MiB}));
-  ASSERT_TRUE(space.insert_region(
-      {.name = "dimm", .base = GuestAddress{4_GiB}, .size = 1_GiB, .hotplug = true}));
-  ASSERT_TRUE(space.insert_region({.name = "bar",
+  ASSERT_THAT(space.insert_region({.name = "ram", .size = 512_MiB}), IsOk());
+  ASSERT_THAT(space.insert_region(
+                  {.name = "dimm", .base = GuestAddress{4_GiB}, .size = 1_GiB, .hotplug = true}),
+              IsOk());
+  ASSERT_THAT(space.insert_region({.name = "bar",
                                    .type = RegionType::device_memory,
                                    .base = GuestAddress{0xc000'0000},
-                                   .size = 1_MiB}));
-  ASSERT_TRUE(space.insert_region({.name = "pmem",
+                                   .size = 1_MiB}),
+              IsOk());
+  ASSERT_THAT(space.insert_region({.name = "pmem",
                                    .type = RegionType::dax_memory,
                                    .base = GuestAddress{0x2000'0000'0000},
-                                   .size = 1_GiB}));
-  ASSERT_TRUE(space.insert_region({.name = "firmware",
+                                   .size = 1_GiB}),
+              IsOk());
+  ASSERT_THAT(space.insert_region({.name = "firmware",
                                    .type = RegionType::firmware_memory,
                                    .base = GuestAddress{1_GiB},
-                                   .size = 1_MiB}));
+                                   .size = 1_MiB}),
+              IsOk());
   EXPECT_THAT(e820(space),
               ElementsAre(ram(0, 0x9'fc00), reserved(0x9'fc00, 1_MiB), ram(1_MiB, 512_MiB),
                           reserved(1_GiB, 1_GiB + 1_MiB), reserved(0xfc00'0000, 4_GiB),
@@ -141,14 +146,15 @@ TEST(E820, ListsNothingAboveTheLastAddressOfAnyPc) {
   constexpr std::uint64_t end = std::uint64_t{1} << 52;
   AddressSpaceBase space(
       *AddressSpaceLayout::make({.phys_max = UINT64_MAX, .ram = Range::whole_domain()}));
-  ASSERT_TRUE(space.insert_region({.name = "all", .base = GuestAddress{1}, .size = UINT64_MAX}));
+  ASSERT_THAT(space.insert_region({.name = "all", .base = GuestAddress{1}, .size = UINT64_MAX}),
+              IsOk());
   EXPECT_THAT(e820(space),
               ElementsAre(ram(1, 0x9'fc00), reserved(0x9'fc00, 1_MiB), ram(1_MiB, end)));
 }
 
 TEST(E820, RamThatEndsInsideTheLegacyAreaIsCutThere) {
   AddressSpaceBase space(pc());
-  ASSERT_TRUE(space.insert_region({.name = "tiny", .size = 0xa'0000}));
+  ASSERT_THAT(space.insert_region({.name = "tiny", .size = 0xa'0000}), IsOk());
   EXPECT_EQ(e820(space)[0], ram(0, 0x9'fc00));
   EXPECT_EQ(e820(space)[1], reserved(0x9'fc00, 1_MiB));
 }

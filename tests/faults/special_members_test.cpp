@@ -16,6 +16,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/testing.hpp"
 #include "vmspace/vmspace.hpp"
 
 #include "faults/failing_new.hpp"
@@ -111,7 +112,7 @@ struct Example<AddressSpaceBase> {
   static AddressSpaceBase make(bool first) {
     AddressSpaceBase space(Example<AddressSpaceLayout>::make(first));
     for (std::uint64_t i = 0; i < (first ? 20 : 30); ++i)
-      EXPECT_TRUE(space.insert_region(region("ram", i * 4_MiB)));
+      VMSPACE_EXPECT_OK(space.insert_region(region("ram", i * 4_MiB)));
     return space;
   }
 };
@@ -150,9 +151,9 @@ struct Example<IntervalTree<std::string>> {
   static constexpr Assignment assignment = Assignment::strong;
   static IntervalTree<std::string> make(bool first) {
     IntervalTree<std::string> tree;
-    EXPECT_TRUE(tree.insert(Range::of(0, 999)));
+    VMSPACE_EXPECT_OK(tree.insert(Range::of(0, 999)));
     for (int i = 0; i < (first ? 40 : 60); ++i)
-      EXPECT_TRUE(tree.allocate({.size = 3}, long_name("value")));
+      VMSPACE_EXPECT_OK(tree.allocate({.size = 3}, long_name("value")));
     return tree;
   }
 };
@@ -256,8 +257,9 @@ TEST(SpecialMembersOfHandles, NeedNoMemory) {
                              *RangePool::create(long_name("b"), {}));
   expect_free_of_allocations(Published<std::string>(long_name("a")),
                              Published<std::string>(long_name("b")));
-  ASSERT_TRUE(space.insert_region(
-      {.name = "ram", .size = 2_MiB, .backing = {.source = MemorySource::shmem}}));
+  ASSERT_THAT(space.insert_region(
+                  {.name = "ram", .size = 2_MiB, .backing = {.source = MemorySource::shmem}}),
+              IsOk());
   expect_free_of_allocations(*GuestMemory::map(*space.snapshot()), GuestMemory());
   expect_free_of_allocations(*Backing::open({.source = MemorySource::anon}, 2_MiB),
                              *Backing::open({.source = MemorySource::shmem}, 2_MiB));

@@ -13,6 +13,7 @@
 
 #include "vmspace/address_space.hpp"
 #include "vmspace/base/literals.hpp"
+#include "vmspace/testing.hpp"
 
 namespace vmspace {
 namespace {
@@ -79,14 +80,14 @@ TEST(AddressSpaceStress, TwoWritersLoseNothingAndReadersSeeOnlyStatesThatExisted
   EXPECT_EQ(space.snapshot()->size(), writers * regions_per_writer);
   EXPECT_EQ(space.generation(), writers * regions_per_writer + 1);
   EXPECT_TRUE(existed(*space.snapshot(), space.generation()));
-  EXPECT_TRUE(space.snapshot()->check_invariants());
+  VMSPACE_EXPECT_OK(space.snapshot()->check_invariants());
 }
 
 // Hotplug under load: a region is taken out, nobody sees it any more, and it comes back elsewhere.
 TEST(AddressSpaceStress, AfterWaitReleasedNobodySeesWhatWasRemoved) {
   constexpr int rounds = 200;
   const AddressSpace space = *AddressSpace::create(*AddressSpaceLayout::x86_64({.phys_bits = 46}));
-  ASSERT_TRUE(space.insert_region({.name = "dimm", .base = place(0, 0), .size = 2_MiB}));
+  ASSERT_THAT(space.insert_region({.name = "dimm", .base = place(0, 0), .size = 2_MiB}), IsOk());
   // Plain numbers: what a vCPU reads, and the main thread changes once nobody should look any more.
   std::array<int, rounds + 1> contents{};
   std::atomic<bool> done{false};
@@ -104,15 +105,16 @@ TEST(AddressSpaceStress, AfterWaitReleasedNobodySeesWhatWasRemoved) {
     });
   }
   for (std::uint64_t round = 0; round < rounds; ++round) {
-    ASSERT_TRUE(space.transact([&](AddressSpaceBase& draft) -> Result<void> {
+    ASSERT_THAT(space.transact([&](AddressSpaceBase& draft) -> Result<void> {
       const auto removed = VMSPACE_TRY(draft.remove_region(place(0, round)));
       RegionOptions options = removed->options();
       options.base = place(0, round + 1);
       options.owner = round + 1;
       VMSPACE_TRY(draft.insert_region(std::move(options)));
       return {};
-    }));
-    ASSERT_TRUE(space.wait_released(std::chrono::minutes(10)));
+    }),
+                IsOk());
+    ASSERT_THAT(space.wait_released(std::chrono::minutes(10)), IsOk());
     contents[round] = 1;
   }
   done = true;

@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/published.hpp"
+#include "vmspace/testing.hpp"
 
 namespace vmspace {
 namespace {
@@ -94,7 +95,7 @@ TEST(PublishedStress, ReadersSeeOnlyWholeValuesInTheOrderOfTheirGenerations) {
     EXPECT_TRUE(sound);
     EXPECT_EQ(pair.snapshot()->number, writers * updates_per_writer);
     EXPECT_EQ(pair.generation(), std::uint64_t{writers * updates_per_writer + 1});
-    EXPECT_TRUE(pair.wait_released(0s));
+    VMSPACE_EXPECT_OK(pair.wait_released(0s));
     EXPECT_EQ(alive, 1);
   }
   EXPECT_EQ(alive, 0);
@@ -115,12 +116,13 @@ TEST(PublishedStress, AValueIsReleasedHoweverParkAndPublicationInterleave) {
     EXPECT_GE(last, 0);
   });
   for (int i = 1; i <= 2000; ++i) {
-    ASSERT_TRUE(number.update([&](int& draft) -> Result<void> {
+    ASSERT_THAT(number.update([&](int& draft) -> Result<void> {
       draft = i;
       return {};
-    }));
+    }),
+                IsOk());
     const auto released = number.wait_released(10min);
-    ASSERT_TRUE(released) << released.error().message();
+    ASSERT_THAT(released, IsOk());
   }
   done = true;
   vcpu.join();
@@ -219,7 +221,7 @@ TEST(PublishedStress, WaitReleasedEndsBesideBusyWritersAndReaders) {
   });
   for (int i = 0; i < rounds; ++i) {
     const auto released = number.wait_released(10min);
-    EXPECT_TRUE(released) << released.error().message();
+    VMSPACE_EXPECT_OK(released);
   }
   done = true;
   for (auto& thread : threads)
