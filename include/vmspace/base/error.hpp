@@ -176,7 +176,7 @@ inline std::string hex(std::uint64_t value) {
   return std::string("0x").append(digits, end);
 }
 
-inline std::string to_text(const Operand& operand) {
+inline std::string operand_text(const Operand& operand) {
   switch (operand.kind) {
     case Operand::Kind::none: break;
     case Operand::Kind::number: return std::to_string(operand.first);
@@ -233,9 +233,9 @@ inline std::string Error::message() const {
     add("\"");
     out.append(text.subject()).append("\":");
   }
-  const std::string subject = detail::to_text(first);
-  const std::string obstacle = detail::to_text(second);
-  const std::string instead = detail::to_text(available);
+  const std::string subject = detail::operand_text(first);
+  const std::string obstacle = detail::operand_text(second);
+  const std::string instead = detail::operand_text(available);
   const detail::ErrcPhrase words = detail::phrase(code);
   if (subject.empty() && obstacle.empty()) {
     add(detail::describe(code));

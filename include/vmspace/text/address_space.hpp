@@ -29,11 +29,10 @@ namespace vmspace {
 namespace detail {
 
 inline std::string region_text(const RegionOptions& options, const std::string& where) {
-  std::string text =
-      concat(options.name, options.name.empty() ? "" : " ", vmspace::to_text(options.type), " ",
-             where, " ", vmspace::to_text(options.backing));
+  std::string text = concat(options.name, options.name.empty() ? "" : " ", to_text(options.type),
+                            " ", where, " ", to_text(options.backing));
   if (options.protection != Protection::read_write) {
-    text.append(" ").append(vmspace::to_text(options.protection));
+    text.append(" ").append(to_text(options.protection));
   }
   if (options.numa_node) text.append(" node ").append(std::to_string(*options.numa_node));
   if (options.huge_pages) text.append(" huge_pages");

@@ -109,8 +109,8 @@ std::string list_text(const Values& values) {
 }
 
 /// As in a message: `[0x100, 0x1ff]`, `0x1000`, `7`; `none`.
-[[nodiscard]] inline std::string to_text(const Operand& operand) {
-  return operand.kind == Operand::Kind::none ? "none" : detail::to_text(operand);
+[[nodiscard]] inline std::string operand_text(const Operand& operand) {
+  return operand.kind == Operand::Kind::none ? "none" : detail::operand_text(operand);
 }
 
 /// Its message().
