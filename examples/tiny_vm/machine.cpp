@@ -26,8 +26,8 @@ constexpr std::uint64_t plug_alignment = 128_MiB;
 Machine::Machine(vmspace::AddressSpace space)
     : space_(std::move(space)), memory_(need(GuestMemory::map(*space_.snapshot()))) {}
 
-void Machine::show_to(int vm_descriptor) {
-  slots_ = need(vmspace::KvmMemslots::create(vm_descriptor));
+void Machine::show_to(int vm_fd) {
+  slots_ = need(vmspace::KvmMemslots::create(vm_fd));
   for (const auto& region : memory_.regions())
     need(slots_->set(*region));
 }

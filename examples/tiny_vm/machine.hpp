@@ -22,7 +22,7 @@ class Machine {
   [[nodiscard]] const vmspace::GuestMemory& memory() const { return memory_; }
 
   /// Shows all memory, and from now on what is plugged, to the guest of this VM.
-  void show_to(int vm_descriptor);
+  void show_to(int vm_fd);
 
   /// Adds RAM where there is room for it, and says where. Described first, so that nobody else gets
   /// the addresses; the guest sees it last.

@@ -74,7 +74,7 @@ void run_without_guest(Machine& machine) {
 }
 
 void run_guest(Machine& machine, const Buses& buses, const Device& reporter, const Vm& vm) {
-  machine.show_to(vm.descriptor());
+  machine.show_to(vm.fd());
   const Start start = need(load_guest(
       machine.memory(),
       {.low = below_hole, .high = above_hole, .seed = seed, .port = reporter.ports.min()}));

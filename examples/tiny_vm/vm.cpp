@@ -90,7 +90,7 @@ Result<Vm> Vm::create() {
 }
 
 Result<std::unique_ptr<Vcpu>> Vcpu::start(const Vm& vm, const Start& start) {
-  Descriptor vcpu(::ioctl(vm.descriptor(), KVM_CREATE_VCPU, 0));
+  Descriptor vcpu(::ioctl(vm.fd(), KVM_CREATE_VCPU, 0));
   if (vcpu.get() < 0) return os_failure("KVM_CREATE_VCPU");
 
   kvm_sregs sregs{};

@@ -43,7 +43,7 @@ class Vm {
   /// Fails where KVM is not there, not allowed, or too old: its message says which.
   static vmspace::Result<Vm> create();
 
-  [[nodiscard]] int descriptor() const { return vm_.get(); }
+  [[nodiscard]] int fd() const { return vm_.get(); }
   /// The size in bytes of a processor's shared struct kvm_run.
   [[nodiscard]] std::size_t run_size() const { return run_size_; }
 

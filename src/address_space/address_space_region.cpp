@@ -54,13 +54,13 @@ Result<void> check_backing(const RegionOptions& options) {
   const bool needs_path = backing.source == MemorySource::hugetlbfs;
   const bool is_file = backing.source == MemorySource::file;
   if (needs_path && backing.path.empty()) return invalid("hugetlbfs needs the mount's path");
-  if (is_file && backing.path.empty() == !backing.descriptor) {
+  if (is_file && backing.path.empty() == !backing.fd) {
     return invalid("file needs a path or a descriptor, and not both");
   }
-  if (is_file && backing.descriptor && *backing.descriptor < 0) {
+  if (is_file && backing.fd && *backing.fd < 0) {
     return invalid("the descriptor is negative");
   }
-  if (!is_file && backing.descriptor) return invalid("only file takes a descriptor");
+  if (!is_file && backing.fd) return invalid("only file takes a descriptor");
   if (!is_file && !needs_path && !backing.path.empty()) return invalid("this source takes no path");
   if (!is_file && backing.offset != 0) return invalid("only file takes an offset");
   if (!is_file && backing.discardable) return invalid("only file is declared discardable");

@@ -44,7 +44,7 @@ struct Request {
   [[nodiscard]] Operand span() const { return Operand::span(spec.offset, size); }
   /// For errors of the file as a whole: its descriptor; a path goes into the error's text.
   [[nodiscard]] Operand file() const {
-    return spec.descriptor ? Operand::number(static_cast<unsigned>(*spec.descriptor)) : Operand{};
+    return spec.fd ? Operand::number(static_cast<unsigned>(*spec.fd)) : Operand{};
   }
   [[nodiscard]] bool writes_through() const {
     return spec.is_shared() && allows(protection, Protection::write);
@@ -53,7 +53,7 @@ struct Request {
 
 /// An open file and the page size of its file system.
 struct Opened {
-  Descriptor descriptor;
+  Descriptor file;
   std::uint64_t page_size = 0;
   PageKind kind = PageKind::anonymous;
   bool writable = true;
@@ -207,9 +207,8 @@ Result<FileAccess> check_access(const Request& request, int fd) {
 
 Result<Opened> open_file(const Request& request) {
   Descriptor file;
-  if (request.spec.descriptor) {
-    file = Descriptor(
-        retry([&] { return kernel().fcntl(*request.spec.descriptor, F_DUPFD_CLOEXEC, 0); }));
+  if (request.spec.fd) {
+    file = Descriptor(retry([&] { return kernel().fcntl(*request.spec.fd, F_DUPFD_CLOEXEC, 0); }));
     if (file.value() < 0) return fail_os(operation, request.file(), "duplicating the descriptor");
   } else {
     // O_NONBLOCK: a path that names a FIFO is refused below instead of waited for.
@@ -240,7 +239,7 @@ Result<Opened> open_file(const Request& request) {
   }
   const bool huge = fs.f_type == HUGETLBFS_MAGIC;
   const bool keeps_size = (access->seals & F_SEAL_SHRINK) != 0;
-  return Opened{.descriptor = std::move(file),
+  return Opened{.file = std::move(file),
                 .page_size = huge ? static_cast<std::uint64_t>(fs.f_bsize) : base_page_size(),
                 .kind = huge                       ? PageKind::hugetlb
                         : fs.f_type == TMPFS_MAGIC ? PageKind::shmem
@@ -273,9 +272,9 @@ Result<Opened> open_source(const Request& request) {
 }  // namespace
 
 Backing::State::~State() {
-  if (descriptor < 0) return;
-  detail::forget_file(descriptor);
-  kernel().close(descriptor);
+  if (fd < 0) return;
+  detail::forget_file(fd);
+  kernel().close(fd);
 }
 
 Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Protection protection) {
@@ -296,8 +295,8 @@ Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Prote
                        .reason = "the backing's pages have another size"});
   }
   if (auto ok = check_multiple(request, opened->page_size); !ok) return about_path(ok.error());
-  if (opened->descriptor.value() >= 0) detail::remember_file(opened->descriptor.value());
-  state->descriptor = opened->descriptor.release();
+  if (opened->file.value() >= 0) detail::remember_file(opened->file.value());
+  state->fd = opened->file.release();
   state->offset = spec.offset;
   state->size = size;
   state->page_size = opened->page_size;

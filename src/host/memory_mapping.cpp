@@ -123,7 +123,7 @@ tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& opt
 
 void* map_at(const Backing& backing, const MappingOptions& options, void* address, int flags) {
   return kernel().mmap(address, options.size, prot_of(options.protection),
-                       flags_of(backing, options.reserve) | flags, backing.descriptor(),
+                       flags_of(backing, options.reserve) | flags, backing.fd(),
                        static_cast<off_t>(backing.offset() + options.offset));
 }
 

@@ -62,7 +62,7 @@ Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) co
     return {};
   }
   if (retry([&] {
-        return kernel().fallocate(backing_.descriptor(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+        return kernel().fallocate(backing_.fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                   static_cast<off_t>(file_offset_ + offset),
                                   static_cast<off_t>(size));
       }) != 0) {

@@ -249,7 +249,7 @@ Result<Extent> PageScan::next(std::uint64_t from, std::uint64_t end) {
     return !present || present->size != 0 ? present : found;
   }
   const std::uint64_t in_file = mapping_.file_offset();
-  auto data = next_file_data(operation_, Errc::out_of_bounds, mapping_.backing().descriptor(),
+  auto data = next_file_data(operation_, Errc::out_of_bounds, mapping_.backing().fd(),
                              in_file + from, in_file + gap_end);
   if (!data) return fail(data.error());
   if (data->size == 0) return found;
@@ -267,7 +267,7 @@ Result<Extent> PageScan::next_in_hugetlbfs(std::uint64_t from, std::uint64_t end
   while (from < end) {
     const std::uint64_t size = std::min(probe, end - from);
     const ssize_t got = retry([&] {
-      return kernel().pread(mapping_.backing().descriptor(), buffer_.data(), size,
+      return kernel().pread(mapping_.backing().fd(), buffer_.data(), size,
                             static_cast<off_t>(mapping_.file_offset() + from));
     });
     if (got < 0) return fail_os(operation_, Operand::span(from, size), "pread of a hugetlb page");

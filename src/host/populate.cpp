@@ -129,7 +129,7 @@ class Job {
                           (!known || backing.page_kind() == PageKind::file);
     if (allocate && retry([&] {
                       return kernel().fallocate(
-                          backing.descriptor(), 0,
+                          backing.fd(), 0,
                           static_cast<off_t>(chunk.mapping->file_offset() + chunk.offset),
                           static_cast<off_t>(chunk.size));
                     }) != 0) {

@@ -22,7 +22,7 @@ Result<GuestMemory::RegionPtr> map_region(const RegionDescriptor& region, Unseal
     return refuse(Errc::invalid_argument, "unknown protection bits");
   }
   BackingSpec spec{.source = MemorySource::file,
-                   .descriptor = region.descriptor,
+                   .fd = region.fd,
                    .offset = region.offset,
                    .sharing = Sharing::map_shared};
   const auto backing = Backing::open(spec, region.size, region.protection);
@@ -61,7 +61,7 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
     }
     described.push_back({.base = region->base(),
                          .size = region->size(),
-                         .descriptor = backing.descriptor(),
+                         .fd = backing.fd(),
                          .offset = region->mapping().file_offset(),
                          .protection = region->protection()});
   }

@@ -199,8 +199,7 @@ Result<GuestMemory> Snapshot::map(int fd) {
   const auto head = read_head(fd);
   if (!head) return fail(head.error());
   if (head->regions.empty()) return GuestMemory();
-  const BackingSpec spec{
-      .source = MemorySource::file, .descriptor = fd, .sharing = Sharing::map_private};
+  const BackingSpec spec{.source = MemorySource::file, .fd = fd, .sharing = Sharing::map_private};
   // One open file for all regions.
   const auto backing = Backing::open(spec, head->file_size, Protection::read);
   if (!backing) return fail(backing.error());

@@ -92,7 +92,7 @@ const char* left_in_part(const std::vector<Piece>& pieces) {
 
 class KvmMemslots::State {
  public:
-  static Result<std::unique_ptr<State>> create(int vm_descriptor);
+  static Result<std::unique_ptr<State>> create(int vm_fd);
   ~State();
 
   Result<void> set(const KvmMemory& memory);
@@ -127,11 +127,10 @@ class KvmMemslots::State {
   IntervalTree<Mapping> mappings_;  // by guest physical addresses
 };
 
-Result<std::unique_ptr<KvmMemslots::State>> KvmMemslots::State::create(int vm_descriptor) {
+Result<std::unique_ptr<KvmMemslots::State>> KvmMemslots::State::create(int vm_fd) {
   constexpr const char* operation = "KvmMemslots::create";
-  const Operand which =
-      vm_descriptor < 0 ? Operand{} : Operand::number(static_cast<std::uint64_t>(vm_descriptor));
-  detail::Descriptor vm(detail::kernel().fcntl(vm_descriptor, F_DUPFD_CLOEXEC, 0));
+  const Operand which = vm_fd < 0 ? Operand{} : Operand::number(static_cast<std::uint64_t>(vm_fd));
+  detail::Descriptor vm(detail::kernel().fcntl(vm_fd, F_DUPFD_CLOEXEC, 0));
   if (vm.value() < 0) return detail::fail_os(operation, which, "duplicating the VM's descriptor");
   // /dev/kvm itself answers all that is asked here. A machine is an anonymous inode.
   struct stat kind {};
@@ -360,8 +359,8 @@ KvmMemslots::KvmMemslots(KvmMemslots&&) noexcept = default;
 KvmMemslots& KvmMemslots::operator=(KvmMemslots&&) noexcept = default;
 KvmMemslots::~KvmMemslots() = default;
 
-Result<KvmMemslots> KvmMemslots::create(int vm_descriptor) {
-  auto state = State::create(vm_descriptor);
+Result<KvmMemslots> KvmMemslots::create(int vm_fd) {
+  auto state = State::create(vm_fd);
   if (!state) return fail(state.error());
   return KvmMemslots(std::move(*state));
 }

@@ -173,8 +173,7 @@ TEST(SnapshotCalls, MemoryThatIsCutOffIsNotSavedAsZeros) {
   const int file = memfd_create("memory", MFD_CLOEXEC);
   ASSERT_EQ(ftruncate(file, 4 * page), 0);
   const int snapshot = memfd_create("snapshot", MFD_CLOEXEC);
-  const RegionDescriptor described{
-      .base = GuestAddress(base), .size = 4 * page, .descriptor = file};
+  const RegionDescriptor described{.base = GuestAddress(base), .size = 4 * page, .fd = file};
   const auto memory = map_regions({&described, 1}, Unsealed::accept);
   ASSERT_TRUE(memory);
   ASSERT_TRUE(memory->write_slice(GuestAddress(base + page), pattern(page)));
@@ -229,8 +228,7 @@ TEST(SnapshotCalls, OfARegularFileTheMemoryIsAskedAndNotTheFileSystem) {
       errno = ENXIO;
       return -1;
     };
-    const RegionDescriptor described{
-        .base = GuestAddress(base), .size = 4 * page, .descriptor = file};
+    const RegionDescriptor described{.base = GuestAddress(base), .size = 4 * page, .fd = file};
     const auto memory = map_regions({&described, 1}, Unsealed::accept);
     ASSERT_TRUE(memory);
     ASSERT_TRUE(memory->write_slice(GuestAddress(base + page), pattern(page)));

@@ -95,7 +95,7 @@ TEST(SystemCallFaults, MappingEachBacking) {
       {.source = MemorySource::anon},
       {.source = MemorySource::shmem},
       {.source = MemorySource::file, .path = path},
-      {.source = MemorySource::file, .descriptor = fd.get(), .sharing = Sharing::map_private},
+      {.source = MemorySource::file, .fd = fd.get(), .sharing = Sharing::map_private},
   };
   for (const auto& spec : specs) {
     SCOPED_TRACE(name_of(spec.source));
@@ -462,7 +462,7 @@ TEST(SystemCallFaults, MemfdOnAKernelWithoutMemfdIsUnsupported) {
 TEST(SystemCallFaults, ARegionOfADescriptorThatCannotBeDuplicated) {
   Injector injector;
   injector.fail_next("fcntl", EMFILE);
-  const auto backing = Backing::open({.source = MemorySource::file, .descriptor = 0}, 64_KiB);
+  const auto backing = Backing::open({.source = MemorySource::file, .fd = 0}, 64_KiB);
   ASSERT_FALSE(backing);
   EXPECT_EQ(backing.error().os_errno, EMFILE);
 }

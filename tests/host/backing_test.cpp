@@ -25,7 +25,7 @@ TEST(Backing, AnonymousMemoryHasNoDescriptor) {
     const auto backing = Backing::open({.source = source}, 2_MiB);
     ASSERT_TRUE(backing) << backing.error().message();
     EXPECT_TRUE(backing->is_anonymous());
-    EXPECT_EQ(backing->descriptor(), -1);
+    EXPECT_EQ(backing->fd(), -1);
     EXPECT_FALSE(backing->is_shared());
     EXPECT_EQ(backing->is_hugetlb(), source == MemorySource::hugeanon);
     EXPECT_EQ(backing->page_size(), source == MemorySource::hugeanon ? 2_MiB : page_size());
@@ -35,7 +35,7 @@ TEST(Backing, AnonymousMemoryHasNoDescriptor) {
 TEST(Backing, MemfdIsCloseOnExecSealedAndNotExecutable) {
   const auto backing = Backing::open({.source = MemorySource::shmem}, 1_MiB);
   ASSERT_TRUE(backing) << backing.error().message();
-  const int fd = backing->descriptor();
+  const int fd = backing->fd();
   EXPECT_NE(::fcntl(fd, F_GETFD) & FD_CLOEXEC, 0);
   constexpr int size_seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
   EXPECT_EQ(seals_of(fd) & size_seals, size_seals);
@@ -56,15 +56,15 @@ TEST(Backing, HugeMemfdIsOnHugetlbWithThePageSizeAskedFor) {
   ASSERT_TRUE(backing) << backing.error().message();
   EXPECT_EQ(backing->page_size(), 2_MiB);
   struct stat info {};
-  ASSERT_EQ(::fstat(backing->descriptor(), &info), 0);
+  ASSERT_EQ(::fstat(backing->fd(), &info), 0);
   EXPECT_EQ(info.st_blksize, static_cast<blksize_t>(2_MiB)) << "no MFD_HUGETLB";
-  EXPECT_NE(seals_of(backing->descriptor()) & F_SEAL_SHRINK, 0);
+  EXPECT_NE(seals_of(backing->fd()) & F_SEAL_SHRINK, 0);
 
   if (!sys_is_mounted()) GTEST_SKIP() << "/sys is not mounted: the kernel's pools are not known";
   const auto giant = Backing::open({.source = MemorySource::hugeshmem, .page_size = 1_GiB}, 1_GiB);
   if (std::filesystem::exists("/sys/kernel/mm/hugepages/hugepages-1048576kB")) {
     ASSERT_TRUE(giant) << giant.error().message();
-    ASSERT_EQ(::fstat(giant->descriptor(), &info), 0);
+    ASSERT_EQ(::fstat(giant->fd(), &info), 0);
     EXPECT_EQ(info.st_blksize, static_cast<blksize_t>(1_GiB));
   } else {
     ASSERT_FALSE(giant);
@@ -93,8 +93,8 @@ TEST(Backing, CopiesShareTheDescriptorAndTheLastOneClosesIt) {
     ASSERT_TRUE(first);
     const Backing second = *first;
     EXPECT_EQ(second, *first);
-    EXPECT_EQ(second.descriptor(), first->descriptor());
-    const int fd = second.descriptor();
+    EXPECT_EQ(second.fd(), first->fd());
+    const int fd = second.fd();
     first = fail({.code = Errc::not_found});
     EXPECT_NE(::fcntl(fd, F_GETFD), -1);
     EXPECT_NE(Backing::open({.source = MemorySource::shmem}, 1_MiB), second);
@@ -108,7 +108,7 @@ TEST(Backing, FileIsOpenedForWritingOnlyWhenWritesReachIt) {
   const auto mode = [&](Sharing sharing, Protection protection) {
     const auto backing = Backing::open(
         {.source = MemorySource::file, .path = path, .sharing = sharing}, 64_KiB, protection);
-    return backing ? ::fcntl(backing->descriptor(), F_GETFL) & O_ACCMODE : -1;
+    return backing ? ::fcntl(backing->fd(), F_GETFL) & O_ACCMODE : -1;
   };
   EXPECT_EQ(mode(Sharing::map_shared, Protection::read_write), O_RDWR);
   EXPECT_EQ(mode(Sharing::map_shared, Protection::read), O_RDONLY);
@@ -119,11 +119,11 @@ TEST(Backing, DescriptorHandedInIsDuplicatedAndKeptByTheCaller) {
   const TemporaryDirectory directory;
   const OwnedFd fd(::open(directory.file("ram", 64_KiB, 'x').c_str(), O_RDWR));
   {
-    const auto backing = Backing::open(
-        {.source = MemorySource::file, .descriptor = fd.get(), .offset = 4_KiB}, 60_KiB);
+    const auto backing =
+        Backing::open({.source = MemorySource::file, .fd = fd.get(), .offset = 4_KiB}, 60_KiB);
     ASSERT_TRUE(backing) << backing.error().message();
-    EXPECT_NE(backing->descriptor(), fd.get());
-    EXPECT_NE(::fcntl(backing->descriptor(), F_GETFD) & FD_CLOEXEC, 0);
+    EXPECT_NE(backing->fd(), fd.get());
+    EXPECT_NE(::fcntl(backing->fd(), F_GETFD) & FD_CLOEXEC, 0);
     EXPECT_EQ(backing->offset(), 4_KiB);
     EXPECT_FALSE(backing->is_discardable());
   }
@@ -140,7 +140,7 @@ TEST(Backing, TellsWhetherSomebodyElseCanTakePagesAway) {
 
   const OwnedFd theirs(::memfd_create("theirs", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   ASSERT_EQ(::ftruncate(theirs.get(), 64_KiB), 0);
-  const BackingSpec spec{.source = MemorySource::file, .descriptor = theirs.get()};
+  const BackingSpec spec{.source = MemorySource::file, .fd = theirs.get()};
   EXPECT_TRUE(Backing::open(spec, 64_KiB)->can_lose_pages());
   ASSERT_EQ(::fcntl(theirs.get(), F_ADD_SEALS, F_SEAL_SHRINK), 0);
   EXPECT_FALSE(Backing::open(spec, 64_KiB)->can_lose_pages());
@@ -151,7 +151,7 @@ TEST(Backing, AFileSealedAgainstWritingCanOnlyBeRead) {
     const OwnedFd sealed(::memfd_create("image", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     ASSERT_EQ(::ftruncate(sealed.get(), 64_KiB), 0);
     ASSERT_EQ(::fcntl(sealed.get(), F_ADD_SEALS, seal), 0);
-    BackingSpec spec{.source = MemorySource::file, .descriptor = sealed.get()};
+    BackingSpec spec{.source = MemorySource::file, .fd = sealed.get()};
     const auto refused = Backing::open(spec, 64_KiB);
     ASSERT_FALSE(refused);
     EXPECT_EQ(refused.error().code, Errc::access_denied);
@@ -168,14 +168,13 @@ TEST(Backing, AFileSealedAgainstWritingCanOnlyBeRead) {
 TEST(Backing, MemfdOfSomebodyElseIsRecognised) {
   const OwnedFd plain(::memfd_create("theirs", MFD_CLOEXEC));
   ASSERT_EQ(::ftruncate(plain.get(), 1_MiB), 0);
-  const auto backing =
-      Backing::open({.source = MemorySource::file, .descriptor = plain.get()}, 1_MiB);
+  const auto backing = Backing::open({.source = MemorySource::file, .fd = plain.get()}, 1_MiB);
   ASSERT_TRUE(backing);
   EXPECT_EQ(backing->page_kind(), PageKind::shmem);
 
   const OwnedFd huge(::memfd_create("theirs", MFD_CLOEXEC | MFD_HUGETLB));
   ASSERT_EQ(::ftruncate(huge.get(), 4_MiB), 0);
-  BackingSpec spec{.source = MemorySource::file, .descriptor = huge.get()};
+  BackingSpec spec{.source = MemorySource::file, .fd = huge.get()};
   EXPECT_EQ(Backing::open(spec, 4_MiB)->page_size(), 2_MiB);
   const auto small = Backing::open(spec, 4_KiB);
   ASSERT_FALSE(small);
@@ -256,8 +255,7 @@ TEST(Backing, DescriptorsThatAreClosedReadOnlyOrDirectoriesAreErrors) {
   const TemporaryDirectory directory;
   const std::string path = directory.file("ram", 64_KiB, 'x');
   const auto open = [](int fd, Sharing sharing = Sharing::map_shared) {
-    return Backing::open({.source = MemorySource::file, .descriptor = fd, .sharing = sharing},
-                         64_KiB);
+    return Backing::open({.source = MemorySource::file, .fd = fd, .sharing = sharing}, 64_KiB);
   };
   const int closed = ::open(path.c_str(), O_RDWR);
   ::close(closed);
@@ -288,7 +286,7 @@ TEST(Backing, HugetlbfsFileIsMadeExclusivelyAndLeavesNoName) {
     EXPECT_EQ(backing->page_size(), 2_MiB);
     EXPECT_TRUE(std::filesystem::is_empty(directory.path()));
     struct stat info {};
-    ASSERT_EQ(::fstat(backing->descriptor(), &info), 0);
+    ASSERT_EQ(::fstat(backing->fd(), &info), 0);
     EXPECT_EQ(info.st_nlink, 0U);
     EXPECT_EQ(info.st_size, static_cast<off_t>(4_MiB));
     EXPECT_EQ(info.st_mode & 0777, 0600U);
@@ -306,7 +304,7 @@ TEST(Backing, MovingCopiesTheHandle) {
   auto backing = Backing::open({.source = MemorySource::shmem}, 4_KiB);
   ASSERT_TRUE(backing);
   const Backing moved = std::move(*backing);
-  EXPECT_EQ(backing->descriptor(), moved.descriptor());
+  EXPECT_EQ(backing->fd(), moved.fd());
   EXPECT_EQ(*backing, moved);
 }
 

@@ -51,9 +51,9 @@ TEST(Discard, MemfdGivesItsBlocksBackForEveryMappingOfIt) {
   const auto other = MemoryMapping::map(*backing, {.size = 2 * size});
   ASSERT_TRUE(mapping && other);
   fill(*other, 1);
-  ASSERT_EQ(allocated_bytes(backing->descriptor()), 2 * size);
+  ASSERT_EQ(allocated_bytes(backing->fd()), 2 * size);
   expect_discarded(*mapping);
-  EXPECT_EQ(allocated_bytes(backing->descriptor()), 2 * size - length);
+  EXPECT_EQ(allocated_bytes(backing->fd()), 2 * size - length);
   EXPECT_TRUE(holds(*other, size + begin, length, 0));
   EXPECT_TRUE(holds(*other, 0, size, 1)) << "the offset of the mapping counts";
 }
@@ -63,12 +63,12 @@ TEST(Discard, PrivateMappingOfAMemfdKeepsNoStaleCopyAndGivesTheFilePagesBackToo)
       Backing::open({.source = MemorySource::shmem, .sharing = Sharing::map_private}, size);
   ASSERT_TRUE(backing);
   const std::string contents(size, 'f');
-  ASSERT_EQ(::pwrite(backing->descriptor(), contents.data(), size, 0), static_cast<ssize_t>(size));
+  ASSERT_EQ(::pwrite(backing->fd(), contents.data(), size, 0), static_cast<ssize_t>(size));
   const auto mapping = MemoryMapping::map(*backing, {.size = size});
   ASSERT_TRUE(mapping);
   fill(*mapping, 0xa5);
   ASSERT_TRUE(mapping->discard(begin, length));
-  EXPECT_EQ(allocated_bytes(backing->descriptor()), size - length);
+  EXPECT_EQ(allocated_bytes(backing->fd()), size - length);
   EXPECT_TRUE(holds(*mapping, begin, length, 0));
   EXPECT_TRUE(holds(*mapping, 0, begin, 0xa5));
 }
@@ -152,11 +152,11 @@ TEST(Discard, SharedFileOnlyWhenItWasDeclaredDiscardable) {
   }
   ASSERT_TRUE(done) << done.error().message();
   ASSERT_TRUE(mapping.msync());
-  EXPECT_LE(allocated_bytes(mapping.backing().descriptor()), size - length + 64_KiB);
+  EXPECT_LE(allocated_bytes(mapping.backing().fd()), size - length + 64_KiB);
   EXPECT_TRUE(holds(mapping, begin, length, 0));
   EXPECT_TRUE(holds(mapping, 0, begin, 'f'));
   struct stat info {};
-  ASSERT_EQ(::fstat(mapping.backing().descriptor(), &info), 0);
+  ASSERT_EQ(::fstat(mapping.backing().fd(), &info), 0);
   EXPECT_EQ(info.st_size, static_cast<off_t>(size));
 }
 
@@ -200,10 +200,10 @@ TEST(Discard, HugetlbfsFile) {
   const auto mapping =
       map_or_die({.source = MemorySource::hugetlbfs, .path = directory.path()}, {.size = 2 * huge});
   fill(mapping, 0xa5);
-  EXPECT_EQ(allocated_bytes(mapping.backing().descriptor()), 2 * huge);
+  EXPECT_EQ(allocated_bytes(mapping.backing().fd()), 2 * huge);
   const auto done = mapping.discard(0, huge);
   ASSERT_TRUE(done) << done.error().message();
-  EXPECT_EQ(allocated_bytes(mapping.backing().descriptor()), huge);
+  EXPECT_EQ(allocated_bytes(mapping.backing().fd()), huge);
   EXPECT_TRUE(holds(mapping, 0, huge, 0));
   EXPECT_TRUE(holds(mapping, huge, huge, 0xa5));
 }

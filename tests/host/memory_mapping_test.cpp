@@ -82,10 +82,9 @@ TEST(MemoryMapping, SharedMappingsOfOneBackingSeeEachOtherAndPrivateOnesDoNot) {
   first->data()[60_KiB] = std::byte{7};
   EXPECT_EQ(second->data()[0], std::byte{7});
 
-  const auto priv = map_or_die({.source = MemorySource::file,
-                                .descriptor = shared->descriptor(),
-                                .sharing = Sharing::map_private},
-                               {.size = 64_KiB});
+  const auto priv = map_or_die(
+      {.source = MemorySource::file, .fd = shared->fd(), .sharing = Sharing::map_private},
+      {.size = 64_KiB});
   priv.data()[60_KiB] = std::byte{9};
   EXPECT_EQ(first->data()[60_KiB], std::byte{7});
 }

@@ -73,10 +73,8 @@ class PageScanKinds : public ::testing::Test {
         specs_{
             {.source = MemorySource::anon},
             {.source = MemorySource::anon, .sharing = Sharing::map_shared},
-            {.source = MemorySource::file,
-             .descriptor = memfd_.get(),
-             .sharing = Sharing::map_private},
-            {.source = MemorySource::file, .descriptor = memfd_.get()},
+            {.source = MemorySource::file, .fd = memfd_.get(), .sharing = Sharing::map_private},
+            {.source = MemorySource::file, .fd = memfd_.get()},
             {.source = MemorySource::file, .path = path_, .sharing = Sharing::map_private},
             {.source = MemorySource::file, .path = path_},
         } {
@@ -86,7 +84,7 @@ class PageScanKinds : public ::testing::Test {
 
   static std::string name(const BackingSpec& spec) {
     return (spec.is_shared() ? "shared " : "private ") +
-           std::string(spec.descriptor ? "memfd" : name_of(spec.source));
+           std::string(spec.fd ? "memfd" : name_of(spec.source));
   }
 
   TemporaryDirectory directory_;
@@ -199,9 +197,9 @@ TEST_F(PageScanKinds, WhatCantBeRuledOutIsReported) {
                            // mincore(2) does not tell a page that was swapped out from none.
                            Lack{"/proc, with swap", true, true, false, true}}) {
     for (const BackingSpec& spec : specs_) {
-      const bool only_data = spec.descriptor && spec.is_shared();
+      const bool only_data = spec.fd && spec.is_shared();
       const bool only_cache =
-          spec.source == MemorySource::file && !spec.descriptor && spec.is_shared() && !lack.incore;
+          spec.source == MemorySource::file && !spec.fd && spec.is_shared() && !lack.incore;
       if (only_data || only_cache) continue;  // they are asked neither for page tables nor for swap
       SCOPED_TRACE(name(spec) + " without " + lack.name);
       const auto mapping = map_small_pages(spec);
@@ -338,10 +336,9 @@ TEST_F(PageScanHuge, WhatAnotherProcessWroteIsFoundAndNoPageIsTaken) {
   EXPECT_GE(scan_or_die(mapping).front().offset, 2 * huge);
   EXPECT_EQ(pool_.free(), free);
   // And beneath a private mapping of the file.
-  const auto copy = map_or_die({.source = MemorySource::file,
-                                .descriptor = mapping.backing().descriptor(),
-                                .sharing = Sharing::map_private},
-                               {.size = 3 * huge});
+  const auto copy = map_or_die(
+      {.source = MemorySource::file, .fd = mapping.backing().fd(), .sharing = Sharing::map_private},
+      {.size = 3 * huge});
   EXPECT_EQ(scan_or_die(copy).back().end(), 3 * huge);
   EXPECT_GE(scan_or_die(copy).front().offset, 2 * huge);
 }

@@ -95,9 +95,9 @@ TEST(Populate, AllocatesTheSpaceOfASharedFile) {
   const std::string path = directory.file("ram", 0, ' ');
   ASSERT_EQ(::truncate(path.c_str(), static_cast<off_t>(size)), 0);
   const auto mapping = map_or_die({.source = MemorySource::file, .path = path}, {.size = size});
-  EXPECT_EQ(allocated_bytes(mapping.backing().descriptor()), 0U);
+  EXPECT_EQ(allocated_bytes(mapping.backing().fd()), 0U);
   ASSERT_TRUE(populate(mapping, {.threads = 2}));
-  EXPECT_GE(allocated_bytes(mapping.backing().descriptor()), size);
+  EXPECT_GE(allocated_bytes(mapping.backing().fd()), size);
   EXPECT_TRUE(holds(mapping, 0, size, 0));
 }
 

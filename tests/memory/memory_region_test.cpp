@@ -37,7 +37,7 @@ TEST(MemoryRegion, IsWhatItsDescriptionSays) {
     EXPECT_EQ((*region)->size(), 1_MiB);
     EXPECT_EQ((*region)->last_addr(), GuestAddress(4_GiB + 1_MiB - 1));
     EXPECT_EQ((*region)->protection(), Protection::read_write);
-    EXPECT_EQ((*region)->backing().descriptor() >= 0, source == MemorySource::shmem);
+    EXPECT_EQ((*region)->backing().fd() >= 0, source == MemorySource::shmem);
     EXPECT_EQ((*region)->host_base(), (*region)->mapping().data());
     EXPECT_EQ((*region)->mapping().residency()->resident, 0U) << "nobody asked to populate it";
     (*region)->host_base()[1_MiB - 1] = std::byte{7};
@@ -111,16 +111,15 @@ TEST(MemoryRegion, AFileThatCantBeWrittenIsMappedForReading) {
                 Protection::read),
             "rw-p");
   const OwnedFd reading(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  const BackingSpec shared{.source = MemorySource::file, .descriptor = reading.get()};
+  const BackingSpec shared{.source = MemorySource::file, .fd = reading.get()};
   EXPECT_EQ(host_permissions(shared, Protection::read), "r--s");
   BackingSpec own = shared;
   own.sharing = Sharing::map_private;
   EXPECT_EQ(host_permissions(own, Protection::read_write), "rw-p");
 
   const OwnedFd both(::open(path.c_str(), O_RDWR | O_CLOEXEC));
-  EXPECT_EQ(
-      host_permissions({.source = MemorySource::file, .descriptor = both.get()}, Protection::read),
-      "rw-s");
+  EXPECT_EQ(host_permissions({.source = MemorySource::file, .fd = both.get()}, Protection::read),
+            "rw-s");
 }
 
 TEST(MemoryRegion, ABackingThatCantBeWrittenIsRefusedToAGuestThatWrites) {
@@ -274,11 +273,10 @@ TEST(MemoryRegion, PopulatingDoesNotWriteAFileThatTheGuestOnlyReads) {
   const std::string path = directory.file("sparse", 0, ' ');
   ASSERT_EQ(::truncate(path.c_str(), 1_MiB), 0);
   const OwnedFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
-  const auto description =
-      describe({.size = 1_MiB,
-                .backing = {.source = MemorySource::file, .descriptor = fd.get()},
-                .protection = Protection::read,
-                .populate = true});
+  const auto description = describe({.size = 1_MiB,
+                                     .backing = {.source = MemorySource::file, .fd = fd.get()},
+                                     .protection = Protection::read,
+                                     .populate = true});
   const auto alone = MemoryRegion::map(description);
   ASSERT_TRUE(alone) << alone.error().message();
   EXPECT_EQ(allocated_bytes(fd.get()), 0U);

@@ -119,7 +119,7 @@ TEST(Snapshot, SparseFilesAndRestoredMemoryKeepTheirHoles) {
              {high, 300 * page, Protection::read_write, MemorySource::shmem}});
   ASSERT_TRUE(Snapshot::restore(other, file.fd()));
   struct stat status {};
-  ASSERT_EQ(fstat(other.regions()[1]->backing().descriptor(), &status), 0);
+  ASSERT_EQ(fstat(other.regions()[1]->backing().fd(), &status), 0);
   EXPECT_LE(static_cast<std::uint64_t>(status.st_blocks) * 512, 3 * page);
 }
 
@@ -268,7 +268,7 @@ TEST(Snapshot, FilesThatCantHoldOneAreErrors) {
   close(ends[1]);
   EXPECT_EQ(Snapshot::save(memory, -1).error().code, Errc::os);
   EXPECT_EQ(Snapshot::inspect(-1).error().code, Errc::os);
-  const int own = memory.regions()[0]->backing().descriptor();
+  const int own = memory.regions()[0]->backing().fd();
   EXPECT_EQ(Snapshot::save(memory, own).error().code, Errc::invalid_argument);
   expect_same(memory, sample(MemorySource::anon));
   const int full = open("/dev/full", O_RDWR | O_CLOEXEC);
@@ -352,9 +352,8 @@ TEST(Snapshot, SavingAndRestoringMakeNoPageOfTheGuest) {
            BackingSpec{.source = MemorySource::anon},
            BackingSpec{.source = MemorySource::anon, .sharing = Sharing::map_shared},
            BackingSpec{.source = MemorySource::shmem},
-           BackingSpec{.source = MemorySource::file,
-           .descriptor = memfd.get(),
-           .sharing = Sharing::map_private},
+           BackingSpec{
+               .source = MemorySource::file, .fd = memfd.get(), .sharing = Sharing::map_private},
        }) {
     SCOPED_TRACE(std::string(name_of(spec.source)) + (spec.is_shared() ? " shared" : " private"));
     const GuestMemory memory = guest_of(spec, size);
@@ -377,7 +376,7 @@ TEST(Snapshot, SavingAndRestoringMakeNoPageOfTheGuest) {
 TEST(Snapshot, SavingInFullWritesZerosForWhatIsNotThereAndMakesNoPage) {
   const GuestMemory memory = guest_of({.source = MemorySource::shmem}, 3_MiB + page);
   ASSERT_TRUE(memory.write_slice(GuestAddress(huge_base + 2 * page), pattern(page)));
-  const int own = memory.regions()[0]->backing().descriptor();
+  const int own = memory.regions()[0]->backing().fd();
   const std::uint64_t before = allocated_bytes(own);
   TempFile file;
   file.write(pattern(8_MiB));  // what was there before does not show through
@@ -445,7 +444,7 @@ TEST(Snapshot, AReadOnlyRegionIsComparedWithoutTouchingWhatIsNotThere) {
   TempFile file;
   ASSERT_TRUE(Snapshot::save(memory, file.fd()));
   ASSERT_TRUE(Snapshot::restore(memory, file.fd()));
-  EXPECT_EQ(allocated_bytes(memory.regions()[0]->backing().descriptor()), 0U);
+  EXPECT_EQ(allocated_bytes(memory.regions()[0]->backing().fd()), 0U);
   const auto regions = Snapshot::inspect(file.fd());
   ASSERT_TRUE(regions);
   file.write({std::byte{1}}, static_cast<off_t>((*regions)[0].offset + 63 * page));

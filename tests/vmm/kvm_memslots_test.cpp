@@ -57,7 +57,7 @@ TEST_F(KvmMemslotsTest, KeepsADescriptorOfItsOwnAndClosesIt) {
 
 TEST_F(KvmMemslotsTest, ADescriptorThatIsNoVirtualMachineIsAnErrorAndLeaksNothing) {
   slot_limit = -1;
-  const auto memslots = KvmMemslots::create(vm_descriptor);
+  const auto memslots = KvmMemslots::create(vm_fd);
   ASSERT_FALSE(memslots);
   EXPECT_EQ(memslots.error().code, Errc::os);
   EXPECT_EQ(memslots.error().os_errno, ENOTTY);
@@ -67,7 +67,7 @@ TEST_F(KvmMemslotsTest, ADescriptorThatIsNoVirtualMachineIsAnErrorAndLeaksNothin
 // An answer below 0 is no answer: not "no read-only slots".
 TEST_F(KvmMemslotsTest, AQuestionThatKvmRefusesIsAnErrorAndLeaksNothing) {
   read_only_slots = -1;
-  const auto memslots = KvmMemslots::create(vm_descriptor);
+  const auto memslots = KvmMemslots::create(vm_fd);
   ASSERT_FALSE(memslots);
   EXPECT_EQ(memslots.error().code, Errc::os);
   EXPECT_EQ(memslots.error().os_errno, EPERM);

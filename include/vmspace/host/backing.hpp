@@ -50,7 +50,7 @@ class Backing {
   ///   can say so, sealed against shrinking, growing and further seals.
   /// - hugetlbfs: a file made exclusively in the mounted directory `path`, and unlinked.
   /// - file: `path`, for writing only if it is shared and the guest may write; or a duplicate of
-  ///   `descriptor`. It must be a regular file; a memfd of somebody else is one.
+  ///   `fd`. It must be a regular file; a memfd of somebody else is one.
   ///
   /// Errors: `zero_size`; `limit_exceeded` when offset + size passes 2^63-1, the largest file;
   /// `invalid_argument` for source `none`, for what is no regular file or no hugetlbfs, and for a
@@ -65,7 +65,7 @@ class Backing {
 
   /// The descriptor, for handing to other processes; -1 for anonymous memory. It stays open for as
   /// long as any copy of this object.
-  [[nodiscard]] int descriptor() const noexcept { return state_->descriptor; }
+  [[nodiscard]] int fd() const noexcept { return state_->fd; }
   /// Where in the file the memory begins, in bytes.
   [[nodiscard]] std::uint64_t offset() const noexcept { return state_->offset; }
   /// How many bytes from offset() on may be mapped.
@@ -90,7 +90,7 @@ class Backing {
   [[nodiscard]] bool can_lose_pages() const noexcept { return state_->can_lose_pages; }
   /// Whether discarding may punch holes: our own memory always, a file when it was declared so.
   [[nodiscard]] bool is_discardable() const noexcept { return state_->discardable; }
-  [[nodiscard]] bool is_anonymous() const noexcept { return state_->descriptor < 0; }
+  [[nodiscard]] bool is_anonymous() const noexcept { return state_->fd < 0; }
 
   /// Equal when they are the same opened backing.
   friend bool operator==(const Backing&, const Backing&) = default;
@@ -102,7 +102,7 @@ class Backing {
     State& operator=(const State&) = delete;
     ~State();
 
-    int descriptor = -1;
+    int fd = -1;
     std::uint64_t offset = 0;
     std::uint64_t size = 0;
     std::uint64_t page_size = 0;

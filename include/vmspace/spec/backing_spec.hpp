@@ -39,7 +39,7 @@ struct BackingSpec {
   /// file: the file; hugetlbfs: the directory where it is mounted. Else empty.
   std::string path = {};
   /// file: an open descriptor instead of a path. The caller keeps it; opening duplicates it.
-  std::optional<int> descriptor = {};
+  std::optional<int> fd = {};
   /// file: where in the file the region begins, in bytes; a multiple of the page size.
   std::uint64_t offset = 0;
   /// The size in bytes of the pages it is made of. 0 is the default: 2 MiB for hugeanon, hugeshmem

@@ -40,7 +40,7 @@ namespace vmspace {
 [[nodiscard]] inline std::string to_text(const BackingSpec& backing) {
   std::string text = to_text(backing.source);
   if (!backing.path.empty()) text.append(" ").append(backing.path);
-  if (backing.descriptor) text.append(" fd ").append(std::to_string(*backing.descriptor));
+  if (backing.fd) text.append(" fd ").append(std::to_string(*backing.fd));
   if (backing.offset != 0) text.append(" offset ").append(detail::hex(backing.offset));
   if (backing.page_size != 0) text.append(" page_size ").append(detail::hex(backing.page_size));
   if (backing.sharing != Sharing::by_source) text.append(" ").append(to_text(backing.sharing));

@@ -74,12 +74,12 @@ struct KvmDirtyLog {
 /// slots come and go slot by slot.
 class KvmMemslots {
  public:
-  /// Takes over the slots of the machine behind `vm_descriptor` (from KVM_CREATE_VM), which must
+  /// Takes over the slots of the machine behind `vm_fd` (from KVM_CREATE_VM), which must
   /// have none yet. The descriptor is duplicated, so the caller may close its own at any time; the
   /// machine lives on in the kernel at least as long as this object. Errors: `invalid_argument` for
   /// a device's descriptor, such as that of /dev/kvm; `os` when the descriptor can't be duplicated
   /// or does not answer KVM_CHECK_EXTENSION.
-  [[nodiscard]] static Result<KvmMemslots> create(int vm_descriptor);
+  [[nodiscard]] static Result<KvmMemslots> create(int vm_fd);
 
   KvmMemslots(KvmMemslots&&) noexcept;
   /// The slots held before are cleared, as on destruction.
