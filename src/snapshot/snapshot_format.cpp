@@ -10,7 +10,7 @@ namespace vmspace::detail {
 
 namespace {
 
-constexpr const char* operation = "Snapshot::inspect";
+constexpr const char* operation = "inspect_snapshot";
 
 tl::unexpected<Error> corrupt(const char* reason, Operand first = {}, Operand second = {}) {
   return fail({.code = Errc::corrupt,

@@ -20,7 +20,7 @@ inline constexpr std::array<char, 8> snapshot_magic{'v', 'm', 's', 'p', 'S', 'N'
 inline constexpr std::uint32_t snapshot_version = 1;
 /// Of everything that is mapped: the smallest page of the machines we run on.
 inline constexpr std::uint64_t snapshot_page = 4096;
-/// Of the regions' bytes as save() lays them out: a huge page of x86-64 and aarch64.
+/// Of the regions' bytes as save_snapshot() lays them out: a huge page of x86-64 and aarch64.
 inline constexpr std::uint64_t snapshot_align = std::uint64_t{2} << 20;
 
 struct SnapshotHeader {

@@ -26,7 +26,7 @@ using detail::read_all;
 using detail::snapshot_page;
 
 Result<detail::SnapshotHead> read_head(int fd) {
-  constexpr const char* operation = "Snapshot::inspect";
+  constexpr const char* operation = "inspect_snapshot";
   const auto file = detail::check_snapshot_file(operation, fd);
   if (!file) return fail(file.error());
   const auto file_size = static_cast<std::uint64_t>(file->st_size);
@@ -50,7 +50,7 @@ Result<detail::SnapshotHead> read_head(int fd) {
   return detail::decode_head(bytes, file_size);
 }
 
-constexpr const char* restoring = "Snapshot::restore";
+constexpr const char* restoring = "restore_snapshot";
 
 /// Makes a part of a region 0, without touching what is not there. Writing takes no page from a
 /// hugetlb pool that could be empty: a private mapping has reserved those that it may copy to.
@@ -157,13 +157,13 @@ Result<void> check_target(const GuestMemory& memory, const detail::SnapshotHead&
 
 }  // namespace
 
-Result<std::vector<SnapshotRegion>> Snapshot::inspect(int fd) {
+Result<std::vector<SnapshotRegion>> inspect_snapshot(int fd) {
   auto head = read_head(fd);
   if (!head) return fail(head.error());
   return std::move(head->regions);
 }
 
-Result<void> Snapshot::restore(const GuestMemory& memory, int fd, const SnapshotProgress& report) {
+Result<void> restore_snapshot(const GuestMemory& memory, int fd, const SnapshotProgress& report) {
   const auto head = read_head(fd);
   if (!head) return fail(head.error());
   if (auto ok = check_target(memory, *head, fd); !ok) return ok;
@@ -195,7 +195,7 @@ Result<void> Snapshot::restore(const GuestMemory& memory, int fd, const Snapshot
   return {};
 }
 
-Result<GuestMemory> Snapshot::map(int fd) {
+Result<GuestMemory> map_snapshot(int fd) {
   const auto head = read_head(fd);
   if (!head) return fail(head.error());
   if (head->regions.empty()) return GuestMemory();

@@ -31,7 +31,7 @@ using detail::Progress;
 using detail::retry;
 using detail::snapshot_page;
 
-constexpr const char* operation = "Snapshot::save";
+constexpr const char* operation = "save_snapshot";
 constexpr std::uint64_t largest_file = std::numeric_limits<std::int64_t>::max();
 
 Result<void> write_all(int fd, const std::byte* from, std::uint64_t size, std::uint64_t offset) {
@@ -49,7 +49,7 @@ Result<void> write_all(int fd, const std::byte* from, std::uint64_t size, std::u
   return {};
 }
 
-/// Where save() puts the regions.
+/// Where save_snapshot() puts the regions.
 Result<detail::SnapshotHead> lay_out(const GuestMemory& memory) {
   detail::SnapshotHead head{.regions = {}, .file_size = 0};
   head.regions.reserve(memory.regions().size());
@@ -141,8 +141,7 @@ Result<std::uint64_t> save_region(const MemoryRegion& region, int fd, std::uint6
 
 }  // namespace
 
-Result<std::uint64_t> Snapshot::save(const GuestMemory& memory, int fd,
-                                     const SaveOptions& options) {
+Result<std::uint64_t> save_snapshot(const GuestMemory& memory, int fd, const SaveOptions& options) {
   const auto file = detail::check_snapshot_file(operation, fd);
   if (!file) return fail(file.error());
   const auto is_memory = detail::is_live_file(operation, *file);

@@ -88,7 +88,7 @@ TEST(Snapshot, RestoresFromEveryBackingIntoEveryOtherFullAndSparse) {
     const GuestMemory memory = sample(from);
     for (const bool sparse : {false, true}) {
       TempFile file;
-      const auto saved = Snapshot::save(memory, file.fd(), {.sparse = sparse});
+      const auto saved = save_snapshot(memory, file.fd(), {.sparse = sparse});
       ASSERT_TRUE(saved) << saved.error().message();
       EXPECT_EQ(*saved, sparse ? 5 * page : 364 * page);
       for (const auto to : {MemorySource::anon, MemorySource::shmem}) {
@@ -98,11 +98,11 @@ TEST(Snapshot, RestoresFromEveryBackingIntoEveryOtherFullAndSparse) {
         // What is there before goes.
         ASSERT_TRUE(other.fill({GuestAddress(low), 64 * page}, std::byte{0xee}));
         ASSERT_TRUE(other.fill({GuestAddress(high + 50 * page), page}, std::byte{0xee}));
-        const auto restored = Snapshot::restore(other, file.fd());
+        const auto restored = restore_snapshot(other, file.fd());
         ASSERT_TRUE(restored) << restored.error().message();
         expect_same(memory, other);
       }
-      const auto mapped = Snapshot::map(file.fd());
+      const auto mapped = map_snapshot(file.fd());
       ASSERT_TRUE(mapped) << mapped.error().message();
       expect_same(memory, *mapped);
     }
@@ -112,12 +112,12 @@ TEST(Snapshot, RestoresFromEveryBackingIntoEveryOtherFullAndSparse) {
 TEST(Snapshot, SparseFilesAndRestoredMemoryKeepTheirHoles) {
   const GuestMemory memory = sample(MemorySource::shmem);
   TempFile file;
-  ASSERT_TRUE(Snapshot::save(memory, file.fd()));
+  ASSERT_TRUE(save_snapshot(memory, file.fd()));
   EXPECT_LE(static_cast<std::uint64_t>(file.status().st_blocks) * 512, 8 * page);
   const GuestMemory other =
       guest({{low, 64 * page, Protection::read_write, MemorySource::shmem},
              {high, 300 * page, Protection::read_write, MemorySource::shmem}});
-  ASSERT_TRUE(Snapshot::restore(other, file.fd()));
+  ASSERT_TRUE(restore_snapshot(other, file.fd()));
   struct stat status {};
   ASSERT_EQ(fstat(other.regions()[1]->backing().fd(), &status), 0);
   EXPECT_LE(static_cast<std::uint64_t>(status.st_blocks) * 512, 3 * page);
@@ -126,18 +126,18 @@ TEST(Snapshot, SparseFilesAndRestoredMemoryKeepTheirHoles) {
 TEST(Snapshot, MappedMemoryIsPrivateToItsGuest) {
   const GuestMemory memory = sample(MemorySource::anon);
   TempFile file;
-  ASSERT_TRUE(Snapshot::save(memory, file.fd()));
-  const auto first = Snapshot::map(file.fd());
+  ASSERT_TRUE(save_snapshot(memory, file.fd()));
+  const auto first = map_snapshot(file.fd());
   ASSERT_TRUE(first);
   ASSERT_TRUE(first->fill({GuestAddress(low), 64 * page}, std::byte{0xff}));
-  const auto second = Snapshot::map(file.fd());
+  const auto second = map_snapshot(file.fd());
   ASSERT_TRUE(second);
   expect_same(memory, *second);
   EXPECT_EQ(first->read<std::uint8_t>(GuestAddress(low)), 0xff);
   // And what a guest that was mapped has changed can be saved in turn.
   TempFile again;
-  ASSERT_TRUE(Snapshot::save(*first, again.fd()));
-  const auto third = Snapshot::map(again.fd());
+  ASSERT_TRUE(save_snapshot(*first, again.fd()));
+  const auto third = map_snapshot(again.fd());
   ASSERT_TRUE(third);
   expect_same(*first, *third);
 }
@@ -145,7 +145,7 @@ TEST(Snapshot, MappedMemoryIsPrivateToItsGuest) {
 TEST(Snapshot, AChangedByteAnywhereInTheMetadataIsAnErrorAndChangesNothing) {
   const GuestMemory memory = sample(MemorySource::anon);
   TempFile file;
-  ASSERT_TRUE(Snapshot::save(memory, file.fd()));
+  ASSERT_TRUE(save_snapshot(memory, file.fd()));
   const auto good = file.read(metadata);
   const GuestMemory target = sample(MemorySource::anon);
   ASSERT_TRUE(target.fill({GuestAddress(low), page}, std::byte{0x5a}));
@@ -156,35 +156,35 @@ TEST(Snapshot, AChangedByteAnywhereInTheMetadataIsAnErrorAndChangesNothing) {
       auto bad = good;
       bad[i] ^= static_cast<std::byte>(flip);
       file.write(bad);
-      const auto seen = Snapshot::inspect(file.fd());
+      const auto seen = inspect_snapshot(file.fd());
       ASSERT_FALSE(seen);
       const bool version = i >= 8 && i < 12;
       EXPECT_TRUE(seen.error().code == Errc::corrupt ||
                   (version && seen.error().code == Errc::unsupported))
           << seen.error().message();
-      ASSERT_FALSE(Snapshot::restore(target, file.fd()));
-      ASSERT_FALSE(Snapshot::map(file.fd()));
+      ASSERT_FALSE(restore_snapshot(target, file.fd()));
+      ASSERT_FALSE(map_snapshot(file.fd()));
     }
   }
   EXPECT_EQ(contents(target, low, 64 * page), before);
   file.write(good);
-  EXPECT_TRUE(Snapshot::restore(target, file.fd()));
+  EXPECT_TRUE(restore_snapshot(target, file.fd()));
 }
 
 TEST(Snapshot, AFileThatIsCutOffIsAnErrorAtEveryLength) {
   const GuestMemory memory = sample(MemorySource::anon);
   TempFile file;
-  ASSERT_TRUE(Snapshot::save(memory, file.fd()));
+  ASSERT_TRUE(save_snapshot(memory, file.fd()));
   const off_t whole = file.status().st_size;
   const GuestMemory target = sample(MemorySource::anon);
   for (const off_t size : {whole - 1, whole / 2, off_t{metadata}, off_t{metadata - 1}, off_t{64},
                            off_t{63}, off_t{1}, off_t{0}}) {
     SCOPED_TRACE(size);
     ASSERT_EQ(ftruncate(file.fd(), size), 0);
-    const auto restored = Snapshot::restore(target, file.fd());
+    const auto restored = restore_snapshot(target, file.fd());
     ASSERT_FALSE(restored);
     EXPECT_EQ(restored.error().code, Errc::corrupt);
-    EXPECT_EQ(Snapshot::map(file.fd()).error().code, Errc::corrupt);
+    EXPECT_EQ(map_snapshot(file.fd()).error().code, Errc::corrupt);
   }
   expect_same(memory, target);
 }
@@ -192,7 +192,7 @@ TEST(Snapshot, AFileThatIsCutOffIsAnErrorAtEveryLength) {
 TEST(Snapshot, AnotherLayoutIsRefusedBeforeAnythingIsWritten) {
   const GuestMemory memory = sample(MemorySource::anon);
   TempFile file;
-  ASSERT_TRUE(Snapshot::save(memory, file.fd()));
+  ASSERT_TRUE(save_snapshot(memory, file.fd()));
   const std::vector<GuestMemory> others{
       guest({{low, 64 * page}}),
       guest({{low, 64 * page}, {high, 299 * page}}),
@@ -201,7 +201,7 @@ TEST(Snapshot, AnotherLayoutIsRefusedBeforeAnythingIsWritten) {
       GuestMemory(),
   };
   for (const GuestMemory& other : others) {
-    const auto restored = Snapshot::restore(other, file.fd());
+    const auto restored = restore_snapshot(other, file.fd());
     ASSERT_FALSE(restored);
     EXPECT_EQ(restored.error().code, Errc::invalid_argument);
     if (other.regions().empty()) continue;
@@ -212,47 +212,47 @@ TEST(Snapshot, AnotherLayoutIsRefusedBeforeAnythingIsWritten) {
 
 TEST(Snapshot, ANewerVersionIsUnsupportedAndNotCorrupt) {
   TempFile file;
-  ASSERT_TRUE(Snapshot::save(sample(MemorySource::anon), file.fd()));
+  ASSERT_TRUE(save_snapshot(sample(MemorySource::anon), file.fd()));
   auto head = file.read(64);
   head[8] = std::byte{2};
   file.write(head);
-  EXPECT_EQ(Snapshot::inspect(file.fd()).error().code, Errc::unsupported);
+  EXPECT_EQ(inspect_snapshot(file.fd()).error().code, Errc::unsupported);
 }
 
 TEST(Snapshot, ReadOnlyRegionsMustBeWhatTheyWere) {
   const GuestMemory memory = guest({{low, page, Protection::read}, {high, page}});
   ASSERT_TRUE(memory.write(GuestAddress(high), std::uint32_t{5}));
   TempFile file;
-  ASSERT_TRUE(Snapshot::save(memory, file.fd()));
+  ASSERT_TRUE(save_snapshot(memory, file.fd()));
   ASSERT_TRUE(memory.write(GuestAddress(high), std::uint32_t{6}));
-  ASSERT_TRUE(Snapshot::restore(memory, file.fd()));
+  ASSERT_TRUE(restore_snapshot(memory, file.fd()));
   EXPECT_EQ(memory.read<std::uint32_t>(GuestAddress(high)), 5U);
 
-  const auto regions = Snapshot::inspect(file.fd());
+  const auto regions = inspect_snapshot(file.fd());
   ASSERT_TRUE(regions);
   EXPECT_EQ((*regions)[0].protection, Protection::read);
   file.write({std::byte{1}}, static_cast<off_t>((*regions)[0].offset));
   ASSERT_TRUE(memory.write(GuestAddress(high), std::uint32_t{6}));
-  EXPECT_EQ(Snapshot::restore(memory, file.fd()).error().code, Errc::access_denied);
+  EXPECT_EQ(restore_snapshot(memory, file.fd()).error().code, Errc::access_denied);
   EXPECT_EQ(memory.read<std::uint32_t>(GuestAddress(high)), 6U);
   // Mapped, it is read-only again.
   {
-    const auto mapped = Snapshot::map(file.fd());
+    const auto mapped = map_snapshot(file.fd());
     ASSERT_TRUE(mapped);
     EXPECT_EQ(mapped->write(GuestAddress(low), 1U).error().code, Errc::access_denied);
   }
 
   const GuestMemory closed = guest({{low, page, Protection::none}});
   const auto before = file.status().st_size;
-  EXPECT_EQ(Snapshot::save(closed, file.fd()).error().code, Errc::access_denied);
+  EXPECT_EQ(save_snapshot(closed, file.fd()).error().code, Errc::access_denied);
   EXPECT_EQ(file.status().st_size, before);
 }
 
 TEST(Snapshot, NothingBecomesExecutableOnTheFilesWord) {
   constexpr auto all = Protection::read_write | Protection::execute;
   TempFile file;
-  ASSERT_TRUE(Snapshot::save(guest({{low, page, all}}), file.fd()));
-  const auto mapped = Snapshot::map(file.fd());
+  ASSERT_TRUE(save_snapshot(guest({{low, page, all}}), file.fd()));
+  const auto mapped = map_snapshot(file.fd());
   ASSERT_TRUE(mapped);
   EXPECT_EQ(mapped->regions().front()->protection(), all);
   EXPECT_EQ(test::permissions_at(mapped->regions().front()->host_base()), "rw-p");
@@ -262,18 +262,18 @@ TEST(Snapshot, FilesThatCantHoldOneAreErrors) {
   const GuestMemory memory = sample(MemorySource::shmem);
   int ends[2];
   ASSERT_EQ(pipe(ends), 0);
-  EXPECT_EQ(Snapshot::save(memory, ends[1]).error().code, Errc::invalid_argument);
-  EXPECT_EQ(Snapshot::inspect(ends[0]).error().code, Errc::invalid_argument);
+  EXPECT_EQ(save_snapshot(memory, ends[1]).error().code, Errc::invalid_argument);
+  EXPECT_EQ(inspect_snapshot(ends[0]).error().code, Errc::invalid_argument);
   close(ends[0]);
   close(ends[1]);
-  EXPECT_EQ(Snapshot::save(memory, -1).error().code, Errc::os);
-  EXPECT_EQ(Snapshot::inspect(-1).error().code, Errc::os);
+  EXPECT_EQ(save_snapshot(memory, -1).error().code, Errc::os);
+  EXPECT_EQ(inspect_snapshot(-1).error().code, Errc::os);
   const int own = memory.regions()[0]->backing().fd();
-  EXPECT_EQ(Snapshot::save(memory, own).error().code, Errc::invalid_argument);
+  EXPECT_EQ(save_snapshot(memory, own).error().code, Errc::invalid_argument);
   expect_same(memory, sample(MemorySource::anon));
   const int full = open("/dev/full", O_RDWR | O_CLOEXEC);
   ASSERT_GE(full, 0);
-  EXPECT_EQ(Snapshot::save(memory, full).error().code, Errc::invalid_argument);
+  EXPECT_EQ(save_snapshot(memory, full).error().code, Errc::invalid_argument);
   close(full);
 }
 
@@ -284,13 +284,13 @@ TEST(Snapshot, ADescriptorThatAppendsIsRefusedAndItsFileKept) {
   file.write(before);
   // Under O_APPEND, pwrite(2) writes to the end of the file whatever offset it is given.
   ASSERT_EQ(fcntl(file.fd(), F_SETFL, O_APPEND), 0);
-  const auto saved = Snapshot::save(memory, file.fd());
+  const auto saved = save_snapshot(memory, file.fd());
   ASSERT_FALSE(saved);
   EXPECT_EQ(saved.error().code, Errc::invalid_argument);
   EXPECT_EQ(file.status().st_size, static_cast<off_t>(page));
   EXPECT_EQ(file.read(page), before);
   ASSERT_EQ(fcntl(file.fd(), F_SETFL, 0), 0);
-  EXPECT_TRUE(Snapshot::save(memory, file.fd()));
+  EXPECT_TRUE(save_snapshot(memory, file.fd()));
 }
 
 TEST(Snapshot, ProgressReachesTheTotalAndNeverGoesBack) {
@@ -303,13 +303,13 @@ TEST(Snapshot, ProgressReachesTheTotalAndNeverGoesBack) {
   };
   for (const bool sparse : {true, false}) {
     steps.clear();
-    ASSERT_TRUE(Snapshot::save(memory, file.fd(), {.sparse = sparse, .progress = record}));
+    ASSERT_TRUE(save_snapshot(memory, file.fd(), {.sparse = sparse, .progress = record}));
     ASSERT_FALSE(steps.empty());
     EXPECT_TRUE(std::ranges::is_sorted(steps));
     EXPECT_EQ(steps.back(), memory.total_size());
   }
   steps.clear();
-  ASSERT_TRUE(Snapshot::restore(memory, file.fd(), record));
+  ASSERT_TRUE(restore_snapshot(memory, file.fd(), record));
   EXPECT_TRUE(std::ranges::is_sorted(steps));
   EXPECT_EQ(steps.back(), memory.total_size());
 }
@@ -317,10 +317,10 @@ TEST(Snapshot, ProgressReachesTheTotalAndNeverGoesBack) {
 TEST(Snapshot, RestoringMarksWhatItWrites) {
   const GuestMemory memory = sample(MemorySource::shmem);
   TempFile file;
-  ASSERT_TRUE(Snapshot::save(memory, file.fd()));
+  ASSERT_TRUE(save_snapshot(memory, file.fd()));
   ASSERT_TRUE(memory.fill({GuestAddress(low + 40 * page), page}, std::byte{1}));
   ASSERT_TRUE(memory.enable_dirty_tracking());
-  ASSERT_TRUE(Snapshot::restore(memory, file.fd()));
+  ASSERT_TRUE(restore_snapshot(memory, file.fd()));
   const auto dirty = memory.harvest_dirty();
   ASSERT_TRUE(dirty);
   const auto marked = [&](std::uint64_t address) {
@@ -362,11 +362,11 @@ TEST(Snapshot, SavingAndRestoringMakeNoPageOfTheGuest) {
     const auto before = mapping.residency();
     ASSERT_TRUE(before);
     TempFile file;
-    EXPECT_EQ(Snapshot::save(memory, file.fd()), page);
+    EXPECT_EQ(save_snapshot(memory, file.fd()), page);
     EXPECT_EQ(mapping.residency()->resident, before->resident);
     // Clearing: of all pages one is there, and is made 0.
     ASSERT_TRUE(memory.fill({GuestAddress(huge_base + 100 * page), page}, std::byte{2}));
-    const auto restored = Snapshot::restore(memory, file.fd());
+    const auto restored = restore_snapshot(memory, file.fd());
     ASSERT_TRUE(restored) << restored.error().message();
     EXPECT_EQ(memory.read<std::uint8_t>(GuestAddress(huge_base + 100 * page)), 1);
     EXPECT_EQ(mapping.residency()->resident, before->resident);
@@ -380,10 +380,10 @@ TEST(Snapshot, SavingInFullWritesZerosForWhatIsNotThereAndMakesNoPage) {
   const std::uint64_t before = allocated_bytes(own);
   TempFile file;
   file.write(pattern(8_MiB));  // what was there before does not show through
-  EXPECT_EQ(Snapshot::save(memory, file.fd(), {.sparse = false}), 3_MiB + page);
+  EXPECT_EQ(save_snapshot(memory, file.fd(), {.sparse = false}), 3_MiB + page);
   EXPECT_EQ(allocated_bytes(own), before);
   EXPECT_GE(allocated_bytes(file.fd()), 3_MiB + page);
-  const auto mapped = Snapshot::map(file.fd());
+  const auto mapped = map_snapshot(file.fd());
   ASSERT_TRUE(mapped);
   expect_same(memory, *mapped);
 }
@@ -410,11 +410,11 @@ TEST(Snapshot, HugetlbHolesAreNotTouchedWhenThePoolIsEmpty) {
     TempFile file;
     // In a child, which a SIGBUS would end.
     EXPECT_EQ(in_child([&] {
-                const auto saved = Snapshot::save(memory, file.fd(), {.sparse = sparse});
+                const auto saved = save_snapshot(memory, file.fd(), {.sparse = sparse});
                 _exit(saved == (sparse ? 2 : 3) * 2_MiB ? 0 : 1);
               }),
               0);
-    EXPECT_EQ(in_child([&] { _exit(Snapshot::inspect(file.fd()) ? 0 : 1); }), 0);
+    EXPECT_EQ(in_child([&] { _exit(inspect_snapshot(file.fd()) ? 0 : 1); }), 0);
     if (!sparse) continue;
     EXPECT_EQ(in_child([&] {
                 signal(SIGBUS, SIG_DFL);  // a sanitizer's handler ends otherwise
@@ -423,16 +423,16 @@ TEST(Snapshot, HugetlbHolesAreNotTouchedWhenThePoolIsEmpty) {
               }),
               SIGBUS)
         << "the hole could be touched: the test shows nothing";
-    EXPECT_EQ(in_child([&] { _exit(Snapshot::restore(memory, file.fd()) ? 0 : 1); }), 0);
+    EXPECT_EQ(in_child([&] { _exit(restore_snapshot(memory, file.fd()) ? 0 : 1); }), 0);
     EXPECT_TRUE(holds(mapping, 0, 2_MiB, 1));
     EXPECT_TRUE(holds(mapping, 4_MiB, 2_MiB, 1));
     // What is stored has nowhere to go: an error.
     TempFile whole;
     const GuestMemory other = guest_of({.source = MemorySource::anon}, 3 * 2_MiB);
     ASSERT_TRUE(other.fill({GuestAddress(huge_base), 3 * 2_MiB}, std::byte{3}));
-    ASSERT_TRUE(Snapshot::save(other, whole.fd()));
+    ASSERT_TRUE(save_snapshot(other, whole.fd()));
     EXPECT_EQ(in_child([&] {
-                const auto restored = Snapshot::restore(memory, whole.fd());
+                const auto restored = restore_snapshot(memory, whole.fd());
                 _exit(!restored && restored.error().os_errno == EFAULT ? 0 : 1);
               }),
               0);
@@ -442,13 +442,13 @@ TEST(Snapshot, HugetlbHolesAreNotTouchedWhenThePoolIsEmpty) {
 TEST(Snapshot, AReadOnlyRegionIsComparedWithoutTouchingWhatIsNotThere) {
   const GuestMemory memory = guest({{low, 64 * page, Protection::read, MemorySource::shmem}});
   TempFile file;
-  ASSERT_TRUE(Snapshot::save(memory, file.fd()));
-  ASSERT_TRUE(Snapshot::restore(memory, file.fd()));
+  ASSERT_TRUE(save_snapshot(memory, file.fd()));
+  ASSERT_TRUE(restore_snapshot(memory, file.fd()));
   EXPECT_EQ(allocated_bytes(memory.regions()[0]->backing().fd()), 0U);
-  const auto regions = Snapshot::inspect(file.fd());
+  const auto regions = inspect_snapshot(file.fd());
   ASSERT_TRUE(regions);
   file.write({std::byte{1}}, static_cast<off_t>((*regions)[0].offset + 63 * page));
-  EXPECT_EQ(Snapshot::restore(memory, file.fd()).error().code, Errc::access_denied);
+  EXPECT_EQ(restore_snapshot(memory, file.fd()).error().code, Errc::access_denied);
 }
 
 TEST(Snapshot, AFileThatAGuestOfThisProcessPagesFromIsNotWrittenOver) {
@@ -456,9 +456,9 @@ TEST(Snapshot, AFileThatAGuestOfThisProcessPagesFromIsNotWrittenOver) {
   const std::string path = directory.file("snapshot", 0, ' ');
   const OwnedFd file(open(path.c_str(), O_RDWR | O_CLOEXEC));
   const GuestMemory memory = sample(MemorySource::anon);
-  ASSERT_TRUE(Snapshot::save(memory, file.get()));
+  ASSERT_TRUE(save_snapshot(memory, file.get()));
   {
-    const auto mapped = Snapshot::map(file.get());
+    const auto mapped = map_snapshot(file.get());
     ASSERT_TRUE(mapped);
     // By another descriptor and another name too.
     const std::string link = path + "-link";
@@ -467,14 +467,14 @@ TEST(Snapshot, AFileThatAGuestOfThisProcessPagesFromIsNotWrittenOver) {
     const GuestMemory empty = guest({{low, page}});
     for (const int fd : {file.get(), other.get()}) {
       for (const GuestMemory* const guest : {&memory, &*mapped, &empty}) {
-        const auto saved = Snapshot::save(*guest, fd);
+        const auto saved = save_snapshot(*guest, fd);
         ASSERT_FALSE(saved);
         EXPECT_EQ(saved.error().code, Errc::invalid_argument);
       }
     }
     expect_same(memory, *mapped);
   }
-  EXPECT_TRUE(Snapshot::save(memory, file.get()));
+  EXPECT_TRUE(save_snapshot(memory, file.get()));
 }
 
 /// The file's header and table with the checksum that belongs to them, as the format describes it.
@@ -489,7 +489,7 @@ void mend_checksum(std::vector<std::byte>& head) {
 
 TEST(Snapshot, UnknownProtectionBitsAreCorrupt) {
   TempFile file;
-  ASSERT_TRUE(Snapshot::save(sample(MemorySource::anon), file.fd()));
+  ASSERT_TRUE(save_snapshot(sample(MemorySource::anon), file.fd()));
   auto head = file.read(metadata);
   for (const std::uint32_t protection : {8U, 0x0fU, 0x100U, 0x103U, 0x8000'0003U}) {
     SCOPED_TRACE(protection);
@@ -497,22 +497,22 @@ TEST(Snapshot, UnknownProtectionBitsAreCorrupt) {
     std::memcpy(head.data() + 64 + 24, &stored, sizeof stored);
     mend_checksum(head);
     file.write(head);
-    EXPECT_EQ(Snapshot::inspect(file.fd()).error().code, Errc::corrupt);
-    EXPECT_EQ(Snapshot::map(file.fd()).error().code, Errc::corrupt);
+    EXPECT_EQ(inspect_snapshot(file.fd()).error().code, Errc::corrupt);
+    EXPECT_EQ(map_snapshot(file.fd()).error().code, Errc::corrupt);
   }
   const Le32 known = 7U;
   std::memcpy(head.data() + 64 + 24, &known, sizeof known);
   mend_checksum(head);
   file.write(head);
-  EXPECT_TRUE(Snapshot::inspect(file.fd()));
+  EXPECT_TRUE(inspect_snapshot(file.fd()));
 }
 
 TEST(Snapshot, OfNoMemoryIsASnapshotToo) {
   TempFile file;
-  EXPECT_EQ(Snapshot::save(GuestMemory(), file.fd()), 0U);
-  EXPECT_EQ(Snapshot::inspect(file.fd())->size(), 0U);
-  EXPECT_TRUE(Snapshot::restore(GuestMemory(), file.fd()));
-  EXPECT_EQ(Snapshot::map(file.fd())->regions().size(), 0U);
+  EXPECT_EQ(save_snapshot(GuestMemory(), file.fd()), 0U);
+  EXPECT_EQ(inspect_snapshot(file.fd())->size(), 0U);
+  EXPECT_TRUE(restore_snapshot(GuestMemory(), file.fd()));
+  EXPECT_EQ(map_snapshot(file.fd())->regions().size(), 0U);
 }
 
 }  // namespace
