@@ -2,20 +2,18 @@
 //
 // MemoryMapping: what is really in RAM.
 
-#include <linux/ioctl.h>
-
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <charconv>
 #include <cstring>
-#include <string>
+#include <span>
 #include <string_view>
 
 #include "vmspace/host/memory_mapping.hpp"
 
 #include "os/descriptor.hpp"
 #include "os/page_size.hpp"
+#include "os/pagemap.hpp"
 #include "os/system_calls.hpp"
 
 namespace vmspace {
@@ -24,37 +22,12 @@ using detail::base_page_size;
 using detail::Descriptor;
 using detail::fail_os;
 using detail::kernel;
+using detail::PageRegion;
 using detail::retry;
 
 namespace {
 
 constexpr const char* operation = "MemoryMapping::residency";
-
-// From linux/fs.h of Linux 6.7: PAGEMAP_SCAN (see admin-guide/mm/pagemap in the kernel's
-// documentation).
-struct PageRegion {
-  std::uint64_t start;
-  std::uint64_t end;
-  std::uint64_t categories;
-};
-struct ScanArgument {
-  std::uint64_t size;
-  std::uint64_t flags;
-  std::uint64_t start;
-  std::uint64_t end;
-  std::uint64_t walk_end;
-  std::uint64_t vec;
-  std::uint64_t vec_len;
-  std::uint64_t max_pages;
-  std::uint64_t category_inverted;
-  std::uint64_t category_mask;
-  std::uint64_t category_anyof_mask;
-  std::uint64_t return_mask;
-};
-constexpr unsigned long pagemap_scan = _IOWR('f', 16, ScanArgument);
-constexpr std::uint64_t page_is_present = 1 << 3;
-constexpr std::uint64_t page_is_zero_page = 1 << 5;
-constexpr std::uint64_t page_is_huge = 1 << 6;
 
 /// A part of the address space, [start, end).
 struct Part {
@@ -65,36 +38,24 @@ struct Part {
 /// What page tables map; nothing where they can't be scanned: before Linux 6.7, without /proc, or
 /// where this process may not. mincore(2) then knows enough.
 std::optional<Residency> scan_page_tables(Part part) {
-  const Descriptor pagemap(
-      retry([] { return kernel().open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0); }));
+  const Descriptor pagemap = detail::open_pagemap();
   if (pagemap.value() < 0) return std::nullopt;
-  std::uint64_t present = 0;
-  std::uint64_t huge = 0;
+  constexpr detail::PageQuery query{.inverted = detail::page_is_zero_page,
+                                    .all_of = detail::page_is_present | detail::page_is_zero_page,
+                                    .reported = detail::page_is_huge};
+  Residency found{.huge = 0};
   std::array<PageRegion, 256> regions;
   while (part.start < part.end) {
-    ScanArgument scan{
-        .size = sizeof scan,
-        .flags = 0,
-        .start = part.start,
-        .end = part.end,
-        .walk_end = 0,
-        .vec = reinterpret_cast<std::uintptr_t>(regions.data()),
-        .vec_len = regions.size(),
-        .max_pages = 0,
-        .category_inverted = page_is_zero_page,
-        .category_mask = page_is_present | page_is_zero_page,
-        .category_anyof_mask = 0,
-        .return_mask = page_is_huge,
-    };
-    const int found = retry([&] { return kernel().ioctl(pagemap.value(), pagemap_scan, &scan); });
-    if (found < 0) return std::nullopt;
-    for (const PageRegion& region : std::span(regions).first(static_cast<std::size_t>(found))) {
-      present += region.end - region.start;
-      if ((region.categories & page_is_huge) != 0) huge += region.end - region.start;
+    const auto scanned = detail::scan_pages(pagemap, part.start, part.end, query, regions);
+    if (!scanned) return std::nullopt;
+    for (const PageRegion& region : std::span(regions).first(scanned->count)) {
+      const std::uint64_t bytes = region.end - region.start;
+      found.resident += bytes;
+      if ((region.categories & detail::page_is_huge) != 0) *found.huge += bytes;
     }
-    part.start = scan.walk_end;
+    part.start = scanned->end;
   }
-  return Residency{present, huge};
+  return found;
 }
 
 /// What is in RAM, mapped here or not.

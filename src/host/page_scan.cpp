@@ -2,7 +2,6 @@
 
 #include "host/page_scan.hpp"
 
-#include <linux/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -12,6 +11,7 @@
 
 #include "os/descriptor.hpp"
 #include "os/page_size.hpp"
+#include "os/pagemap.hpp"
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
@@ -20,32 +20,6 @@
 namespace vmspace::detail {
 
 namespace {
-
-// From linux/fs.h of Linux 6.7: PAGEMAP_SCAN (see admin-guide/mm/pagemap in the kernel's
-// documentation).
-struct PageRegion {
-  std::uint64_t start;
-  std::uint64_t end;
-  std::uint64_t categories;
-};
-struct ScanArgument {
-  std::uint64_t size;
-  std::uint64_t flags;
-  std::uint64_t start;
-  std::uint64_t end;
-  std::uint64_t walk_end;
-  std::uint64_t vec;
-  std::uint64_t vec_len;
-  std::uint64_t max_pages;
-  std::uint64_t category_inverted;
-  std::uint64_t category_mask;
-  std::uint64_t category_anyof_mask;
-  std::uint64_t return_mask;
-};
-constexpr unsigned long pagemap_scan = _IOWR('f', 16, ScanArgument);
-constexpr std::uint64_t page_is_present = 1 << 3;
-constexpr std::uint64_t page_is_swapped = 1 << 4;
-constexpr std::uint64_t page_is_zero_page = 1 << 5;
 
 /// Bits of an entry of /proc/self/pagemap.
 constexpr std::uint64_t entry_is_swapped = std::uint64_t{1} << 62;
@@ -113,26 +87,16 @@ void PresentPages::add(std::uint64_t offset, std::uint64_t size) {
 bool PresentPages::scan_tables(Extent part) {
   std::array<PageRegion, 256> regions;
   const auto base = reinterpret_cast<std::uintptr_t>(data_);
-  ScanArgument scan{
-      .size = sizeof scan,
-      .flags = 0,
-      .start = base + part.offset,
-      .end = base + part.end(),
-      .walk_end = 0,
-      .vec = reinterpret_cast<std::uintptr_t>(regions.data()),
-      .vec_len = regions.size(),
-      .max_pages = 0,
-      .category_inverted = page_is_zero_page,
-      .category_mask = page_is_zero_page,
-      .category_anyof_mask = page_is_present | page_is_swapped,
-      .return_mask = page_is_present,
-  };
-  const int count = retry([&] { return kernel().ioctl(pagemap_.value(), pagemap_scan, &scan); });
-  if (count < 0 || scan.walk_end <= scan.start) return false;
-  for (const PageRegion& region : std::span(regions).first(static_cast<std::size_t>(count))) {
+  const auto scanned = scan_pages(pagemap_, base + part.offset, base + part.end(),
+                                  {.inverted = page_is_zero_page,
+                                   .all_of = page_is_zero_page,
+                                   .any_of = page_is_present | page_is_swapped,
+                                   .reported = page_is_present},
+                                  regions);
+  if (!scanned) return false;
+  for (const PageRegion& region : std::span(regions).first(scanned->count))
     add(region.start - base, region.end - region.start);
-  }
-  window_ = {part.offset, scan.walk_end - scan.start};
+  window_ = {part.offset, scanned->end - (base + part.offset)};
   return true;
 }
 
@@ -176,8 +140,7 @@ void PresentPages::look(Extent part) {
   found_.clear();
   at_ = 0;
   if (source_ <= Source::entries && pagemap_.value() < 0) {
-    pagemap_ = Descriptor(
-        retry([] { return kernel().open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0); }));
+    pagemap_ = open_pagemap();
     if (pagemap_.value() < 0) source_ = Source::incore;
   }
   if (source_ == Source::scan) {
