@@ -4,13 +4,13 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
-#include <bit>
 #include <mutex>
 #include <utility>
 
 #include "vmspace/allocator/interval_tree.hpp"
+#include "vmspace/base/try.hpp"
 
+#include "os/argument_checks.hpp"
 #include "os/page_size.hpp"
 #include "os/reserved_addresses.hpp"
 #include "os/system_calls.hpp"
@@ -20,6 +20,9 @@ namespace vmspace {
 using detail::base_page_size;
 using detail::fail_os;
 using detail::kernel;
+using detail::require_multiple;
+using detail::require_nonzero;
+using detail::require_power_of_two;
 
 struct HostArena::State {
   State() = default;
@@ -41,30 +44,15 @@ struct HostArena::State {
 Result<HostArena> HostArena::reserve(const ArenaOptions& options) {
   constexpr const char* operation = "HostArena::reserve";
   const std::uint64_t base = options.guest_base;
-  if (options.size == 0) {
-    return fail(
-        {.code = Errc::zero_size, .operation = operation, .second = Operand::address(base)});
-  }
-  for (const std::uint64_t value : {options.size, base}) {
-    if (value % base_page_size() != 0) {
-      return fail({.code = Errc::misaligned,
-                   .operation = operation,
-                   .first = Operand::size(value),
-                   .second = Operand::size(base_page_size()),
-                   .reason = "size, guest base and the page size"});
-    }
-  }
+  const std::uint64_t page = base_page_size();
   const std::uint64_t align = options.align == 0 ? detail::huge_page_size() : options.align;
-  if (!std::has_single_bit(align)) {
-    return fail(
-        {.code = Errc::bad_alignment, .operation = operation, .first = Operand::size(align)});
-  }
-  if (options.size > detail::size_limit || align > detail::size_limit) {
-    return fail({.code = Errc::limit_exceeded,
-                 .operation = operation,
-                 .first = Operand::size(std::max(options.size, align)),
-                 .second = Operand::size(detail::size_limit)});
-  }
+  VMSPACE_TRY(require_nonzero(operation, options.size, Operand::address(base)));
+  VMSPACE_TRY(require_multiple(operation, Operand::size(options.size), page,
+                               "the size must be a multiple of the page size"));
+  VMSPACE_TRY(require_multiple(operation, Operand::address(base), page,
+                               "the guest base must be a multiple of the page size"));
+  VMSPACE_TRY(require_power_of_two(operation, align));
+  VMSPACE_TRY(detail::check_reservation(operation, options.size, align));
   auto state = std::make_shared<State>();
   const std::uint64_t outer = options.size + align;
   void* const address = detail::reserve_addresses(nullptr, outer, 0);

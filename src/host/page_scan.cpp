@@ -10,12 +10,9 @@
 #include <span>
 
 #include "os/descriptor.hpp"
+#include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
 #include "os/pagemap.hpp"
-
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
 
 namespace vmspace::detail {
 

@@ -6,6 +6,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "host/host_support.hpp"
 
 namespace vmspace {
@@ -183,6 +185,19 @@ TEST(Backing, MemfdOfSomebodyElseIsRecognised) {
   EXPECT_EQ(Backing::open(spec, 4_MiB).error().code, Errc::invalid_argument);
 }
 
+TEST(Backing, ValuesThatAreNoEnumeratorsAreRefusedAndOpenNothing) {
+  const auto before = open_descriptors();
+  const auto source = static_cast<MemorySource>(7);
+  const auto sharing = static_cast<Sharing>(3);
+  const auto protection = static_cast<Protection>(0x18);
+  EXPECT_THAT(Backing::open({.source = source}, 64_KiB), HasError(Errc::invalid_argument));
+  EXPECT_THAT(Backing::open({.source = MemorySource::shmem, .sharing = sharing}, 64_KiB),
+              HasError(Errc::invalid_argument));
+  EXPECT_THAT(Backing::open({.source = MemorySource::shmem}, 64_KiB, protection),
+              HasError(Errc::invalid_argument));
+  EXPECT_EQ(open_descriptors(), before);
+}
+
 TEST(Backing, FileShorterThanTheMemoryIsAnErrorAndNotSigbus) {
   const TemporaryDirectory directory;
   BackingSpec spec{.source = MemorySource::file, .path = directory.file("ram", 64_KiB, 'x')};
@@ -193,9 +208,10 @@ TEST(Backing, FileShorterThanTheMemoryIsAnErrorAndNotSigbus) {
     return backing ? std::string("opened") : backing.error().message();
   };
   const std::string error = error_of(0, 68_KiB);
-  EXPECT_EQ(error.find("Backing::open: out of bounds: [0x0, 0x10fff] is not within 0x10000 (the "
-                       "file ends before the memory does: \""),
-            0U)
+  EXPECT_EQ(
+      error.find("Backing::open: out of bounds: [0x0, 0x10fff] is not within [0x0, 0xffff] (the "
+                 "file is shorter than the memory: \""),
+      0U)
       << error;
   EXPECT_TRUE(error.ends_with("/ram\")")) << error;
   EXPECT_NE(error_of(4_KiB, 64_KiB), "opened");
