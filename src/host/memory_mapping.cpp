@@ -8,20 +8,24 @@
 #include <bit>
 #include <utility>
 
+#include "vmspace/base/try.hpp"
+
+#include "os/argument_checks.hpp"
+#include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
 #include "os/reserved_addresses.hpp"
 #include "os/system_calls.hpp"
 #include "spec/known_values.hpp"
-
-#ifndef MAP_HUGE_SHIFT
-#define MAP_HUGE_SHIFT 26
-#endif
 
 namespace vmspace {
 
 using detail::base_page_size;
 using detail::fail_os;
 using detail::kernel;
+using detail::require_known;
+using detail::require_multiple;
+using detail::require_nonzero;
+using detail::require_within;
 using detail::retry;
 
 namespace {
@@ -49,55 +53,31 @@ int flags_of(const Backing& backing, bool reserve) {
   return flags;
 }
 
-tl::unexpected<Error> fail_unknown_protection(const char* operation, Protection protection) {
-  return fail({.code = Errc::invalid_argument,
-               .operation = operation,
-               .first = Operand::number(static_cast<unsigned>(protection)),
-               .reason = "unknown protection bits"});
-}
-
 Result<void> check_options(const Backing& backing, const MappingOptions& options) {
-  if (options.size == 0) {
-    return fail({.code = Errc::zero_size,
-                 .operation = map_operation,
-                 .second = Operand::address(options.offset)});
-  }
+  constexpr const char* operation = map_operation;
   const std::uint64_t page = backing.page_size();
-  for (const std::uint64_t value : {options.size, options.offset, options.congruent_to}) {
-    if (value % page != 0) {
-      return fail({.code = Errc::misaligned,
-                   .operation = map_operation,
-                   .first = Operand::size(value),
-                   .second = Operand::size(page),
-                   .reason = "size, offset and congruence are multiples of the page size"});
-    }
-  }
-  if (options.align != 0 && !std::has_single_bit(options.align)) {
-    return fail({.code = Errc::bad_alignment,
-                 .operation = map_operation,
-                 .first = Operand::size(options.align)});
-  }
-  if (options.offset > backing.size() || options.size > backing.size() - options.offset) {
-    return fail({.code = Errc::out_of_bounds,
-                 .operation = map_operation,
-                 .first = Operand::span(options.offset, options.size),
-                 .second = Operand::size(backing.size())});
-  }
-  if (!is_known(options.protection))
-    return fail_unknown_protection(map_operation, options.protection);
+  VMSPACE_TRY(require_nonzero(operation, options.size, Operand::address(options.offset)));
+  VMSPACE_TRY(require_multiple(operation, Operand::size(options.size), page,
+                               "the size must be a multiple of the backing's page size"));
+  VMSPACE_TRY(require_multiple(operation, Operand::size(options.offset), page,
+                               "the offset must be a multiple of the backing's page size"));
+  VMSPACE_TRY(require_multiple(operation, Operand::address(options.congruent_to), page,
+                               "congruent_to must be a multiple of the backing's page size"));
+  if (options.align != 0) VMSPACE_TRY(detail::require_power_of_two(operation, options.align));
+  VMSPACE_TRY(require_within(operation, options.offset, options.size, backing.size(),
+                             "offsets in the backing"));
+  VMSPACE_TRY(require_known(operation, options.protection, "unknown protection bits"));
   if (allows(options.protection, Protection::write) && !backing.is_writable()) {
     return fail({.code = Errc::access_denied,
-                 .operation = map_operation,
+                 .operation = operation,
                  .first = Operand::span(options.offset, options.size),
                  .reason = "the shared file is open for reading only, or sealed against writing"});
   }
-  if (options.size > detail::size_limit || options.align > detail::size_limit) {
-    return fail({.code = Errc::limit_exceeded,
-                 .operation = map_operation,
-                 .first = Operand::size(std::max(options.size, options.align)),
-                 .second = Operand::size(detail::size_limit)});
-  }
-  return {};
+  return detail::check_reservation(operation, options.size, options.align);
+}
+
+tl::unexpected<Error> fail_closed(const char* operation) {
+  return fail({.code = Errc::bad_state, .operation = operation, .reason = "the mapping is closed"});
 }
 
 tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& options) {
@@ -130,7 +110,7 @@ void* map_at(const Backing& backing, const MappingOptions& options, void* addres
 }  // namespace
 
 Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOptions& options) {
-  if (auto ok = check_options(backing, options); !ok) return fail(ok.error());
+  VMSPACE_TRY(check_options(backing, options));
   MemoryMapping mapping(backing);
   const std::uint64_t align = std::max(options.align, backing.page_size());
   // The kernel aligns to the page size by itself, of hugetlb too.
@@ -141,10 +121,9 @@ Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOp
     mapping.reserved_size_ = options.size;
     mapping.data_ = mapping.reserved_;
   } else {
-    auto place = mapping.reserve(options, align);
-    if (!place) return fail(place.error());
-    if (auto ok = mapping.map_over(*place, options); !ok) return fail(ok.error());
-    mapping.data_ = *place;
+    std::byte* const place = VMSPACE_TRY(mapping.reserve(options, align));
+    VMSPACE_TRY(mapping.map_over(place, options));
+    mapping.data_ = place;
   }
   mapping.size_ = options.size;
   mapping.file_offset_ = backing.offset() + options.offset;
@@ -165,7 +144,7 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
                    .operation = map_operation,
                    .first = Operand::address(options.arena_offset),
                    .second = Operand::size(align),
-                   .reason = "the place in the arena and the alignment"});
+                   .reason = "the place in the arena must be as aligned as the mapping asks for"});
     }
     // An offset below guard wraps to one that no arena has.
     if (auto ok = options.arena->claim(options.arena_offset - guard, options.size + 2 * guard);
@@ -262,7 +241,7 @@ bool MemoryMapping::unmap() noexcept {
 
 Result<void> MemoryMapping::close() {
   constexpr const char* operation = "MemoryMapping::close";
-  if (!is_mapped()) return fail({.code = Errc::bad_state, .operation = operation});
+  if (!is_mapped()) return fail_closed(operation);
   const Operand all = Operand::span(0, size_);
   Result<void> written;
   if (backing_.source() == MemorySource::file && backing_.is_shared() &&
@@ -273,33 +252,15 @@ Result<void> MemoryMapping::close() {
   return written;
 }
 
-Result<void> MemoryMapping::check_part(const char* operation, std::uint64_t offset,
-                                       std::uint64_t size) const {
-  const Operand part = Operand::span(offset, size);
-  if (!is_mapped()) {
-    return fail({.code = Errc::bad_state,
-                 .operation = operation,
-                 .first = part,
-                 .reason = "the mapping is closed"});
-  }
-  if (size == 0) {
-    return fail(
-        {.code = Errc::zero_size, .operation = operation, .second = Operand::address(offset)});
-  }
-  if (offset > size_ || size > size_ - offset) {
-    return fail({.code = Errc::out_of_bounds,
-                 .operation = operation,
-                 .first = part,
-                 .second = Operand::size(size_)});
-  }
-  if (offset % page_size() != 0 || size % page_size() != 0) {
-    return fail({.code = Errc::misaligned,
-                 .operation = operation,
-                 .first = part,
-                 .second = Operand::size(page_size()),
-                 .reason = "offset, size and the page size"});
-  }
-  return {};
+Result<void> MemoryMapping::check_part(std::uint64_t offset, std::uint64_t size) const {
+  constexpr const char* operation = "MemoryMapping::check_part";
+  if (!is_mapped()) return fail_closed(operation);
+  VMSPACE_TRY(require_nonzero(operation, size, Operand::address(offset)));
+  VMSPACE_TRY(require_within(operation, offset, size, size_, "offsets in the mapping"));
+  VMSPACE_TRY(require_multiple(operation, Operand::address(offset), page_size(),
+                               "the offset must be a multiple of the page size"));
+  return require_multiple(operation, Operand::size(size), page_size(),
+                          "the size must be a multiple of the page size");
 }
 
 Result<void> MemoryMapping::msync() const {
@@ -308,7 +269,7 @@ Result<void> MemoryMapping::msync() const {
 
 Result<void> MemoryMapping::msync(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::msync";
-  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
   if (backing_.is_anonymous() || !backing_.is_shared()) return {};
   if (retry([&] { return kernel().msync(data_ + offset, size, MS_SYNC); }) != 0) {
     return fail_os(operation, Operand::span(offset, size), "msync");
@@ -318,8 +279,8 @@ Result<void> MemoryMapping::msync(std::uint64_t offset, std::uint64_t size) cons
 
 Result<void> MemoryMapping::protect(Protection protection) {
   constexpr const char* operation = "MemoryMapping::protect";
-  if (!is_mapped()) return fail({.code = Errc::bad_state, .operation = operation});
-  if (!is_known(protection)) return fail_unknown_protection(operation, protection);
+  if (!is_mapped()) return fail_closed(operation);
+  VMSPACE_TRY(require_known(operation, protection, "unknown protection bits"));
   if (kernel().mprotect(data_, size_, prot_of(protection)) != 0) {
     if (errno == EACCES) {
       return fail({.code = Errc::access_denied,
@@ -335,7 +296,7 @@ Result<void> MemoryMapping::protect(Protection protection) {
 
 Result<void> MemoryMapping::lock(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::lock";
-  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
   if (retry([&] { return kernel().mlock(data_ + offset, size); }) == 0) return {};
   const int error = errno;
   // mlock marks the range before it brings the pages in, and leaves the mark when that fails.
@@ -349,7 +310,7 @@ Result<void> MemoryMapping::lock(std::uint64_t offset, std::uint64_t size) const
 
 Result<void> MemoryMapping::unlock(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::unlock";
-  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
   if (retry([&] { return kernel().munlock(data_ + offset, size); }) != 0) {
     return fail_os(operation, Operand::span(offset, size), "munlock");
   }

@@ -9,16 +9,15 @@
 #include <string>
 #include <string_view>
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 
+#include "host/known_values.hpp"
+#include "os/argument_checks.hpp"
+#include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
 #include "os/proc_file.hpp"
 #include "os/system_calls.hpp"
-
-#ifndef MADV_COLD
-#define MADV_COLD 20
-#define MADV_PAGEOUT 21
-#endif
 
 namespace vmspace {
 
@@ -66,7 +65,7 @@ int madvise_value(Advice advice) {
 }  // namespace
 
 Result<void> MemoryMapping::give_advice(const char* operation, int advice) {
-  if (auto ok = check_part(operation, 0, size_); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(0, size_));
   advice_.reserve(advice_.size() + 1);
   if (retry([&] { return kernel().madvise(data_, size_, advice); }) != 0) {
     return fail_os(operation, Operand::span(0, size_), "madvise");
@@ -79,7 +78,7 @@ Result<void> MemoryMapping::give_advice(const char* operation, int advice) {
 
 Result<Applied> MemoryMapping::use_hugepages() {
   constexpr const char* operation = "MemoryMapping::use_hugepages";
-  if (auto ok = check_part(operation, 0, size_); !ok) return fail(ok.error());
+  VMSPACE_TRY_IN(operation, check_part(0, size_));
   const PageKind kind = backing_.page_kind();
   // A file's page cache is made of what its file system likes.
   if (kind == PageKind::hugetlb || kind == PageKind::file) return Applied::not_applicable;
@@ -103,7 +102,7 @@ Result<void> MemoryMapping::use_dontdump() {
 
 Result<Applied> MemoryMapping::use_mergeable() {
   constexpr const char* operation = "MemoryMapping::use_mergeable";
-  if (auto ok = check_part(operation, 0, size_); !ok) return fail(ok.error());
+  VMSPACE_TRY_IN(operation, check_part(0, size_));
   // KSM merges anonymous pages, and those a private mapping has written: never shared ones.
   if (backing_.is_shared() || backing_.is_hugetlb()) return Applied::not_applicable;
   return applied_unless_unknown(give_advice(operation, MADV_MERGEABLE));
@@ -111,7 +110,8 @@ Result<Applied> MemoryMapping::use_mergeable() {
 
 Result<void> MemoryMapping::advise(std::uint64_t offset, std::uint64_t size, Advice advice) const {
   constexpr const char* operation = "MemoryMapping::advise";
-  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
+  VMSPACE_TRY(detail::require_known(operation, advice, "an unknown advice"));
   if (retry([&] { return kernel().madvise(data_ + offset, size, madvise_value(advice)); }) == 0) {
     return {};
   }
@@ -127,7 +127,7 @@ Result<void> MemoryMapping::advise(std::uint64_t offset, std::uint64_t size, Adv
 
 Result<void> MemoryMapping::prefetch(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::prefetch";
-  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
   if (retry([&] { return kernel().madvise(data_ + offset, size, MADV_WILLNEED); }) != 0) {
     return fail_os(operation, Operand::span(offset, size), "madvise(MADV_WILLNEED)");
   }

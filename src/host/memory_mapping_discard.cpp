@@ -4,6 +4,7 @@
 
 #include <sys/mman.h>
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 
 #include "os/system_calls.hpp"
@@ -32,7 +33,7 @@ tl::unexpected<Error> fail_discard(Operand part, const char* call) {
 }  // namespace
 
 Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) const {
-  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
   const Operand part = Operand::span(offset, size);
   const auto refuse = [&](Errc code, const char* reason) {
     return fail({.code = code, .operation = operation, .first = part, .reason = reason});
@@ -79,23 +80,20 @@ Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) co
 // The new memory is made ready somewhere else and then moved over the old in one step, so that no
 // other thread sees an unmapped, unbound or unadvised page, and a failure leaves the old in place.
 Result<void> MemoryMapping::replace_by_zeros(std::uint64_t offset, std::uint64_t size) const {
-  const Operand part = Operand::span(offset, size);
-  auto source = Backing::open({.source = MemorySource::anon}, size);
-  if (!source) return fail(source.error());
-  auto fresh =
-      MemoryMapping::map(*source, {.size = size, .protection = protection_, .reserve = reserve_});
-  if (!fresh) return fail(fresh.error());
+  const Backing source =
+      VMSPACE_TRY_IN(operation, Backing::open({.source = MemorySource::anon}, size));
+  MemoryMapping fresh = VMSPACE_TRY_IN(
+      operation, map(source, {.size = size, .protection = protection_, .reserve = reserve_}));
   if (numa_policy_.mode != NumaMode::by_default) {
-    if (auto ok = fresh->bind_to_nodes(numa_policy_); !ok) return ok;
+    VMSPACE_TRY_IN(operation, fresh.bind_to_nodes(numa_policy_));
   }
-  for (const int advice : advice_) {
-    if (auto ok = fresh->give_advice(operation, advice); !ok) return ok;
-  }
-  if (kernel().mremap(fresh->data_, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, data_ + offset) ==
+  for (const int advice : advice_)
+    VMSPACE_TRY(fresh.give_advice(operation, advice));
+  if (kernel().mremap(fresh.data_, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, data_ + offset) ==
       MAP_FAILED) {
-    return fail_os(operation, part, "mremap");
+    return fail_os(operation, Operand::span(offset, size), "mremap");
   }
-  fresh->reserved_ = nullptr;
+  fresh.reserved_ = nullptr;
   return {};
 }
 

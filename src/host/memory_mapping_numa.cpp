@@ -9,8 +9,11 @@
 #include <climits>
 #include <utility>
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 
+#include "host/known_values.hpp"
+#include "os/argument_checks.hpp"
 #include "os/system_calls.hpp"
 
 namespace vmspace {
@@ -50,7 +53,8 @@ Result<void> check_nodes(std::span<const std::uint32_t> nodes) {
 }  // namespace
 
 Result<void> MemoryMapping::bind_to_nodes(NumaPolicy policy) {
-  if (auto ok = check_part(operation, 0, size_); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(0, size_));
+  VMSPACE_TRY(detail::require_known(operation, policy.mode, "an unknown NUMA mode"));
   int mode = MPOL_DEFAULT;
   bool fits = policy.nodes.empty();
   if (policy.mode == NumaMode::preferred) {
@@ -68,7 +72,7 @@ Result<void> MemoryMapping::bind_to_nodes(NumaPolicy policy) {
   }
   std::vector<unsigned long> mask;
   if (!policy.nodes.empty()) {
-    if (auto ok = check_nodes(policy.nodes); !ok) return ok;
+    VMSPACE_TRY(check_nodes(policy.nodes));
     mask.resize(*std::max_element(policy.nodes.begin(), policy.nodes.end()) / word_bits + 1);
     for (const std::uint32_t node : policy.nodes)
       mask[node / word_bits] |= 1UL << node % word_bits;

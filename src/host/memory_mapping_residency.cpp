@@ -9,6 +9,7 @@
 #include <span>
 #include <string_view>
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 
 #include "os/descriptor.hpp"
@@ -162,19 +163,18 @@ std::optional<std::uint64_t> huge_bytes_from_smaps(Part part) {
 }  // namespace
 
 Result<Residency> MemoryMapping::residency(std::uint64_t offset, std::uint64_t size) const {
-  if (auto ok = check_part(operation, offset, size); !ok) return fail(ok.error());
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
   const std::uint64_t start = reinterpret_cast<std::uintptr_t>(data_) + offset;
   const Part part{start, start + size};
   const auto tables = scan_page_tables(part);
   // Of anonymous memory everything is in page tables, and they tell pages of zeros from others.
   if (tables && backing_.page_kind() == PageKind::anonymous) return *tables;
-  auto resident = count_pages(part);
-  if (!resident) return fail(resident.error());
-  Residency result{.resident = *resident};
+  Residency result;
+  result.resident = VMSPACE_TRY(count_pages(part));
   if (tables) {
     result.huge = tables->huge;
   } else if (backing_.is_hugetlb()) {
-    result.huge = *resident;
+    result.huge = result.resident;
   } else {
     result.huge = huge_bytes_from_smaps(part);
   }

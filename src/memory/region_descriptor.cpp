@@ -4,10 +4,21 @@
 
 #include <utility>
 
+#include "vmspace/base/try.hpp"
+
 #include "memory/region_error.hpp"
+#include "os/argument_checks.hpp"
 #include "spec/known_values.hpp"
 
 namespace vmspace {
+
+static constexpr bool is_known(Unsealed unsealed) noexcept {
+  switch (unsealed) {
+    case Unsealed::accept:
+    case Unsealed::refuse: return true;
+  }
+  return false;
+}
 
 namespace {
 
@@ -69,6 +80,7 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
 }
 
 Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions, Unsealed unsealed) {
+  VMSPACE_TRY(detail::require_known(mapping, unsealed, "neither Unsealed::accept nor refuse"));
   if (regions.size() > GuestMemory::max_regions) {
     return fail({.code = Errc::limit_exceeded,
                  .operation = mapping,

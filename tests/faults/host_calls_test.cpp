@@ -337,6 +337,24 @@ TEST(SystemCallFaults, CallsOnAMappingLeaveItAsItWas) {
   }
 }
 
+// Discarding of a private file opens, maps and binds anonymous memory; the caller only discarded.
+TEST(SystemCallFaults, AnErrorNamesTheCallThatWasMadeAndTheReasonWhatFailed) {
+  const TemporaryDirectory directory;
+  auto mapping = map_or_die({.source = MemorySource::file,
+                             .path = directory.file("image", 64_KiB, 'i'),
+                             .sharing = Sharing::map_private},
+                            {.size = 64_KiB});
+  Injector injector;
+  for (const std::string call : {"msync", "mmap", "mremap"}) {
+    injector.fail_next(call, ENOMEM);
+    const auto discarded = mapping.discard(0, 4_KiB);
+    ASSERT_FALSE(discarded);
+    EXPECT_STREQ(discarded.error().operation, "MemoryMapping::discard");
+    EXPECT_EQ(std::string(discarded.error().reason).find(call), 0U) << discarded.error().reason;
+    EXPECT_TRUE(holds(mapping, 0, 64_KiB, 'i'));
+  }
+}
+
 TEST(SystemCallFaults, CloseReportsAFailedWriteBackAndUnmapsAllTheSame) {
   const TemporaryDirectory directory;
   Injector injector;

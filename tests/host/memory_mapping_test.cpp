@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/host/populate.hpp"
+#include "vmspace/testing.hpp"
 
 #include "host/host_support.hpp"
 
@@ -39,6 +40,20 @@ TEST(MemoryMapping, UnknownProtectionBitsAreRefused) {
   EXPECT_EQ(mapping->protect(unknown).error().code, Errc::invalid_argument);
   EXPECT_EQ(mapping->protection(), Protection::read_write);
   EXPECT_EQ(permissions_at(mapping->data()), "rw-p");
+}
+
+TEST(MemoryMapping, ValuesThatAreNoEnumeratorsAreRefusedAndChangeNothing) {
+  auto mapping = map_or_die(anon, {.size = 64_KiB});
+  const auto flags = smaps_value(mapping.data(), "VmFlags");
+  const auto policy = numa_policy_at(mapping.data());
+  EXPECT_THAT(mapping.advise(0, 4_KiB, static_cast<Advice>(6)), HasError(Errc::invalid_argument));
+  for (const std::vector<std::uint32_t>& nodes : {std::vector<std::uint32_t>{}, {0}}) {
+    EXPECT_THAT(mapping.bind_to_nodes({static_cast<NumaMode>(3), nodes}),
+                HasError(Errc::invalid_argument));
+  }
+  EXPECT_EQ(smaps_value(mapping.data(), "VmFlags"), flags);
+  EXPECT_EQ(numa_policy_at(mapping.data()), policy);
+  EXPECT_EQ(mapping.numa_policy(), NumaPolicy{});
 }
 
 TEST(MemoryMapping, MapsWithTheProtectionAndSharingOfItsOptions) {

@@ -8,6 +8,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "host/host_support.hpp"
 
 namespace vmspace {
@@ -60,6 +62,29 @@ TEST(Populate, OneWrongRangeAndNothingIsPopulated) {
   const std::array none{PopulateRange{&mapping, 0, 4_KiB}, PopulateRange{nullptr, 0, 4_KiB}};
   EXPECT_EQ(populate(none).error().code, Errc::invalid_argument);
   EXPECT_EQ(mapping.residency()->resident, 0U);
+}
+
+TEST(Populate, AWayOfPopulatingThatDoesNotExistIsRefusedBeforeAnyPageComes) {
+  const auto mapping = map_or_die({.source = MemorySource::anon}, {.size = 64_KiB});
+  constexpr auto unknown = static_cast<PopulateAccess>(3);
+  EXPECT_THAT(populate(mapping, {.access = unknown}), HasError(Errc::invalid_argument));
+  const std::array ranges{
+      PopulateRange{.mapping = &mapping, .offset = 0, .size = 4_KiB},
+      PopulateRange{.mapping = &mapping, .offset = 4_KiB, .size = 4_KiB, .access = unknown}};
+  EXPECT_THAT(populate(ranges), HasError(Errc::invalid_argument));
+  EXPECT_EQ(mapping.residency()->resident, 0U);
+}
+
+TEST(Populate, AnErrorCarriesWhatItsRangeIsAbout) {
+  const auto mapping = map_or_die({.source = MemorySource::anon}, {.size = 64_KiB});
+  const std::array ranges{
+      PopulateRange{.mapping = &mapping, .offset = 0, .size = 4_KiB, .about = "ram0"},
+      PopulateRange{.mapping = &mapping, .offset = 4_KiB, .size = 1_MiB, .about = "ram1"}};
+  const auto refused = populate(ranges);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().text.subject(), "ram1");
+  EXPECT_STREQ(refused.error().operation, "populate");
+  EXPECT_EQ(refused.error().code, Errc::out_of_bounds);
 }
 
 TEST(Populate, ReadsPrivateFilesInsteadOfCopyingThem) {

@@ -153,6 +153,10 @@ TEST(RegionDescriptor, NothingThatWasReceivedIsTrusted) {
   const std::vector<RegionDescriptor> many(GuestMemory::max_regions + 1, good);
   EXPECT_EQ(map_regions(many).error().code, Errc::limit_exceeded);
   EXPECT_EQ(map_regions({})->regions().size(), 0U);
+  const auto before = test::open_descriptors();
+  EXPECT_EQ(map_regions(std::vector{good}, static_cast<Unsealed>(2)).error().code,
+            Errc::invalid_argument);
+  EXPECT_EQ(test::open_descriptors(), before);
   close(file);
 }
 

@@ -98,8 +98,11 @@ struct Error {
   /// equal to std::errc values; in the library's own category otherwise.
   [[nodiscard]] std::error_code error_code() const noexcept;
 
-  /// This error with `outer`, a string literal, as its operation: how a call passes on, under its
-  /// own name, what a call below it reported. Operands, reason and errno stay.
+  /// This error with `outer`, a string literal, as its operation; everything else stays.
+  ///
+  /// The rule: `operation` is the public function that the program called. A public function that
+  /// passes on the error of another one relabels it; code, operands, reason and errno go on telling
+  /// what failed underneath.
   [[nodiscard]] constexpr Error in(const char* outer) const noexcept {
     Error relabelled = *this;
     relabelled.operation = outer;

@@ -11,7 +11,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <vector>
 
 #include "vmspace/base/result.hpp"
@@ -85,24 +84,11 @@ struct MappingOptions {
   std::uint64_t arena_offset = 0;
 };
 
-class MemoryMapping;
-struct PopulateOptions;
-struct PopulateRange;
-
-namespace detail {
-
-/// populate(), which also tells whose range an error is about; null where it is about none.
-[[nodiscard]] Result<void> populate_ranges(std::span<const PopulateRange> ranges,
-                                           PopulateOptions options, const MemoryMapping*& failed);
-
-}  // namespace detail
-
 /// A mapping of host memory, unmapped by its destructor.
 ///
 /// Invariant: while it is_mapped(), size() bytes from data() are mapped from the backing, with
 /// nothing of anybody else between; otherwise data() is null and size() 0. Offsets are in bytes
-/// from data(). Every call that takes (offset, size) first checks them: `bad_state` after close(),
-/// `zero_size`, `out_of_bounds`, and `misaligned` unless both are multiples of page_size().
+/// from data(). Every call that takes (offset, size) has the errors of check_part() too.
 ///
 /// Moves, never copies. Const calls may be made from several threads at once; the others, like
 /// every end of a mapping's life, only while nobody else uses the object.
@@ -133,6 +119,10 @@ class MemoryMapping {
   /// Where in the descriptor data() is, in bytes: what vhost-user is told.
   [[nodiscard]] std::uint64_t file_offset() const noexcept { return file_offset_; }
   [[nodiscard]] std::uint64_t page_size() const noexcept { return backing_.page_size(); }
+
+  /// Checks that (offset, size) is a part of the mapping. Errors: `bad_state` after close();
+  /// `zero_size`; `out_of_bounds`; `misaligned` unless both are multiples of page_size(). O(1).
+  [[nodiscard]] Result<void> check_part(std::uint64_t offset, std::uint64_t size) const;
 
   /// Writes a shared, writable regular file back to its device (msync(2)), and unmaps. The first
   /// error is returned: of a failed write-back, although the memory is unmapped then; or of the
@@ -202,13 +192,8 @@ class MemoryMapping {
   [[nodiscard]] Result<void> msync(std::uint64_t offset, std::uint64_t size) const;
 
  private:
-  friend Result<void> detail::populate_ranges(std::span<const PopulateRange>, PopulateOptions,
-                                              const MemoryMapping*&);
-
   explicit MemoryMapping(const Backing& backing) noexcept : backing_(backing) {}
 
-  [[nodiscard]] Result<void> check_part(const char* operation, std::uint64_t offset,
-                                        std::uint64_t size) const;
   [[nodiscard]] Result<void> give_advice(const char* operation, int advice);
   [[nodiscard]] Result<void> replace_by_zeros(std::uint64_t offset, std::uint64_t size) const;
   [[nodiscard]] Result<std::byte*> reserve(const MappingOptions& options, std::uint64_t align);

@@ -38,6 +38,8 @@ struct PopulateRange {
   std::uint64_t size;
   /// What is done to these pages, if not what the options say of all.
   std::optional<PopulateAccess> access = {};
+  /// What errors about this range carry as their Error::text, such as the name of the memory.
+  ErrorText about = {};
 };
 
 /// Fills all of `ranges` with pages (MADV_POPULATE_WRITE or _READ, madvise(2)); contents stay.
