@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The allocator layer: ranges, constraints, and the tree that gives ranges out.
+// The allocator layer: ranges, constraints, the tree that ranges are allocated from, and pools that
+// lease them.
 
 #pragma once
 
 #include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/interval_entry.hpp"
+#include "vmspace/allocator/interval_iterator.hpp"
 #include "vmspace/allocator/interval_tree.hpp"
+#include "vmspace/allocator/interval_tree_stats.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base.hpp"

@@ -52,10 +52,10 @@ TEST(Text, OfRangesConstraintsAndStates) {
                                .min = 0xc000'0000,
                                .max = 0xffff'ffff,
                                .align = 0x1000,
-                               .policy = Policy::last_match}),
+                               .policy = AllocPolicy::last_match}),
             "0x4000 aligned to 0x1000 in [0xc0000000-0xffffffff], last_match");
   EXPECT_EQ(to_text(NodeState::valued), "valued");
-  EXPECT_EQ(to_text(Policy::best_match), "best_match");
+  EXPECT_EQ(to_text(AllocPolicy::best_match), "best_match");
 }
 
 TEST(Text, OfATreeItsEntriesAndItsStatistics) {

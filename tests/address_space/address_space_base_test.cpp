@@ -312,8 +312,9 @@ TEST(AddressSpaceBase, PlaceFindsAnAddressInsideTheAperture) {
             GuestAddress{0xc001'0000});
   EXPECT_EQ(*space.place_region(bar, {.size = 16_MiB, .align = 16_MiB}, "mmio_high"),
             GuestAddress{0x2000'0000'0000});
-  EXPECT_EQ(*space.place_region(bar, {.size = 4_KiB, .policy = Policy::last_match}, "mmio_low"),
-            GuestAddress{0xfbff'f000});
+  EXPECT_EQ(
+      *space.place_region(bar, {.size = 4_KiB, .policy = AllocPolicy::last_match}, "mmio_low"),
+      GuestAddress{0xfbff'f000});
   EXPECT_EQ(
       *space.place_region(bar, {.size = 4_KiB, .min = 0xd000'0000, .max = 0xd000'0fff}, "mmio_low"),
       GuestAddress{0xd000'0000});

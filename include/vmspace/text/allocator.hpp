@@ -29,11 +29,11 @@ namespace vmspace {
 }
 
 /// The enumerator's name: `first_match`, `last_match`, `best_match`.
-[[nodiscard]] inline std::string to_text(Policy policy) {
+[[nodiscard]] inline std::string to_text(AllocPolicy policy) {
   switch (policy) {
-    case Policy::first_match: return "first_match";
-    case Policy::last_match: return "last_match";
-    case Policy::best_match: return "best_match";
+    case AllocPolicy::first_match: return "first_match";
+    case AllocPolicy::last_match: return "last_match";
+    case AllocPolicy::best_match: return "best_match";
   }
   return "?";
 }
@@ -89,6 +89,22 @@ template <typename T, typename Print = detail::PrintPlain>
     if (!value.empty()) line.append(" ").append(value);
   }
   return line;
+}
+
+/// `[0x100-0x1ff] nic0`.
+[[nodiscard]] inline std::string to_text(const RangeHolder& holder) {
+  return detail::concat(to_text(holder.range), " ", holder.tag);
+}
+
+/// `[0x100-0x1ff] nic0`, or `released` when it holds nothing.
+[[nodiscard]] inline std::string to_text(const Lease& lease) {
+  if (!lease.is_held()) return "released";
+  return to_text(RangeHolder{lease.range(), lease.tag()});
+}
+
+/// The name, then the ranges as of a tree: `mmio: [0x100-0x1ff] nic0 | free 0x300`.
+[[nodiscard]] inline std::string to_text(const RangePool& pool) {
+  return detail::concat(pool.name(), ": ", to_text(pool.snapshot()));
 }
 
 }  // namespace vmspace
