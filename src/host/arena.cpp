@@ -4,10 +4,8 @@
 
 #include <sys/mman.h>
 
-#include <mutex>
 #include <utility>
 
-#include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/base/try.hpp"
 
 #include "os/argument_checks.hpp"
@@ -25,7 +23,7 @@ using detail::require_nonzero;
 using detail::require_power_of_two;
 
 struct HostArena::State {
-  State() = default;
+  explicit State(RangePool offsets) noexcept : parts(std::move(offsets)) {}
   State(const State&) = delete;
   State& operator=(const State&) = delete;
   ~State() {
@@ -37,8 +35,7 @@ struct HostArena::State {
   std::uint64_t guest_base = 0;
   void* reserved = nullptr;
   std::uint64_t reserved_size = 0;
-  std::mutex mutex;
-  IntervalTree<> taken;  ///< the offsets that mappings have
+  RangePool parts;
 };
 
 Result<HostArena> HostArena::reserve(const ArenaOptions& options) {
@@ -53,7 +50,8 @@ Result<HostArena> HostArena::reserve(const ArenaOptions& options) {
                                "the guest base must be a multiple of the page size"));
   VMSPACE_TRY(require_power_of_two(operation, align));
   VMSPACE_TRY(detail::check_reservation(operation, options.size, align));
-  auto state = std::make_shared<State>();
+  auto state = std::make_shared<State>(VMSPACE_TRY_IN(
+      operation, RangePool::create("arena", {*Range::from_base_size(0, options.size)})));
   const std::uint64_t outer = options.size + align;
   void* const address = detail::reserve_addresses(nullptr, outer, 0);
   if (address == MAP_FAILED) return fail_os(operation, Operand::size(outer), "mmap");
@@ -76,30 +74,8 @@ std::uint64_t HostArena::guest_base() const noexcept {
   return state_->guest_base;
 }
 
-Result<void> HostArena::claim(std::uint64_t offset, std::uint64_t size) const {
-  constexpr const char* operation = "HostArena::claim";
-  const auto place = Range::from_base_size(offset, size);
-  if (!place || place->max() >= state_->size) {
-    return fail({.code = Errc::out_of_bounds,
-                 .operation = operation,
-                 .first = Operand::span(offset, size),
-                 .second = Operand::span(0, state_->size),
-                 .reason = "offsets in the arena"});
-  }
-  const std::lock_guard lock(state_->mutex);
-  if (auto ok = state_->taken.insert(*place); !ok) {
-    return fail({.code = Errc::overlap,
-                 .operation = operation,
-                 .first = ok.error().first,
-                 .second = ok.error().second,
-                 .reason = "offsets in the arena"});
-  }
-  return {};
-}
-
-void HostArena::release(std::uint64_t offset, std::uint64_t size) const noexcept {
-  const std::lock_guard lock(state_->mutex);
-  static_cast<void>(state_->taken.erase(*Range::from_base_size(offset, size)));
+const RangePool& HostArena::parts() const noexcept {
+  return state_->parts;
 }
 
 }  // namespace vmspace

@@ -6,10 +6,12 @@
 
 #include <algorithm>
 #include <bit>
+#include <string>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
 
+#include "host/abandoned_lease.hpp"
 #include "os/argument_checks.hpp"
 #include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
@@ -146,16 +148,26 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
                    .second = Operand::size(align),
                    .reason = "the place in the arena must be as aligned as the mapping asks for"});
     }
-    // An offset below guard wraps to one that no arena has.
-    if (auto ok = options.arena->claim(options.arena_offset - guard, options.size + 2 * guard);
-        !ok) {
-      return fail(ok.error());
+    const std::uint64_t first = options.arena_offset - guard;  // wraps to one that no arena has
+    const std::uint64_t outer = options.size + 2 * guard;
+    constexpr const char* offsets = "offsets in the arena";
+    VMSPACE_TRY(require_within(map_operation, first, outer, options.arena->size(), offsets));
+    const std::string_view name = options.name.empty() ? name_of(backing_.source()) : options.name;
+    auto part =
+        options.arena->parts().acquire_at(*Range::from_base_size(first, outer), std::string(name));
+    if (!part) {
+      return fail({.code = Errc::overlap,
+                   .operation = map_operation,
+                   .first = part.error().first,
+                   .second = part.error().second,
+                   .reason = offsets,
+                   .text = {{}, part.error().text.detail()}});
     }
+    part_ = std::move(*part);
     arena_ = options.arena;
-    std::byte* const place = arena_->data() + options.arena_offset;
-    reserved_ = place - guard;
-    reserved_size_ = options.size + 2 * guard;
-    return place;
+    reserved_ = arena_->data() + first;
+    reserved_size_ = outer;
+    return reserved_ + guard;
   }
   // What the alignment leaves on both sides is kept: it costs addresses only, and giving it back
   // could fail.
@@ -197,6 +209,7 @@ MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
       reserved_(std::exchange(other.reserved_, nullptr)),
       reserved_size_(std::exchange(other.reserved_size_, 0)),
       arena_(std::exchange(other.arena_, std::nullopt)),
+      part_(std::exchange(other.part_, std::nullopt)),
       protection_(other.protection_),
       reserve_(other.reserve_),
       numa_policy_(std::move(other.numa_policy_)),
@@ -204,7 +217,7 @@ MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
 
 MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
   if (this == &other) return *this;
-  static_cast<void>(unmap());
+  unmap_or_abandon();
   backing_ = other.backing_;
   data_ = std::exchange(other.data_, nullptr);
   size_ = std::exchange(other.size_, 0);
@@ -212,6 +225,7 @@ MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
   reserved_ = std::exchange(other.reserved_, nullptr);
   reserved_size_ = std::exchange(other.reserved_size_, 0);
   arena_ = std::exchange(other.arena_, std::nullopt);
+  part_ = std::exchange(other.part_, std::nullopt);
   protection_ = other.protection_;
   reserve_ = other.reserve_;
   numa_policy_ = std::move(other.numa_policy_);
@@ -220,7 +234,11 @@ MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
 }
 
 MemoryMapping::~MemoryMapping() {
-  static_cast<void>(unmap());
+  unmap_or_abandon();
+}
+
+void MemoryMapping::unmap_or_abandon() noexcept {
+  if (!unmap() && part_) detail::abandon(std::move(*part_));
 }
 
 /// False, with errno, when the kernel refuses; all is as it was then.
@@ -229,7 +247,7 @@ bool MemoryMapping::unmap() noexcept {
   if (arena_) {
     // In an arena the addresses stay reserved; in one step, so that nobody gets between.
     if (detail::reserve_addresses(reserved_, reserved_size_, MAP_FIXED) == MAP_FAILED) return false;
-    arena_->release(static_cast<std::uint64_t>(reserved_ - arena_->data()), reserved_size_);
+    part_.reset();
     arena_.reset();
   } else if (kernel().munmap(reserved_, reserved_size_) != 0) {
     return false;

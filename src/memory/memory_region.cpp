@@ -52,7 +52,8 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
                                       .guard_pages = options.guard_pages,
                                       .reserve = options.reserve,
                                       .arena = options.arena,
-                                      .arena_offset = arena_offset});
+                                      .arena_offset = arena_offset,
+                                      .name = description.name()});
 }
 
 /// Options come from configurations, and are looked at whether or not this region needs them.

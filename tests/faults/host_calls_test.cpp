@@ -165,6 +165,20 @@ TEST(SystemCallFaults, AFailedMappingLeavesNoHoleInAnArena) {
   EXPECT_EQ(permissions_at(arena->data() + 64_KiB), "---p");
 }
 
+TEST(SystemCallFaults, WhatCannotBeUnmappedStaysTakenInItsArena) {
+  // Never destroyed: the part that is abandoned keeps some of it alive.
+  static const auto* const arena = new HostArena(*HostArena::reserve({.size = 1_MiB}));
+  Injector injector;
+  {
+    auto mapping = map_or_die({.source = MemorySource::anon}, {.size = 64_KiB, .arena = *arena});
+    injector.fail_next("mmap", ENOMEM);
+  }
+  ASSERT_TRUE(injector.has_failed());
+  EXPECT_EQ(permissions_at(arena->data()), "rw-p");
+  const std::vector<RangeHolder> still{{Range::of(0, 64_KiB - 1), "anon"}};
+  EXPECT_EQ(arena->parts().holders(), still);
+}
+
 TEST(SystemCallFaults, HugetlbfsFiles) {
   const TemporaryDirectory directory;
   const HugetlbfsMount mount(directory.path());

@@ -76,6 +76,37 @@ TEST(HostArena, APlaceIsTakenOnceAndFreeAgainAfterwards) {
   EXPECT_EQ((*again)->host_base()[0], std::byte{0});
 }
 
+TEST(HostArena, TellsWhoHasWhichPart) {
+  const auto arena = reserve();
+  const auto region = AddressSpaceRegion::make({.name = "ram0",
+                                                .base = GuestAddress(4_GiB + 2_MiB),
+                                                .size = 2_MiB,
+                                                .backing = {.source = MemorySource::anon}});
+  auto mapped = MemoryRegion::map(*region, {.arena = arena});
+  ASSERT_TRUE(mapped) << mapped.error().message();
+  const std::vector<RangeHolder> holders{{Range::of(2_MiB, 4_MiB - 1), "ram0"}};
+  EXPECT_EQ(arena.parts().holders(), holders);
+
+  const auto second = map_at(arena, 4_GiB + 2_MiB, 4_KiB);
+  ASSERT_FALSE(second);
+  EXPECT_NE(second.error().message().find("ram0"), std::string::npos) << second.error().message();
+  EXPECT_EQ(arena.parts().holders(), holders);
+  mapped->reset();
+  EXPECT_TRUE(arena.parts().holders().empty());
+}
+
+TEST(HostArena, APartThatIsLeasedForAnythingElseIsNotMappedOver) {
+  const auto arena = reserve();
+  const auto bar = arena.parts().acquire_at(Range::of(4_MiB, 6_MiB - 1), "vfio0 BAR2");
+  ASSERT_TRUE(bar) << bar.error().message();
+  const auto refused = map_at(arena, 4_GiB, 64_MiB);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, Errc::overlap);
+  EXPECT_EQ(refused.error().second, Operand::range(4_MiB, 6_MiB - 1));
+  EXPECT_EQ(permissions_at(arena.data()), "---p");
+  EXPECT_TRUE(map_at(arena, 4_GiB, 4_MiB));
+}
+
 TEST(HostArena, ClosingAMappingGivesThePlaceBack) {
   const auto arena = reserve();
   const auto backing = Backing::open({.source = MemorySource::anon}, 64_MiB);

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
@@ -29,9 +30,9 @@ struct ArenaOptions {
 
 /// Reserved host addresses: a handle whose copies mean the same arena.
 ///
-/// Invariant: every address of the arena is either inaccessible or belongs to one mapping that was
-/// made in it; nobody else's memory ever lies between. The addresses are given back when the last
-/// handle is gone, and each mapping inside holds one. Safe to use from any thread.
+/// Invariant: every address of the arena is either inaccessible or in a part that is leased; memory
+/// that was not mapped into the arena never lies in between. The addresses are given back when the
+/// last handle is gone, and each mapping inside holds one. Safe to use from any thread.
 class HostArena {
  public:
   // No moves: moving copies the handle, and leaves both usable.
@@ -50,20 +51,18 @@ class HostArena {
   [[nodiscard]] std::uint64_t size() const noexcept;
   /// The guest address that data() stands for.
   [[nodiscard]] std::uint64_t guest_base() const noexcept;
+  /// The offsets from data() and who has them: each mapping in the arena leases its part, guard pages
+  /// included, and returns it when the part is inaccessible again. Whoever leases a part without
+  /// mapping keeps mappings out of it, and may map something of his own there (MAP_FIXED, mmap(2)).
+  [[nodiscard]] const RangePool& parts() const noexcept;
 
   /// Equal when they are the same arena.
   friend bool operator==(const HostArena&, const HostArena&) = default;
 
  private:
-  friend class MemoryMapping;
   struct State;
 
   explicit HostArena(std::shared_ptr<State> state) noexcept : state_(std::move(state)) {}
-
-  /// Takes a part for a mapping. Errors: `out_of_bounds`; `overlap` when some of it is taken.
-  [[nodiscard]] Result<void> claim(std::uint64_t offset, std::uint64_t size) const;
-  /// Undoes claim(); the part is inaccessible again.
-  void release(std::uint64_t offset, std::uint64_t size) const noexcept;
 
   std::shared_ptr<State> state_;
 };

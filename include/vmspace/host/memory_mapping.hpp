@@ -11,8 +11,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string_view>
 #include <vector>
 
+#include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/host/arena.hpp"
 #include "vmspace/host/backing.hpp"
@@ -82,6 +84,8 @@ struct MappingOptions {
   /// then conditions that the place must meet. Guard pages take a page of the arena on either side.
   std::optional<HostArena> arena = {};
   std::uint64_t arena_offset = 0;
+  /// What the arena's parts() call it; by default the name of the backing's source.
+  std::string_view name = {};
 };
 
 /// A mapping of host memory, unmapped by its destructor.
@@ -199,6 +203,7 @@ class MemoryMapping {
   [[nodiscard]] Result<std::byte*> reserve(const MappingOptions& options, std::uint64_t align);
   [[nodiscard]] Result<void> map_over(std::byte* place, const MappingOptions& options);
   [[nodiscard]] bool unmap() noexcept;
+  void unmap_or_abandon() noexcept;
 
   Backing backing_;
   std::byte* data_ = nullptr;
@@ -207,7 +212,9 @@ class MemoryMapping {
   // What is given back: the mapping, and around it the guard pages and what alignment cost.
   std::byte* reserved_ = nullptr;
   std::uint64_t reserved_size_ = 0;
+  // Both or neither. The lease ends when the part is inaccessible again.
   std::optional<HostArena> arena_;
+  std::optional<Lease> part_;
   Protection protection_ = Protection::none;
   bool reserve_ = false;
   NumaPolicy numa_policy_;
