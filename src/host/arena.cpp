@@ -50,8 +50,9 @@ Result<HostArena> HostArena::reserve(const ArenaOptions& options) {
                                "the guest base must be a multiple of the page size"));
   VMSPACE_TRY(require_power_of_two(operation, align));
   VMSPACE_TRY(detail::check_reservation(operation, options.size, align));
-  auto state = std::make_shared<State>(VMSPACE_TRY_IN(
-      operation, RangePool::create("arena", {*Range::from_base_size(0, options.size)})));
+  const Range offsets = *Range::from_base_size(0, options.size);
+  RangePool parts = VMSPACE_TRY_IN(operation, RangePool::create("arena", {offsets}));
+  auto state = std::make_shared<State>(std::move(parts));
   const std::uint64_t outer = options.size + align;
   void* const address = detail::reserve_addresses(nullptr, outer, 0);
   if (address == MAP_FAILED) return fail_os(operation, Operand::size(outer), "mmap");

@@ -16,6 +16,7 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -26,7 +27,7 @@
 #include "os/descriptor.hpp"
 #include "os/system_calls.hpp"
 #include "vmm/fake_kvm.hpp"
-#include "vmm/kvm_mapping.hpp"
+#include "vmm/kvm_pieces.hpp"
 
 namespace vmspace {
 namespace {
@@ -37,6 +38,7 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Key;
 using testing::SizeIs;
 
 class KvmMemslotsTest : public test::FakeKvm {};
@@ -261,16 +263,14 @@ TEST_F(KvmMemslotsTest, BadRequestsNameTheirOperandsAndChangeNothing) {
 // More slots than any KVM has: pieces are counted and cut without passing 2^64.
 TEST_F(KvmMemslotsTest, ARangeOfNearlyAllAddressesIsCutToItsEnd) {
   constexpr std::uint64_t last = std::numeric_limits<std::uint64_t>::max();
-  IntervalTree<> no_numbers;
   for (const std::uint64_t base : {page_size, 1_GiB - page_size}) {
     const KvmMemory memory{.base = GuestAddress(base),
                            .size = last - base - page_size + 1,
                            .host_address = host(base)};
-    const detail::KvmMapping mapping(memory, no_numbers);
-    const std::uint64_t count = detail::KvmMapping::pieces_of(memory);
+    const detail::KvmPieces pieces(memory);
     std::uint64_t next = base;
-    for (std::uint64_t i = 0; i < count; ++i) {
-      const KvmMemory part = mapping.part(i);
+    for (std::uint64_t i = 0; i < pieces.count(); ++i) {
+      const KvmMemory part = pieces[i];
       ASSERT_EQ(part.base.value(), next);
       ASSERT_EQ(part.host_address, host(next));
       ASSERT_NE(part.size, 0u);
@@ -388,6 +388,58 @@ TEST_F(KvmMemslotsTest, MoreSlotsThanAreLeftIsAnErrorAndTakesNone) {
   EXPECT_EQ(memslots.used(), 1u);
   EXPECT_TRUE(
       memslots.set({.base = GuestAddress(1_GiB), .size = 8_TiB, .host_address = host(32_TiB)}));
+}
+
+TEST_F(KvmMemslotsTest, ASharedPoolNumbersTheSlotsAndTellsWhoseTheyAre) {
+  const auto pool = RangePool::create("slots", {Range::of(0, 1023)});
+  ASSERT_TRUE(pool);
+  const auto device = pool->acquire_at(Range::of(0, 1), "vfio0");
+  ASSERT_TRUE(device);
+  {
+    auto memslots = KvmMemslots::create(vm_fd, *pool);
+    ASSERT_TRUE(memslots) << memslots.error().message();
+    ASSERT_TRUE(
+        memslots->set({.base = GuestAddress(4_GiB), .size = 16_TiB, .host_address = host(32_TiB)}));
+    EXPECT_THAT(slots, ElementsAre(Key(2u), Key(3u), Key(4u)));
+    EXPECT_EQ(memslots->used(), 3u);
+    const std::vector<RangeHolder> holders = pool->holders();
+    ASSERT_THAT(holders, SizeIs(4));
+    EXPECT_EQ(holders.front().tag, "vfio0");
+    EXPECT_EQ(holders.back(),
+              (RangeHolder{Range::point(4), "guest memory [0x100000000, 0x1000ffffffff]"}));
+  }
+  EXPECT_THAT(pool->holders(), ElementsAre(RangeHolder{Range::of(0, 1), "vfio0"}));
+}
+
+TEST_F(KvmMemslotsTest, NumbersOfASharedPoolThatKvmDoesNotHaveAreNotUsed) {
+  slot_limit = 3;
+  const auto pool = RangePool::create("slots", {Range::of(1, 1023)});
+  ASSERT_TRUE(pool);
+  auto memslots = KvmMemslots::create(vm_fd, *pool);
+  ASSERT_TRUE(memslots) << memslots.error().message();
+  const KvmMemory memory{.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)};
+  const auto refused = memslots->set(memory);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, Errc::limit_exceeded);
+  EXPECT_EQ(refused.error().second, Operand::number(2));
+  EXPECT_THAT(slots, IsEmpty());
+  EXPECT_THAT(pool->holders(), IsEmpty());
+}
+
+TEST_F(KvmMemslotsTest, TheNumberOfASlotThatKvmKeepsStaysTaken) {
+  // Never destroyed: the number that is abandoned keeps some of it alive.
+  static const auto* const pool = new RangePool(*RangePool::create("slots", {Range::of(0, 508)}));
+  {
+    auto memslots = KvmMemslots::create(vm_fd, *pool);
+    ASSERT_TRUE(memslots) << memslots.error().message();
+    ASSERT_TRUE(
+        memslots->set({.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)}));
+    fail_next(1);
+  }
+  EXPECT_THAT(slots, ElementsAre(Key(1u)));
+  const std::vector<RangeHolder> holders = pool->holders();
+  ASSERT_THAT(holders, SizeIs(1));
+  EXPECT_EQ(holders.front().range, Range::point(1));
 }
 
 TEST_F(KvmMemslotsTest, OnlyExactlyAKnownRangeIsCleared) {

@@ -18,15 +18,21 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
 
 class MemoryRegion;
+
+namespace detail {
+class KvmMapping;
+}  // namespace detail
 
 /// Host memory that the guest shall see; an aggregate for designated initialisers. A MemoryRegion
 /// needs none: this is for memory that comes from elsewhere, such as a device's.
@@ -63,9 +69,10 @@ struct KvmDirtyLog {
 /// Invariant: every slot that it has set in KVM belongs to exactly one known range, slot numbers
 /// are in use exactly as long as their range is known, and ranges do not overlap.
 ///
-/// It owns all slot numbers of the machine (in KVM's address space 0): nobody else may set slots in
-/// it. It does not own the memory behind a range: keep that mapped until the range is cleared or
-/// this object destroyed.
+/// Slot numbers (of KVM's address space 0) come from a pool. By default it has one of its own with all
+/// of the machine's numbers, and nobody else may set slots; whoever does shares a pool with it and
+/// leases his numbers there. Memory behind a range is not owned: keep it mapped until the range is
+/// cleared or this object destroyed.
 ///
 /// A moved-from object holds nothing: its calls are `bad_state`, its limit is 0, and it can be
 /// assigned to.
@@ -74,17 +81,22 @@ struct KvmDirtyLog {
 /// slots come and go slot by slot.
 class KvmMemslots {
  public:
-  /// Takes over the slots of the machine behind `vm_fd` (from KVM_CREATE_VM), which must
-  /// have none yet. The descriptor is duplicated, so the caller may close its own at any time; the
-  /// machine lives on in the kernel at least as long as this object. Errors: `invalid_argument` for
-  /// a device's descriptor, such as that of /dev/kvm; `os` when the descriptor can't be duplicated
-  /// or does not answer KVM_CHECK_EXTENSION.
-  [[nodiscard]] static Result<KvmMemslots> create(int vm_fd);
+  /// Takes over the slots of the machine behind `vm_fd` (from KVM_CREATE_VM), whose numbers in
+  /// `slot_numbers` must not be in use yet; by default that is all of them, from 0 to KVM's limit.
+  /// Numbers of the pool at or above the limit are never used. The descriptor is duplicated, so the
+  /// caller may close its own at any time; the machine lives on in the kernel at least as long as this
+  /// object.
+  ///
+  /// Errors: `invalid_argument` for a device's descriptor, such as that of /dev/kvm; `os` when the
+  /// descriptor can't be duplicated or does not answer KVM_CHECK_EXTENSION. A few system calls.
+  [[nodiscard]] static Result<KvmMemslots> create(int vm_fd,
+                                                  std::optional<RangePool> slot_numbers = {});
 
   KvmMemslots(KvmMemslots&&) noexcept;
   /// The slots held before are cleared, as on destruction.
   KvmMemslots& operator=(KvmMemslots&&) noexcept;
-  /// Clears every slot, so that the guest keeps no memory that the host is about to unmap.
+  /// Clears every slot, so that the guest keeps no memory that the host is about to unmap. Of a slot
+  /// that KVM refuses to delete, the number stays taken in the pool.
   ~KvmMemslots();
 
   /// Shows `memory` to the guest, in as many slots as it needs; all of it or nothing.
@@ -92,7 +104,7 @@ class KvmMemslots {
   /// Errors: `zero_size`; `misaligned` when base, size or host address is not a multiple of the
   /// host's page size; `overflow` when either end passes 2^64; `invalid_argument` when the host
   /// address is null; `overlap` with a known range, naming the lowest (for the range itself the
-  /// error says what can be switched); `limit_exceeded` when fewer slots are left than it needs;
+  /// error says what can be switched); `limit_exceeded` when fewer slot numbers are left than it needs;
   /// `unsupported` when it is read-only and this KVM has no read-only slots; `os`, naming the piece
   /// and its slot number, when KVM refuses one. The pieces set before that are taken back. Should
   /// KVM refuse even this, which takes a kernel out of memory, the range stays known: clear() it.
@@ -157,8 +169,15 @@ class KvmMemslots {
   [[nodiscard]] Result<void> check_invariants() const noexcept;
 
  private:
-  class State;
+  struct State;
   explicit KvmMemslots(std::unique_ptr<State> state) noexcept;
+
+  [[nodiscard]] Result<void> check_not_moved_from(const char* operation) const;
+  /// The mapping of exactly this range; `not_found`, or `bad_state` after a move.
+  [[nodiscard]] Result<detail::KvmMapping*> find(const Range& range, const char* operation) const;
+  [[nodiscard]] Result<void> switch_log(const Range& range, bool on, const char* operation);
+  void forget(const Range& range) noexcept;
+  void clear_all() noexcept;
 
   std::unique_ptr<State> state_;  // null only after a move
 };
