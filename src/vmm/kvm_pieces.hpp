@@ -13,6 +13,10 @@
 
 namespace vmspace::detail {
 
+/// KVM_MEM_MAX_NR_PAGES in the kernel's kvm_host.h. Changed by tests alone: what takes two slots of the
+/// largest size has a dirty log of 256 MiB.
+inline std::uint64_t max_pages_per_slot = (std::uint64_t{1} << 31) - 1;
+
 /// The pieces of some memory whose size is not 0 and whose end does not pass 2^64.
 class KvmPieces {
  public:
@@ -40,8 +44,6 @@ class KvmPieces {
   }
 
  private:
-  // KVM_MEM_MAX_NR_PAGES in the kernel's kvm_host.h.
-  static constexpr std::uint64_t max_pages_per_slot = (std::uint64_t{1} << 31) - 1;
   // A guest's huge pages have up to this size. Where pieces meet, none should be cut.
   static constexpr std::uint64_t largest_page = std::uint64_t{1} << 30;
 
