@@ -15,6 +15,7 @@
 
 #include "vmspace/host/populate.hpp"
 #include "vmspace/memory/memory_region.hpp"
+#include "vmspace/testing.hpp"
 
 #include "faults/injector.hpp"
 #include "host/host_support.hpp"
@@ -66,7 +67,7 @@ void fail_each_call(const std::function<Result<void>()>& body,
         EXPECT_EQ(done.error().os_errno, error) << done.error().message();
         EXPECT_FALSE(error == EINTR && retried.count(calls[index]) != 0) << "not tried again";
         if (error == ENOSYS) {
-          EXPECT_EQ(done.error().code, Errc::unsupported);
+          EXPECT_THAT(done, HasError(Errc::unsupported));
         }
       }
       EXPECT_EQ(open_descriptors(), descriptors);
@@ -112,7 +113,7 @@ TEST(SystemCallFaults, MappingEachBacking) {
 
 TEST(SystemCallFaults, MappingInAnArena) {
   const auto arena = HostArena::reserve({.size = size});
-  ASSERT_TRUE(arena);
+  ASSERT_THAT(arena, IsOk());
   fail_each_call(
       [&]() -> Result<void> {
         const auto backing = Backing::open({.source = MemorySource::anon}, size - 8_KiB);
@@ -247,8 +248,7 @@ TEST(SystemCallFaults, PopulateReportsWhatTheKernelSays) {
     injector.fail_call(2, error);
     const auto done = populate(mapping, {.threads = 1});
     ASSERT_TRUE(injector.has_failed());
-    ASSERT_FALSE(done);
-    EXPECT_EQ(done.error().code, Errc::os);
+    ASSERT_THAT(done, HasError(Errc::os));
     EXPECT_EQ(done.error().os_errno, error);
   }
 }
@@ -262,7 +262,7 @@ TEST(SystemCallFaults, WithoutPopulatingAdviceSpaceIsAllocatedAndPagesAreTouched
     const auto done = populate(mapping, {.threads = 2});
     EXPECT_EQ(injector.count("fallocate") > 0, source == MemorySource::shmem);
     injector.fail_none();
-    ASSERT_TRUE(done) << done.error().message();
+    ASSERT_THAT(done, IsOk());
     EXPECT_EQ(mapping.residency()->resident, 20_MiB);
     EXPECT_EQ(mapping.data()[5], std::byte{5});
   }
@@ -292,7 +292,7 @@ TEST(SystemCallFaults, CallsOnAMappingLeaveItAsItWas) {
   for (const auto& spec : specs) {
     SCOPED_TRACE(name_of(spec.source));
     auto mapping = map_or_die(spec, {.size = 64_KiB});
-    ASSERT_TRUE(mapping.use_dontdump());
+    VMSPACE_ASSERT_OK(mapping.use_dontdump());
     const auto keeps = [&](auto call) {
       return [&mapping, call]() -> Result<void> {
         fill(mapping, 0xa5);
@@ -334,7 +334,7 @@ TEST(SystemCallFaults, CallsOnAMappingLeaveItAsItWas) {
                      const auto done = mapping.protect(Protection::read_write);
                      if (done) return done;
                      EXPECT_EQ(permissions_at(mapping.data()).substr(0, 3), "r--");
-                     EXPECT_TRUE(mapping.protect(Protection::read_write));
+                     VMSPACE_EXPECT_OK(mapping.protect(Protection::read_write));
                      return done;
                    }),
                    never);
@@ -383,8 +383,7 @@ TEST(SystemCallFaults, CloseReportsAFailedWriteBackAndUnmapsAllTheSame) {
       injector.fail_next("msync", error);
       const auto closed = mapping.close();
       ASSERT_TRUE(injector.has_failed());
-      ASSERT_FALSE(closed);
-      EXPECT_EQ(closed.error().code, Errc::os);
+      ASSERT_THAT(closed, HasError(Errc::os));
       EXPECT_EQ(closed.error().os_errno, error);
       EXPECT_EQ(
           closed.error().message().find("MemoryMapping::close: failed: [0x0, 0xffff] (msync)"), 0U)
@@ -397,7 +396,7 @@ TEST(SystemCallFaults, CloseReportsAFailedWriteBackAndUnmapsAllTheSame) {
   auto mapping = map_or_die(
       {.source = MemorySource::file, .path = directory.file("ram", 64_KiB, ' ')}, {.size = 64_KiB});
   injector.fail_next("msync", EINTR);
-  EXPECT_TRUE(mapping.close());
+  VMSPACE_EXPECT_OK(mapping.close());
   EXPECT_EQ(injector.count("msync"), 2U);
 }
 
@@ -413,7 +412,7 @@ TEST(SystemCallFaults, CloseReportsAFailedUnmappingAndKeepsTheMemory) {
     ASSERT_TRUE(mapping.is_mapped());
     EXPECT_TRUE(holds(mapping, 0, 64_KiB, 7));
   }
-  EXPECT_TRUE(mapping.close());
+  VMSPACE_EXPECT_OK(mapping.close());
 
   const auto arena = HostArena::reserve({.size = 1_MiB});
   auto inside = map_or_die({.source = MemorySource::anon}, {.size = 64_KiB, .arena = *arena});
@@ -421,15 +420,15 @@ TEST(SystemCallFaults, CloseReportsAFailedUnmappingAndKeepsTheMemory) {
   injector.fail_next("mmap", ENOMEM);
   EXPECT_EQ(inside.close().error().os_errno, ENOMEM);
   EXPECT_TRUE(holds(inside, 0, 64_KiB, 7));
-  EXPECT_TRUE(inside.close());
+  VMSPACE_EXPECT_OK(inside.close());
 }
 
 TEST(SystemCallFaults, OlderKernelsStillTellWhatIsHuge) {
   Injector injector;
   auto mapping = map_or_die({.source = MemorySource::anon},
                             {.size = 8_MiB, .align = 2_MiB, .guard_pages = true});
-  ASSERT_TRUE(mapping.use_hugepages());
-  ASSERT_TRUE(populate(mapping));
+  VMSPACE_ASSERT_OK(mapping.use_hugepages());
+  VMSPACE_ASSERT_OK(populate(mapping));
   const auto precise = mapping.residency();
   // No PAGEMAP_SCAN before Linux 6.7.
   injector.fail_always("ioctl", ENOTTY);
@@ -439,7 +438,7 @@ TEST(SystemCallFaults, OlderKernelsStillTellWhatIsHuge) {
   ASSERT_TRUE(summed->huge);
   EXPECT_EQ(*summed->huge, precise->huge.value_or(*summed->huge));
   const auto part = mapping.residency(0, 2_MiB + 4_KiB);
-  ASSERT_TRUE(part);
+  ASSERT_THAT(part, IsOk());
   EXPECT_EQ(part->huge.has_value(), *summed->huge == 0) << "a sum can't be divided";
 }
 
@@ -449,7 +448,7 @@ TEST(SystemCallFaults, WithoutSysTheKernelIsAskedForHugePages) {
   for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
     auto mapping = map_or_die({.source = source}, {.size = 8_MiB, .align = 2_MiB});
     const auto known = mapping.use_hugepages();
-    ASSERT_TRUE(known) << known.error().message();
+    ASSERT_THAT(known, IsOk());
     const bool advised = smaps_value(mapping.data(), "VmFlags").find(" hg") != std::string::npos;
     EXPECT_EQ(*known == Applied::applied, advised);
     EXPECT_EQ(advised, ::madvise(mapping.data(), 8_MiB, MADV_HUGEPAGE) == 0);
@@ -473,10 +472,10 @@ TEST(SystemCallFaults, WithoutProcResidencyIsWhatMincoreSays) {
   for (const auto& spec : specs) {
     SCOPED_TRACE(name_of(spec.source));
     const auto mapping = map_or_die(spec, {.size = 1_MiB});
-    ASSERT_TRUE(mapping.advise(0, 1_MiB, Advice::no_huge_pages));
+    VMSPACE_ASSERT_OK(mapping.advise(0, 1_MiB, Advice::no_huge_pages));
     mapping.data()[64_KiB] = std::byte{1};
     const auto residency = mapping.residency(0, 1_MiB);
-    ASSERT_TRUE(residency) << residency.error().message();
+    ASSERT_THAT(residency, IsOk());
     EXPECT_EQ(residency->resident, spec.source == MemorySource::file ? 1_MiB : page_size());
     EXPECT_FALSE(residency->huge) << "nobody could tell";
   }
@@ -486,8 +485,7 @@ TEST(SystemCallFaults, MemfdOnAKernelWithoutMemfdIsUnsupported) {
   Injector injector;
   injector.fail_always("memfd_create", ENOSYS);
   const auto backing = Backing::open({.source = MemorySource::shmem}, 64_KiB);
-  ASSERT_FALSE(backing);
-  EXPECT_EQ(backing.error().code, Errc::unsupported);
+  ASSERT_THAT(backing, HasError(Errc::unsupported));
   EXPECT_EQ(backing.error().os_errno, ENOSYS);
 }
 

@@ -25,7 +25,7 @@ int seals_of(int fd) {
 TEST(Backing, AnonymousMemoryHasNoDescriptor) {
   for (const auto source : {MemorySource::anon, MemorySource::hugeanon}) {
     const auto backing = Backing::open({.source = source}, 2_MiB);
-    ASSERT_TRUE(backing) << backing.error().message();
+    ASSERT_THAT(backing, IsOk());
     EXPECT_TRUE(backing->is_anonymous());
     EXPECT_EQ(backing->fd(), -1);
     EXPECT_FALSE(backing->is_shared());
@@ -36,7 +36,7 @@ TEST(Backing, AnonymousMemoryHasNoDescriptor) {
 
 TEST(Backing, MemfdIsCloseOnExecSealedAndNotExecutable) {
   const auto backing = Backing::open({.source = MemorySource::shmem}, 1_MiB);
-  ASSERT_TRUE(backing) << backing.error().message();
+  ASSERT_THAT(backing, IsOk());
   const int fd = backing->fd();
   EXPECT_NE(::fcntl(fd, F_GETFD) & FD_CLOEXEC, 0);
   constexpr int size_seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
@@ -55,7 +55,7 @@ TEST(Backing, MemfdIsCloseOnExecSealedAndNotExecutable) {
 
 TEST(Backing, HugeMemfdIsOnHugetlbWithThePageSizeAskedFor) {
   const auto backing = Backing::open({.source = MemorySource::hugeshmem}, 4_MiB);
-  ASSERT_TRUE(backing) << backing.error().message();
+  ASSERT_THAT(backing, IsOk());
   EXPECT_EQ(backing->page_size(), 2_MiB);
   struct stat info {};
   ASSERT_EQ(::fstat(backing->fd(), &info), 0);
@@ -65,12 +65,11 @@ TEST(Backing, HugeMemfdIsOnHugetlbWithThePageSizeAskedFor) {
   if (!sys_is_mounted()) GTEST_SKIP() << "/sys is not mounted: the kernel's pools are not known";
   const auto giant = Backing::open({.source = MemorySource::hugeshmem, .page_size = 1_GiB}, 1_GiB);
   if (std::filesystem::exists("/sys/kernel/mm/hugepages/hugepages-1048576kB")) {
-    ASSERT_TRUE(giant) << giant.error().message();
+    ASSERT_THAT(giant, IsOk());
     ASSERT_EQ(::fstat(giant->fd(), &info), 0);
     EXPECT_EQ(info.st_blksize, static_cast<blksize_t>(1_GiB));
   } else {
-    ASSERT_FALSE(giant);
-    EXPECT_EQ(giant.error().code, Errc::unsupported);
+    ASSERT_THAT(giant, HasError(Errc::unsupported));
   }
 }
 
@@ -83,8 +82,7 @@ TEST(Backing, APageSizeThatTheKernelHasNoPoolForIsUnsupported) {
   }
   const auto backing =
       Backing::open({.source = MemorySource::hugeshmem, .page_size = missing}, missing);
-  ASSERT_FALSE(backing);
-  EXPECT_EQ(backing.error().code, Errc::unsupported);
+  ASSERT_THAT(backing, HasError(Errc::unsupported));
   EXPECT_EQ(backing.error().first, Operand::size(missing));
 }
 
@@ -92,7 +90,7 @@ TEST(Backing, CopiesShareTheDescriptorAndTheLastOneClosesIt) {
   const auto before = open_descriptors();
   {
     auto first = Backing::open({.source = MemorySource::shmem}, 1_MiB);
-    ASSERT_TRUE(first);
+    ASSERT_THAT(first, IsOk());
     const Backing second = *first;
     EXPECT_EQ(second, *first);
     EXPECT_EQ(second.fd(), first->fd());
@@ -123,7 +121,7 @@ TEST(Backing, DescriptorHandedInIsDuplicatedAndKeptByTheCaller) {
   {
     const auto backing =
         Backing::open({.source = MemorySource::file, .fd = fd.get(), .offset = 4_KiB}, 60_KiB);
-    ASSERT_TRUE(backing) << backing.error().message();
+    ASSERT_THAT(backing, IsOk());
     EXPECT_NE(backing->fd(), fd.get());
     EXPECT_NE(::fcntl(backing->fd(), F_GETFD) & FD_CLOEXEC, 0);
     EXPECT_EQ(backing->offset(), 4_KiB);
@@ -155,14 +153,13 @@ TEST(Backing, AFileSealedAgainstWritingCanOnlyBeRead) {
     ASSERT_EQ(::fcntl(sealed.get(), F_ADD_SEALS, seal), 0);
     BackingSpec spec{.source = MemorySource::file, .fd = sealed.get()};
     const auto refused = Backing::open(spec, 64_KiB);
-    ASSERT_FALSE(refused);
-    EXPECT_EQ(refused.error().code, Errc::access_denied);
+    ASSERT_THAT(refused, HasError(Errc::access_denied));
     const auto shared = Backing::open(spec, 64_KiB, Protection::read);
-    ASSERT_TRUE(shared) << shared.error().message();
+    ASSERT_THAT(shared, IsOk());
     EXPECT_FALSE(shared->is_writable());
     spec.sharing = Sharing::map_private;
     const auto copy = Backing::open(spec, 64_KiB);
-    ASSERT_TRUE(copy) << copy.error().message();
+    ASSERT_THAT(copy, IsOk());
     EXPECT_TRUE(copy->is_writable());
   }
 }
@@ -171,7 +168,7 @@ TEST(Backing, MemfdOfSomebodyElseIsRecognised) {
   const OwnedFd plain(::memfd_create("theirs", MFD_CLOEXEC));
   ASSERT_EQ(::ftruncate(plain.get(), 1_MiB), 0);
   const auto backing = Backing::open({.source = MemorySource::file, .fd = plain.get()}, 1_MiB);
-  ASSERT_TRUE(backing);
+  ASSERT_THAT(backing, IsOk());
   EXPECT_EQ(backing->page_kind(), PageKind::shmem);
 
   const OwnedFd huge(::memfd_create("theirs", MFD_CLOEXEC | MFD_HUGETLB));
@@ -179,10 +176,9 @@ TEST(Backing, MemfdOfSomebodyElseIsRecognised) {
   BackingSpec spec{.source = MemorySource::file, .fd = huge.get()};
   EXPECT_EQ(Backing::open(spec, 4_MiB)->page_size(), 2_MiB);
   const auto small = Backing::open(spec, 4_KiB);
-  ASSERT_FALSE(small);
-  EXPECT_EQ(small.error().code, Errc::misaligned);
+  ASSERT_THAT(small, HasError(Errc::misaligned));
   spec.page_size = page_size();
-  EXPECT_EQ(Backing::open(spec, 4_MiB).error().code, Errc::invalid_argument);
+  EXPECT_THAT(Backing::open(spec, 4_MiB), HasError(Errc::invalid_argument));
 }
 
 TEST(Backing, ValuesThatAreNoEnumeratorsAreRefusedAndOpenNothing) {
@@ -201,7 +197,7 @@ TEST(Backing, ValuesThatAreNoEnumeratorsAreRefusedAndOpenNothing) {
 TEST(Backing, FileShorterThanTheMemoryIsAnErrorAndNotSigbus) {
   const TemporaryDirectory directory;
   BackingSpec spec{.source = MemorySource::file, .path = directory.file("ram", 64_KiB, 'x')};
-  ASSERT_TRUE(Backing::open(spec, 64_KiB));
+  VMSPACE_ASSERT_OK(Backing::open(spec, 64_KiB));
   const auto error_of = [&](std::uint64_t offset, std::uint64_t size) {
     spec.offset = offset;
     const auto backing = Backing::open(spec, size);
@@ -263,8 +259,7 @@ TEST(Backing, AFifoIsRefusedAndNotWaitedFor) {
   ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
   const auto backing = Backing::open(
       {.source = MemorySource::file, .path = path, .sharing = Sharing::map_private}, 4_KiB);
-  ASSERT_FALSE(backing);
-  EXPECT_EQ(backing.error().code, Errc::invalid_argument);
+  ASSERT_THAT(backing, HasError(Errc::invalid_argument));
 }
 
 TEST(Backing, DescriptorsThatAreClosedReadOnlyOrDirectoriesAreErrors) {
@@ -279,15 +274,15 @@ TEST(Backing, DescriptorsThatAreClosedReadOnlyOrDirectoriesAreErrors) {
   EXPECT_EQ(open(closed).error().os_errno, EBADF);
 
   const OwnedFd read_only(::open(path.c_str(), O_RDONLY));
-  EXPECT_EQ(open(read_only.get()).error().code, Errc::access_denied);
+  EXPECT_THAT(open(read_only.get()), HasError(Errc::access_denied));
   EXPECT_TRUE(open(read_only.get(), Sharing::map_private));
   const OwnedFd write_only(::open(path.c_str(), O_WRONLY));
-  EXPECT_EQ(open(write_only.get()).error().code, Errc::access_denied);
+  EXPECT_THAT(open(write_only.get()), HasError(Errc::access_denied));
   const OwnedFd path_only(::open(path.c_str(), O_PATH));
-  EXPECT_EQ(open(path_only.get(), Sharing::map_private).error().code, Errc::access_denied);
+  EXPECT_THAT(open(path_only.get(), Sharing::map_private), HasError(Errc::access_denied));
 
   const OwnedFd folder(::open(directory.path().c_str(), O_RDONLY | O_DIRECTORY));
-  EXPECT_EQ(open(folder.get(), Sharing::map_private).error().code, Errc::invalid_argument);
+  EXPECT_THAT(open(folder.get(), Sharing::map_private), HasError(Errc::invalid_argument));
 }
 
 TEST(Backing, HugetlbfsFileIsMadeExclusivelyAndLeavesNoName) {
@@ -298,7 +293,7 @@ TEST(Backing, HugetlbfsFileIsMadeExclusivelyAndLeavesNoName) {
   {
     const auto backing =
         Backing::open({.source = MemorySource::hugetlbfs, .path = directory.path()}, 4_MiB);
-    ASSERT_TRUE(backing) << backing.error().message();
+    ASSERT_THAT(backing, IsOk());
     EXPECT_EQ(backing->page_size(), 2_MiB);
     EXPECT_TRUE(std::filesystem::is_empty(directory.path()));
     struct stat info {};
@@ -306,19 +301,18 @@ TEST(Backing, HugetlbfsFileIsMadeExclusivelyAndLeavesNoName) {
     EXPECT_EQ(info.st_nlink, 0U);
     EXPECT_EQ(info.st_size, static_cast<off_t>(4_MiB));
     EXPECT_EQ(info.st_mode & 0777, 0600U);
-    EXPECT_EQ(Backing::open(
-                  {.source = MemorySource::hugetlbfs, .path = directory.path(), .page_size = 1_GiB},
-                  1_GiB)
-                  .error()
-                  .code,
-              Errc::invalid_argument)
+    EXPECT_THAT(
+        Backing::open(
+            {.source = MemorySource::hugetlbfs, .path = directory.path(), .page_size = 1_GiB},
+            1_GiB),
+        HasError(Errc::invalid_argument))
         << "the mount has other pages";
   }
 }
 
 TEST(Backing, MovingCopiesTheHandle) {
   auto backing = Backing::open({.source = MemorySource::shmem}, 4_KiB);
-  ASSERT_TRUE(backing);
+  ASSERT_THAT(backing, IsOk());
   const Backing moved = std::move(*backing);
   EXPECT_EQ(backing->fd(), moved.fd());
   EXPECT_EQ(*backing, moved);

@@ -15,6 +15,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "faults/injector.hpp"
 #include "host/host_support.hpp"
 
@@ -52,7 +54,7 @@ Result<std::vector<Extent>> scan(const MemoryMapping& mapping) {
 
 std::vector<Extent> scan_or_die(const MemoryMapping& mapping) {
   auto found = scan(mapping);
-  EXPECT_TRUE(found) << found.error().message();
+  EXPECT_THAT(found, IsOk());
   return found ? *found : std::vector<Extent>{};
 }
 
@@ -260,8 +262,7 @@ TEST_F(PageScanKinds, MemoryWhoseFileWasCutOffIsAnErrorAndNoZeros) {
     ASSERT_EQ(::ftruncate(memfd_.get(), size / 2), 0);
     ASSERT_EQ(::truncate(path_.c_str(), size / 2), 0);
     const auto found = scan(mapping);
-    ASSERT_FALSE(found);
-    EXPECT_EQ(found.error().code, Errc::out_of_bounds);
+    ASSERT_THAT(found, HasError(Errc::out_of_bounds));
     ASSERT_EQ(::ftruncate(memfd_.get(), size), 0);
     ASSERT_EQ(::truncate(path_.c_str(), size), 0);
   }
@@ -291,7 +292,7 @@ class PageScanHuge : public ::testing::Test {
   MemoryMapping with_a_hole(const BackingSpec& spec) {
     auto mapping = map_or_die(spec, {.size = 3 * huge});
     fill(mapping, 1);
-    EXPECT_TRUE(mapping.discard(huge, huge));
+    VMSPACE_EXPECT_OK(mapping.discard(huge, huge));
     return mapping;
   }
 
@@ -349,8 +350,7 @@ TEST_F(PageScanHuge, WhatOnlyTouchingCouldTellIsAnErrorAndNoSignal) {
   {
     const auto rest = drain();
     const auto found = scan(mapping);
-    ASSERT_FALSE(found);
-    EXPECT_EQ(found.error().code, Errc::os);
+    ASSERT_THAT(found, HasError(Errc::os));
     EXPECT_NE(found.error().message().find("pool"), std::string::npos);
   }
   EXPECT_EQ(scan_or_die(mapping), (std::vector<Extent>{{0, 3 * huge}}));

@@ -18,6 +18,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/memory/endian.hpp"
+#include "vmspace/testing.hpp"
 
 #include "host/host_support.hpp"
 #include "memory/guest_support.hpp"
@@ -68,7 +69,7 @@ GuestMemory sample(MemorySource source) {
                                     {high, 300 * page, Protection::read_write, source}});
   EXPECT_TRUE(memory.write_slice(GuestAddress(low + 3 * page + 17), pattern(2 * page, 1)));
   EXPECT_TRUE(memory.write_slice(GuestAddress(high + 299 * page), pattern(page, 2)));
-  EXPECT_TRUE(memory.write(GuestAddress(high), std::uint8_t{1}));
+  VMSPACE_EXPECT_OK(memory.write(GuestAddress(high), std::uint8_t{1}));
   // Written once, and zero again: used memory that need not be saved.
   EXPECT_TRUE(memory.fill({GuestAddress(high + 100 * page), page}, std::byte{7}));
   EXPECT_TRUE(memory.fill({GuestAddress(high + 100 * page), page}, std::byte{0}));
@@ -89,7 +90,7 @@ TEST(Snapshot, RestoresFromEveryBackingIntoEveryOtherFullAndSparse) {
     for (const bool sparse : {false, true}) {
       TempFile file;
       const auto saved = save_snapshot(memory, file.fd(), {.sparse = sparse});
-      ASSERT_TRUE(saved) << saved.error().message();
+      ASSERT_THAT(saved, IsOk());
       EXPECT_EQ(*saved, sparse ? 5 * page : 364 * page);
       for (const auto to : {MemorySource::anon, MemorySource::shmem}) {
         SCOPED_TRACE(std::string(name_of(from)) + " to " + std::string(name_of(to)));
@@ -98,12 +99,11 @@ TEST(Snapshot, RestoresFromEveryBackingIntoEveryOtherFullAndSparse) {
         // What is there before goes.
         ASSERT_TRUE(other.fill({GuestAddress(low), 64 * page}, std::byte{0xee}));
         ASSERT_TRUE(other.fill({GuestAddress(high + 50 * page), page}, std::byte{0xee}));
-        const auto restored = restore_snapshot(other, file.fd());
-        ASSERT_TRUE(restored) << restored.error().message();
+        VMSPACE_ASSERT_OK(restore_snapshot(other, file.fd()));
         expect_same(memory, other);
       }
       const auto mapped = map_snapshot(file.fd());
-      ASSERT_TRUE(mapped) << mapped.error().message();
+      ASSERT_THAT(mapped, IsOk());
       expect_same(memory, *mapped);
     }
   }
@@ -112,12 +112,12 @@ TEST(Snapshot, RestoresFromEveryBackingIntoEveryOtherFullAndSparse) {
 TEST(Snapshot, SparseFilesAndRestoredMemoryKeepTheirHoles) {
   const GuestMemory memory = sample(MemorySource::shmem);
   TempFile file;
-  ASSERT_TRUE(save_snapshot(memory, file.fd()));
+  VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd()));
   EXPECT_LE(static_cast<std::uint64_t>(file.status().st_blocks) * 512, 8 * page);
   const GuestMemory other =
       guest({{low, 64 * page, Protection::read_write, MemorySource::shmem},
              {high, 300 * page, Protection::read_write, MemorySource::shmem}});
-  ASSERT_TRUE(restore_snapshot(other, file.fd()));
+  VMSPACE_ASSERT_OK(restore_snapshot(other, file.fd()));
   struct stat status {};
   ASSERT_EQ(fstat(other.regions()[1]->backing().fd(), &status), 0);
   EXPECT_LE(static_cast<std::uint64_t>(status.st_blocks) * 512, 3 * page);
@@ -126,26 +126,26 @@ TEST(Snapshot, SparseFilesAndRestoredMemoryKeepTheirHoles) {
 TEST(Snapshot, MappedMemoryIsPrivateToItsGuest) {
   const GuestMemory memory = sample(MemorySource::anon);
   TempFile file;
-  ASSERT_TRUE(save_snapshot(memory, file.fd()));
+  VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd()));
   const auto first = map_snapshot(file.fd());
-  ASSERT_TRUE(first);
+  ASSERT_THAT(first, IsOk());
   ASSERT_TRUE(first->fill({GuestAddress(low), 64 * page}, std::byte{0xff}));
   const auto second = map_snapshot(file.fd());
-  ASSERT_TRUE(second);
+  ASSERT_THAT(second, IsOk());
   expect_same(memory, *second);
   EXPECT_EQ(first->read<std::uint8_t>(GuestAddress(low)), 0xff);
   // And what a guest that was mapped has changed can be saved in turn.
   TempFile again;
-  ASSERT_TRUE(save_snapshot(*first, again.fd()));
+  VMSPACE_ASSERT_OK(save_snapshot(*first, again.fd()));
   const auto third = map_snapshot(again.fd());
-  ASSERT_TRUE(third);
+  ASSERT_THAT(third, IsOk());
   expect_same(*first, *third);
 }
 
 TEST(Snapshot, AChangedByteAnywhereInTheMetadataIsAnErrorAndChangesNothing) {
   const GuestMemory memory = sample(MemorySource::anon);
   TempFile file;
-  ASSERT_TRUE(save_snapshot(memory, file.fd()));
+  VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd()));
   const auto good = file.read(metadata);
   const GuestMemory target = sample(MemorySource::anon);
   ASSERT_TRUE(target.fill({GuestAddress(low), page}, std::byte{0x5a}));
@@ -168,13 +168,13 @@ TEST(Snapshot, AChangedByteAnywhereInTheMetadataIsAnErrorAndChangesNothing) {
   }
   EXPECT_EQ(contents(target, low, 64 * page), before);
   file.write(good);
-  EXPECT_TRUE(restore_snapshot(target, file.fd()));
+  VMSPACE_EXPECT_OK(restore_snapshot(target, file.fd()));
 }
 
 TEST(Snapshot, AFileThatIsCutOffIsAnErrorAtEveryLength) {
   const GuestMemory memory = sample(MemorySource::anon);
   TempFile file;
-  ASSERT_TRUE(save_snapshot(memory, file.fd()));
+  VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd()));
   const off_t whole = file.status().st_size;
   const GuestMemory target = sample(MemorySource::anon);
   for (const off_t size : {whole - 1, whole / 2, off_t{metadata}, off_t{metadata - 1}, off_t{64},
@@ -182,9 +182,8 @@ TEST(Snapshot, AFileThatIsCutOffIsAnErrorAtEveryLength) {
     SCOPED_TRACE(size);
     ASSERT_EQ(ftruncate(file.fd(), size), 0);
     const auto restored = restore_snapshot(target, file.fd());
-    ASSERT_FALSE(restored);
-    EXPECT_EQ(restored.error().code, Errc::corrupt);
-    EXPECT_EQ(map_snapshot(file.fd()).error().code, Errc::corrupt);
+    ASSERT_THAT(restored, HasError(Errc::corrupt));
+    EXPECT_THAT(map_snapshot(file.fd()), HasError(Errc::corrupt));
   }
   expect_same(memory, target);
 }
@@ -192,7 +191,7 @@ TEST(Snapshot, AFileThatIsCutOffIsAnErrorAtEveryLength) {
 TEST(Snapshot, AnotherLayoutIsRefusedBeforeAnythingIsWritten) {
   const GuestMemory memory = sample(MemorySource::anon);
   TempFile file;
-  ASSERT_TRUE(save_snapshot(memory, file.fd()));
+  VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd()));
   const std::vector<GuestMemory> others{
       guest({{low, 64 * page}}),
       guest({{low, 64 * page}, {high, 299 * page}}),
@@ -202,8 +201,7 @@ TEST(Snapshot, AnotherLayoutIsRefusedBeforeAnythingIsWritten) {
   };
   for (const GuestMemory& other : others) {
     const auto restored = restore_snapshot(other, file.fd());
-    ASSERT_FALSE(restored);
-    EXPECT_EQ(restored.error().code, Errc::invalid_argument);
+    ASSERT_THAT(restored, HasError(Errc::invalid_argument));
     if (other.regions().empty()) continue;
     const auto bytes = contents(other, low, 64 * page);
     EXPECT_TRUE(std::ranges::all_of(bytes, [](std::byte b) { return b == std::byte{0}; }));
@@ -212,48 +210,48 @@ TEST(Snapshot, AnotherLayoutIsRefusedBeforeAnythingIsWritten) {
 
 TEST(Snapshot, ANewerVersionIsUnsupportedAndNotCorrupt) {
   TempFile file;
-  ASSERT_TRUE(save_snapshot(sample(MemorySource::anon), file.fd()));
+  VMSPACE_ASSERT_OK(save_snapshot(sample(MemorySource::anon), file.fd()));
   auto head = file.read(64);
   head[8] = std::byte{2};
   file.write(head);
-  EXPECT_EQ(inspect_snapshot(file.fd()).error().code, Errc::unsupported);
+  EXPECT_THAT(inspect_snapshot(file.fd()), HasError(Errc::unsupported));
 }
 
 TEST(Snapshot, ReadOnlyRegionsMustBeWhatTheyWere) {
   const GuestMemory memory = guest({{low, page, Protection::read}, {high, page}});
-  ASSERT_TRUE(memory.write(GuestAddress(high), std::uint32_t{5}));
+  VMSPACE_ASSERT_OK(memory.write(GuestAddress(high), std::uint32_t{5}));
   TempFile file;
-  ASSERT_TRUE(save_snapshot(memory, file.fd()));
-  ASSERT_TRUE(memory.write(GuestAddress(high), std::uint32_t{6}));
-  ASSERT_TRUE(restore_snapshot(memory, file.fd()));
+  VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd()));
+  VMSPACE_ASSERT_OK(memory.write(GuestAddress(high), std::uint32_t{6}));
+  VMSPACE_ASSERT_OK(restore_snapshot(memory, file.fd()));
   EXPECT_EQ(memory.read<std::uint32_t>(GuestAddress(high)), 5U);
 
   const auto regions = inspect_snapshot(file.fd());
-  ASSERT_TRUE(regions);
+  ASSERT_THAT(regions, IsOk());
   EXPECT_EQ((*regions)[0].protection, Protection::read);
   file.write({std::byte{1}}, static_cast<off_t>((*regions)[0].offset));
-  ASSERT_TRUE(memory.write(GuestAddress(high), std::uint32_t{6}));
-  EXPECT_EQ(restore_snapshot(memory, file.fd()).error().code, Errc::access_denied);
+  VMSPACE_ASSERT_OK(memory.write(GuestAddress(high), std::uint32_t{6}));
+  EXPECT_THAT(restore_snapshot(memory, file.fd()), HasError(Errc::access_denied));
   EXPECT_EQ(memory.read<std::uint32_t>(GuestAddress(high)), 6U);
   // Mapped, it is read-only again.
   {
     const auto mapped = map_snapshot(file.fd());
-    ASSERT_TRUE(mapped);
-    EXPECT_EQ(mapped->write(GuestAddress(low), 1U).error().code, Errc::access_denied);
+    ASSERT_THAT(mapped, IsOk());
+    EXPECT_THAT(mapped->write(GuestAddress(low), 1U), HasError(Errc::access_denied));
   }
 
   const GuestMemory closed = guest({{low, page, Protection::none}});
   const auto before = file.status().st_size;
-  EXPECT_EQ(save_snapshot(closed, file.fd()).error().code, Errc::access_denied);
+  EXPECT_THAT(save_snapshot(closed, file.fd()), HasError(Errc::access_denied));
   EXPECT_EQ(file.status().st_size, before);
 }
 
 TEST(Snapshot, NothingBecomesExecutableOnTheFilesWord) {
   constexpr auto all = Protection::read_write | Protection::execute;
   TempFile file;
-  ASSERT_TRUE(save_snapshot(guest({{low, page, all}}), file.fd()));
+  VMSPACE_ASSERT_OK(save_snapshot(guest({{low, page, all}}), file.fd()));
   const auto mapped = map_snapshot(file.fd());
-  ASSERT_TRUE(mapped);
+  ASSERT_THAT(mapped, IsOk());
   EXPECT_EQ(mapped->regions().front()->protection(), all);
   EXPECT_EQ(test::permissions_at(mapped->regions().front()->host_base()), "rw-p");
 }
@@ -262,18 +260,18 @@ TEST(Snapshot, FilesThatCantHoldOneAreErrors) {
   const GuestMemory memory = sample(MemorySource::shmem);
   int ends[2];
   ASSERT_EQ(pipe(ends), 0);
-  EXPECT_EQ(save_snapshot(memory, ends[1]).error().code, Errc::invalid_argument);
-  EXPECT_EQ(inspect_snapshot(ends[0]).error().code, Errc::invalid_argument);
+  EXPECT_THAT(save_snapshot(memory, ends[1]), HasError(Errc::invalid_argument));
+  EXPECT_THAT(inspect_snapshot(ends[0]), HasError(Errc::invalid_argument));
   close(ends[0]);
   close(ends[1]);
-  EXPECT_EQ(save_snapshot(memory, -1).error().code, Errc::os);
-  EXPECT_EQ(inspect_snapshot(-1).error().code, Errc::os);
+  EXPECT_THAT(save_snapshot(memory, -1), HasError(Errc::os));
+  EXPECT_THAT(inspect_snapshot(-1), HasError(Errc::os));
   const int own = memory.regions()[0]->backing().fd();
-  EXPECT_EQ(save_snapshot(memory, own).error().code, Errc::invalid_argument);
+  EXPECT_THAT(save_snapshot(memory, own), HasError(Errc::invalid_argument));
   expect_same(memory, sample(MemorySource::anon));
   const int full = open("/dev/full", O_RDWR | O_CLOEXEC);
   ASSERT_GE(full, 0);
-  EXPECT_EQ(save_snapshot(memory, full).error().code, Errc::invalid_argument);
+  EXPECT_THAT(save_snapshot(memory, full), HasError(Errc::invalid_argument));
   close(full);
 }
 
@@ -285,12 +283,11 @@ TEST(Snapshot, ADescriptorThatAppendsIsRefusedAndItsFileKept) {
   // Under O_APPEND, pwrite(2) writes to the end of the file whatever offset it is given.
   ASSERT_EQ(fcntl(file.fd(), F_SETFL, O_APPEND), 0);
   const auto saved = save_snapshot(memory, file.fd());
-  ASSERT_FALSE(saved);
-  EXPECT_EQ(saved.error().code, Errc::invalid_argument);
+  ASSERT_THAT(saved, HasError(Errc::invalid_argument));
   EXPECT_EQ(file.status().st_size, static_cast<off_t>(page));
   EXPECT_EQ(file.read(page), before);
   ASSERT_EQ(fcntl(file.fd(), F_SETFL, 0), 0);
-  EXPECT_TRUE(save_snapshot(memory, file.fd()));
+  VMSPACE_EXPECT_OK(save_snapshot(memory, file.fd()));
 }
 
 TEST(Snapshot, ProgressReachesTheTotalAndNeverGoesBack) {
@@ -303,13 +300,13 @@ TEST(Snapshot, ProgressReachesTheTotalAndNeverGoesBack) {
   };
   for (const bool sparse : {true, false}) {
     steps.clear();
-    ASSERT_TRUE(save_snapshot(memory, file.fd(), {.sparse = sparse, .progress = record}));
+    VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd(), {.sparse = sparse, .progress = record}));
     ASSERT_FALSE(steps.empty());
     EXPECT_TRUE(std::ranges::is_sorted(steps));
     EXPECT_EQ(steps.back(), memory.total_size());
   }
   steps.clear();
-  ASSERT_TRUE(restore_snapshot(memory, file.fd(), record));
+  VMSPACE_ASSERT_OK(restore_snapshot(memory, file.fd(), record));
   EXPECT_TRUE(std::ranges::is_sorted(steps));
   EXPECT_EQ(steps.back(), memory.total_size());
 }
@@ -317,12 +314,12 @@ TEST(Snapshot, ProgressReachesTheTotalAndNeverGoesBack) {
 TEST(Snapshot, RestoringMarksWhatItWrites) {
   const GuestMemory memory = sample(MemorySource::shmem);
   TempFile file;
-  ASSERT_TRUE(save_snapshot(memory, file.fd()));
+  VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd()));
   ASSERT_TRUE(memory.fill({GuestAddress(low + 40 * page), page}, std::byte{1}));
-  ASSERT_TRUE(memory.enable_dirty_tracking());
-  ASSERT_TRUE(restore_snapshot(memory, file.fd()));
+  VMSPACE_ASSERT_OK(memory.enable_dirty_tracking());
+  VMSPACE_ASSERT_OK(restore_snapshot(memory, file.fd()));
   const auto dirty = memory.harvest_dirty();
-  ASSERT_TRUE(dirty);
+  ASSERT_THAT(dirty, IsOk());
   const auto marked = [&](std::uint64_t address) {
     return std::ranges::any_of(*dirty, [&](const Range& r) { return r.contains(address); });
   };
@@ -338,9 +335,9 @@ constexpr std::uint64_t huge_base = 0x4000'0000;
 GuestMemory guest_of(const BackingSpec& spec, std::uint64_t size) {
   const auto description =
       AddressSpaceRegion::make({.base = GuestAddress(huge_base), .size = size, .backing = spec});
-  EXPECT_TRUE(description) << description.error().message();
+  EXPECT_THAT(description, IsOk());
   auto region = MemoryRegion::map(*description);
-  EXPECT_TRUE(region) << region.error().message();
+  EXPECT_THAT(region, IsOk());
   return *GuestMemory::from_regions({*region});
 }
 
@@ -360,14 +357,13 @@ TEST(Snapshot, SavingAndRestoringMakeNoPageOfTheGuest) {
     const MemoryMapping& mapping = memory.regions()[0]->mapping();
     ASSERT_TRUE(memory.fill({GuestAddress(huge_base + 100 * page), page}, std::byte{1}));
     const auto before = mapping.residency();
-    ASSERT_TRUE(before);
+    ASSERT_THAT(before, IsOk());
     TempFile file;
     EXPECT_EQ(save_snapshot(memory, file.fd()), page);
     EXPECT_EQ(mapping.residency()->resident, before->resident);
     // Clearing: of all pages one is there, and is made 0.
     ASSERT_TRUE(memory.fill({GuestAddress(huge_base + 100 * page), page}, std::byte{2}));
-    const auto restored = restore_snapshot(memory, file.fd());
-    ASSERT_TRUE(restored) << restored.error().message();
+    VMSPACE_ASSERT_OK(restore_snapshot(memory, file.fd()));
     EXPECT_EQ(memory.read<std::uint8_t>(GuestAddress(huge_base + 100 * page)), 1);
     EXPECT_EQ(mapping.residency()->resident, before->resident);
   }
@@ -384,7 +380,7 @@ TEST(Snapshot, SavingInFullWritesZerosForWhatIsNotThereAndMakesNoPage) {
   EXPECT_EQ(allocated_bytes(own), before);
   EXPECT_GE(allocated_bytes(file.fd()), 3_MiB + page);
   const auto mapped = map_snapshot(file.fd());
-  ASSERT_TRUE(mapped);
+  ASSERT_THAT(mapped, IsOk());
   expect_same(memory, *mapped);
 }
 
@@ -396,7 +392,7 @@ TEST(Snapshot, HugetlbHolesAreNotTouchedWhenThePoolIsEmpty) {
     const GuestMemory memory = guest_of({.source = MemorySource::hugeshmem}, 3 * 2_MiB);
     const MemoryMapping& mapping = memory.regions()[0]->mapping();
     fill(mapping, 1);
-    ASSERT_TRUE(mapping.discard(2_MiB, 2_MiB));
+    VMSPACE_ASSERT_OK(mapping.discard(2_MiB, 2_MiB));
     // Somebody else takes the page that was given back.
     std::vector<MemoryMapping> taken;
     const auto backing = Backing::open({.source = MemorySource::hugeanon}, 2_MiB);
@@ -430,7 +426,7 @@ TEST(Snapshot, HugetlbHolesAreNotTouchedWhenThePoolIsEmpty) {
     TempFile whole;
     const GuestMemory other = guest_of({.source = MemorySource::anon}, 3 * 2_MiB);
     ASSERT_TRUE(other.fill({GuestAddress(huge_base), 3 * 2_MiB}, std::byte{3}));
-    ASSERT_TRUE(save_snapshot(other, whole.fd()));
+    VMSPACE_ASSERT_OK(save_snapshot(other, whole.fd()));
     EXPECT_EQ(in_child([&] {
                 const auto restored = restore_snapshot(memory, whole.fd());
                 _exit(!restored && restored.error().os_errno == EFAULT ? 0 : 1);
@@ -442,13 +438,13 @@ TEST(Snapshot, HugetlbHolesAreNotTouchedWhenThePoolIsEmpty) {
 TEST(Snapshot, AReadOnlyRegionIsComparedWithoutTouchingWhatIsNotThere) {
   const GuestMemory memory = guest({{low, 64 * page, Protection::read, MemorySource::shmem}});
   TempFile file;
-  ASSERT_TRUE(save_snapshot(memory, file.fd()));
-  ASSERT_TRUE(restore_snapshot(memory, file.fd()));
+  VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd()));
+  VMSPACE_ASSERT_OK(restore_snapshot(memory, file.fd()));
   EXPECT_EQ(allocated_bytes(memory.regions()[0]->backing().fd()), 0U);
   const auto regions = inspect_snapshot(file.fd());
-  ASSERT_TRUE(regions);
+  ASSERT_THAT(regions, IsOk());
   file.write({std::byte{1}}, static_cast<off_t>((*regions)[0].offset + 63 * page));
-  EXPECT_EQ(restore_snapshot(memory, file.fd()).error().code, Errc::access_denied);
+  EXPECT_THAT(restore_snapshot(memory, file.fd()), HasError(Errc::access_denied));
 }
 
 TEST(Snapshot, AFileThatAGuestOfThisProcessPagesFromIsNotWrittenOver) {
@@ -456,10 +452,10 @@ TEST(Snapshot, AFileThatAGuestOfThisProcessPagesFromIsNotWrittenOver) {
   const std::string path = directory.file("snapshot", 0, ' ');
   const OwnedFd file(open(path.c_str(), O_RDWR | O_CLOEXEC));
   const GuestMemory memory = sample(MemorySource::anon);
-  ASSERT_TRUE(save_snapshot(memory, file.get()));
+  VMSPACE_ASSERT_OK(save_snapshot(memory, file.get()));
   {
     const auto mapped = map_snapshot(file.get());
-    ASSERT_TRUE(mapped);
+    ASSERT_THAT(mapped, IsOk());
     // By another descriptor and another name too.
     const std::string link = path + "-link";
     ASSERT_EQ(::link(path.c_str(), link.c_str()), 0);
@@ -468,13 +464,12 @@ TEST(Snapshot, AFileThatAGuestOfThisProcessPagesFromIsNotWrittenOver) {
     for (const int fd : {file.get(), other.get()}) {
       for (const GuestMemory* const guest : {&memory, &*mapped, &empty}) {
         const auto saved = save_snapshot(*guest, fd);
-        ASSERT_FALSE(saved);
-        EXPECT_EQ(saved.error().code, Errc::invalid_argument);
+        ASSERT_THAT(saved, HasError(Errc::invalid_argument));
       }
     }
     expect_same(memory, *mapped);
   }
-  EXPECT_TRUE(save_snapshot(memory, file.get()));
+  VMSPACE_EXPECT_OK(save_snapshot(memory, file.get()));
 }
 
 /// The file's header and table with the checksum that belongs to them, as the format describes it.
@@ -489,7 +484,7 @@ void mend_checksum(std::vector<std::byte>& head) {
 
 TEST(Snapshot, UnknownProtectionBitsAreCorrupt) {
   TempFile file;
-  ASSERT_TRUE(save_snapshot(sample(MemorySource::anon), file.fd()));
+  VMSPACE_ASSERT_OK(save_snapshot(sample(MemorySource::anon), file.fd()));
   auto head = file.read(metadata);
   for (const std::uint32_t protection : {8U, 0x0fU, 0x100U, 0x103U, 0x8000'0003U}) {
     SCOPED_TRACE(protection);
@@ -497,21 +492,21 @@ TEST(Snapshot, UnknownProtectionBitsAreCorrupt) {
     std::memcpy(head.data() + 64 + 24, &stored, sizeof stored);
     mend_checksum(head);
     file.write(head);
-    EXPECT_EQ(inspect_snapshot(file.fd()).error().code, Errc::corrupt);
-    EXPECT_EQ(map_snapshot(file.fd()).error().code, Errc::corrupt);
+    EXPECT_THAT(inspect_snapshot(file.fd()), HasError(Errc::corrupt));
+    EXPECT_THAT(map_snapshot(file.fd()), HasError(Errc::corrupt));
   }
   const Le32 known = 7U;
   std::memcpy(head.data() + 64 + 24, &known, sizeof known);
   mend_checksum(head);
   file.write(head);
-  EXPECT_TRUE(inspect_snapshot(file.fd()));
+  VMSPACE_EXPECT_OK(inspect_snapshot(file.fd()));
 }
 
 TEST(Snapshot, OfNoMemoryIsASnapshotToo) {
   TempFile file;
   EXPECT_EQ(save_snapshot(GuestMemory(), file.fd()), 0U);
   EXPECT_EQ(inspect_snapshot(file.fd())->size(), 0U);
-  EXPECT_TRUE(restore_snapshot(GuestMemory(), file.fd()));
+  VMSPACE_EXPECT_OK(restore_snapshot(GuestMemory(), file.fd()));
   EXPECT_EQ(map_snapshot(file.fd())->regions().size(), 0U);
 }
 
