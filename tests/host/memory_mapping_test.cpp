@@ -3,10 +3,8 @@
 #include "vmspace/host/memory_mapping.hpp"
 
 #include <sys/mman.h>
-#include <sys/resource.h>
 
 #include <cstring>
-#include <functional>
 
 #include <gtest/gtest.h>
 
@@ -22,10 +20,6 @@ using namespace test;
 
 const BackingSpec anon{.source = MemorySource::anon};
 const BackingSpec shmem{.source = MemorySource::shmem};
-
-std::uint64_t address_of(const MemoryMapping& mapping) {
-  return reinterpret_cast<std::uintptr_t>(mapping.data());
-}
 
 TEST(MemoryMapping, UnknownProtectionBitsAreRefused) {
   constexpr auto unknown = static_cast<Protection>(0x09);
@@ -267,140 +261,6 @@ TEST(MemoryMapping, WritableSharedMappingNeedsABackingOpenedForIt) {
   ASSERT_THAT(mapping, HasError(Errc::access_denied));
 }
 
-TEST(MemoryMapping, AdviceReachesTheKernel) {
-  auto mapping = map_or_die(anon, {.size = 8_MiB});
-  const auto flags = [&] { return smaps_value(mapping.data(), "VmFlags") + " "; };
-  EXPECT_EQ(flags().find(" dc "), std::string::npos);
-  VMSPACE_ASSERT_OK(mapping.use_dontfork());
-  EXPECT_NE(flags().find(" dc "), std::string::npos) << flags();
-  VMSPACE_ASSERT_OK(mapping.use_dontdump());
-  EXPECT_NE(flags().find(" dd "), std::string::npos) << flags();
-  const auto mergeable = mapping.use_mergeable();
-  ASSERT_THAT(mergeable, IsOk());
-  EXPECT_EQ(*mergeable == Applied::applied, flags().find(" mg ") != std::string::npos);
-  EXPECT_EQ(*mergeable == Applied::applied,
-            ::madvise(mapping.data(), mapping.size(), MADV_MERGEABLE) == 0);
-  VMSPACE_EXPECT_OK(mapping.advise(0, 4_KiB, Advice::random));
-  EXPECT_NE(flags().find(" rr "), std::string::npos) << flags();
-  VMSPACE_EXPECT_OK(mapping.advise(0, 4_KiB, Advice::normal));
-  VMSPACE_EXPECT_OK(mapping.advise(0, 4_KiB, Advice::sequential));
-  VMSPACE_EXPECT_OK(mapping.advise(0, 4_KiB, Advice::normal));
-  VMSPACE_EXPECT_OK(mapping.advise(0, 8_MiB, Advice::cold));
-  VMSPACE_EXPECT_OK(mapping.advise(0, 8_MiB, Advice::page_out));
-}
-
-TEST(MemoryMapping, ForkedChildrenDoNotGetDontforkMemory) {
-  auto mapping = map_or_die(anon, {.size = 64_KiB});
-  fill(mapping, 1);
-  VMSPACE_ASSERT_OK(mapping.use_dontfork());
-  const int status = in_child([&] {
-    ::signal(SIGSEGV, SIG_DFL);
-    *static_cast<volatile std::byte*>(mapping.data());
-  });
-  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV) << status;
-}
-
-/// The value in force of a setting like `always [madvise] never`; empty where there is none.
-std::string thp_setting(const std::string& name) {
-  std::string text;
-  std::getline(std::ifstream("/sys/kernel/mm/transparent_hugepage/" + name), text);
-  const std::size_t open = text.find('[');
-  return open == text.npos ? "" : text.substr(open + 1, text.find(']') - open - 1);
-}
-
-TEST(MemoryMapping, HugePagesAreAppliedOnlyWhereTheyCanBe) {
-  if (!sys_is_mounted()) GTEST_SKIP() << "/sys is not mounted: the settings are not known";
-  auto large = map_or_die(anon, {.size = 8_MiB, .align = 2_MiB});
-  const auto applied = large.use_hugepages();
-  ASSERT_THAT(applied, IsOk());
-  const std::string setting = thp_setting("enabled");
-  EXPECT_EQ(*applied == Applied::applied, setting == "always" || setting == "madvise") << setting;
-
-  auto small = map_or_die(anon, {.size = 1_MiB});
-  EXPECT_EQ(*small.use_hugepages(), Applied::not_applicable);
-  auto misplaced = map_or_die(anon, {.size = 3_MiB, .align = 2_MiB, .congruent_to = 2_MiB - 4_KiB});
-  EXPECT_EQ(*misplaced.use_hugepages(), *applied) << "2 MiB fit after the first page";
-  misplaced = map_or_die(anon, {.size = 3_MiB, .align = 2_MiB, .congruent_to = 512_KiB});
-  EXPECT_EQ(*misplaced.use_hugepages(), Applied::not_applicable);
-
-  auto shared = map_or_die(shmem, {.size = 8_MiB, .align = 2_MiB});
-  const std::string shared_setting = thp_setting("shmem_enabled");
-  const auto shared_applied = shared.use_hugepages();
-  ASSERT_THAT(shared_applied, IsOk());
-  EXPECT_EQ(*shared_applied == Applied::not_applicable,
-            shared_setting == "never" || shared_setting == "deny" || shared_setting.empty())
-      << shared_setting;
-}
-
-TEST(MemoryMapping, ResidencyTellsPagesAndHowManyAreHuge) {
-  auto mapping = map_or_die(anon, {.size = 8_MiB, .align = 2_MiB});
-  EXPECT_EQ(mapping.residency()->resident, 0U);
-  mapping.data()[0] = std::byte{1};
-  mapping.data()[5_MiB] = std::byte{1};
-  auto residency = mapping.residency();
-  ASSERT_THAT(residency, IsOk());
-  if (thp_setting("enabled") != "always") {
-    EXPECT_EQ(residency->resident, 2 * page_size());
-    EXPECT_EQ(residency->huge.value_or(0), 0U);
-    EXPECT_EQ(mapping.residency(4_MiB, 4_MiB)->resident, page_size());
-    EXPECT_EQ(mapping.residency(page_size(), 4_MiB)->resident, 0U);
-  }
-  VMSPACE_ASSERT_OK(mapping.discard(0, 8_MiB));
-  if (*mapping.use_hugepages() != Applied::applied) {
-    // The administrator's choice: /sys/kernel/mm/transparent_hugepage/enabled is "never".
-    GTEST_SKIP() << "transparent huge pages are switched off";
-  }
-  VMSPACE_ASSERT_OK(populate(mapping));
-  residency = mapping.residency();
-  EXPECT_EQ(residency->resident, 8_MiB);
-  const std::string truth = smaps_value(mapping.data(), "AnonHugePages");
-  EXPECT_EQ(residency->huge, std::stoull(truth) * 1024) << truth;
-}
-
-TEST(MemoryMapping, ResidencyOfAMemfdCountsPagesThatOthersBroughtIn) {
-  const auto backing = Backing::open(shmem, 1_MiB);
-  const auto writer = MemoryMapping::map(*backing, {.size = 1_MiB});
-  const auto other = MemoryMapping::map(*backing, {.size = 1_MiB});
-  ASSERT_TRUE(writer && other);
-  std::fill_n(writer->data(), 64_KiB, std::byte{1});
-  EXPECT_EQ(other->residency()->resident, 64_KiB);
-  EXPECT_EQ(other->residency(64_KiB, 64_KiB)->resident, 0U);
-}
-
-TEST(MemoryMapping, ReadingUntouchedAnonymousMemoryMakesNothingResident) {
-  const auto mapping = map_or_die(anon, {.size = 1_MiB});
-  EXPECT_TRUE(holds(mapping, 0, 1_MiB, 0));
-  const auto residency = mapping.residency();
-  ASSERT_THAT(residency, IsOk());
-  EXPECT_EQ(residency->resident, 0U) << "the kernel's one page of zeros";
-}
-
-TEST(MemoryMapping, LockedPagesAreInRamUntilUnlocked) {
-  const auto mapping = map_or_die(anon, {.size = 64_KiB});
-  VMSPACE_ASSERT_OK(mapping.lock(0, 16_KiB));
-  EXPECT_GE(mapping.residency()->resident, 16_KiB);
-  EXPECT_NE(smaps_value(mapping.data(), "VmFlags").find(" lo"), std::string::npos);
-  VMSPACE_ASSERT_OK(mapping.unlock(0, 16_KiB));
-  EXPECT_EQ(smaps_value(mapping.data(), "VmFlags").find(" lo"), std::string::npos);
-}
-
-TEST(MemoryMapping, LockingAboveTheLimitIsAnErrorAndLocksNothing) {
-  const auto mapping = map_or_die(anon, {.size = 1_MiB});
-  const int status = in_child([&] {
-    const rlimit limit{64_KiB, 64_KiB};
-    if (::setrlimit(RLIMIT_MEMLOCK, &limit) != 0) ::_exit(1);
-    // Root is above the limit, and nobody is not.
-    if (::geteuid() == 0 && ::setresuid(65534, 65534, 65534) != 0) ::_exit(2);
-    const auto locked = mapping.lock(0, 1_MiB);
-    if (locked) ::_exit(3);
-    if (locked.error().code != Errc::os || locked.error().os_errno != ENOMEM) ::_exit(4);
-    if (smaps_value(mapping.data(), "VmFlags").find(" lo") != std::string::npos) ::_exit(5);
-    if (!mapping.lock(0, 32_KiB)) ::_exit(6);
-  });
-  EXPECT_TRUE(WIFEXITED(status));
-  EXPECT_EQ(WEXITSTATUS(status), 0);
-}
-
 TEST(MemoryMapping, WhatIsWrittenThroughASharedFileOutlivesAKilledProcess) {
   const TemporaryDirectory directory;
   const std::string path = directory.file("ram", 64_KiB, '.');
@@ -429,113 +289,6 @@ TEST(MemoryMapping, CloseWritesASharedFileBackAndPrivateOnesStayAsTheyWere) {
     const bool shared = sharing == Sharing::map_shared;
     EXPECT_EQ(std::ifstream(path).get(), shared ? 'n' : 'o');
   }
-}
-
-TEST(MemoryMapping, BindsToNodesOrSaysWhichOneIsMissing) {
-  auto mapping = map_or_die(anon, {.size = 1_MiB});
-  const auto bound = mapping.bind_to_nodes({NumaMode::bind, {0}});
-  if (!bound && bound.error().code == Errc::unsupported) {
-    // mbind(2) is ENOSYS without CONFIG_NUMA and EPERM under the seccomp filters of containers.
-    GTEST_SKIP() << "this kernel has no NUMA, or this container may not use it";
-  }
-  ASSERT_THAT(bound, IsOk());
-  const auto policy = [&] { return numa_policy_at(mapping.data()); };
-  EXPECT_EQ(policy().substr(0, 6), "bind:0");
-  VMSPACE_ASSERT_OK(mapping.bind_to_nodes({NumaMode::preferred, {0}}));
-  EXPECT_EQ(policy().find("prefer"), 0U) << policy();
-  fill(mapping, 1);
-
-  const NumaPolicy before = mapping.numa_policy();
-  for (const std::uint32_t missing : {1023U, 1024U, 32767U, 32768U, UINT32_MAX}) {
-    for (const NumaPolicy& wrong :
-         {NumaPolicy{NumaMode::bind, {missing}}, NumaPolicy{NumaMode::bind, {0, missing}},
-          NumaPolicy{NumaMode::preferred, {missing}}}) {
-      const auto refused = mapping.bind_to_nodes(wrong);
-      ASSERT_THAT(refused, HasError(Errc::not_found));
-      EXPECT_EQ(refused.error().first, Operand::number(missing));
-    }
-  }
-  EXPECT_THAT(mapping.bind_to_nodes({NumaMode::bind, {}}), HasError(Errc::invalid_argument));
-  EXPECT_THAT(mapping.bind_to_nodes({NumaMode::preferred, {0, 0}}),
-              HasError(Errc::invalid_argument));
-  EXPECT_THAT(mapping.bind_to_nodes({NumaMode::by_default, {0}}), HasError(Errc::invalid_argument));
-  EXPECT_EQ(mapping.numa_policy(), before);
-  EXPECT_EQ(policy().find("prefer"), 0U) << policy();
-  VMSPACE_ASSERT_OK(mapping.bind_to_nodes({}));
-  EXPECT_EQ(policy().find("default"), 0U) << policy();
-}
-
-TEST(MemoryMapping, AHugetlbPoolWithTooFewPagesIsAnErrorWhenMapping) {
-  HugePages pool(2_MiB, 1);
-  if (!pool.available()) GTEST_SKIP() << pool.why_not();
-  const std::uint64_t too_much = (pool.free() + 1) * 2_MiB;
-  for (const auto source : {MemorySource::hugeanon, MemorySource::hugeshmem}) {
-    const auto backing = Backing::open({.source = source}, too_much);
-    ASSERT_THAT(backing, IsOk());
-    for (const bool guard_pages : {false, true}) {
-      const auto mapping =
-          MemoryMapping::map(*backing, {.size = too_much, .guard_pages = guard_pages});
-      ASSERT_FALSE(mapping);
-      EXPECT_EQ(mapping.error().os_errno, ENOMEM);
-      EXPECT_NE(mapping.error().message().find("hugetlb pool"), std::string::npos);
-    }
-  }
-}
-
-TEST(MemoryMapping, HugetlbMemoryIsHugeAlignedAndGuarded) {
-  HugePages pool(2_MiB, 4);
-  if (!pool.available()) GTEST_SKIP() << pool.why_not();
-  for (const auto source : {MemorySource::hugeanon, MemorySource::hugeshmem}) {
-    const auto mapping = map_or_die({.source = source}, {.size = 4_MiB, .guard_pages = true});
-    EXPECT_EQ(address_of(mapping) % 2_MiB, 0U);
-    EXPECT_EQ(permissions_at(mapping.data() - 1).substr(0, 3), "---");
-    fill(mapping, 1);
-    const auto residency = mapping.residency();
-    ASSERT_THAT(residency, IsOk());
-    EXPECT_EQ(residency->resident, 4_MiB);
-    EXPECT_EQ(residency->huge, 4_MiB);
-    EXPECT_EQ(*map_or_die({.source = source}, {.size = 2_MiB}).use_hugepages(),
-              Applied::not_applicable);
-  }
-}
-
-TEST(MemoryMapping, GiganticPagesWorkOrSayWhatIsMissing) {
-  const BackingSpec giant{.source = MemorySource::hugeanon, .page_size = 1_GiB};
-  const auto backing = Backing::open(giant, 1_GiB);
-  ASSERT_THAT(backing, IsOk());
-  if (!sys_is_mounted()) GTEST_SKIP() << "/sys is not mounted: the kernel's pools are not known";
-  if (!std::filesystem::exists("/sys/kernel/mm/hugepages/hugepages-1048576kB")) {
-    EXPECT_THAT(MemoryMapping::map(*backing, {.size = 1_GiB}), HasError(Errc::unsupported));
-    return;
-  }
-  {
-    const HugePages lock(1_GiB, 0);
-    if (lock.free() == 0) {
-      const auto none = MemoryMapping::map(*backing, {.size = 1_GiB});
-      ASSERT_FALSE(none);
-      EXPECT_EQ(none.error().os_errno, ENOMEM);
-    }
-  }
-  HugePages pool(1_GiB, 1);
-  if (!pool.available()) GTEST_SKIP() << pool.why_not();
-  const auto mapping = MemoryMapping::map(*backing, {.size = 1_GiB});
-  ASSERT_THAT(mapping, IsOk());
-  EXPECT_EQ(address_of(*mapping) % 1_GiB, 0U);
-  EXPECT_EQ(MemoryMapping::map(*backing, {.size = 1_GiB}).error().os_errno, ENOMEM)
-      << "the page is reserved, although nothing has touched it";
-}
-
-TEST(MemoryMapping, ThePageSizeMissingFromTheKernelIsUnsupported) {
-  std::uint64_t missing = 4_MiB;
-  while (std::filesystem::exists("/sys/kernel/mm/hugepages/hugepages-" +
-                                 std::to_string(missing / 1024) + "kB")) {
-    missing *= 2;
-  }
-  const auto backing =
-      Backing::open({.source = MemorySource::hugeanon, .page_size = missing}, missing);
-  ASSERT_THAT(backing, IsOk());
-  const auto mapping = MemoryMapping::map(*backing, {.size = missing});
-  ASSERT_THAT(mapping, HasError(Errc::unsupported));
 }
 
 }  // namespace

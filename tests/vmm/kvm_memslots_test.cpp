@@ -4,17 +4,11 @@
 
 #include <fcntl.h>
 #include <linux/kvm.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <optional>
-#include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -28,7 +22,6 @@
 #include "os/descriptor.hpp"
 #include "os/system_calls.hpp"
 #include "vmm/fake_kvm.hpp"
-#include "vmm/kvm_pieces.hpp"
 
 namespace vmspace {
 namespace {
@@ -105,75 +98,6 @@ TEST_F(KvmMemslotsTest, AdjacentRangesAreSlotsOfTheirOwn) {
   EXPECT_THAT(slots, SizeIs(4));
 }
 
-TEST_F(KvmMemslotsTest, SplitsARangeThatIsAboveKvmsLimitOfPages) {
-  KvmMemslots memslots = make();
-  const KvmMemory memory{.base = GuestAddress(4_GiB), .size = 16_TiB, .host_address = host(32_TiB)};
-  VMSPACE_ASSERT_OK(memslots.set(memory));
-  EXPECT_EQ(memslots.used(), 3u);
-
-  const auto pieces = memslots.slots(Range::of(4_GiB, 4_GiB + 16_TiB - 1));
-  ASSERT_THAT(pieces, IsOk());
-  std::uint64_t next = 4_GiB;
-  for (const KvmSlot& piece : *pieces) {
-    ASSERT_TRUE(slots.contains(piece.number));
-    const Slot& slot = slots.at(piece.number);
-    EXPECT_EQ(slot.range, piece.range);
-    EXPECT_EQ(piece.range.min(), next);
-    EXPECT_EQ(piece.range.min() % 1_GiB, 0u) << "cuts one of the guest's huge pages";
-    EXPECT_EQ(slot.host_address - 32_TiB, next - 4_GiB);
-    next = piece.range.max() + 1;
-  }
-  EXPECT_EQ(next, 4_GiB + 16_TiB);
-
-  VMSPACE_ASSERT_OK(memslots.clear(Range::of(4_GiB, 4_GiB + 16_TiB - 1)));
-  EXPECT_THAT(slots, IsEmpty());
-  EXPECT_EQ(memslots.used(), 0u);
-}
-
-TEST_F(KvmMemslotsTest, TheLargestSlotIsNotSplitAndOnePageMoreIs) {
-  KvmMemslots memslots = make();
-  const std::uint64_t largest = ((std::uint64_t{1} << 31) - 1) * page_size / 1_GiB * 1_GiB;
-  VMSPACE_ASSERT_OK(
-      memslots.set({.base = GuestAddress(0), .size = largest, .host_address = host(1_GiB)}));
-  EXPECT_EQ(memslots.used(), 1u);
-  VMSPACE_ASSERT_OK(memslots.set(
-      {.base = GuestAddress(largest), .size = largest + page_size, .host_address = host(1_GiB)}));
-  EXPECT_EQ(memslots.used(), 3u);
-  // In the middle of a GiB the first piece is shorter, so this needs another one.
-  const std::uint64_t base = 64_TiB + 512_MiB;
-  VMSPACE_ASSERT_OK(
-      memslots.set({.base = GuestAddress(base), .size = largest, .host_address = host(1_GiB)}));
-  const auto pieces = memslots.slots(*Range::from_base_size(base, largest));
-  ASSERT_THAT(pieces, IsOk());
-  ASSERT_THAT(*pieces, SizeIs(2));
-  EXPECT_EQ(slots.at(pieces->back().number).range.max(), base + largest - 1);
-}
-
-// Wherever a range begins, its pieces meet where the guest's largest pages do, and have whole words
-// of its dirty log; for a base inside of such a word (256 KiB on x86) the words go first.
-TEST_F(KvmMemslotsTest, PiecesMeetAtMultiplesOfOneGibibyte) {
-  for (const std::uint64_t base :
-       {std::uint64_t{0}, 2_MiB, 4_GiB + 2_MiB, 5_GiB - 2_MiB, 5_GiB - page_size}) {
-    KvmMemslots memslots = make();
-    const std::uint64_t host_base = 32_TiB + base % 1_GiB;
-    VMSPACE_ASSERT_OK(memslots.set(
-        {.base = GuestAddress(base), .size = 20_TiB, .host_address = host(host_base)}));
-    const auto pieces = memslots.slots(*Range::from_base_size(base, 20_TiB));
-    ASSERT_THAT(pieces, IsOk());
-    EXPECT_THAT(*pieces, SizeIs(3));
-    std::uint64_t next = base;
-    for (const KvmSlot& piece : *pieces) {
-      EXPECT_EQ(piece.range.min(), next);
-      EXPECT_EQ(slots.at(piece.number).range, piece.range);
-      EXPECT_EQ(slots.at(piece.number).host_address - host_base, next - base);
-      EXPECT_TRUE(next == base || next % 1_GiB == base % (64 * page_size)) << "cuts a huge page";
-      EXPECT_EQ((next - base) / page_size % 64, 0u) << "cuts a word of the dirty log";
-      next = piece.range.max() + 1;
-    }
-    EXPECT_EQ(next, base + 20_TiB);
-  }
-}
-
 TEST_F(KvmMemslotsTest, NumbersComeBackWhenRangesGo) {
   slot_limit = 4;
   KvmMemslots memslots = make();
@@ -188,22 +112,6 @@ TEST_F(KvmMemslotsTest, NumbersComeBackWhenRangesGo) {
     VMSPACE_ASSERT_OK(memslots.clear(Range::of(16_TiB, 16_TiB + 64_KiB - 1)));
     ASSERT_EQ(memslots.used(), 0u);
   }
-}
-
-TEST_F(KvmMemslotsTest, FreedNumbersInTwoPlacesStillMakeOneSplitRange) {
-  slot_limit = 5;
-  KvmMemslots memslots = make();
-  for (std::uint64_t i = 0; i < 5; ++i) {
-    VMSPACE_ASSERT_OK(memslots.set({.base = GuestAddress(32_TiB + i * page_size),
-                                    .size = page_size,
-                                    .host_address = host(1_GiB)}));
-  }
-  for (const std::uint64_t i : {0u, 2u, 4u}) {
-    VMSPACE_ASSERT_OK(memslots.clear(*Range::from_base_size(32_TiB + i * page_size, page_size)));
-  }
-  VMSPACE_EXPECT_OK(
-      memslots.set({.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)}));
-  EXPECT_THAT(slots, SizeIs(5));
 }
 
 TEST_F(KvmMemslotsTest, DestructionAndAssignmentClearEverySlot) {
@@ -257,27 +165,6 @@ TEST_F(KvmMemslotsTest, BadRequestsNameTheirOperandsAndChangeNothing) {
     EXPECT_THAT(set.error().message(), AllOf(HasSubstr("KvmMemslots::set"), HasSubstr(c.text)));
     EXPECT_EQ(slots, before);
     EXPECT_EQ(memslots.used(), 1u);
-  }
-}
-
-// More slots than any KVM has: pieces are counted and cut without passing 2^64.
-TEST_F(KvmMemslotsTest, ARangeOfNearlyAllAddressesIsCutToItsEnd) {
-  constexpr std::uint64_t last = std::numeric_limits<std::uint64_t>::max();
-  for (const std::uint64_t base : {page_size, 1_GiB - page_size}) {
-    const KvmMemory memory{.base = GuestAddress(base),
-                           .size = last - base - page_size + 1,
-                           .host_address = host(base)};
-    const detail::KvmPieces pieces(memory);
-    std::uint64_t next = base;
-    for (std::uint64_t i = 0; i < pieces.count(); ++i) {
-      const KvmMemory part = pieces[i];
-      ASSERT_EQ(part.base.value(), next);
-      ASSERT_EQ(part.host_address, host(next));
-      ASSERT_NE(part.size, 0u);
-      ASSERT_LE(part.size / page_size, (std::uint64_t{1} << 31) - 1);
-      next += part.size;
-    }
-    EXPECT_EQ(next, base + memory.size);
   }
 }
 
@@ -540,82 +427,6 @@ TEST_F(KvmMemslotsTest, SetAndCreateAreAllOrNothingWhicheverAllocationFails) {
   EXPECT_EQ(fail_each_allocation([&] { EXPECT_TRUE(memslots->clear(Range::of(0, 16_TiB - 1))); },
                                  [] { ADD_FAILURE() << "clear() allocates"; }),
             0);
-}
-
-/// The kernel itself, where this user may open /dev/kvm.
-class RealKvmMemslots : public testing::Test {
- protected:
-  void SetUp() override {
-    kvm_ = detail::Descriptor(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
-    if (kvm_.value() < 0) GTEST_SKIP() << "can't open /dev/kvm: " << std::strerror(errno);
-    vm_ = detail::Descriptor(::ioctl(kvm_.value(), KVM_CREATE_VM, 0));
-    if (vm_.value() < 0) GTEST_SKIP() << "KVM_CREATE_VM failed: " << std::strerror(errno);
-    memory_ = ::mmap(nullptr, size, PROT_READ | PROT_WRITE,
-                     MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    ASSERT_NE(memory_, MAP_FAILED);
-  }
-  ~RealKvmMemslots() override {
-    if (memory_ != nullptr) ::munmap(memory_, size);
-  }
-
-  static constexpr std::uint64_t size = 64_MiB;
-  detail::Descriptor kvm_;
-  detail::Descriptor vm_;
-  void* memory_ = nullptr;
-};
-
-TEST_F(RealKvmMemslots, SetsClearsAndSetsAgainMoreOftenThanThereAreNumbersInUse) {
-  auto memslots = KvmMemslots::create(vm_.value());
-  ASSERT_THAT(memslots, IsOk());
-  EXPECT_GE(memslots->limit(), 32u);
-  const KvmMemory memory{.base = GuestAddress(4_GiB), .size = size, .host_address = memory_};
-  for (int round = 0; round < 8; ++round) {
-    const auto set = memslots->set(memory);
-    ASSERT_THAT(set, IsOk());
-    EXPECT_THAT(memslots->set(memory), HasError(Errc::overlap));
-    VMSPACE_ASSERT_OK(memslots->clear(Range::of(4_GiB, 4_GiB + size - 1)));
-  }
-}
-
-TEST_F(RealKvmMemslots, DestructionLeavesTheMachineWithoutSlots) {
-  for (int round = 0; round < 2; ++round) {
-    auto memslots = KvmMemslots::create(vm_.value());
-    ASSERT_THAT(memslots, IsOk());
-    // Had the first round left its slot, this would overlap with it.
-    VMSPACE_ASSERT_OK(
-        memslots->set({.base = GuestAddress(0), .size = size, .host_address = memory_}));
-  }
-}
-
-TEST_F(RealKvmMemslots, TheCallersDescriptorMayBeClosed) {
-  auto memslots = KvmMemslots::create(vm_.value());
-  ASSERT_THAT(memslots, IsOk());
-  vm_ = detail::Descriptor();
-  VMSPACE_EXPECT_OK(
-      memslots->set({.base = GuestAddress(0), .size = size, .host_address = memory_}));
-}
-
-TEST_F(RealKvmMemslots, WhatKvmItselfRefusesNamesTheRangeAndTheSlot) {
-  auto memslots = KvmMemslots::create(vm_.value());
-  ASSERT_THAT(memslots, IsOk());
-  // Somebody else's slot, which KvmMemslots does not know of.
-  kvm_userspace_memory_region foreign{};
-  foreign.slot = 5;
-  foreign.guest_phys_addr = 1_MiB;
-  foreign.memory_size = 1_MiB;
-  foreign.userspace_addr = reinterpret_cast<std::uintptr_t>(memory_);
-  ASSERT_EQ(::ioctl(vm_.value(), KVM_SET_USER_MEMORY_REGION, &foreign), 0);
-  const auto set = memslots->set({.base = GuestAddress(0), .size = 2_MiB, .host_address = memory_});
-  ASSERT_FALSE(set);
-  EXPECT_EQ(set.error().error_code(), std::errc::file_exists) << set.error().message();
-  EXPECT_EQ(set.error().first, Operand::range(0, 2_MiB - 1));
-  EXPECT_EQ(memslots->used(), 0u);
-}
-
-TEST(KvmMemslotsDescriptor, OneThatIsNotOpenIsAnError) {
-  const auto memslots = KvmMemslots::create(-1);
-  ASSERT_FALSE(memslots);
-  EXPECT_EQ(memslots.error().os_errno, EBADF) << memslots.error().message();
 }
 
 }  // namespace
