@@ -9,6 +9,8 @@
 #include <cstring>
 #include <span>
 
+#include "vmspace/base/try.hpp"
+
 #include "os/descriptor.hpp"
 #include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
@@ -61,7 +63,7 @@ Result<Extent> next_file_data(const char* operation, Errc if_cut_off, int fd, st
                  .operation = operation,
                  .first = Operand::span(from, end - from),
                  .second = Operand::size(static_cast<std::uint64_t>(file.st_size)),
-                 .reason = "the file was cut off"});
+                 .reason = "the file was truncated"});
   }
   return found;
 }
@@ -209,14 +211,13 @@ Result<Extent> PageScan::next(std::uint64_t from, std::uint64_t end) {
     return !present || present->size != 0 ? present : found;
   }
   const std::uint64_t in_file = mapping_.file_offset();
-  auto data = next_file_data(operation_, Errc::out_of_bounds, mapping_.backing().fd(),
-                             in_file + from, in_file + gap_end);
-  if (!data) return fail(data.error());
-  if (data->size == 0) return found;
+  const Extent data = VMSPACE_TRY(next_file_data(
+      operation_, Errc::out_of_bounds, mapping_.backing().fd(), in_file + from, in_file + gap_end));
+  if (data.size == 0) return found;
   // Holes are made of the file system's blocks; pages are what is looked at here.
   const std::uint64_t page = base_page_size();
-  const std::uint64_t begin = (data->offset - in_file) / page * page;
-  const std::uint64_t stop = (data->end() - in_file + page - 1) / page * page;
+  const std::uint64_t begin = (data.offset - in_file) / page * page;
+  const std::uint64_t stop = (data.end() - in_file + page - 1) / page * page;
   return Extent{begin, std::min(stop, gap_end) - begin};
 }
 
@@ -236,7 +237,7 @@ Result<Extent> PageScan::next_in_hugetlbfs(std::uint64_t from, std::uint64_t end
       return fail({.code = Errc::out_of_bounds,
                    .operation = operation_,
                    .first = Operand::span(from, size),
-                   .reason = "the file was cut off"});
+                   .reason = "the file was truncated"});
     }
     if (!is_zero(buffer_.data(), size)) {
       return Extent{from, std::min(end, from / page * page + page) - from};
@@ -252,9 +253,10 @@ Result<Extent> PageScan::populate(Extent part) const {
   const std::uint64_t begin = part.offset / page * page;
   if (retry([&] { return kernel().madvise(mapping_.data() + begin, page, MADV_POPULATE_READ); }) !=
       0) {
-    return fail_os(operation_, Operand::span(begin, page),
-                   "no free page in the hugetlb pool to look at memory that may be absent: enlarge "
-                   "the pool, or populate the memory before");
+    return fail_os(
+        operation_, Operand::span(begin, page),
+        "no free page in the hugetlb pool for reading memory that may be absent: enlarge "
+        "the pool, or populate the memory first");
   }
   return Extent{part.offset, std::min(part.end(), begin + page) - part.offset};
 }

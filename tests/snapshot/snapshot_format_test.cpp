@@ -2,10 +2,13 @@
 //
 // Snapshot files that are not what they should be.
 
+#include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -66,6 +69,22 @@ TEST(Snapshot, AFileThatIsCutOffIsAnErrorAtEveryLength) {
     EXPECT_THAT(map_snapshot(file.fd()), HasError(Errc::corrupt));
   }
   expect_same(memory, target);
+}
+
+TEST(Snapshot, AnErrorNamesTheCallThatWasMade) {
+  TempFile file;
+  file.write(pattern(page, 1));
+  const auto operation = [](const auto& result) {
+    return std::string(result ? "none" : result.error().operation);
+  };
+  EXPECT_EQ(operation(inspect_snapshot(file.fd())), "inspect_snapshot");
+  EXPECT_EQ(operation(map_snapshot(file.fd())), "map_snapshot");
+  EXPECT_EQ(operation(restore_snapshot(sample(MemorySource::anon), file.fd())), "restore_snapshot");
+  // What fails below is told by the reason: the file's own mapping.
+  VMSPACE_ASSERT_OK(save_snapshot(sample(MemorySource::anon), file.fd()));
+  const OwnedFd write_only(
+      ::open(("/proc/self/fd/" + std::to_string(file.fd())).c_str(), O_WRONLY | O_CLOEXEC));
+  EXPECT_EQ(operation(map_snapshot(write_only.get())), "map_snapshot");
 }
 
 TEST(Snapshot, ANewerVersionIsUnsupportedAndNotCorrupt) {
