@@ -10,8 +10,8 @@
 
 namespace vmspace::detail {
 
-/// Leaves the range of a lease taken for as long as its pool lives. For destructors whose system call
-/// failed: what the kernel still uses must not be leased to anybody else.
+/// Leaves the range of a lease taken for as long as its pool lives. For destructors whose system
+/// call failed: what the kernel still uses must not be leased to anybody else.
 inline void abandon(Lease lease) noexcept {
   // A member of a union is not destroyed by itself; nothing is allocated.
   union Kept {

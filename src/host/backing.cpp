@@ -34,7 +34,7 @@ using detail::retry;
 
 constexpr const char* operation = "Backing::open";
 
-/// What open() asks of the helpers below.
+/// The arguments of open().
 struct Request {
   const BackingSpec& spec;
   std::uint64_t size;
@@ -64,8 +64,8 @@ tl::unexpected<Error> invalid(const char* reason) {
 
 Result<void> check_request(const Request& request) {
   const auto& [spec, size, protection] = request;
-  VMSPACE_TRY(require_known(operation, spec.source, "an unknown memory source"));
-  VMSPACE_TRY(require_known(operation, spec.sharing, "an unknown way of sharing"));
+  VMSPACE_TRY(require_known(operation, spec.source, "not a value of MemorySource"));
+  VMSPACE_TRY(require_known(operation, spec.sharing, "not a value of Sharing"));
   VMSPACE_TRY(require_known(operation, protection, "unknown protection bits"));
   VMSPACE_TRY(detail::require_nonzero(operation, size, Operand::size(spec.offset)));
   constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<off_t>::max());
@@ -105,7 +105,7 @@ Result<Opened> open_memfd(const Request& request) {
   if (retry([&] { return kernel().ftruncate(fd, static_cast<off_t>(request.size)); }) < 0) {
     return fail_os(operation, Operand::size(request.size), "ftruncate of the memfd");
   }
-  // Without the seals whoever gets the descriptor could shrink it, and that is SIGBUS for us.
+  // Without the seals, whoever gets the descriptor could shrink the file: SIGBUS for us.
   if (retry([&] {
         return kernel().fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
       }) < 0) {
@@ -115,8 +115,8 @@ Result<Opened> open_memfd(const Request& request) {
 }
 
 Result<Opened> open_in_hugetlbfs(const Request& request) {
-  // A random name, made exclusively: a name that can be foretold is one that somebody else can have
-  // put there first.
+  // A random name, created exclusively: a name that can be predicted can be put there by somebody
+  // else first.
   constexpr int attempts = 16;
   Descriptor file;
   std::string path;
@@ -140,7 +140,7 @@ Result<Opened> open_in_hugetlbfs(const Request& request) {
   if (retry([&] { return kernel().fstatfs(file.value(), &fs); }) < 0) {
     return fail_os(operation, request.file(), "fstatfs");
   }
-  if (fs.f_type != HUGETLBFS_MAGIC) return invalid("the path is not in a hugetlbfs");
+  if (fs.f_type != HUGETLBFS_MAGIC) return invalid("the path must be a directory in a hugetlbfs");
   VMSPACE_TRY(check_multiple(request, static_cast<std::uint64_t>(fs.f_bsize)));
   if (retry([&] { return kernel().ftruncate(file.value(), static_cast<off_t>(request.size)); }) <
       0) {
@@ -159,7 +159,7 @@ struct FileAccess {
   }
 };
 
-/// Looks at an open file; an error where the guest needs more than it gives.
+/// How an open file may be accessed; an error where the guest needs more.
 Result<FileAccess> check_access(const Request& request, int fd) {
   const auto refuse = [&](const char* reason) {
     return fail({.code = Errc::access_denied,
@@ -172,11 +172,12 @@ Result<FileAccess> check_access(const Request& request, int fd) {
   const int mode = flags & O_ACCMODE;
   // mmap(2): a mapping always needs reading; writing through it needs writing.
   if ((flags & O_PATH) != 0 || mode == O_WRONLY || (mode == O_RDONLY && request.writes_through())) {
-    return refuse("the descriptor is not open for what the mapping needs");
+    return refuse(
+        "the descriptor must be open for reading, and for writing where the guest may write");
   }
   FileAccess access{.seals = retry([&] { return kernel().fcntl(fd, F_GET_SEALS, 0); })};
   if (access.seals < 0) {
-    // EINVAL: it can't have any, as every file but those of a memfd, of tmpfs and of hugetlbfs.
+    // EINVAL: only memfds and files of tmpfs and hugetlbfs can have any.
     if (errno != EINVAL) return fail_os(operation, request.file(), "fcntl(F_GET_SEALS)");
     access.seals = 0;
   }
@@ -199,13 +200,13 @@ Result<Opened> open_file(const Request& request) {
     }));
     if (file.value() < 0) return fail_os(operation, request.file(), "opening the file");
   }
-  // The seals before the size: what was sealed then has not shrunk since.
+  // The seals before the size: a file that was sealed then has not shrunk since.
   const FileAccess access = VMSPACE_TRY(check_access(request, file.value()));
   struct stat info {};
   if (retry([&] { return kernel().fstat(file.value(), &info); }) < 0) {
     return fail_os(operation, request.file(), "fstat");
   }
-  if (!S_ISREG(info.st_mode)) return invalid("not a regular file");
+  if (!S_ISREG(info.st_mode)) return invalid("the file must be a regular file");
   VMSPACE_TRY(detail::require_within(operation, request.spec.offset, request.size,
                                      static_cast<std::uint64_t>(info.st_size),
                                      "the file is shorter than the memory"));
@@ -235,7 +236,7 @@ Result<Opened> open_source(const Request& request) {
     case MemorySource::hugeanon: return Opened{{}, spec.effective_page_size(), PageKind::hugetlb};
     case MemorySource::shmem: return open_memfd(request);
     case MemorySource::hugeshmem:
-      // Before the memfd is made: ftruncate would say no more than EINVAL.
+      // Before the memfd is created: ftruncate would only say EINVAL.
       VMSPACE_TRY(check_multiple(request, spec.effective_page_size()));
       return open_memfd(request);
     case MemorySource::hugetlbfs: return open_in_hugetlbfs(request);
@@ -252,7 +253,7 @@ Result<Opened> open_checked(const Request& request) {
                  .operation = operation,
                  .first = Operand::size(request.spec.page_size),
                  .second = Operand::size(opened.page_size),
-                 .reason = "the backing's pages have a different size"});
+                 .reason = "the page size asked for, and that of the backing"});
   }
   VMSPACE_TRY(check_multiple(request, opened.page_size));
   return opened;

@@ -44,7 +44,8 @@ constexpr const char* map_operation = "MemoryMapping::map";
 
 int flags_of(const Backing& backing, bool reserve) {
   int flags = backing.is_shared() ? MAP_SHARED : MAP_PRIVATE;
-  // Of hugetlb pages nothing would then be taken from the pool, and an empty one be SIGBUS later.
+  // Nothing would then be reserved in the pool of hugetlb pages: an empty one would be SIGBUS
+  // later.
   if (!reserve && !backing.is_hugetlb()) flags |= MAP_NORESERVE;
   if (backing.is_anonymous()) {
     flags |= MAP_ANONYMOUS;
@@ -88,7 +89,7 @@ tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& opt
     return fail({.code = Errc::access_denied,
                  .operation = map_operation,
                  .first = size,
-                 .reason = "the descriptor is not open for what the mapping needs"});
+                 .reason = "the descriptor must be open for what the protection allows"});
   }
   if (backing.is_hugetlb() && errno == ENOMEM) {
     return fail_os(map_operation, size, "the hugetlb pool has too few free pages");
@@ -134,11 +135,11 @@ Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOp
   return mapping;
 }
 
-/// Takes the addresses of the mapping and of what surrounds it, and tells where it begins.
+/// Takes the addresses of the mapping and of what surrounds it; gives where the mapping begins.
 Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::uint64_t align) {
   const std::uint64_t guard = options.guard_pages ? base_page_size() : 0;
   if (options.arena) {
-    // As a number: an offset that is none of the arena's makes no valid pointer.
+    // As a number: an offset outside the arena would make an invalid pointer.
     const std::uint64_t address =
         reinterpret_cast<std::uintptr_t>(options.arena->data()) + options.arena_offset;
     if (((address - options.congruent_to) & (align - 1)) != 0) {
@@ -146,7 +147,7 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
                    .operation = map_operation,
                    .first = Operand::address(options.arena_offset),
                    .second = Operand::size(align),
-                   .reason = "the place in the arena must be as aligned as the mapping asks for"});
+                   .reason = "the place in the arena must satisfy the alignment asked for"});
     }
     const std::uint64_t first = options.arena_offset - guard;  // wraps to one that no arena has
     const std::uint64_t outer = options.size + 2 * guard;
@@ -169,8 +170,8 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
     reserved_size_ = outer;
     return reserved_ + guard;
   }
-  // What the alignment leaves on both sides is kept: it costs addresses only, and giving it back
-  // could fail.
+  // What the alignment leaves over on both sides is kept: it only costs addresses, and giving it
+  // back could fail.
   const std::uint64_t outer = options.size + 2 * guard + (align - base_page_size());
   void* const address = detail::reserve_addresses(nullptr, outer, 0);
   if (address == MAP_FAILED) {
@@ -185,8 +186,8 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
 /// Maps over reserved addresses, which stay reserved when that fails.
 Result<void> MemoryMapping::map_over(std::byte* place, const MappingOptions& options) {
   // Kernels differ in whether a failing MAP_FIXED has removed what was there, and where it has,
-  // another thread's memory may come into the hole. The failure that is to be expected, a hugetlb
-  // pool with too few pages, is therefore met somewhere else first.
+  // another thread's memory may land in the hole. The failure to expect, a hugetlb pool with too
+  // few pages, is therefore provoked elsewhere first.
   if (backing_.is_hugetlb()) {
     void* const trial = map_at(backing_, options, nullptr, 0);
     if (trial == MAP_FAILED) return fail_map(backing_, options);
@@ -304,7 +305,7 @@ Result<void> MemoryMapping::protect(Protection protection) {
       return fail({.code = Errc::access_denied,
                    .operation = operation,
                    .first = Operand::span(0, size_),
-                   .reason = "the descriptor is not open for writing"});
+                   .reason = "the descriptor must be open for writing"});
     }
     return fail_os(operation, Operand::span(0, size_), "mprotect");
   }
@@ -317,12 +318,12 @@ Result<void> MemoryMapping::lock(std::uint64_t offset, std::uint64_t size) const
   VMSPACE_TRY_IN(operation, check_part(offset, size));
   if (retry([&] { return kernel().mlock(data_ + offset, size); }) == 0) return {};
   const int error = errno;
-  // mlock marks the range before it brings the pages in, and leaves the mark when that fails.
+  // mlock marks the range before it faults the pages in, and leaves the mark when that fails.
   kernel().munlock(data_ + offset, size);
   const bool limit = error == ENOMEM || error == EPERM || error == EAGAIN;
   return fail_os(
       operation, Operand::span(offset, size),
-      limit ? "more than RLIMIT_MEMLOCK or the free memory lets this process lock" : "mlock",
+      limit ? "more than RLIMIT_MEMLOCK or free memory allows this process to lock" : "mlock",
       error);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MemoryMapping: everything that madvise(2) changes without changing contents.
+// MemoryMapping: whatever madvise(2) changes without changing contents.
 
 #include <sys/mman.h>
 
@@ -80,7 +80,7 @@ Result<Applied> MemoryMapping::use_hugepages() {
   constexpr const char* operation = "MemoryMapping::use_hugepages";
   VMSPACE_TRY_IN(operation, check_part(0, size_));
   const PageKind kind = backing_.page_kind();
-  // A file's page cache is made of what its file system likes.
+  // The file system decides what a page cache is made of.
   if (kind == PageKind::hugetlb || kind == PageKind::file) return Applied::not_applicable;
   const std::uint64_t huge = detail::huge_page_size();
   const std::uint64_t first = reinterpret_cast<std::uintptr_t>(data_);
@@ -103,7 +103,7 @@ Result<void> MemoryMapping::use_dontdump() {
 Result<Applied> MemoryMapping::use_mergeable() {
   constexpr const char* operation = "MemoryMapping::use_mergeable";
   VMSPACE_TRY_IN(operation, check_part(0, size_));
-  // KSM merges anonymous pages, and those a private mapping has written: never shared ones.
+  // KSM merges anonymous pages and those that a private mapping has written, never shared ones.
   if (backing_.is_shared() || backing_.is_hugetlb()) return Applied::not_applicable;
   return applied_unless_unknown(give_advice(operation, MADV_MERGEABLE));
 }
@@ -111,7 +111,7 @@ Result<Applied> MemoryMapping::use_mergeable() {
 Result<void> MemoryMapping::advise(std::uint64_t offset, std::uint64_t size, Advice advice) const {
   constexpr const char* operation = "MemoryMapping::advise";
   VMSPACE_TRY_IN(operation, check_part(offset, size));
-  VMSPACE_TRY(detail::require_known(operation, advice, "an unknown advice"));
+  VMSPACE_TRY(detail::require_known(operation, advice, "not a value of Advice"));
   if (retry([&] { return kernel().madvise(data_ + offset, size, madvise_value(advice)); }) == 0) {
     return {};
   }
@@ -119,7 +119,7 @@ Result<void> MemoryMapping::advise(std::uint64_t offset, std::uint64_t size, Adv
     return fail({.code = Errc::unsupported,
                  .operation = operation,
                  .first = Operand::span(offset, size),
-                 .reason = "this kernel does not take the advice for this memory",
+                 .reason = "this kernel does not accept this advice for this memory",
                  .os_errno = EINVAL});
   }
   return fail_os(operation, Operand::span(offset, size), "madvise");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MemoryMapping: what is really in RAM.
+// MemoryMapping: how much of it is in RAM.
 
 #include <algorithm>
 #include <array>
@@ -37,7 +37,7 @@ struct Part {
 };
 
 /// What page tables map; nothing where they can't be scanned: before Linux 6.7, without /proc, or
-/// where this process may not. mincore(2) then knows enough.
+/// where this process may not. mincore(2) then tells enough.
 std::optional<Residency> scan_page_tables(Part part) {
   const Descriptor pagemap = detail::open_pagemap();
   if (pagemap.value() < 0) return std::nullopt;
@@ -132,7 +132,7 @@ std::optional<std::uint64_t> take_number(std::string_view& text, int base) {
   return number;
 }
 
-/// What /proc/self/smaps says of the kernel's areas inside `part`. It tells sums of whole areas:
+/// What /proc/self/smaps says of the kernel's areas inside `part`. It has sums of whole areas only:
 /// nothing when an area with huge pages is only partly inside.
 std::optional<std::uint64_t> huge_bytes_from_smaps(Part part) {
   Lines lines("/proc/self/smaps");
@@ -167,7 +167,7 @@ Result<Residency> MemoryMapping::residency(std::uint64_t offset, std::uint64_t s
   const std::uint64_t start = reinterpret_cast<std::uintptr_t>(data_) + offset;
   const Part part{start, start + size};
   const auto tables = scan_page_tables(part);
-  // Of anonymous memory everything is in page tables, and they tell pages of zeros from others.
+  // All anonymous memory is in page tables, which also tell the page of zeros from others.
   if (tables && backing_.page_kind() == PageKind::anonymous) return *tables;
   Residency result;
   result.resident = VMSPACE_TRY(count_pages(part));

@@ -27,8 +27,8 @@ constexpr std::uint64_t entry_is_present = std::uint64_t{1} << 63;
 /// What one call is asked about at most.
 constexpr std::size_t window_pages = 4096;
 
-/// What is read of a hugetlb page at a time to find out whether it is all zeros: of a page that is
-/// not, the first bytes tell.
+/// How much of a hugetlb page is read at a time to find out whether it is all zeros: of most pages
+/// that are not, the first bytes tell.
 constexpr std::uint64_t probe = std::uint64_t{64} << 10;
 
 bool has_swap() {
@@ -52,8 +52,8 @@ Result<Extent> next_file_data(const char* operation, Errc if_cut_off, int fd, st
   };
   const Extent found = find();
   if (found.offset == from) return found;
-  // Asked last: lseek(2) gives ENXIO for the hole at the end of a file and for what is behind the
-  // end alike.
+  // Checked last: lseek(2) gives ENXIO both for a hole at the end of a file and for anything past
+  // it.
   struct stat file {};
   if (retry([&] { return kernel().fstat(fd, &file); }) != 0) {
     return fail_os(operation, Operand::span(from, end - from), "fstat");
@@ -118,12 +118,12 @@ bool PresentPages::read_tables(Extent part) {
 }
 
 bool PresentPages::ask_incore(Extent part) {
-  // Asked each time, and before: swap may be switched on while we look.
+  // Checked each time, and first: swap may be switched on meanwhile.
   if (swappable_ && has_swap()) return false;
   const std::uint64_t page = base_page_size();
   std::array<unsigned char, window_pages> pages;
   const std::uint64_t size = std::min<std::uint64_t>(part.size, pages.size() * page);
-  // mincore(2) only looks; its declaration knows no const.
+  // mincore(2) only looks, but is not declared so.
   auto* const first = const_cast<std::byte*>(data_ + part.offset);
   if (retry([&] { return kernel().mincore(first, size, pages.data()); }) != 0) return false;
   for (std::size_t i = 0; i < size / page; ++i) {

@@ -32,10 +32,10 @@ namespace {
 
 constexpr const char* operation = "populate";
 
-/// What a thread does at a time: long enough to make the system call cheap, short enough that no
-/// thread is left alone with the last one.
+/// What a thread populates at a time: enough to make the system call cheap, little enough that the
+/// threads finish together.
 constexpr std::uint64_t chunk_size = 16_MiB;
-/// Below it another thread costs more than it brings.
+/// With less than this another thread costs more than it gains.
 constexpr std::uint64_t least_per_thread = 32_MiB;
 
 struct Chunk {
@@ -77,7 +77,7 @@ class Job {
   Result<void> run(unsigned threads) {
     std::vector<pthread_t> others;
     others.reserve(threads - 1);
-    // A new thread inherits the mask: the program's signal handlers have no business on ours.
+    // New threads inherit the mask: the program's signal handlers must not run on ours.
     sigset_t all;
     sigset_t before;
     sigfillset(&all);
@@ -170,7 +170,7 @@ Result<bool> wants_write(const PopulateRange& range, PopulateAccess access) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
                  .first = Operand::span(range.offset, range.size),
-                 .reason = "the mapping's protection does not allow it"});
+                 .reason = "the mapping's protection forbids it"});
   }
   return write;
 }
@@ -188,7 +188,7 @@ Result<void> add_chunks(const PopulateRange& range, PopulateAccess access,
   const MemoryMapping& mapping = *range.mapping;
   VMSPACE_TRY_IN(operation, mapping.check_part(range.offset, range.size));
   access = range.access.value_or(access);
-  VMSPACE_TRY(detail::require_known(operation, access, "an unknown way to populate"));
+  VMSPACE_TRY(detail::require_known(operation, access, "not a value of PopulateAccess"));
   const bool write = VMSPACE_TRY(wants_write(range, access));
   const std::uint64_t step = std::max(chunk_size, mapping.page_size());
   const std::uint64_t end = range.offset + range.size;

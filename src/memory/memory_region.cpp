@@ -59,9 +59,9 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
 /// Options come from configurations, and are looked at whether or not this region needs them.
 Result<void> check_values(const MapOptions& options) {
   VMSPACE_TRY(
-      detail::require_known("MemoryRegion::map", options.numa_mode, "an unknown NUMA mode"));
+      detail::require_known("MemoryRegion::map", options.numa_mode, "not a value of NumaMode"));
   return detail::require_known("MemoryRegion::map", options.populate.access,
-                               "an unknown way to populate");
+                               "not a value of PopulateAccess");
 }
 
 /// Pages of a size that the region asks for are not quietly others.

@@ -80,7 +80,7 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
 }
 
 Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions, Unsealed unsealed) {
-  VMSPACE_TRY(detail::require_known(mapping, unsealed, "neither Unsealed::accept nor refuse"));
+  VMSPACE_TRY(detail::require_known(mapping, unsealed, "not a value of Unsealed"));
   if (regions.size() > GuestMemory::max_regions) {
     return fail({.code = Errc::limit_exceeded,
                  .operation = mapping,

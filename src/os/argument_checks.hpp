@@ -61,8 +61,8 @@ namespace vmspace::detail {
                .reason = rule});
 }
 
-/// `invalid_argument` for a value that is_known() does not know: configurations, files and peers are
-/// read by casts, and a cast takes any number.
+/// `invalid_argument` for a value of an enumeration that is not one of its enumerators; is_known()
+/// is in the known_values.hpp of its layer.
 template <typename Enumeration>
 [[nodiscard]] Result<void> require_known(const char* operation, Enumeration value,
                                          const char* rule) {

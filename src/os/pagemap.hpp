@@ -2,8 +2,8 @@
 //
 // PAGEMAP_SCAN: which pages of this process the kernel's page tables hold, as ranges.
 //
-// Source: admin-guide/mm/pagemap in the kernel's documentation, and linux/fs.h of Linux 6.7, which C
-// libraries do not have yet.
+// Source: admin-guide/mm/pagemap in the kernel's documentation, and linux/fs.h of Linux 6.7, which
+// C libraries do not have yet.
 
 #pragma once
 
@@ -52,8 +52,8 @@ inline Descriptor open_pagemap() {
       retry([] { return kernel().open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0); }));
 }
 
-/// Looks at the beginning of [start, end), which is not empty, until `regions` is full. Nothing where
-/// the kernel can't: before Linux 6.7, or where this process may not.
+/// Looks at the beginning of [start, end), which is not empty, until `regions` is full. Nothing
+/// where the kernel can't: before Linux 6.7, or where this process may not.
 inline std::optional<ScannedPages> scan_pages(const Descriptor& pagemap, std::uint64_t start,
                                               std::uint64_t end, const PageQuery& query,
                                               std::span<PageRegion> regions) {

@@ -22,8 +22,8 @@ tl::unexpected<Error> corrupt(const char* reason, Operand first = {}, Operand se
                .reason = reason});
 }
 
-/// FNV-1a with the field `checksum` of the header taken as 0. Every step is a bijection of the sum,
-/// so that a change of any single byte changes it.
+/// FNV-1a, with the field `checksum` of the header taken as 0. Every step is a bijection of the
+/// sum, so that changing any single byte changes it.
 std::uint64_t checksum(std::span<const std::byte> bytes) {
   std::uint64_t sum = 0xcbf2'9ce4'8422'2325;
   for (std::size_t i = 0; i < bytes.size(); ++i) {

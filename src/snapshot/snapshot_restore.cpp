@@ -47,8 +47,8 @@ Result<detail::SnapshotHead> read_head(int fd) {
 
 constexpr const char* restoring = "restore_snapshot";
 
-/// Makes a part of a region 0, without touching what is not there. Writing takes no page from a
-/// hugetlb pool that could be empty: a private mapping has reserved those that it may copy to.
+/// Clears a part of a region, without touching what is absent. Writing needs no page of a hugetlb
+/// pool that could be empty: a private mapping has reserved the pages that it may copy to.
 Result<void> clear_part(const MemoryRegion& region, PageScan& scan, Extent part) {
   for (std::uint64_t at = part.offset; at < part.end();) {
     const Extent used = VMSPACE_TRY(scan.next(at, part.end()));
@@ -86,7 +86,7 @@ Result<void> for_each_part(int fd, const SnapshotRegion& region, Data data, Hole
   return {};
 }
 
-/// A region that may not be written must be what it was.
+/// A region that may not be written must hold what was saved.
 Result<void> compare(const MemoryRegion& region, const SnapshotRegion& saved, int fd) {
   PageScan scan(region.mapping(), restoring);
   std::vector<std::byte> buffer(std::min(detail::snapshot_chunk, region.size()));
@@ -111,7 +111,7 @@ Result<void> compare(const MemoryRegion& region, const SnapshotRegion& saved, in
   return {};
 }
 
-/// Everything that can be wrong before the first byte is written.
+/// Finds everything that is wrong before the first byte is written.
 Result<void> check_target(const GuestMemory& memory, const detail::SnapshotHead& head, int fd) {
   const auto other_layout = [](Operand first, Operand second, const char* reason) {
     return fail({.code = Errc::invalid_argument,
@@ -123,14 +123,14 @@ Result<void> check_target(const GuestMemory& memory, const detail::SnapshotHead&
   if (head.regions.size() != memory.regions().size()) {
     return other_layout(Operand::number(head.regions.size()),
                         Operand::number(memory.regions().size()),
-                        "the snapshot has another number of regions");
+                        "the numbers of regions in snapshot and memory");
   }
   for (std::size_t i = 0; i < head.regions.size(); ++i) {
     const MemoryRegion& region = *memory.regions()[i];
     const SnapshotRegion& saved = head.regions[i];
     if (saved.base != region.base() || saved.size != region.size()) {
       return other_layout(Operand::span(saved.base.value(), saved.size), operand(region),
-                          "the snapshot has another layout");
+                          "a region of the snapshot, and the one in its place");
     }
     if (!allows(region.protection(), Protection::read)) {
       return fail({.code = Errc::access_denied,

@@ -40,7 +40,7 @@ Result<void> write_all(int fd, const std::byte* from, std::uint64_t size, std::u
     const auto count =
         retry([&] { return kernel().pwrite(fd, from, size, static_cast<off_t>(offset)); });
     if (count <= 0) {
-      // A file system that takes nothing and calls it no error would do so for ever.
+      // A file system that writes nothing without an error would go on like that for ever.
       return fail_os(operation, Operand::span(offset, size), "pwrite", count == 0 ? EIO : errno);
     }
     from += count;
@@ -100,7 +100,7 @@ Result<std::uint64_t> save_part(const MemoryRegion& region, Extent part, int fd,
   return written;
 }
 
-/// Writes zeros, for memory that is not there to be written from.
+/// Writes zeros, in place of memory that is absent.
 Result<void> write_zeros(int fd, std::uint64_t size, std::uint64_t offset) {
   const std::vector<std::byte> zeros(std::min(size, std::uint64_t{1} << 20));
   while (size != 0) {
@@ -148,7 +148,7 @@ Result<std::uint64_t> save_snapshot(const GuestMemory& memory, int fd, const Sav
   }
   const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
   if (flags < 0) return fail_os(operation, {}, "fcntl(F_GETFL)");
-  // pwrite(2), "BUGS": Linux appends then, whatever the offset.
+  // pwrite(2), "BUGS": Linux then appends, whatever the offset.
   if ((flags & O_APPEND) != 0) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
@@ -157,7 +157,7 @@ Result<std::uint64_t> save_snapshot(const GuestMemory& memory, int fd, const Sav
   const detail::SnapshotHead head = VMSPACE_TRY(lay_out(memory));
   const std::vector<std::byte> bytes = detail::encode_head(head);
 
-  // Cut off and grown again, the file is one hole, without what it held before.
+  // Truncated and extended again, the file is one hole, without its old contents.
   for (const std::uint64_t size : {std::uint64_t{0}, head.file_size}) {
     if (retry([&] { return kernel().ftruncate(fd, static_cast<off_t>(size)); }) != 0) {
       return fail_os(operation, Operand::size(size), "ftruncate");

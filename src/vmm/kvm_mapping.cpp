@@ -30,7 +30,7 @@ Result<KvmMapping> KvmMapping::make(const KvmMemory& memory, const RangePool& nu
                    .operation = operation,
                    .first = Operand::number(count),
                    .second = Operand::number(mapping.pieces_.size()),
-                   .reason = "slots needed, and slots left"});
+                   .reason = "slots needed, and slot numbers left"});
     }
     mapping.pieces_.push_back({.number = std::move(*number)});
   }
@@ -88,10 +88,10 @@ Result<void> KvmMapping::show(int vm_fd, Shown to, const char* operation) noexce
       put_back &= show_piece(vm_fd, before, *from, true);
     if (put_back) return refused(i, error, operation, "KVM_SET_USER_MEMORY_REGION of this slot");
     return refused(i, error, operation,
-                   is_whole() ? "KVM_SET_USER_MEMORY_REGION of this slot; the log is left on in "
-                                "part: start or stop it again"
-                              : "KVM_SET_USER_MEMORY_REGION of this slot; the range is left in "
-                                "part: clear it");
+                   is_whole() ? "KVM_SET_USER_MEMORY_REGION of this slot; the log is now on only "
+                                "in part: start or stop it again"
+                              : "KVM_SET_USER_MEMORY_REGION of this slot; the range is now shown "
+                                "only in part: clear it");
   }
   return {};
 }
@@ -101,8 +101,8 @@ void KvmMapping::take_away(int vm_fd) noexcept {
     static_cast<void>(show_piece(vm_fd, i, Shown::no, false));
 }
 
-/// Shows one piece, unless it is shown in this way; false, with errno, when KVM refuses. `log_lost`: a
-/// log that begins here continues one that KVM has forgotten.
+/// Shows one piece, unless it is shown in this way; false, with errno, when KVM refuses.
+/// `log_lost`: a log that begins here continues one that KVM has forgotten.
 bool KvmMapping::show_piece(int vm_fd, std::size_t index, Shown to, bool log_lost) noexcept {
   Piece& piece = pieces_[index];
   if (piece.shown == to) return true;

@@ -17,8 +17,8 @@
 
 namespace vmspace::detail {
 
-/// The pieces of a known range. Each leases its slot number for as long as KVM may have the slot: of
-/// a slot that KVM still has when the mapping is destroyed, the number stays taken.
+/// The pieces of a known range. Each leases its slot number for as long as KVM may have the slot:
+/// of a slot that KVM still has when the mapping is destroyed, the number stays taken.
 class KvmMapping {
  public:
   /// What KVM has of a piece.
@@ -47,8 +47,9 @@ class KvmMapping {
   /// Whether KVM has every piece, with or without its log.
   [[nodiscard]] bool is_whole() const noexcept;
 
-  /// Has KVM show all pieces in this way. When KVM refuses one (`os`), those before it are put back,
-  /// unless an earlier failure had left the range in part: then this call goes as far as it can.
+  /// Has KVM show all pieces in this way. When KVM refuses one (`os`), those before it are put
+  /// back, unless an earlier failure had left the range in part: then this call goes as far as it
+  /// can.
   [[nodiscard]] Result<void> show(int vm_fd, Shown to, const char* operation) noexcept;
   /// Deletes every slot that KVM lets go, whatever it says of the others.
   void take_away(int vm_fd) noexcept;

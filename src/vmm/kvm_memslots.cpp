@@ -105,7 +105,7 @@ Result<KvmMemslots> KvmMemslots::create(int vm_fd, std::optional<RangePool> slot
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
                  .first = which,
-                 .reason = "the descriptor is a device's, not one that KVM_CREATE_VM gave"});
+                 .reason = "the descriptor is that of a device, not one from KVM_CREATE_VM"});
   }
   const int reported = VMSPACE_TRY(ask(vm, KVM_CAP_NR_MEMSLOTS, which));
   // A kernel that does not know the extension answers 0 and holds 32.
@@ -152,8 +152,9 @@ Result<void> KvmMemslots::set(const KvmMemory& memory) {
     Error error = inserted.error().in(operation);
     if (state_->mappings.get(range)) {
       error.reason =
-          "the range is known: start_dirty_log() and stop_dirty_log() switch its log, all else "
-          "(read-only, the host address) takes clear() and set()";
+          "the range is already set: start_dirty_log() and stop_dirty_log() switch its log; "
+          "anything "
+          "else (read-only, the host address) takes clear() and set()";
     }
     return fail(error);
   }
@@ -170,7 +171,7 @@ Result<void> KvmMemslots::set(const MemoryRegion& region) {
     return fail({.code = Errc::access_denied,
                  .operation = "KvmMemslots::set",
                  .first = detail::operand(region.description().range()),
-                 .reason = "a guest reads every slot, and this region may not be read"});
+                 .reason = "a guest can read every slot, but this region may not be read"});
   }
   return set(KvmMemory{.base = region.base(),
                        .size = region.size(),
@@ -188,7 +189,7 @@ Result<void> KvmMemslots::clear(const Range& range) {
 
 void KvmMemslots::clear_all() noexcept {
   if (!state_) return;
-  // Nobody can be told of a failure any more. KVM keeps such a slot until the machine is gone, and its
+  // A failure can no longer be reported. KVM keeps such a slot until the machine is gone, and the
   // number stays taken.
   for (const auto& entry : state_->mappings) {
     Mapping& mapping = *state_->mappings.find_value(entry.range.min());
@@ -208,7 +209,7 @@ Result<void> KvmMemslots::switch_log(const Range& range, bool on, const char* op
     return fail({.code = Errc::bad_state,
                  .operation = operation,
                  .first = detail::operand(range),
-                 .reason = "an earlier failure has left the range in part: clear it"});
+                 .reason = "after an earlier failure the range is shown only in part: clear it"});
   }
   return mapping->show(state_->vm.value(), on ? Shown::logged : Shown::yes, operation);
 }
@@ -225,11 +226,12 @@ Result<KvmDirtyLog> KvmMemslots::fetch_dirty_log(const Range& range) {
   constexpr const char* operation = "KvmMemslots::fetch_dirty_log";
   Mapping* const mapping = VMSPACE_TRY(find(range, operation));
   if (const auto shown = mapping->shown(); shown != Shown::logged) {
-    return fail({.code = Errc::bad_state,
-                 .operation = operation,
-                 .first = detail::operand(range),
-                 .reason = shown ? "the dirty log of the range is not on"
-                                 : "an earlier failure has left the range, or its log, in part"});
+    return fail(
+        {.code = Errc::bad_state,
+         .operation = operation,
+         .first = detail::operand(range),
+         .reason = shown ? "the dirty log of the range is not on"
+                         : "after an earlier failure the range is shown or logged only in part"});
   }
   return mapping->fetch_log(state_->vm.value(), operation);
 }

@@ -13,8 +13,8 @@
 
 namespace vmspace::detail {
 
-/// KVM_MEM_MAX_NR_PAGES in the kernel's kvm_host.h. Changed by tests alone: what takes two slots of the
-/// largest size has a dirty log of 256 MiB.
+/// KVM_MEM_MAX_NR_PAGES in the kernel's kvm_host.h. Changed by tests alone: what takes two slots of
+/// the largest size has a dirty log of 256 MiB.
 inline std::uint64_t max_pages_per_slot = (std::uint64_t{1} << 31) - 1;
 
 /// The pieces of some memory whose size is not 0 and whose end does not pass 2^64.
@@ -52,9 +52,9 @@ class KvmPieces {
 
   KvmMemory memory_;
   std::uint64_t largest_;  // a piece
-  // By how much the first piece is shorter, so that the pieces meet at multiples of the largest page;
-  // in whole words of a dirty log, so that each piece has words of its own in that of the range. (A
-  // base that is not a multiple of such a word, 256 KiB on x86, does have a page cut.)
+  // By how much the first piece is shorter, so that the pieces meet at multiples of the largest
+  // page; in whole words of a dirty log, so that each piece has words of its own in that of the
+  // range. (A base that is not a multiple of such a word, 256 KiB on x86, does have a page cut.)
   std::uint64_t lead_;
 };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Host memory where the kernel lacks calls that a newer one has, and in jails without /proc and /sys.
+// Host memory where the kernel lacks calls that a newer one has, and in jails without /proc and
+// /sys.
 
 #include <sys/mman.h>
 

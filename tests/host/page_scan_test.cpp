@@ -279,7 +279,8 @@ TEST(PageScan, AByteAnywhereIsNotZero) {
   }
 }
 
-/// hugetlb memory of three pages, of which the second was discarded, and a pool without a free page.
+/// hugetlb memory of three pages, of which the second was discarded, and a pool without a free
+/// page.
 class PageScanHuge : public ::testing::Test {
  protected:
   static constexpr std::uint64_t huge = 2_MiB;

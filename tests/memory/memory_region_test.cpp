@@ -266,7 +266,7 @@ TEST(MemoryRegion, ErrorsNameTheRegionItsGuestRangeAndItsFile) {
                 ": failed (opening the file: \"/srv/vm/ram\"): No such file or directory");
   EXPECT_EQ(message({.source = MemorySource::hugetlbfs, .path = "/dev", .page_size = page_size()}),
             "MemoryRegion::map: " + name +
-                ": invalid argument (the path is not in a hugetlbfs: \"/dev\")");
+                ": invalid argument (the path must be a directory in a hugetlbfs: \"/dev\")");
   const std::string short_file = message({.source = MemorySource::file, .path = path});
   EXPECT_EQ(short_file.find("MemoryRegion::map: " + name + ": out of bounds: [0x0, 0x3ffff]"), 0U)
       << short_file;

@@ -2,7 +2,6 @@
 //
 // Snapshot files that are not what they should be.
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -80,11 +79,6 @@ TEST(Snapshot, AnErrorNamesTheCallThatWasMade) {
   EXPECT_EQ(operation(inspect_snapshot(file.fd())), "inspect_snapshot");
   EXPECT_EQ(operation(map_snapshot(file.fd())), "map_snapshot");
   EXPECT_EQ(operation(restore_snapshot(sample(MemorySource::anon), file.fd())), "restore_snapshot");
-  // What fails below is told by the reason: the file's own mapping.
-  VMSPACE_ASSERT_OK(save_snapshot(sample(MemorySource::anon), file.fd()));
-  const OwnedFd write_only(
-      ::open(("/proc/self/fd/" + std::to_string(file.fd())).c_str(), O_WRONLY | O_CLOEXEC));
-  EXPECT_EQ(operation(map_snapshot(write_only.get())), "map_snapshot");
 }
 
 TEST(Snapshot, ANewerVersionIsUnsupportedAndNotCorrupt) {

@@ -37,8 +37,8 @@ class KvmDirtyLogTest : public test::FakeKvm {
   const Range range = *Range::from_base_size(base, size);
   const KvmMemory memory{.base = GuestAddress(base), .size = size, .host_address = host(1_GiB)};
 
-  // Two slots: the largest that there is, and what remains. Slots are smaller here than KVM's, whose
-  // logs would take most of the time; see ALogOfSlotsAsLargeAsKvmsReachesTheLastPage.
+  // Two slots: the largest that there is, and what remains. Slots are smaller here than KVM's,
+  // whose logs would take most of the time; see ALogOfSlotsAsLargeAsKvmsReachesTheLastPage.
   const std::uint64_t largest = 1_GiB;
   const KvmMemory split{
       .base = GuestAddress(4_GiB), .size = largest + 64_MiB, .host_address = host(32_TiB)};

@@ -21,10 +21,10 @@
 //
 // The bytes of a region lie in the file as they lie in the guest, so that the file can be mapped in
 // place of memory. Pages of zeros need not be stored: a sparse snapshot leaves holes (lseek(2),
-// SEEK_HOLE), which read as zeros also after a tool that knows nothing of them has copied the file.
-// The checksum covers what decides where bytes go, not the bytes themselves: to sum up those would
-// cost the mapped restore its point. The header is written last: a file whose save was interrupted
-// is no snapshot.
+// SEEK_HOLE), which still read as zeros after a tool that does not know of them has copied the
+// file. The checksum covers what decides where bytes go, not the bytes themselves: reading all of
+// those would defeat the purpose of a mapped restore. The header is written last: a file whose save
+// was interrupted is not a snapshot.
 
 #pragma once
 
@@ -39,18 +39,19 @@
 
 namespace vmspace {
 
-/// Called now and then, not more often than every few MiB and at the end, on the thread that saves
-/// or restores: bytes of guest memory done, of all.
+/// Called on the thread that saves or restores, every few MiB and at the end, with the bytes of
+/// guest memory done so far and in total.
 using SnapshotProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
 
 /// How to save; an aggregate for designated initialisers.
 struct SaveOptions {
-  /// Leave out pages of zeros. Off, they are written as zeros, and the file has all its blocks.
+  /// Leaves out pages of zeros. Otherwise they are written, and the file has all its blocks.
   bool sparse = true;
+  /// Called with the progress; may be empty.
   SnapshotProgress progress = {};
 };
 
-/// A region as the file describes it.
+/// A region as a snapshot describes it.
 struct SnapshotRegion {
   GuestAddress base;
   std::uint64_t size;    ///< bytes
@@ -60,8 +61,8 @@ struct SnapshotRegion {
   friend bool operator==(const SnapshotRegion&, const SnapshotRegion&) = default;
 };
 
-// Saving and restoring: vCPUs and devices are stopped by the caller, since what changes meanwhile may
-// or may not be in the file. Files are regular files (a memfd is one) and are used from their
+// Saving and restoring: vCPUs and devices are stopped by the caller, since what changes meanwhile
+// may or may not be in the file. Files are regular files (a memfd is one) and are used from their
 // beginning; the descriptor's position is neither used nor changed. May be called from any thread;
 // calls on one file must not overlap.
 //
@@ -91,18 +92,18 @@ struct SnapshotRegion {
 /// Copies the snapshot into memory whose regions have equal places and sizes, whatever backing it
 /// was saved from. Everything that is not stored becomes 0; what is written is marked dirty.
 ///
-/// Errors: those of inspect_snapshot(); `invalid_argument` for another layout; `access_denied` for a
-/// region that may not be read, or that may not be written and differs from the snapshot: after these
-/// nothing has changed. `os` or `corrupt` for a file that can't be read or is cut off meanwhile,
-/// `out_of_bounds` for memory whose own file was cut off, `os` with EFAULT where no page could be
-/// allocated: after these part of the memory has changed.
+/// Errors: those of inspect_snapshot(); `invalid_argument` for another layout; `access_denied` for
+/// a region that may not be read, or that may not be written and differs from the snapshot: after
+/// these nothing has changed. `os` or `corrupt` for a file that can't be read or is cut off
+/// meanwhile, `out_of_bounds` for memory whose own file was cut off, `os` with EFAULT where no page
+/// could be allocated: after these part of the memory has changed.
 ///
 /// O(bytes stored, and bytes of the guest that may not be 0).
 [[nodiscard]] Result<void> restore_snapshot(const GuestMemory& memory, int fd,
                                             const SnapshotProgress& progress = {});
 
-/// Guest memory that is the file itself, mapped privately: ready at once, read in page by page as it
-/// is used, and never written back. The file must not change as long as the memory lives. The
+/// Guest memory that is the file itself, mapped privately: ready at once, read in page by page as
+/// it is used, and never written back. The file must not change as long as the memory lives. The
 /// descriptor is duplicated. Errors: those of inspect_snapshot(), Backing::open and
 /// MemoryRegion::map. A few system calls a region.
 [[nodiscard]] Result<GuestMemory> map_snapshot(int fd);

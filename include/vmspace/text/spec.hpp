@@ -35,7 +35,7 @@ namespace vmspace {
   return "?";
 }
 
-/// The source, and what is not as it is by default:
+/// The source, and whatever differs from the default:
 /// `file /srv/disk offset 0x1000 page_size 0x200000 map_private discardable`.
 [[nodiscard]] inline std::string to_text(const BackingSpec& backing) {
   std::string text = to_text(backing.source);
