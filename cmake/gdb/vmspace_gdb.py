@@ -3,7 +3,7 @@
 # How gdb prints vmspace's types:
 #
 #   $1 = IntervalTree of 3 = {[0xc0000000-0xc0003fff] = "nic0", [0xc0004000-0xc0004fff] = allocated, ...}
-#   $2 = [0xc0000000-0xc0003fff]                     a Range
+#   $2 = [0xc0000000-0xc0003fff]                     a Range, also a ValuedRange
 #   $3 = 0xc0000000                                  a GuestAddress
 #   $4 = IntervalTree::insert: overlap: [0x200, 0x2ff], [0x100, 0x20f]      an Error, a failed Result
 #   $5 = no_space                                    an Errc
@@ -183,7 +183,7 @@ class IntervalTreePrinter:
 def make_printers():
     printers = gdb.printing.RegexpCollectionPrettyPrinter("vmspace")
     for name, pattern, printer in (
-        ("Range", "^vmspace::Range$", RangePrinter),
+        ("Range", "^vmspace::(Range|ValuedRange<.*>)$", RangePrinter),
         ("GuestAddress", "^vmspace::GuestAddress$", GuestAddressPrinter),
         ("Errc", "^vmspace::Errc$", ErrcPrinter),
         ("Error", "^vmspace::Error$", ErrorPrinter),

@@ -54,13 +54,17 @@ int main() {
   // More than one leaf holds.
   for (std::uint64_t i = 0; i < 100; ++i)
     made = made && large.insert(Range::point(i * 2), i);
-  if (!made) return 1;
+  IntervalTree<int> pool;
+  made = made && pool.insert(Range::of(0x1000, 0x1fff));
+  const auto valued = pool.allocate({.size = 0x10}, 5);
+  if (!made || !valued) return 1;
 
   look_here(&tree);
   look_here(&large);
   look_here(&stateless);
   look_here(&empty);
   look_here(&value);
+  look_here(&valued);
   look_here(&failed);
   look_here(&done);
   look_here(&undone);

@@ -74,6 +74,7 @@ TEST_F(Gdb, PrintsErrorsAsLinesThatReadLikeTheirMessages) {
 
 TEST_F(Gdb, PrintsWhatAResultHolds) {
   EXPECT_EQ(value_of("value"), "[0xc0000000-0xc0003fff]");
+  EXPECT_EQ(value_of("valued"), "[0x1000-0x100f]");
   EXPECT_EQ(value_of("failed"), "insert: overlap: [0x200, 0x2ff], [0x100, 0x20f]");
   EXPECT_EQ(value_of("done"), "ok");
   EXPECT_EQ(value_of("undone"), "mmap: os: 0x1000 (reserving): Cannot allocate memory");
