@@ -31,6 +31,7 @@ using detail::retry;
 namespace {
 
 constexpr const char* operation = "populate";
+constexpr const char* unknown_access = "not a value of PopulateAccess";
 
 /// What a thread populates at a time: enough to make the system call cheap, little enough that the
 /// threads finish together.
@@ -188,7 +189,7 @@ Result<void> add_chunks(const PopulateRange& range, PopulateAccess access,
   const MemoryMapping& mapping = *range.mapping;
   VMSPACE_TRY_IN(operation, mapping.check_part(range.offset, range.size));
   access = range.access.value_or(access);
-  VMSPACE_TRY(detail::require_known(operation, access, "not a value of PopulateAccess"));
+  VMSPACE_TRY(detail::require_known(operation, access, unknown_access));
   const bool write = VMSPACE_TRY(wants_write(range, access));
   const std::uint64_t step = std::max(chunk_size, mapping.page_size());
   const std::uint64_t end = range.offset + range.size;
@@ -210,6 +211,7 @@ unsigned threads_for(std::uint64_t bytes) {
 }  // namespace
 
 Result<void> populate(std::span<const PopulateRange> ranges, PopulateOptions options) {
+  VMSPACE_TRY(detail::require_known(operation, options.access, unknown_access));
   std::vector<Chunk> chunks;
   std::uint64_t total = 0;
   for (const PopulateRange& range : ranges) {

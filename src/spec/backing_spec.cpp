@@ -47,10 +47,10 @@ Result<MemorySource> parse_memory_source(std::string_view name) {
   for (const auto& [known, source] : source_names) {
     if (name == known) return source;
   }
-  return fail(
-      {.code = Errc::invalid_argument,
-       .operation = "parse_memory_source",
-       .reason = "the sources are none, anon, shmem, hugeanon, hugeshmem, hugetlbfs, file"});
+  return fail({.code = Errc::invalid_argument,
+               .operation = "parse_memory_source",
+               .reason = "the sources are none, anon, shmem, hugeanon, hugeshmem, hugetlbfs, file",
+               .text = name});
 }
 
 std::string_view name_of(MemorySource source) noexcept {

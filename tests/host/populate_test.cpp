@@ -70,6 +70,8 @@ TEST(Populate, AWayOfPopulatingThatDoesNotExistIsRefusedBeforeAnyPageComes) {
       PopulateRange{.mapping = &mapping, .offset = 0, .size = 4_KiB},
       PopulateRange{.mapping = &mapping, .offset = 4_KiB, .size = 4_KiB, .access = unknown}};
   EXPECT_THAT(populate(ranges), HasError(Errc::invalid_argument));
+  EXPECT_THAT(populate(std::span<const PopulateRange>{}, {.access = unknown}),
+              HasError(Errc::invalid_argument));
   EXPECT_EQ(mapping.residency()->resident, 0U);
 }
 

@@ -26,11 +26,12 @@ TEST(MemorySource, EveryNameReadsBackAsItsSource) {
   EXPECT_EQ(name_of(static_cast<MemorySource>(99)), "unknown");
 }
 
-TEST(MemorySource, OtherTextIsAnErrorThatListsWhatIsKnown) {
+TEST(MemorySource, OtherTextIsAnErrorThatQuotesItAndListsWhatIsKnown) {
   for (const char* text : {"", "shm", "shmem ", "Shmem", "hugetlb", "unknown", "none,anon"}) {
     const auto source = parse_memory_source(text);
     ASSERT_THAT(source, HasError(Errc::invalid_argument)) << text;
     EXPECT_NE(source.error().message().find("hugeshmem"), std::string::npos);
+    EXPECT_EQ(source.error().text.subject(), text);
   }
 }
 

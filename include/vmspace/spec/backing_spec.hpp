@@ -62,7 +62,7 @@ struct BackingSpec {
 };
 
 /// The source with this name (`shmem`, `hugeshmem`, `anon`, `hugeanon`, `hugetlbfs`, `file`,
-/// `none`). Errors: `invalid_argument` for any other text.
+/// `none`). Errors: `invalid_argument` for any other text, which the error quotes.
 [[nodiscard]] Result<MemorySource> parse_memory_source(std::string_view name);
 
 /// The name of a source, as parse_memory_source() reads it; `unknown` for any other value.
