@@ -424,16 +424,16 @@ void save_sparse(benchmark::State& state, int) {
   const GuestMemory& guest = snapshot_guest();
   const TempFile file;
   for (auto _ : state) {
-    if (!Snapshot::save(guest, file.fd())) return state.SkipWithError("save");
+    if (!save_snapshot(guest, file.fd())) return state.SkipWithError("save");
   }
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
 }
 
 void restore_mapped(benchmark::State& state, int) {
   const TempFile file;
-  expect(Snapshot::save(snapshot_guest(), file.fd()));
+  expect(save_snapshot(snapshot_guest(), file.fd()));
   for (auto _ : state) {
-    const auto guest = Snapshot::map(file.fd());
+    const auto guest = map_snapshot(file.fd());
     if (!guest || !guest->read<std::uint64_t>(GuestAddress(0))) {
       return state.SkipWithError("map");
     }
@@ -442,10 +442,10 @@ void restore_mapped(benchmark::State& state, int) {
 
 void restore_copied(benchmark::State& state, int) {
   const TempFile file;
-  expect(Snapshot::save(snapshot_guest(), file.fd()));
+  expect(save_snapshot(snapshot_guest(), file.fd()));
   for (auto _ : state) {
     const auto guest = expect(GuestMemory::create(std::array{GuestRange{GuestAddress(0), 4_GiB}}));
-    if (!Snapshot::restore(guest, file.fd())) return state.SkipWithError("restore");
+    if (!restore_snapshot(guest, file.fd())) return state.SkipWithError("restore");
   }
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
 }

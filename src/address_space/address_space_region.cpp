@@ -58,13 +58,13 @@ Result<void> check_backing(const RegionOptions& options) {
   const bool is_file = backing.source == MemorySource::file;
   if (needs_path && backing.path.empty())
     return invalid("source hugetlbfs needs the path of a mount");
-  if (is_file && backing.path.empty() == !backing.descriptor) {
+  if (is_file && backing.path.empty() == !backing.fd) {
     return invalid("source file needs either a path or a descriptor");
   }
-  if (is_file && backing.descriptor && *backing.descriptor < 0) {
+  if (is_file && backing.fd && *backing.fd < 0) {
     return invalid("the descriptor is negative");
   }
-  if (!is_file && backing.descriptor) return invalid("only source file takes a descriptor");
+  if (!is_file && backing.fd) return invalid("only source file takes a descriptor");
   if (!is_file && !needs_path && !backing.path.empty()) return invalid("this source takes no path");
   if (!is_file && backing.offset != 0) return invalid("only source file takes an offset");
   if (!is_file && backing.discardable) return invalid("only a file can be discardable");

@@ -4,13 +4,11 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
-#include <bit>
-#include <mutex>
 #include <utility>
 
-#include "vmspace/allocator/interval_tree.hpp"
+#include "vmspace/base/try.hpp"
 
+#include "os/argument_checks.hpp"
 #include "os/page_size.hpp"
 #include "os/reserved_addresses.hpp"
 #include "os/system_calls.hpp"
@@ -20,9 +18,12 @@ namespace vmspace {
 using detail::base_page_size;
 using detail::fail_os;
 using detail::kernel;
+using detail::require_multiple;
+using detail::require_nonzero;
+using detail::require_power_of_two;
 
 struct HostArena::State {
-  State() = default;
+  explicit State(RangePool offsets) noexcept : parts(std::move(offsets)) {}
   State(const State&) = delete;
   State& operator=(const State&) = delete;
   ~State() {
@@ -34,38 +35,24 @@ struct HostArena::State {
   std::uint64_t guest_base = 0;
   void* reserved = nullptr;
   std::uint64_t reserved_size = 0;
-  std::mutex mutex;
-  IntervalTree<> taken;  ///< the offsets that mappings have
+  RangePool parts;
 };
 
 Result<HostArena> HostArena::reserve(const ArenaOptions& options) {
   constexpr const char* operation = "HostArena::reserve";
   const std::uint64_t base = options.guest_base;
-  if (options.size == 0) {
-    return fail(
-        {.code = Errc::zero_size, .operation = operation, .second = Operand::address(base)});
-  }
-  for (const std::uint64_t value : {options.size, base}) {
-    if (value % base_page_size() != 0) {
-      return fail({.code = Errc::misaligned,
-                   .operation = operation,
-                   .first = Operand::size(value),
-                   .second = Operand::size(base_page_size()),
-                   .reason = "size, guest base and the page size"});
-    }
-  }
+  const std::uint64_t page = base_page_size();
   const std::uint64_t align = options.align == 0 ? detail::huge_page_size() : options.align;
-  if (!std::has_single_bit(align)) {
-    return fail(
-        {.code = Errc::bad_alignment, .operation = operation, .first = Operand::size(align)});
-  }
-  if (options.size > detail::size_limit || align > detail::size_limit) {
-    return fail({.code = Errc::limit_exceeded,
-                 .operation = operation,
-                 .first = Operand::size(std::max(options.size, align)),
-                 .second = Operand::size(detail::size_limit)});
-  }
-  auto state = std::make_shared<State>();
+  VMSPACE_TRY(require_nonzero(operation, options.size, Operand::address(base)));
+  VMSPACE_TRY(require_multiple(operation, Operand::size(options.size), page,
+                               "the size must be a multiple of the page size"));
+  VMSPACE_TRY(require_multiple(operation, Operand::address(base), page,
+                               "the guest base must be a multiple of the page size"));
+  VMSPACE_TRY(require_power_of_two(operation, align));
+  VMSPACE_TRY(detail::check_reservation(operation, options.size, align));
+  const Range offsets = *Range::from_base_size(0, options.size);
+  RangePool parts = VMSPACE_TRY_IN(operation, RangePool::create("arena", {offsets}));
+  auto state = std::make_shared<State>(std::move(parts));
   const std::uint64_t outer = options.size + align;
   void* const address = detail::reserve_addresses(nullptr, outer, 0);
   if (address == MAP_FAILED) return fail_os(operation, Operand::size(outer), "mmap");
@@ -88,30 +75,8 @@ std::uint64_t HostArena::guest_base() const noexcept {
   return state_->guest_base;
 }
 
-Result<void> HostArena::claim(std::uint64_t offset, std::uint64_t size) const {
-  constexpr const char* operation = "HostArena::claim";
-  const auto place = Range::from_base_size(offset, size);
-  if (!place || place->max() >= state_->size) {
-    return fail({.code = Errc::out_of_bounds,
-                 .operation = operation,
-                 .first = Operand::span(offset, size),
-                 .second = Operand::span(0, state_->size),
-                 .reason = "offsets in the arena"});
-  }
-  const std::lock_guard lock(state_->mutex);
-  if (auto ok = state_->taken.insert(*place); !ok) {
-    return fail({.code = Errc::overlap,
-                 .operation = operation,
-                 .first = ok.error().first,
-                 .second = ok.error().second,
-                 .reason = "offsets in the arena"});
-  }
-  return {};
-}
-
-void HostArena::release(std::uint64_t offset, std::uint64_t size) const noexcept {
-  const std::lock_guard lock(state_->mutex);
-  static_cast<void>(state_->taken.erase(*Range::from_base_size(offset, size)));
+const RangePool& HostArena::parts() const noexcept {
+  return state_->parts;
 }
 
 }  // namespace vmspace

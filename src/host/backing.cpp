@@ -10,18 +10,15 @@
 #include <string>
 #include <utility>
 
+#include "vmspace/base/try.hpp"
+
 #include "host/live_files.hpp"
+#include "os/argument_checks.hpp"
 #include "os/descriptor.hpp"
+#include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
 #include "os/system_calls.hpp"
-
-// From linux/memfd.h, for C libraries that do not have them yet.
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 0x0008U
-#endif
-#ifndef MFD_HUGE_SHIFT
-#define MFD_HUGE_SHIFT 26
-#endif
+#include "spec/known_values.hpp"
 
 namespace vmspace {
 
@@ -31,20 +28,21 @@ using detail::base_page_size;
 using detail::Descriptor;
 using detail::fail_os;
 using detail::kernel;
+using detail::require_known;
+using detail::require_multiple;
 using detail::retry;
 
 constexpr const char* operation = "Backing::open";
 
-/// What open() asks of the helpers below.
+/// The arguments of open().
 struct Request {
   const BackingSpec& spec;
   std::uint64_t size;
   Protection protection;
 
-  [[nodiscard]] Operand span() const { return Operand::span(spec.offset, size); }
   /// For errors of the file as a whole: its descriptor; a path goes into the error's text.
   [[nodiscard]] Operand file() const {
-    return spec.descriptor ? Operand::number(static_cast<unsigned>(*spec.descriptor)) : Operand{};
+    return spec.fd ? Operand::number(static_cast<unsigned>(*spec.fd)) : Operand{};
   }
   [[nodiscard]] bool writes_through() const {
     return spec.is_shared() && allows(protection, Protection::write);
@@ -53,7 +51,7 @@ struct Request {
 
 /// An open file and the page size of its file system.
 struct Opened {
-  Descriptor descriptor;
+  Descriptor file;
   std::uint64_t page_size = 0;
   PageKind kind = PageKind::anonymous;
   bool writable = true;
@@ -65,38 +63,23 @@ tl::unexpected<Error> invalid(const char* reason) {
 }
 
 Result<void> check_request(const Request& request) {
-  if (request.size == 0) {
-    return fail({.code = Errc::zero_size,
-                 .operation = operation,
-                 .second = Operand::size(request.spec.offset)});
-  }
+  const auto& [spec, size, protection] = request;
+  VMSPACE_TRY(require_known(operation, spec.source, "not a value of MemorySource"));
+  VMSPACE_TRY(require_known(operation, spec.sharing, "not a value of Sharing"));
+  VMSPACE_TRY(require_known(operation, protection, "unknown protection bits"));
+  VMSPACE_TRY(detail::require_nonzero(operation, size, Operand::size(spec.offset)));
   constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<off_t>::max());
-  if (request.spec.offset > largest || request.size > largest - request.spec.offset) {
-    return fail({.code = Errc::limit_exceeded,
-                 .operation = operation,
-                 .first = Operand::size(request.size),
-                 .second = Operand::size(largest),
-                 .reason = "the largest file"});
-  }
-  const std::uint64_t page = request.spec.effective_page_size();
-  if (!std::has_single_bit(page)) {
-    return fail(
-        {.code = Errc::bad_alignment, .operation = operation, .first = Operand::size(page)});
-  }
-  return {};
+  constexpr const char* rule = "offset and size together must not exceed the largest file size";
+  VMSPACE_TRY(detail::require_at_most(operation, spec.offset, largest, rule));
+  VMSPACE_TRY(detail::require_at_most(operation, size, largest - spec.offset, rule));
+  return detail::require_power_of_two(operation, spec.effective_page_size());
 }
 
 Result<void> check_multiple(const Request& request, std::uint64_t page_size) {
-  for (const std::uint64_t value : {request.size, request.spec.offset}) {
-    if (value % page_size != 0) {
-      return fail({.code = Errc::misaligned,
-                   .operation = operation,
-                   .first = Operand::size(value),
-                   .second = Operand::size(page_size),
-                   .reason = "the size and the offset are multiples of the page size"});
-    }
-  }
-  return {};
+  VMSPACE_TRY(require_multiple(operation, Operand::size(request.size), page_size,
+                               "the size must be a multiple of the page size"));
+  return require_multiple(operation, Operand::size(request.spec.offset), page_size,
+                          "the offset must be a multiple of the page size");
 }
 
 Result<Opened> open_memfd(const Request& request) {
@@ -122,7 +105,7 @@ Result<Opened> open_memfd(const Request& request) {
   if (retry([&] { return kernel().ftruncate(fd, static_cast<off_t>(request.size)); }) < 0) {
     return fail_os(operation, Operand::size(request.size), "ftruncate of the memfd");
   }
-  // Without the seals whoever gets the descriptor could shrink it, and that is SIGBUS for us.
+  // Without the seals, whoever gets the descriptor could shrink the file: SIGBUS for us.
   if (retry([&] {
         return kernel().fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
       }) < 0) {
@@ -132,8 +115,8 @@ Result<Opened> open_memfd(const Request& request) {
 }
 
 Result<Opened> open_in_hugetlbfs(const Request& request) {
-  // A random name, made exclusively: a name that can be foretold is one that somebody else can have
-  // put there first.
+  // A random name, created exclusively: a name that can be predicted can be put there by somebody
+  // else first.
   constexpr int attempts = 16;
   Descriptor file;
   std::string path;
@@ -147,7 +130,7 @@ Result<Opened> open_in_hugetlbfs(const Request& request) {
       return kernel().open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     }));
     if (file.value() < 0 && (errno != EEXIST || attempt == attempts)) {
-      return fail_os(operation, request.file(), "making a file in the hugetlbfs directory");
+      return fail_os(operation, request.file(), "creating a file in the hugetlbfs directory");
     }
   }
   if (retry([&] { return kernel().unlink(path.c_str()); }) < 0) {
@@ -157,10 +140,8 @@ Result<Opened> open_in_hugetlbfs(const Request& request) {
   if (retry([&] { return kernel().fstatfs(file.value(), &fs); }) < 0) {
     return fail_os(operation, request.file(), "fstatfs");
   }
-  if (fs.f_type != HUGETLBFS_MAGIC) return invalid("the path is in no hugetlbfs");
-  if (auto ok = check_multiple(request, static_cast<std::uint64_t>(fs.f_bsize)); !ok) {
-    return fail(ok.error());
-  }
+  if (fs.f_type != HUGETLBFS_MAGIC) return invalid("the path must be a directory in a hugetlbfs");
+  VMSPACE_TRY(check_multiple(request, static_cast<std::uint64_t>(fs.f_bsize)));
   if (retry([&] { return kernel().ftruncate(file.value(), static_cast<off_t>(request.size)); }) <
       0) {
     return fail_os(operation, Operand::size(request.size), "ftruncate of the file in hugetlbfs");
@@ -178,7 +159,7 @@ struct FileAccess {
   }
 };
 
-/// Looks at an open file; an error where the guest needs more than it gives.
+/// How an open file may be accessed; an error where the guest needs more.
 Result<FileAccess> check_access(const Request& request, int fd) {
   const auto refuse = [&](const char* reason) {
     return fail({.code = Errc::access_denied,
@@ -191,11 +172,12 @@ Result<FileAccess> check_access(const Request& request, int fd) {
   const int mode = flags & O_ACCMODE;
   // mmap(2): a mapping always needs reading; writing through it needs writing.
   if ((flags & O_PATH) != 0 || mode == O_WRONLY || (mode == O_RDONLY && request.writes_through())) {
-    return refuse("the descriptor is not open for what the mapping needs");
+    return refuse(
+        "the descriptor must be open for reading, and for writing where the guest may write");
   }
   FileAccess access{.seals = retry([&] { return kernel().fcntl(fd, F_GET_SEALS, 0); })};
   if (access.seals < 0) {
-    // EINVAL: it can't have any, as every file but those of a memfd, of tmpfs and of hugetlbfs.
+    // EINVAL: only memfds and files of tmpfs and hugetlbfs can have any.
     if (errno != EINVAL) return fail_os(operation, request.file(), "fcntl(F_GET_SEALS)");
     access.seals = 0;
   }
@@ -207,9 +189,8 @@ Result<FileAccess> check_access(const Request& request, int fd) {
 
 Result<Opened> open_file(const Request& request) {
   Descriptor file;
-  if (request.spec.descriptor) {
-    file = Descriptor(
-        retry([&] { return kernel().fcntl(*request.spec.descriptor, F_DUPFD_CLOEXEC, 0); }));
+  if (request.spec.fd) {
+    file = Descriptor(retry([&] { return kernel().fcntl(*request.spec.fd, F_DUPFD_CLOEXEC, 0); }));
     if (file.value() < 0) return fail_os(operation, request.file(), "duplicating the descriptor");
   } else {
     // O_NONBLOCK: a path that names a FIFO is refused below instead of waited for.
@@ -219,37 +200,33 @@ Result<Opened> open_file(const Request& request) {
     }));
     if (file.value() < 0) return fail_os(operation, request.file(), "opening the file");
   }
-  // The seals before the size: what was sealed then has not shrunk since.
-  const auto access = check_access(request, file.value());
-  if (!access) return fail(access.error());
+  // The seals before the size: a file that was sealed then has not shrunk since.
+  const FileAccess access = VMSPACE_TRY(check_access(request, file.value()));
   struct stat info {};
   if (retry([&] { return kernel().fstat(file.value(), &info); }) < 0) {
     return fail_os(operation, request.file(), "fstat");
   }
-  if (!S_ISREG(info.st_mode)) return invalid("not a regular file");
-  if (static_cast<std::uint64_t>(info.st_size) < request.spec.offset + request.size) {
-    return fail({.code = Errc::out_of_bounds,
-                 .operation = operation,
-                 .first = request.span(),
-                 .second = Operand::size(static_cast<std::uint64_t>(info.st_size)),
-                 .reason = "the file ends before the memory does"});
-  }
+  if (!S_ISREG(info.st_mode)) return invalid("the file must be a regular file");
+  VMSPACE_TRY(detail::require_within(operation, request.spec.offset, request.size,
+                                     static_cast<std::uint64_t>(info.st_size),
+                                     "the file is shorter than the memory"));
   struct statfs fs {};
   if (retry([&] { return kernel().fstatfs(file.value(), &fs); }) < 0) {
     return fail_os(operation, request.file(), "fstatfs");
   }
   const bool huge = fs.f_type == HUGETLBFS_MAGIC;
-  const bool keeps_size = (access->seals & F_SEAL_SHRINK) != 0;
-  return Opened{.descriptor = std::move(file),
+  const bool keeps_size = (access.seals & F_SEAL_SHRINK) != 0;
+  return Opened{.file = std::move(file),
                 .page_size = huge ? static_cast<std::uint64_t>(fs.f_bsize) : base_page_size(),
                 .kind = huge                       ? PageKind::hugetlb
                         : fs.f_type == TMPFS_MAGIC ? PageKind::shmem
                                                    : PageKind::file,
-                .writable = access->writable,
+                .writable = access.writable,
                 // A hole in huge pages is filled from the pool, which may be empty.
-                .can_lose_pages = !keeps_size || (huge && !access->is_sealed_against_writing())};
+                .can_lose_pages = !keeps_size || (huge && !access.is_sealed_against_writing())};
 }
 
+/// What `spec.source` stands for, whatever its page size turns out to be.
 Result<Opened> open_source(const Request& request) {
   const BackingSpec& spec = request.spec;
   switch (spec.source) {
@@ -259,45 +236,47 @@ Result<Opened> open_source(const Request& request) {
     case MemorySource::hugeanon: return Opened{{}, spec.effective_page_size(), PageKind::hugetlb};
     case MemorySource::shmem: return open_memfd(request);
     case MemorySource::hugeshmem:
-      // Before the memfd is made: ftruncate would say no more than EINVAL.
-      if (auto ok = check_multiple(request, spec.effective_page_size()); !ok) {
-        return fail(ok.error());
-      }
+      // Before the memfd is created: ftruncate would only say EINVAL.
+      VMSPACE_TRY(check_multiple(request, spec.effective_page_size()));
       return open_memfd(request);
     case MemorySource::hugetlbfs: return open_in_hugetlbfs(request);
     case MemorySource::file: return open_file(request);
   }
-  return invalid("a region without a backing has no memory");
+  return invalid("source `none` has no memory to open");
+}
+
+Result<Opened> open_checked(const Request& request) {
+  VMSPACE_TRY(check_request(request));
+  Opened opened = VMSPACE_TRY(open_source(request));
+  if (request.spec.page_size != 0 && request.spec.page_size != opened.page_size) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = Operand::size(request.spec.page_size),
+                 .second = Operand::size(opened.page_size),
+                 .reason = "the page size asked for, and that of the backing"});
+  }
+  VMSPACE_TRY(check_multiple(request, opened.page_size));
+  return opened;
 }
 
 }  // namespace
 
 Backing::State::~State() {
-  if (descriptor < 0) return;
-  detail::forget_file(descriptor);
-  kernel().close(descriptor);
+  if (fd < 0) return;
+  detail::forget_file(fd);
+  kernel().close(fd);
 }
 
 Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Protection protection) {
-  const Request request{spec, size, protection};
-  const auto about_path = [&](Error error) {
+  auto state = std::make_shared<State>();
+  auto opened = open_checked({spec, size, protection});
+  if (!opened) {
+    Error error = opened.error();
     error.text = {{}, spec.path};
     return fail(error);
-  };
-  if (auto ok = check_request(request); !ok) return about_path(ok.error());
-  auto state = std::make_shared<State>();
-  auto opened = open_source(request);
-  if (!opened) return about_path(opened.error());
-  if (spec.page_size != 0 && spec.page_size != opened->page_size) {
-    return about_path({.code = Errc::invalid_argument,
-                       .operation = operation,
-                       .first = Operand::size(spec.page_size),
-                       .second = Operand::size(opened->page_size),
-                       .reason = "the backing's pages have another size"});
   }
-  if (auto ok = check_multiple(request, opened->page_size); !ok) return about_path(ok.error());
-  if (opened->descriptor.value() >= 0) detail::remember_file(opened->descriptor.value());
-  state->descriptor = opened->descriptor.release();
+  if (opened->file.value() >= 0) detail::remember_file(opened->file.value());
+  state->fd = opened->file.release();
   state->offset = spec.offset;
   state->size = size;
   state->page_size = opened->page_size;

@@ -16,7 +16,7 @@ struct LiveFiles {
   std::set<int> descriptors;
 };
 
-/// Never destroyed: a Backing may be a static object and outlive every other.
+/// Never destroyed: a Backing may be a static object and outlive any other.
 LiveFiles& live_files() {
   static auto* const files = new LiveFiles;
   return *files;
@@ -38,7 +38,7 @@ void forget_file(int fd) noexcept {
 
 Result<bool> is_live_file(const char* operation, const struct stat& file) {
   LiveFiles& files = live_files();
-  // Held throughout, so that no descriptor is closed, and its number used again, meanwhile.
+  // Held throughout, so that no descriptor is closed and its number reused meanwhile.
   const std::lock_guard lock(files.mutex);
   for (const int fd : files.descriptors) {
     struct stat other {};

@@ -6,22 +6,28 @@
 
 #include <algorithm>
 #include <bit>
+#include <string>
 #include <utility>
 
+#include "vmspace/base/try.hpp"
+
+#include "host/abandoned_lease.hpp"
+#include "os/argument_checks.hpp"
+#include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
 #include "os/reserved_addresses.hpp"
 #include "os/system_calls.hpp"
 #include "spec/known_values.hpp"
-
-#ifndef MAP_HUGE_SHIFT
-#define MAP_HUGE_SHIFT 26
-#endif
 
 namespace vmspace {
 
 using detail::base_page_size;
 using detail::fail_os;
 using detail::kernel;
+using detail::require_known;
+using detail::require_multiple;
+using detail::require_nonzero;
+using detail::require_within;
 using detail::retry;
 
 namespace {
@@ -38,7 +44,8 @@ constexpr const char* map_operation = "MemoryMapping::map";
 
 int flags_of(const Backing& backing, bool reserve) {
   int flags = backing.is_shared() ? MAP_SHARED : MAP_PRIVATE;
-  // Of hugetlb pages nothing would then be taken from the pool, and an empty one be SIGBUS later.
+  // Nothing would then be reserved in the pool of hugetlb pages: an empty one would be SIGBUS
+  // later.
   if (!reserve && !backing.is_hugetlb()) flags |= MAP_NORESERVE;
   if (backing.is_anonymous()) {
     flags |= MAP_ANONYMOUS;
@@ -49,55 +56,31 @@ int flags_of(const Backing& backing, bool reserve) {
   return flags;
 }
 
-tl::unexpected<Error> fail_unknown_protection(const char* operation, Protection protection) {
-  return fail({.code = Errc::invalid_argument,
-               .operation = operation,
-               .first = Operand::number(static_cast<unsigned>(protection)),
-               .reason = "unknown protection bits"});
-}
-
 Result<void> check_options(const Backing& backing, const MappingOptions& options) {
-  if (options.size == 0) {
-    return fail({.code = Errc::zero_size,
-                 .operation = map_operation,
-                 .second = Operand::address(options.offset)});
-  }
+  constexpr const char* operation = map_operation;
   const std::uint64_t page = backing.page_size();
-  for (const std::uint64_t value : {options.size, options.offset, options.congruent_to}) {
-    if (value % page != 0) {
-      return fail({.code = Errc::misaligned,
-                   .operation = map_operation,
-                   .first = Operand::size(value),
-                   .second = Operand::size(page),
-                   .reason = "size, offset and congruence are multiples of the page size"});
-    }
-  }
-  if (options.align != 0 && !std::has_single_bit(options.align)) {
-    return fail({.code = Errc::bad_alignment,
-                 .operation = map_operation,
-                 .first = Operand::size(options.align)});
-  }
-  if (options.offset > backing.size() || options.size > backing.size() - options.offset) {
-    return fail({.code = Errc::out_of_bounds,
-                 .operation = map_operation,
-                 .first = Operand::span(options.offset, options.size),
-                 .second = Operand::size(backing.size())});
-  }
-  if (!is_known(options.protection))
-    return fail_unknown_protection(map_operation, options.protection);
+  VMSPACE_TRY(require_nonzero(operation, options.size, Operand::address(options.offset)));
+  VMSPACE_TRY(require_multiple(operation, Operand::size(options.size), page,
+                               "the size must be a multiple of the backing's page size"));
+  VMSPACE_TRY(require_multiple(operation, Operand::size(options.offset), page,
+                               "the offset must be a multiple of the backing's page size"));
+  VMSPACE_TRY(require_multiple(operation, Operand::address(options.congruent_to), page,
+                               "congruent_to must be a multiple of the backing's page size"));
+  if (options.align != 0) VMSPACE_TRY(detail::require_power_of_two(operation, options.align));
+  VMSPACE_TRY(require_within(operation, options.offset, options.size, backing.size(),
+                             "offsets in the backing"));
+  VMSPACE_TRY(require_known(operation, options.protection, "unknown protection bits"));
   if (allows(options.protection, Protection::write) && !backing.is_writable()) {
     return fail({.code = Errc::access_denied,
-                 .operation = map_operation,
+                 .operation = operation,
                  .first = Operand::span(options.offset, options.size),
                  .reason = "the shared file is open for reading only, or sealed against writing"});
   }
-  if (options.size > detail::size_limit || options.align > detail::size_limit) {
-    return fail({.code = Errc::limit_exceeded,
-                 .operation = map_operation,
-                 .first = Operand::size(std::max(options.size, options.align)),
-                 .second = Operand::size(detail::size_limit)});
-  }
-  return {};
+  return detail::check_reservation(operation, options.size, options.align);
+}
+
+tl::unexpected<Error> fail_closed(const char* operation) {
+  return fail({.code = Errc::bad_state, .operation = operation, .reason = "the mapping is closed"});
 }
 
 tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& options) {
@@ -106,7 +89,7 @@ tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& opt
     return fail({.code = Errc::access_denied,
                  .operation = map_operation,
                  .first = size,
-                 .reason = "the descriptor is not open for what the mapping needs"});
+                 .reason = "the descriptor must be open for what the protection allows"});
   }
   if (backing.is_hugetlb() && errno == ENOMEM) {
     return fail_os(map_operation, size, "the hugetlb pool has too few free pages");
@@ -123,14 +106,14 @@ tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& opt
 
 void* map_at(const Backing& backing, const MappingOptions& options, void* address, int flags) {
   return kernel().mmap(address, options.size, prot_of(options.protection),
-                       flags_of(backing, options.reserve) | flags, backing.descriptor(),
+                       flags_of(backing, options.reserve) | flags, backing.fd(),
                        static_cast<off_t>(backing.offset() + options.offset));
 }
 
 }  // namespace
 
 Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOptions& options) {
-  if (auto ok = check_options(backing, options); !ok) return fail(ok.error());
+  VMSPACE_TRY(check_options(backing, options));
   MemoryMapping mapping(backing);
   const std::uint64_t align = std::max(options.align, backing.page_size());
   // The kernel aligns to the page size by itself, of hugetlb too.
@@ -141,10 +124,9 @@ Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOp
     mapping.reserved_size_ = options.size;
     mapping.data_ = mapping.reserved_;
   } else {
-    auto place = mapping.reserve(options, align);
-    if (!place) return fail(place.error());
-    if (auto ok = mapping.map_over(*place, options); !ok) return fail(ok.error());
-    mapping.data_ = *place;
+    std::byte* const place = VMSPACE_TRY(mapping.reserve(options, align));
+    VMSPACE_TRY(mapping.map_over(place, options));
+    mapping.data_ = place;
   }
   mapping.size_ = options.size;
   mapping.file_offset_ = backing.offset() + options.offset;
@@ -153,11 +135,11 @@ Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOp
   return mapping;
 }
 
-/// Takes the addresses of the mapping and of what surrounds it, and tells where it begins.
+/// Takes the addresses of the mapping and of what surrounds it; gives where the mapping begins.
 Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::uint64_t align) {
   const std::uint64_t guard = options.guard_pages ? base_page_size() : 0;
   if (options.arena) {
-    // As a number: an offset that is none of the arena's makes no valid pointer.
+    // As a number: an offset outside the arena would make an invalid pointer.
     const std::uint64_t address =
         reinterpret_cast<std::uintptr_t>(options.arena->data()) + options.arena_offset;
     if (((address - options.congruent_to) & (align - 1)) != 0) {
@@ -165,21 +147,31 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
                    .operation = map_operation,
                    .first = Operand::address(options.arena_offset),
                    .second = Operand::size(align),
-                   .reason = "the place in the arena and the alignment"});
+                   .reason = "the place in the arena must satisfy the alignment asked for"});
     }
-    // An offset below guard wraps to one that no arena has.
-    if (auto ok = options.arena->claim(options.arena_offset - guard, options.size + 2 * guard);
-        !ok) {
-      return fail(ok.error());
+    const std::uint64_t first = options.arena_offset - guard;  // wraps to one that no arena has
+    const std::uint64_t outer = options.size + 2 * guard;
+    constexpr const char* offsets = "offsets in the arena";
+    VMSPACE_TRY(require_within(map_operation, first, outer, options.arena->size(), offsets));
+    const std::string_view name = options.name.empty() ? name_of(backing_.source()) : options.name;
+    auto part =
+        options.arena->parts().acquire_at(*Range::from_base_size(first, outer), std::string(name));
+    if (!part) {
+      return fail({.code = Errc::overlap,
+                   .operation = map_operation,
+                   .first = part.error().first,
+                   .second = part.error().second,
+                   .reason = offsets,
+                   .text = {{}, part.error().text.detail()}});
     }
+    part_ = std::move(*part);
     arena_ = options.arena;
-    std::byte* const place = arena_->data() + options.arena_offset;
-    reserved_ = place - guard;
-    reserved_size_ = options.size + 2 * guard;
-    return place;
+    reserved_ = arena_->data() + first;
+    reserved_size_ = outer;
+    return reserved_ + guard;
   }
-  // What the alignment leaves on both sides is kept: it costs addresses only, and giving it back
-  // could fail.
+  // What the alignment leaves over on both sides is kept: it only costs addresses, and giving it
+  // back could fail.
   const std::uint64_t outer = options.size + 2 * guard + (align - base_page_size());
   void* const address = detail::reserve_addresses(nullptr, outer, 0);
   if (address == MAP_FAILED) {
@@ -194,8 +186,8 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
 /// Maps over reserved addresses, which stay reserved when that fails.
 Result<void> MemoryMapping::map_over(std::byte* place, const MappingOptions& options) {
   // Kernels differ in whether a failing MAP_FIXED has removed what was there, and where it has,
-  // another thread's memory may come into the hole. The failure that is to be expected, a hugetlb
-  // pool with too few pages, is therefore met somewhere else first.
+  // another thread's memory may land in the hole. The failure to expect, a hugetlb pool with too
+  // few pages, is therefore provoked elsewhere first.
   if (backing_.is_hugetlb()) {
     void* const trial = map_at(backing_, options, nullptr, 0);
     if (trial == MAP_FAILED) return fail_map(backing_, options);
@@ -218,6 +210,7 @@ MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
       reserved_(std::exchange(other.reserved_, nullptr)),
       reserved_size_(std::exchange(other.reserved_size_, 0)),
       arena_(std::exchange(other.arena_, std::nullopt)),
+      part_(std::exchange(other.part_, std::nullopt)),
       protection_(other.protection_),
       reserve_(other.reserve_),
       numa_policy_(std::move(other.numa_policy_)),
@@ -225,7 +218,7 @@ MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
 
 MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
   if (this == &other) return *this;
-  static_cast<void>(unmap());
+  unmap_or_abandon();
   backing_ = other.backing_;
   data_ = std::exchange(other.data_, nullptr);
   size_ = std::exchange(other.size_, 0);
@@ -233,6 +226,7 @@ MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
   reserved_ = std::exchange(other.reserved_, nullptr);
   reserved_size_ = std::exchange(other.reserved_size_, 0);
   arena_ = std::exchange(other.arena_, std::nullopt);
+  part_ = std::exchange(other.part_, std::nullopt);
   protection_ = other.protection_;
   reserve_ = other.reserve_;
   numa_policy_ = std::move(other.numa_policy_);
@@ -241,7 +235,11 @@ MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
 }
 
 MemoryMapping::~MemoryMapping() {
-  static_cast<void>(unmap());
+  unmap_or_abandon();
+}
+
+void MemoryMapping::unmap_or_abandon() noexcept {
+  if (!unmap() && part_) detail::abandon(std::move(*part_));
 }
 
 /// False, with errno, when the kernel refuses; all is as it was then.
@@ -250,7 +248,7 @@ bool MemoryMapping::unmap() noexcept {
   if (arena_) {
     // In an arena the addresses stay reserved; in one step, so that nobody gets between.
     if (detail::reserve_addresses(reserved_, reserved_size_, MAP_FIXED) == MAP_FAILED) return false;
-    arena_->release(static_cast<std::uint64_t>(reserved_ - arena_->data()), reserved_size_);
+    part_.reset();
     arena_.reset();
   } else if (kernel().munmap(reserved_, reserved_size_) != 0) {
     return false;
@@ -262,7 +260,7 @@ bool MemoryMapping::unmap() noexcept {
 
 Result<void> MemoryMapping::close() {
   constexpr const char* operation = "MemoryMapping::close";
-  if (!is_mapped()) return fail({.code = Errc::bad_state, .operation = operation});
+  if (!is_mapped()) return fail_closed(operation);
   const Operand all = Operand::span(0, size_);
   Result<void> written;
   if (backing_.source() == MemorySource::file && backing_.is_shared() &&
@@ -273,33 +271,15 @@ Result<void> MemoryMapping::close() {
   return written;
 }
 
-Result<void> MemoryMapping::check_part(const char* operation, std::uint64_t offset,
-                                       std::uint64_t size) const {
-  const Operand part = Operand::span(offset, size);
-  if (!is_mapped()) {
-    return fail({.code = Errc::bad_state,
-                 .operation = operation,
-                 .first = part,
-                 .reason = "the mapping is closed"});
-  }
-  if (size == 0) {
-    return fail(
-        {.code = Errc::zero_size, .operation = operation, .second = Operand::address(offset)});
-  }
-  if (offset > size_ || size > size_ - offset) {
-    return fail({.code = Errc::out_of_bounds,
-                 .operation = operation,
-                 .first = part,
-                 .second = Operand::size(size_)});
-  }
-  if (offset % page_size() != 0 || size % page_size() != 0) {
-    return fail({.code = Errc::misaligned,
-                 .operation = operation,
-                 .first = part,
-                 .second = Operand::size(page_size()),
-                 .reason = "offset, size and the page size"});
-  }
-  return {};
+Result<void> MemoryMapping::check_part(std::uint64_t offset, std::uint64_t size) const {
+  constexpr const char* operation = "MemoryMapping::check_part";
+  if (!is_mapped()) return fail_closed(operation);
+  VMSPACE_TRY(require_nonzero(operation, size, Operand::address(offset)));
+  VMSPACE_TRY(require_within(operation, offset, size, size_, "offsets in the mapping"));
+  VMSPACE_TRY(require_multiple(operation, Operand::address(offset), page_size(),
+                               "the offset must be a multiple of the page size"));
+  return require_multiple(operation, Operand::size(size), page_size(),
+                          "the size must be a multiple of the page size");
 }
 
 Result<void> MemoryMapping::msync() const {
@@ -308,7 +288,7 @@ Result<void> MemoryMapping::msync() const {
 
 Result<void> MemoryMapping::msync(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::msync";
-  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
   if (backing_.is_anonymous() || !backing_.is_shared()) return {};
   if (retry([&] { return kernel().msync(data_ + offset, size, MS_SYNC); }) != 0) {
     return fail_os(operation, Operand::span(offset, size), "msync");
@@ -318,14 +298,14 @@ Result<void> MemoryMapping::msync(std::uint64_t offset, std::uint64_t size) cons
 
 Result<void> MemoryMapping::protect(Protection protection) {
   constexpr const char* operation = "MemoryMapping::protect";
-  if (!is_mapped()) return fail({.code = Errc::bad_state, .operation = operation});
-  if (!is_known(protection)) return fail_unknown_protection(operation, protection);
+  if (!is_mapped()) return fail_closed(operation);
+  VMSPACE_TRY(require_known(operation, protection, "unknown protection bits"));
   if (kernel().mprotect(data_, size_, prot_of(protection)) != 0) {
     if (errno == EACCES) {
       return fail({.code = Errc::access_denied,
                    .operation = operation,
                    .first = Operand::span(0, size_),
-                   .reason = "the descriptor is not open for writing"});
+                   .reason = "the descriptor must be open for writing"});
     }
     return fail_os(operation, Operand::span(0, size_), "mprotect");
   }
@@ -335,21 +315,21 @@ Result<void> MemoryMapping::protect(Protection protection) {
 
 Result<void> MemoryMapping::lock(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::lock";
-  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
   if (retry([&] { return kernel().mlock(data_ + offset, size); }) == 0) return {};
   const int error = errno;
-  // mlock marks the range before it brings the pages in, and leaves the mark when that fails.
+  // mlock marks the range before it faults the pages in, and leaves the mark when that fails.
   kernel().munlock(data_ + offset, size);
   const bool limit = error == ENOMEM || error == EPERM || error == EAGAIN;
   return fail_os(
       operation, Operand::span(offset, size),
-      limit ? "more than RLIMIT_MEMLOCK or the free memory lets this process lock" : "mlock",
+      limit ? "more than RLIMIT_MEMLOCK or free memory allows this process to lock" : "mlock",
       error);
 }
 
 Result<void> MemoryMapping::unlock(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::unlock";
-  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
   if (retry([&] { return kernel().munlock(data_ + offset, size); }) != 0) {
     return fail_os(operation, Operand::span(offset, size), "munlock");
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MemoryMapping: everything that madvise(2) changes without changing contents.
+// MemoryMapping: whatever madvise(2) changes without changing contents.
 
 #include <sys/mman.h>
 
@@ -9,16 +9,15 @@
 #include <string>
 #include <string_view>
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 
+#include "host/known_values.hpp"
+#include "os/argument_checks.hpp"
+#include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
 #include "os/proc_file.hpp"
 #include "os/system_calls.hpp"
-
-#ifndef MADV_COLD
-#define MADV_COLD 20
-#define MADV_PAGEOUT 21
-#endif
 
 namespace vmspace {
 
@@ -66,7 +65,7 @@ int madvise_value(Advice advice) {
 }  // namespace
 
 Result<void> MemoryMapping::give_advice(const char* operation, int advice) {
-  if (auto ok = check_part(operation, 0, size_); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(0, size_));
   advice_.reserve(advice_.size() + 1);
   if (retry([&] { return kernel().madvise(data_, size_, advice); }) != 0) {
     return fail_os(operation, Operand::span(0, size_), "madvise");
@@ -79,9 +78,9 @@ Result<void> MemoryMapping::give_advice(const char* operation, int advice) {
 
 Result<Applied> MemoryMapping::use_hugepages() {
   constexpr const char* operation = "MemoryMapping::use_hugepages";
-  if (auto ok = check_part(operation, 0, size_); !ok) return fail(ok.error());
+  VMSPACE_TRY_IN(operation, check_part(0, size_));
   const PageKind kind = backing_.page_kind();
-  // A file's page cache is made of what its file system likes.
+  // The file system decides what a page cache is made of.
   if (kind == PageKind::hugetlb || kind == PageKind::file) return Applied::not_applicable;
   const std::uint64_t huge = detail::huge_page_size();
   const std::uint64_t first = reinterpret_cast<std::uintptr_t>(data_);
@@ -103,15 +102,16 @@ Result<void> MemoryMapping::use_dontdump() {
 
 Result<Applied> MemoryMapping::use_mergeable() {
   constexpr const char* operation = "MemoryMapping::use_mergeable";
-  if (auto ok = check_part(operation, 0, size_); !ok) return fail(ok.error());
-  // KSM merges anonymous pages, and those a private mapping has written: never shared ones.
+  VMSPACE_TRY_IN(operation, check_part(0, size_));
+  // KSM merges anonymous pages and those that a private mapping has written, never shared ones.
   if (backing_.is_shared() || backing_.is_hugetlb()) return Applied::not_applicable;
   return applied_unless_unknown(give_advice(operation, MADV_MERGEABLE));
 }
 
 Result<void> MemoryMapping::advise(std::uint64_t offset, std::uint64_t size, Advice advice) const {
   constexpr const char* operation = "MemoryMapping::advise";
-  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
+  VMSPACE_TRY(detail::require_known(operation, advice, "not a value of Advice"));
   if (retry([&] { return kernel().madvise(data_ + offset, size, madvise_value(advice)); }) == 0) {
     return {};
   }
@@ -119,7 +119,7 @@ Result<void> MemoryMapping::advise(std::uint64_t offset, std::uint64_t size, Adv
     return fail({.code = Errc::unsupported,
                  .operation = operation,
                  .first = Operand::span(offset, size),
-                 .reason = "this kernel does not take the advice for this memory",
+                 .reason = "this kernel does not accept this advice for this memory",
                  .os_errno = EINVAL});
   }
   return fail_os(operation, Operand::span(offset, size), "madvise");
@@ -127,7 +127,7 @@ Result<void> MemoryMapping::advise(std::uint64_t offset, std::uint64_t size, Adv
 
 Result<void> MemoryMapping::prefetch(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::prefetch";
-  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
   if (retry([&] { return kernel().madvise(data_ + offset, size, MADV_WILLNEED); }) != 0) {
     return fail_os(operation, Operand::span(offset, size), "madvise(MADV_WILLNEED)");
   }

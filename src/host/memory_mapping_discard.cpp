@@ -4,6 +4,7 @@
 
 #include <sys/mman.h>
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 
 #include "os/system_calls.hpp"
@@ -23,7 +24,7 @@ tl::unexpected<Error> fail_discard(Operand part, const char* call) {
     return fail({.code = Errc::unsupported,
                  .operation = operation,
                  .first = part,
-                 .reason = "this kernel or file system can't give back pages of this kind",
+                 .reason = "this kernel or file system can't discard pages of this kind",
                  .os_errno = errno});
   }
   return fail_os(operation, part, call);
@@ -32,21 +33,22 @@ tl::unexpected<Error> fail_discard(Operand part, const char* call) {
 }  // namespace
 
 Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) const {
-  if (auto ok = check_part(operation, offset, size); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
   const Operand part = Operand::span(offset, size);
   const auto refuse = [&](Errc code, const char* reason) {
     return fail({.code = code, .operation = operation, .first = part, .reason = reason});
   };
   if (!allows(protection_, Protection::write)) {
-    return refuse(Errc::access_denied, "discarding changes contents");
+    return refuse(Errc::access_denied,
+                  "discarding changes the contents, which the mapping's protection forbids");
   }
   const bool is_file = backing_.source() == MemorySource::file;
   if (is_file && backing_.is_shared() && !backing_.is_discardable()) {
     return refuse(Errc::bad_state, "the file was not declared discardable");
   }
   std::byte* const first = data_ + offset;
-  // Asks for locked pages without touching any: msync(2) gives EBUSY for MS_INVALIDATE on them, and
-  // does nothing else. A hole in a file, unlike madvise, would not mind the lock.
+  // Finds locked pages without touching any: for MS_INVALIDATE msync(2) gives EBUSY on them, and
+  // does nothing else. Unlike madvise, punching a hole in a file would ignore the lock.
   if (retry([&] { return kernel().msync(first, size, MS_INVALIDATE); }) != 0) {
     if (errno == EBUSY) return refuse(Errc::bad_state, "the pages are locked; unlock them first");
     return fail_os(operation, part, "msync(MS_INVALIDATE)");
@@ -62,13 +64,13 @@ Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) co
     return {};
   }
   if (retry([&] {
-        return kernel().fallocate(backing_.descriptor(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+        return kernel().fallocate(backing_.fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                   static_cast<off_t>(file_offset_ + offset),
                                   static_cast<off_t>(size));
       }) != 0) {
     return fail_discard(part, "fallocate(FALLOC_FL_PUNCH_HOLE)");
   }
-  // Last, because it has hardly a way to fail once the range is known to be mapped and not locked.
+  // Last, because it can hardly fail once the range is known to be mapped and not locked.
   if (!backing_.is_shared() &&
       retry([&] { return kernel().madvise(first, size, MADV_DONTNEED); }) != 0) {
     return fail_discard(part, "madvise(MADV_DONTNEED)");
@@ -76,26 +78,23 @@ Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) co
   return {};
 }
 
-// The new memory is made ready somewhere else and then moved over the old in one step, so that no
-// other thread sees an unmapped, unbound or unadvised page, and a failure leaves the old in place.
+// The new memory is prepared elsewhere and then moved over the old in one step: no other thread
+// sees an unmapped, unbound or unadvised page, and a failure leaves the old memory in place.
 Result<void> MemoryMapping::replace_by_zeros(std::uint64_t offset, std::uint64_t size) const {
-  const Operand part = Operand::span(offset, size);
-  auto source = Backing::open({.source = MemorySource::anon}, size);
-  if (!source) return fail(source.error());
-  auto fresh =
-      MemoryMapping::map(*source, {.size = size, .protection = protection_, .reserve = reserve_});
-  if (!fresh) return fail(fresh.error());
+  const Backing source =
+      VMSPACE_TRY_IN(operation, Backing::open({.source = MemorySource::anon}, size));
+  MemoryMapping fresh = VMSPACE_TRY_IN(
+      operation, map(source, {.size = size, .protection = protection_, .reserve = reserve_}));
   if (numa_policy_.mode != NumaMode::by_default) {
-    if (auto ok = fresh->bind_to_nodes(numa_policy_); !ok) return ok;
+    VMSPACE_TRY_IN(operation, fresh.bind_to_nodes(numa_policy_));
   }
-  for (const int advice : advice_) {
-    if (auto ok = fresh->give_advice(operation, advice); !ok) return ok;
-  }
-  if (kernel().mremap(fresh->data_, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, data_ + offset) ==
+  for (const int advice : advice_)
+    VMSPACE_TRY(fresh.give_advice(operation, advice));
+  if (kernel().mremap(fresh.data_, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, data_ + offset) ==
       MAP_FAILED) {
-    return fail_os(operation, part, "mremap");
+    return fail_os(operation, Operand::span(offset, size), "mremap");
   }
-  fresh->reserved_ = nullptr;
+  fresh.reserved_ = nullptr;
   return {};
 }
 

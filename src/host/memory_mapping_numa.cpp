@@ -9,8 +9,11 @@
 #include <climits>
 #include <utility>
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 
+#include "host/known_values.hpp"
+#include "os/argument_checks.hpp"
 #include "os/system_calls.hpp"
 
 namespace vmspace {
@@ -29,7 +32,7 @@ bool has_bit(std::span<const unsigned long> mask, std::uint32_t node) {
   return (mask[node / word_bits] >> (node % word_bits) & 1) != 0;
 }
 
-/// mbind itself drops nodes that do not exist without a word when others of the mask do.
+/// mbind itself silently ignores nodes that do not exist, as long as one of the mask does.
 Result<void> check_nodes(std::span<const std::uint32_t> nodes) {
   std::array<unsigned long, node_limit / word_bits> allowed{};
   if (kernel().get_mempolicy(nullptr, allowed.data(), node_limit, nullptr, MPOL_F_MEMS_ALLOWED) !=
@@ -41,7 +44,7 @@ Result<void> check_nodes(std::span<const std::uint32_t> nodes) {
       return fail({.code = Errc::not_found,
                    .operation = operation,
                    .first = Operand::number(node),
-                   .reason = "no NUMA node of this number has memory that this process may use"});
+                   .reason = "no such NUMA node has memory that this process may use"});
     }
   }
   return {};
@@ -50,7 +53,8 @@ Result<void> check_nodes(std::span<const std::uint32_t> nodes) {
 }  // namespace
 
 Result<void> MemoryMapping::bind_to_nodes(NumaPolicy policy) {
-  if (auto ok = check_part(operation, 0, size_); !ok) return ok;
+  VMSPACE_TRY_IN(operation, check_part(0, size_));
+  VMSPACE_TRY(detail::require_known(operation, policy.mode, "not a value of NumaMode"));
   int mode = MPOL_DEFAULT;
   bool fits = policy.nodes.empty();
   if (policy.mode == NumaMode::preferred) {
@@ -64,16 +68,16 @@ Result<void> MemoryMapping::bind_to_nodes(NumaPolicy policy) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
                  .first = Operand::number(policy.nodes.size()),
-                 .reason = "by_default takes no node, preferred one, bind at least one"});
+                 .reason = "by_default takes no nodes, preferred exactly one, bind at least one"});
   }
   std::vector<unsigned long> mask;
   if (!policy.nodes.empty()) {
-    if (auto ok = check_nodes(policy.nodes); !ok) return ok;
+    VMSPACE_TRY(check_nodes(policy.nodes));
     mask.resize(*std::max_element(policy.nodes.begin(), policy.nodes.end()) / word_bits + 1);
     for (const std::uint32_t node : policy.nodes)
       mask[node / word_bits] |= 1UL << node % word_bits;
   }
-  // The kernel reads one bit less than it is told.
+  // The kernel reads one bit fewer than it is told.
   const unsigned long bits = mask.empty() ? 0 : mask.size() * word_bits + 1;
   if (kernel().mbind(data_, size_, mode, mask.empty() ? nullptr : mask.data(), bits, 0) != 0) {
     return fail_os(operation, Operand::span(0, size_), "mbind");

@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MemoryMapping: what is really in RAM.
-
-#include <linux/ioctl.h>
+// MemoryMapping: how much of it is in RAM.
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <charconv>
 #include <cstring>
-#include <string>
+#include <span>
 #include <string_view>
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 
 #include "os/descriptor.hpp"
 #include "os/page_size.hpp"
+#include "os/pagemap.hpp"
 #include "os/system_calls.hpp"
 
 namespace vmspace {
@@ -24,37 +23,12 @@ using detail::base_page_size;
 using detail::Descriptor;
 using detail::fail_os;
 using detail::kernel;
+using detail::PageRegion;
 using detail::retry;
 
 namespace {
 
 constexpr const char* operation = "MemoryMapping::residency";
-
-// From linux/fs.h of Linux 6.7: PAGEMAP_SCAN (see admin-guide/mm/pagemap in the kernel's
-// documentation).
-struct PageRegion {
-  std::uint64_t start;
-  std::uint64_t end;
-  std::uint64_t categories;
-};
-struct ScanArgument {
-  std::uint64_t size;
-  std::uint64_t flags;
-  std::uint64_t start;
-  std::uint64_t end;
-  std::uint64_t walk_end;
-  std::uint64_t vec;
-  std::uint64_t vec_len;
-  std::uint64_t max_pages;
-  std::uint64_t category_inverted;
-  std::uint64_t category_mask;
-  std::uint64_t category_anyof_mask;
-  std::uint64_t return_mask;
-};
-constexpr unsigned long pagemap_scan = _IOWR('f', 16, ScanArgument);
-constexpr std::uint64_t page_is_present = 1 << 3;
-constexpr std::uint64_t page_is_zero_page = 1 << 5;
-constexpr std::uint64_t page_is_huge = 1 << 6;
 
 /// A part of the address space, [start, end).
 struct Part {
@@ -63,38 +37,26 @@ struct Part {
 };
 
 /// What page tables map; nothing where they can't be scanned: before Linux 6.7, without /proc, or
-/// where this process may not. mincore(2) then knows enough.
+/// where this process may not. mincore(2) then tells enough.
 std::optional<Residency> scan_page_tables(Part part) {
-  const Descriptor pagemap(
-      retry([] { return kernel().open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0); }));
+  const Descriptor pagemap = detail::open_pagemap();
   if (pagemap.value() < 0) return std::nullopt;
-  std::uint64_t present = 0;
-  std::uint64_t huge = 0;
+  constexpr detail::PageQuery query{.inverted = detail::page_is_zero_page,
+                                    .all_of = detail::page_is_present | detail::page_is_zero_page,
+                                    .reported = detail::page_is_huge};
+  Residency found{.huge = 0};
   std::array<PageRegion, 256> regions;
   while (part.start < part.end) {
-    ScanArgument scan{
-        .size = sizeof scan,
-        .flags = 0,
-        .start = part.start,
-        .end = part.end,
-        .walk_end = 0,
-        .vec = reinterpret_cast<std::uintptr_t>(regions.data()),
-        .vec_len = regions.size(),
-        .max_pages = 0,
-        .category_inverted = page_is_zero_page,
-        .category_mask = page_is_present | page_is_zero_page,
-        .category_anyof_mask = 0,
-        .return_mask = page_is_huge,
-    };
-    const int found = retry([&] { return kernel().ioctl(pagemap.value(), pagemap_scan, &scan); });
-    if (found < 0) return std::nullopt;
-    for (const PageRegion& region : std::span(regions).first(static_cast<std::size_t>(found))) {
-      present += region.end - region.start;
-      if ((region.categories & page_is_huge) != 0) huge += region.end - region.start;
+    const auto scanned = detail::scan_pages(pagemap, part.start, part.end, query, regions);
+    if (!scanned) return std::nullopt;
+    for (const PageRegion& region : std::span(regions).first(scanned->count)) {
+      const std::uint64_t bytes = region.end - region.start;
+      found.resident += bytes;
+      if ((region.categories & detail::page_is_huge) != 0) *found.huge += bytes;
     }
-    part.start = scan.walk_end;
+    part.start = scanned->end;
   }
-  return Residency{present, huge};
+  return found;
 }
 
 /// What is in RAM, mapped here or not.
@@ -170,7 +132,7 @@ std::optional<std::uint64_t> take_number(std::string_view& text, int base) {
   return number;
 }
 
-/// What /proc/self/smaps says of the kernel's areas inside `part`. It tells sums of whole areas:
+/// What /proc/self/smaps says of the kernel's areas inside `part`. It has sums of whole areas only:
 /// nothing when an area with huge pages is only partly inside.
 std::optional<std::uint64_t> huge_bytes_from_smaps(Part part) {
   Lines lines("/proc/self/smaps");
@@ -201,19 +163,18 @@ std::optional<std::uint64_t> huge_bytes_from_smaps(Part part) {
 }  // namespace
 
 Result<Residency> MemoryMapping::residency(std::uint64_t offset, std::uint64_t size) const {
-  if (auto ok = check_part(operation, offset, size); !ok) return fail(ok.error());
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
   const std::uint64_t start = reinterpret_cast<std::uintptr_t>(data_) + offset;
   const Part part{start, start + size};
   const auto tables = scan_page_tables(part);
-  // Of anonymous memory everything is in page tables, and they tell pages of zeros from others.
+  // All anonymous memory is in page tables, which also tell the page of zeros from others.
   if (tables && backing_.page_kind() == PageKind::anonymous) return *tables;
-  auto resident = count_pages(part);
-  if (!resident) return fail(resident.error());
-  Residency result{.resident = *resident};
+  Residency result;
+  result.resident = VMSPACE_TRY(count_pages(part));
   if (tables) {
     result.huge = tables->huge;
   } else if (backing_.is_hugetlb()) {
-    result.huge = *resident;
+    result.huge = result.resident;
   } else {
     result.huge = huge_bytes_from_smaps(part);
   }

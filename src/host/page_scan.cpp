@@ -2,7 +2,6 @@
 
 #include "host/page_scan.hpp"
 
-#include <linux/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -10,42 +9,16 @@
 #include <cstring>
 #include <span>
 
-#include "os/descriptor.hpp"
-#include "os/page_size.hpp"
+#include "vmspace/base/try.hpp"
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
+#include "os/descriptor.hpp"
+#include "os/kernel_values.hpp"
+#include "os/page_size.hpp"
+#include "os/pagemap.hpp"
 
 namespace vmspace::detail {
 
 namespace {
-
-// From linux/fs.h of Linux 6.7: PAGEMAP_SCAN (see admin-guide/mm/pagemap in the kernel's
-// documentation).
-struct PageRegion {
-  std::uint64_t start;
-  std::uint64_t end;
-  std::uint64_t categories;
-};
-struct ScanArgument {
-  std::uint64_t size;
-  std::uint64_t flags;
-  std::uint64_t start;
-  std::uint64_t end;
-  std::uint64_t walk_end;
-  std::uint64_t vec;
-  std::uint64_t vec_len;
-  std::uint64_t max_pages;
-  std::uint64_t category_inverted;
-  std::uint64_t category_mask;
-  std::uint64_t category_anyof_mask;
-  std::uint64_t return_mask;
-};
-constexpr unsigned long pagemap_scan = _IOWR('f', 16, ScanArgument);
-constexpr std::uint64_t page_is_present = 1 << 3;
-constexpr std::uint64_t page_is_swapped = 1 << 4;
-constexpr std::uint64_t page_is_zero_page = 1 << 5;
 
 /// Bits of an entry of /proc/self/pagemap.
 constexpr std::uint64_t entry_is_swapped = std::uint64_t{1} << 62;
@@ -54,8 +27,8 @@ constexpr std::uint64_t entry_is_present = std::uint64_t{1} << 63;
 /// What one call is asked about at most.
 constexpr std::size_t window_pages = 4096;
 
-/// What is read of a hugetlb page at a time to find out whether it is all zeros: of a page that is
-/// not, the first bytes tell.
+/// How much of a hugetlb page is read at a time to find out whether it is all zeros: of most pages
+/// that are not, the first bytes tell.
 constexpr std::uint64_t probe = std::uint64_t{64} << 10;
 
 bool has_swap() {
@@ -79,8 +52,8 @@ Result<Extent> next_file_data(const char* operation, Errc if_cut_off, int fd, st
   };
   const Extent found = find();
   if (found.offset == from) return found;
-  // Asked last: lseek(2) gives ENXIO for the hole at the end of a file and for what is behind the
-  // end alike.
+  // Checked last: lseek(2) gives ENXIO both for a hole at the end of a file and for anything past
+  // it.
   struct stat file {};
   if (retry([&] { return kernel().fstat(fd, &file); }) != 0) {
     return fail_os(operation, Operand::span(from, end - from), "fstat");
@@ -90,7 +63,7 @@ Result<Extent> next_file_data(const char* operation, Errc if_cut_off, int fd, st
                  .operation = operation,
                  .first = Operand::span(from, end - from),
                  .second = Operand::size(static_cast<std::uint64_t>(file.st_size)),
-                 .reason = "the file was cut off"});
+                 .reason = "the file was truncated"});
   }
   return found;
 }
@@ -113,26 +86,16 @@ void PresentPages::add(std::uint64_t offset, std::uint64_t size) {
 bool PresentPages::scan_tables(Extent part) {
   std::array<PageRegion, 256> regions;
   const auto base = reinterpret_cast<std::uintptr_t>(data_);
-  ScanArgument scan{
-      .size = sizeof scan,
-      .flags = 0,
-      .start = base + part.offset,
-      .end = base + part.end(),
-      .walk_end = 0,
-      .vec = reinterpret_cast<std::uintptr_t>(regions.data()),
-      .vec_len = regions.size(),
-      .max_pages = 0,
-      .category_inverted = page_is_zero_page,
-      .category_mask = page_is_zero_page,
-      .category_anyof_mask = page_is_present | page_is_swapped,
-      .return_mask = page_is_present,
-  };
-  const int count = retry([&] { return kernel().ioctl(pagemap_.value(), pagemap_scan, &scan); });
-  if (count < 0 || scan.walk_end <= scan.start) return false;
-  for (const PageRegion& region : std::span(regions).first(static_cast<std::size_t>(count))) {
+  const auto scanned = scan_pages(pagemap_, base + part.offset, base + part.end(),
+                                  {.inverted = page_is_zero_page,
+                                   .all_of = page_is_zero_page,
+                                   .any_of = page_is_present | page_is_swapped,
+                                   .reported = page_is_present},
+                                  regions);
+  if (!scanned) return false;
+  for (const PageRegion& region : std::span(regions).first(scanned->count))
     add(region.start - base, region.end - region.start);
-  }
-  window_ = {part.offset, scan.walk_end - scan.start};
+  window_ = {part.offset, scanned->end - (base + part.offset)};
   return true;
 }
 
@@ -155,12 +118,12 @@ bool PresentPages::read_tables(Extent part) {
 }
 
 bool PresentPages::ask_incore(Extent part) {
-  // Asked each time, and before: swap may be switched on while we look.
+  // Checked each time, and first: swap may be switched on meanwhile.
   if (swappable_ && has_swap()) return false;
   const std::uint64_t page = base_page_size();
   std::array<unsigned char, window_pages> pages;
   const std::uint64_t size = std::min<std::uint64_t>(part.size, pages.size() * page);
-  // mincore(2) only looks; its declaration knows no const.
+  // mincore(2) only looks, but is not declared so.
   auto* const first = const_cast<std::byte*>(data_ + part.offset);
   if (retry([&] { return kernel().mincore(first, size, pages.data()); }) != 0) return false;
   for (std::size_t i = 0; i < size / page; ++i) {
@@ -176,8 +139,7 @@ void PresentPages::look(Extent part) {
   found_.clear();
   at_ = 0;
   if (source_ <= Source::entries && pagemap_.value() < 0) {
-    pagemap_ = Descriptor(
-        retry([] { return kernel().open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0); }));
+    pagemap_ = open_pagemap();
     if (pagemap_.value() < 0) source_ = Source::incore;
   }
   if (source_ == Source::scan) {
@@ -249,14 +211,13 @@ Result<Extent> PageScan::next(std::uint64_t from, std::uint64_t end) {
     return !present || present->size != 0 ? present : found;
   }
   const std::uint64_t in_file = mapping_.file_offset();
-  auto data = next_file_data(operation_, Errc::out_of_bounds, mapping_.backing().descriptor(),
-                             in_file + from, in_file + gap_end);
-  if (!data) return fail(data.error());
-  if (data->size == 0) return found;
+  const Extent data = VMSPACE_TRY(next_file_data(
+      operation_, Errc::out_of_bounds, mapping_.backing().fd(), in_file + from, in_file + gap_end));
+  if (data.size == 0) return found;
   // Holes are made of the file system's blocks; pages are what is looked at here.
   const std::uint64_t page = base_page_size();
-  const std::uint64_t begin = (data->offset - in_file) / page * page;
-  const std::uint64_t stop = (data->end() - in_file + page - 1) / page * page;
+  const std::uint64_t begin = (data.offset - in_file) / page * page;
+  const std::uint64_t stop = (data.end() - in_file + page - 1) / page * page;
   return Extent{begin, std::min(stop, gap_end) - begin};
 }
 
@@ -267,7 +228,7 @@ Result<Extent> PageScan::next_in_hugetlbfs(std::uint64_t from, std::uint64_t end
   while (from < end) {
     const std::uint64_t size = std::min(probe, end - from);
     const ssize_t got = retry([&] {
-      return kernel().pread(mapping_.backing().descriptor(), buffer_.data(), size,
+      return kernel().pread(mapping_.backing().fd(), buffer_.data(), size,
                             static_cast<off_t>(mapping_.file_offset() + from));
     });
     if (got < 0) return fail_os(operation_, Operand::span(from, size), "pread of a hugetlb page");
@@ -276,7 +237,7 @@ Result<Extent> PageScan::next_in_hugetlbfs(std::uint64_t from, std::uint64_t end
       return fail({.code = Errc::out_of_bounds,
                    .operation = operation_,
                    .first = Operand::span(from, size),
-                   .reason = "the file was cut off"});
+                   .reason = "the file was truncated"});
     }
     if (!is_zero(buffer_.data(), size)) {
       return Extent{from, std::min(end, from / page * page + page) - from};
@@ -292,9 +253,10 @@ Result<Extent> PageScan::populate(Extent part) const {
   const std::uint64_t begin = part.offset / page * page;
   if (retry([&] { return kernel().madvise(mapping_.data() + begin, page, MADV_POPULATE_READ); }) !=
       0) {
-    return fail_os(operation_, Operand::span(begin, page),
-                   "no free page in the hugetlb pool to look at memory that may be absent: enlarge "
-                   "the pool, or populate the memory before");
+    return fail_os(
+        operation_, Operand::span(begin, page),
+        "no free page in the hugetlb pool for reading memory that may be absent: enlarge "
+        "the pool, or populate the memory first");
   }
   return Extent{part.offset, std::min(part.end(), begin + page) - part.offset};
 }

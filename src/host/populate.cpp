@@ -13,13 +13,12 @@
 #include <vector>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/base/try.hpp"
 
+#include "host/known_values.hpp"
+#include "os/argument_checks.hpp"
+#include "os/kernel_values.hpp"
 #include "os/system_calls.hpp"
-
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#define MADV_POPULATE_WRITE 23
-#endif
 
 namespace vmspace {
 
@@ -32,15 +31,16 @@ using detail::retry;
 namespace {
 
 constexpr const char* operation = "populate";
+constexpr const char* unknown_access = "not a value of PopulateAccess";
 
-/// What a thread does at a time: long enough to make the system call cheap, short enough that no
-/// thread is left alone with the last one.
+/// What a thread populates at a time: enough to make the system call cheap, little enough that the
+/// threads finish together.
 constexpr std::uint64_t chunk_size = 16_MiB;
-/// Below it another thread costs more than it brings.
+/// With less than this another thread costs more than it gains.
 constexpr std::uint64_t least_per_thread = 32_MiB;
 
 struct Chunk {
-  const MemoryMapping* mapping;
+  const PopulateRange* range;  ///< which it is a part of
   std::uint64_t offset;
   std::uint64_t size;
   bool write;
@@ -54,10 +54,11 @@ bool kernel_knows(int advice) {
 /// Reads or rewrites a word of each page. The word is rewritten atomically, since somebody else may
 /// be writing it; by a compare-exchange, since compilers turn an atomic addition of 0 into a load.
 void touch(const Chunk& chunk) {
-  const std::uint64_t page = chunk.mapping->page_size();
+  const MemoryMapping& mapping = *chunk.range->mapping;
+  const std::uint64_t page = mapping.page_size();
   for (std::uint64_t at = 0; at < chunk.size; at += page) {
     auto* const word =
-        reinterpret_cast<volatile unsigned long*>(chunk.mapping->data() + chunk.offset + at);
+        reinterpret_cast<volatile unsigned long*>(mapping.data() + chunk.offset + at);
     unsigned long value = *word;
     if (chunk.write) {
       __atomic_compare_exchange_n(word, &value, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
@@ -77,7 +78,7 @@ class Job {
   Result<void> run(unsigned threads) {
     std::vector<pthread_t> others;
     others.reserve(threads - 1);
-    // A new thread inherits the mask: the program's signal handlers have no business on ours.
+    // New threads inherit the mask: the program's signal handlers must not run on ours.
     sigset_t all;
     sigset_t before;
     sigfillset(&all);
@@ -95,9 +96,6 @@ class Job {
     return {};
   }
 
-  /// Whose memory the error of run() is about; null without one.
-  [[nodiscard]] const MemoryMapping* failed_mapping() const { return failed_mapping_; }
-
  private:
   static void* thread_body(void* self) {
     static_cast<Job*>(self)->work();
@@ -112,7 +110,7 @@ class Job {
         // The first one to fail reports; joining the threads makes it visible.
         if (!failed_.exchange(true)) {
           error_ = done.error();
-          failed_mapping_ = chunks_[index].mapping;
+          error_->text = chunks_[index].range->about;
         }
         return;
       }
@@ -121,7 +119,8 @@ class Job {
 
   [[nodiscard]] Result<void> populate_chunk(const Chunk& chunk) const {
     const Operand part = Operand::span(chunk.offset, chunk.size);
-    const Backing& backing = chunk.mapping->backing();
+    const MemoryMapping& mapping = *chunk.range->mapping;
+    const Backing& backing = mapping.backing();
     const bool known = chunk.write ? can_write_ : can_read_;
     // Of a memfd the pages are the space, and populating them reports a shortage by itself;
     // allocating them before would make small pages where huge ones are advised.
@@ -129,8 +128,7 @@ class Job {
                           (!known || backing.page_kind() == PageKind::file);
     if (allocate && retry([&] {
                       return kernel().fallocate(
-                          backing.descriptor(), 0,
-                          static_cast<off_t>(chunk.mapping->file_offset() + chunk.offset),
+                          backing.fd(), 0, static_cast<off_t>(mapping.file_offset() + chunk.offset),
                           static_cast<off_t>(chunk.size));
                     }) != 0) {
       // A file system without fallocate(2) finds the space when the page is written.
@@ -142,11 +140,12 @@ class Job {
     }
     const int advice = chunk.write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
     if (retry([&] {
-          return kernel().madvise(chunk.mapping->data() + chunk.offset, chunk.size, advice);
+          return kernel().madvise(mapping.data() + chunk.offset, chunk.size, advice);
         }) != 0) {
       return fail_os(operation, part,
                      errno == EFAULT
-                         ? "no page to be had: hugetlb pool, file system or memory cgroup is full"
+                         ? "no page could be allocated: the hugetlb pool, file system or memory "
+                           "cgroup is full"
                          : "madvise(MADV_POPULATE)");
     }
     return {};
@@ -158,9 +157,9 @@ class Job {
   std::atomic<std::size_t> next_ = 0;
   std::atomic<bool> failed_ = false;
   std::optional<Error> error_;
-  const MemoryMapping* failed_mapping_ = nullptr;
 };
 
+/// Whether the pages of a range are written, rather than read.
 Result<bool> wants_write(const PopulateRange& range, PopulateAccess access) {
   const Protection protection = range.mapping->protection();
   const Backing& backing = range.mapping->backing();
@@ -172,58 +171,65 @@ Result<bool> wants_write(const PopulateRange& range, PopulateAccess access) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
                  .first = Operand::span(range.offset, range.size),
-                 .reason = "the mapping's protection"});
+                 .reason = "the mapping's protection forbids it"});
   }
   return write;
 }
 
+/// Cuts a range into chunks, which end where the host address is a multiple of their size, so that
+/// no huge page is cut in two.
+Result<void> add_chunks(const PopulateRange& range, PopulateAccess access,
+                        std::vector<Chunk>& chunks) {
+  if (range.mapping == nullptr) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = Operand::span(range.offset, range.size),
+                 .reason = "the mapping is a null pointer"});
+  }
+  const MemoryMapping& mapping = *range.mapping;
+  VMSPACE_TRY_IN(operation, mapping.check_part(range.offset, range.size));
+  access = range.access.value_or(access);
+  VMSPACE_TRY(detail::require_known(operation, access, unknown_access));
+  const bool write = VMSPACE_TRY(wants_write(range, access));
+  const std::uint64_t step = std::max(chunk_size, mapping.page_size());
+  const std::uint64_t end = range.offset + range.size;
+  for (std::uint64_t at = range.offset; at < end;) {
+    const auto address = reinterpret_cast<std::uintptr_t>(mapping.data()) + at;
+    const std::uint64_t size = std::min(end - at, step - (address & (step - 1)));
+    chunks.push_back({&range, at, size, write});
+    at += size;
+  }
+  return {};
+}
+
+/// How many threads are worth starting for this much memory.
+unsigned threads_for(std::uint64_t bytes) {
+  return static_cast<unsigned>(
+      std::min<std::uint64_t>(std::thread::hardware_concurrency(), bytes / least_per_thread));
+}
+
 }  // namespace
 
-Result<void> detail::populate_ranges(std::span<const PopulateRange> ranges, PopulateOptions options,
-                                     const MemoryMapping*& failed) {
+Result<void> populate(std::span<const PopulateRange> ranges, PopulateOptions options) {
+  VMSPACE_TRY(detail::require_known(operation, options.access, unknown_access));
   std::vector<Chunk> chunks;
   std::uint64_t total = 0;
   for (const PopulateRange& range : ranges) {
-    failed = range.mapping;
-    if (range.mapping == nullptr) {
-      return fail({.code = Errc::invalid_argument,
-                   .operation = operation,
-                   .first = Operand::span(range.offset, range.size),
-                   .reason = "no mapping"});
+    if (auto ok = add_chunks(range, options.access, chunks); !ok) {
+      Error error = ok.error();
+      error.text = range.about;
+      return fail(error);
     }
-    if (auto ok = range.mapping->check_part(operation, range.offset, range.size); !ok) return ok;
-    const auto write = wants_write(range, range.access.value_or(options.access));
-    if (!write) return fail(write.error());
     total += range.size;
-    // Chunks end where the host address is a multiple of their size: no huge page is cut in two.
-    const std::uint64_t step = std::max(chunk_size, range.mapping->page_size());
-    const std::uint64_t end = range.offset + range.size;
-    for (std::uint64_t at = range.offset; at < end;) {
-      const auto address = reinterpret_cast<std::uintptr_t>(range.mapping->data()) + at;
-      const std::uint64_t size = std::min(end - at, step - (address & (step - 1)));
-      chunks.push_back({range.mapping, at, size, *write});
-      at += size;
-    }
   }
-  std::uint64_t threads = options.threads;
-  if (threads == 0) {
-    threads =
-        std::min<std::uint64_t>(std::thread::hardware_concurrency(), total / least_per_thread);
-  }
-  threads = std::clamp<std::uint64_t>(threads, 1, std::max<std::size_t>(chunks.size(), 1));
+  const std::size_t wanted = options.threads != 0 ? options.threads : threads_for(total);
+  const std::size_t most = std::max<std::size_t>(chunks.size(), 1);
   Job job(std::move(chunks));
-  auto done = job.run(static_cast<unsigned>(threads));
-  failed = job.failed_mapping();
-  return done;
-}
-
-Result<void> populate(std::span<const PopulateRange> ranges, PopulateOptions options) {
-  const MemoryMapping* failed = nullptr;
-  return detail::populate_ranges(ranges, options, failed);
+  return job.run(static_cast<unsigned>(std::clamp<std::size_t>(wanted, 1, most)));
 }
 
 Result<void> populate(const MemoryMapping& mapping, PopulateOptions options) {
-  const PopulateRange all{&mapping, 0, mapping.size()};
+  const PopulateRange all{.mapping = &mapping, .offset = 0, .size = mapping.size()};
   return populate(std::span(&all, 1), options);
 }
 

@@ -5,7 +5,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "vmspace/base/try.hpp"
+
+#include "host/known_values.hpp"
 #include "memory/region_error.hpp"
+#include "os/argument_checks.hpp"
 #include "os/page_size.hpp"
 
 namespace vmspace {
@@ -48,7 +52,16 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
                                       .guard_pages = options.guard_pages,
                                       .reserve = options.reserve,
                                       .arena = options.arena,
-                                      .arena_offset = arena_offset});
+                                      .arena_offset = arena_offset,
+                                      .name = description.name()});
+}
+
+/// Options come from configurations, and are looked at whether or not this region needs them.
+Result<void> check_values(const MapOptions& options) {
+  VMSPACE_TRY(
+      detail::require_known("MemoryRegion::map", options.numa_mode, "not a value of NumaMode"));
+  return detail::require_known("MemoryRegion::map", options.populate.access,
+                               "not a value of PopulateAccess");
 }
 
 /// Pages of a size that the region asks for are not quietly others.
@@ -72,7 +85,10 @@ Error name_region(const Error& error, const AddressSpaceRegion& region) {
 /// this process could: that would fill its holes.
 PopulateRange populate_range(const AddressSpaceRegion& description, const MemoryMapping& mapping,
                              const PopulateOptions& options) {
-  PopulateRange range{&mapping, 0, mapping.size()};
+  PopulateRange range{.mapping = &mapping,
+                      .offset = 0,
+                      .size = mapping.size(),
+                      .about = name_region({}, description).text};
   if (options.access == PopulateAccess::by_mapping &&
       mapping.backing().page_kind() == PageKind::file &&
       !allows(description.protection(), Protection::write)) {
@@ -106,15 +122,17 @@ Result<Applied> prepare(MemoryMapping& mapping, const AddressSpaceRegion& descri
 
 Result<std::shared_ptr<const MemoryRegion>> MemoryRegion::map(AddressSpaceRegionPtr shared,
                                                               const MapOptions& options) {
+  constexpr const char* operation = "MemoryRegion::map";
   if (shared == nullptr) {
     return fail({.code = Errc::invalid_argument,
-                 .operation = "MemoryRegion::map",
+                 .operation = operation,
                  .reason = "the region is a null pointer"});
   }
   const AddressSpaceRegion& description = *shared;
   const auto fail_region = [&](const Error& error) {
-    return fail(name_region(error, description));
+    return fail(name_region(error.in(operation), description));
   };
+  if (auto ok = check_values(options); !ok) return fail_region(ok.error());
   if (options.backing) {
     if (auto ok = check_page_size(description, *options.backing); !ok)
       return fail_region(ok.error());
@@ -146,13 +164,7 @@ Result<void> populate(std::span<const std::shared_ptr<const MemoryRegion>> regio
     }
     ranges.push_back(populate_range(region->description(), region->mapping(), options));
   }
-  const MemoryMapping* failed = nullptr;
-  auto done = detail::populate_ranges(ranges, options, failed);
-  if (done) return done;
-  const auto region =
-      std::ranges::find(regions, failed, [](const auto& mapped) { return &mapped->mapping(); });
-  if (region == regions.end()) return done;  // about none of them
-  return fail(name_region(done.error(), (*region)->description()));
+  return populate(ranges, options);
 }
 
 }  // namespace vmspace

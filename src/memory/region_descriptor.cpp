@@ -4,10 +4,21 @@
 
 #include <utility>
 
+#include "vmspace/base/try.hpp"
+
 #include "memory/region_error.hpp"
+#include "os/argument_checks.hpp"
 #include "spec/known_values.hpp"
 
 namespace vmspace {
+
+static constexpr bool is_known(Unsealed unsealed) noexcept {
+  switch (unsealed) {
+    case Unsealed::accept:
+    case Unsealed::refuse: return true;
+  }
+  return false;
+}
 
 namespace {
 
@@ -22,7 +33,7 @@ Result<GuestMemory::RegionPtr> map_region(const RegionDescriptor& region, Unseal
     return refuse(Errc::invalid_argument, "unknown protection bits");
   }
   BackingSpec spec{.source = MemorySource::file,
-                   .descriptor = region.descriptor,
+                   .fd = region.fd,
                    .offset = region.offset,
                    .sharing = Sharing::map_shared};
   const auto backing = Backing::open(spec, region.size, region.protection);
@@ -61,7 +72,7 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
     }
     described.push_back({.base = region->base(),
                          .size = region->size(),
-                         .descriptor = backing.descriptor(),
+                         .fd = backing.fd(),
                          .offset = region->mapping().file_offset(),
                          .protection = region->protection()});
   }
@@ -69,6 +80,7 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
 }
 
 Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions, Unsealed unsealed) {
+  VMSPACE_TRY(detail::require_known(mapping, unsealed, "not a value of Unsealed"));
   if (regions.size() > GuestMemory::max_regions) {
     return fail({.code = Errc::limit_exceeded,
                  .operation = mapping,

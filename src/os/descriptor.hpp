@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A file descriptor that has an owner.
+// A file descriptor that is closed by its owner.
 
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace vmspace::detail {
 
-/// A file descriptor that this object closes.
+/// Owns a file descriptor, and closes it; a negative one is none.
 class Descriptor {
  public:
   Descriptor() noexcept = default;

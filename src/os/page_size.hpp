@@ -8,7 +8,7 @@
 
 namespace vmspace::detail {
 
-/// What mmap(2) maps in multiples of (sysconf(3): _SC_PAGESIZE); a power of two.
+/// The unit of mmap(2) (sysconf(3): _SC_PAGESIZE); a power of two.
 std::uint64_t base_page_size() noexcept;
 
 /// The size of a transparent huge page: what one entry of the page middle directory maps. On x86-64

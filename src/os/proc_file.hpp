@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The files in which the kernel describes itself: /proc and /sys. A jail may have neither.
+// The files of /proc and /sys, in which the kernel describes itself. A jail may have neither.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace vmspace::detail {
 
-/// The beginning of a file in /proc or /sys, up to `size` bytes; empty when it can't be read.
+/// The first `size` bytes of a file in /proc or /sys; empty when it can't be read.
 std::string_view read_start(const char* path, char* buffer, std::size_t size);
 
 }  // namespace vmspace::detail

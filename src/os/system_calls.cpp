@@ -9,7 +9,7 @@
 namespace vmspace::detail {
 
 // Lambdas where the C library's function is variadic or missing (membarrier, and the calls for
-// NUMA, which are in libnuma), and for mlock, which the sanitizers replace by nothing.
+// NUMA, which are in libnuma), and for mlock, which the sanitizers replace with a stub.
 constinit const SystemCalls real_system_calls{
     .mmap = ::mmap,
     .munmap = ::munmap,

@@ -2,10 +2,10 @@
 //
 // The one place where the library enters the kernel.
 //
-// Every system call is a member of a table, and the sources call `kernel().mmap(...)`. A
-// test installs a table of its own and so makes any call fail with any errno. To add a call: one
-// member here, one initialiser in system_calls.cpp. Signatures are those of the man pages; a
-// variadic call gets the fixed form that is used.
+// Every system call is a member of a table, and the sources call `kernel().mmap(...)`. A test
+// installs a table of its own to make any call fail with any errno. A new call is one member here
+// and one initialiser in system_calls.cpp. Signatures are those of the man pages; a variadic call
+// has the fixed form in which it is used.
 
 #pragma once
 
@@ -59,7 +59,7 @@ struct SystemCalls {
   int (*ioctl)(int fd, unsigned long request, void* argument);
   int (*sysinfo)(struct sysinfo* out);
 
-  /// Gives the error instead of setting errno, as in its man page.
+  /// Returns the error instead of setting errno, as its man page says.
   int (*pthread_create)(pthread_t* thread, const pthread_attr_t* attributes, void* (*body)(void*),
                         void* argument);
 };
@@ -67,14 +67,14 @@ struct SystemCalls {
 /// The calls themselves.
 extern const SystemCalls real_system_calls;
 
-/// What kernel() gives; tests store their own table, which outlives its use. Never null.
+/// What kernel() returns; tests store a table of their own, which outlives its use. Never null.
 extern std::atomic<const SystemCalls*> current_system_calls;
 
 inline const SystemCalls& kernel() noexcept {
   return *current_system_calls.load(std::memory_order_acquire);
 }
 
-/// Makes a call again for as long as a signal interrupts it. Not for close(2): Linux has closed the
+/// Repeats a call for as long as signals interrupt it. Not for close(2): Linux closes the
 /// descriptor even then.
 template <typename Call>
 auto retry(Call call) {
@@ -84,8 +84,8 @@ auto retry(Call call) {
   }
 }
 
-/// The error of a system call that has just failed. `reason` is a literal: the call's name, or what
-/// the errno means here. ENOSYS becomes `unsupported`.
+/// The error of a system call that has just failed. `reason` is a literal: the name of the call, or
+/// what the errno means here. ENOSYS becomes `unsupported`.
 [[nodiscard]] inline tl::unexpected<Error> fail_os(const char* operation, Operand first,
                                                    const char* reason, int error = errno) {
   return fail({.code = error == ENOSYS ? Errc::unsupported : Errc::os,

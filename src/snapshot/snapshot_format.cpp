@@ -6,11 +6,13 @@
 #include <cstring>
 #include <limits>
 
+#include "vmspace/base/try.hpp"
+
 namespace vmspace::detail {
 
 namespace {
 
-constexpr const char* operation = "Snapshot::inspect";
+constexpr const char* operation = "inspect_snapshot";
 
 tl::unexpected<Error> corrupt(const char* reason, Operand first = {}, Operand second = {}) {
   return fail({.code = Errc::corrupt,
@@ -20,8 +22,8 @@ tl::unexpected<Error> corrupt(const char* reason, Operand first = {}, Operand se
                .reason = reason});
 }
 
-/// FNV-1a with the field `checksum` of the header taken as 0. Every step is a bijection of the sum,
-/// so that a change of any single byte changes it.
+/// FNV-1a, with the field `checksum` of the header taken as 0. Every step is a bijection of the
+/// sum, so that changing any single byte changes it.
 std::uint64_t checksum(std::span<const std::byte> bytes) {
   std::uint64_t sum = 0xcbf2'9ce4'8422'2325;
   for (std::size_t i = 0; i < bytes.size(); ++i) {
@@ -43,16 +45,16 @@ Result<void> check_entry(const SnapshotRegion& region, const SnapshotRegion* bef
   const Operand where = Operand::span(region.base.value(), region.size);
   if (region.size == 0 || !is_page_multiple(region.size) ||
       !is_page_multiple(region.base.value()) || !is_page_multiple(region.offset)) {
-    return corrupt("a region is no whole number of pages", where);
+    return corrupt("a region must be a whole number of pages", where);
   }
-  if (!region.base.checked_add(region.size - 1)) return corrupt("a region passes 2^64", where);
+  if (!region.base.checked_add(region.size - 1)) return corrupt("a region ends above 2^64", where);
   if (region.offset > file_size || region.size > file_size - region.offset) {
-    return corrupt("a region's bytes lie behind the end of the file", where,
+    return corrupt("a region's bytes extend past the end of the file", where,
                    Operand::size(file_size));
   }
   if (before != nullptr) {
     if (region.base <= before->base || region.base.value() - before->base.value() < before->size) {
-      return corrupt("regions overlap or are not sorted", where);
+      return corrupt("regions overlap, or are not sorted", where);
     }
     data_begin = before->offset + before->size;
   }
@@ -89,15 +91,16 @@ std::vector<std::byte> encode_head(const SnapshotHead& head) {
 
 Result<std::size_t> head_size(std::span<const std::byte> bytes) {
   SnapshotHeader header;
-  if (bytes.size() < sizeof header) return corrupt("too short for a snapshot");
+  if (bytes.size() < sizeof header) return corrupt("the file is too short to be a snapshot");
   std::memcpy(&header, bytes.data(), sizeof header);
-  if (header.magic != snapshot_magic) return corrupt("not a snapshot, or one not finished");
+  if (header.magic != snapshot_magic)
+    return corrupt("not a snapshot, or one that was not finished");
   if (header.version > snapshot_version) {
     return fail({.code = Errc::unsupported,
                  .operation = operation,
                  .first = Operand::number(header.version),
                  .second = Operand::number(snapshot_version),
-                 .reason = "a newer version of the format than is known here"});
+                 .reason = "the format is newer than this library"});
   }
   if (header.version == 0) return corrupt("version 0 does not exist");
   if (header.regions > GuestMemory::max_regions) {
@@ -108,21 +111,21 @@ Result<std::size_t> head_size(std::span<const std::byte> bytes) {
 }
 
 Result<SnapshotHead> decode_head(std::span<const std::byte> bytes, std::uint64_t file_size) {
-  const auto size = head_size(bytes);
-  if (!size) return fail(size.error());
-  if (bytes.size() != *size) return corrupt("the table is cut off");
+  const std::size_t size = VMSPACE_TRY(head_size(bytes));
+  if (bytes.size() != size) return corrupt("the table is truncated");
   SnapshotHeader header;
   std::memcpy(&header, bytes.data(), sizeof header);
-  if (header.checksum != checksum(bytes)) return corrupt("the checksum of header and table");
+  if (header.checksum != checksum(bytes))
+    return corrupt("the checksum of header and table does not match");
   if (std::ranges::any_of(header.reserved, [](std::uint8_t byte) { return byte != 0; })) {
-    return corrupt("reserved bytes are not 0");
+    return corrupt("reserved bytes must be 0");
   }
   if (header.file_size > std::numeric_limits<std::int64_t>::max() ||
       header.file_size < bytes.size() || !is_page_multiple(header.file_size)) {
-    return corrupt("the size of the file makes no sense", Operand::size(header.file_size));
+    return corrupt("the recorded file size is impossible", Operand::size(header.file_size));
   }
   if (file_size < header.file_size) {
-    return corrupt("the file is cut off", Operand::size(file_size),
+    return corrupt("the file is truncated", Operand::size(file_size),
                    Operand::size(header.file_size));
   }
   SnapshotHead head{.regions = {}, .file_size = header.file_size};
@@ -139,9 +142,7 @@ Result<SnapshotHead> decode_head(std::span<const std::byte> bytes, std::uint64_t
                                 .offset = entry.offset,
                                 .protection = static_cast<Protection>(entry.protection.value())};
     const SnapshotRegion* before = head.regions.empty() ? nullptr : &head.regions.back();
-    if (auto ok = check_entry(region, before, bytes.size(), header.file_size); !ok) {
-      return fail(ok.error());
-    }
+    VMSPACE_TRY(check_entry(region, before, bytes.size(), header.file_size));
     head.regions.push_back(region);
   }
   return head;

@@ -18,9 +18,9 @@ namespace vmspace::detail {
 
 inline constexpr std::array<char, 8> snapshot_magic{'v', 'm', 's', 'p', 'S', 'N', 'A', 'P'};
 inline constexpr std::uint32_t snapshot_version = 1;
-/// Of everything that is mapped: the smallest page of the machines we run on.
+/// What everything in a file is aligned to: the smallest page of the supported machines.
 inline constexpr std::uint64_t snapshot_page = 4096;
-/// Of the regions' bytes as save() lays them out: a huge page of x86-64 and aarch64.
+/// What save_snapshot() aligns the bytes of a region to: a huge page of x86-64 and aarch64.
 inline constexpr std::uint64_t snapshot_align = std::uint64_t{2} << 20;
 
 struct SnapshotHeader {
@@ -42,7 +42,7 @@ struct SnapshotEntry {
 };
 static_assert(sizeof(SnapshotEntry) == 32);
 
-/// What a head says, after all checks.
+/// The contents of a head that passed all checks.
 struct SnapshotHead {
   std::vector<SnapshotRegion> regions;
   std::uint64_t file_size;
@@ -51,11 +51,11 @@ struct SnapshotHead {
 /// The head as bytes, with its checksum.
 [[nodiscard]] std::vector<std::byte> encode_head(const SnapshotHead& head);
 
-/// Checks the header alone, and tells how many bytes header and table have together.
+/// Checks the header alone, and gives how many bytes header and table have together.
 [[nodiscard]] Result<std::size_t> head_size(std::span<const std::byte> header);
 
-/// Reads a head of exactly head_size() bytes of a file of `file_size` bytes. `corrupt` for all that
-/// does not fit together.
+/// Reads a head of exactly head_size() bytes, of a file of `file_size` bytes. `corrupt` for
+/// whatever is not consistent.
 [[nodiscard]] Result<SnapshotHead> decode_head(std::span<const std::byte> bytes,
                                                std::uint64_t file_size);
 

@@ -14,7 +14,7 @@ Result<struct stat> check_snapshot_file(const char* operation, int fd) {
   if (!S_ISREG(file.st_mode)) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
-                 .reason = "the descriptor is not of a regular file"});
+                 .reason = "the descriptor does not refer to a regular file"});
   }
   return file;
 }
@@ -26,15 +26,16 @@ Result<void> read_all(const char* operation, int fd, std::byte* to, std::uint64_
         retry([&] { return kernel().pread(fd, to, size, static_cast<off_t>(offset)); });
     if (count < 0) {
       return fail_os(operation, Operand::span(offset, size),
-                     errno == EFAULT ? "no page to be had for what is read: the hugetlb pool, file "
-                                       "system or memory cgroup is full"
-                                     : "pread");
+                     errno == EFAULT
+                         ? "no page could be allocated for what is read: the hugetlb pool, "
+                           "file system or memory cgroup is full"
+                         : "pread");
     }
     if (count == 0) {
       return fail({.code = Errc::corrupt,
                    .operation = operation,
                    .first = Operand::span(offset, size),
-                   .reason = "the file is cut off"});
+                   .reason = "the file is truncated"});
     }
     to += count;
     size -= static_cast<std::uint64_t>(count);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What saving and restoring share.
+// What saving and restoring have in common.
 
 #pragma once
 
@@ -14,22 +14,22 @@
 
 namespace vmspace::detail {
 
-/// What one system call moves at most: large enough to cost nothing, small enough for a progress
-/// bar.
+/// How much one system call moves at most: enough for its cost not to matter, little enough for a
+/// progress bar.
 inline constexpr std::uint64_t snapshot_chunk = std::uint64_t{8} << 20;
 
 inline Operand operand(const MemoryRegion& region) {
   return Operand::range(region.base().value(), region.last_addr().value());
 }
 
-/// What fstat(2) says of a regular file; `invalid_argument` for anything else.
+/// The status of a regular file (fstat(2)); `invalid_argument` for anything else.
 [[nodiscard]] Result<struct stat> check_snapshot_file(const char* operation, int fd);
 
-/// Reads all of `size` bytes; `corrupt` where the file ends before.
+/// Reads all of `size` bytes; `corrupt` where the file is shorter.
 [[nodiscard]] Result<void> read_all(const char* operation, int fd, std::byte* to,
                                     std::uint64_t size, std::uint64_t offset);
 
-/// Reports at most once a chunk, however small the pieces are.
+/// Reports progress at most once a chunk, however small the steps are.
 class Progress {
  public:
   Progress(const SnapshotProgress& report, std::uint64_t total) : report_(report), total_(total) {}

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 
 #include "host/page_scan.hpp"
@@ -26,39 +27,32 @@ using detail::read_all;
 using detail::snapshot_page;
 
 Result<detail::SnapshotHead> read_head(int fd) {
-  constexpr const char* operation = "Snapshot::inspect";
-  const auto file = detail::check_snapshot_file(operation, fd);
-  if (!file) return fail(file.error());
-  const auto file_size = static_cast<std::uint64_t>(file->st_size);
+  constexpr const char* operation = "inspect_snapshot";
+  const struct stat file = VMSPACE_TRY(detail::check_snapshot_file(operation, fd));
+  const auto file_size = static_cast<std::uint64_t>(file.st_size);
   std::vector<std::byte> bytes(sizeof(detail::SnapshotHeader));
   if (file_size < bytes.size()) {
     return fail({.code = Errc::corrupt,
                  .operation = operation,
                  .first = Operand::size(file_size),
-                 .reason = "too short for a snapshot"});
+                 .reason = "the file is too short to be a snapshot"});
   }
-  if (auto ok = read_all(operation, fd, bytes.data(), bytes.size(), 0); !ok) {
-    return fail(ok.error());
-  }
-  const auto size = detail::head_size(bytes);
-  if (!size) return fail(size.error());
-  bytes.resize(*size);
+  VMSPACE_TRY(read_all(operation, fd, bytes.data(), bytes.size(), 0));
+  const std::size_t size = VMSPACE_TRY(detail::head_size(bytes));
+  bytes.resize(size);
   constexpr std::size_t known = sizeof(detail::SnapshotHeader);
-  if (auto ok = read_all(operation, fd, bytes.data() + known, *size - known, known); !ok) {
-    return fail(ok.error());
-  }
+  VMSPACE_TRY(read_all(operation, fd, bytes.data() + known, size - known, known));
   return detail::decode_head(bytes, file_size);
 }
 
-constexpr const char* restoring = "Snapshot::restore";
+constexpr const char* restoring = "restore_snapshot";
 
-/// Makes a part of a region 0, without touching what is not there. Writing takes no page from a
-/// hugetlb pool that could be empty: a private mapping has reserved those that it may copy to.
+/// Clears a part of a region, without touching what is absent. Writing needs no page of a hugetlb
+/// pool that could be empty: a private mapping has reserved the pages that it may copy to.
 Result<void> clear_part(const MemoryRegion& region, PageScan& scan, Extent part) {
   for (std::uint64_t at = part.offset; at < part.end();) {
-    const auto used = scan.next(at, part.end());
-    if (!used) return fail(used.error());
-    for (at = used->offset; at < used->end(); at += snapshot_page) {
+    const Extent used = VMSPACE_TRY(scan.next(at, part.end()));
+    for (at = used.offset; at < used.end(); at += snapshot_page) {
       std::byte* const page = region.host_base() + at;
       if (is_zero(page, snapshot_page)) continue;
       std::memset(page, 0, snapshot_page);
@@ -76,18 +70,15 @@ Result<void> for_each_part(int fd, const SnapshotRegion& region, Data data, Hole
     return (offset + snapshot_page - 1) / snapshot_page * snapshot_page;
   };
   for (std::uint64_t at = 0; at < region.size;) {
-    const auto extent = detail::next_file_data(restoring, Errc::corrupt, fd, region.offset + at,
-                                               region.offset + region.size);
-    if (!extent) return fail(extent.error());
+    const Extent extent = VMSPACE_TRY(detail::next_file_data(
+        restoring, Errc::corrupt, fd, region.offset + at, region.offset + region.size));
     const std::uint64_t begin =
-        std::max(at, (extent->offset - region.offset) / snapshot_page * snapshot_page);
-    const std::uint64_t end = std::min(region.size, page_up(extent->end() - region.offset));
-    if (begin > at) {
-      if (auto ok = hole(at, begin - at); !ok) return ok;
-    }
+        std::max(at, (extent.offset - region.offset) / snapshot_page * snapshot_page);
+    const std::uint64_t end = std::min(region.size, page_up(extent.end() - region.offset));
+    if (begin > at) VMSPACE_TRY(hole(at, begin - at));
     for (at = begin; at < end;) {
       const std::uint64_t size = std::min(detail::snapshot_chunk, end - at);
-      if (auto ok = data(at, size); !ok) return ok;
+      VMSPACE_TRY(data(at, size));
       at += size;
     }
     at = std::max(at, end);
@@ -95,35 +86,32 @@ Result<void> for_each_part(int fd, const SnapshotRegion& region, Data data, Hole
   return {};
 }
 
-/// A region that may not be written must be what it was.
+/// A region that may not be written must hold what was saved.
 Result<void> compare(const MemoryRegion& region, const SnapshotRegion& saved, int fd) {
   PageScan scan(region.mapping(), restoring);
   std::vector<std::byte> buffer(std::min(detail::snapshot_chunk, region.size()));
   for (std::uint64_t begin = 0; begin < region.size(); begin += buffer.size()) {
     const std::uint64_t end = std::min(region.size(), begin + buffer.size());
     const std::byte* const bytes = buffer.data();
-    if (auto ok = read_all(restoring, fd, buffer.data(), end - begin, saved.offset + begin); !ok) {
-      return ok;
-    }
+    VMSPACE_TRY(read_all(restoring, fd, buffer.data(), end - begin, saved.offset + begin));
     for (std::uint64_t at = begin; at < end;) {
-      const auto used = scan.next(at, end);
-      if (!used) return fail(used.error());
-      const std::uint64_t hole = used->offset - at;
-      const std::byte* const memory = region.host_base() + used->offset;
+      const Extent used = VMSPACE_TRY(scan.next(at, end));
+      const std::uint64_t hole = used.offset - at;
+      const std::byte* const memory = region.host_base() + used.offset;
       if ((hole != 0 && !is_zero(bytes + (at - begin), hole)) ||
-          std::memcmp(bytes + (used->offset - begin), memory, used->size) != 0) {
+          std::memcmp(bytes + (used.offset - begin), memory, used.size) != 0) {
         return fail({.code = Errc::access_denied,
                      .operation = restoring,
                      .first = operand(region),
-                     .reason = "may not be written, and differs from the snapshot"});
+                     .reason = "the region may not be written, and differs from the snapshot"});
       }
-      at = used->end();
+      at = used.end();
     }
   }
   return {};
 }
 
-/// Everything that can be wrong before the first byte is written.
+/// Finds everything that is wrong before the first byte is written.
 Result<void> check_target(const GuestMemory& memory, const detail::SnapshotHead& head, int fd) {
   const auto other_layout = [](Operand first, Operand second, const char* reason) {
     return fail({.code = Errc::invalid_argument,
@@ -134,49 +122,48 @@ Result<void> check_target(const GuestMemory& memory, const detail::SnapshotHead&
   };
   if (head.regions.size() != memory.regions().size()) {
     return other_layout(Operand::number(head.regions.size()),
-                        Operand::number(memory.regions().size()), "the numbers of regions differ");
+                        Operand::number(memory.regions().size()),
+                        "the numbers of regions in snapshot and memory");
   }
   for (std::size_t i = 0; i < head.regions.size(); ++i) {
     const MemoryRegion& region = *memory.regions()[i];
     const SnapshotRegion& saved = head.regions[i];
     if (saved.base != region.base() || saved.size != region.size()) {
       return other_layout(Operand::span(saved.base.value(), saved.size), operand(region),
-                          "the layout differs");
+                          "a region of the snapshot, and the one in its place");
     }
     if (!allows(region.protection(), Protection::read)) {
       return fail({.code = Errc::access_denied,
                    .operation = restoring,
                    .first = operand(region),
-                   .reason = "may not be read"});
+                   .reason = "the region may not be read"});
     }
     if (allows(region.protection(), Protection::write)) continue;
-    if (auto ok = compare(region, saved, fd); !ok) return ok;
+    VMSPACE_TRY(compare(region, saved, fd));
   }
   return {};
 }
 
 }  // namespace
 
-Result<std::vector<SnapshotRegion>> Snapshot::inspect(int fd) {
-  auto head = read_head(fd);
-  if (!head) return fail(head.error());
-  return std::move(head->regions);
+Result<std::vector<SnapshotRegion>> inspect_snapshot(int fd) {
+  detail::SnapshotHead head = VMSPACE_TRY(read_head(fd));
+  return std::move(head.regions);
 }
 
-Result<void> Snapshot::restore(const GuestMemory& memory, int fd, const SnapshotProgress& report) {
-  const auto head = read_head(fd);
-  if (!head) return fail(head.error());
-  if (auto ok = check_target(memory, *head, fd); !ok) return ok;
+Result<void> restore_snapshot(const GuestMemory& memory, int fd, const SnapshotProgress& report) {
+  const detail::SnapshotHead head = VMSPACE_TRY_IN(restoring, read_head(fd));
+  VMSPACE_TRY(check_target(memory, head, fd));
   Progress progress(report, memory.total_size());
-  for (std::size_t i = 0; i < head->regions.size(); ++i) {
+  for (std::size_t i = 0; i < head.regions.size(); ++i) {
     const MemoryRegion& region = *memory.regions()[i];
-    const SnapshotRegion& saved = head->regions[i];
+    const SnapshotRegion& saved = head.regions[i];
     if (!allows(region.protection(), Protection::write)) {
       progress.done(region.size());
       continue;
     }
     PageScan scan(region.mapping(), restoring);
-    const auto ok = for_each_part(
+    VMSPACE_TRY(for_each_part(
         fd, saved,
         [&](std::uint64_t offset, std::uint64_t size) {
           auto read =
@@ -189,38 +176,36 @@ Result<void> Snapshot::restore(const GuestMemory& memory, int fd, const Snapshot
           auto cleared = clear_part(region, scan, {offset, size});
           progress.done(size);
           return cleared;
-        });
-    if (!ok) return ok;
+        }));
   }
   return {};
 }
 
-Result<GuestMemory> Snapshot::map(int fd) {
-  const auto head = read_head(fd);
-  if (!head) return fail(head.error());
-  if (head->regions.empty()) return GuestMemory();
-  const BackingSpec spec{
-      .source = MemorySource::file, .descriptor = fd, .sharing = Sharing::map_private};
+Result<GuestMemory> map_snapshot(int fd) {
+  constexpr const char* operation = "map_snapshot";
+  const detail::SnapshotHead head = VMSPACE_TRY_IN(operation, read_head(fd));
+  if (head.regions.empty()) return GuestMemory();
+  const BackingSpec spec{.source = MemorySource::file, .fd = fd, .sharing = Sharing::map_private};
   // One open file for all regions.
-  const auto backing = Backing::open(spec, head->file_size, Protection::read);
-  if (!backing) return fail(backing.error());
+  const Backing backing =
+      VMSPACE_TRY_IN(operation, Backing::open(spec, head.file_size, Protection::read));
   std::vector<GuestMemory::RegionPtr> regions;
-  regions.reserve(head->regions.size());
-  for (const SnapshotRegion& saved : head->regions) {
+  regions.reserve(head.regions.size());
+  for (const SnapshotRegion& saved : head.regions) {
     BackingSpec own = spec;
     own.offset = saved.offset;
-    auto description = AddressSpaceRegion::make({.name = "snapshot",
-                                                 .base = saved.base,
-                                                 .size = saved.size,
-                                                 .backing = own,
-                                                 .protection = saved.protection});
-    if (!description) return fail(description.error());
-    auto region =
-        MemoryRegion::map(*description, {.backing = *backing, .backing_offset = saved.offset});
-    if (!region) return fail(region.error());
-    regions.push_back(std::move(*region));
+    const AddressSpaceRegion description =
+        VMSPACE_TRY_IN(operation, AddressSpaceRegion::make({.name = "snapshot",
+                                                            .base = saved.base,
+                                                            .size = saved.size,
+                                                            .backing = own,
+                                                            .protection = saved.protection}));
+    const MapOptions options{.backing = backing, .backing_offset = saved.offset};
+    GuestMemory::RegionPtr region =
+        VMSPACE_TRY_IN(operation, MemoryRegion::map(description, options));
+    regions.push_back(std::move(region));
   }
-  return GuestMemory::from_regions(std::move(regions));
+  return VMSPACE_TRY_IN(operation, GuestMemory::from_regions(std::move(regions)));
 }
 
 }  // namespace vmspace

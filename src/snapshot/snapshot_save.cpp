@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 
 #include "host/live_files.hpp"
@@ -31,7 +32,7 @@ using detail::Progress;
 using detail::retry;
 using detail::snapshot_page;
 
-constexpr const char* operation = "Snapshot::save";
+constexpr const char* operation = "save_snapshot";
 constexpr std::uint64_t largest_file = std::numeric_limits<std::int64_t>::max();
 
 Result<void> write_all(int fd, const std::byte* from, std::uint64_t size, std::uint64_t offset) {
@@ -39,7 +40,7 @@ Result<void> write_all(int fd, const std::byte* from, std::uint64_t size, std::u
     const auto count =
         retry([&] { return kernel().pwrite(fd, from, size, static_cast<off_t>(offset)); });
     if (count <= 0) {
-      // A file system that takes nothing and calls it no error would do so for ever.
+      // A file system that writes nothing without an error would go on like that for ever.
       return fail_os(operation, Operand::span(offset, size), "pwrite", count == 0 ? EIO : errno);
     }
     from += count;
@@ -49,7 +50,7 @@ Result<void> write_all(int fd, const std::byte* from, std::uint64_t size, std::u
   return {};
 }
 
-/// Where save() puts the regions.
+/// Where save_snapshot() puts the regions.
 Result<detail::SnapshotHead> lay_out(const GuestMemory& memory) {
   detail::SnapshotHead head{.regions = {}, .file_size = 0};
   head.regions.reserve(memory.regions().size());
@@ -60,14 +61,14 @@ Result<detail::SnapshotHead> lay_out(const GuestMemory& memory) {
       return fail({.code = Errc::access_denied,
                    .operation = operation,
                    .first = operand(*region),
-                   .reason = "may not be read"});
+                   .reason = "the region may not be read"});
     }
     const std::uint64_t offset = (end + detail::snapshot_align - 1) & ~(detail::snapshot_align - 1);
     if (region->size() > largest_file - offset - detail::snapshot_align) {
       return fail({.code = Errc::limit_exceeded,
                    .operation = operation,
                    .first = operand(*region),
-                   .reason = "the file would be larger than a file can be"});
+                   .reason = "the snapshot would be larger than the largest file"});
     }
     head.regions.push_back({.base = region->base(),
                             .size = region->size(),
@@ -92,21 +93,19 @@ Result<std::uint64_t> save_part(const MemoryRegion& region, Extent part, int fd,
     std::uint64_t stop = sparse ? at : end;
     while (stop < end && !is_zero(memory + stop, snapshot_page))
       stop += snapshot_page;
-    if (auto ok = write_all(fd, memory + at, stop - at, file_offset + at); !ok) {
-      return fail(ok.error());
-    }
+    VMSPACE_TRY(write_all(fd, memory + at, stop - at, file_offset + at));
     written += stop - at;
     at = stop;
   }
   return written;
 }
 
-/// Writes zeros, for memory that is not there to be written from.
+/// Writes zeros, in place of memory that is absent.
 Result<void> write_zeros(int fd, std::uint64_t size, std::uint64_t offset) {
   const std::vector<std::byte> zeros(std::min(size, std::uint64_t{1} << 20));
   while (size != 0) {
     const std::uint64_t piece = std::min<std::uint64_t>(size, zeros.size());
-    if (auto ok = write_all(fd, zeros.data(), piece, offset); !ok) return ok;
+    VMSPACE_TRY(write_all(fd, zeros.data(), piece, offset));
     size -= piece;
     offset += piece;
   }
@@ -119,19 +118,17 @@ Result<std::uint64_t> save_region(const MemoryRegion& region, int fd, std::uint6
   PageScan scan(region.mapping(), operation);
   std::uint64_t written = 0;
   for (std::uint64_t at = 0; at < region.size();) {
-    const auto used = scan.next(at, region.size());
-    if (!used) return fail(used.error());
-    const std::uint64_t hole = used->offset - at;
+    const Extent used = VMSPACE_TRY(scan.next(at, region.size()));
+    const std::uint64_t hole = used.offset - at;
     if (!sparse && hole != 0) {
-      if (auto ok = write_zeros(fd, hole, file_offset + at); !ok) return fail(ok.error());
+      VMSPACE_TRY(write_zeros(fd, hole, file_offset + at));
       written += hole;
     }
     progress.done(hole);
-    for (at = used->offset; at < used->end();) {
-      const Extent part{at, std::min(detail::snapshot_chunk, used->end() - at)};
-      const auto stored = save_part(region, part, fd, file_offset, sparse);
-      if (!stored) return fail(stored.error());
-      written += *stored;
+    for (at = used.offset; at < used.end();) {
+      const Extent part{at, std::min(detail::snapshot_chunk, used.end() - at)};
+      const std::uint64_t stored = VMSPACE_TRY(save_part(region, part, fd, file_offset, sparse));
+      written += stored;
       progress.done(part.size);
       at += part.size;
     }
@@ -141,44 +138,38 @@ Result<std::uint64_t> save_region(const MemoryRegion& region, int fd, std::uint6
 
 }  // namespace
 
-Result<std::uint64_t> Snapshot::save(const GuestMemory& memory, int fd,
-                                     const SaveOptions& options) {
-  const auto file = detail::check_snapshot_file(operation, fd);
-  if (!file) return fail(file.error());
-  const auto is_memory = detail::is_live_file(operation, *file);
-  if (!is_memory) return fail(is_memory.error());
-  if (*is_memory) {
+Result<std::uint64_t> save_snapshot(const GuestMemory& memory, int fd, const SaveOptions& options) {
+  const struct stat file = VMSPACE_TRY(detail::check_snapshot_file(operation, fd));
+  const bool is_memory = VMSPACE_TRY(detail::is_live_file(operation, file));
+  if (is_memory) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
-                 .reason = "the file is memory of a guest of this process"});
+                 .reason = "the file is the memory of a guest of this process"});
   }
   const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
   if (flags < 0) return fail_os(operation, {}, "fcntl(F_GETFL)");
-  // pwrite(2), "BUGS": Linux appends then, whatever the offset.
+  // pwrite(2), "BUGS": Linux then appends, whatever the offset.
   if ((flags & O_APPEND) != 0) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
-                 .reason = "the descriptor appends (O_APPEND)"});
+                 .reason = "the descriptor is open for appending (O_APPEND)"});
   }
-  const auto head = lay_out(memory);
-  if (!head) return fail(head.error());
-  const std::vector<std::byte> bytes = detail::encode_head(*head);
+  const detail::SnapshotHead head = VMSPACE_TRY(lay_out(memory));
+  const std::vector<std::byte> bytes = detail::encode_head(head);
 
-  // Cut off and grown again, the file is one hole, without what it held before.
-  for (const std::uint64_t size : {std::uint64_t{0}, head->file_size}) {
+  // Truncated and extended again, the file is one hole, without its old contents.
+  for (const std::uint64_t size : {std::uint64_t{0}, head.file_size}) {
     if (retry([&] { return kernel().ftruncate(fd, static_cast<off_t>(size)); }) != 0) {
       return fail_os(operation, Operand::size(size), "ftruncate");
     }
   }
   Progress progress(options.progress, memory.total_size());
   std::uint64_t written = 0;
-  for (std::size_t i = 0; i < head->regions.size(); ++i) {
-    const auto stored =
-        save_region(*memory.regions()[i], fd, head->regions[i].offset, options.sparse, progress);
-    if (!stored) return fail(stored.error());
-    written += *stored;
+  for (std::size_t i = 0; i < head.regions.size(); ++i) {
+    written += VMSPACE_TRY(
+        save_region(*memory.regions()[i], fd, head.regions[i].offset, options.sparse, progress));
   }
-  if (auto ok = write_all(fd, bytes.data(), bytes.size(), 0); !ok) return fail(ok.error());
+  VMSPACE_TRY(write_all(fd, bytes.data(), bytes.size(), 0));
   return written;
 }
 

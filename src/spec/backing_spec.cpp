@@ -49,7 +49,8 @@ Result<MemorySource> parse_memory_source(std::string_view name) {
   }
   return fail({.code = Errc::invalid_argument,
                .operation = "parse_memory_source",
-               .reason = "known sources: none, anon, shmem, hugeanon, hugeshmem, hugetlbfs, file"});
+               .reason = "the sources are none, anon, shmem, hugeanon, hugeshmem, hugetlbfs, file",
+               .text = name});
 }
 
 std::string_view name_of(MemorySource source) noexcept {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whether a value of an enumeration is one of its enumerators. Configurations, files and peers are
-// read by casts, and a cast takes any number.
+// Whether a value of an enumeration is one of its enumerators. Values from configurations, files
+// and peers arrive through casts, and a cast accepts any number.
 
 #pragma once
 

@@ -1,118 +1,83 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How a range of guest memory is cut into KVM's slots, and what KVM has of each.
+// A range of guest memory in the slots of KVM: a slot for each piece, and what KVM has of it.
 
 #pragma once
 
-#include <unistd.h>
-
-#include <algorithm>
-#include <cassert>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <utility>
 #include <vector>
 
-#include "vmspace/allocator/interval_tree.hpp"
+#include "vmspace/allocator/range_pool.hpp"
+#include "vmspace/base/result.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
+
+#include "vmm/kvm_pieces.hpp"
 
 namespace vmspace::detail {
 
-inline std::uint64_t host_page_size() {
-  static const auto size = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-  return size;
-}
-
-/// A known range: what it shows, and its pieces in address order, each a slot of its own, whose
-/// numbers are taken from a pool here and given back on destruction.
+/// The pieces of a known range. Each leases its slot number for as long as KVM may have the slot:
+/// of a slot that KVM still has when the mapping is destroyed, the number stays taken.
 class KvmMapping {
  public:
   /// What KVM has of a piece.
   enum class Shown : std::uint8_t { no, yes, logged };
 
-  struct Piece {
-    std::uint32_t number;
-    Shown shown = Shown::no;
-    bool log_lost = false;  ///< KVM forgot what it had logged: all of it counts as dirty
-  };
+  /// Leases as many numbers below `limit` as the memory has pieces; nothing is shown yet.
+  /// `limit_exceeded` when the pool has too few.
+  [[nodiscard]] static Result<KvmMapping> make(const KvmMemory& memory, const RangePool& numbers,
+                                               std::uint32_t limit, const char* operation);
 
-  /// How many pieces this memory needs; its size is not 0 and its end does not pass 2^64.
-  static std::uint64_t pieces_of(const KvmMemory& memory) {
-    return (memory.size - 1 + lead(memory)) / max_piece_size() + 1;
-  }
-
-  KvmMapping(const KvmMemory& memory, IntervalTree<>& pool) : memory_(memory), pool_(&pool) {}
-  KvmMapping(KvmMapping&&) noexcept = default;  // leaves no pieces behind: no number is freed twice
+  KvmMapping(KvmMapping&&) noexcept = default;
   KvmMapping& operator=(KvmMapping&& other) noexcept {
     std::swap(memory_, other.memory_);
-    std::swap(pool_, other.pool_);
+    std::swap(cut_, other.cut_);
     std::swap(pieces_, other.pieces_);
     return *this;
   }
-  ~KvmMapping() {
-    for (const Piece& piece : pieces_)
-      (void)pool_->free(Range::point(piece.number));
-  }
+  ~KvmMapping();
 
-  /// Makes `count` pieces of the lowest numbers that are free; the pool has so many.
-  void split(std::uint64_t count) {
-    pieces_.reserve(count);
-    for (std::uint64_t i = 0; i < count; ++i) {
-      const auto number = pool_->allocate({.size = 1});
-      assert(number);
-      pieces_.push_back({.number = static_cast<std::uint32_t>(number->min())});
-    }
-  }
-
-  [[nodiscard]] std::vector<Piece>& pieces() noexcept { return pieces_; }
-  [[nodiscard]] const std::vector<Piece>& pieces() const noexcept { return pieces_; }
-  [[nodiscard]] const KvmMemory& memory() const noexcept { return memory_; }
-
+  /// How many slots it has.
+  [[nodiscard]] std::size_t size() const noexcept { return pieces_.size(); }
+  /// The slots that KVM has.
+  [[nodiscard]] std::vector<KvmSlot> slots() const;
   /// How all of it is shown; nothing when an earlier failure has left it in part.
-  [[nodiscard]] std::optional<Shown> shown() const noexcept {
-    const Shown first = pieces_.front().shown;
-    if (std::ranges::any_of(
-            pieces_, [first](Shown s) { return s != first; }, &Piece::shown)) {
-      return std::nullopt;
-    }
-    return first;
-  }
+  [[nodiscard]] std::optional<Shown> shown() const noexcept;
+  /// Whether KVM has every piece, with or without its log.
+  [[nodiscard]] bool is_whole() const noexcept;
 
-  /// The memory of the index-th piece.
-  [[nodiscard]] KvmMemory part(std::size_t index) const noexcept {
-    const std::uint64_t cut_off = lead(memory_);
-    const std::uint64_t offset = index == 0 ? 0 : index * max_piece_size() - cut_off;
-    const std::uint64_t most = index == 0 ? max_piece_size() - cut_off : max_piece_size();
-    KvmMemory part = memory_;
-    part.base = GuestAddress(memory_.base.value() + offset);
-    part.size = std::min(memory_.size - offset, most);
-    // As a number: a request of nonsense is KVM's to refuse, and no object has such pointers.
-    const auto host = reinterpret_cast<std::uintptr_t>(memory_.host_address);
-    part.host_address = reinterpret_cast<void*>(host + offset);
-    return part;
-  }
+  /// Has KVM show all pieces in this way. When KVM refuses one (`os`), those before it are put
+  /// back, unless an earlier failure had left the range in part: then this call goes as far as it
+  /// can.
+  [[nodiscard]] Result<void> show(int vm_fd, Shown to, const char* operation) noexcept;
+  /// Deletes every slot that KVM lets go, whatever it says of the others.
+  void take_away(int vm_fd) noexcept;
+  /// What KVM has logged; see KvmMemslots::fetch_dirty_log().
+  [[nodiscard]] Result<KvmDirtyLog> fetch_log(int vm_fd, const char* operation);
+
+  /// The first broken rule, or null.
+  [[nodiscard]] const char* broken_rule() const noexcept;
 
  private:
-  // A guest's huge pages have up to this size. Where pieces meet, none should be cut.
-  static constexpr std::uint64_t largest_page = std::uint64_t{1} << 30;
+  struct Piece {
+    Lease number;
+    Shown shown = Shown::no;
+    bool log_lost = false;  ///< KVM forgot what it had logged: all of it counts as dirty
 
-  static std::uint64_t max_piece_size() {
-    // KVM_MEM_MAX_NR_PAGES in the kernel's kvm_host.h.
-    constexpr std::uint64_t max_pages_per_slot = (std::uint64_t{1} << 31) - 1;
-    return max_pages_per_slot * host_page_size() / largest_page * largest_page;
-  }
+    [[nodiscard]] std::uint32_t slot() const noexcept {
+      return static_cast<std::uint32_t>(number.range().min());
+    }
+  };
 
-  // By how much the first piece is shorter, for the pieces to meet at multiples of the largest
-  // page; in whole words of a dirty log, so that each piece has words of its own in that of the
-  // range. (A base that is not a multiple of such a word, 256 KiB on x86, does have a page cut.)
-  static std::uint64_t lead(const KvmMemory& memory) {
-    const std::uint64_t log_word = 64 * host_page_size();
-    return memory.base.value() % largest_page / log_word * log_word;
-  }
+  explicit KvmMapping(const KvmMemory& memory) noexcept : memory_(memory), cut_(memory) {}
+
+  [[nodiscard]] bool show_piece(int vm_fd, std::size_t index, Shown to, bool log_lost) noexcept;
+  [[nodiscard]] tl::unexpected<Error> refused(std::size_t index, int error, const char* operation,
+                                              const char* reason) const noexcept;
 
   KvmMemory memory_;
-  IntervalTree<>* pool_;
+  KvmPieces cut_;
   std::vector<Piece> pieces_;
 };
 

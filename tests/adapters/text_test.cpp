@@ -86,7 +86,7 @@ TEST(Text, ABackingSaysWhatIsNotAsByDefault) {
   EXPECT_EQ(to_text(BackingSpec{.source = MemorySource::shmem}), "shmem");
   EXPECT_EQ(to_text(BackingSpec{.source = MemorySource::file,
                                 .path = "/srv/disk",
-                                .descriptor = 5,
+                                .fd = 5,
                                 .offset = 0x1000,
                                 .page_size = 0x20'0000,
                                 .sharing = Sharing::map_private,
@@ -144,7 +144,7 @@ TEST(Text, OfGuestMemory) {
   EXPECT_EQ(to_text(Residency{.resident = 0x1000}), "0x1000 resident, ? huge");
   EXPECT_EQ(to_text(Residency{.resident = 0x1000, .huge = 0}), "0x1000 resident, 0x0 huge");
   EXPECT_EQ(to_text(RegionDescriptor{
-                .base = GuestAddress(0x1000), .size = 0x2000, .descriptor = 5, .offset = 0x3000}),
+                .base = GuestAddress(0x1000), .size = 0x2000, .fd = 5, .offset = 0x3000}),
             "0x1000+0x2000 rw- of fd 5 offset 0x3000");
   EXPECT_EQ(to_text(SnapshotRegion{GuestAddress(0x1000), 0x2000, 0x3000, Protection::read}),
             "0x1000+0x2000 r-- offset 0x3000");

@@ -130,10 +130,9 @@ TEST(Region, RefusesABackingThatMissesWhatItsSourceNeeds) {
             Errc{});
   EXPECT_EQ(code_of(BackingSpec{.source = MemorySource::file}), Errc::invalid_argument);
   EXPECT_EQ(code_of(BackingSpec{.source = MemorySource::file, .path = "f"}), Errc{});
-  EXPECT_EQ(code_of(BackingSpec{.source = MemorySource::file, .descriptor = 0}), Errc{});
-  EXPECT_EQ(code_of(BackingSpec{.source = MemorySource::file, .descriptor = -1}),
-            Errc::invalid_argument);
-  EXPECT_EQ(code_of(BackingSpec{.source = MemorySource::file, .path = "f", .descriptor = 3}),
+  EXPECT_EQ(code_of(BackingSpec{.source = MemorySource::file, .fd = 0}), Errc{});
+  EXPECT_EQ(code_of(BackingSpec{.source = MemorySource::file, .fd = -1}), Errc::invalid_argument);
+  EXPECT_EQ(code_of(BackingSpec{.source = MemorySource::file, .path = "f", .fd = 3}),
             Errc::invalid_argument);
 }
 
@@ -141,7 +140,7 @@ TEST(Region, RefusesABackingThatHasWhatItsSourceCannotUse) {
   for (const MemorySource source :
        {MemorySource::none, MemorySource::anon, MemorySource::shmem, MemorySource::hugeanon}) {
     EXPECT_EQ(code_of(BackingSpec{.source = source, .path = "f"}), Errc::invalid_argument);
-    EXPECT_EQ(code_of(BackingSpec{.source = source, .descriptor = 3}), Errc::invalid_argument);
+    EXPECT_EQ(code_of(BackingSpec{.source = source, .fd = 3}), Errc::invalid_argument);
     EXPECT_EQ(code_of(BackingSpec{.source = source, .offset = 2_MiB}), Errc::invalid_argument);
     EXPECT_EQ(code_of(BackingSpec{.source = source, .discardable = true}), Errc::invalid_argument);
   }

@@ -92,15 +92,15 @@ TEST(SnapshotCalls, ASaveThatFailsSaysSoAndLeavesNoSnapshot) {
       {"lseek", "open", "ioctl"},
       [&]() -> Result<void> {
         EXPECT_EQ(ftruncate(file, 0), 0);
-        const auto saved = Snapshot::save(memory, file);
+        const auto saved = save_snapshot(memory, file);
         complete = saved.has_value();
         if (!saved) {
-          EXPECT_FALSE(Snapshot::inspect(file));
+          EXPECT_FALSE(inspect_snapshot(file));
           return fail(saved.error());
         }
         return {};
       },
-      [&] { return complete && Snapshot::restore(memory, file).has_value(); });
+      [&] { return complete && restore_snapshot(memory, file).has_value(); });
   EXPECT_EQ(contents(memory, base, 4 * page), before);
   close(file);
 }
@@ -108,10 +108,10 @@ TEST(SnapshotCalls, ASaveThatFailsSaysSoAndLeavesNoSnapshot) {
 TEST(SnapshotCalls, ARestoreThatFailsSaysSo) {
   const GuestMemory saved = sample();
   const int file = memfd_create("snapshot", MFD_CLOEXEC);
-  ASSERT_TRUE(Snapshot::save(saved, file));
+  ASSERT_TRUE(save_snapshot(saved, file));
   const GuestMemory memory = sample();
   fail_each_call(
-      {"lseek", "open", "ioctl"}, [&] { return Snapshot::restore(memory, file); },
+      {"lseek", "open", "ioctl"}, [&] { return restore_snapshot(memory, file); },
       [&] { return contents(memory, base, 4 * page) == contents(saved, base, 4 * page); },
       [&] {
         ASSERT_TRUE(memory.regions()[0]->mapping().discard(0, 4 * page));
@@ -121,7 +121,7 @@ TEST(SnapshotCalls, ARestoreThatFailsSaysSo) {
   fail_each_call(
       {"madvise", "membarrier"},
       [&]() -> Result<void> {
-        const auto mapped = Snapshot::map(file);
+        const auto mapped = map_snapshot(file);
         if (!mapped) return fail(mapped.error());
         return {};
       },
@@ -154,12 +154,12 @@ TEST(SnapshotCalls, AFileThatIsCutOffDuringARestoreIsCorruptAndNotAHole) {
     for (const std::uint64_t size :
          {std::uint64_t{0}, page, 0x20'0000 + page, 0x20'0000 + 2 * page, 0x40'0000 + 3 * page}) {
       SCOPED_TRACE(std::to_string(before) + ", " + std::to_string(size));
-      ASSERT_TRUE(Snapshot::save(memory, file));
+      ASSERT_TRUE(save_snapshot(memory, file));
       Cut::before = before;
       Cut::size = static_cast<off_t>(size);
       Injector injector;
       injector.table().lseek = Cut::lseek;
-      const auto restored = Snapshot::restore(memory, file);
+      const auto restored = restore_snapshot(memory, file);
       EXPECT_LT(Cut::before, 0) << "not cut off";
       ASSERT_FALSE(restored);
       EXPECT_EQ(restored.error().code, Errc::corrupt);
@@ -173,16 +173,15 @@ TEST(SnapshotCalls, MemoryThatIsCutOffIsNotSavedAsZeros) {
   const int file = memfd_create("memory", MFD_CLOEXEC);
   ASSERT_EQ(ftruncate(file, 4 * page), 0);
   const int snapshot = memfd_create("snapshot", MFD_CLOEXEC);
-  const RegionDescriptor described{
-      .base = GuestAddress(base), .size = 4 * page, .descriptor = file};
+  const RegionDescriptor described{.base = GuestAddress(base), .size = 4 * page, .fd = file};
   const auto memory = map_regions({&described, 1}, Unsealed::accept);
   ASSERT_TRUE(memory);
   ASSERT_TRUE(memory->write_slice(GuestAddress(base + page), pattern(page)));
   ASSERT_EQ(ftruncate(file, page), 0);
-  const auto saved = Snapshot::save(*memory, snapshot);
+  const auto saved = save_snapshot(*memory, snapshot);
   ASSERT_FALSE(saved);
   EXPECT_EQ(saved.error().code, Errc::out_of_bounds);
-  EXPECT_FALSE(Snapshot::inspect(snapshot));
+  EXPECT_FALSE(inspect_snapshot(snapshot));
   close(snapshot);
   close(file);
 }
@@ -192,7 +191,7 @@ TEST(SnapshotCalls, AFileThatTakesNoMoreBytesIsAnErrorAndNotALoop) {
   const int file = memfd_create("snapshot", MFD_CLOEXEC);
   Injector injector;
   injector.table().pwrite = [](int, const void*, std::size_t, off_t) -> ssize_t { return 0; };
-  const auto saved = Snapshot::save(memory, file);
+  const auto saved = save_snapshot(memory, file);
   ASSERT_FALSE(saved);
   EXPECT_EQ(saved.error().code, Errc::os);
   EXPECT_EQ(saved.error().os_errno, EIO);
@@ -206,9 +205,9 @@ TEST(SnapshotCalls, PlacesOfDataThatMakeNoSenseAreNotBelieved) {
   Injector injector;
   // Data that begins before where it is looked for, and ends where it begins.
   injector.table().lseek = [](int, off_t, int) -> off_t { return 0; };
-  ASSERT_TRUE(Snapshot::save(saved, file));
+  ASSERT_TRUE(save_snapshot(saved, file));
   ASSERT_TRUE(memory.fill({GuestAddress(base), 4 * page}, std::byte{0xee}));
-  ASSERT_TRUE(Snapshot::restore(memory, file));
+  ASSERT_TRUE(restore_snapshot(memory, file));
   EXPECT_EQ(contents(memory, base, 4 * page), contents(saved, base, 4 * page));
   close(file);
 }
@@ -229,14 +228,13 @@ TEST(SnapshotCalls, OfARegularFileTheMemoryIsAskedAndNotTheFileSystem) {
       errno = ENXIO;
       return -1;
     };
-    const RegionDescriptor described{
-        .base = GuestAddress(base), .size = 4 * page, .descriptor = file};
+    const RegionDescriptor described{.base = GuestAddress(base), .size = 4 * page, .fd = file};
     const auto memory = map_regions({&described, 1}, Unsealed::accept);
     ASSERT_TRUE(memory);
     ASSERT_TRUE(memory->write_slice(GuestAddress(base + page), pattern(page)));
-    EXPECT_EQ(Snapshot::save(*memory, snapshot), page);
+    EXPECT_EQ(save_snapshot(*memory, snapshot), page);
   }
-  const auto restored = Snapshot::map(snapshot);
+  const auto restored = map_snapshot(snapshot);
   ASSERT_TRUE(restored);
   EXPECT_EQ(contents(*restored, base + page, page), pattern(page));
   close(snapshot);

@@ -15,6 +15,7 @@
 
 #include "vmspace/host/populate.hpp"
 #include "vmspace/memory/memory_region.hpp"
+#include "vmspace/testing.hpp"
 
 #include "faults/injector.hpp"
 #include "host/host_support.hpp"
@@ -66,7 +67,7 @@ void fail_each_call(const std::function<Result<void>()>& body,
         EXPECT_EQ(done.error().os_errno, error) << done.error().message();
         EXPECT_FALSE(error == EINTR && retried.count(calls[index]) != 0) << "not tried again";
         if (error == ENOSYS) {
-          EXPECT_EQ(done.error().code, Errc::unsupported);
+          EXPECT_THAT(done, HasError(Errc::unsupported));
         }
       }
       EXPECT_EQ(open_descriptors(), descriptors);
@@ -95,7 +96,7 @@ TEST(SystemCallFaults, MappingEachBacking) {
       {.source = MemorySource::anon},
       {.source = MemorySource::shmem},
       {.source = MemorySource::file, .path = path},
-      {.source = MemorySource::file, .descriptor = fd.get(), .sharing = Sharing::map_private},
+      {.source = MemorySource::file, .fd = fd.get(), .sharing = Sharing::map_private},
   };
   for (const auto& spec : specs) {
     SCOPED_TRACE(name_of(spec.source));
@@ -112,7 +113,7 @@ TEST(SystemCallFaults, MappingEachBacking) {
 
 TEST(SystemCallFaults, MappingInAnArena) {
   const auto arena = HostArena::reserve({.size = size});
-  ASSERT_TRUE(arena);
+  ASSERT_THAT(arena, IsOk());
   fail_each_call(
       [&]() -> Result<void> {
         const auto backing = Backing::open({.source = MemorySource::anon}, size - 8_KiB);
@@ -163,6 +164,20 @@ TEST(SystemCallFaults, AFailedMappingLeavesNoHoleInAnArena) {
   EXPECT_EQ(mapping.error().os_errno, ENOMEM);
   EXPECT_EQ(hole_closed, 1);
   EXPECT_EQ(permissions_at(arena->data() + 64_KiB), "---p");
+}
+
+TEST(SystemCallFaults, WhatCannotBeUnmappedStaysTakenInItsArena) {
+  // Never destroyed: the part that is abandoned keeps some of it alive.
+  static const auto* const arena = new HostArena(*HostArena::reserve({.size = 1_MiB}));
+  Injector injector;
+  {
+    auto mapping = map_or_die({.source = MemorySource::anon}, {.size = 64_KiB, .arena = *arena});
+    injector.fail_next("mmap", ENOMEM);
+  }
+  ASSERT_TRUE(injector.has_failed());
+  EXPECT_EQ(permissions_at(arena->data()), "rw-p");
+  const std::vector<RangeHolder> still{{Range::of(0, 64_KiB - 1), "anon"}};
+  EXPECT_EQ(arena->parts().holders(), still);
 }
 
 TEST(SystemCallFaults, HugetlbfsFiles) {
@@ -233,36 +248,9 @@ TEST(SystemCallFaults, PopulateReportsWhatTheKernelSays) {
     injector.fail_call(2, error);
     const auto done = populate(mapping, {.threads = 1});
     ASSERT_TRUE(injector.has_failed());
-    ASSERT_FALSE(done);
-    EXPECT_EQ(done.error().code, Errc::os);
+    ASSERT_THAT(done, HasError(Errc::os));
     EXPECT_EQ(done.error().os_errno, error);
   }
-}
-
-TEST(SystemCallFaults, WithoutPopulatingAdviceSpaceIsAllocatedAndPagesAreTouched) {
-  Injector injector;
-  for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
-    const auto mapping = map_or_die({.source = source}, {.size = 20_MiB});
-    mapping.data()[5] = std::byte{5};
-    injector.fail_always("madvise", EINVAL);
-    const auto done = populate(mapping, {.threads = 2});
-    EXPECT_EQ(injector.count("fallocate") > 0, source == MemorySource::shmem);
-    injector.fail_none();
-    ASSERT_TRUE(done) << done.error().message();
-    EXPECT_EQ(mapping.residency()->resident, 20_MiB);
-    EXPECT_EQ(mapping.data()[5], std::byte{5});
-  }
-  const TemporaryDirectory directory;
-  const auto image = map_or_die({.source = MemorySource::file,
-                                 .path = directory.file("image", 64_KiB, 'i'),
-                                 .sharing = Sharing::map_private},
-                                {.size = 64_KiB});
-  injector.fail_always("madvise", EINVAL);
-  const auto done = populate(image);
-  injector.fail_none();
-  ASSERT_TRUE(done);
-  EXPECT_EQ(std::stoull(smaps_value(image.data(), "Rss")), 64U);
-  EXPECT_EQ(std::stoull(smaps_value(image.data(), "Anonymous")), 0U) << "read, not copied";
 }
 
 TEST(SystemCallFaults, CallsOnAMappingLeaveItAsItWas) {
@@ -278,7 +266,7 @@ TEST(SystemCallFaults, CallsOnAMappingLeaveItAsItWas) {
   for (const auto& spec : specs) {
     SCOPED_TRACE(name_of(spec.source));
     auto mapping = map_or_die(spec, {.size = 64_KiB});
-    ASSERT_TRUE(mapping.use_dontdump());
+    VMSPACE_ASSERT_OK(mapping.use_dontdump());
     const auto keeps = [&](auto call) {
       return [&mapping, call]() -> Result<void> {
         fill(mapping, 0xa5);
@@ -320,7 +308,7 @@ TEST(SystemCallFaults, CallsOnAMappingLeaveItAsItWas) {
                      const auto done = mapping.protect(Protection::read_write);
                      if (done) return done;
                      EXPECT_EQ(permissions_at(mapping.data()).substr(0, 3), "r--");
-                     EXPECT_TRUE(mapping.protect(Protection::read_write));
+                     VMSPACE_EXPECT_OK(mapping.protect(Protection::read_write));
                      return done;
                    }),
                    never);
@@ -334,6 +322,24 @@ TEST(SystemCallFaults, CallsOnAMappingLeaveItAsItWas) {
                      }),
                      never);
     }
+  }
+}
+
+// Discarding of a private file opens, maps and binds anonymous memory; the caller only discarded.
+TEST(SystemCallFaults, AnErrorNamesTheCallThatWasMadeAndTheReasonWhatFailed) {
+  const TemporaryDirectory directory;
+  auto mapping = map_or_die({.source = MemorySource::file,
+                             .path = directory.file("image", 64_KiB, 'i'),
+                             .sharing = Sharing::map_private},
+                            {.size = 64_KiB});
+  Injector injector;
+  for (const std::string call : {"msync", "mmap", "mremap"}) {
+    injector.fail_next(call, ENOMEM);
+    const auto discarded = mapping.discard(0, 4_KiB);
+    ASSERT_FALSE(discarded);
+    EXPECT_STREQ(discarded.error().operation, "MemoryMapping::discard");
+    EXPECT_EQ(std::string(discarded.error().reason).find(call), 0U) << discarded.error().reason;
+    EXPECT_TRUE(holds(mapping, 0, 64_KiB, 'i'));
   }
 }
 
@@ -351,8 +357,7 @@ TEST(SystemCallFaults, CloseReportsAFailedWriteBackAndUnmapsAllTheSame) {
       injector.fail_next("msync", error);
       const auto closed = mapping.close();
       ASSERT_TRUE(injector.has_failed());
-      ASSERT_FALSE(closed);
-      EXPECT_EQ(closed.error().code, Errc::os);
+      ASSERT_THAT(closed, HasError(Errc::os));
       EXPECT_EQ(closed.error().os_errno, error);
       EXPECT_EQ(
           closed.error().message().find("MemoryMapping::close: failed: [0x0, 0xffff] (msync)"), 0U)
@@ -365,7 +370,7 @@ TEST(SystemCallFaults, CloseReportsAFailedWriteBackAndUnmapsAllTheSame) {
   auto mapping = map_or_die(
       {.source = MemorySource::file, .path = directory.file("ram", 64_KiB, ' ')}, {.size = 64_KiB});
   injector.fail_next("msync", EINTR);
-  EXPECT_TRUE(mapping.close());
+  VMSPACE_EXPECT_OK(mapping.close());
   EXPECT_EQ(injector.count("msync"), 2U);
 }
 
@@ -381,7 +386,7 @@ TEST(SystemCallFaults, CloseReportsAFailedUnmappingAndKeepsTheMemory) {
     ASSERT_TRUE(mapping.is_mapped());
     EXPECT_TRUE(holds(mapping, 0, 64_KiB, 7));
   }
-  EXPECT_TRUE(mapping.close());
+  VMSPACE_EXPECT_OK(mapping.close());
 
   const auto arena = HostArena::reserve({.size = 1_MiB});
   auto inside = map_or_die({.source = MemorySource::anon}, {.size = 64_KiB, .arena = *arena});
@@ -389,80 +394,13 @@ TEST(SystemCallFaults, CloseReportsAFailedUnmappingAndKeepsTheMemory) {
   injector.fail_next("mmap", ENOMEM);
   EXPECT_EQ(inside.close().error().os_errno, ENOMEM);
   EXPECT_TRUE(holds(inside, 0, 64_KiB, 7));
-  EXPECT_TRUE(inside.close());
-}
-
-TEST(SystemCallFaults, OlderKernelsStillTellWhatIsHuge) {
-  Injector injector;
-  auto mapping = map_or_die({.source = MemorySource::anon},
-                            {.size = 8_MiB, .align = 2_MiB, .guard_pages = true});
-  ASSERT_TRUE(mapping.use_hugepages());
-  ASSERT_TRUE(populate(mapping));
-  const auto precise = mapping.residency();
-  // No PAGEMAP_SCAN before Linux 6.7.
-  injector.fail_always("ioctl", ENOTTY);
-  const auto summed = mapping.residency();
-  ASSERT_TRUE(precise && summed);
-  EXPECT_EQ(summed->resident, 8_MiB);
-  ASSERT_TRUE(summed->huge);
-  EXPECT_EQ(*summed->huge, precise->huge.value_or(*summed->huge));
-  const auto part = mapping.residency(0, 2_MiB + 4_KiB);
-  ASSERT_TRUE(part);
-  EXPECT_EQ(part->huge.has_value(), *summed->huge == 0) << "a sum can't be divided";
-}
-
-TEST(SystemCallFaults, WithoutSysTheKernelIsAskedForHugePages) {
-  Injector injector;
-  injector.hide_proc_and_sys();
-  for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
-    auto mapping = map_or_die({.source = source}, {.size = 8_MiB, .align = 2_MiB});
-    const auto known = mapping.use_hugepages();
-    ASSERT_TRUE(known) << known.error().message();
-    const bool advised = smaps_value(mapping.data(), "VmFlags").find(" hg") != std::string::npos;
-    EXPECT_EQ(*known == Applied::applied, advised);
-    EXPECT_EQ(advised, ::madvise(mapping.data(), 8_MiB, MADV_HUGEPAGE) == 0);
-    // A kernel that was built without them.
-    injector.fail_next("madvise", EINVAL);
-    EXPECT_EQ(mapping.use_hugepages(), Applied::not_applicable);
-    ASSERT_TRUE(injector.has_failed());
-    injector.fail_none();
-  }
-}
-
-TEST(SystemCallFaults, WithoutProcResidencyIsWhatMincoreSays) {
-  Injector injector;
-  injector.hide_proc_and_sys();
-  const TemporaryDirectory directory;
-  const BackingSpec specs[] = {
-      {.source = MemorySource::anon},
-      {.source = MemorySource::shmem},
-      {.source = MemorySource::file, .path = directory.file("ram", 1_MiB, 'r')},
-  };
-  for (const auto& spec : specs) {
-    SCOPED_TRACE(name_of(spec.source));
-    const auto mapping = map_or_die(spec, {.size = 1_MiB});
-    ASSERT_TRUE(mapping.advise(0, 1_MiB, Advice::no_huge_pages));
-    mapping.data()[64_KiB] = std::byte{1};
-    const auto residency = mapping.residency(0, 1_MiB);
-    ASSERT_TRUE(residency) << residency.error().message();
-    EXPECT_EQ(residency->resident, spec.source == MemorySource::file ? 1_MiB : page_size());
-    EXPECT_FALSE(residency->huge) << "nobody could tell";
-  }
-}
-
-TEST(SystemCallFaults, MemfdOnAKernelWithoutMemfdIsUnsupported) {
-  Injector injector;
-  injector.fail_always("memfd_create", ENOSYS);
-  const auto backing = Backing::open({.source = MemorySource::shmem}, 64_KiB);
-  ASSERT_FALSE(backing);
-  EXPECT_EQ(backing.error().code, Errc::unsupported);
-  EXPECT_EQ(backing.error().os_errno, ENOSYS);
+  VMSPACE_EXPECT_OK(inside.close());
 }
 
 TEST(SystemCallFaults, ARegionOfADescriptorThatCannotBeDuplicated) {
   Injector injector;
   injector.fail_next("fcntl", EMFILE);
-  const auto backing = Backing::open({.source = MemorySource::file, .descriptor = 0}, 64_KiB);
+  const auto backing = Backing::open({.source = MemorySource::file, .fd = 0}, 64_KiB);
   ASSERT_FALSE(backing);
   EXPECT_EQ(backing.error().os_errno, EMFILE);
 }

@@ -58,17 +58,17 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
 
   static const GuestMemory target = *GuestMemory::create(
       std::vector<GuestRange>{{GuestAddress(0x1000), 0x2000}, {GuestAddress(0x10000), 0x1000}});
-  (void)Snapshot::restore(target, file);
+  (void)restore_snapshot(target, file);
   touch(target);
-  const auto regions = Snapshot::inspect(file);
-  const auto mapped = Snapshot::map(file);
+  const auto regions = inspect_snapshot(file);
+  const auto mapped = map_snapshot(file);
   if (mapped) {
     if (!regions || mapped->regions().size() != regions->size()) std::abort();
     touch(*mapped);
     // The file is memory now; another takes what can be read.
-    if (!mapped->regions().empty() && Snapshot::save(target, file)) std::abort();
+    if (!mapped->regions().empty() && save_snapshot(target, file)) std::abort();
     static const int again = memfd_create("again", MFD_CLOEXEC);
-    if (Snapshot::save(*mapped, again) && !Snapshot::restore(*mapped, again)) std::abort();
+    if (save_snapshot(*mapped, again) && !restore_snapshot(*mapped, again)) std::abort();
   }
   return 0;
 }

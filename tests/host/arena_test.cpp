@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/memory/memory_region.hpp"
+#include "vmspace/testing.hpp"
 
 #include "host/host_support.hpp"
 
@@ -34,7 +35,7 @@ TEST(HostArena, IsInaccessibleAndCongruentToItsGuestBase) {
   for (const std::uint64_t base : {std::uint64_t{0}, 4_GiB, 5_GiB + 3_MiB}) {
     for (const std::uint64_t align : {std::uint64_t{0}, 1_GiB}) {
       const auto arena = HostArena::reserve({.size = 64_MiB, .guest_base = base, .align = align});
-      ASSERT_TRUE(arena) << arena.error().message();
+      ASSERT_THAT(arena, IsOk());
       const auto host = reinterpret_cast<std::uintptr_t>(arena->data());
       EXPECT_EQ((host - base) % (align == 0 ? 2_MiB : align), 0U);
       EXPECT_EQ(permissions_at(arena->data()), "---p");
@@ -60,20 +61,49 @@ TEST(HostArena, NeighboursInTheGuestAreNeighboursOnTheHost) {
 TEST(HostArena, APlaceIsTakenOnceAndFreeAgainAfterwards) {
   const auto arena = reserve();
   auto first = map_at(arena, 4_GiB, 4_MiB);
-  ASSERT_TRUE(first);
+  ASSERT_THAT(first, IsOk());
   (*first)->host_base()[0] = std::byte{1};
   for (const std::uint64_t guest : {4_GiB, 4_GiB + 4_MiB - 4_KiB}) {
     const auto second = map_at(arena, guest, 4_MiB);
-    ASSERT_FALSE(second);
-    EXPECT_EQ(second.error().code, Errc::overlap);
+    ASSERT_THAT(second, HasError(Errc::overlap));
   }
   EXPECT_EQ((*first)->host_base()[0], std::byte{1});
   first->reset();
   EXPECT_EQ(permissions_at(arena.data()), "---p") << "still nobody else's";
   EXPECT_EQ(permissions_at(arena.data() + 4_MiB - 1), "---p");
   const auto again = map_at(arena, 4_GiB, 64_MiB);
-  ASSERT_TRUE(again);
+  ASSERT_THAT(again, IsOk());
   EXPECT_EQ((*again)->host_base()[0], std::byte{0});
+}
+
+TEST(HostArena, TellsWhoHasWhichPart) {
+  const auto arena = reserve();
+  const auto region = AddressSpaceRegion::make({.name = "ram0",
+                                                .base = GuestAddress(4_GiB + 2_MiB),
+                                                .size = 2_MiB,
+                                                .backing = {.source = MemorySource::anon}});
+  auto mapped = MemoryRegion::map(*region, {.arena = arena});
+  ASSERT_THAT(mapped, IsOk());
+  const std::vector<RangeHolder> holders{{Range::of(2_MiB, 4_MiB - 1), "ram0"}};
+  EXPECT_EQ(arena.parts().holders(), holders);
+
+  const auto second = map_at(arena, 4_GiB + 2_MiB, 4_KiB);
+  ASSERT_FALSE(second);
+  EXPECT_NE(second.error().message().find("ram0"), std::string::npos) << second.error().message();
+  EXPECT_EQ(arena.parts().holders(), holders);
+  mapped->reset();
+  EXPECT_TRUE(arena.parts().holders().empty());
+}
+
+TEST(HostArena, APartThatIsLeasedForAnythingElseIsNotMappedOver) {
+  const auto arena = reserve();
+  const Lease bar =
+      VMSPACE_ASSERT_OK(arena.parts().acquire_at(Range::of(4_MiB, 6_MiB - 1), "vfio0 BAR2"));
+  const auto refused = map_at(arena, 4_GiB, 64_MiB);
+  ASSERT_THAT(refused, HasError(Errc::overlap));
+  EXPECT_EQ(refused.error().second, Operand::range(4_MiB, 6_MiB - 1));
+  EXPECT_EQ(permissions_at(arena.data()), "---p");
+  VMSPACE_EXPECT_OK(map_at(arena, 4_GiB, 4_MiB));
 }
 
 TEST(HostArena, ClosingAMappingGivesThePlaceBack) {
@@ -81,19 +111,19 @@ TEST(HostArena, ClosingAMappingGivesThePlaceBack) {
   const auto backing = Backing::open({.source = MemorySource::anon}, 64_MiB);
   for (int round = 0; round < 2; ++round) {
     auto mapping = MemoryMapping::map(*backing, {.size = 64_MiB, .arena = arena});
-    ASSERT_TRUE(mapping) << mapping.error().message();
+    ASSERT_THAT(mapping, IsOk());
     auto moved = std::move(*mapping);
     moved.data()[0] = std::byte{1};
-    EXPECT_TRUE(moved.close());
+    VMSPACE_EXPECT_OK(moved.close());
   }
 }
 
 TEST(HostArena, RegionsOutsideOrMisalignedAreErrors) {
   const auto arena = reserve();
-  EXPECT_EQ(map_at(arena, 4_GiB - 4_KiB, 4_KiB).error().code, Errc::out_of_bounds);
-  EXPECT_EQ(map_at(arena, 4_GiB + 64_MiB - 4_KiB, 8_KiB).error().code, Errc::out_of_bounds);
-  EXPECT_EQ(map_at(arena, 4_GiB + 64_MiB, 4_KiB).error().code, Errc::out_of_bounds);
-  EXPECT_EQ(map_at(arena, UINT64_MAX - 4095, 4_KiB).error().code, Errc::out_of_bounds);
+  EXPECT_THAT(map_at(arena, 4_GiB - 4_KiB, 4_KiB), HasError(Errc::out_of_bounds));
+  EXPECT_THAT(map_at(arena, 4_GiB + 64_MiB - 4_KiB, 8_KiB), HasError(Errc::out_of_bounds));
+  EXPECT_THAT(map_at(arena, 4_GiB + 64_MiB, 4_KiB), HasError(Errc::out_of_bounds));
+  EXPECT_THAT(map_at(arena, UINT64_MAX - 4095, 4_KiB), HasError(Errc::out_of_bounds));
   const auto backing = Backing::open({.source = MemorySource::anon}, 4_MiB);
   const auto code = [&](MappingOptions options) {
     options.arena = arena;
@@ -115,10 +145,10 @@ TEST(HostArena, GuardPagesTakeAPageOnEitherSide) {
   const auto guarded = MemoryMapping::map(
       *backing, {.size = 4_KiB, .guard_pages = true, .arena = arena, .arena_offset = 8_KiB});
   ASSERT_TRUE(guarded);
-  EXPECT_EQ(map_at(arena, 4_GiB + 4_KiB, 4_KiB).error().code, Errc::overlap);
-  EXPECT_EQ(map_at(arena, 4_GiB + 12_KiB, 4_KiB).error().code, Errc::overlap);
-  EXPECT_TRUE(map_at(arena, 4_GiB, 4_KiB));
-  EXPECT_TRUE(map_at(arena, 4_GiB + 16_KiB, 4_KiB));
+  EXPECT_THAT(map_at(arena, 4_GiB + 4_KiB, 4_KiB), HasError(Errc::overlap));
+  EXPECT_THAT(map_at(arena, 4_GiB + 12_KiB, 4_KiB), HasError(Errc::overlap));
+  VMSPACE_EXPECT_OK(map_at(arena, 4_GiB, 4_KiB));
+  VMSPACE_EXPECT_OK(map_at(arena, 4_GiB + 16_KiB, 4_KiB));
 }
 
 TEST(HostArena, MappingsKeepTheArenaAlive) {
@@ -157,7 +187,7 @@ TEST(HostArena, HugetlbMemoryHasItsPlaceOrLeavesItReserved) {
   const auto arena = reserve();
   for (const auto source : {MemorySource::hugeanon, MemorySource::hugeshmem}) {
     const auto region = map_at(arena, 4_GiB + 2_MiB, 4_MiB, source);
-    ASSERT_TRUE(region) << region.error().message();
+    ASSERT_THAT(region, IsOk());
     EXPECT_EQ((*region)->host_base(), arena.data() + 2_MiB);
     (*region)->host_base()[4_MiB - 1] = std::byte{1};
     const auto too_much = map_at(arena, 4_GiB + 8_MiB, 2_MiB, source);
@@ -169,7 +199,7 @@ TEST(HostArena, HugetlbMemoryHasItsPlaceOrLeavesItReserved) {
 
 TEST(HostArena, MovingCopiesTheHandle) {
   auto arena = HostArena::reserve({.size = 2_MiB});
-  ASSERT_TRUE(arena);
+  ASSERT_THAT(arena, IsOk());
   const HostArena moved = std::move(*arena);
   EXPECT_EQ(arena->data(), moved.data());
   EXPECT_EQ(*arena, moved);

@@ -13,6 +13,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/testing.hpp"
 
 namespace vmspace {
 namespace {
@@ -21,7 +22,7 @@ using namespace literals;
 
 TEST(HostMemorySize, IsAWholeNumberOfPages) {
   const auto size = host_memory_size();
-  ASSERT_TRUE(size) << size.error().message();
+  ASSERT_THAT(size, IsOk());
   EXPECT_GT(*size, 16_MiB);
   EXPECT_EQ(*size % 1_KiB, 0U);
 }

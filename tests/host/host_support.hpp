@@ -151,6 +151,11 @@ inline std::uint64_t allocated_bytes(int fd) {
   return static_cast<std::uint64_t>(info.st_blocks) * 512;
 }
 
+/// Where a mapping is, as a number.
+inline std::uint64_t address_of(const MemoryMapping& mapping) {
+  return reinterpret_cast<std::uintptr_t>(mapping.data());
+}
+
 inline void fill(const MemoryMapping& mapping, unsigned char value) {
   std::fill_n(mapping.data(), mapping.size(), std::byte{value});
 }
@@ -224,6 +229,14 @@ inline std::string smaps_value(const void* address, const std::string& name) {
     }
   }
   return "";
+}
+
+/// The value in force of a setting like `always [madvise] never`; empty where there is none.
+inline std::string thp_setting(const std::string& name) {
+  std::string text;
+  std::getline(std::ifstream("/sys/kernel/mm/transparent_hugepage/" + name), text);
+  const std::size_t open = text.find('[');
+  return open == text.npos ? "" : text.substr(open + 1, text.find(']') - open - 1);
 }
 
 /// Whether the kernel's settings can be read. Where they can't, as in many jails, a test that

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/host/memory_mapping.hpp"
+#include "vmspace/testing.hpp"
 
 #include "host/host_support.hpp"
 
@@ -23,8 +24,7 @@ constexpr std::uint64_t length = 512_KiB;
 void expect_discarded(const MemoryMapping& mapping) {
   fill(mapping, 0xa5);
   const std::uint64_t before = mapping.residency()->resident;
-  const auto done = mapping.discard(begin, length);
-  ASSERT_TRUE(done) << done.error().message();
+  VMSPACE_ASSERT_OK(mapping.discard(begin, length));
   EXPECT_EQ(mapping.residency(begin, length)->resident, 0U);
   EXPECT_EQ(mapping.residency()->resident, before - length);
   EXPECT_TRUE(holds(mapping, begin, length, 0));
@@ -32,8 +32,8 @@ void expect_discarded(const MemoryMapping& mapping) {
   EXPECT_TRUE(holds(mapping, begin + length, size - begin - length, 0xa5));
   fill(mapping, 0x5a);
   EXPECT_TRUE(holds(mapping, 0, size, 0x5a)) << "memory that comes back is ordinary memory";
-  EXPECT_TRUE(mapping.discard(begin, length));
-  EXPECT_TRUE(mapping.discard(begin, length)) << "what has no pages may be discarded again";
+  VMSPACE_EXPECT_OK(mapping.discard(begin, length));
+  VMSPACE_EXPECT_OK(mapping.discard(begin, length)) << "what has no pages may be discarded again";
 }
 
 TEST(Discard, PrivateAnonymousMemory) {
@@ -51,9 +51,9 @@ TEST(Discard, MemfdGivesItsBlocksBackForEveryMappingOfIt) {
   const auto other = MemoryMapping::map(*backing, {.size = 2 * size});
   ASSERT_TRUE(mapping && other);
   fill(*other, 1);
-  ASSERT_EQ(allocated_bytes(backing->descriptor()), 2 * size);
+  ASSERT_EQ(allocated_bytes(backing->fd()), 2 * size);
   expect_discarded(*mapping);
-  EXPECT_EQ(allocated_bytes(backing->descriptor()), 2 * size - length);
+  EXPECT_EQ(allocated_bytes(backing->fd()), 2 * size - length);
   EXPECT_TRUE(holds(*other, size + begin, length, 0));
   EXPECT_TRUE(holds(*other, 0, size, 1)) << "the offset of the mapping counts";
 }
@@ -61,14 +61,14 @@ TEST(Discard, MemfdGivesItsBlocksBackForEveryMappingOfIt) {
 TEST(Discard, PrivateMappingOfAMemfdKeepsNoStaleCopyAndGivesTheFilePagesBackToo) {
   const auto backing =
       Backing::open({.source = MemorySource::shmem, .sharing = Sharing::map_private}, size);
-  ASSERT_TRUE(backing);
+  ASSERT_THAT(backing, IsOk());
   const std::string contents(size, 'f');
-  ASSERT_EQ(::pwrite(backing->descriptor(), contents.data(), size, 0), static_cast<ssize_t>(size));
+  ASSERT_EQ(::pwrite(backing->fd(), contents.data(), size, 0), static_cast<ssize_t>(size));
   const auto mapping = MemoryMapping::map(*backing, {.size = size});
-  ASSERT_TRUE(mapping);
+  ASSERT_THAT(mapping, IsOk());
   fill(*mapping, 0xa5);
-  ASSERT_TRUE(mapping->discard(begin, length));
-  EXPECT_EQ(allocated_bytes(backing->descriptor()), size - length);
+  VMSPACE_ASSERT_OK(mapping->discard(begin, length));
+  EXPECT_EQ(allocated_bytes(backing->fd()), size - length);
   EXPECT_TRUE(holds(*mapping, begin, length, 0));
   EXPECT_TRUE(holds(*mapping, 0, begin, 0xa5));
 }
@@ -80,15 +80,14 @@ TEST(Discard, PrivateFileShowsZerosAndNotTheFileAgain) {
       map_or_die({.source = MemorySource::file, .path = path, .sharing = Sharing::map_private},
                  {.size = size});
   fill(mapping, 0xa5);
-  const auto done = mapping.discard(begin, length);
-  ASSERT_TRUE(done) << done.error().message();
+  VMSPACE_ASSERT_OK(mapping.discard(begin, length));
   EXPECT_EQ(mapping.residency(begin, length)->resident, 0U);
   EXPECT_TRUE(holds(mapping, begin, length, 0));
   EXPECT_TRUE(holds(mapping, 0, begin, 0xa5));
   EXPECT_TRUE(holds(mapping, begin + length, size - begin - length, 0xa5));
   fill(mapping, 0x5a);
-  EXPECT_TRUE(mapping.discard(begin, length));
-  EXPECT_TRUE(mapping.discard(0, size));
+  VMSPACE_EXPECT_OK(mapping.discard(begin, length));
+  VMSPACE_EXPECT_OK(mapping.discard(0, size));
   EXPECT_TRUE(holds(mapping, 0, size, 0));
   std::string text(size, '\0');
   std::ifstream(path).read(text.data(), static_cast<std::streamsize>(size));
@@ -101,11 +100,11 @@ TEST(Discard, MemoryThatTakesThePlaceOfAFileHasItsProtectionPolicyAndAdvice) {
                              .path = directory.file("image", size, 'f'),
                              .sharing = Sharing::map_private},
                             {.size = size});
-  ASSERT_TRUE(mapping.use_dontfork());
-  ASSERT_TRUE(mapping.use_dontdump());
+  VMSPACE_ASSERT_OK(mapping.use_dontfork());
+  VMSPACE_ASSERT_OK(mapping.use_dontdump());
   const bool numa = mapping.bind_to_nodes({NumaMode::bind, {0}}).has_value();
-  ASSERT_TRUE(mapping.protect(Protection::read_write | Protection::execute));
-  ASSERT_TRUE(mapping.discard(begin, length));
+  VMSPACE_ASSERT_OK(mapping.protect(Protection::read_write | Protection::execute));
+  VMSPACE_ASSERT_OK(mapping.discard(begin, length));
   const auto* const place = mapping.data() + begin;
   EXPECT_EQ(permissions_at(place), "rwxp");
   const std::string flags = smaps_value(place, "VmFlags");
@@ -124,7 +123,7 @@ TEST(Discard, MemoryThatTakesThePlaceOfAFileIsCountedAsTheMappingWas) {
                           .sharing = Sharing::map_private};
   for (const bool reserve : {false, true}) {
     const auto mapping = map_or_die(image, {.size = size, .reserve = reserve});
-    ASSERT_TRUE(mapping.discard(begin, length));
+    VMSPACE_ASSERT_OK(mapping.discard(begin, length));
     for (const std::uint64_t offset : {std::uint64_t{0}, begin}) {
       const std::string flags = smaps_value(mapping.data() + offset, "VmFlags");
       EXPECT_EQ(flags.find(" ac") != std::string::npos, reserve) << flags;
@@ -139,8 +138,7 @@ TEST(Discard, SharedFileOnlyWhenItWasDeclaredDiscardable) {
   {
     const auto mapping = map_or_die(spec, {.size = size});
     const auto refused = mapping.discard(begin, length);
-    ASSERT_FALSE(refused);
-    EXPECT_EQ(refused.error().code, Errc::bad_state);
+    ASSERT_THAT(refused, HasError(Errc::bad_state));
     EXPECT_TRUE(holds(mapping, 0, size, 'f'));
   }
   spec.discardable = true;
@@ -150,13 +148,13 @@ TEST(Discard, SharedFileOnlyWhenItWasDeclaredDiscardable) {
     // The build directory lies where its owner put it, and not every file system can punch holes.
     GTEST_SKIP() << "the file system here has no holes";
   }
-  ASSERT_TRUE(done) << done.error().message();
-  ASSERT_TRUE(mapping.msync());
-  EXPECT_LE(allocated_bytes(mapping.backing().descriptor()), size - length + 64_KiB);
+  ASSERT_THAT(done, IsOk());
+  VMSPACE_ASSERT_OK(mapping.msync());
+  EXPECT_LE(allocated_bytes(mapping.backing().fd()), size - length + 64_KiB);
   EXPECT_TRUE(holds(mapping, begin, length, 0));
   EXPECT_TRUE(holds(mapping, 0, begin, 'f'));
   struct stat info {};
-  ASSERT_EQ(::fstat(mapping.backing().descriptor(), &info), 0);
+  ASSERT_EQ(::fstat(mapping.backing().fd(), &info), 0);
   EXPECT_EQ(info.st_size, static_cast<off_t>(size));
 }
 
@@ -175,14 +173,13 @@ TEST(Discard, HugetlbPagesGoBackToThePool) {
       if (!done && done.error().code == Errc::unsupported && sharing == Sharing::map_private) {
         continue;  // before Linux 5.18 private hugetlb pages can't be dropped
       }
-      ASSERT_TRUE(done) << done.error().message();
+      ASSERT_THAT(done, IsOk());
       EXPECT_EQ(pool.free(), free_before - 2) << name_of(source);
       EXPECT_TRUE(holds(mapping, huge, 2 * huge, 0));
       EXPECT_TRUE(holds(mapping, 0, huge, 0xa5));
       EXPECT_TRUE(holds(mapping, 3 * huge, huge, 0xa5));
       const auto part = mapping.discard(huge, page_size());
-      ASSERT_FALSE(part);
-      EXPECT_EQ(part.error().code, Errc::misaligned);
+      ASSERT_THAT(part, HasError(Errc::misaligned));
       EXPECT_EQ(part.error().second, Operand::size(huge));
     }
   }
@@ -200,10 +197,9 @@ TEST(Discard, HugetlbfsFile) {
   const auto mapping =
       map_or_die({.source = MemorySource::hugetlbfs, .path = directory.path()}, {.size = 2 * huge});
   fill(mapping, 0xa5);
-  EXPECT_EQ(allocated_bytes(mapping.backing().descriptor()), 2 * huge);
-  const auto done = mapping.discard(0, huge);
-  ASSERT_TRUE(done) << done.error().message();
-  EXPECT_EQ(allocated_bytes(mapping.backing().descriptor()), huge);
+  EXPECT_EQ(allocated_bytes(mapping.backing().fd()), 2 * huge);
+  VMSPACE_ASSERT_OK(mapping.discard(0, huge));
+  EXPECT_EQ(allocated_bytes(mapping.backing().fd()), huge);
   EXPECT_TRUE(holds(mapping, 0, huge, 0));
   EXPECT_TRUE(holds(mapping, huge, huge, 0xa5));
 }
@@ -222,14 +218,13 @@ TEST(Discard, LockedPagesAreRefusedForEveryBackingAndKeepTheirContents) {
   for (const auto& spec : specs) {
     const auto mapping = map_or_die(spec, {.size = 64_KiB});
     fill(mapping, 0xa5);
-    ASSERT_TRUE(mapping.lock(16_KiB, 4_KiB));
+    VMSPACE_ASSERT_OK(mapping.lock(16_KiB, 4_KiB));
     const auto refused = mapping.discard(0, 64_KiB);
-    ASSERT_FALSE(refused);
-    EXPECT_EQ(refused.error().code, Errc::bad_state);
+    ASSERT_THAT(refused, HasError(Errc::bad_state));
     EXPECT_TRUE(holds(mapping, 0, 64_KiB, 0xa5)) << "not a byte of it is gone";
-    EXPECT_TRUE(mapping.discard(20_KiB, 44_KiB)) << "the rest is not locked";
-    ASSERT_TRUE(mapping.unlock(16_KiB, 4_KiB));
-    EXPECT_TRUE(mapping.discard(0, 64_KiB));
+    VMSPACE_EXPECT_OK(mapping.discard(20_KiB, 44_KiB)) << "the rest is not locked";
+    VMSPACE_ASSERT_OK(mapping.unlock(16_KiB, 4_KiB));
+    VMSPACE_EXPECT_OK(mapping.discard(0, 64_KiB));
     EXPECT_TRUE(holds(mapping, 0, 64_KiB, 0));
   }
 }
@@ -237,10 +232,9 @@ TEST(Discard, LockedPagesAreRefusedForEveryBackingAndKeepTheirContents) {
 TEST(Discard, ReadOnlyMemoryIsNotChanged) {
   auto mapping = map_or_die({.source = MemorySource::shmem}, {.size = 64_KiB});
   fill(mapping, 0xa5);
-  ASSERT_TRUE(mapping.protect(Protection::read));
+  VMSPACE_ASSERT_OK(mapping.protect(Protection::read));
   const auto refused = mapping.discard(0, 64_KiB);
-  ASSERT_FALSE(refused);
-  EXPECT_EQ(refused.error().code, Errc::access_denied);
+  ASSERT_THAT(refused, HasError(Errc::access_denied));
   EXPECT_TRUE(holds(mapping, 0, 64_KiB, 0xa5));
 }
 

@@ -15,6 +15,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "faults/injector.hpp"
 #include "host/host_support.hpp"
 
@@ -52,7 +54,7 @@ Result<std::vector<Extent>> scan(const MemoryMapping& mapping) {
 
 std::vector<Extent> scan_or_die(const MemoryMapping& mapping) {
   auto found = scan(mapping);
-  EXPECT_TRUE(found) << found.error().message();
+  EXPECT_THAT(found, IsOk());
   return found ? *found : std::vector<Extent>{};
 }
 
@@ -73,10 +75,8 @@ class PageScanKinds : public ::testing::Test {
         specs_{
             {.source = MemorySource::anon},
             {.source = MemorySource::anon, .sharing = Sharing::map_shared},
-            {.source = MemorySource::file,
-             .descriptor = memfd_.get(),
-             .sharing = Sharing::map_private},
-            {.source = MemorySource::file, .descriptor = memfd_.get()},
+            {.source = MemorySource::file, .fd = memfd_.get(), .sharing = Sharing::map_private},
+            {.source = MemorySource::file, .fd = memfd_.get()},
             {.source = MemorySource::file, .path = path_, .sharing = Sharing::map_private},
             {.source = MemorySource::file, .path = path_},
         } {
@@ -86,7 +86,7 @@ class PageScanKinds : public ::testing::Test {
 
   static std::string name(const BackingSpec& spec) {
     return (spec.is_shared() ? "shared " : "private ") +
-           std::string(spec.descriptor ? "memfd" : name_of(spec.source));
+           std::string(spec.fd ? "memfd" : name_of(spec.source));
   }
 
   TemporaryDirectory directory_;
@@ -199,9 +199,9 @@ TEST_F(PageScanKinds, WhatCantBeRuledOutIsReported) {
                            // mincore(2) does not tell a page that was swapped out from none.
                            Lack{"/proc, with swap", true, true, false, true}}) {
     for (const BackingSpec& spec : specs_) {
-      const bool only_data = spec.descriptor && spec.is_shared();
+      const bool only_data = spec.fd && spec.is_shared();
       const bool only_cache =
-          spec.source == MemorySource::file && !spec.descriptor && spec.is_shared() && !lack.incore;
+          spec.source == MemorySource::file && !spec.fd && spec.is_shared() && !lack.incore;
       if (only_data || only_cache) continue;  // they are asked neither for page tables nor for swap
       SCOPED_TRACE(name(spec) + " without " + lack.name);
       const auto mapping = map_small_pages(spec);
@@ -262,8 +262,7 @@ TEST_F(PageScanKinds, MemoryWhoseFileWasCutOffIsAnErrorAndNoZeros) {
     ASSERT_EQ(::ftruncate(memfd_.get(), size / 2), 0);
     ASSERT_EQ(::truncate(path_.c_str(), size / 2), 0);
     const auto found = scan(mapping);
-    ASSERT_FALSE(found);
-    EXPECT_EQ(found.error().code, Errc::out_of_bounds);
+    ASSERT_THAT(found, HasError(Errc::out_of_bounds));
     ASSERT_EQ(::ftruncate(memfd_.get(), size), 0);
     ASSERT_EQ(::truncate(path_.c_str(), size), 0);
   }
@@ -280,7 +279,8 @@ TEST(PageScan, AByteAnywhereIsNotZero) {
   }
 }
 
-/// hugetlb memory of three pages, of which the second was discarded, and a pool without a free page.
+/// hugetlb memory of three pages, of which the second was discarded, and a pool without a free
+/// page.
 class PageScanHuge : public ::testing::Test {
  protected:
   static constexpr std::uint64_t huge = 2_MiB;
@@ -293,7 +293,7 @@ class PageScanHuge : public ::testing::Test {
   MemoryMapping with_a_hole(const BackingSpec& spec) {
     auto mapping = map_or_die(spec, {.size = 3 * huge});
     fill(mapping, 1);
-    EXPECT_TRUE(mapping.discard(huge, huge));
+    VMSPACE_EXPECT_OK(mapping.discard(huge, huge));
     return mapping;
   }
 
@@ -338,10 +338,9 @@ TEST_F(PageScanHuge, WhatAnotherProcessWroteIsFoundAndNoPageIsTaken) {
   EXPECT_GE(scan_or_die(mapping).front().offset, 2 * huge);
   EXPECT_EQ(pool_.free(), free);
   // And beneath a private mapping of the file.
-  const auto copy = map_or_die({.source = MemorySource::file,
-                                .descriptor = mapping.backing().descriptor(),
-                                .sharing = Sharing::map_private},
-                               {.size = 3 * huge});
+  const auto copy = map_or_die(
+      {.source = MemorySource::file, .fd = mapping.backing().fd(), .sharing = Sharing::map_private},
+      {.size = 3 * huge});
   EXPECT_EQ(scan_or_die(copy).back().end(), 3 * huge);
   EXPECT_GE(scan_or_die(copy).front().offset, 2 * huge);
 }
@@ -352,8 +351,7 @@ TEST_F(PageScanHuge, WhatOnlyTouchingCouldTellIsAnErrorAndNoSignal) {
   {
     const auto rest = drain();
     const auto found = scan(mapping);
-    ASSERT_FALSE(found);
-    EXPECT_EQ(found.error().code, Errc::os);
+    ASSERT_THAT(found, HasError(Errc::os));
     EXPECT_NE(found.error().message().find("pool"), std::string::npos);
   }
   EXPECT_EQ(scan_or_die(mapping), (std::vector<Extent>{{0, 3 * huge}}));

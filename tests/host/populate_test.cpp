@@ -8,6 +8,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "host/host_support.hpp"
 
 namespace vmspace {
@@ -22,8 +24,7 @@ TEST(Populate, MakesEveryPageResidentOnAnyNumberOfThreads) {
   for (const unsigned threads : {0U, 1U, 2U, 7U, 1000U}) {
     for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
       const auto mapping = map_or_die({.source = source}, {.size = size});
-      const auto done = populate(mapping, {.threads = threads});
-      ASSERT_TRUE(done) << done.error().message();
+      VMSPACE_ASSERT_OK(populate(mapping, {.threads = threads}));
       EXPECT_EQ(mapping.residency()->resident, size);
     }
   }
@@ -33,7 +34,7 @@ TEST(Populate, KeepsContents) {
   const auto mapping = map_or_die({.source = MemorySource::anon}, {.size = size});
   mapping.data()[0] = std::byte{1};
   mapping.data()[size - 1] = std::byte{2};
-  ASSERT_TRUE(populate(mapping, {.threads = 2}));
+  VMSPACE_ASSERT_OK(populate(mapping, {.threads = 2}));
   EXPECT_EQ(mapping.data()[0], std::byte{1});
   EXPECT_EQ(mapping.data()[size - 1], std::byte{2});
   EXPECT_TRUE(holds(mapping, 1, size - 2, 0));
@@ -44,22 +45,46 @@ TEST(Populate, FillsSeveralRangesAtOnceAndNothingElse) {
   const auto second = map_or_die({.source = MemorySource::shmem}, {.size = size});
   const std::array ranges{PopulateRange{&first, 4_KiB, 20_MiB},
                           PopulateRange{&second, 8_MiB, 8_KiB}};
-  ASSERT_TRUE(populate(ranges, {.threads = 2}));
+  VMSPACE_ASSERT_OK(populate(ranges, {.threads = 2}));
   EXPECT_EQ(first.residency()->resident, 20_MiB);
   EXPECT_EQ(first.residency(0, 4_KiB)->resident, 0U);
   EXPECT_EQ(second.residency()->resident, 8_KiB);
-  EXPECT_TRUE(populate(std::span<const PopulateRange>{})) << "no ranges are no work";
+  VMSPACE_EXPECT_OK(populate(std::span<const PopulateRange>{})) << "no ranges are no work";
 }
 
 TEST(Populate, OneWrongRangeAndNothingIsPopulated) {
   const auto mapping = map_or_die({.source = MemorySource::anon}, {.size = size});
   const std::array ranges{PopulateRange{&mapping, 0, 4_KiB}, PopulateRange{&mapping, size, 4_KiB}};
   const auto done = populate(ranges);
-  ASSERT_FALSE(done);
-  EXPECT_EQ(done.error().code, Errc::out_of_bounds);
+  ASSERT_THAT(done, HasError(Errc::out_of_bounds));
   const std::array none{PopulateRange{&mapping, 0, 4_KiB}, PopulateRange{nullptr, 0, 4_KiB}};
-  EXPECT_EQ(populate(none).error().code, Errc::invalid_argument);
+  EXPECT_THAT(populate(none), HasError(Errc::invalid_argument));
   EXPECT_EQ(mapping.residency()->resident, 0U);
+}
+
+TEST(Populate, AWayOfPopulatingThatDoesNotExistIsRefusedBeforeAnyPageComes) {
+  const auto mapping = map_or_die({.source = MemorySource::anon}, {.size = 64_KiB});
+  constexpr auto unknown = static_cast<PopulateAccess>(3);
+  EXPECT_THAT(populate(mapping, {.access = unknown}), HasError(Errc::invalid_argument));
+  const std::array ranges{
+      PopulateRange{.mapping = &mapping, .offset = 0, .size = 4_KiB},
+      PopulateRange{.mapping = &mapping, .offset = 4_KiB, .size = 4_KiB, .access = unknown}};
+  EXPECT_THAT(populate(ranges), HasError(Errc::invalid_argument));
+  EXPECT_THAT(populate(std::span<const PopulateRange>{}, {.access = unknown}),
+              HasError(Errc::invalid_argument));
+  EXPECT_EQ(mapping.residency()->resident, 0U);
+}
+
+TEST(Populate, AnErrorCarriesWhatItsRangeIsAbout) {
+  const auto mapping = map_or_die({.source = MemorySource::anon}, {.size = 64_KiB});
+  const std::array ranges{
+      PopulateRange{.mapping = &mapping, .offset = 0, .size = 4_KiB, .about = "ram0"},
+      PopulateRange{.mapping = &mapping, .offset = 4_KiB, .size = 1_MiB, .about = "ram1"}};
+  const auto refused = populate(ranges);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().text.subject(), "ram1");
+  EXPECT_STREQ(refused.error().operation, "populate");
+  EXPECT_THAT(refused, HasError(Errc::out_of_bounds));
 }
 
 TEST(Populate, ReadsPrivateFilesInsteadOfCopyingThem) {
@@ -68,11 +93,11 @@ TEST(Populate, ReadsPrivateFilesInsteadOfCopyingThem) {
                                    .path = directory.file("snapshot", 1_MiB, 's'),
                                    .sharing = Sharing::map_private},
                                   {.size = 1_MiB});
-  ASSERT_TRUE(populate(mapping));
+  VMSPACE_ASSERT_OK(populate(mapping));
   EXPECT_EQ(mapping.residency()->resident, 1_MiB);
   EXPECT_EQ(std::stoull(smaps_value(mapping.data(), "Rss")), 1024U) << "mapped, not only cached";
   EXPECT_EQ(std::stoull(smaps_value(mapping.data(), "Anonymous")), 0U);
-  ASSERT_TRUE(populate(mapping, {.access = PopulateAccess::write}));
+  VMSPACE_ASSERT_OK(populate(mapping, {.access = PopulateAccess::write}));
   EXPECT_EQ(std::stoull(smaps_value(mapping.data(), "Anonymous")), 1024U);
   EXPECT_TRUE(holds(mapping, 0, 1_MiB, 's'));
 }
@@ -82,12 +107,12 @@ TEST(Populate, ReadsWhatMayOnlyBeRead) {
   const auto mapping =
       map_or_die({.source = MemorySource::file, .path = directory.file("rom", 1_MiB, 'r')},
                  {.size = 1_MiB, .protection = Protection::read});
-  EXPECT_TRUE(populate(mapping));
+  VMSPACE_EXPECT_OK(populate(mapping));
   EXPECT_EQ(std::stoull(smaps_value(mapping.data(), "Rss")), 1024U);
-  EXPECT_EQ(populate(mapping, {.access = PopulateAccess::write}).error().code, Errc::access_denied);
+  EXPECT_THAT(populate(mapping, {.access = PopulateAccess::write}), HasError(Errc::access_denied));
   const auto nothing =
       map_or_die({.source = MemorySource::anon}, {.size = 4_KiB, .protection = Protection::none});
-  EXPECT_EQ(populate(nothing).error().code, Errc::access_denied);
+  EXPECT_THAT(populate(nothing), HasError(Errc::access_denied));
 }
 
 TEST(Populate, AllocatesTheSpaceOfASharedFile) {
@@ -95,9 +120,9 @@ TEST(Populate, AllocatesTheSpaceOfASharedFile) {
   const std::string path = directory.file("ram", 0, ' ');
   ASSERT_EQ(::truncate(path.c_str(), static_cast<off_t>(size)), 0);
   const auto mapping = map_or_die({.source = MemorySource::file, .path = path}, {.size = size});
-  EXPECT_EQ(allocated_bytes(mapping.backing().descriptor()), 0U);
-  ASSERT_TRUE(populate(mapping, {.threads = 2}));
-  EXPECT_GE(allocated_bytes(mapping.backing().descriptor()), size);
+  EXPECT_EQ(allocated_bytes(mapping.backing().fd()), 0U);
+  VMSPACE_ASSERT_OK(populate(mapping, {.threads = 2}));
+  EXPECT_GE(allocated_bytes(mapping.backing().fd()), size);
   EXPECT_TRUE(holds(mapping, 0, size, 0));
 }
 
@@ -108,7 +133,7 @@ TEST(Populate, KeepsHugePagesWhole) {
     // The administrator's choice: /sys/kernel/mm/transparent_hugepage/enabled is "never".
     GTEST_SKIP() << "transparent huge pages are switched off";
   }
-  ASSERT_TRUE(populate(mapping, {.threads = 2}));
+  VMSPACE_ASSERT_OK(populate(mapping, {.threads = 2}));
   const auto residency = mapping.residency();
   EXPECT_EQ(residency->resident, 40_MiB);
   EXPECT_EQ(residency->huge, std::stoull(smaps_value(mapping.data(), "AnonHugePages")) * 1024);
@@ -122,8 +147,7 @@ TEST(Populate, HugetlbIncludingAPoolThatRunsOut) {
   const std::uint64_t pages = pool.free();
   for (const auto source : {MemorySource::hugeanon, MemorySource::hugeshmem}) {
     const auto mapping = map_or_die({.source = source}, {.size = pages * huge});
-    const auto done = populate(mapping, {.threads = 2});
-    ASSERT_TRUE(done) << done.error().message();
+    VMSPACE_ASSERT_OK(populate(mapping, {.threads = 2}));
     EXPECT_EQ(mapping.residency()->resident, pages * huge);
     EXPECT_EQ(pool.free(), 0U);
     // Discarding gives up the reservation: whoever takes the page now leaves none for us.
@@ -131,10 +155,9 @@ TEST(Populate, HugetlbIncludingAPoolThatRunsOut) {
     const auto thief = Backing::open({.source = MemorySource::hugeshmem}, huge);
     const auto stolen = MemoryMapping::map(*thief, {.size = huge});
     if (!stolen) continue;  // this kernel kept the reservation
-    ASSERT_TRUE(populate(*stolen));
+    VMSPACE_ASSERT_OK(populate(*stolen));
     const auto failed = populate(mapping);
-    ASSERT_FALSE(failed) << "the next access would be SIGBUS";
-    EXPECT_EQ(failed.error().code, Errc::os);
+    ASSERT_THAT(failed, HasError(Errc::os)) << "the next access would be SIGBUS";
     EXPECT_EQ(failed.error().os_errno, EFAULT);
   }
 }

@@ -140,9 +140,9 @@ TEST(GuestMemoryMap, ASnapshotLargerThanTheHostCanBeMapped) {
     const auto memory = GuestMemory::map(space_of({ram(0, size)}));
     ASSERT_TRUE(memory);
     ASSERT_TRUE(memory->write(GuestAddress(size / 2), std::uint64_t{42}));
-    ASSERT_TRUE(Snapshot::save(*memory, file.get()));
+    ASSERT_TRUE(save_snapshot(*memory, file.get()));
   }
-  const auto mapped = Snapshot::map(file.get());
+  const auto mapped = map_snapshot(file.get());
   ASSERT_TRUE(mapped) << mapped.error().message();
   EXPECT_EQ(mapped->read<std::uint64_t>(GuestAddress(size / 2)), 42U);
 }

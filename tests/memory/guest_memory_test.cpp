@@ -455,7 +455,7 @@ TEST(GuestMemory, PlainRamIsMappedAsShared) {
   const auto memory = GuestMemory::create(ram);
   ASSERT_TRUE(memory);
   EXPECT_EQ(memory->total_size(), 20 * page);
-  EXPECT_GE(memory->regions()[0]->backing().descriptor(), 0);
+  EXPECT_GE(memory->regions()[0]->backing().fd(), 0);
   const std::array<GuestRange, 1> wraps{GuestRange{at(top - page + 1), 2 * page}};
   EXPECT_EQ(GuestMemory::create(wraps).error().code, Errc::overflow);
   const std::array<GuestRange, 1> odd{GuestRange{at(0), page + 1}};

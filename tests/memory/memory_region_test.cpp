@@ -37,7 +37,7 @@ TEST(MemoryRegion, IsWhatItsDescriptionSays) {
     EXPECT_EQ((*region)->size(), 1_MiB);
     EXPECT_EQ((*region)->last_addr(), GuestAddress(4_GiB + 1_MiB - 1));
     EXPECT_EQ((*region)->protection(), Protection::read_write);
-    EXPECT_EQ((*region)->backing().descriptor() >= 0, source == MemorySource::shmem);
+    EXPECT_EQ((*region)->backing().fd() >= 0, source == MemorySource::shmem);
     EXPECT_EQ((*region)->host_base(), (*region)->mapping().data());
     EXPECT_EQ((*region)->mapping().residency()->resident, 0U) << "nobody asked to populate it";
     (*region)->host_base()[1_MiB - 1] = std::byte{7};
@@ -111,16 +111,15 @@ TEST(MemoryRegion, AFileThatCantBeWrittenIsMappedForReading) {
                 Protection::read),
             "rw-p");
   const OwnedFd reading(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  const BackingSpec shared{.source = MemorySource::file, .descriptor = reading.get()};
+  const BackingSpec shared{.source = MemorySource::file, .fd = reading.get()};
   EXPECT_EQ(host_permissions(shared, Protection::read), "r--s");
   BackingSpec own = shared;
   own.sharing = Sharing::map_private;
   EXPECT_EQ(host_permissions(own, Protection::read_write), "rw-p");
 
   const OwnedFd both(::open(path.c_str(), O_RDWR | O_CLOEXEC));
-  EXPECT_EQ(
-      host_permissions({.source = MemorySource::file, .descriptor = both.get()}, Protection::read),
-      "rw-s");
+  EXPECT_EQ(host_permissions({.source = MemorySource::file, .fd = both.get()}, Protection::read),
+            "rw-s");
 }
 
 TEST(MemoryRegion, ABackingThatCantBeWrittenIsRefusedToAGuestThatWrites) {
@@ -236,6 +235,20 @@ TEST(MemoryRegion, PopulatesSeveralRegionsAtOnce) {
   EXPECT_EQ(populate(regions).error().code, Errc::invalid_argument);
 }
 
+TEST(MemoryRegion, OptionsThatAreNoEnumeratorsAreRefusedEvenWhereTheyDoNotMatter) {
+  const auto description = describe({.size = 64_KiB, .backing = {.source = MemorySource::anon}});
+  const std::uint64_t before = address_space_bytes();
+  const auto mode = static_cast<NumaMode>(3);
+  const auto access = static_cast<PopulateAccess>(3);
+  for (const MapOptions& options :
+       {MapOptions{.numa_mode = mode}, MapOptions{.populate = {.access = access}}}) {
+    const auto refused = MemoryRegion::map(description, options);
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, Errc::invalid_argument);
+  }
+  EXPECT_EQ(address_space_bytes(), before);
+}
+
 TEST(MemoryRegion, ErrorsNameTheRegionItsGuestRangeAndItsFile) {
   const auto message = [](BackingSpec backing, MapOptions options = {}) {
     const auto region = MemoryRegion::map(describe({.name = "ram0",
@@ -249,24 +262,25 @@ TEST(MemoryRegion, ErrorsNameTheRegionItsGuestRangeAndItsFile) {
   const std::string path = directory.file("r", 64_KiB, 'r');
   const std::string name = R"("ram0 [0x100000000, 0x10003ffff]")";
   EXPECT_EQ(message({.source = MemorySource::file, .path = "/srv/vm/ram"}),
-            "Backing::open: " + name +
+            "MemoryRegion::map: " + name +
                 ": failed (opening the file: \"/srv/vm/ram\"): No such file or directory");
-  EXPECT_EQ(
-      message({.source = MemorySource::hugetlbfs, .path = "/dev", .page_size = page_size()}),
-      "Backing::open: " + name + ": invalid argument (the path is in no hugetlbfs: \"/dev\")");
+  EXPECT_EQ(message({.source = MemorySource::hugetlbfs, .path = "/dev", .page_size = page_size()}),
+            "MemoryRegion::map: " + name +
+                ": invalid argument (the path must be a directory in a hugetlbfs: \"/dev\")");
   const std::string short_file = message({.source = MemorySource::file, .path = path});
-  EXPECT_EQ(short_file.find("Backing::open: " + name + ": out of bounds: [0x0, 0x3ffff]"), 0U)
+  EXPECT_EQ(short_file.find("MemoryRegion::map: " + name + ": out of bounds: [0x0, 0x3ffff]"), 0U)
       << short_file;
   EXPECT_NE(short_file.find("/r\")"), std::string::npos) << short_file;
   // Below the region, where there is no path, or no name.
   EXPECT_EQ(message({.source = MemorySource::anon}, {.align = 3}),
-            "MemoryMapping::map: " + name + ": alignment is not a power of two: 0x3");
+            "MemoryRegion::map: " + name + ": alignment is not a power of two: 0x3");
   const auto unnamed = MemoryRegion::map(
       describe({.size = 64_KiB, .backing = {.source = MemorySource::file, .path = "/srv/ram"}}));
   ASSERT_FALSE(unnamed);
-  EXPECT_EQ(unnamed.error().message(),
-            "Backing::open: \"[0x0, 0xffff]\": failed (opening the file: \"/srv/ram\"): No such "
-            "file or directory");
+  EXPECT_EQ(
+      unnamed.error().message(),
+      "MemoryRegion::map: \"[0x0, 0xffff]\": failed (opening the file: \"/srv/ram\"): No such "
+      "file or directory");
 }
 
 TEST(MemoryRegion, PopulatingDoesNotWriteAFileThatTheGuestOnlyReads) {
@@ -274,11 +288,10 @@ TEST(MemoryRegion, PopulatingDoesNotWriteAFileThatTheGuestOnlyReads) {
   const std::string path = directory.file("sparse", 0, ' ');
   ASSERT_EQ(::truncate(path.c_str(), 1_MiB), 0);
   const OwnedFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
-  const auto description =
-      describe({.size = 1_MiB,
-                .backing = {.source = MemorySource::file, .descriptor = fd.get()},
-                .protection = Protection::read,
-                .populate = true});
+  const auto description = describe({.size = 1_MiB,
+                                     .backing = {.source = MemorySource::file, .fd = fd.get()},
+                                     .protection = Protection::read,
+                                     .populate = true});
   const auto alone = MemoryRegion::map(description);
   ASSERT_TRUE(alone) << alone.error().message();
   EXPECT_EQ(allocated_bytes(fd.get()), 0U);

@@ -59,8 +59,8 @@ TEST(RegionDescriptor, OffsetsAreKept) {
   const int file = memfd_create("two halves", MFD_CLOEXEC);
   ASSERT_EQ(ftruncate(file, 2 * page), 0);
   const std::vector<RegionDescriptor> halves{
-      {.base = GuestAddress(0), .size = page, .descriptor = file, .offset = page},
-      {.base = GuestAddress(4 * page), .size = page, .descriptor = file}};
+      {.base = GuestAddress(0), .size = page, .fd = file, .offset = page},
+      {.base = GuestAddress(4 * page), .size = page, .fd = file}};
   const auto memory = map_regions(halves, Unsealed::accept);
   ASSERT_TRUE(memory);
   ASSERT_TRUE(memory->write(GuestAddress(0), std::uint8_t{9}));
@@ -85,7 +85,7 @@ TEST(RegionDescriptor, FilesThatTheirOwnerCouldShrinkAreRefusedUnlessAccepted) {
     ASSERT_GE(file, 0);
     ASSERT_EQ(ftruncate(file, page), 0);
     const std::vector<RegionDescriptor> regions{
-        sealed->front(), {.base = GuestAddress(page), .size = page, .descriptor = file}};
+        sealed->front(), {.base = GuestAddress(page), .size = page, .fd = file}};
     EXPECT_TRUE(map_regions(regions, Unsealed::accept));
     const auto refused = map_regions(regions);
     ASSERT_FALSE(refused);
@@ -105,8 +105,7 @@ TEST(RegionDescriptor, HugePagesThatTheirOwnerCouldPunchOutAreRefusedUnlessAccep
   ASSERT_GE(file, 0);
   ASSERT_EQ(ftruncate(file, 2_MiB), 0);
   ASSERT_EQ(fcntl(file, F_ADD_SEALS, F_SEAL_SHRINK), 0);
-  std::vector<RegionDescriptor> regions{
-      {.base = GuestAddress(0), .size = 2_MiB, .descriptor = file}};
+  std::vector<RegionDescriptor> regions{{.base = GuestAddress(0), .size = 2_MiB, .fd = file}};
   const auto refused = map_regions(regions);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, Errc::access_denied) << refused.error().message();
@@ -131,7 +130,7 @@ TEST(RegionDescriptor, WhatNobodyCanShareIsUnsupported) {
 TEST(RegionDescriptor, NothingThatWasReceivedIsTrusted) {
   const int file = memfd_create("short", MFD_CLOEXEC);
   ASSERT_EQ(ftruncate(file, 2 * page), 0);
-  const RegionDescriptor good{.base = GuestAddress(0), .size = page, .descriptor = file};
+  const RegionDescriptor good{.base = GuestAddress(0), .size = page, .fd = file};
   const auto refused = [&](auto change, Errc code) {
     RegionDescriptor bad = good;
     bad.base = GuestAddress(8 * page);
@@ -140,7 +139,7 @@ TEST(RegionDescriptor, NothingThatWasReceivedIsTrusted) {
     ASSERT_FALSE(mapped);
     EXPECT_EQ(mapped.error().code, code) << mapped.error().message();
   };
-  refused([](auto& r) { r.descriptor = -1; }, Errc::os);
+  refused([](auto& r) { r.fd = -1; }, Errc::os);
   refused([](auto& r) { r.size = 0; }, Errc::zero_size);
   refused([](auto& r) { r.size = 3 * page; }, Errc::out_of_bounds);
   refused([](auto& r) { r.offset = 2 * page; }, Errc::out_of_bounds);
@@ -154,6 +153,10 @@ TEST(RegionDescriptor, NothingThatWasReceivedIsTrusted) {
   const std::vector<RegionDescriptor> many(GuestMemory::max_regions + 1, good);
   EXPECT_EQ(map_regions(many).error().code, Errc::limit_exceeded);
   EXPECT_EQ(map_regions({})->regions().size(), 0U);
+  const auto before = test::open_descriptors();
+  EXPECT_EQ(map_regions(std::vector{good}, static_cast<Unsealed>(2)).error().code,
+            Errc::invalid_argument);
+  EXPECT_EQ(test::open_descriptors(), before);
   close(file);
 }
 

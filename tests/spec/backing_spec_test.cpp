@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/testing.hpp"
 
 namespace vmspace {
 namespace {
@@ -25,12 +26,12 @@ TEST(MemorySource, EveryNameReadsBackAsItsSource) {
   EXPECT_EQ(name_of(static_cast<MemorySource>(99)), "unknown");
 }
 
-TEST(MemorySource, OtherTextIsAnErrorThatListsWhatIsKnown) {
+TEST(MemorySource, OtherTextIsAnErrorThatQuotesItAndListsWhatIsKnown) {
   for (const char* text : {"", "shm", "shmem ", "Shmem", "hugetlb", "unknown", "none,anon"}) {
     const auto source = parse_memory_source(text);
-    ASSERT_FALSE(source) << text;
-    EXPECT_EQ(source.error().code, Errc::invalid_argument);
+    ASSERT_THAT(source, HasError(Errc::invalid_argument)) << text;
     EXPECT_NE(source.error().message().find("hugeshmem"), std::string::npos);
+    EXPECT_EQ(source.error().text.subject(), text);
   }
 }
 

@@ -28,35 +28,35 @@ namespace vmspace::test {
 
 class FakeKvm : public testing::Test {
  protected:
-  static constexpr int vm_descriptor = 1000;
+  static constexpr int vm_fd = 1000;
   inline static const auto page_size = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
 
   static void* host(std::uint64_t address) { return reinterpret_cast<void*>(address); }
 
   FakeKvm() {
     fake = this;
-    calls_.ioctl = [](int descriptor, unsigned long request, void* argument) {
-      if (descriptor <= vm_descriptor) return refuse(EBADF);  // closed, or the caller's own
+    calls_.ioctl = [](int fd, unsigned long request, void* argument) {
+      if (fd <= vm_fd) return refuse(EBADF);  // closed, or the caller's own
       // The kernel's memory is not ours: what this fake allocates does not fail.
       const int before = std::exchange(granted, -1);
       const int result = fake->ioctl(request, argument);
       granted = before;
       return result;
     };
-    calls_.fcntl = [](int descriptor, int command, int argument) {
-      if (descriptor != vm_descriptor) {
-        return detail::real_system_calls.fcntl(descriptor, command, argument);
+    calls_.fcntl = [](int fd, int command, int argument) {
+      if (fd != vm_fd) {
+        return detail::real_system_calls.fcntl(fd, command, argument);
       }
       EXPECT_EQ(command, F_DUPFD_CLOEXEC);
       return fake->duplicate();
     };
-    calls_.fstat = [](int descriptor, struct stat* out) {
-      if (descriptor <= vm_descriptor) return detail::real_system_calls.fstat(descriptor, out);
+    calls_.fstat = [](int fd, struct stat* out) {
+      if (fd <= vm_fd) return detail::real_system_calls.fstat(fd, out);
       *out = {};  // an anonymous inode
       return 0;
     };
-    calls_.close = [](int descriptor) {
-      if (descriptor <= vm_descriptor) return ::close(descriptor);  // a backing's
+    calls_.close = [](int fd) {
+      if (fd <= vm_fd) return ::close(fd);  // a backing's
       --fake->open_descriptors;
       return 0;
     };
@@ -86,7 +86,7 @@ class FakeKvm : public testing::Test {
   std::optional<int> fail_fetch;   // the index of the one that fails with EFAULT
 
   KvmMemslots make() {
-    auto memslots = KvmMemslots::create(vm_descriptor);
+    auto memslots = KvmMemslots::create(vm_fd);
     EXPECT_TRUE(memslots);
     return std::move(*memslots);
   }
@@ -113,7 +113,7 @@ class FakeKvm : public testing::Test {
 
   int duplicate() {
     ++open_descriptors;
-    return vm_descriptor + open_descriptors;
+    return vm_fd + open_descriptors;
   }
 
   static int refuse(int error) {

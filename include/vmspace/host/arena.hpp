@@ -2,11 +2,11 @@
 //
 // Host addresses set aside before anything is mapped there.
 //
-// The kernel puts each mapping where it likes, so that two regions which touch in the guest lie
-// apart on the host, and what is plugged later has no place kept for it. An arena keeps one: it
-// takes the addresses of a whole stretch of guest memory, inaccessible and costing no memory, and
-// each region is then mapped at its own place inside. Neighbours in the guest are neighbours on the
-// host, and one offset translates all of the arena.
+// The kernel places each mapping wherever it likes: regions that are adjacent in the guest lie
+// apart on the host, and nothing is kept free for what is plugged later. An arena reserves the
+// addresses of a whole stretch of guest memory, inaccessible and costing no memory, and each region
+// is then mapped at its own place inside. Neighbours in the guest are neighbours on the host, and
+// one offset translates every address of the arena.
 
 #pragma once
 
@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
@@ -21,49 +22,49 @@ namespace vmspace {
 /// What to reserve; an aggregate for designated initialisers.
 struct ArenaOptions {
   std::uint64_t size = 0;  ///< bytes; a multiple of the machine's page size
-  /// The guest address that the arena begins with; a multiple of the page size.
+  /// The guest address that data() stands for; a multiple of the page size.
   std::uint64_t guest_base = 0;
-  /// The host address agrees with guest_base modulo this power of two; 0: the size of a huge page.
+  /// data() is congruent to guest_base modulo this power of two; 0 means the size of a huge page.
   std::uint64_t align = 0;
 };
 
 /// Reserved host addresses: a handle whose copies mean the same arena.
 ///
-/// Invariant: every address of the arena is either inaccessible or belongs to one mapping that was
-/// made in it; nobody else's memory ever lies between. The addresses are given back when the last
-/// handle is gone, and each mapping inside holds one. Safe to use from any thread.
+/// Invariant: every address of the arena is either inaccessible or in a part that is leased; memory
+/// that was not mapped into the arena never lies in between. The addresses are given back when the
+/// last handle is gone, and each mapping inside holds one. Safe to use from any thread.
 class HostArena {
  public:
-  // No moves: moving copies the handle, and leaves both usable.
+  // No move operations: moving copies the handle, and both stay usable.
   HostArena(const HostArena&) noexcept = default;
   HostArena& operator=(const HostArena&) noexcept = default;
   ~HostArena() = default;
 
-  /// Reserves addresses. Errors: `zero_size`; `misaligned` when size or guest_base is no multiple
-  /// of the page size; `bad_alignment`; `limit_exceeded` for what no address space holds; `os` with
-  /// ENOMEM for what this one does not. One system call.
+  /// Reserves addresses. Errors: `zero_size`; `misaligned` unless size and guest_base are multiples
+  /// of the page size; `bad_alignment` unless align is a power of two; `limit_exceeded` for more
+  /// than any address space has; `os`: ENOMEM where this one has too little room left. One system
+  /// call.
   [[nodiscard]] static Result<HostArena> reserve(const ArenaOptions& options);
 
-  /// The lowest address; nobody may access it until something is mapped there.
+  /// The lowest address of the arena; inaccessible until something is mapped there.
   [[nodiscard]] std::byte* data() const noexcept;
   /// How many bytes from data() are reserved.
   [[nodiscard]] std::uint64_t size() const noexcept;
   /// The guest address that data() stands for.
   [[nodiscard]] std::uint64_t guest_base() const noexcept;
+  /// The offsets from data() and who has them: each mapping in the arena leases its part, guard
+  /// pages included, and returns it when the part is inaccessible again. A part that the caller
+  /// leases is kept free of mappings, and the caller may map something else there (MAP_FIXED,
+  /// mmap(2)); before the lease ends, the part must be inaccessible again.
+  [[nodiscard]] const RangePool& parts() const noexcept;
 
   /// Equal when they are the same arena.
   friend bool operator==(const HostArena&, const HostArena&) = default;
 
  private:
-  friend class MemoryMapping;
   struct State;
 
   explicit HostArena(std::shared_ptr<State> state) noexcept : state_(std::move(state)) {}
-
-  /// Takes a part for a mapping. Errors: `out_of_bounds`; `overlap` when some of it is taken.
-  [[nodiscard]] Result<void> claim(std::uint64_t offset, std::uint64_t size) const;
-  /// Undoes claim(); the part is inaccessible again.
-  void release(std::uint64_t offset, std::uint64_t size) const noexcept;
 
   std::shared_ptr<State> state_;
 };

@@ -2,10 +2,10 @@
 //
 // What host memory is made from: a BackingSpec, opened.
 //
-// A spec is a wish; a Backing is the descriptor that fulfils it, or the decision that none is
-// needed (anonymous memory). What can be wrong with the wish is found here, before anything is
-// mapped: a file that is too short would otherwise be a SIGBUS in the running guest, and a page
-// size that the kernel has no pool for would be small pages without a word.
+// A spec says what is wanted; a Backing is the descriptor that provides it, or the knowledge that
+// none is needed (anonymous memory). Whatever is wrong with a spec is found here, before anything
+// is mapped: a file that is too short would otherwise be a SIGBUS in the running guest, and a page
+// size that the kernel has no pool for would silently become small pages.
 
 #pragma once
 
@@ -19,7 +19,7 @@
 
 namespace vmspace {
 
-/// What the kernel makes the memory of; the limits of huge pages and discarding follow from it.
+/// What kind of pages the kernel uses, which decides what huge pages and discarding can do.
 enum class PageKind : std::uint8_t {
   anonymous,  ///< private anonymous pages
   shmem,      ///< pages of a memfd, of tmpfs, or shared anonymous ones
@@ -29,68 +29,72 @@ enum class PageKind : std::uint8_t {
 
 /// An opened backing: a handle whose copies share one descriptor, closed with the last of them.
 ///
-/// Invariant: `size()` bytes from `offset()` exist in the file behind the descriptor, if there is
-/// one, when it is opened. A memfd made here is sealed and can't shrink later; what can is told by
-/// can_lose_pages(). Immutable: safe to use from any thread.
+/// Invariant: if there is a descriptor, its file had `size()` bytes from `offset()` when it was
+/// opened. A memfd created here is sealed and can't shrink later; can_lose_pages() tells of what
+/// can. Immutable: safe to use from any thread.
 class Backing {
  public:
-  // No moves: moving copies the handle, and leaves both usable.
+  // No move operations: moving copies the handle, and both stay usable.
   Backing(const Backing&) noexcept = default;
   Backing& operator=(const Backing&) noexcept = default;
   ~Backing() = default;
 
   /// Opens what `spec` describes: `size` bytes that the guest may access with `protection`.
   ///
-  /// `protection` decides one thing, whether a shared file is opened for writing: only if the guest
-  /// may write to it. Everything else can be written by its mappings, whatever the guest may do;
-  /// see is_writable().
+  /// `protection` decides one thing: a shared file is opened for writing only if the guest may
+  /// write to it. Mappings of anything else can write, whatever the guest may do; see
+  /// is_writable().
   ///
   /// - anon, hugeanon: nothing to open.
   /// - shmem, hugeshmem: a memfd (memfd_create(2)), close-on-exec, not executable where the kernel
-  ///   can say so, sealed against shrinking, growing and further seals.
-  /// - hugetlbfs: a file made exclusively in the mounted directory `path`, and unlinked.
+  ///   supports that, sealed against shrinking, growing and further seals.
+  /// - hugetlbfs: a new file in the mounted directory `path`, unlinked at once.
   /// - file: `path`, for writing only if it is shared and the guest may write; or a duplicate of
-  ///   `descriptor`. It must be a regular file; a memfd of somebody else is one.
+  ///   `fd`. It must be a regular file, which a memfd of another process is too.
   ///
-  /// Errors: `zero_size`; `limit_exceeded` when offset + size passes 2^63-1, the largest file;
-  /// `invalid_argument` for source `none`, for what is no regular file or no hugetlbfs, and for a
-  /// page size that the backing does not have; `bad_alignment` for a page size that is no power of
-  /// two; `misaligned` when size or offset is no multiple of the page size; `out_of_bounds` for a
-  /// file that ends before offset + size; `access_denied` for a descriptor that is not open for
-  /// reading, or that the guest shall write through and that is not open for writing or is sealed
-  /// against it; `unsupported` where the kernel has no pool of this page size; `os`.
-  /// A few system calls.
+  /// Errors: `zero_size`; `limit_exceeded` when offset + size exceeds 2^63-1, the largest file
+  /// size; `invalid_argument` for source `none`, for a file that is not a regular file, for a path
+  /// that is not in a hugetlbfs, for a page size that the backing does not have, and for a source,
+  /// sharing or protection that is no known value; `bad_alignment` for a page size that is not a
+  /// power of two; `misaligned` unless size and offset are multiples of the page size;
+  /// `out_of_bounds` for a file that ends before offset + size; `access_denied` for a descriptor
+  /// that is not open for reading, or, where a shared file is to be written by the guest, not open
+  /// for writing or sealed against it; `unsupported` where the kernel has no pool of this page
+  /// size; `os`. The error's text has the path. A few system calls.
   [[nodiscard]] static Result<Backing> open(const BackingSpec& spec, std::uint64_t size,
                                             Protection protection = Protection::read_write);
 
-  /// The descriptor, for handing to other processes; -1 for anonymous memory. It stays open for as
-  /// long as any copy of this object.
-  [[nodiscard]] int descriptor() const noexcept { return state_->descriptor; }
+  /// The descriptor, to be passed to other processes; -1 for anonymous memory. It stays open as
+  /// long as any copy of this object lives.
+  [[nodiscard]] int fd() const noexcept { return state_->fd; }
   /// Where in the file the memory begins, in bytes.
   [[nodiscard]] std::uint64_t offset() const noexcept { return state_->offset; }
-  /// How many bytes from offset() on may be mapped.
+  /// How many bytes from offset() may be mapped.
   [[nodiscard]] std::uint64_t size() const noexcept { return state_->size; }
-  /// The size in bytes of the pages: of the hugetlb pool, or the machine's base page.
+  /// The page size in bytes: that of the hugetlb pool, or the machine's base page size.
   [[nodiscard]] std::uint64_t page_size() const noexcept { return state_->page_size; }
+  /// The source in the spec that was opened.
   [[nodiscard]] MemorySource source() const noexcept { return state_->source; }
-  /// What the pages are, also behind a descriptor handed in.
+  /// The kind of its pages, also of a file that was opened elsewhere.
   [[nodiscard]] PageKind page_kind() const noexcept { return state_->kind; }
+  /// Whether its pages come from a hugetlb pool.
   [[nodiscard]] bool is_hugetlb() const noexcept { return page_kind() == PageKind::hugetlb; }
   /// Whether mappings of it are MAP_SHARED.
   [[nodiscard]] bool is_shared() const noexcept { return state_->shared; }
-  /// Whether a mapping may write. Not to a shared file that is open for reading only or is sealed
-  /// against writing; writes to anything else stay in the mapping, or go to memory of our own or to
-  /// a file that was opened for that.
+  /// Whether a mapping may write: always, except to a shared file that is open for reading only or
+  /// is sealed against writing.
   [[nodiscard]] bool is_writable() const noexcept { return state_->writable; }
-  /// Whether somebody else may take pages out of it while it is mapped, which is SIGBUS for whoever
-  /// touches them then: a file that is not sealed against shrinking can be truncated, and huge pages
-  /// can be punched out unless the file is sealed against writing too (F_SEAL_SHRINK, F_SEAL_WRITE
-  /// and F_SEAL_FUTURE_WRITE of fcntl(2)). A hole in other files reads as zeros. False for memory
-  /// made here: that is lost only by a process that was given the descriptor.
+  /// Whether somebody else can remove pages while it is mapped, which is SIGBUS for whoever touches
+  /// them then: a file that is not sealed against shrinking can be truncated, and huge pages can be
+  /// punched out of one that is not sealed against writing as well (F_SEAL_SHRINK, F_SEAL_WRITE and
+  /// F_SEAL_FUTURE_WRITE of fcntl(2)). A hole in any other file reads as zeros. False for memory
+  /// created here, whose pages only a process that was given the descriptor could remove.
   [[nodiscard]] bool can_lose_pages() const noexcept { return state_->can_lose_pages; }
-  /// Whether discarding may punch holes: our own memory always, a file when it was declared so.
+  /// Whether discarding may punch holes: always in memory created here, in a file if its spec says
+  /// so.
   [[nodiscard]] bool is_discardable() const noexcept { return state_->discardable; }
-  [[nodiscard]] bool is_anonymous() const noexcept { return state_->descriptor < 0; }
+  /// Whether there is no descriptor.
+  [[nodiscard]] bool is_anonymous() const noexcept { return state_->fd < 0; }
 
   /// Equal when they are the same opened backing.
   friend bool operator==(const Backing&, const Backing&) = default;
@@ -102,7 +106,7 @@ class Backing {
     State& operator=(const State&) = delete;
     ~State();
 
-    int descriptor = -1;
+    int fd = -1;
     std::uint64_t offset = 0;
     std::uint64_t size = 0;
     std::uint64_t page_size = 0;

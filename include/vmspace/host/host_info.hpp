@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a VMM asks of the host before it plans a guest.
+// What a VMM needs to know of the host before it plans a guest.
 
 #pragma once
 
@@ -10,8 +10,8 @@
 
 namespace vmspace {
 
-/// The host's memory in bytes, without what the kernel keeps for itself (sysinfo(2): totalram).
-/// Errors: `os` where a filter forbids the call. A system call; not for hot paths.
+/// The host's memory in bytes, without what the kernel reserves for itself (sysinfo(2): totalram).
+/// Errors: `os` where a seccomp filter forbids the call. One system call.
 [[nodiscard]] Result<std::uint64_t> host_memory_size();
 
 }  // namespace vmspace

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Filling memory with pages before anybody needs them.
+// Allocating the pages of memory before they are needed.
 //
 // A guest that touches a page for the first time waits while the host finds and clears one. Doing
-// that beforehand takes as long as the host can clear memory, so it is done by several threads,
-// over all regions at once: a thread that is done with one region helps with the next.
+// that beforehand is limited by how fast the host clears memory, so several threads do it, for all
+// regions at once: a thread that is done with one region helps with the next.
 
 #pragma once
 
@@ -19,14 +19,14 @@ namespace vmspace {
 
 /// What populating does to the pages.
 enum class PopulateAccess : std::uint8_t {
-  by_mapping,  ///< write where writing gives the memory its final page, else read
-  read,        ///< maps what is there: the contents of a file, or zeros
-  write,       ///< makes every page writable: of a private file that is a copy of each
+  by_mapping,  ///< write where that gives the memory its final pages, else read
+  read,        ///< map what is there: the contents of a file, or zeros
+  write,       ///< make every page writable; in a private file that copies each
 };
 
 /// How to populate; an aggregate for designated initialisers.
 struct PopulateOptions {
-  /// How many threads work, the caller's among them; 0: by size and cores.
+  /// How many threads work, the caller's included; 0 chooses by size and number of cores.
   unsigned threads = 0;
   PopulateAccess access = PopulateAccess::by_mapping;
 };
@@ -36,28 +36,33 @@ struct PopulateRange {
   const MemoryMapping* mapping;
   std::uint64_t offset;
   std::uint64_t size;
-  /// What is done to these pages, if not what the options say of all.
+  /// What is done to these pages, if it differs from the options.
   std::optional<PopulateAccess> access = {};
+  /// The Error::text of errors about this range, such as the name of the memory.
+  ErrorText about = {};
 };
 
-/// Fills all of `ranges` with pages (MADV_POPULATE_WRITE or _READ, madvise(2)); contents stay.
+/// Gives all of `ranges` their pages (MADV_POPULATE_WRITE or _READ, madvise(2)); the contents stay.
 ///
-/// By default pages are written, except that memory which may only be read, and private mappings of
-/// files (a restored snapshot), are read. For a shared regular file space is allocated first, so
-/// that a full disk is an error here and no SIGBUS later. Where the kernel has no MADV_POPULATE
-/// (before Linux 5.14) space is allocated and each page touched: what can't be allocated beforehand
-/// is then as dangerous as any first touch.
+/// By default pages are written, except in memory that may only be read and in private mappings of
+/// files (a restored snapshot), which are read. For a shared regular file, space is allocated
+/// first, so that a full disk is an error here and not SIGBUS later. Where the kernel has no
+/// MADV_POPULATE (before Linux 5.14), space is allocated and each page touched: memory whose space
+/// can't be allocated is then as likely to raise SIGBUS as on any first touch.
 ///
-/// Errors, of which the first that any thread meets is returned: `invalid_argument` for a null
-/// mapping; those of a wrong (offset, size); `access_denied` for what may not be read or written;
-/// `unsupported` where an old kernel can't do it safely; `os`: ENOMEM, EFAULT when pool, file
-/// system or memory cgroup have no page left, EHWPOISON. Pages that have come stay. Nobody may
-/// unmap the ranges meanwhile. New threads have all signals blocked; when none can be started, the
-/// caller's does all the work. O(bytes).
+/// Errors: `invalid_argument` for a null mapping or an unknown access; those of
+/// MemoryMapping::check_part(); `access_denied` for what may not be read or written; these are
+/// found before any page is allocated. `unsupported` where an old kernel can't do it safely; `os`:
+/// ENOMEM, EFAULT when pool, file system or memory cgroup have no page left, EHWPOISON: the first
+/// that any thread meets is returned, and pages allocated so far stay. The error's text is that of
+/// its range.
+///
+/// The ranges must stay mapped meanwhile. New threads have all signals blocked; when none can be
+/// started, the calling thread does all the work. O(bytes).
 [[nodiscard]] Result<void> populate(std::span<const PopulateRange> ranges,
                                     PopulateOptions options = {});
 
-/// All of one mapping.
+/// Populates all of one mapping.
 [[nodiscard]] Result<void> populate(const MemoryMapping& mapping, PopulateOptions options = {});
 
 }  // namespace vmspace

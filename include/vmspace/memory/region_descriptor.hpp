@@ -17,11 +17,11 @@
 
 namespace vmspace {
 
-/// One region as another process maps it: MAP_SHARED, `size` bytes of `descriptor` from `offset`.
+/// One region as another process maps it: MAP_SHARED, `size` bytes of `fd` from `offset`.
 struct RegionDescriptor {
   GuestAddress base = {};
   std::uint64_t size = 0;    ///< bytes
-  int descriptor = -1;       ///< borrowed: stays the region's, or the receiver's
+  int fd = -1;               ///< borrowed: stays the region's, or the receiver's
   std::uint64_t offset = 0;  ///< in the file, in bytes
   Protection protection = Protection::read_write;  ///< what the guest may do
 

@@ -21,10 +21,10 @@
 //
 // The bytes of a region lie in the file as they lie in the guest, so that the file can be mapped in
 // place of memory. Pages of zeros need not be stored: a sparse snapshot leaves holes (lseek(2),
-// SEEK_HOLE), which read as zeros also after a tool that knows nothing of them has copied the file.
-// The checksum covers what decides where bytes go, not the bytes themselves: to sum up those would
-// cost the mapped restore its point. The header is written last: a file whose save was interrupted
-// is no snapshot.
+// SEEK_HOLE), which still read as zeros after a tool that does not know of them has copied the
+// file. The checksum covers what decides where bytes go, not the bytes themselves: reading all of
+// those would defeat the purpose of a mapped restore. The header is written last: a file whose save
+// was interrupted is not a snapshot.
 
 #pragma once
 
@@ -39,18 +39,19 @@
 
 namespace vmspace {
 
-/// Called now and then, not more often than every few MiB and at the end, on the thread that saves
-/// or restores: bytes of guest memory done, of all.
+/// Called on the thread that saves or restores, every few MiB and at the end, with the bytes of
+/// guest memory done so far and in total.
 using SnapshotProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
 
 /// How to save; an aggregate for designated initialisers.
 struct SaveOptions {
-  /// Leave out pages of zeros. Off, they are written as zeros, and the file has all its blocks.
+  /// Leaves out pages of zeros. Otherwise they are written, and the file has all its blocks.
   bool sparse = true;
+  /// Called with the progress; may be empty.
   SnapshotProgress progress = {};
 };
 
-/// A region as the file describes it.
+/// A region as a snapshot describes it.
 struct SnapshotRegion {
   GuestAddress base;
   std::uint64_t size;    ///< bytes
@@ -60,46 +61,51 @@ struct SnapshotRegion {
   friend bool operator==(const SnapshotRegion&, const SnapshotRegion&) = default;
 };
 
-/// Saving and restoring. The caller has stopped vCPUs and devices: what changes meanwhile may be in
-/// the file or not. Files are regular files (a memfd is one), used from their beginning; the
-/// descriptor's position does not matter and is not kept.
+// Saving and restoring: vCPUs and devices are stopped by the caller, since what changes meanwhile
+// may or may not be in the file. Files are regular files (a memfd is one) and are used from their
+// beginning; the descriptor's position is neither used nor changed. May be called from any thread;
+// calls on one file must not overlap.
+//
+// Absent memory is not touched: neither saving nor restoring allocates a guest page only to find
+// zeros in it, or needs a free page of a hugetlb pool. The kernel is asked what is present, through
+// SEEK_DATA, /proc/self/pagemap and mincore(2). Where it can't tell, memory is read: private memory
+// without /proc and shared anonymous memory while the machine has swap, and shared hugetlb memory
+// without a descriptor always, where a pool without a free page is an `os` error.
+
+/// Writes a snapshot over the whole file, and returns how many bytes of guest memory were stored.
 ///
-/// Memory that is not there is not touched: neither saving nor restoring makes a page of the guest
-/// to find zeros in it, or needs a free one of a hugetlb pool. The kernel is asked what is there,
-/// by SEEK_DATA, /proc/self/pagemap and mincore(2). Where it can't tell, memory is read: while the
-/// machine has swap, private memory without /proc and shared anonymous memory; and always shared
-/// hugetlb memory without a descriptor, where a pool without a free page is an `os` error.
-class Snapshot {
- public:
-  /// Writes a snapshot over the whole file; gives the number of bytes of guest memory that were
-  /// stored. Errors: `invalid_argument` for what is not a regular file, is open with O_APPEND, or
-  /// is memory of this guest or another one of this process, such as what map() made of the file;
-  /// `access_denied` for a region that can't be read; `limit_exceeded` where the file would be
-  /// larger than one can be: the file is as it was then. `out_of_bounds` for memory whose own file
-  /// was cut off; `os` (ENOSPC, EIO, ...): the file may hold no snapshot any more, and never half
-  /// of one. Not flushed to the disk: fsync(2) is the caller's. O(bytes that may not be 0).
-  [[nodiscard]] static Result<std::uint64_t> save(const GuestMemory& memory, int fd,
+/// Errors: `invalid_argument` for a file that is not a regular one, is open with O_APPEND, or is
+/// memory of this guest or another one of this process, such as what map_snapshot() made of the
+/// file; `access_denied` for a region that may not be read; `limit_exceeded` where the snapshot
+/// would be larger than the largest file: after these the file is as it was. `out_of_bounds` for
+/// memory whose own file was cut off; `os` (ENOSPC, EIO, ...): after these the file is no snapshot.
+///
+/// Does not flush to the disk: call fsync(2) where that matters. O(bytes that may not be 0).
+[[nodiscard]] Result<std::uint64_t> save_snapshot(const GuestMemory& memory, int fd,
                                                   const SaveOptions& options = {});
 
-  /// Reads and checks header and table. Errors: `corrupt` for what is no snapshot, is cut off,
-  /// fails its checksum or contradicts itself; `unsupported` for a newer version; `os`. A few
-  /// system calls; what every restore does first.
-  [[nodiscard]] static Result<std::vector<SnapshotRegion>> inspect(int fd);
+/// Reads and checks header and table, as every restore does first. Errors: `invalid_argument` for a
+/// file that is not a regular one; `corrupt` for one that is not a snapshot, is cut off, fails its
+/// checksum or contradicts itself; `unsupported` for a newer version; `os`. A few system calls.
+[[nodiscard]] Result<std::vector<SnapshotRegion>> inspect_snapshot(int fd);
 
-  /// Copies the snapshot into memory whose regions have the same places and sizes, from whichever
-  /// backing it was saved. Everything that is not stored becomes 0; what is written is marked
-  /// dirty. Errors: those of inspect(); `invalid_argument` for another layout; `access_denied` when
-  /// a region that may not be written differs from the snapshot: nothing was changed then. `os` or
-  /// `corrupt` for a file that can't be read, or is cut off meanwhile, `out_of_bounds` for memory
-  /// whose own file was cut off, `os` with EFAULT where there is no page to be had: part of the
-  /// memory was changed. O(bytes stored, and bytes of the guest that may not be 0).
-  [[nodiscard]] static Result<void> restore(const GuestMemory& memory, int fd,
+/// Copies the snapshot into memory whose regions have equal places and sizes, whatever backing it
+/// was saved from. Everything that is not stored becomes 0; what is written is marked dirty.
+///
+/// Errors: those of inspect_snapshot(); `invalid_argument` for another layout; `access_denied` for
+/// a region that may not be read, or that may not be written and differs from the snapshot: after
+/// these nothing has changed. `os` or `corrupt` for a file that can't be read or is cut off
+/// meanwhile, `out_of_bounds` for memory whose own file was cut off, `os` with EFAULT where no page
+/// could be allocated: after these part of the memory has changed.
+///
+/// O(bytes stored, and bytes of the guest that may not be 0).
+[[nodiscard]] Result<void> restore_snapshot(const GuestMemory& memory, int fd,
                                             const SnapshotProgress& progress = {});
 
-  /// Guest memory that is the file, mapped privately: ready at once, read in page by page when it
-  /// is used, and never written back. The file has to stay as it is. The descriptor is duplicated.
-  /// Errors: those of inspect(); those of mapping.
-  [[nodiscard]] static Result<GuestMemory> map(int fd);
-};
+/// Guest memory that is the file itself, mapped privately: ready at once, read in page by page as
+/// it is used, and never written back. The file must not change as long as the memory lives. The
+/// descriptor is duplicated. Errors: those of inspect_snapshot(), Backing::open and
+/// MemoryRegion::map. A few system calls a region.
+[[nodiscard]] Result<GuestMemory> map_snapshot(int fd);
 
 }  // namespace vmspace

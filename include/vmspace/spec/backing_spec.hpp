@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a region's memory shall come from, as data. Nothing here opens or maps anything: the memory
-// layer does, when it is asked to.
+// What the memory of a region is to be made from, as data. Nothing is opened or mapped here: that
+// is the host layer's (Backing, MemoryMapping).
 
 #pragma once
 
@@ -22,10 +22,11 @@ enum class MemorySource : std::uint8_t {
   hugeanon,   ///< anonymous hugetlb pages (MAP_HUGETLB)
   hugeshmem,  ///< a memfd on hugetlb pages (MFD_HUGETLB)
   hugetlbfs,  ///< an unlinked file made in a mounted hugetlbfs
-  file,       ///< an existing regular file, or a descriptor handed in
+  file,       ///< an existing regular file, by path or by descriptor
 };
 
-/// Whether writes reach the backing and whoever else maps it (mmap(2): MAP_SHARED, MAP_PRIVATE).
+/// Whether writes reach the backing and everybody else who maps it (mmap(2): MAP_SHARED,
+/// MAP_PRIVATE).
 enum class Sharing : std::uint8_t {
   by_source,    ///< private for anon and hugeanon, shared for the others
   map_shared,   ///< writes go to the backing
@@ -36,22 +37,23 @@ enum class Sharing : std::uint8_t {
 /// `{.source = MemorySource::shmem}`.
 struct BackingSpec {
   MemorySource source = MemorySource::none;
-  /// file: the file; hugetlbfs: the directory where it is mounted. Else empty.
+  /// file: the path of the file; hugetlbfs: a directory of a mounted one; otherwise empty.
   std::string path = {};
-  /// file: an open descriptor instead of a path. The caller keeps it; opening duplicates it.
-  std::optional<int> descriptor = {};
+  /// file: an open descriptor instead of a path. It stays the caller's: opening duplicates it.
+  std::optional<int> fd = {};
   /// file: where in the file the region begins, in bytes; a multiple of the page size.
   std::uint64_t offset = 0;
-  /// The size in bytes of the pages it is made of. 0 is the default: 2 MiB for hugeanon, hugeshmem
-  /// and hugetlbfs, the machine's base page for the others.
+  /// The size in bytes of the pages that it is made of. 0 means the default: 2 MiB for hugeanon,
+  /// hugeshmem and hugetlbfs, the machine's base page size for the others.
   std::uint64_t page_size = 0;
+  /// Whether writes reach the backing.
   Sharing sharing = Sharing::by_source;
-  /// file: its contents may be thrown away (holes punched) when pages are given back.
+  /// file: discarding memory may punch holes in it, which lose its contents.
   bool discardable = false;
 
-  /// The page size that holds after the default: every base, size and offset is a multiple of it.
+  /// The page size with the default applied: bases, sizes and offsets are multiples of it.
   [[nodiscard]] std::uint64_t effective_page_size() const noexcept;
-  /// Whether a mapping of it is MAP_SHARED, after the default.
+  /// Whether a mapping of it is MAP_SHARED, with the default applied.
   [[nodiscard]] bool is_shared() const noexcept;
   /// Whether its pages come from the hugetlb pool.
   [[nodiscard]] bool is_hugetlb() const noexcept;
@@ -60,10 +62,10 @@ struct BackingSpec {
 };
 
 /// The source with this name (`shmem`, `hugeshmem`, `anon`, `hugeanon`, `hugetlbfs`, `file`,
-/// `none`); `invalid_argument` for any other text.
+/// `none`). Errors: `invalid_argument` for any other text, which the error quotes.
 [[nodiscard]] Result<MemorySource> parse_memory_source(std::string_view name);
 
-/// The name that parse_memory_source reads.
+/// The name of a source, as parse_memory_source() reads it; `unknown` for any other value.
 [[nodiscard]] std::string_view name_of(MemorySource source) noexcept;
 
 }  // namespace vmspace

@@ -16,10 +16,11 @@ enum class Protection : std::uint8_t {
   read_write = read | write,
   execute = 4,
 };
+/// The bits of both.
 [[nodiscard]] constexpr Protection operator|(Protection a, Protection b) noexcept {
   return static_cast<Protection>(static_cast<unsigned>(a) | static_cast<unsigned>(b));
 }
-/// Whether `all` of the bits in `wanted` are set in `given`.
+/// Whether all bits of `wanted` are set in `given`.
 [[nodiscard]] constexpr bool allows(Protection given, Protection wanted) noexcept {
   return (static_cast<unsigned>(given) & static_cast<unsigned>(wanted)) ==
          static_cast<unsigned>(wanted);

@@ -65,7 +65,7 @@ namespace vmspace {
   return "?";
 }
 
-/// `0x200000 resident, 0x0 huge`; `? huge` where the kernel does not tell.
+/// `0x200000 resident, 0x0 huge`; `? huge` where that is not known.
 [[nodiscard]] inline std::string to_text(const Residency& residency) {
   return detail::concat(detail::hex(residency.resident), " resident, ",
                         residency.huge ? detail::hex(*residency.huge) : "?", " huge");

@@ -35,12 +35,12 @@ namespace vmspace {
   return "?";
 }
 
-/// The source, and what is not as it is by default:
+/// The source, and whatever differs from the default:
 /// `file /srv/disk offset 0x1000 page_size 0x200000 map_private discardable`.
 [[nodiscard]] inline std::string to_text(const BackingSpec& backing) {
   std::string text = to_text(backing.source);
   if (!backing.path.empty()) text.append(" ").append(backing.path);
-  if (backing.descriptor) text.append(" fd ").append(std::to_string(*backing.descriptor));
+  if (backing.fd) text.append(" fd ").append(std::to_string(*backing.fd));
   if (backing.offset != 0) text.append(" offset ").append(detail::hex(backing.offset));
   if (backing.page_size != 0) text.append(" page_size ").append(detail::hex(backing.page_size));
   if (backing.sharing != Sharing::by_source) text.append(" ").append(to_text(backing.sharing));

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmm/kvm_mapping.hpp"
+
+#include <linux/kvm.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "host/abandoned_lease.hpp"
+#include "os/page_size.hpp"
+#include "os/system_calls.hpp"
+
+namespace vmspace::detail {
+
+Result<KvmMapping> KvmMapping::make(const KvmMemory& memory, const RangePool& numbers,
+                                    std::uint32_t limit, const char* operation) {
+  KvmMapping mapping(memory);
+  const std::uint64_t count = mapping.cut_.count();
+  const std::string owner =
+      "guest memory " + to_text(Operand::span(memory.base.value(), memory.size));
+  mapping.pieces_.reserve(std::min<std::uint64_t>(count, limit));
+  while (mapping.pieces_.size() < count) {
+    auto number = numbers.acquire({.size = 1, .max = limit - 1}, owner);
+    if (!number) {
+      return fail({.code = Errc::limit_exceeded,
+                   .operation = operation,
+                   .first = Operand::number(count),
+                   .second = Operand::number(mapping.pieces_.size()),
+                   .reason = "slots needed, and slot numbers left"});
+    }
+    mapping.pieces_.push_back({.number = std::move(*number)});
+  }
+  return mapping;
+}
+
+KvmMapping::~KvmMapping() {
+  for (Piece& piece : pieces_) {
+    if (piece.shown != Shown::no) abandon(std::move(piece.number));
+  }
+}
+
+std::vector<KvmSlot> KvmMapping::slots() const {
+  std::vector<KvmSlot> found;
+  found.reserve(pieces_.size());
+  for (std::size_t i = 0; i < pieces_.size(); ++i) {
+    if (pieces_[i].shown == Shown::no) continue;
+    const KvmMemory part = cut_[i];
+    found.push_back({.number = pieces_[i].slot(),
+                     .range = *Range::from_base_size(part.base.value(), part.size)});
+  }
+  return found;
+}
+
+std::optional<KvmMapping::Shown> KvmMapping::shown() const noexcept {
+  const Shown first = pieces_.front().shown;
+  const auto differs = [first](const Piece& piece) { return piece.shown != first; };
+  if (std::ranges::any_of(pieces_, differs)) return std::nullopt;
+  return first;
+}
+
+bool KvmMapping::is_whole() const noexcept {
+  return std::ranges::count(pieces_, Shown::no, &Piece::shown) == 0;
+}
+
+tl::unexpected<Error> KvmMapping::refused(std::size_t index, int error, const char* operation,
+                                          const char* reason) const noexcept {
+  const KvmMemory part = cut_[index];
+  return fail({.code = Errc::os,
+               .operation = operation,
+               .first = Operand::span(part.base.value(), part.size),
+               .second = Operand::number(pieces_[index].slot()),
+               .reason = reason,
+               .os_errno = error});
+}
+
+Result<void> KvmMapping::show(int vm_fd, Shown to, const char* operation) noexcept {
+  const std::optional<Shown> from = shown();
+  for (std::size_t i = 0; i < pieces_.size(); ++i) {
+    // A log begins empty. Where it goes on after having been off, that would be a lie.
+    if (show_piece(vm_fd, i, to, !from)) continue;
+    const int error = errno;
+    bool put_back = from.has_value();
+    for (std::size_t before = i; from && before-- > 0;)
+      put_back &= show_piece(vm_fd, before, *from, true);
+    if (put_back) return refused(i, error, operation, "KVM_SET_USER_MEMORY_REGION of this slot");
+    return refused(i, error, operation,
+                   is_whole() ? "KVM_SET_USER_MEMORY_REGION of this slot; the log is now on only "
+                                "in part: start or stop it again"
+                              : "KVM_SET_USER_MEMORY_REGION of this slot; the range is now shown "
+                                "only in part: clear it");
+  }
+  return {};
+}
+
+void KvmMapping::take_away(int vm_fd) noexcept {
+  for (std::size_t i = 0; i < pieces_.size(); ++i)
+    static_cast<void>(show_piece(vm_fd, i, Shown::no, false));
+}
+
+/// Shows one piece, unless it is shown in this way; false, with errno, when KVM refuses.
+/// `log_lost`: a log that begins here continues one that KVM has forgotten.
+bool KvmMapping::show_piece(int vm_fd, std::size_t index, Shown to, bool log_lost) noexcept {
+  Piece& piece = pieces_[index];
+  if (piece.shown == to) return true;
+  const KvmMemory part = cut_[index];
+  kvm_userspace_memory_region region{};
+  region.slot = piece.slot();
+  region.flags = (part.read_only ? KVM_MEM_READONLY : 0u) |
+                 (to == Shown::logged ? KVM_MEM_LOG_DIRTY_PAGES : 0u);
+  region.guest_phys_addr = part.base.value();
+  region.memory_size = to == Shown::no ? 0 : part.size;  // size 0 deletes the slot
+  region.userspace_addr = reinterpret_cast<std::uintptr_t>(part.host_address);
+  if (kernel().ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION, &region) < 0) return false;
+  piece.shown = to;
+  piece.log_lost = to == Shown::logged && log_lost;
+  return true;
+}
+
+Result<KvmDirtyLog> KvmMapping::fetch_log(int vm_fd, const char* operation) {
+  const std::uint64_t unit = base_page_size();
+  const auto words_of = [unit](std::uint64_t size) { return (size / unit - 1) / 64 + 1; };
+  KvmDirtyLog log{.base = memory_.base,
+                  .unit = unit,
+                  .bits = std::vector<std::uint64_t>(words_of(memory_.size))};
+  // Each piece has words of its own; see KvmPieces.
+  const auto words = [&](std::size_t index) {
+    const KvmMemory part = cut_[index];
+    const std::uint64_t offset = part.base.value() - log.base.value();
+    return std::span(log.bits).subspan(offset / unit / 64, words_of(part.size));
+  };
+  for (std::size_t i = 0; i < pieces_.size(); ++i) {
+    kvm_dirty_log request{};
+    request.slot = pieces_[i].slot();
+    request.dirty_bitmap = words(i).data();
+    if (kernel().ioctl(vm_fd, KVM_GET_DIRTY_LOG, &request) >= 0) continue;
+    const int error = errno;
+    // KVM has forgotten what it gave, and may have forgotten what it failed to give.
+    for (std::size_t given = 0; given <= i; ++given)
+      pieces_[given].log_lost = true;
+    return refused(i, error, operation, "KVM_GET_DIRTY_LOG of this slot");
+  }
+  for (std::size_t i = 0; i < pieces_.size(); ++i) {
+    if (!std::exchange(pieces_[i].log_lost, false)) continue;
+    std::ranges::fill(words(i), ~std::uint64_t{0});
+    const std::uint64_t rest = cut_[i].size / unit % 64;
+    if (rest != 0) words(i).back() >>= 64 - rest;
+  }
+  return log;
+}
+
+const char* KvmMapping::broken_rule() const noexcept {
+  if (pieces_.empty()) return "a known range has at least one slot";
+  const auto has_number = [](const Piece& piece) {
+    return piece.number.is_held() && piece.number.range().min() == piece.number.range().max();
+  };
+  if (!std::ranges::all_of(pieces_, has_number)) return "every slot leases its number";
+  return nullptr;
+}
+
+}  // namespace vmspace::detail

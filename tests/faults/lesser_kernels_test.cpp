@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Host memory where the kernel lacks calls that a newer one has, and in jails without /proc and
+// /sys.
+
+#include <sys/mman.h>
+
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "vmspace/host/memory_mapping.hpp"
+#include "vmspace/host/populate.hpp"
+#include "vmspace/testing.hpp"
+
+#include "faults/injector.hpp"
+#include "host/host_support.hpp"
+
+namespace vmspace {
+namespace {
+
+using namespace test;
+
+TEST(LesserKernels, WithoutPopulatingAdviceSpaceIsAllocatedAndPagesAreTouched) {
+  Injector injector;
+  for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
+    const auto mapping = map_or_die({.source = source}, {.size = 20_MiB});
+    mapping.data()[5] = std::byte{5};
+    injector.fail_always("madvise", EINVAL);
+    const auto done = populate(mapping, {.threads = 2});
+    EXPECT_EQ(injector.count("fallocate") > 0, source == MemorySource::shmem);
+    injector.fail_none();
+    ASSERT_THAT(done, IsOk());
+    EXPECT_EQ(mapping.residency()->resident, 20_MiB);
+    EXPECT_EQ(mapping.data()[5], std::byte{5});
+  }
+  const TemporaryDirectory directory;
+  const auto image = map_or_die({.source = MemorySource::file,
+                                 .path = directory.file("image", 64_KiB, 'i'),
+                                 .sharing = Sharing::map_private},
+                                {.size = 64_KiB});
+  injector.fail_always("madvise", EINVAL);
+  const auto done = populate(image);
+  injector.fail_none();
+  ASSERT_TRUE(done);
+  EXPECT_EQ(std::stoull(smaps_value(image.data(), "Rss")), 64U);
+  EXPECT_EQ(std::stoull(smaps_value(image.data(), "Anonymous")), 0U) << "read, not copied";
+}
+
+TEST(LesserKernels, OlderKernelsStillTellWhatIsHuge) {
+  Injector injector;
+  auto mapping = map_or_die({.source = MemorySource::anon},
+                            {.size = 8_MiB, .align = 2_MiB, .guard_pages = true});
+  VMSPACE_ASSERT_OK(mapping.use_hugepages());
+  VMSPACE_ASSERT_OK(populate(mapping));
+  const auto precise = mapping.residency();
+  // No PAGEMAP_SCAN before Linux 6.7.
+  injector.fail_always("ioctl", ENOTTY);
+  const auto summed = mapping.residency();
+  ASSERT_TRUE(precise && summed);
+  EXPECT_EQ(summed->resident, 8_MiB);
+  ASSERT_TRUE(summed->huge);
+  EXPECT_EQ(*summed->huge, precise->huge.value_or(*summed->huge));
+  const auto part = mapping.residency(0, 2_MiB + 4_KiB);
+  ASSERT_THAT(part, IsOk());
+  EXPECT_EQ(part->huge.has_value(), *summed->huge == 0) << "a sum can't be divided";
+}
+
+TEST(LesserKernels, WithoutSysTheKernelIsAskedForHugePages) {
+  Injector injector;
+  injector.hide_proc_and_sys();
+  for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
+    auto mapping = map_or_die({.source = source}, {.size = 8_MiB, .align = 2_MiB});
+    const auto known = mapping.use_hugepages();
+    ASSERT_THAT(known, IsOk());
+    const bool advised = smaps_value(mapping.data(), "VmFlags").find(" hg") != std::string::npos;
+    EXPECT_EQ(*known == Applied::applied, advised);
+    EXPECT_EQ(advised, ::madvise(mapping.data(), 8_MiB, MADV_HUGEPAGE) == 0);
+    // A kernel that was built without them.
+    injector.fail_next("madvise", EINVAL);
+    EXPECT_EQ(mapping.use_hugepages(), Applied::not_applicable);
+    ASSERT_TRUE(injector.has_failed());
+    injector.fail_none();
+  }
+}
+
+TEST(LesserKernels, WithoutProcResidencyIsWhatMincoreSays) {
+  Injector injector;
+  injector.hide_proc_and_sys();
+  const TemporaryDirectory directory;
+  const BackingSpec specs[] = {
+      {.source = MemorySource::anon},
+      {.source = MemorySource::shmem},
+      {.source = MemorySource::file, .path = directory.file("ram", 1_MiB, 'r')},
+  };
+  for (const auto& spec : specs) {
+    SCOPED_TRACE(name_of(spec.source));
+    const auto mapping = map_or_die(spec, {.size = 1_MiB});
+    VMSPACE_ASSERT_OK(mapping.advise(0, 1_MiB, Advice::no_huge_pages));
+    mapping.data()[64_KiB] = std::byte{1};
+    const auto residency = mapping.residency(0, 1_MiB);
+    ASSERT_THAT(residency, IsOk());
+    EXPECT_EQ(residency->resident, spec.source == MemorySource::file ? 1_MiB : page_size());
+    EXPECT_FALSE(residency->huge) << "nobody could tell";
+  }
+}
+
+TEST(LesserKernels, MemfdOnAKernelWithoutMemfdIsUnsupported) {
+  Injector injector;
+  injector.fail_always("memfd_create", ENOSYS);
+  const auto backing = Backing::open({.source = MemorySource::shmem}, 64_KiB);
+  ASSERT_THAT(backing, HasError(Errc::unsupported));
+  EXPECT_EQ(backing.error().os_errno, ENOSYS);
+}
+
+}  // namespace
+}  // namespace vmspace
