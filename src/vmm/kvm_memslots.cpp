@@ -31,7 +31,7 @@ using Shown = Mapping::Shown;
 
 namespace {
 
-/// Errors of a request by itself, or its range.
+/// Errors of a request by itself, or its addresses.
 Result<Range> check(const KvmMemory& memory, const char* operation) {
   const Operand where = Operand::span(memory.base.value(), memory.size);
   const auto host = reinterpret_cast<std::uintptr_t>(memory.host_address);
@@ -96,13 +96,15 @@ class KvmMemslots::State {
   ~State();
 
   Result<void> set(const KvmMemory& memory);
-  Result<void> clear(const Range& range);
-  Result<void> switch_log(const Range& range, bool on, const char* operation);
-  Result<KvmDirtyLog> fetch_log(const Range& range);
+  Result<void> clear(const GuestRange& range);
+  Result<void> switch_log(const GuestRange& range, bool on, const char* operation);
+  Result<KvmDirtyLog> fetch_log(const GuestRange& range);
 
   /// The mapping of exactly this range, or null.
-  [[nodiscard]] const Mapping* find(const Range& range) const noexcept {
-    const auto entry = mappings_.get(range);
+  [[nodiscard]] const Mapping* find(const GuestRange& range) const noexcept {
+    const auto bounds = range.range();
+    if (!bounds) return nullptr;
+    const auto entry = mappings_.get(*bounds);
     return entry ? entry->value : nullptr;
   }
   [[nodiscard]] std::uint32_t limit() const noexcept { return limit_; }
@@ -114,10 +116,10 @@ class KvmMemslots::State {
   State(detail::Descriptor vm, std::uint32_t limit, bool can_read_only)
       : vm_(std::move(vm)), limit_(limit), can_read_only_(can_read_only) {}
 
-  Result<Mapping*> require(const Range& range, const char* operation);
+  Result<Mapping*> require(const GuestRange& range, const char* operation);
   Result<void> switch_all(Mapping& mapping, Shown to, const char* operation) noexcept;
   bool switch_piece(Mapping& mapping, std::size_t index, Shown to, bool log_lost) noexcept;
-  void forget(const Range& range) noexcept;
+  void forget(const GuestRange& range) noexcept;
 
   detail::Descriptor vm_;
   std::uint32_t limit_;
@@ -172,12 +174,13 @@ KvmMemslots::State::~State() {
 
 Result<void> KvmMemslots::State::set(const KvmMemory& memory) {
   constexpr const char* operation = "KvmMemslots::set";
-  const auto range = check(memory, operation);
-  if (!range) return fail(range.error());
+  const GuestRange range{.base = memory.base, .size = memory.size};
+  const auto bounds = check(memory, operation);
+  if (!bounds) return fail(bounds.error());
   if (memory.read_only && !can_read_only_) {
     return fail({.code = Errc::unsupported,
                  .operation = operation,
-                 .first = detail::operand(*range),
+                 .first = detail::operand(range),
                  .reason = "this KVM has no read-only slots"});
   }
   const std::uint64_t count = Mapping::pieces_of(memory);
@@ -191,10 +194,10 @@ Result<void> KvmMemslots::State::set(const KvmMemory& memory) {
 
   Mapping made(memory, numbers_);
   made.split(count);
-  if (auto ok = mappings_.insert(*range, std::move(made)); !ok) {
+  if (auto ok = mappings_.insert(*bounds, std::move(made)); !ok) {
     Error error = ok.error();
     error.operation = operation;
-    if (find(*range) != nullptr) {
+    if (find(range) != nullptr) {
       error.reason =
           "the range is known: start_dirty_log() and stop_dirty_log() switch its log, all else "
           "(read-only, the host address) takes clear() and set()";
@@ -203,20 +206,20 @@ Result<void> KvmMemslots::State::set(const KvmMemory& memory) {
   }
   used_ += static_cast<std::uint32_t>(count);
 
-  Mapping& mapping = *mappings_.find_value(range->min());
+  Mapping& mapping = *mappings_.find_value(range.base.value());
   auto done = switch_all(mapping, memory.log_dirty ? Shown::logged : Shown::yes, operation);
-  if (!done && mapping.shown() == Shown::no) forget(*range);
+  if (!done && mapping.shown() == Shown::no) forget(range);
   return done;
 }
 
-Result<Mapping*> KvmMemslots::State::require(const Range& range, const char* operation) {
+Result<Mapping*> KvmMemslots::State::require(const GuestRange& range, const char* operation) {
   if (find(range) == nullptr) {
     return fail({.code = Errc::not_found, .operation = operation, .first = detail::operand(range)});
   }
-  return mappings_.find_value(range.min());
+  return mappings_.find_value(range.base.value());
 }
 
-Result<void> KvmMemslots::State::clear(const Range& range) {
+Result<void> KvmMemslots::State::clear(const GuestRange& range) {
   constexpr const char* operation = "KvmMemslots::clear";
   const auto mapping = require(range, operation);
   if (!mapping) return fail(mapping.error());
@@ -225,7 +228,8 @@ Result<void> KvmMemslots::State::clear(const Range& range) {
   return {};
 }
 
-Result<void> KvmMemslots::State::switch_log(const Range& range, bool on, const char* operation) {
+Result<void> KvmMemslots::State::switch_log(const GuestRange& range, bool on,
+                                            const char* operation) {
   const auto mapping = require(range, operation);
   if (!mapping) return fail(mapping.error());
   if (std::ranges::count((*mapping)->pieces(), Shown::no, &Piece::shown) != 0) {
@@ -237,7 +241,7 @@ Result<void> KvmMemslots::State::switch_log(const Range& range, bool on, const c
   return switch_all(**mapping, on ? Shown::logged : Shown::yes, operation);
 }
 
-Result<KvmDirtyLog> KvmMemslots::State::fetch_log(const Range& range) {
+Result<KvmDirtyLog> KvmMemslots::State::fetch_log(const GuestRange& range) {
   constexpr const char* operation = "KvmMemslots::fetch_dirty_log";
   const auto found = require(range, operation);
   if (!found) return fail(found.error());
@@ -288,8 +292,8 @@ Result<KvmDirtyLog> KvmMemslots::State::fetch_log(const Range& range) {
   return log;
 }
 
-void KvmMemslots::State::forget(const Range& range) noexcept {
-  const auto erased = mappings_.erase(range);
+void KvmMemslots::State::forget(const GuestRange& range) noexcept {
+  const auto erased = mappings_.erase(*range.range());
   assert(erased && *erased);
   used_ -= static_cast<std::uint32_t>((*erased)->pieces().size());
 }
@@ -375,7 +379,7 @@ Result<void> KvmMemslots::set(const MemoryRegion& region) {
   if (!allows(region.protection(), Protection::read)) {
     return fail({.code = Errc::access_denied,
                  .operation = "KvmMemslots::set",
-                 .first = detail::operand(region.description().range()),
+                 .first = detail::operand(region.description().guest_range()),
                  .reason = "a guest reads every slot, and this region may not be read"});
   }
   return set(KvmMemory{.base = region.base(),
@@ -384,29 +388,29 @@ Result<void> KvmMemslots::set(const MemoryRegion& region) {
                        .read_only = !allows(region.protection(), Protection::write)});
 }
 
-Result<void> KvmMemslots::clear(const Range& range) {
+Result<void> KvmMemslots::clear(const GuestRange& range) {
   if (!state_) return moved_from("KvmMemslots::clear");
   return state_->clear(range);
 }
 
-Result<void> KvmMemslots::start_dirty_log(const Range& range) {
+Result<void> KvmMemslots::start_dirty_log(const GuestRange& range) {
   constexpr const char* operation = "KvmMemslots::start_dirty_log";
   if (!state_) return moved_from(operation);
   return state_->switch_log(range, true, operation);
 }
 
-Result<void> KvmMemslots::stop_dirty_log(const Range& range) {
+Result<void> KvmMemslots::stop_dirty_log(const GuestRange& range) {
   constexpr const char* operation = "KvmMemslots::stop_dirty_log";
   if (!state_) return moved_from(operation);
   return state_->switch_log(range, false, operation);
 }
 
-Result<KvmDirtyLog> KvmMemslots::fetch_dirty_log(const Range& range) {
+Result<KvmDirtyLog> KvmMemslots::fetch_dirty_log(const GuestRange& range) {
   if (!state_) return moved_from("KvmMemslots::fetch_dirty_log");
   return state_->fetch_log(range);
 }
 
-Result<std::vector<KvmSlot>> KvmMemslots::slots(const Range& range) const {
+Result<std::vector<KvmSlot>> KvmMemslots::slots(const GuestRange& range) const {
   constexpr const char* operation = "KvmMemslots::slots";
   if (!state_) return moved_from(operation);
   const Mapping* mapping = state_->find(range);
@@ -419,8 +423,7 @@ Result<std::vector<KvmSlot>> KvmMemslots::slots(const Range& range) const {
     const Piece& piece = mapping->pieces()[i];
     if (piece.shown == Shown::no) continue;
     const KvmMemory part = mapping->part(i);
-    found.push_back(
-        {.number = piece.number, .range = *Range::from_base_size(part.base.value(), part.size)});
+    found.push_back({.number = piece.number, .range = {part.base, part.size}});
   }
   return found;
 }

@@ -163,7 +163,7 @@ TEST(Text, OfMemorySlots) {
                               .read_only = true,
                               .log_dirty = true}),
             "0x1000+0x2000 at host 0x7f0000000000 read_only log_dirty");
-  EXPECT_EQ(to_text(KvmSlot{3, Range::of(0x1000, 0x2fff)}), "slot 3 [0x1000-0x2fff]");
+  EXPECT_EQ(to_text(KvmSlot{3, {GuestAddress(0x1000), 0x2000}}), "slot 3 0x1000+0x2000");
 }
 
 // What appears in nobody's expectation has no text: options that are only ever passed in, and

@@ -44,14 +44,14 @@ class KvmDirtyLogTest : public test::FakeKvm {
  protected:
   static constexpr std::uint64_t base = 1_GiB;
   static constexpr std::uint64_t size = 64_MiB;
-  const Range range = *Range::from_base_size(base, size);
+  const GuestRange range{GuestAddress(base), size};
   const KvmMemory memory{.base = GuestAddress(base), .size = size, .host_address = host(1_GiB)};
 
   // Two slots: the largest that there is, and what remains.
   const std::uint64_t largest = ((std::uint64_t{1} << 31) - 1) * page_size / 1_GiB * 1_GiB;
   const KvmMemory split{
       .base = GuestAddress(4_GiB), .size = largest + 64_MiB, .host_address = host(32_TiB)};
-  const Range split_range = *Range::from_base_size(4_GiB, largest + 64_MiB);
+  const GuestRange split_range{split.base, split.size};
 
   /// The pages that a log calls dirty, as numbers from its base; only the first of very many.
   static std::vector<std::uint64_t> pages(const Result<KvmDirtyLog>& log) {
@@ -155,16 +155,17 @@ TEST_F(KvmDirtyLogTest, OnlyExactlyAKnownRangeHasALog) {
   ASSERT_TRUE(memslots.start_dirty_log(range));
   const auto before = slots;
   changes = 0;
-  for (const Range other :
-       {*Range::from_base_size(base, size - page_size), *Range::from_base_size(base, size + 1),
-        *Range::from_base_size(base + page_size, size - page_size), Range::point(base),
-        Range::of(0, base - 1), Range::whole_domain()}) {
+  for (const GuestRange other :
+       {GuestRange{range.base, size - page_size}, GuestRange{range.base, size + 1},
+        GuestRange{GuestAddress(base + page_size), size - page_size}, GuestRange{range.base, 1},
+        GuestRange{GuestAddress(0), base}, GuestRange{range.base, 0},
+        GuestRange{range.base, ~std::uint64_t{0}}}) {
     EXPECT_EQ(memslots.start_dirty_log(other).error().code, Errc::not_found);
     EXPECT_EQ(memslots.stop_dirty_log(other).error().code, Errc::not_found);
     const auto fetched = memslots.fetch_dirty_log(other);
     ASSERT_FALSE(fetched);
     EXPECT_EQ(fetched.error().code, Errc::not_found);
-    EXPECT_EQ(fetched.error().first, Operand::range(other.min(), other.max()));
+    EXPECT_EQ(fetched.error().first, Operand::span(other.base.value(), other.size));
   }
   EXPECT_EQ(slots, before);
   EXPECT_EQ(changes, 0);
@@ -199,7 +200,7 @@ TEST_F(KvmDirtyLogTest, ARangeOfFewPagesFitsInItsWords) {
     small.log_dirty = true;
     ASSERT_TRUE(memslots.set(small));
     guest_writes(base + (count - 1) * page_size);
-    const auto log = memslots.fetch_dirty_log(*Range::from_base_size(base, small.size));
+    const auto log = memslots.fetch_dirty_log({small.base, small.size});
     EXPECT_EQ(pages(log), Pages{count - 1});
     EXPECT_EQ(log->bits.size(), (count + 63) / 64);
   }
@@ -224,7 +225,7 @@ TEST_F(KvmDirtyLogTest, FetchJoinsPiecesAndLosesNothingWhicheverKvmRefuses) {
   const auto write = [&] {
     for (const std::uint64_t page : {std::uint64_t{5}, first_of_second - 1, first_of_second})
       guest_writes(4_GiB + page * page_size);
-    guest_writes(split_range.max());
+    guest_writes(split_range.last()->value());
   };
   const Pages written{5, first_of_second - 1, first_of_second, split.size / page_size - 1};
   write();
@@ -253,7 +254,7 @@ TEST_F(KvmDirtyLogTest, AfterARefusedFetchAllOfTheSlotIsDirtyAndNothingBeyondIt)
   KvmMemory odd = memory;
   odd.size = 67 * page_size;
   odd.log_dirty = true;
-  const Range odd_range = *Range::from_base_size(base, odd.size);
+  const GuestRange odd_range{odd.base, odd.size};
   ASSERT_TRUE(memslots.set(odd));
   fail_fetch = 0;
   ASSERT_FALSE(memslots.fetch_dirty_log(odd_range));
@@ -397,7 +398,7 @@ TEST_F(KvmDirtyLogTest, WhatIsFetchedMergesIntoGuestMemory) {
   guest_writes(base + 3 * page_size);
   guest_writes(2 * base + size - 1);
   for (const auto& region : guest->regions()) {
-    const auto log = memslots.fetch_dirty_log(region->description().range());
+    const auto log = memslots.fetch_dirty_log(region->description().guest_range());
     ASSERT_TRUE(log) << log.error().message();
     ASSERT_TRUE(guest->merge_dirty_log(log->base, log->bits, log->unit));
   }
@@ -414,7 +415,7 @@ class RealKvmDirtyLog : public testing::Test {
   static constexpr std::uint64_t size = 16_MiB;
   static constexpr std::uint64_t code = 0x1000;
   static constexpr std::uint64_t first = 0x3000, second = 0x5000;  // where the guest writes
-  const Range range = Range::of(0, size - 1);
+  const GuestRange range{GuestAddress(0), size};
 
   void SetUp() override {
 #if !defined(__x86_64__)

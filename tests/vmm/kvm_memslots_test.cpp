@@ -22,6 +22,7 @@
 
 #include "vmspace/base/literals.hpp"
 #include "vmspace/memory/memory_region.hpp"
+#include "vmspace/testing.hpp"
 
 #include "os/descriptor.hpp"
 #include "os/system_calls.hpp"
@@ -109,21 +110,21 @@ TEST_F(KvmMemslotsTest, SplitsARangeThatIsAboveKvmsLimitOfPages) {
   ASSERT_TRUE(memslots.set(memory));
   EXPECT_EQ(memslots.used(), 3u);
 
-  const auto pieces = memslots.slots(Range::of(4_GiB, 4_GiB + 16_TiB - 1));
+  const auto pieces = memslots.slots({memory.base, memory.size});
   ASSERT_TRUE(pieces);
   std::uint64_t next = 4_GiB;
   for (const KvmSlot& piece : *pieces) {
     ASSERT_TRUE(slots.contains(piece.number));
     const Slot& slot = slots.at(piece.number);
-    EXPECT_EQ(slot.range, piece.range);
-    EXPECT_EQ(piece.range.min(), next);
-    EXPECT_EQ(piece.range.min() % 1_GiB, 0u) << "cuts one of the guest's huge pages";
+    EXPECT_THAT(piece.range.range(), IsOkAndHolds(slot.range));
+    EXPECT_EQ(piece.range.base, GuestAddress(next));
+    EXPECT_TRUE(piece.range.base.is_aligned(1_GiB)) << "cuts one of the guest's huge pages";
     EXPECT_EQ(slot.host_address - 32_TiB, next - 4_GiB);
-    next = piece.range.max() + 1;
+    next += piece.range.size;
   }
   EXPECT_EQ(next, 4_GiB + 16_TiB);
 
-  ASSERT_TRUE(memslots.clear(Range::of(4_GiB, 4_GiB + 16_TiB - 1)));
+  ASSERT_TRUE(memslots.clear({memory.base, memory.size}));
   EXPECT_THAT(slots, IsEmpty());
   EXPECT_EQ(memslots.used(), 0u);
 }
@@ -141,7 +142,7 @@ TEST_F(KvmMemslotsTest, TheLargestSlotIsNotSplitAndOnePageMoreIs) {
   const std::uint64_t base = 64_TiB + 512_MiB;
   ASSERT_TRUE(
       memslots.set({.base = GuestAddress(base), .size = largest, .host_address = host(1_GiB)}));
-  const auto pieces = memslots.slots(*Range::from_base_size(base, largest));
+  const auto pieces = memslots.slots({GuestAddress(base), largest});
   ASSERT_TRUE(pieces);
   ASSERT_THAT(*pieces, SizeIs(2));
   EXPECT_EQ(slots.at(pieces->back().number).range.max(), base + largest - 1);
@@ -156,17 +157,17 @@ TEST_F(KvmMemslotsTest, PiecesMeetAtMultiplesOfOneGibibyte) {
     const std::uint64_t host_base = 32_TiB + base % 1_GiB;
     ASSERT_TRUE(memslots.set(
         {.base = GuestAddress(base), .size = 20_TiB, .host_address = host(host_base)}));
-    const auto pieces = memslots.slots(*Range::from_base_size(base, 20_TiB));
+    const auto pieces = memslots.slots({GuestAddress(base), 20_TiB});
     ASSERT_TRUE(pieces);
     EXPECT_THAT(*pieces, SizeIs(3));
     std::uint64_t next = base;
     for (const KvmSlot& piece : *pieces) {
-      EXPECT_EQ(piece.range.min(), next);
-      EXPECT_EQ(slots.at(piece.number).range, piece.range);
+      EXPECT_EQ(piece.range.base, GuestAddress(next));
+      EXPECT_THAT(piece.range.range(), IsOkAndHolds(slots.at(piece.number).range));
       EXPECT_EQ(slots.at(piece.number).host_address - host_base, next - base);
       EXPECT_TRUE(next == base || next % 1_GiB == base % (64 * page_size)) << "cuts a huge page";
       EXPECT_EQ((next - base) / page_size % 64, 0u) << "cuts a word of the dirty log";
-      next = piece.range.max() + 1;
+      next += piece.range.size;
     }
     EXPECT_EQ(next, base + 20_TiB);
   }
@@ -182,8 +183,8 @@ TEST_F(KvmMemslotsTest, NumbersComeBackWhenRangesGo) {
         memslots.set({.base = GuestAddress(16_TiB), .size = 64_KiB, .host_address = host(1_GiB)}));
     EXPECT_EQ(memslots.used(), memslots.limit());
     ASSERT_TRUE(memslots.check_invariants());
-    ASSERT_TRUE(memslots.clear(Range::of(0, 16_TiB - 1)));
-    ASSERT_TRUE(memslots.clear(Range::of(16_TiB, 16_TiB + 64_KiB - 1)));
+    ASSERT_TRUE(memslots.clear({GuestAddress(0), 16_TiB}));
+    ASSERT_TRUE(memslots.clear({GuestAddress(16_TiB), 64_KiB}));
     ASSERT_EQ(memslots.used(), 0u);
   }
 }
@@ -197,7 +198,7 @@ TEST_F(KvmMemslotsTest, FreedNumbersInTwoPlacesStillMakeOneSplitRange) {
                               .host_address = host(1_GiB)}));
   }
   for (const std::uint64_t i : {0u, 2u, 4u}) {
-    ASSERT_TRUE(memslots.clear(*Range::from_base_size(32_TiB + i * page_size, page_size)));
+    ASSERT_TRUE(memslots.clear({GuestAddress(32_TiB + i * page_size), page_size}));
   }
   EXPECT_TRUE(
       memslots.set({.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)}));
@@ -295,7 +296,7 @@ TEST_F(KvmMemslotsTest, ADescriptorOfADeviceIsToldFromThatOfAMachine) {
 
 TEST_F(KvmMemslotsTest, AMovedFromObjectHoldsNothingAndSaysSo) {
   KvmMemslots memslots = make();
-  const Range range = Range::of(0, 64_KiB - 1);
+  const GuestRange range{GuestAddress(0), 64_KiB};
   const KvmMemory memory{.base = GuestAddress(0), .size = 64_KiB, .host_address = host(1_GiB)};
   ASSERT_TRUE(memslots.set(memory));
   KvmMemslots moved = std::move(memslots);
@@ -347,7 +348,7 @@ TEST_F(KvmMemslotsTest, ARegionIsShownAsItIs) {
     const Slot expected{c.flags, *Range::from_base_size(base, 1_MiB),
                         reinterpret_cast<std::uintptr_t>(region->host_base())};
     EXPECT_EQ(slots.rbegin()->second, expected);
-    EXPECT_TRUE(memslots.clear(region->description().range()));
+    EXPECT_TRUE(memslots.clear(region->description().guest_range()));
   }
 }
 
@@ -395,18 +396,20 @@ TEST_F(KvmMemslotsTest, OnlyExactlyAKnownRangeIsCleared) {
   ASSERT_TRUE(
       memslots.set({.base = GuestAddress(1_MiB), .size = 1_MiB, .host_address = host(1_GiB)}));
   const auto before = slots;
-  for (const Range range :
-       {Range::of(1_MiB, 1_MiB + 4_KiB - 1), Range::of(1_MiB, 3_MiB - 1), Range::of(0, 2_MiB - 1),
-        Range::of(4_MiB, 5_MiB - 1), Range::point(1_MiB), Range::whole_domain()}) {
+  const auto at = [](std::uint64_t base, std::uint64_t size) {
+    return GuestRange{GuestAddress(base), size};
+  };
+  for (const GuestRange range : {at(1_MiB, 4_KiB), at(1_MiB, 2_MiB), at(0, 2_MiB), at(4_MiB, 1_MiB),
+                                 at(1_MiB, 1), at(1_MiB, 0), at(1_MiB, ~std::uint64_t{0})}) {
     const auto cleared = memslots.clear(range);
     ASSERT_FALSE(cleared);
     EXPECT_EQ(cleared.error().code, Errc::not_found);
-    EXPECT_EQ(cleared.error().first, Operand::range(range.min(), range.max()));
+    EXPECT_EQ(cleared.error().first, Operand::span(range.base.value(), range.size));
     EXPECT_EQ(memslots.slots(range).error().code, Errc::not_found);
     EXPECT_EQ(slots, before);
   }
-  EXPECT_TRUE(memslots.clear(Range::of(1_MiB, 2_MiB - 1)));
-  EXPECT_EQ(memslots.clear(Range::of(1_MiB, 2_MiB - 1)).error().code, Errc::not_found);
+  EXPECT_TRUE(memslots.clear(at(1_MiB, 1_MiB)));
+  EXPECT_EQ(memslots.clear(at(1_MiB, 1_MiB)).error().code, Errc::not_found);
 }
 
 // For each k: the k-th piece fails, those before it are taken back, and no number is lost.
@@ -438,7 +441,7 @@ TEST_F(KvmMemslotsTest, ClearIsAllOrNothingWhicheverPieceKvmRefuses) {
   const auto before = slots;
   for (int k = 0; k < 3; ++k) {
     fail_next(k);
-    const auto cleared = memslots.clear(Range::of(0, 16_TiB - 1));
+    const auto cleared = memslots.clear({GuestAddress(0), 16_TiB});
     ASSERT_FALSE(cleared);
     EXPECT_EQ(cleared.error().os_errno, ENOMEM);
     EXPECT_EQ(slots, before);
@@ -446,13 +449,13 @@ TEST_F(KvmMemslotsTest, ClearIsAllOrNothingWhicheverPieceKvmRefuses) {
     EXPECT_TRUE(memslots.check_invariants());
   }
   fail_change.reset();
-  EXPECT_TRUE(memslots.clear(Range::of(0, 16_TiB - 1)));
+  EXPECT_TRUE(memslots.clear({GuestAddress(0), 16_TiB}));
   EXPECT_THAT(slots, IsEmpty());
 }
 
 TEST_F(KvmMemslotsTest, WhatCouldNotBeTakenBackStaysKnownUntilItIsCleared) {
   KvmMemslots memslots = make();
-  const Range range = Range::of(0, 16_TiB - 1);
+  const GuestRange range{GuestAddress(0), 16_TiB};
   const KvmMemory memory{.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)};
   fail_all_from(2);  // the third piece, and the removal of the two before it
   const auto set = memslots.set(memory);
@@ -461,7 +464,8 @@ TEST_F(KvmMemslotsTest, WhatCouldNotBeTakenBackStaysKnownUntilItIsCleared) {
   EXPECT_THAT(slots, SizeIs(2));
   EXPECT_EQ(memslots.used(), 3u);
   EXPECT_THAT(*memslots.slots(range),
-              ElementsAre(KvmSlot{0, slots.at(0).range}, KvmSlot{1, slots.at(1).range}))
+              ElementsAre(KvmSlot{0, *GuestRange::from_range(slots.at(0).range)},
+                          KvmSlot{1, *GuestRange::from_range(slots.at(1).range)}))
       << "what KVM has, no more";
   EXPECT_TRUE(memslots.check_invariants());
   EXPECT_EQ(memslots.set(memory).error().code, Errc::overlap);
@@ -491,7 +495,7 @@ TEST_F(KvmMemslotsTest, SetAndCreateAreAllOrNothingWhicheverAllocationFails) {
                                    EXPECT_TRUE(memslots->check_invariants());
                                  }),
             0);
-  EXPECT_EQ(fail_each_allocation([&] { EXPECT_TRUE(memslots->clear(Range::of(0, 16_TiB - 1))); },
+  EXPECT_EQ(fail_each_allocation([&] { EXPECT_TRUE(memslots->clear({GuestAddress(0), 16_TiB})); },
                                  [] { ADD_FAILURE() << "clear() allocates"; }),
             0);
 }
@@ -527,7 +531,7 @@ TEST_F(RealKvmMemslots, SetsClearsAndSetsAgainMoreOftenThanThereAreNumbersInUse)
     const auto set = memslots->set(memory);
     ASSERT_TRUE(set) << set.error().message();
     EXPECT_EQ(memslots->set(memory).error().code, Errc::overlap);
-    const auto cleared = memslots->clear(Range::of(4_GiB, 4_GiB + size - 1));
+    const auto cleared = memslots->clear({GuestAddress(4_GiB), size});
     ASSERT_TRUE(cleared) << cleared.error().message();
   }
 }

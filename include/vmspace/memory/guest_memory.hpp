@@ -29,6 +29,7 @@
 
 #include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/address_space/guest_range.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/detail/guest_access.hpp"
@@ -41,14 +42,6 @@ namespace vmspace {
 
 /// What the host is about to do to guest memory.
 enum class Access : std::uint8_t { read, write };
-
-/// Where a piece of RAM lies in the guest, and its size in bytes.
-struct GuestRange {
-  GuestAddress base;
-  std::uint64_t size;
-
-  friend bool operator==(const GuestRange&, const GuestRange&) = default;
-};
 
 /// An immutable, sorted set of mapped regions that do not overlap, with quick translation.
 ///

@@ -12,11 +12,6 @@
 
 namespace vmspace {
 
-/// Base and size, which need not be valid: `0x1000+0x200`.
-[[nodiscard]] inline std::string to_text(const GuestRange& range) {
-  return detail::base_and_size(range.base.value(), range.size);
-}
-
 /// The enumerator's name: `read`, `write`.
 [[nodiscard]] inline std::string to_text(Access access) {
   return access == Access::read ? "read" : "write";

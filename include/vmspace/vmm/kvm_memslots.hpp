@@ -21,7 +21,7 @@
 #include <vector>
 
 #include "vmspace/address_space/guest_address.hpp"
-#include "vmspace/allocator/range.hpp"
+#include "vmspace/address_space/guest_range.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
@@ -43,7 +43,7 @@ struct KvmMemory {
 /// One slot as KVM knows it, for the calls that name it (KVM_CLEAR_DIRTY_LOG).
 struct KvmSlot {
   std::uint32_t number;
-  Range range;  ///< the guest physical addresses it covers
+  GuestRange range;  ///< what it covers
 
   friend bool operator==(const KvmSlot&, const KvmSlot&) = default;
 };
@@ -112,7 +112,7 @@ class KvmMemslots {
   /// log is gone: as with stop_dirty_log(), fetch it before.
   ///
   /// Cost: O(log n) and a system call a slot, which waits for all processors to take notice.
-  [[nodiscard]] Result<void> clear(const Range& range);
+  [[nodiscard]] Result<void> clear(const GuestRange& range);
 
   /// Has KVM log from now on what the guest writes to a known range; `range` is exactly one that
   /// set() has shown. The slots stay live: processors notice nothing. Does nothing where the log is
@@ -124,13 +124,13 @@ class KvmMemslots {
   /// stop it again.
   ///
   /// Cost: O(log n), and a system call a slot, in which KVM write-protects it.
-  [[nodiscard]] Result<void> start_dirty_log(const Range& range);
+  [[nodiscard]] Result<void> start_dirty_log(const GuestRange& range);
 
   /// Ends what start_dirty_log() has begun, also on live slots, and forgets the log: fetch it
   /// before, with the processors stopped where no write may be missed. Does nothing where the log
   /// is off. Errors as for start_dirty_log(); where a log ended and was switched on again, the next
   /// fetch says that all of the piece is dirty. O(log n), and a system call a slot.
-  [[nodiscard]] Result<void> stop_dirty_log(const Range& range);
+  [[nodiscard]] Result<void> stop_dirty_log(const GuestRange& range);
 
   /// What the guest has written to a known range since the last fetch, or since the log began, and
   /// forgets it: from then on those pages are logged again. Fetch, then read the memory. Where the
@@ -141,11 +141,11 @@ class KvmMemslots {
   /// Errors: `not_found` for any other range; `bad_state` when its log is not on, or on in part;
   /// `os` when KVM refuses. Nothing is lost: what KVM had given and forgotten before it refused is
   /// dirty in the next fetch, as whole slots. Allocates one bit a page; a system call a slot.
-  [[nodiscard]] Result<KvmDirtyLog> fetch_dirty_log(const Range& range);
+  [[nodiscard]] Result<KvmDirtyLog> fetch_dirty_log(const GuestRange& range);
 
   /// The slots that KVM has for one known range, in address order; `not_found` for any other range.
   /// Where a failed set() or clear() has left the range in part, they do not cover it. O(slots).
-  [[nodiscard]] Result<std::vector<KvmSlot>> slots(const Range& range) const;
+  [[nodiscard]] Result<std::vector<KvmSlot>> slots(const GuestRange& range) const;
 
   /// How many slots KVM can hold for this machine. O(1).
   [[nodiscard]] std::uint32_t limit() const noexcept;
