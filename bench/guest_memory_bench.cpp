@@ -239,7 +239,7 @@ void read_raw(benchmark::State& state, const std::string& regions) {
   const Layout& layout = layout_of(regions);
   const auto host = [&](std::uint64_t address) {
     return reinterpret_cast<std::uintptr_t>(
-        expect(layout.memory.const_host_address(GuestAddress(address), 8)));
+        expect(layout.memory.const_host_address({GuestAddress(address), 8})));
   };
   const std::uintptr_t base = host(layout.memory.regions()[0]->base().value());
   std::vector<std::uintptr_t> offsets;
@@ -288,7 +288,7 @@ void read_published(benchmark::State& state, const std::string& regions) {
   report(state, layout.addresses.size());
 }
 
-enum class Tracking { none, off, on };
+enum class Tracking { off, on };
 
 template <Tracking tracking>
 void write_vmspace(benchmark::State& state, const std::string& regions) {
@@ -297,10 +297,7 @@ void write_vmspace(benchmark::State& state, const std::string& regions) {
   if (tracking == Tracking::on && !memory.enable_dirty_tracking()) std::abort();
   for (auto _ : state) {
     for (const std::uint64_t address : layout.addresses) {
-      const auto ok = tracking == Tracking::none
-                          ? memory.write_unmarked(GuestAddress(address), address)
-                          : memory.write(GuestAddress(address), address);
-      if (!ok) [[unlikely]]
+      if (!memory.write(GuestAddress(address), address)) [[unlikely]]
         return state.SkipWithError("not found");
     }
   }
@@ -410,7 +407,7 @@ void save_plain(benchmark::State& state, int) {
   for (auto _ : state) {
     if (ftruncate(file.fd(), 0) != 0) return state.SkipWithError("ftruncate");
     for (std::uint64_t i = 0; i < snapshot_data / snapshot_piece; ++i) {
-      const auto* piece = *guest.const_host_address(GuestAddress(i * 16_MiB), snapshot_piece);
+      const auto* piece = *guest.const_host_address({GuestAddress(i * 16_MiB), snapshot_piece});
       if (pwrite(file.fd(), piece, snapshot_piece, static_cast<off_t>(i * snapshot_piece)) !=
           static_cast<ssize_t>(snapshot_piece)) {
         return state.SkipWithError("pwrite");
@@ -465,7 +462,6 @@ void add_all() {
   }
   const std::string eight = "8";
   add("read_u64/vmspace_published/8", read_published, eight);
-  add("write_u64/untracked/8", write_vmspace<Tracking::none>, eight);
   add("write_u64/vmspace/8", write_vmspace<Tracking::off>, eight);
   add("write_u64/vmspace_dirty/8", write_vmspace<Tracking::on>, eight);
   for (const std::size_t bytes : {std::size_t{64}, std::size_t{4096}, std::size_t{1} << 20}) {

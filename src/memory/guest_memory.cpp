@@ -7,6 +7,8 @@
 #include <iterator>
 #include <utility>
 
+#include "vmspace/base/try.hpp"
+
 #include "memory/guest_map.hpp"
 
 namespace vmspace {
@@ -17,12 +19,8 @@ using RegionPtr = GuestMemory::RegionPtr;
 
 constexpr std::uint64_t top = ~std::uint64_t{0};
 
-Operand operand(GuestRange range) {
-  return Operand::span(range.base.value(), range.size);
-}
-
 Operand operand(const MemoryRegion& region) {
-  return Operand::range(region.base().value(), region.last_addr().value());
+  return detail::operand(region.guest_range());
 }
 
 /// The first region that ends at or above `address`.
@@ -136,7 +134,7 @@ Result<void> check_parts(const Descriptions& descriptions, std::span<const Regio
     if (description.size() > left) {
       return fail({.code = Errc::out_of_bounds,
                    .operation = "GuestMemory::map",
-                   .first = detail::operand(description.range()),
+                   .first = detail::operand(description.guest_range()),
                    .second = Operand::size(size),
                    .reason = "the backing is too short for all the regions together",
                    .text = description.name()});
@@ -145,7 +143,7 @@ Result<void> check_parts(const Descriptions& descriptions, std::span<const Regio
             find_alias(*options.backing, size - left, description.size(), kept)) {
       return fail({.code = Errc::overlap,
                    .operation = "GuestMemory::remap",
-                   .first = detail::operand(description.range()),
+                   .first = detail::operand(description.guest_range()),
                    .second = operand(*alias),
                    .reason = "in the backing: set backing_offset behind the parts in use",
                    .text = description.name()});
@@ -192,7 +190,7 @@ Result<void> check_new(const AddressSpaceRegion& description, std::span<const Re
     if (!in_place && !differ_in_base_only(description, region->description())) continue;
     return fail({.code = Errc::bad_state,
                  .operation = "GuestMemory::remap",
-                 .first = detail::operand(description.range()),
+                 .first = detail::operand(description.guest_range()),
                  .second = operand(*region),
                  .reason = in_place ? "another region is mapped here: let it go first"
                                     : "a region like this would be let go: let it go first"});
@@ -278,8 +276,8 @@ RegionPtr GuestMemory::find_region(GuestAddress address) const {
   return *found;
 }
 
-bool GuestMemory::contains(GuestAddress base, std::uint64_t size, Access access) const noexcept {
-  return reachable({.base = base, .size = size}, access) == size;
+bool GuestMemory::contains(GuestRange range, Access access) const noexcept {
+  return reachable(range, access) == range.size;
 }
 
 std::uint64_t GuestMemory::total_size() const noexcept {
@@ -294,38 +292,30 @@ std::optional<GuestAddress> GuestMemory::last_addr() const noexcept {
   return regions().back()->last_addr();
 }
 
-Result<const std::byte*> GuestMemory::const_host_address(GuestAddress base,
-                                                         std::uint64_t size) const {
+Result<const std::byte*> GuestMemory::const_host_address(GuestRange range) const {
   constexpr const char* operation = "GuestMemory::const_host_address";
-  const GuestRange range{.base = base, .size = size};
-  if (size == 0) {
+  if (range.empty()) {
     return fail({.code = Errc::zero_size,
                  .operation = operation,
-                 .second = Operand::address(base.value())});
+                 .second = Operand::address(range.base.value())});
   }
-  if (auto ok = check(operation, range, Access::read); !ok) return fail(ok.error());
-  const detail::Piece piece = detail::piece_at(translator_, base.value(), size);
-  if (piece.size != size) {
+  VMSPACE_TRY(check(operation, range, Access::read));
+  const detail::Piece piece = detail::piece_at(translator_, range.base.value(), range.size);
+  if (piece.size != range.size) {
     return fail({.code = Errc::out_of_bounds,
                  .operation = operation,
-                 .first = operand(range),
-                 .second = operand(*find_region(base)),
+                 .first = detail::operand(range),
+                 .second = operand(*find_region(range.base)),
                  .reason = "crosses into another region"});
   }
   return piece.host;
 }
 
-Result<std::byte*> GuestMemory::host_address(GuestAddress base, std::uint64_t size) const {
-  auto host = const_host_address(base, size);
-  if (!host) {
-    Error error = host.error();
-    error.operation = "GuestMemory::host_address";
-    return fail(error);
-  }
-  const detail::Piece piece = detail::piece_at(translator_, base.value(), size);
-  if (piece.dirty == nullptr) {
-    return fail(range_error("GuestMemory::host_address", {base, size}, Access::write));
-  }
+Result<std::byte*> GuestMemory::host_address(GuestRange range) const {
+  constexpr const char* operation = "GuestMemory::host_address";
+  VMSPACE_TRY_IN(operation, const_host_address(range));
+  const detail::Piece piece = detail::piece_at(translator_, range.base.value(), range.size);
+  if (piece.dirty == nullptr) return fail(range_error(operation, range, Access::write));
   return piece.host;
 }
 
@@ -371,7 +361,7 @@ Error GuestMemory::range_error(const char* operation, GuestRange range, Access a
   if (stop != nullptr) {
     return {.code = Errc::access_denied,
             .operation = operation,
-            .first = operand(range),
+            .first = detail::operand(range),
             .second = operand(*stop),
             .reason = access == Access::write ? "may not be written" : "may not be read"};
   }
@@ -380,7 +370,7 @@ Error GuestMemory::range_error(const char* operation, GuestRange range, Access a
   }
   return {.code = Errc::out_of_bounds,
           .operation = operation,
-          .first = operand(range),
+          .first = detail::operand(range),
           .second = operand(*find_region(GuestAddress(base + (reached - 1)))),
           .reason = "runs into a gap"};
 }

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 
 #include "memory/guest_map.hpp"
@@ -77,20 +78,21 @@ Result<void> GuestMemory::fill(GuestRange range, std::byte value) const {
   return {};
 }
 
-Result<void> GuestMemory::copy(GuestAddress to, GuestAddress from, std::uint64_t size) const {
+Result<void> GuestMemory::copy(GuestAddress to, GuestRange from) const {
   constexpr const char* operation = "GuestMemory::copy";
-  if (auto ok = check(operation, {.base = from, .size = size}, Access::read); !ok) return ok;
-  if (auto ok = check(operation, {.base = to, .size = size}, Access::write); !ok) return ok;
-  const bool downwards = to > from;  // so that an overlap is read before it is overwritten
+  const std::uint64_t size = from.size;
+  VMSPACE_TRY(check(operation, from, Access::read));
+  VMSPACE_TRY(check(operation, {.base = to, .size = size}, Access::write));
+  const bool downwards = to > from.base;  // so that an overlap is read before it is overwritten
   for (std::uint64_t left = size; left != 0;) {
     Piece source;
     Piece target;
     if (downwards) {
-      source = detail::piece_below(translator_, from.value() + (left - 1), left);
+      source = detail::piece_below(translator_, from.base.value() + (left - 1), left);
       target = detail::piece_below(translator_, to.value() + (left - 1), source.size);
       source.host += source.size - target.size;
     } else {
-      source = detail::piece_at(translator_, from.value() + (size - left), left);
+      source = detail::piece_at(translator_, from.base.value() + (size - left), left);
       target = detail::piece_at(translator_, to.value() + (size - left), source.size);
     }
     assert(target.size != 0);  // both ranges were checked
@@ -113,8 +115,7 @@ Result<std::uint64_t> GuestMemory::read_from(int fd, GuestRange range) const {
         {.host = piece.host, .size = piece.size, .dirty = *piece.dirty, .offset = piece.offset});
     done += read.bytes;
     if (read.error != 0 && done == 0) {
-      return detail::fail_os(operation, Operand::span(range.base.value(), range.size), "read",
-                             read.error);
+      return detail::fail_os(operation, detail::operand(range), "read", read.error);
     }
     if (read.bytes != piece.size) break;
   }
@@ -131,7 +132,7 @@ Result<std::uint64_t> GuestMemory::write_to(int fd, GuestRange range) const {
         detail::retry([&] { return detail::kernel().write(fd, piece.host, piece.size); });
     if (count < 0) {
       if (done != 0) return done;
-      return detail::fail_os(operation, Operand::span(range.base.value(), range.size), "write");
+      return detail::fail_os(operation, detail::operand(range), "write");
     }
     if (count == 0) break;
     done += static_cast<std::uint64_t>(count);
@@ -167,14 +168,14 @@ Result<std::string> GuestMemory::read_string(GuestAddress address, std::size_t l
 
 Result<GuestView> GuestMemory::view(GuestRange range) const {
   if (range.size == 0) return GuestView(map_, {});
-  auto host = const_host_address(range.base, range.size);
+  auto host = const_host_address(range);
   if (!host) return fail(host.error());
   return GuestView(map_, {*host, static_cast<std::size_t>(range.size)});
 }
 
 Result<MutableGuestView> GuestMemory::mutable_view(GuestRange range) const {
   if (range.size == 0) return MutableGuestView(map_, {}, {});
-  auto host = host_address(range.base, range.size);
+  auto host = host_address(range);
   if (!host) return fail(host.error());
   const Piece piece = detail::piece_at(translator_, range.base.value(), range.size);
   return MutableGuestView(map_, {*host, static_cast<std::size_t>(range.size)},
@@ -223,26 +224,25 @@ void GuestMemory::disable_dirty_tracking() const noexcept {
     region->dirty().disable();
 }
 
-Result<std::vector<Range>> GuestMemory::harvest_dirty() const {
+Result<std::vector<GuestRange>> GuestMemory::harvest_dirty() const {
   constexpr const char* operation = "GuestMemory::harvest_dirty";
   DirtyHarvest harvest;
-  std::vector<Range> ranges;
+  std::vector<GuestRange> ranges;
   for (const RegionPtr& region : regions()) {
     const auto taken = harvest.take(region->dirty());
     // Asked afterwards: one that is switched off meanwhile may have forgotten what was not taken.
     if (!region->dirty().is_enabled()) {
       return fail({.code = Errc::bad_state,
                    .operation = operation,
-                   .first = Operand::range(region->base().value(), region->last_addr().value()),
+                   .first = detail::operand(region->guest_range()),
                    .reason = "the region is not tracked"});
     }
     for (const DirtyRange& dirty : taken) {
-      const std::uint64_t min = region->base().value() + dirty.offset;
-      const std::uint64_t max = min + (dirty.size - 1);
-      if (!ranges.empty() && ranges.back().max() + 1 == min) {
-        ranges.back() = *Range::make(ranges.back().min(), max);
+      const GuestAddress base(region->base().value() + dirty.offset);
+      if (!ranges.empty() && ranges.back().end() == base) {
+        ranges.back().size += dirty.size;
       } else {
-        ranges.push_back(*Range::make(min, max));
+        ranges.push_back({.base = base, .size = dirty.size});
       }
     }
   }

@@ -34,7 +34,7 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
     if (!offset) {
       return fail({.code = Errc::out_of_bounds,
                    .operation = "MemoryRegion::map",
-                   .first = detail::operand(description.range()),
+                   .first = detail::operand(description.guest_range()),
                    .second = Operand::span(options.arena->guest_base(), options.arena->size()),
                    .reason = "the region begins before the arena"});
     }
@@ -64,7 +64,7 @@ Result<void> check_page_size(const AddressSpaceRegion& description, const Backin
 }
 
 Error name_region(const Error& error, const AddressSpaceRegion& region) {
-  return detail::name_region(error, region.name(), detail::operand(region.range()),
+  return detail::name_region(error, region.name(), detail::operand(region.guest_range()),
                              region.backing().path);
 }
 

@@ -55,7 +55,7 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
     if (backing.is_anonymous() || !backing.is_shared()) {
       return fail({.code = Errc::unsupported,
                    .operation = "describe_regions",
-                   .first = Operand::range(region->base().value(), region->last_addr().value()),
+                   .first = detail::operand(region->guest_range()),
                    .reason = "the region is anonymous or private: no other process can map it",
                    .text = region->description().name()});
     }

@@ -270,7 +270,7 @@ TEST(GuestMemoryCalls, ARegionThatCantBeTrackedDoesNotJoin) {
   EXPECT_EQ(joined.error().os_errno, EPERM);
   EXPECT_FALSE(more->dirty().is_enabled());
   injector.fail_none();
-  EXPECT_EQ(memory.harvest_dirty(), std::vector<Range>{});
+  EXPECT_EQ(memory.harvest_dirty(), std::vector<GuestRange>{});
 }
 
 TEST(GuestMemoryCalls, ReadsAndWritesOfDescriptorsAreRetriedAndReported) {
@@ -289,7 +289,7 @@ TEST(GuestMemoryCalls, ReadsAndWritesOfDescriptorsAreRetriedAndReported) {
   injector.fail_next("read", EIO);
   EXPECT_EQ(memory.read_from(file, {GuestAddress(base), 3 * page}).error().os_errno, EIO);
   injector.fail_none();
-  EXPECT_EQ(*memory.harvest_dirty(), std::vector<Range>{*Range::from_base_size(base, 3 * page)});
+  EXPECT_EQ(*memory.harvest_dirty(), (std::vector<GuestRange>{{GuestAddress(base), 3 * page}}));
   close(file);
 }
 
@@ -305,7 +305,7 @@ ssize_t fill_and_answer(int, void* buffer, std::size_t size) {
 TEST(GuestMemoryCalls, WhateverAReadMayHaveWrittenIsMarked) {
   const GuestMemory memory = sample();
   ASSERT_TRUE(memory.enable_dirty_tracking());
-  const std::vector<Range> all{*Range::from_base_size(base, 3 * page)};
+  const std::vector<GuestRange> all{{GuestAddress(base), 3 * page}};
   Injector injector;
   injector.table().read = fill_and_answer;
   answer = 1;
@@ -326,7 +326,7 @@ TEST(GuestMemoryCalls, AReadThatWasOverBeforeAnyDataMarksNothing) {
   for (const int error : {EAGAIN, EBADF, EISDIR}) {
     injector.fail_next("read", error);
     EXPECT_EQ(memory.read_from(0, {GuestAddress(base), 3 * page}).error().os_errno, error);
-    EXPECT_EQ(memory.harvest_dirty(), std::vector<Range>{}) << std::strerror(error);
+    EXPECT_EQ(memory.harvest_dirty(), std::vector<GuestRange>{}) << std::strerror(error);
   }
   // The second read of the call finds nothing; the first one asked for a part only.
   static int calls;
@@ -339,7 +339,7 @@ TEST(GuestMemoryCalls, AReadThatWasOverBeforeAnyDataMarksNothing) {
   const GuestMemory large = guest({{base, 512 * page}});
   ASSERT_TRUE(large.enable_dirty_tracking());
   EXPECT_EQ(large.read_from(0, {GuestAddress(base), 512 * page}), std::uint64_t{1} << 20);
-  EXPECT_EQ(large.harvest_dirty(), std::vector<Range>{*Range::from_base_size(base, 256 * page)});
+  EXPECT_EQ(large.harvest_dirty(), (std::vector<GuestRange>{{GuestAddress(base), 256 * page}}));
 }
 
 TEST(GuestMemoryCalls, DescriptorsOfOthersAreMappedWhollyOrNotAtAll) {

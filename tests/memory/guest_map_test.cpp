@@ -278,7 +278,7 @@ TEST_F(GuestMemoryRemap, RegionsPluggedWhileTrackingAreTracked) {
   ASSERT_TRUE(space.insert_region(ram(more, 1_MiB)));
   const auto after = memory.remap(space);
   ASSERT_TRUE(after);
-  EXPECT_EQ(after->harvest_dirty(), std::vector<Range>{*Range::from_base_size(more, 1_MiB)});
+  EXPECT_EQ(after->harvest_dirty(), (std::vector<GuestRange>{{GuestAddress(more), 1_MiB}}));
 }
 
 TEST_F(GuestMemoryRemap, APartOfTheBackingThatARegionHasIsNotGivenToAnother) {

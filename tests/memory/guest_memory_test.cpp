@@ -124,8 +124,8 @@ TEST_F(Guest, TheLastByteOfTheAddressSpaceIsReachedAndNothingWraps) {
   bytes.resize(page + 1);
   EXPECT_EQ(memory.read_slice(at(last), bytes).error().code, Errc::overflow);
   EXPECT_EQ(memory.read_some(at(last), bytes), page);
-  EXPECT_TRUE(memory.contains(at(last), page));
-  EXPECT_FALSE(memory.contains(at(last), page + 1));
+  EXPECT_TRUE(memory.contains({at(last), page}));
+  EXPECT_FALSE(memory.contains({at(last), page + 1}));
   EXPECT_EQ(memory.last_addr(), at(top));
 }
 
@@ -135,13 +135,13 @@ TEST_F(Guest, LengthsFromTheGuestOfAllOnesAreErrors) {
     for (const std::uint64_t size : {top, top - 1, one_too_long}) {
       SCOPED_TRACE(std::to_string(base) + " " + std::to_string(size));
       const GuestRange range{at(base), size};
-      EXPECT_FALSE(memory.contains(range.base, range.size));
-      EXPECT_FALSE(memory.host_address(range.base, range.size));
+      EXPECT_FALSE(memory.contains(range));
+      EXPECT_FALSE(memory.host_address(range));
       EXPECT_FALSE(memory.view(range));
       EXPECT_FALSE(memory.iovecs(range, Access::read));
       EXPECT_FALSE(memory.fill(range, std::byte{1}));
-      EXPECT_FALSE(memory.copy(at(first), range.base, range.size));
-      EXPECT_FALSE(memory.copy(range.base, at(first), range.size));
+      EXPECT_FALSE(memory.copy(at(first), range));
+      EXPECT_FALSE(memory.copy(range.base, {at(first), range.size}));
       EXPECT_FALSE(memory.write_to(-1, range));
       EXPECT_FALSE(memory.read_from(-1, range));
       EXPECT_FALSE(memory.mark_dirty(range));
@@ -156,15 +156,15 @@ TEST_F(Guest, EmptyRangesTouchNothingAndAreGoodAnywhere) {
     EXPECT_TRUE(memory.write_slice(empty.base, {}));
     EXPECT_EQ(memory.read_some(empty.base, {}), 0U);
     EXPECT_EQ(memory.write_some(empty.base, {}), 0U);
-    EXPECT_TRUE(memory.contains(empty.base, 0));
+    EXPECT_TRUE(memory.contains(empty));
     EXPECT_TRUE(memory.fill(empty, std::byte{1}));
-    EXPECT_TRUE(memory.copy(empty.base, at(first), 0));
+    EXPECT_TRUE(memory.copy(empty.base, {at(first), 0}));
     EXPECT_EQ(memory.iovecs(empty, Access::write)->count(), 0);
     EXPECT_EQ(memory.view(empty)->size(), 0U);
     EXPECT_EQ(memory.mutable_view(empty)->size(), 0U);
     EXPECT_EQ(memory.write_to(-1, empty), 0U);
     // There is no pointer to nothing.
-    EXPECT_EQ(memory.host_address(empty.base, 0).error().code, Errc::zero_size);
+    EXPECT_EQ(memory.host_address(empty).error().code, Errc::zero_size);
   }
 }
 
@@ -181,11 +181,11 @@ TEST_F(Guest, ReadOnlyRegionsAreReadAndNeverWritten) {
   const std::array<std::byte, 4> bytes{};
   EXPECT_EQ(memory.write_slice(at(rom), bytes).error().code, Errc::access_denied);
   EXPECT_EQ(memory.write_some(at(rom), bytes).error().code, Errc::access_denied);
-  EXPECT_EQ(memory.host_address(at(rom), 4).error().code, Errc::access_denied);
+  EXPECT_EQ(memory.host_address({at(rom), 4}).error().code, Errc::access_denied);
   EXPECT_EQ(memory.mutable_view({at(rom), 4}).error().code, Errc::access_denied);
   EXPECT_EQ(memory.iovecs({at(rom), 4}, Access::write).error().code, Errc::access_denied);
   EXPECT_TRUE(memory.iovecs({at(rom), 4}, Access::read));
-  EXPECT_TRUE(memory.const_host_address(at(rom), 4));
+  EXPECT_TRUE(memory.const_host_address({at(rom), 4}));
   EXPECT_TRUE(memory.view({at(rom), 4}));
   EXPECT_EQ(memory.read<std::uint32_t>(at(rom)), 0U);
 }
@@ -304,16 +304,16 @@ TEST_F(Guest, PartialSlicesStopAtTheGap) {
 }
 
 TEST_F(Guest, HostAddressesAreContiguousAndTranslateBack) {
-  const auto host = memory.host_address(at(first + 8), 16);
+  const auto host = memory.host_address({at(first + 8), 16});
   ASSERT_TRUE(host);
   **host = std::byte{77};
   EXPECT_EQ(memory.read<std::uint8_t>(at(first + 8)), 77);
   EXPECT_EQ(memory.guest_address(*host), at(first + 8));
-  EXPECT_EQ(memory.guest_address(*memory.const_host_address(at(top), 1)), at(top));
+  EXPECT_EQ(memory.guest_address(*memory.const_host_address({at(top), 1})), at(top));
   int elsewhere = 0;
   EXPECT_EQ(memory.guest_address(&elsewhere), std::nullopt);
   EXPECT_EQ(memory.guest_address(nullptr), std::nullopt);
-  const auto across = memory.host_address(at(second - 1), 2);
+  const auto across = memory.host_address({at(second - 1), 2});
   ASSERT_FALSE(across);
   EXPECT_EQ(across.error().code, Errc::out_of_bounds);
   EXPECT_EQ(across.error().reason, std::string("crosses into another region"));
@@ -335,11 +335,11 @@ TEST_F(Guest, FillsAndCopiesAcrossRegions) {
     ASSERT_TRUE(memory.write_slice(at(first), all));
     auto expected = all;
     std::memmove(expected.data() + (to - first), expected.data() + (from - first), 7000);
-    ASSERT_TRUE(memory.copy(at(to), at(from), 7000));
+    ASSERT_TRUE(memory.copy(at(to), {at(from), 7000}));
     EXPECT_EQ(contents(memory, first, 4 * page), expected);
   }
-  EXPECT_EQ(memory.copy(at(rom), at(first), 8).error().code, Errc::access_denied);
-  EXPECT_TRUE(memory.copy(at(first), at(rom), 8));
+  EXPECT_EQ(memory.copy(at(rom), {at(first), 8}).error().code, Errc::access_denied);
+  EXPECT_TRUE(memory.copy(at(first), {at(rom), 8}));
 }
 
 TEST_F(Guest, StringsEndAtTheirZeroOrAtTheLimit) {
@@ -468,14 +468,14 @@ class TrackedGuest : public Guest {
  protected:
   void SetUp() override { ASSERT_TRUE(memory.enable_dirty_tracking()); }
 
-  std::vector<Range> harvest() {
+  std::vector<GuestRange> harvest() {
     auto ranges = memory.harvest_dirty();
     EXPECT_TRUE(ranges) << ranges.error().message();
     return *ranges;
   }
 
-  static Range pages(std::uint64_t base, std::uint64_t count) {
-    return *Range::from_base_size(base, count * page);
+  static GuestRange pages(std::uint64_t base, std::uint64_t count) {
+    return {at(base), count * page};
   }
 };
 
@@ -498,7 +498,10 @@ TEST_F(TrackedGuest, EveryWayToWriteIsRecordedAndReadsAreNot) {
        [&] {
          ASSERT_TRUE(memory.fill({at(first + 8), 8}, std::byte{1}));
        }},
-      {"copy", [&] { ASSERT_TRUE(memory.copy(at(first + 8), at(second), 8)); }},
+      {"copy",
+       [&] {
+         ASSERT_TRUE(memory.copy(at(first + 8), {at(second), 8}));
+       }},
       {"read_from",
        [&] {
          ASSERT_TRUE(memory.read_from(ends[0], {at(first + 8), 16}));
@@ -520,7 +523,7 @@ TEST_F(TrackedGuest, EveryWayToWriteIsRecordedAndReadsAreNot) {
     SCOPED_TRACE(name);
     ASSERT_TRUE(harvest().empty());
     write();
-    EXPECT_EQ(harvest(), std::vector<Range>{pages(first, 1)});
+    EXPECT_EQ(harvest(), std::vector<GuestRange>{pages(first, 1)});
   }
   close(ends[0]);
   close(ends[1]);
@@ -540,7 +543,7 @@ TEST_F(TrackedGuest, RangesCoalesceAcrossPagesAndRegionsAndAreClearedByTheHarves
   ASSERT_TRUE(memory.write(at(second - 4), std::uint64_t{1}));  // the last page and the first
   ASSERT_TRUE(memory.write(at(first + page - 1), std::uint16_t{1}));
   ASSERT_TRUE(memory.write(at(top), std::uint8_t{1}));
-  EXPECT_EQ(harvest(), (std::vector<Range>{pages(first, 3), pages(last, 1)}));
+  EXPECT_EQ(harvest(), (std::vector<GuestRange>{pages(first, 3), pages(last, 1)}));
   EXPECT_TRUE(harvest().empty());
 }
 
@@ -548,7 +551,7 @@ TEST_F(TrackedGuest, FailedWritesMarkNothing) {
   EXPECT_FALSE(memory.write(at(gap - 1), std::uint64_t{1}));
   EXPECT_FALSE(memory.write_slice(at(gap - 1), pattern(2)));
   EXPECT_FALSE(memory.fill({at(gap - 1), 2}, std::byte{1}));
-  EXPECT_FALSE(memory.copy(at(gap - 1), at(first), 2));
+  EXPECT_FALSE(memory.copy(at(gap - 1), {at(first), 2}));
   EXPECT_FALSE(memory.mark_dirty({at(gap - 1), 2}));
   EXPECT_FALSE(memory.read_from(-1, {at(first), 3 * page}));
   EXPECT_TRUE(harvest().empty());
@@ -563,7 +566,7 @@ TEST_F(TrackedGuest, PollingADescriptorWithoutDataMarksNothing) {
   // What came before the pipe was empty counts, and the read that found it empty does not.
   ASSERT_EQ(write(ends[1], "abc", 3), 3);
   EXPECT_EQ(memory.read_from(ends[0], {at(first), 3}), 3U);
-  EXPECT_EQ(harvest(), std::vector<Range>{pages(first, 1)});
+  EXPECT_EQ(harvest(), std::vector<GuestRange>{pages(first, 1)});
   close(ends[1]);
   EXPECT_EQ(memory.read_from(ends[0], buffer), 0U);  // the end of the file
   EXPECT_TRUE(harvest().empty());
@@ -602,10 +605,11 @@ TEST_F(TrackedGuest, WhatDirectIoWritesPastTheEndOfTheFileIsMarked) {
   const auto dirty = harvest();
   for (std::uint64_t i = 0; i < 4 * page; ++i) {
     if (after[i] == before[i]) continue;
-    ASSERT_TRUE(std::ranges::any_of(dirty, [&](const Range& r) { return r.contains(first + i); }))
+    ASSERT_TRUE(
+        std::ranges::any_of(dirty, [&](const GuestRange& r) { return r.contains(at(first + i)); }))
         << "byte " << i;
   }
-  EXPECT_EQ(dirty, std::vector<Range>{pages(first, 2)});
+  EXPECT_EQ(dirty, std::vector<GuestRange>{pages(first, 2)});
 }
 
 TEST_F(TrackedGuest, WhatDirectIoWritesBeforeItFailsIsMarked) {
@@ -621,14 +625,14 @@ TEST_F(TrackedGuest, WhatDirectIoWritesBeforeItFailsIsMarked) {
   if (read) GTEST_SKIP() << "this file system reads parts of blocks";
   EXPECT_EQ(read.error().os_errno, EINVAL);
   if (memory.read<std::uint8_t>(at(first)) == 0xee) GTEST_SKIP() << "nothing was written";
-  EXPECT_EQ(harvest(), std::vector<Range>{pages(first, 2)});
+  EXPECT_EQ(harvest(), std::vector<GuestRange>{pages(first, 2)});
 }
 
 TEST_F(TrackedGuest, TrackingIsSharedByAllMapsThatHoldTheRegion) {
   const auto other = memory.without_region(at(last));
   ASSERT_TRUE(other);
   ASSERT_TRUE(other->write(at(first), 1U));
-  EXPECT_EQ(harvest(), std::vector<Range>{pages(first, 1)});
+  EXPECT_EQ(harvest(), std::vector<GuestRange>{pages(first, 1)});
   ASSERT_TRUE(memory.write(at(last), 2U));
   other->disable_dirty_tracking();
   ASSERT_TRUE(memory.write(at(first), 2U));
@@ -638,7 +642,7 @@ TEST_F(TrackedGuest, TrackingIsSharedByAllMapsThatHoldTheRegion) {
   EXPECT_EQ(untracked.error().code, Errc::bad_state);
   EXPECT_EQ(untracked.error().first, Operand::range(first, second - 1));
   ASSERT_TRUE(memory.enable_dirty_tracking());
-  EXPECT_EQ(harvest(), std::vector<Range>{pages(last, 1)});  // still there
+  EXPECT_EQ(harvest(), std::vector<GuestRange>{pages(last, 1)});  // still there
 }
 
 TEST_F(TrackedGuest, ARegionThatJoinsIsTrackedAndAllOfItIsDirty) {
@@ -650,12 +654,12 @@ TEST_F(TrackedGuest, ARegionThatJoinsIsTrackedAndAllOfItIsDirty) {
     ASSERT_TRUE(joined);
     auto dirty = joined->harvest_dirty();
     ASSERT_TRUE(dirty);
-    EXPECT_EQ(*dirty, (std::vector<Range>{pages(first, 1), pages(plugged, 3)}));
+    EXPECT_EQ(*dirty, (std::vector<GuestRange>{pages(first, 1), pages(plugged, 3)}));
     // Later only what is written, by whichever way.
     ASSERT_TRUE(more->load_image(page, pattern(1)));
     dirty = joined->harvest_dirty();
     ASSERT_TRUE(dirty);
-    EXPECT_EQ(*dirty, std::vector<Range>{pages(plugged + page, 1)});
+    EXPECT_EQ(*dirty, std::vector<GuestRange>{pages(plugged + page, 1)});
     // Back again, it has its own log still.
     const auto without = joined->without_region(at(plugged));
     ASSERT_TRUE(without);
@@ -664,7 +668,7 @@ TEST_F(TrackedGuest, ARegionThatJoinsIsTrackedAndAllOfItIsDirty) {
     ASSERT_TRUE(again);
     dirty = again->harvest_dirty();
     ASSERT_TRUE(dirty);
-    EXPECT_EQ(*dirty, std::vector<Range>{pages(plugged, 1)});
+    EXPECT_EQ(*dirty, std::vector<GuestRange>{pages(plugged, 1)});
   }
 }
 
@@ -675,7 +679,7 @@ TEST_F(TrackedGuest, RegionsArePutTogetherWithTrackedOnes) {
   ASSERT_TRUE(together);
   const auto dirty = together->harvest_dirty();
   ASSERT_TRUE(dirty);
-  EXPECT_EQ(*dirty, std::vector<Range>{pages(0x100'0000, 1)});
+  EXPECT_EQ(*dirty, std::vector<GuestRange>{pages(0x100'0000, 1)});
   // Regions that can't be put together do not begin to track.
   const auto in_the_way = region({first + page, page});
   EXPECT_EQ(memory.with_region(in_the_way).error().code, Errc::overlap);
@@ -686,17 +690,17 @@ TEST(GuestMemory, AHarvestOfWhatIsNotTrackedIsAnError) {
   const GuestMemory memory = guest({{0x1000, page, Protection::read}});
   EXPECT_EQ(memory.harvest_dirty().error().code, Errc::bad_state);
   ASSERT_TRUE(memory.enable_dirty_tracking());
-  EXPECT_EQ(memory.harvest_dirty(), std::vector<Range>{});
+  EXPECT_EQ(memory.harvest_dirty(), std::vector<GuestRange>{});
   // RAM that joins a ROM is tracked, although the guest can't write a ROM.
   const auto joined = memory.with_region(region({0x8000, page}));
   ASSERT_TRUE(joined);
-  EXPECT_EQ(joined->harvest_dirty(), std::vector<Range>{*Range::from_base_size(0x8000, page)});
+  EXPECT_EQ(joined->harvest_dirty(), (std::vector<GuestRange>{{at(0x8000), page}}));
 }
 
 TEST_F(TrackedGuest, ForeignLogsMerge) {
   const std::array<std::uint64_t, 1> log{0b10};
   ASSERT_TRUE(memory.merge_dirty_log(at(second), log, page));
-  EXPECT_EQ(harvest(), std::vector<Range>{pages(second + page, 1)});
+  EXPECT_EQ(harvest(), std::vector<GuestRange>{pages(second + page, 1)});
   const std::array<std::uint64_t, 1> beyond{0b101};
   EXPECT_EQ(memory.merge_dirty_log(at(second), beyond, page).error().code, Errc::out_of_bounds);
   EXPECT_EQ(memory.merge_dirty_log(at(gap), log, page).error().code, Errc::not_found);

@@ -40,7 +40,7 @@ TEST(GuestView, ShowsTheMemoryOfOneRegion) {
     auto view = memory.mutable_view({first, 10});
     ASSERT_TRUE(view);
     EXPECT_EQ(view->size(), 10U);
-    EXPECT_EQ(view->data(), *memory.host_address(first, 10));
+    EXPECT_EQ(view->data(), *memory.host_address({first, 10}));
     std::ranges::fill(view->bytes(), std::byte{9});
   }
   const auto view = memory.view({first, page});
@@ -64,8 +64,8 @@ TEST(GuestIovecs, AreFilledAndDrainedByReadvAndWritevAcrossRegions) {
     ASSERT_TRUE(list);
     ASSERT_EQ(list->count(), 2);
     EXPECT_EQ(list->iovecs()[0].iov_len, 50U);
-    EXPECT_EQ(list->iovecs()[0].iov_base, *memory.host_address(begin, 50));
-    EXPECT_EQ(list->iovecs()[1].iov_base, *memory.host_address(second, 50));
+    EXPECT_EQ(list->iovecs()[0].iov_base, *memory.host_address({begin, 50}));
+    EXPECT_EQ(list->iovecs()[1].iov_base, *memory.host_address({second, 50}));
     EXPECT_EQ(writev(file, list->data(), list->count()), 100);
   }
   ASSERT_TRUE(memory.fill({begin, 100}, std::byte{0}));
@@ -113,8 +113,8 @@ class TrackedView : public ::testing::Test {
     EXPECT_TRUE(ranges);
     std::uint64_t bytes = 0;
     if (ranges) {
-      for (const Range& range : *ranges)
-        bytes += range.size();
+      for (const GuestRange& range : *ranges)
+        bytes += range.size;
     }
     return bytes;
   }
@@ -151,7 +151,7 @@ TEST_F(TrackedView, AssigningLosesNoMark) {
     auto other = memory.mutable_view({second, 8});
     ASSERT_TRUE(view && other);
     *view = std::move(*other);
-    EXPECT_EQ(view->data(), *memory.host_address(second, 8));
+    EXPECT_EQ(view->data(), *memory.host_address({second, 8}));
     auto list = memory.iovecs({first, 8}, Access::write);
     auto none = memory.iovecs({first, 0}, Access::write);
     ASSERT_TRUE(list && none);

@@ -324,7 +324,8 @@ TEST(Snapshot, RestoringMarksWhatItWrites) {
   const auto dirty = memory.harvest_dirty();
   ASSERT_TRUE(dirty);
   const auto marked = [&](std::uint64_t address) {
-    return std::ranges::any_of(*dirty, [&](const Range& r) { return r.contains(address); });
+    return std::ranges::any_of(
+        *dirty, [&](const GuestRange& r) { return r.contains(GuestAddress(address)); });
   };
   EXPECT_TRUE(marked(low + 3 * page));
   EXPECT_TRUE(marked(low + 40 * page));

@@ -78,10 +78,10 @@ void expect_no_write_is_missed() {
       round.arrive_and_wait();
     }
   };
-  const auto copy = [&](const std::vector<Range>& ranges) {
-    for (const Range& range : ranges) {
-      const std::span to(replica.data() + (range.min() - base), range.size());
-      ASSERT_TRUE(memory.read_slice(GuestAddress(range.min()), to));
+  const auto copy = [&](const std::vector<GuestRange>& ranges) {
+    for (const GuestRange& range : ranges) {
+      const std::span to(replica.data() + (range.base.value() - base), range.size);
+      ASSERT_TRUE(memory.read_slice(range.base, to));
     }
   };
 
@@ -94,7 +94,7 @@ void expect_no_write_is_missed() {
     if (r % 10 == 0) {
       memory.disable_dirty_tracking();
       EXPECT_TRUE(memory.enable_dirty_tracking());
-      copy({*Range::from_base_size(base, size)});
+      copy({{GuestAddress(base), size}});
     }
     while (running.load() != 0) {
       const auto dirty = memory.harvest_dirty();

@@ -405,8 +405,8 @@ TEST_F(KvmDirtyLogTest, WhatIsFetchedMergesIntoGuestMemory) {
   const auto dirty = guest->harvest_dirty();
   ASSERT_TRUE(dirty);
   EXPECT_EQ(*dirty,
-            (std::vector<Range>{*Range::from_base_size(base + 3 * page_size, page_size),
-                                *Range::from_base_size(2 * base + size - page_size, page_size)}));
+            (std::vector<GuestRange>{{GuestAddress(base + 3 * page_size), page_size},
+                                     {GuestAddress(2 * base + size - page_size), page_size}}));
 }
 
 /// KVM itself, where this user may open /dev/kvm, with a guest that writes to two of its pages.

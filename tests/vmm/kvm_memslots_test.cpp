@@ -495,8 +495,11 @@ TEST_F(KvmMemslotsTest, SetAndCreateAreAllOrNothingWhicheverAllocationFails) {
                                    EXPECT_TRUE(memslots->check_invariants());
                                  }),
             0);
-  EXPECT_EQ(fail_each_allocation([&] { EXPECT_TRUE(memslots->clear({GuestAddress(0), 16_TiB})); },
-                                 [] { ADD_FAILURE() << "clear() allocates"; }),
+  EXPECT_EQ(fail_each_allocation(
+                [&] {
+                  EXPECT_TRUE(memslots->clear({GuestAddress(0), 16_TiB}));
+                },
+                [] { ADD_FAILURE() << "clear() allocates"; }),
             0);
 }
 

@@ -30,7 +30,6 @@
 #include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/guest_range.hpp"
-#include "vmspace/allocator/range.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/detail/guest_access.hpp"
 #include "vmspace/memory/detail/translation_table.hpp"
@@ -111,20 +110,18 @@ class GuestMemory {
   /// The region that holds `address`; null when none does. O(log n); a reference is taken.
   [[nodiscard]] RegionPtr find_region(GuestAddress address) const;
   /// Whether every byte of the range can be accessed; an empty range always.
-  [[nodiscard]] bool contains(GuestAddress base, std::uint64_t size,
-                              Access access = Access::read) const noexcept;
+  [[nodiscard]] bool contains(GuestRange range, Access access = Access::read) const noexcept;
   /// The bytes of all regions together.
   [[nodiscard]] std::uint64_t total_size() const noexcept;
   /// The highest address of any region, inclusive; nothing when there are no regions.
   [[nodiscard]] std::optional<GuestAddress> last_addr() const noexcept;
 
-  /// Where the `size` bytes from `base` lie in this process, contiguous and writable. Who writes
-  /// through it calls mark_dirty(), and keeps this map for as long as the pointer is used. Errors:
+  /// Where the range lies in this process, contiguous and writable. After a write through the
+  /// pointer call mark_dirty(), and keep this map for as long as the pointer is used. Errors:
   /// those of every access; `zero_size`; `out_of_bounds` also for a range that crosses regions.
-  [[nodiscard]] Result<std::byte*> host_address(GuestAddress base, std::uint64_t size) const;
+  [[nodiscard]] Result<std::byte*> host_address(GuestRange range) const;
   /// As host_address(), for reading: also of read-only regions.
-  [[nodiscard]] Result<const std::byte*> const_host_address(GuestAddress base,
-                                                            std::uint64_t size) const;
+  [[nodiscard]] Result<const std::byte*> const_host_address(GuestRange range) const;
   /// The guest address of a byte of this process; nothing when it lies in no region. O(log n).
   [[nodiscard]] std::optional<GuestAddress> guest_address(const void* host) const noexcept;
 
@@ -268,8 +265,9 @@ class GuestMemory {
 
   /// Sets every byte of the range.
   [[nodiscard]] Result<void> fill(GuestRange range, std::byte value) const;
-  /// Copies within the guest; the ranges may overlap, as with memmove. Both are checked first.
-  [[nodiscard]] Result<void> copy(GuestAddress to, GuestAddress from, std::uint64_t size) const;
+  /// Copies the range `from` to the address `to`; they may overlap, as with memmove. Both are checked
+  /// first.
+  [[nodiscard]] Result<void> copy(GuestAddress to, GuestRange from) const;
 
   /// Reads from a descriptor into the guest until the range is full or read(2) gives 0 (end of
   /// file); gives the number of bytes. A failure after some bytes gives their number; the next call
@@ -310,7 +308,7 @@ class GuestMemory {
   /// `for (... : *memory.harvest_dirty())` before the first turn. Errors: `bad_state` for a region
   /// that is not tracked, because its ranges would be missing; `os`. Nothing is lost then. One
   /// system call, or none when nothing was written.
-  [[nodiscard]] Result<std::vector<Range>> harvest_dirty() const;
+  [[nodiscard]] Result<std::vector<GuestRange>> harvest_dirty() const;
   /// Records a write that was made through a raw pointer, after the write.
   [[nodiscard]] Result<void> mark_dirty(GuestRange range) const;
   /// Marks what a foreign bitmap says of the memory from `base` on, all of it in one region; each bit

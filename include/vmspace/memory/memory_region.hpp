@@ -80,6 +80,8 @@ class MemoryRegion {
   [[nodiscard]] std::uint64_t size() const noexcept { return description_.size(); }
   /// The last address, inclusive.
   [[nodiscard]] GuestAddress last_addr() const noexcept { return description_.last_addr(); }
+  /// Base and size.
+  [[nodiscard]] GuestRange guest_range() const noexcept { return description_.guest_range(); }
   /// Where the guest's base() is in this process, which may do what mapping().protection() says.
   [[nodiscard]] std::byte* host_base() const noexcept { return mapping_.data(); }
   /// What the guest may do.
