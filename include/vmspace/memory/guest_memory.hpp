@@ -160,14 +160,24 @@ class GuestMemory {
   /// pages.
   template <WritableGuestObject T>
   [[nodiscard]] Result<void> write(GuestAddress address, const T& value) const {
-    return write_object<true>(address, value);
-  }
-
-  /// write() without marking, for many small writes that one mark_dirty() covers afterwards. An
-  /// object above 64 bytes, or that crosses regions, is marked all the same.
-  template <WritableGuestObject T>
-  [[nodiscard]] Result<void> write_unmarked(GuestAddress address, const T& value) const {
-    return write_object<false>(address, value);
+    if constexpr (sizeof(T) > detail::inline_copy_limit) {
+      if (write_long(address, std::as_bytes(std::span(std::addressof(value), 1)))) [[likely]]
+        return {};
+      return write_across("GuestMemory::write", address, &value, sizeof value);
+    } else {
+      const auto* entry = translator_.find(address.value(), sizeof(T));
+      // Loaded before the store: for all the compiler knows, the store may change the entry.
+      DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
+      if (dirty == nullptr) [[unlikely]] {
+        const T crossing = value;
+        return write_across("GuestMemory::write", address, std::addressof(crossing),
+                            sizeof crossing);
+      }
+      const std::uint64_t offset = address.value() - entry->first;
+      detail::store_once(entry->host + offset, value);
+      dirty->mark(offset, sizeof(T));
+      return {};
+    }
   }
 
   // Integers that are never torn and ordered among threads and with the guest. The address must be
@@ -329,28 +339,6 @@ class GuestMemory {
   [[nodiscard]] const char* broken_rule() const noexcept;
 
   explicit GuestMemory(std::shared_ptr<const Map> map) noexcept;
-
-  template <bool Marked, WritableGuestObject T>
-  [[gnu::always_inline]] Result<void> write_object(GuestAddress address, const T& value) const {
-    if constexpr (sizeof(T) > detail::inline_copy_limit) {
-      if (write_long(address, std::as_bytes(std::span(std::addressof(value), 1)))) [[likely]]
-        return {};
-      return write_across("GuestMemory::write", address, &value, sizeof value);
-    } else {
-      const auto* entry = translator_.find(address.value(), sizeof(T));
-      // Loaded before the store: for all the compiler knows, the store may change the entry.
-      DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
-      if (dirty == nullptr) [[unlikely]] {
-        const T crossing = value;
-        return write_across("GuestMemory::write", address, std::addressof(crossing),
-                            sizeof crossing);
-      }
-      const std::uint64_t offset = address.value() - entry->first;
-      detail::store_once(entry->host + offset, value);
-      if constexpr (Marked) dirty->mark(offset, sizeof(T));
-      return {};
-    }
-  }
 
   // Slices that lie in one region; false, and nothing done, for others. Short and long ones have
   // functions of their own, so that the former need not save registers around the latter's memcpy.
