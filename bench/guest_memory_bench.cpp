@@ -30,6 +30,7 @@
 
 #include "vmspace/base/literals.hpp"
 #include "vmspace/base/published.hpp"
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 
@@ -65,7 +66,7 @@ T expect(Result<T> result) {
   return *std::move(result);
 }
 
-GuestMemory::RegionPtr make_region(std::uint64_t base, std::uint64_t size) {
+MemoryRegionPtr make_region(std::uint64_t base, std::uint64_t size) {
   // A memfd also where it is terabytes: nothing is reserved for it.
   return expect(MemoryRegion::map(
       expect(AddressSpaceRegion::make({.name = "ram",
@@ -81,7 +82,7 @@ struct Layout {
 };
 
 Layout make_layout(const std::vector<std::pair<std::uint64_t, std::uint64_t>>& ranges) {
-  std::vector<GuestMemory::RegionPtr> regions;
+  std::vector<MemoryRegionPtr> regions;
   for (const auto& [base, size] : ranges)
     regions.push_back(make_region(base, size));
   Layout layout{expect(GuestMemory::from_regions(std::move(regions))), {}};
@@ -294,14 +295,14 @@ template <Tracking tracking>
 void write_vmspace(benchmark::State& state, const std::string& regions) {
   const Layout& layout = layout_of(regions);
   const GuestMemory& memory = layout.memory;
-  if (tracking == Tracking::on && !memory.enable_dirty_tracking()) std::abort();
+  if (tracking == Tracking::on && !enable_dirty_tracking(memory)) std::abort();
   for (auto _ : state) {
     for (const std::uint64_t address : layout.addresses) {
       if (!memory.write(GuestAddress(address), address)) [[unlikely]]
         return state.SkipWithError("not found");
     }
   }
-  memory.disable_dirty_tracking();
+  disable_dirty_tracking(memory);
   report(state, layout.addresses.size());
 }
 

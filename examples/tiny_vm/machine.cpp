@@ -44,7 +44,7 @@ GuestAddress Machine::plug(const vmspace::RegionOptions& options) {
 void Machine::unplug(GuestAddress base) {
   const auto region = memory_.find_region(base);
   check(region != nullptr && region->base() == base, "a region begins at this address");
-  if (slots_) need(slots_->clear(region->description().guest_range()));
+  if (slots_) need(slots_->clear(region->guest_range()));
   memory_ = need(memory_.without_region(base));
   need(space_.remove_region(base));
 }  // here `region`, the last holder, unmaps it

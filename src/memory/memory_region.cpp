@@ -104,8 +104,8 @@ Result<Applied> prepare(MemoryMapping& mapping, const AddressSpaceRegion& descri
 
 }  // namespace
 
-Result<std::shared_ptr<const MemoryRegion>> MemoryRegion::map(const AddressSpaceRegion& description,
-                                                              const MapOptions& options) {
+Result<MemoryRegionPtr> MemoryRegion::map(const AddressSpaceRegion& description,
+                                          const MapOptions& options) {
   const auto fail_region = [&](const Error& error) {
     return fail(name_region(error, description));
   };
@@ -126,12 +126,10 @@ Result<std::shared_ptr<const MemoryRegion>> MemoryRegion::map(const AddressSpace
     if (auto ok = vmspace::populate(std::span(&range, 1), options.populate); !ok)
       return fail_region(ok.error());
   }
-  return std::shared_ptr<const MemoryRegion>(
-      new MemoryRegion(description, std::move(*mapping), *huge_pages));
+  return MemoryRegionPtr(new MemoryRegion(description, std::move(*mapping), *huge_pages));
 }
 
-Result<void> populate(std::span<const std::shared_ptr<const MemoryRegion>> regions,
-                      PopulateOptions options) {
+Result<void> populate(std::span<const MemoryRegionPtr> regions, PopulateOptions options) {
   std::vector<PopulateRange> ranges;
   ranges.reserve(regions.size());
   for (const auto& region : regions) {

@@ -13,7 +13,7 @@ namespace {
 
 constexpr const char* mapping = "map_regions";
 
-Result<GuestMemory::RegionPtr> map_region(const RegionDescriptor& region, Unsealed unsealed) {
+Result<MemoryRegionPtr> map_region(const RegionDescriptor& region, Unsealed unsealed) {
   const Operand range = Operand::span(region.base.value(), region.size);
   const auto refuse = [&](Errc code, const char* reason) {
     return fail({.code = code, .operation = mapping, .first = range, .reason = reason});
@@ -75,7 +75,7 @@ Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions, Unsea
                  .first = Operand::number(regions.size()),
                  .second = Operand::number(GuestMemory::max_regions)});
   }
-  std::vector<GuestMemory::RegionPtr> mapped;
+  std::vector<MemoryRegionPtr> mapped;
   mapped.reserve(regions.size());
   for (const RegionDescriptor& region : regions) {
     auto one = map_region(region, unsealed);

@@ -204,7 +204,7 @@ Result<GuestMemory> Snapshot::map(int fd) {
   // One open file for all regions.
   const auto backing = Backing::open(spec, head->file_size, Protection::read);
   if (!backing) return fail(backing.error());
-  std::vector<GuestMemory::RegionPtr> regions;
+  std::vector<MemoryRegionPtr> regions;
   regions.reserve(head->regions.size());
   for (const SnapshotRegion& saved : head->regions) {
     BackingSpec own = spec;

@@ -15,6 +15,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/dirty_tracking.hpp"
+#include "vmspace/memory/guest_io.hpp"
 #include "vmspace/memory/region_descriptor.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 
@@ -247,21 +249,21 @@ TEST(GuestMemoryCalls, DirtyPagesSurviveAHarvestThatFails) {
   const GuestMemory memory = sample();
   Injector injector;
   injector.fail_always("membarrier", EPERM);
-  EXPECT_EQ(memory.enable_dirty_tracking().error().os_errno, EPERM);
+  EXPECT_EQ(enable_dirty_tracking(memory).error().os_errno, EPERM);
   EXPECT_FALSE(memory.regions()[0]->dirty().is_enabled());
   injector.fail_none();
-  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_TRUE(enable_dirty_tracking(memory));
   ASSERT_TRUE(memory.write(GuestAddress(base), 1U));
   ASSERT_TRUE(memory.write(GuestAddress(2 * base), 1U));
   injector.fail_next("membarrier", ENOMEM);
-  EXPECT_EQ(memory.harvest_dirty().error().os_errno, ENOMEM);
+  EXPECT_EQ(harvest_dirty(memory).error().os_errno, ENOMEM);
   injector.fail_none();
-  EXPECT_EQ(memory.harvest_dirty()->size(), 2U);
+  EXPECT_EQ(harvest_dirty(memory)->size(), 2U);
 }
 
 TEST(GuestMemoryCalls, ARegionThatCantBeTrackedDoesNotJoin) {
   const GuestMemory memory = sample();
-  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_TRUE(enable_dirty_tracking(memory));
   const auto more = testing::region({8 * base, page});
   Injector injector;
   injector.fail_always("membarrier", EPERM);
@@ -270,26 +272,26 @@ TEST(GuestMemoryCalls, ARegionThatCantBeTrackedDoesNotJoin) {
   EXPECT_EQ(joined.error().os_errno, EPERM);
   EXPECT_FALSE(more->dirty().is_enabled());
   injector.fail_none();
-  EXPECT_EQ(memory.harvest_dirty(), std::vector<GuestRange>{});
+  EXPECT_EQ(harvest_dirty(memory), std::vector<GuestRange>{});
 }
 
 TEST(GuestMemoryCalls, ReadsAndWritesOfDescriptorsAreRetriedAndReported) {
   const GuestMemory memory = sample();
-  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_TRUE(enable_dirty_tracking(memory));
   const int file = memfd_create("data", MFD_CLOEXEC);
   Injector injector;
   injector.fail_next("write", EINTR);
-  EXPECT_EQ(memory.write_to(file, {GuestAddress(base), 2 * page}), 2 * page);
+  EXPECT_EQ(write_from_guest(file, memory, {GuestAddress(base), 2 * page}), 2 * page);
   injector.fail_next("write", ENOSPC);
-  EXPECT_EQ(memory.write_to(file, {GuestAddress(base), page}).error().os_errno, ENOSPC);
+  EXPECT_EQ(write_from_guest(file, memory, {GuestAddress(base), page}).error().os_errno, ENOSPC);
   ASSERT_EQ(lseek(file, 0, SEEK_SET), 0);
   injector.fail_next("read", EINTR);
-  EXPECT_EQ(memory.read_from(file, {GuestAddress(base), page}), page);
-  ASSERT_TRUE(memory.harvest_dirty());
+  EXPECT_EQ(read_into_guest(file, memory, {GuestAddress(base), page}), page);
+  ASSERT_TRUE(harvest_dirty(memory));
   injector.fail_next("read", EIO);
-  EXPECT_EQ(memory.read_from(file, {GuestAddress(base), 3 * page}).error().os_errno, EIO);
+  EXPECT_EQ(read_into_guest(file, memory, {GuestAddress(base), 3 * page}).error().os_errno, EIO);
   injector.fail_none();
-  EXPECT_EQ(*memory.harvest_dirty(), (std::vector<GuestRange>{{GuestAddress(base), 3 * page}}));
+  EXPECT_EQ(*harvest_dirty(memory), (std::vector<GuestRange>{{GuestAddress(base), 3 * page}}));
   close(file);
 }
 
@@ -304,29 +306,29 @@ ssize_t fill_and_answer(int, void* buffer, std::size_t size) {
 
 TEST(GuestMemoryCalls, WhateverAReadMayHaveWrittenIsMarked) {
   const GuestMemory memory = sample();
-  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_TRUE(enable_dirty_tracking(memory));
   const std::vector<GuestRange> all{{GuestAddress(base), 3 * page}};
   Injector injector;
   injector.table().read = fill_and_answer;
   answer = 1;
-  EXPECT_EQ(memory.read_from(0, {GuestAddress(base), 2 * page + 1}), 1U);
-  EXPECT_EQ(memory.harvest_dirty(), all);
+  EXPECT_EQ(read_into_guest(0, memory, {GuestAddress(base), 2 * page + 1}), 1U);
+  EXPECT_EQ(harvest_dirty(memory), all);
   for (const int error : {EIO, EFAULT, EINVAL, ENOMEM, ETIMEDOUT, ENXIO}) {
     answer = -1;
     answered_errno = error;
-    EXPECT_EQ(memory.read_from(0, {GuestAddress(base), 3 * page}).error().os_errno, error);
-    EXPECT_EQ(memory.harvest_dirty(), all) << std::strerror(error);
+    EXPECT_EQ(read_into_guest(0, memory, {GuestAddress(base), 3 * page}).error().os_errno, error);
+    EXPECT_EQ(harvest_dirty(memory), all) << std::strerror(error);
   }
 }
 
 TEST(GuestMemoryCalls, AReadThatWasOverBeforeAnyDataMarksNothing) {
   const GuestMemory memory = sample();
-  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_TRUE(enable_dirty_tracking(memory));
   Injector injector;
   for (const int error : {EAGAIN, EBADF, EISDIR}) {
     injector.fail_next("read", error);
-    EXPECT_EQ(memory.read_from(0, {GuestAddress(base), 3 * page}).error().os_errno, error);
-    EXPECT_EQ(memory.harvest_dirty(), std::vector<GuestRange>{}) << std::strerror(error);
+    EXPECT_EQ(read_into_guest(0, memory, {GuestAddress(base), 3 * page}).error().os_errno, error);
+    EXPECT_EQ(harvest_dirty(memory), std::vector<GuestRange>{}) << std::strerror(error);
   }
   // The second read of the call finds nothing; the first one asked for a part only.
   static int calls;
@@ -337,9 +339,9 @@ TEST(GuestMemoryCalls, AReadThatWasOverBeforeAnyDataMarksNothing) {
     return -1;
   };
   const GuestMemory large = guest({{base, 512 * page}});
-  ASSERT_TRUE(large.enable_dirty_tracking());
-  EXPECT_EQ(large.read_from(0, {GuestAddress(base), 512 * page}), std::uint64_t{1} << 20);
-  EXPECT_EQ(large.harvest_dirty(), (std::vector<GuestRange>{{GuestAddress(base), 256 * page}}));
+  ASSERT_TRUE(enable_dirty_tracking(large));
+  EXPECT_EQ(read_into_guest(0, large, {GuestAddress(base), 512 * page}), std::uint64_t{1} << 20);
+  EXPECT_EQ(harvest_dirty(large), (std::vector<GuestRange>{{GuestAddress(base), 256 * page}}));
 }
 
 TEST(GuestMemoryCalls, DescriptorsOfOthersAreMappedWhollyOrNotAtAll) {

@@ -20,6 +20,9 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/dirty_tracking.hpp"
+#include "vmspace/memory/guest_io.hpp"
+
 #include "host/host_support.hpp"
 #include "memory/guest_support.hpp"
 
@@ -142,8 +145,8 @@ TEST_F(Guest, LengthsFromTheGuestOfAllOnesAreErrors) {
       EXPECT_FALSE(memory.fill(range, std::byte{1}));
       EXPECT_FALSE(memory.copy(at(first), range));
       EXPECT_FALSE(memory.copy(range.base, {at(first), range.size}));
-      EXPECT_FALSE(memory.write_to(-1, range));
-      EXPECT_FALSE(memory.read_from(-1, range));
+      EXPECT_FALSE(write_from_guest(-1, memory, range));
+      EXPECT_FALSE(read_into_guest(-1, memory, range));
       EXPECT_FALSE(memory.mark_dirty(range));
     }
   }
@@ -162,7 +165,7 @@ TEST_F(Guest, EmptyRangesTouchNothingAndAreGoodAnywhere) {
     EXPECT_EQ(memory.iovecs(empty, Access::write)->count(), 0);
     EXPECT_EQ(memory.view(empty)->size(), 0U);
     EXPECT_EQ(memory.mutable_view(empty)->size(), 0U);
-    EXPECT_EQ(memory.write_to(-1, empty), 0U);
+    EXPECT_EQ(write_from_guest(-1, memory, empty), 0U);
     // There is no pointer to nothing.
     EXPECT_EQ(memory.host_address(empty).error().code, Errc::zero_size);
   }
@@ -362,20 +365,20 @@ TEST_F(Guest, DescriptorsFillAndDrainRangesAcrossRegions) {
   ASSERT_EQ(pipe(ends.data()), 0);
   const auto bytes = pattern(3 * page, 5);
   ASSERT_TRUE(memory.write_slice(at(first), bytes));
-  EXPECT_EQ(memory.write_to(ends[1], {at(first), 3 * page}), 3 * page);
+  EXPECT_EQ(write_from_guest(ends[1], memory, {at(first), 3 * page}), 3 * page);
   ASSERT_TRUE(memory.fill({at(first), 4 * page}, std::byte{0}));
-  EXPECT_EQ(memory.read_from(ends[0], {at(first + 7), 3 * page}), 3 * page);
+  EXPECT_EQ(read_into_guest(ends[0], memory, {at(first + 7), 3 * page}), 3 * page);
   EXPECT_EQ(contents(memory, first + 7, 3 * page), bytes);
   ASSERT_EQ(write(ends[1], "abc", 3), 3);
   close(ends[1]);
-  EXPECT_EQ(memory.read_from(ends[0], {at(first), page}), 3U);
-  EXPECT_EQ(memory.read_from(ends[0], {at(first), page}), 0U);
+  EXPECT_EQ(read_into_guest(ends[0], memory, {at(first), page}), 3U);
+  EXPECT_EQ(read_into_guest(ends[0], memory, {at(first), page}), 0U);
   close(ends[0]);
-  const auto bad = memory.read_from(ends[0], {at(first), page});
+  const auto bad = read_into_guest(ends[0], memory, {at(first), page});
   ASSERT_FALSE(bad);
   EXPECT_EQ(bad.error().code, Errc::os);
   EXPECT_EQ(bad.error().os_errno, EBADF);
-  EXPECT_EQ(memory.write_to(-1, {at(first), page}).error().os_errno, EBADF);
+  EXPECT_EQ(write_from_guest(-1, memory, {at(first), page}).error().os_errno, EBADF);
 }
 
 TEST(GuestMemory, WithoutRegionsEveryAddressIsNotFound) {
@@ -388,7 +391,7 @@ TEST(GuestMemory, WithoutRegionsEveryAddressIsNotFound) {
   EXPECT_EQ(none.total_size(), 0U);
   EXPECT_EQ(none.last_addr(), std::nullopt);
   EXPECT_EQ(none.guest_address(&none), std::nullopt);
-  EXPECT_EQ(none.harvest_dirty()->size(), 0U);
+  EXPECT_EQ(harvest_dirty(none)->size(), 0U);
   EXPECT_TRUE(none.check_invariants());
   EXPECT_EQ(GuestMemory::from_regions({})->regions().size(), 0U);
   EXPECT_EQ(none.without_region(at(0)).error().code, Errc::not_found);
@@ -423,7 +426,7 @@ TEST(GuestMemory, RegionsComeAndGoWhileOldMapsKeepTheirs) {
 }
 
 TEST(GuestMemory, HoldsUpTo512RegionsInIrregularLayouts) {
-  std::vector<GuestMemory::RegionPtr> regions;
+  std::vector<MemoryRegionPtr> regions;
   std::uint64_t base = 0;
   for (int i = 0; i < 512; ++i) {
     const std::uint64_t size = i % 7 == 0 ? 16 * page : page;
@@ -466,10 +469,10 @@ TEST(GuestMemory, PlainRamIsMappedAsShared) {
 
 class TrackedGuest : public Guest {
  protected:
-  void SetUp() override { ASSERT_TRUE(memory.enable_dirty_tracking()); }
+  void SetUp() override { ASSERT_TRUE(enable_dirty_tracking(memory)); }
 
   std::vector<GuestRange> harvest() {
-    auto ranges = memory.harvest_dirty();
+    auto ranges = harvest_dirty(memory);
     EXPECT_TRUE(ranges) << ranges.error().message();
     return *ranges;
   }
@@ -504,7 +507,7 @@ TEST_F(TrackedGuest, EveryWayToWriteIsRecordedAndReadsAreNot) {
        }},
       {"read_from",
        [&] {
-         ASSERT_TRUE(memory.read_from(ends[0], {at(first + 8), 16}));
+         ASSERT_TRUE(read_into_guest(ends[0], memory, {at(first + 8), 16}));
        }},
       {"mark_dirty",
        [&] {
@@ -552,7 +555,7 @@ TEST_F(TrackedGuest, FailedWritesMarkNothing) {
   EXPECT_FALSE(memory.fill({at(gap - 1), 2}, std::byte{1}));
   EXPECT_FALSE(memory.copy(at(gap - 1), {at(first), 2}));
   EXPECT_FALSE(memory.mark_dirty({at(gap - 1), 2}));
-  EXPECT_FALSE(memory.read_from(-1, {at(first), 3 * page}));
+  EXPECT_FALSE(read_into_guest(-1, memory, {at(first), 3 * page}));
   EXPECT_TRUE(harvest().empty());
 }
 
@@ -560,14 +563,14 @@ TEST_F(TrackedGuest, PollingADescriptorWithoutDataMarksNothing) {
   std::array<int, 2> ends{};
   ASSERT_EQ(pipe2(ends.data(), O_NONBLOCK), 0);
   const GuestRange buffer{at(first), 3 * page};
-  EXPECT_EQ(memory.read_from(ends[0], buffer).error().os_errno, EAGAIN);
+  EXPECT_EQ(read_into_guest(ends[0], memory, buffer).error().os_errno, EAGAIN);
   EXPECT_TRUE(harvest().empty());
   // What came before the pipe was empty counts, and the read that found it empty does not.
   ASSERT_EQ(write(ends[1], "abc", 3), 3);
-  EXPECT_EQ(memory.read_from(ends[0], {at(first), 3}), 3U);
+  EXPECT_EQ(read_into_guest(ends[0], memory, {at(first), 3}), 3U);
   EXPECT_EQ(harvest(), std::vector<GuestRange>{pages(first, 1)});
   close(ends[1]);
-  EXPECT_EQ(memory.read_from(ends[0], buffer), 0U);  // the end of the file
+  EXPECT_EQ(read_into_guest(ends[0], memory, buffer), 0U);  // the end of the file
   EXPECT_TRUE(harvest().empty());
   close(ends[0]);
 }
@@ -599,7 +602,7 @@ TEST_F(TrackedGuest, WhatDirectIoWritesPastTheEndOfTheFileIsMarked) {
   ASSERT_TRUE(memory.fill({at(first), 4 * page}, std::byte{0xee}));
   const auto before = contents(memory, first, 4 * page);
   ASSERT_FALSE(harvest().empty());
-  EXPECT_EQ(memory.read_from(file.direct(), {at(first), 2 * page}), 100U);
+  EXPECT_EQ(read_into_guest(file.direct(), memory, {at(first), 2 * page}), 100U);
   const auto after = contents(memory, first, 4 * page);
   const auto dirty = harvest();
   for (std::uint64_t i = 0; i < 4 * page; ++i) {
@@ -620,7 +623,7 @@ TEST_F(TrackedGuest, WhatDirectIoWritesBeforeItFailsIsMarked) {
   ASSERT_EQ(fsync(file.writer()), 0);
   ASSERT_TRUE(memory.fill({at(first), 2 * page}, std::byte{0xee}));
   ASSERT_FALSE(harvest().empty());
-  const auto read = memory.read_from(file.direct(), {at(first), page + 100});
+  const auto read = read_into_guest(file.direct(), memory, {at(first), page + 100});
   if (read) GTEST_SKIP() << "this file system reads parts of blocks";
   EXPECT_EQ(read.error().os_errno, EINVAL);
   if (memory.read<std::uint8_t>(at(first)) == 0xee) GTEST_SKIP() << "nothing was written";
@@ -633,14 +636,14 @@ TEST_F(TrackedGuest, TrackingIsSharedByAllMapsThatHoldTheRegion) {
   ASSERT_TRUE(other->write(at(first), 1U));
   EXPECT_EQ(harvest(), std::vector<GuestRange>{pages(first, 1)});
   ASSERT_TRUE(memory.write(at(last), 2U));
-  other->disable_dirty_tracking();
+  disable_dirty_tracking(*other);
   ASSERT_TRUE(memory.write(at(first), 2U));
   // Its ranges without those of the others would not be all that was written.
-  const auto untracked = memory.harvest_dirty();
+  const auto untracked = harvest_dirty(memory);
   ASSERT_FALSE(untracked);
   EXPECT_EQ(untracked.error().code, Errc::bad_state);
   EXPECT_EQ(untracked.error().first, Operand::range(first, second - 1));
-  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_TRUE(enable_dirty_tracking(memory));
   EXPECT_EQ(harvest(), std::vector<GuestRange>{pages(last, 1)});  // still there
 }
 
@@ -651,12 +654,12 @@ TEST_F(TrackedGuest, ARegionThatJoinsIsTrackedAndAllOfItIsDirty) {
     ASSERT_TRUE(memory.write(at(first), 1U));
     const auto joined = memory.with_region(more);
     ASSERT_TRUE(joined);
-    auto dirty = joined->harvest_dirty();
+    auto dirty = harvest_dirty(*joined);
     ASSERT_TRUE(dirty);
     EXPECT_EQ(*dirty, (std::vector<GuestRange>{pages(first, 1), pages(plugged, 3)}));
     // Later only what is written, by whichever way.
     ASSERT_TRUE(more->load_image(page, pattern(1)));
-    dirty = joined->harvest_dirty();
+    dirty = harvest_dirty(*joined);
     ASSERT_TRUE(dirty);
     EXPECT_EQ(*dirty, std::vector<GuestRange>{pages(plugged + page, 1)});
     // Back again, it has its own log still.
@@ -665,7 +668,7 @@ TEST_F(TrackedGuest, ARegionThatJoinsIsTrackedAndAllOfItIsDirty) {
     ASSERT_TRUE(more->load_image(0, pattern(1)));
     const auto again = without->with_region(more);
     ASSERT_TRUE(again);
-    dirty = again->harvest_dirty();
+    dirty = harvest_dirty(*again);
     ASSERT_TRUE(dirty);
     EXPECT_EQ(*dirty, std::vector<GuestRange>{pages(plugged, 1)});
   }
@@ -676,7 +679,7 @@ TEST_F(TrackedGuest, RegionsArePutTogetherWithTrackedOnes) {
   const auto other = region({0x100'0000, page});
   const auto together = GuestMemory::from_regions({other, tracked});
   ASSERT_TRUE(together);
-  const auto dirty = together->harvest_dirty();
+  const auto dirty = harvest_dirty(*together);
   ASSERT_TRUE(dirty);
   EXPECT_EQ(*dirty, std::vector<GuestRange>{pages(0x100'0000, 1)});
   // Regions that can't be put together do not begin to track.
@@ -687,23 +690,23 @@ TEST_F(TrackedGuest, RegionsArePutTogetherWithTrackedOnes) {
 
 TEST(GuestMemory, AHarvestOfWhatIsNotTrackedIsAnError) {
   const GuestMemory memory = guest({{0x1000, page, Protection::read}});
-  EXPECT_EQ(memory.harvest_dirty().error().code, Errc::bad_state);
-  ASSERT_TRUE(memory.enable_dirty_tracking());
-  EXPECT_EQ(memory.harvest_dirty(), std::vector<GuestRange>{});
+  EXPECT_EQ(harvest_dirty(memory).error().code, Errc::bad_state);
+  ASSERT_TRUE(enable_dirty_tracking(memory));
+  EXPECT_EQ(harvest_dirty(memory), std::vector<GuestRange>{});
   // RAM that joins a ROM is tracked, although the guest can't write a ROM.
   const auto joined = memory.with_region(region({0x8000, page}));
   ASSERT_TRUE(joined);
-  EXPECT_EQ(joined->harvest_dirty(), (std::vector<GuestRange>{{at(0x8000), page}}));
+  EXPECT_EQ(harvest_dirty(*joined), (std::vector<GuestRange>{{at(0x8000), page}}));
 }
 
 TEST_F(TrackedGuest, ForeignLogsMerge) {
   const std::array<std::uint64_t, 1> log{0b10};
-  ASSERT_TRUE(memory.merge_dirty_log(at(second), log, page));
+  ASSERT_TRUE(merge_dirty_log(memory, at(second), log, page));
   EXPECT_EQ(harvest(), std::vector<GuestRange>{pages(second + page, 1)});
   const std::array<std::uint64_t, 1> beyond{0b101};
-  EXPECT_EQ(memory.merge_dirty_log(at(second), beyond, page).error().code, Errc::out_of_bounds);
-  EXPECT_EQ(memory.merge_dirty_log(at(gap), log, page).error().code, Errc::not_found);
-  EXPECT_EQ(memory.merge_dirty_log(at(rom), log, page).error().code, Errc::access_denied);
+  EXPECT_EQ(merge_dirty_log(memory, at(second), beyond, page).error().code, Errc::out_of_bounds);
+  EXPECT_EQ(merge_dirty_log(memory, at(gap), log, page).error().code, Errc::not_found);
+  EXPECT_EQ(merge_dirty_log(memory, at(rom), log, page).error().code, Errc::access_denied);
   EXPECT_TRUE(harvest().empty());
 }
 

@@ -27,7 +27,7 @@ struct RegionSpec {
   MemorySource source = MemorySource::anon;
 };
 
-inline std::shared_ptr<const MemoryRegion> region(const RegionSpec& spec) {
+inline MemoryRegionPtr region(const RegionSpec& spec) {
   auto description = AddressSpaceRegion::make({.name = "test",
                                                .base = GuestAddress(spec.base),
                                                .size = spec.size,
@@ -40,7 +40,7 @@ inline std::shared_ptr<const MemoryRegion> region(const RegionSpec& spec) {
 }
 
 inline GuestMemory guest(std::initializer_list<RegionSpec> specs) {
-  std::vector<std::shared_ptr<const MemoryRegion>> regions;
+  std::vector<MemoryRegionPtr> regions;
   for (const RegionSpec& spec : specs)
     regions.push_back(region(spec));
   auto memory = GuestMemory::from_regions(std::move(regions));

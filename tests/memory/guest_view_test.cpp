@@ -16,6 +16,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/dirty_tracking.hpp"
+
 #include "memory/guest_support.hpp"
 
 namespace vmspace {
@@ -105,11 +107,11 @@ TEST(GuestView, HoldsTheRegionWhenItIsUnplugged) {
 
 class TrackedView : public ::testing::Test {
  protected:
-  void SetUp() override { ASSERT_TRUE(memory.enable_dirty_tracking()); }
+  void SetUp() override { ASSERT_TRUE(enable_dirty_tracking(memory)); }
 
   /// How many bytes were marked since the last time.
   std::uint64_t harvested() {
-    const auto ranges = memory.harvest_dirty();
+    const auto ranges = harvest_dirty(memory);
     EXPECT_TRUE(ranges);
     std::uint64_t bytes = 0;
     if (ranges) {

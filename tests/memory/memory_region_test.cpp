@@ -218,7 +218,7 @@ TEST(MemoryRegion, SeveralRegionsShareOneBacking) {
 }
 
 TEST(MemoryRegion, PopulatesSeveralRegionsAtOnce) {
-  std::vector<std::shared_ptr<const MemoryRegion>> regions;
+  std::vector<MemoryRegionPtr> regions;
   for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
     const auto region = MemoryRegion::map(
         describe({.size = 20_MiB, .backing = {.source = source}, .populate = true}),
@@ -299,7 +299,7 @@ TEST(MemoryRegion, ErrorsOfPopulatingNameTheRegion) {
                                   .backing = {.source = MemorySource::file, .path = path},
                                   .protection = Protection::read}));
   ASSERT_TRUE(good && rom);
-  const std::shared_ptr<const MemoryRegion> both[] = {*good, *rom};
+  const MemoryRegionPtr both[] = {*good, *rom};
   const auto done = populate(both, {.access = PopulateAccess::write});
   ASSERT_FALSE(done);
   EXPECT_EQ(done.error().text.subject(), "rom [0x100000, 0x10ffff]") << done.error().message();

@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 
 namespace vmspace::test {
@@ -49,7 +50,7 @@ class GuestSideBySide {
     add(12, 1, Protection::read_write);
     add(14, 2, Protection::read_write);
     auto made = GuestMemory::from_regions(std::move(regions_));
-    if (!made || !made->enable_dirty_tracking()) broken_ = "no memory to test with";
+    if (!made || !enable_dirty_tracking(*made)) broken_ = "no memory to test with";
     if (made) memory_ = *made;
   }
 
@@ -290,7 +291,7 @@ class GuestSideBySide {
   }
 
   void harvest() {
-    const auto harvested = memory_.harvest_dirty();
+    const auto harvested = harvest_dirty(memory_);
     if (!expect_verdict(harvested, std::nullopt)) return;
     std::set<std::uint64_t> seen;
     for (const GuestRange& range : *harvested) {
@@ -305,7 +306,7 @@ class GuestSideBySide {
   std::uint64_t origin_;
   std::vector<std::byte> bytes_;
   std::array<Kind, pages> kinds_{};
-  std::vector<GuestMemory::RegionPtr> regions_;
+  std::vector<MemoryRegionPtr> regions_;
   std::set<std::uint64_t> dirty_;
   GuestMemory memory_;
   std::string broken_;

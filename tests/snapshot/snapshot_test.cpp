@@ -17,6 +17,7 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/endian.hpp"
 
 #include "host/host_support.hpp"
@@ -319,9 +320,9 @@ TEST(Snapshot, RestoringMarksWhatItWrites) {
   TempFile file;
   ASSERT_TRUE(Snapshot::save(memory, file.fd()));
   ASSERT_TRUE(memory.fill({GuestAddress(low + 40 * page), page}, std::byte{1}));
-  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_TRUE(enable_dirty_tracking(memory));
   ASSERT_TRUE(Snapshot::restore(memory, file.fd()));
-  const auto dirty = memory.harvest_dirty();
+  const auto dirty = harvest_dirty(memory);
   ASSERT_TRUE(dirty);
   const auto marked = [&](std::uint64_t address) {
     return std::ranges::any_of(

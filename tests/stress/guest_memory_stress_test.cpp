@@ -13,6 +13,7 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_ptr.hpp"
 
 #include "memory/guest_support.hpp"
@@ -92,17 +93,17 @@ void expect_no_write_is_missed() {
     running.store(writers);
     round.arrive_and_wait();
     if (r % 10 == 0) {
-      memory.disable_dirty_tracking();
-      EXPECT_TRUE(memory.enable_dirty_tracking());
+      disable_dirty_tracking(memory);
+      EXPECT_TRUE(enable_dirty_tracking(memory));
       copy({{GuestAddress(base), size}});
     }
     while (running.load() != 0) {
-      const auto dirty = memory.harvest_dirty();
+      const auto dirty = harvest_dirty(memory);
       EXPECT_TRUE(dirty);
       if (dirty) copy(*dirty);
     }
     round.arrive_and_wait();
-    const auto dirty = memory.harvest_dirty();
+    const auto dirty = harvest_dirty(memory);
     EXPECT_TRUE(dirty);
     if (dirty) copy(*dirty);
     EXPECT_TRUE(contents(memory, base, size) == replica) << "in round " << r;

@@ -24,6 +24,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
 
@@ -387,7 +388,7 @@ TEST_F(KvmDirtyLogTest, WhatIsFetchedMergesIntoGuestMemory) {
   const GuestRange ram[] = {{GuestAddress{base}, size}, {GuestAddress{2 * base}, size}};
   const auto guest = GuestMemory::create(ram);
   ASSERT_TRUE(guest) << guest.error().message();
-  ASSERT_TRUE(guest->enable_dirty_tracking());
+  ASSERT_TRUE(enable_dirty_tracking(*guest));
   KvmMemslots memslots = make();
   for (const auto& region : guest->regions()) {
     ASSERT_TRUE(memslots.set({.base = region->base(),
@@ -398,11 +399,11 @@ TEST_F(KvmDirtyLogTest, WhatIsFetchedMergesIntoGuestMemory) {
   guest_writes(base + 3 * page_size);
   guest_writes(2 * base + size - 1);
   for (const auto& region : guest->regions()) {
-    const auto log = memslots.fetch_dirty_log(region->description().guest_range());
+    const auto log = memslots.fetch_dirty_log(region->guest_range());
     ASSERT_TRUE(log) << log.error().message();
-    ASSERT_TRUE(guest->merge_dirty_log(log->base, log->bits, log->unit));
+    ASSERT_TRUE(merge_dirty_log(*guest, log->base, log->bits, log->unit));
   }
-  const auto dirty = guest->harvest_dirty();
+  const auto dirty = harvest_dirty(*guest);
   ASSERT_TRUE(dirty);
   EXPECT_EQ(*dirty,
             (std::vector<GuestRange>{{GuestAddress(base + 3 * page_size), page_size},

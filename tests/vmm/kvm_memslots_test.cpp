@@ -319,7 +319,7 @@ TEST_F(KvmMemslotsTest, AMovedFromObjectHoldsNothingAndSaysSo) {
   EXPECT_TRUE(memslots.clear(range));
 }
 
-std::shared_ptr<const MemoryRegion> map_region(std::uint64_t base, Protection protection) {
+MemoryRegionPtr map_region(std::uint64_t base, Protection protection) {
   const auto description = AddressSpaceRegion::make({.base = GuestAddress(base),
                                                      .size = 1_MiB,
                                                      .backing = {.source = MemorySource::anon},
@@ -348,7 +348,7 @@ TEST_F(KvmMemslotsTest, ARegionIsShownAsItIs) {
     const Slot expected{c.flags, *Range::from_base_size(base, 1_MiB),
                         reinterpret_cast<std::uintptr_t>(region->host_base())};
     EXPECT_EQ(slots.rbegin()->second, expected);
-    EXPECT_TRUE(memslots.clear(region->description().guest_range()));
+    EXPECT_TRUE(memslots.clear(region->guest_range()));
   }
 }
 

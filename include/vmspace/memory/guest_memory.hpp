@@ -51,8 +51,6 @@ enum class Access : std::uint8_t { read, write };
 /// and leaves both usable.
 class GuestMemory {
  public:
-  using RegionPtr = std::shared_ptr<const MemoryRegion>;
-
   /// More regions than the memslots of KVM on x86-64 (509).
   static constexpr std::size_t max_regions = 512;
 
@@ -64,8 +62,8 @@ class GuestMemory {
 
   /// Of these regions, in any order. If one of them tracks dirty pages, all do afterwards. Errors:
   /// `overlap`; `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
-  /// enable_dirty_tracking(). O(n log n).
-  [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<RegionPtr> regions);
+  /// DirtyBitmap::enable. O(n log n).
+  [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<MemoryRegionPtr> regions);
 
   /// Maps every region of the address space that has a backing, and then populates those that want
   /// it, all at once. For a guest that starts: each call makes new memory. When the address space of
@@ -100,17 +98,19 @@ class GuestMemory {
   [[nodiscard]] static Result<GuestMemory> create(std::span<const GuestRange> ram);
 
   /// These regions and one more. Errors: those of from_regions. O(n).
-  [[nodiscard]] Result<GuestMemory> with_region(RegionPtr region) const;
+  [[nodiscard]] Result<GuestMemory> with_region(MemoryRegionPtr region) const;
   /// These regions without the one that begins at `base`. Errors: `not_found`. O(n). The region is
   /// unmapped when the last map, view or other holder lets go of it.
   [[nodiscard]] Result<GuestMemory> without_region(GuestAddress base) const;
 
   /// Sorted by address.
-  [[nodiscard]] std::span<const RegionPtr> regions() const noexcept;
+  [[nodiscard]] std::span<const MemoryRegionPtr> regions() const noexcept;
   /// The region that holds `address`; null when none does. O(log n); a reference is taken.
-  [[nodiscard]] RegionPtr find_region(GuestAddress address) const;
+  [[nodiscard]] MemoryRegionPtr find_region(GuestAddress address) const;
   /// Whether every byte of the range can be accessed; an empty range always.
   [[nodiscard]] bool contains(GuestRange range, Access access = Access::read) const noexcept;
+  /// As contains(), with the error of every access that says why not.
+  [[nodiscard]] Result<void> check(GuestRange range, Access access) const;
   /// The bytes of all regions together.
   [[nodiscard]] std::uint64_t total_size() const noexcept;
   /// The highest address of any region, inclusive; nothing when there are no regions.
@@ -122,6 +122,8 @@ class GuestMemory {
   [[nodiscard]] Result<std::byte*> host_address(GuestRange range) const;
   /// As host_address(), for reading: also of read-only regions.
   [[nodiscard]] Result<const std::byte*> const_host_address(GuestRange range) const;
+  /// Records a write that was made through such a pointer, after the write; see dirty_tracking.hpp.
+  [[nodiscard]] Result<void> mark_dirty(GuestRange range) const;
   /// The guest address of a byte of this process; nothing when it lies in no region. O(log n).
   [[nodiscard]] std::optional<GuestAddress> guest_address(const void* host) const noexcept;
 
@@ -279,18 +281,6 @@ class GuestMemory {
   /// first.
   [[nodiscard]] Result<void> copy(GuestAddress to, GuestRange from) const;
 
-  /// Reads from a descriptor into the guest until the range is full or read(2) gives 0 (end of
-  /// file); gives the number of bytes. A failure after some bytes gives their number; the next call
-  /// gives the error. Errors: `os`.
-  ///
-  /// What the kernel may have written beyond those bytes, up to all that it was asked for, is
-  /// undefined and marked dirty: direct I/O writes whole blocks. Nothing is marked at the end of the
-  /// file, nor by a read that had no data to give (EAGAIN) or was refused at once (EBADF, EISDIR).
-  [[nodiscard]] Result<std::uint64_t> read_from(int fd, GuestRange range) const;
-  /// Writes the range to a descriptor, in several write(2) if need be; gives the number of bytes. A
-  /// failure after some bytes gives their number. Errors: `os`.
-  [[nodiscard]] Result<std::uint64_t> write_to(int fd, GuestRange range) const;
-
   /// The text from `address` to its terminating 0, without it. Errors: `limit_exceeded` when there
   /// is no 0 among `limit` bytes; those of every access when the memory ends before a 0.
   [[nodiscard]] Result<std::string> read_string(GuestAddress address, std::size_t limit) const;
@@ -303,30 +293,6 @@ class GuestMemory {
   /// A list of pieces for readv(2), which writes to the guest (Access::write), or writev(2): one a
   /// region, so fewer than IOV_MAX. Errors: those of every access; an empty range gives none.
   [[nodiscard]] Result<GuestIovecs> iovecs(GuestRange range, Access access) const;
-
-  // Dirty tracking: see DirtyBitmap for what is promised. It is the regions', which several maps may
-  // share, and all or none of a map's regions track: those that join a map take it on when they are
-  // put together with one that does, and all of what they hold counts as written then.
-
-  /// Starts everywhere, or nowhere and an error. Copy all memory after it returns. Errors: those of
-  /// DirtyBitmap::enable.
-  [[nodiscard]] Result<void> enable_dirty_tracking() const;
-  /// Stops everywhere, also for other maps that hold the regions; what was marked is forgotten.
-  void disable_dirty_tracking() const noexcept;
-  /// The ranges written since the last harvest, coalesced also across adjacent regions, and clears
-  /// them. Name the result before going through it: C++20 destroys the temporary of
-  /// `for (... : *memory.harvest_dirty())` before the first turn. Errors: `bad_state` for a region
-  /// that is not tracked, because its ranges would be missing; `os`. Nothing is lost then. One
-  /// system call, or none when nothing was written.
-  [[nodiscard]] Result<std::vector<GuestRange>> harvest_dirty() const;
-  /// Records a write that was made through a raw pointer, after the write.
-  [[nodiscard]] Result<void> mark_dirty(GuestRange range) const;
-  /// Marks what a foreign bitmap says of the memory from `base` on, all of it in one region; each bit
-  /// stands for `unit` bytes (for KVM the host's page size, for vhost 4096). For KVM, pass on what
-  /// KvmMemslots::fetch_dirty_log() gives. Errors: `not_found` and `access_denied` for `base`; those
-  /// of DirtyBitmap::merge, and then nothing is marked.
-  [[nodiscard]] Result<void> merge_dirty_log(GuestAddress base, std::span<const std::uint64_t> bits,
-                                             std::uint64_t unit) const;
 
   /// Whether the invariant holds; else `corrupt`, with the first broken rule as the reason. For
   /// tests; O(n).

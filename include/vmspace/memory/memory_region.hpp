@@ -53,9 +53,14 @@ struct MapOptions {
   PopulateOptions populate = {};
 };
 
+class MemoryRegion;
+
+/// How mapped regions are held and handed on.
+using MemoryRegionPtr = std::shared_ptr<const MemoryRegion>;
+
 /// A mapped region: description, backing and mapping, which never change.
 ///
-/// Held as shared_ptr<const MemoryRegion>: several maps of guest memory share it, and the last one
+/// Held by MemoryRegionPtr: several maps of guest memory share it, and the last one
 /// to let go unmaps it. What is immutable is the region; the memory is written through host_base().
 /// Const calls, also those of mapping(), may be made from any thread.
 class MemoryRegion {
@@ -73,8 +78,8 @@ class MemoryRegion {
   /// region that is not inside the arena), bind_to_nodes, use_hugepages and populate. Nothing is
   /// left of the region then, and the error's text names the region, its guest range and its file.
   /// A few system calls, and the cost of populate where the region wants it.
-  [[nodiscard]] static Result<std::shared_ptr<const MemoryRegion>> map(
-      const AddressSpaceRegion& description, const MapOptions& options = {});
+  [[nodiscard]] static Result<MemoryRegionPtr> map(const AddressSpaceRegion& description,
+                                                   const MapOptions& options = {});
 
   [[nodiscard]] GuestAddress base() const noexcept { return description_.base(); }
   [[nodiscard]] std::uint64_t size() const noexcept { return description_.size(); }
@@ -105,7 +110,7 @@ class MemoryRegion {
                                         std::span<const std::byte> bytes) const;
   /// Reads up to `size` bytes from a descriptor to `offset`; gives how many, fewer at the end of the
   /// file. Errors: those of load_image(); `os`, also after a part was read. As with
-  /// GuestMemory::read_from, what was asked for and not given may have been written, and is marked.
+  /// read_into_guest(), what was asked for and not given may have been written, and is marked.
   [[nodiscard]] Result<std::uint64_t> load_image_from(int fd, std::uint64_t offset,
                                                       std::uint64_t size) const;
 
@@ -128,7 +133,7 @@ class MemoryRegion {
 /// Populates all of `regions` at once; see populate(). By default the file of a region that the
 /// guest may only read is read, and not written. Errors: `invalid_argument` for a null pointer;
 /// those of populate(), with the region's name and guest range.
-[[nodiscard]] Result<void> populate(std::span<const std::shared_ptr<const MemoryRegion>> regions,
+[[nodiscard]] Result<void> populate(std::span<const MemoryRegionPtr> regions,
                                     PopulateOptions options = {});
 
 }  // namespace vmspace

@@ -48,8 +48,7 @@ struct KvmSlot {
   friend bool operator==(const KvmSlot&, const KvmSlot&) = default;
 };
 
-/// Which pages of a range the guest has written, in the form that GuestMemory::merge_dirty_log()
-/// takes.
+/// Which pages of a range the guest has written, in the form that merge_dirty_log() takes.
 struct KvmDirtyLog {
   GuestAddress base;                ///< where the range begins
   std::uint64_t unit;               ///< the bytes that a bit stands for: the host's page size
@@ -136,7 +135,7 @@ class KvmMemslots {
   /// forgets it: from then on those pages are logged again. Fetch, then read the memory. Where the
   /// VMM has enabled KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM forgets nothing until
   /// KVM_CLEAR_DIRTY_LOG. What the host itself writes is in no log of KVM's; see
-  /// GuestMemory::enable_dirty_tracking().
+  /// enable_dirty_tracking().
   ///
   /// Errors: `not_found` for any other range; `bad_state` when its log is not on, or on in part;
   /// `os` when KVM refuses. Nothing is lost: what KVM had given and forgotten before it refused is

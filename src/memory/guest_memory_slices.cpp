@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Accesses that may cross regions, views, descriptors, and what marks many regions.
+// GuestMemory: accesses that may cross regions, and views.
 
 #include <algorithm>
 #include <array>
 #include <cassert>
-#include <cerrno>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 
-#include "memory/guest_map.hpp"
-#include "memory/marked_read.hpp"
-#include "os/system_calls.hpp"
+#include "memory/guest_memory_impl.hpp"
 
 namespace vmspace {
 
@@ -103,43 +100,6 @@ Result<void> GuestMemory::copy(GuestAddress to, GuestRange from) const {
   return {};
 }
 
-Result<std::uint64_t> GuestMemory::read_from(int fd, GuestRange range) const {
-  constexpr const char* operation = "GuestMemory::read_from";
-  if (auto ok = check(operation, range, Access::write); !ok) return fail(ok.error());
-  std::uint64_t done = 0;
-  while (done < range.size) {
-    const Piece piece = detail::piece_at(translator_, range.base.value() + done, range.size - done);
-    assert(piece.dirty != nullptr);  // the range was checked for writing
-    const auto read = detail::marked_read(
-        fd,
-        {.host = piece.host, .size = piece.size, .dirty = *piece.dirty, .offset = piece.offset});
-    done += read.bytes;
-    if (read.error != 0 && done == 0) {
-      return detail::fail_os(operation, detail::operand(range), "read", read.error);
-    }
-    if (read.bytes != piece.size) break;
-  }
-  return done;
-}
-
-Result<std::uint64_t> GuestMemory::write_to(int fd, GuestRange range) const {
-  constexpr const char* operation = "GuestMemory::write_to";
-  if (auto ok = check(operation, range, Access::read); !ok) return fail(ok.error());
-  std::uint64_t done = 0;
-  while (done < range.size) {
-    const Piece piece = detail::piece_at(translator_, range.base.value() + done, range.size - done);
-    const auto count =
-        detail::retry([&] { return detail::kernel().write(fd, piece.host, piece.size); });
-    if (count < 0) {
-      if (done != 0) return done;
-      return detail::fail_os(operation, detail::operand(range), "write");
-    }
-    if (count == 0) break;
-    done += static_cast<std::uint64_t>(count);
-  }
-  return done;
-}
-
 Result<std::string> GuestMemory::read_string(GuestAddress address, std::size_t limit) const {
   constexpr const char* operation = "GuestMemory::read_string";
   std::string text;
@@ -194,75 +154,10 @@ Result<GuestIovecs> GuestMemory::iovecs(GuestRange range, Access access) const {
   return result;
 }
 
-Result<std::vector<DirtyBitmap*>> detail::start_tracking(
-    std::span<const GuestMemory::RegionPtr> regions) {
-  // Also when memory for a bitmap runs out: nothing that was off before stays on.
-  struct Started {
-    std::vector<DirtyBitmap*> bitmaps;
-    ~Started() {
-      for (DirtyBitmap* bitmap : bitmaps)
-        bitmap->disable();
-    }
-  } started;
-  started.bitmaps.reserve(regions.size());
-  for (const GuestMemory::RegionPtr& region : regions) {
-    DirtyBitmap& bitmap = region->dirty();
-    if (bitmap.is_enabled()) continue;
-    if (auto ok = bitmap.enable(); !ok) return fail(ok.error());
-    started.bitmaps.push_back(&bitmap);
-  }
-  return std::exchange(started.bitmaps, {});
-}
-
-Result<void> GuestMemory::enable_dirty_tracking() const {
-  if (auto started = detail::start_tracking(regions()); !started) return fail(started.error());
-  return {};
-}
-
-void GuestMemory::disable_dirty_tracking() const noexcept {
-  for (const RegionPtr& region : regions())
-    region->dirty().disable();
-}
-
-Result<std::vector<GuestRange>> GuestMemory::harvest_dirty() const {
-  constexpr const char* operation = "GuestMemory::harvest_dirty";
-  DirtyHarvest harvest;
-  std::vector<GuestRange> ranges;
-  for (const RegionPtr& region : regions()) {
-    const auto taken = harvest.take(region->dirty());
-    // Asked afterwards: one that is switched off meanwhile may have forgotten what was not taken.
-    if (!region->dirty().is_enabled()) {
-      return fail({.code = Errc::bad_state,
-                   .operation = operation,
-                   .first = detail::operand(region->guest_range()),
-                   .reason = "the region is not tracked"});
-    }
-    for (const DirtyRange& dirty : taken) {
-      const GuestAddress base(region->base().value() + dirty.offset);
-      if (!ranges.empty() && ranges.back().end() == base) {
-        ranges.back().size += dirty.size;
-      } else {
-        ranges.push_back({.base = base, .size = dirty.size});
-      }
-    }
-  }
-  if (auto ok = harvest.finish(); !ok) return fail(ok.error());
-  return ranges;
-}
-
 Result<void> GuestMemory::mark_dirty(GuestRange range) const {
   if (auto ok = check("GuestMemory::mark_dirty", range, Access::write); !ok) return ok;
   for_each_piece(translator_, range, [](const Piece& piece, std::uint64_t) { piece.mark(); });
   return {};
-}
-
-Result<void> GuestMemory::merge_dirty_log(GuestAddress base, std::span<const std::uint64_t> bits,
-                                          std::uint64_t unit) const {
-  const Piece piece = detail::piece_at(translator_, base.value(), 1);
-  if (piece.size == 0 || piece.dirty == nullptr) {
-    return fail(range_error("GuestMemory::merge_dirty_log", {base, 1}, Access::write));
-  }
-  return piece.dirty->merge(piece.offset, bits, unit);
 }
 
 }  // namespace vmspace

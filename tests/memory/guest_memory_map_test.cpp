@@ -15,6 +15,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/address_space/address_space_base.hpp"
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 
@@ -274,11 +275,11 @@ TEST_F(GuestMemoryRemap, NewRegionsTakeTheNextPartsOfASharedBacking) {
 }
 
 TEST_F(GuestMemoryRemap, RegionsPluggedWhileTrackingAreTracked) {
-  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_TRUE(enable_dirty_tracking(memory));
   ASSERT_TRUE(space.insert_region(ram(more, 1_MiB)));
   const auto after = memory.remap(space);
   ASSERT_TRUE(after);
-  EXPECT_EQ(after->harvest_dirty(), (std::vector<GuestRange>{{GuestAddress(more), 1_MiB}}));
+  EXPECT_EQ(harvest_dirty(*after), (std::vector<GuestRange>{{GuestAddress(more), 1_MiB}}));
 }
 
 TEST_F(GuestMemoryRemap, APartOfTheBackingThatARegionHasIsNotGivenToAnother) {
