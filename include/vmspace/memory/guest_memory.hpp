@@ -346,7 +346,7 @@ class GuestMemory {
     if (dirty == nullptr) [[unlikely]]
       return false;
     const std::uint64_t offset = address.value() - entry->first;
-    Copy(entry->host + offset, detail::known_after(from.data(), entry->host), from.size());
+    Copy(entry->host + offset, from.data(), from.size());
     dirty->mark(offset, from.size());
     return true;
   }
