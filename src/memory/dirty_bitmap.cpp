@@ -8,6 +8,8 @@
 #include <bit>
 #include <utility>
 
+#include "vmspace/base/try.hpp"
+
 #include "os/system_calls.hpp"
 
 namespace vmspace {
@@ -136,7 +138,7 @@ Result<std::vector<DirtyRange>> DirtyBitmap::harvest() {
   DirtyHarvest harvest;
   const auto taken = harvest.take(*this);
   std::vector<DirtyRange> ranges(taken.begin(), taken.end());
-  if (auto ok = harvest.finish(); !ok) return fail(ok.error());
+  VMSPACE_TRY_IN("DirtyBitmap::harvest", harvest.finish());
   return ranges;
 }
 
@@ -222,9 +224,7 @@ Result<void> DirtyHarvest::finish() {
   full_fence();
   const bool needed = std::ranges::any_of(
       taken_, [](const Taken& taken) { return !taken.bitmap->writers_fence(); });
-  if (needed) {
-    if (auto ok = fence_writers("DirtyBitmap::harvest"); !ok) return ok;
-  }
+  if (needed) VMSPACE_TRY(fence_writers("DirtyHarvest::finish"));
   taken_.clear();
   return {};
 }

@@ -30,7 +30,7 @@ Result<std::vector<DirtyBitmap*>> detail::start_tracking(std::span<const MemoryR
 }
 
 Result<void> enable_dirty_tracking(const GuestMemory& memory) {
-  VMSPACE_TRY(detail::start_tracking(memory.regions()));
+  VMSPACE_TRY_IN("enable_dirty_tracking", detail::start_tracking(memory.regions()));
   return {};
 }
 
@@ -40,6 +40,7 @@ void disable_dirty_tracking(const GuestMemory& memory) noexcept {
 }
 
 Result<std::vector<GuestRange>> harvest_dirty(const GuestMemory& memory) {
+  constexpr const char* operation = "harvest_dirty";
   DirtyHarvest harvest;
   std::vector<GuestRange> ranges;
   for (const MemoryRegionPtr& region : memory.regions()) {
@@ -47,7 +48,7 @@ Result<std::vector<GuestRange>> harvest_dirty(const GuestMemory& memory) {
     // Asked afterwards: one that is switched off meanwhile may have forgotten what was not taken.
     if (!region->dirty().is_enabled()) {
       return fail({.code = Errc::bad_state,
-                   .operation = "harvest_dirty",
+                   .operation = operation,
                    .first = detail::operand(region->guest_range()),
                    .reason = "the region is not tracked: call enable_dirty_tracking() first"});
     }
@@ -60,15 +61,18 @@ Result<std::vector<GuestRange>> harvest_dirty(const GuestMemory& memory) {
       }
     }
   }
-  VMSPACE_TRY(harvest.finish());
+  VMSPACE_TRY_IN(operation, harvest.finish());
   return ranges;
 }
 
 Result<void> merge_dirty_log(const GuestMemory& memory, GuestAddress base,
                              std::span<const std::uint64_t> bits, std::uint64_t unit) {
-  VMSPACE_TRY_IN("merge_dirty_log", memory.check({.base = base, .size = 1}, Access::write));
+  constexpr const char* operation = "merge_dirty_log";
+  VMSPACE_TRY_IN(operation, memory.check({.base = base, .size = 1}, Access::write));
   const MemoryRegionPtr region = memory.find_region(base);
-  return region->dirty().merge(base.value() - region->base().value(), bits, unit);
+  const std::uint64_t offset = base.value() - region->base().value();
+  VMSPACE_TRY_IN(operation, region->dirty().merge(offset, bits, unit));
+  return {};
 }
 
 }  // namespace vmspace

@@ -32,7 +32,7 @@ std::vector<MemoryRegionPtr>::const_iterator first_reaching(
 Result<void> join_tracking(std::span<const MemoryRegionPtr> regions) {
   const auto tracks = [](const MemoryRegionPtr& region) { return region->dirty().is_enabled(); };
   if (std::ranges::none_of(regions, tracks)) return {};
-  const auto started = VMSPACE_TRY(detail::start_tracking(regions));
+  const auto started = VMSPACE_TRY_IN("GuestMemory::from_regions", detail::start_tracking(regions));
   for (DirtyBitmap* bitmap : started)
     bitmap->mark(0, bitmap->size());
   return {};
@@ -97,7 +97,7 @@ Result<GuestMemory> GuestMemory::with_region(MemoryRegionPtr region) const {
   changed.reserve(regions().size() + 1);
   changed.assign(regions().begin(), regions().end());
   changed.push_back(std::move(region));
-  return from_regions(std::move(changed));
+  return VMSPACE_TRY_IN("GuestMemory::with_region", from_regions(std::move(changed)));
 }
 
 Result<GuestMemory> GuestMemory::without_region(GuestAddress base) const {
@@ -110,7 +110,7 @@ Result<GuestMemory> GuestMemory::without_region(GuestAddress base) const {
                  .first = Operand::address(base.value()),
                  .reason = "no region begins here"});
   }
-  return from_regions(std::move(changed));
+  return VMSPACE_TRY_IN("GuestMemory::without_region", from_regions(std::move(changed)));
 }
 
 std::span<const MemoryRegionPtr> GuestMemory::regions() const noexcept {

@@ -20,7 +20,7 @@ using detail::Piece;
 Result<void> GuestMemory::read_across(const char* operation, GuestAddress address, void* to,
                                       std::size_t size) const {
   const GuestRange range{.base = address, .size = size};
-  if (auto ok = check(operation, range, Access::read); !ok) return ok;
+  VMSPACE_TRY(check(operation, range, Access::read));
   auto* const out = static_cast<std::byte*>(to);
   // Objects up to this size are promised whole integers.
   const auto copy =
@@ -34,7 +34,7 @@ Result<void> GuestMemory::read_across(const char* operation, GuestAddress addres
 Result<void> GuestMemory::write_across(const char* operation, GuestAddress address,
                                        const void* from, std::size_t size) const {
   const GuestRange range{.base = address, .size = size};
-  if (auto ok = check(operation, range, Access::write); !ok) return ok;
+  VMSPACE_TRY(check(operation, range, Access::write));
   const auto* const in = static_cast<const std::byte*>(from);
   const auto copy =
       size <= detail::inline_copy_limit ? detail::store_words : detail::copy_to_shared;
@@ -51,7 +51,7 @@ Result<std::size_t> GuestMemory::read_some(GuestAddress address, std::span<std::
   if (size == 0 && !to.empty()) {
     return fail(range_error(operation, {.base = address, .size = 1}, Access::read));
   }
-  if (auto ok = read_across(operation, address, to.data(), size); !ok) return fail(ok.error());
+  VMSPACE_TRY(read_across(operation, address, to.data(), size));
   return size;
 }
 
@@ -62,12 +62,12 @@ Result<std::size_t> GuestMemory::write_some(GuestAddress address,
   if (size == 0 && !from.empty()) {
     return fail(range_error(operation, {.base = address, .size = 1}, Access::write));
   }
-  if (auto ok = write_across(operation, address, from.data(), size); !ok) return fail(ok.error());
+  VMSPACE_TRY(write_across(operation, address, from.data(), size));
   return size;
 }
 
 Result<void> GuestMemory::fill(GuestRange range, std::byte value) const {
-  if (auto ok = check("GuestMemory::fill", range, Access::write); !ok) return ok;
+  VMSPACE_TRY(check("GuestMemory::fill", range, Access::write));
   for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t) {
     detail::fill_shared(piece.host, value, piece.size);
     piece.mark();
@@ -110,9 +110,7 @@ Result<std::string> GuestMemory::read_string(GuestAddress address, std::size_t l
     if (!at) return fail(range_error(operation, {address, text.size() + 1}, Access::read));
     const std::size_t size = std::min(chunk.size(), limit - text.size());
     const auto read = read_some(*at, std::span(chunk).first(size));
-    if (!read) {
-      return fail(range_error(operation, {address, text.size() + 1}, Access::read));
-    }
+    if (!read) return fail(range_error(operation, {address, text.size() + 1}, Access::read));
     const auto got = std::span(chunk).first(*read);
     const auto end = std::ranges::find(got, std::byte{0});
     text.append(reinterpret_cast<const char*>(got.data()),
@@ -123,27 +121,25 @@ Result<std::string> GuestMemory::read_string(GuestAddress address, std::size_t l
                .operation = operation,
                .first = Operand::address(address.value()),
                .second = Operand::size(limit),
-               .reason = "no end of the string"});
+               .reason = "there is no terminating 0 within the limit"});
 }
 
 Result<GuestView> GuestMemory::view(GuestRange range) const {
-  if (range.size == 0) return GuestView(map_, {});
-  auto host = const_host_address(range);
-  if (!host) return fail(host.error());
-  return GuestView(map_, {*host, static_cast<std::size_t>(range.size)});
+  if (range.empty()) return GuestView(map_, {});
+  const std::byte* const host = VMSPACE_TRY_IN("GuestMemory::view", const_host_address(range));
+  return GuestView(map_, {host, static_cast<std::size_t>(range.size)});
 }
 
 Result<MutableGuestView> GuestMemory::mutable_view(GuestRange range) const {
-  if (range.size == 0) return MutableGuestView(map_, {}, {});
-  auto host = host_address(range);
-  if (!host) return fail(host.error());
+  if (range.empty()) return MutableGuestView(map_, {}, {});
+  std::byte* const host = VMSPACE_TRY_IN("GuestMemory::mutable_view", host_address(range));
   const Piece piece = detail::piece_at(translator_, range.base.value(), range.size);
-  return MutableGuestView(map_, {*host, static_cast<std::size_t>(range.size)},
+  return MutableGuestView(map_, {host, static_cast<std::size_t>(range.size)},
                           {.bitmap = piece.dirty, .offset = piece.offset, .size = piece.size});
 }
 
 Result<GuestIovecs> GuestMemory::iovecs(GuestRange range, Access access) const {
-  if (auto ok = check("GuestMemory::iovecs", range, access); !ok) return fail(ok.error());
+  VMSPACE_TRY(check("GuestMemory::iovecs", range, access));
   GuestIovecs result(map_);
   for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t) {
     result.iovecs_.push_back({.iov_base = piece.host, .iov_len = piece.size});
@@ -155,7 +151,7 @@ Result<GuestIovecs> GuestMemory::iovecs(GuestRange range, Access access) const {
 }
 
 Result<void> GuestMemory::mark_dirty(GuestRange range) const {
-  if (auto ok = check("GuestMemory::mark_dirty", range, Access::write); !ok) return ok;
+  VMSPACE_TRY(check("GuestMemory::mark_dirty", range, Access::write));
   for_each_piece(translator_, range, [](const Piece& piece, std::uint64_t) { piece.mark(); });
   return {};
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/memory/detail/guest_access.hpp"
 #include "vmspace/memory/memory_region.hpp"
 
@@ -27,7 +28,7 @@ Result<void> MemoryRegion::check_image(const char* operation, std::uint64_t offs
 
 Result<void> MemoryRegion::load_image(std::uint64_t offset,
                                       std::span<const std::byte> bytes) const {
-  if (auto ok = check_image("MemoryRegion::load_image", offset, bytes.size()); !ok) return ok;
+  VMSPACE_TRY(check_image("MemoryRegion::load_image", offset, bytes.size()));
   if (bytes.empty()) return {};
   detail::copy_to_shared(host_base() + offset, bytes.data(), bytes.size());
   dirty_.mark(offset, bytes.size());
@@ -37,7 +38,7 @@ Result<void> MemoryRegion::load_image(std::uint64_t offset,
 Result<std::uint64_t> MemoryRegion::load_image_from(int fd, std::uint64_t offset,
                                                     std::uint64_t size) const {
   constexpr const char* operation = "MemoryRegion::load_image_from";
-  if (auto ok = check_image(operation, offset, size); !ok) return fail(ok.error());
+  VMSPACE_TRY(check_image(operation, offset, size));
   const auto read = detail::marked_read(
       fd, {.host = host_base() + offset, .size = size, .dirty = dirty_, .offset = offset});
   if (read.error != 0) {
