@@ -6,11 +6,14 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "host/host_support.hpp"
 
 namespace vmspace {
 namespace {
 
+using ::testing::Not;
 using namespace test;
 
 AddressSpaceRegion describe(RegionOptions options) {
@@ -31,7 +34,7 @@ TEST(MemoryRegion, IsWhatItsDescriptionSays) {
   for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
     const auto description = ram({.source = source});
     const auto region = MemoryRegion::map(description);
-    ASSERT_TRUE(region) << region.error().message();
+    ASSERT_THAT(region, IsOk());
     EXPECT_EQ((*region)->description(), description);
     EXPECT_EQ((*region)->base(), GuestAddress(4_GiB));
     EXPECT_EQ((*region)->size(), 1_MiB);
@@ -57,7 +60,7 @@ TEST(MemoryRegion, HonoursOffsetAndSharing) {
                 .size = 4_KiB,
                 .backing = {.source = MemorySource::file, .path = path, .offset = 60_KiB},
                 .protection = Protection::read}));
-  ASSERT_TRUE(region) << region.error().message();
+  ASSERT_THAT(region, IsOk());
   EXPECT_EQ(permissions_at((*region)->host_base()), "r--s");
   EXPECT_EQ((*region)->mapping().file_offset(), 60_KiB);
   EXPECT_EQ((*region)->host_base()[0], std::byte{'f'});
@@ -65,7 +68,7 @@ TEST(MemoryRegion, HonoursOffsetAndSharing) {
 
   const auto copy = MemoryRegion::map(
       ram({.source = MemorySource::file, .path = path, .sharing = Sharing::map_private}, 64_KiB));
-  ASSERT_TRUE(copy);
+  ASSERT_THAT(copy, IsOk());
   EXPECT_EQ(permissions_at((*copy)->host_base()), "rw-p");
 }
 
@@ -132,15 +135,14 @@ TEST(MemoryRegion, ABackingThatCantBeWrittenIsRefusedToAGuestThatWrites) {
   EXPECT_FALSE(backing->is_writable());
   const auto region =
       MemoryRegion::map(ram({.source = MemorySource::shmem}, 64_KiB), {.backing = *backing});
-  ASSERT_FALSE(region);
-  EXPECT_EQ(region.error().code, Errc::access_denied);
+  ASSERT_THAT(region, HasError(Errc::access_denied));
 }
 
 TEST(MemoryRegion, HostAddressAgreesWithTheGuestAddressModuloTheHugePage) {
   for (const std::uint64_t base : {std::uint64_t{0}, 4_GiB, 3_MiB, 4_GiB + 4_KiB}) {
     const auto region = MemoryRegion::map(describe(
         {.base = GuestAddress(base), .size = 8_MiB, .backing = {.source = MemorySource::anon}}));
-    ASSERT_TRUE(region);
+    ASSERT_THAT(region, IsOk());
     const auto host = reinterpret_cast<std::uintptr_t>((*region)->host_base());
     EXPECT_EQ((host - base) % 2_MiB, 0U) << base;
   }
@@ -154,7 +156,7 @@ TEST(MemoryRegion, TheLastPageOfTheAddressSpaceCanBeMapped) {
   const auto region = MemoryRegion::map(describe({.base = GuestAddress(UINT64_MAX - page + 1),
                                                   .size = page,
                                                   .backing = {.source = MemorySource::anon}}));
-  ASSERT_TRUE(region);
+  ASSERT_THAT(region, IsOk());
   EXPECT_EQ((*region)->last_addr(), GuestAddress(UINT64_MAX));
   EXPECT_EQ(MemoryRegion::map(describe({.size = std::uint64_t{1} << 63,
                                         .backing = {.source = MemorySource::anon}}))
@@ -175,7 +177,7 @@ TEST(MemoryRegion, BindsBeforeTheFirstPageAndPopulatesLast) {
     // mbind(2) is ENOSYS without CONFIG_NUMA and EPERM under the seccomp filters of containers.
     GTEST_SKIP() << "this kernel has no NUMA, or this container may not use it";
   }
-  ASSERT_TRUE(region) << region.error().message();
+  ASSERT_THAT(region, IsOk());
   const auto& mapping = (*region)->mapping();
   EXPECT_EQ(mapping.numa_policy(), (NumaPolicy{NumaMode::bind, {0}}));
   const auto residency = mapping.residency();
@@ -187,9 +189,8 @@ TEST(MemoryRegion, BindsBeforeTheFirstPageAndPopulatesLast) {
   }
   options.numa_node = 1023;
   const auto missing = MemoryRegion::map(describe(options));
-  ASSERT_FALSE(missing);
-  EXPECT_EQ(missing.error().code, Errc::not_found);
-  EXPECT_TRUE(MemoryRegion::map(describe(options), {.numa_mode = NumaMode::by_default}));
+  ASSERT_THAT(missing, HasError(Errc::not_found));
+  VMSPACE_EXPECT_OK(MemoryRegion::map(describe(options), {.numa_mode = NumaMode::by_default}));
 }
 
 TEST(MemoryRegion, TellsWhetherTheWishForHugePagesWasTaken) {
@@ -213,8 +214,7 @@ TEST(MemoryRegion, SeveralRegionsShareOneBacking) {
   EXPECT_EQ(all->data()[1_MiB], std::byte{9});
   const auto past = MemoryRegion::map(ram({.source = MemorySource::shmem}),
                                       {.backing = *memory, .backing_offset = 2_MiB});
-  ASSERT_FALSE(past);
-  EXPECT_EQ(past.error().code, Errc::out_of_bounds);
+  ASSERT_THAT(past, HasError(Errc::out_of_bounds));
 }
 
 TEST(MemoryRegion, PopulatesSeveralRegionsAtOnce) {
@@ -223,17 +223,17 @@ TEST(MemoryRegion, PopulatesSeveralRegionsAtOnce) {
     const auto region = MemoryRegion::map(
         describe({.size = 20_MiB, .backing = {.source = source}, .populate = true}),
         {.defer_populate = true});
-    ASSERT_TRUE(region);
+    ASSERT_THAT(region, IsOk());
     EXPECT_EQ((*region)->mapping().residency()->resident, 0U);
     regions.push_back(*region);
   }
   const auto done = populate(regions, {.threads = 2});
-  ASSERT_TRUE(done) << done.error().message();
+  ASSERT_THAT(done, IsOk());
   for (const auto& region : regions) {
     EXPECT_EQ(region->mapping().residency()->resident, 20_MiB);
   }
   regions.push_back(nullptr);
-  EXPECT_EQ(populate(regions).error().code, Errc::invalid_argument);
+  EXPECT_THAT(populate(regions), HasError(Errc::invalid_argument));
 }
 
 TEST(MemoryRegion, ErrorsNameTheRegionItsGuestRangeAndItsFile) {
@@ -263,7 +263,7 @@ TEST(MemoryRegion, ErrorsNameTheRegionItsGuestRangeAndItsFile) {
             "MemoryMapping::map: " + name + ": alignment is not a power of two: 0x3");
   const auto unnamed = MemoryRegion::map(
       describe({.size = 64_KiB, .backing = {.source = MemorySource::file, .path = "/srv/ram"}}));
-  ASSERT_FALSE(unnamed);
+  ASSERT_THAT(unnamed, Not(IsOk()));
   EXPECT_EQ(unnamed.error().message(),
             "Backing::open: \"[0x0, 0xffff]\": failed (opening the file: \"/srv/ram\"): No such "
             "file or directory");
@@ -280,11 +280,11 @@ TEST(MemoryRegion, PopulatingDoesNotWriteAFileThatTheGuestOnlyReads) {
                 .protection = Protection::read,
                 .populate = true});
   const auto alone = MemoryRegion::map(description);
-  ASSERT_TRUE(alone) << alone.error().message();
+  ASSERT_THAT(alone, IsOk());
   EXPECT_EQ(allocated_bytes(fd.get()), 0U);
   const auto later = MemoryRegion::map(description, {.defer_populate = true});
-  ASSERT_TRUE(later);
-  ASSERT_TRUE(populate(std::span(&*later, 1)));
+  ASSERT_THAT(later, IsOk());
+  ASSERT_THAT(populate(std::span(&*later, 1)), IsOk());
   EXPECT_EQ(allocated_bytes(fd.get()), 0U);
 }
 
@@ -301,14 +301,13 @@ TEST(MemoryRegion, ErrorsOfPopulatingNameTheRegion) {
   ASSERT_TRUE(good && rom);
   const MemoryRegionPtr both[] = {*good, *rom};
   const auto done = populate(both, {.access = PopulateAccess::write});
-  ASSERT_FALSE(done);
+  ASSERT_THAT(done, Not(IsOk()));
   EXPECT_EQ(done.error().text.subject(), "rom [0x100000, 0x10ffff]") << done.error().message();
 }
 
 TEST(MemoryRegion, ARegionWithoutABackingHasNoMemory) {
   const auto region = MemoryRegion::map(describe({.size = 4_KiB}));
-  ASSERT_FALSE(region);
-  EXPECT_EQ(region.error().code, Errc::invalid_argument);
+  ASSERT_THAT(region, HasError(Errc::invalid_argument));
 }
 
 TEST(MemoryRegion, LastHolderUnmaps) {
@@ -316,7 +315,7 @@ TEST(MemoryRegion, LastHolderUnmaps) {
   const std::uint64_t mapped = address_space_bytes();
   {
     auto region = MemoryRegion::map(ram({.source = MemorySource::shmem}, 1_GiB));
-    ASSERT_TRUE(region);
+    ASSERT_THAT(region, IsOk());
     const auto other = *region;
     region->reset();
     other->host_base()[1_GiB - 1] = std::byte{1};

@@ -13,12 +13,15 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "host/host_support.hpp"
 #include "memory/guest_support.hpp"
 
 namespace vmspace {
 namespace {
 
+using ::testing::Not;
 using test::operator""_MiB;
 using testing::guest;
 using testing::page;
@@ -30,27 +33,27 @@ TEST(RegionDescriptor, TheOtherSideSeesTheSameMemory) {
       guest({{0x1000, 4 * page, Protection::read_write, MemorySource::shmem},
              {top - 2 * page + 1, 2 * page, Protection::read, MemorySource::shmem}});
   const auto described = describe_regions(memory);
-  ASSERT_TRUE(described);
+  ASSERT_THAT(described, IsOk());
   ASSERT_EQ(described->size(), 2U);
   const auto other = map_regions(*described);
-  ASSERT_TRUE(other) << other.error().message();
-  ASSERT_TRUE(other->write(GuestAddress(0x1008), std::uint64_t{42}));
-  EXPECT_EQ(memory.read<std::uint64_t>(GuestAddress(0x1008)), 42U);
-  EXPECT_EQ(other->write(GuestAddress(top), std::uint8_t{1}).error().code, Errc::access_denied);
+  ASSERT_THAT(other, IsOk());
+  ASSERT_THAT(other->write(GuestAddress(0x1008), std::uint64_t{42}), IsOk());
+  EXPECT_THAT(memory.read<std::uint64_t>(GuestAddress(0x1008)), IsOkAndHolds(42U));
+  EXPECT_THAT(other->write(GuestAddress(top), std::uint8_t{1}), HasError(Errc::access_denied));
   EXPECT_EQ(other->last_addr(), GuestAddress(top));
   // And may be described in turn.
   const auto again = describe_regions(*other);
-  ASSERT_TRUE(again);
+  ASSERT_THAT(again, IsOk());
   EXPECT_EQ((*again)[0].offset, (*described)[0].offset);
 }
 
 TEST(RegionDescriptor, NothingBecomesExecutableOnThePeersWord) {
   const GuestMemory memory = guest({{0, page, Protection::read_write, MemorySource::shmem}});
   auto described = describe_regions(memory);
-  ASSERT_TRUE(described);
+  ASSERT_THAT(described, IsOk());
   described->front().protection = Protection::read_write | Protection::execute;
   const auto mapped = map_regions(*described);
-  ASSERT_TRUE(mapped);
+  ASSERT_THAT(mapped, IsOk());
   EXPECT_EQ(test::permissions_at(mapped->regions().front()->host_base()), "rw-s");
   EXPECT_EQ(mapped->regions().front()->protection(), described->front().protection);
 }
@@ -62,21 +65,22 @@ TEST(RegionDescriptor, OffsetsAreKept) {
       {.base = GuestAddress(0), .size = page, .descriptor = file, .offset = page},
       {.base = GuestAddress(4 * page), .size = page, .descriptor = file}};
   const auto memory = map_regions(halves, Unsealed::accept);
-  ASSERT_TRUE(memory);
-  ASSERT_TRUE(memory->write(GuestAddress(0), std::uint8_t{9}));
+  ASSERT_THAT(memory, IsOk());
+  ASSERT_THAT(memory->write(GuestAddress(0), std::uint8_t{9}), IsOk());
   std::uint8_t byte = 0;
   ASSERT_EQ(pread(file, &byte, 1, page), 1);
   EXPECT_EQ(byte, 9);
   EXPECT_EQ((*describe_regions(*memory))[0].offset, page);
   close(file);
-  EXPECT_EQ(memory->read<std::uint8_t>(GuestAddress(0)), 9);  // a descriptor of its own
+  EXPECT_THAT(memory->read<std::uint8_t>(GuestAddress(0)),
+              IsOkAndHolds(9));  // a descriptor of its own
 }
 
 TEST(RegionDescriptor, FilesThatTheirOwnerCouldShrinkAreRefusedUnlessAccepted) {
   const GuestMemory memory = guest({{0, page, Protection::read_write, MemorySource::shmem}});
   const auto sealed = describe_regions(memory);
-  ASSERT_TRUE(sealed);
-  EXPECT_TRUE(map_regions(*sealed));
+  ASSERT_THAT(sealed, IsOk());
+  VMSPACE_EXPECT_OK(map_regions(*sealed));
 
   std::FILE* const regular = std::tmpfile();
   ASSERT_NE(regular, nullptr);
@@ -86,9 +90,9 @@ TEST(RegionDescriptor, FilesThatTheirOwnerCouldShrinkAreRefusedUnlessAccepted) {
     ASSERT_EQ(ftruncate(file, page), 0);
     const std::vector<RegionDescriptor> regions{
         sealed->front(), {.base = GuestAddress(page), .size = page, .descriptor = file}};
-    EXPECT_TRUE(map_regions(regions, Unsealed::accept));
+    VMSPACE_EXPECT_OK(map_regions(regions, Unsealed::accept));
     const auto refused = map_regions(regions);
-    ASSERT_FALSE(refused);
+    ASSERT_THAT(refused, Not(IsOk()));
     EXPECT_EQ(refused.error().message(),
               "map_regions: access denied: [0x1000, 0x1fff] (its owner could truncate the file, "
               "and to access it would be SIGBUS; it must seal it with F_SEAL_SHRINK, or "
@@ -108,24 +112,23 @@ TEST(RegionDescriptor, HugePagesThatTheirOwnerCouldPunchOutAreRefusedUnlessAccep
   std::vector<RegionDescriptor> regions{
       {.base = GuestAddress(0), .size = 2_MiB, .descriptor = file}};
   const auto refused = map_regions(regions);
-  ASSERT_FALSE(refused);
-  EXPECT_EQ(refused.error().code, Errc::access_denied) << refused.error().message();
+  ASSERT_THAT(refused, Not(IsOk()));
+  EXPECT_THAT(refused, HasError(Errc::access_denied)) << refused.error().message();
   const auto accepted = map_regions(regions, Unsealed::accept);
-  ASSERT_TRUE(accepted) << accepted.error().message();
+  ASSERT_THAT(accepted, IsOk());
   EXPECT_EQ(accepted->regions().front()->backing().page_size(), 2_MiB);
 
   ASSERT_EQ(fcntl(file, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
   EXPECT_NE(fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 2_MiB), 0);
   regions.front().protection = Protection::read;
   const auto sealed = map_regions(regions);
-  EXPECT_TRUE(sealed) << sealed.error().message();
+  VMSPACE_EXPECT_OK(sealed);
   close(file);
 }
 
 TEST(RegionDescriptor, WhatNobodyCanShareIsUnsupported) {
   const auto described = describe_regions(guest({{0x1000, page}}));
-  ASSERT_FALSE(described);
-  EXPECT_EQ(described.error().code, Errc::unsupported);
+  ASSERT_THAT(described, HasError(Errc::unsupported));
 }
 
 TEST(RegionDescriptor, NothingThatWasReceivedIsTrusted) {
@@ -137,7 +140,7 @@ TEST(RegionDescriptor, NothingThatWasReceivedIsTrusted) {
     bad.base = GuestAddress(8 * page);
     change(bad);
     const auto mapped = map_regions(std::vector<RegionDescriptor>{good, bad}, Unsealed::accept);
-    ASSERT_FALSE(mapped);
+    ASSERT_THAT(mapped, Not(IsOk()));
     EXPECT_EQ(mapped.error().code, code) << mapped.error().message();
   };
   refused([](auto& r) { r.descriptor = -1; }, Errc::os);
@@ -152,7 +155,7 @@ TEST(RegionDescriptor, NothingThatWasReceivedIsTrusted) {
           Errc::overflow);
   refused([](auto& r) { r.base = GuestAddress(0); }, Errc::overlap);
   const std::vector<RegionDescriptor> many(GuestMemory::max_regions + 1, good);
-  EXPECT_EQ(map_regions(many).error().code, Errc::limit_exceeded);
+  EXPECT_THAT(map_regions(many), HasError(Errc::limit_exceeded));
   EXPECT_EQ(map_regions({})->regions().size(), 0U);
   close(file);
 }

@@ -15,6 +15,7 @@
 
 #include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_ptr.hpp"
+#include "vmspace/testing.hpp"
 
 #include "memory/guest_support.hpp"
 #include "memory/virtqueue.hpp"
@@ -82,7 +83,7 @@ void expect_no_write_is_missed() {
   const auto copy = [&](const std::vector<GuestRange>& ranges) {
     for (const GuestRange& range : ranges) {
       const std::span to(replica.data() + (range.base.value() - base), range.size);
-      ASSERT_TRUE(memory.read_slice(range.base, to));
+      ASSERT_THAT(memory.read_slice(range.base, to), IsOk());
     }
   };
 
@@ -94,17 +95,17 @@ void expect_no_write_is_missed() {
     round.arrive_and_wait();
     if (r % 10 == 0) {
       disable_dirty_tracking(memory);
-      EXPECT_TRUE(enable_dirty_tracking(memory));
+      VMSPACE_EXPECT_OK(enable_dirty_tracking(memory));
       copy({{GuestAddress(base), size}});
     }
     while (running.load() != 0) {
       const auto dirty = harvest_dirty(memory);
-      EXPECT_TRUE(dirty);
+      VMSPACE_EXPECT_OK(dirty);
       if (dirty) copy(*dirty);
     }
     round.arrive_and_wait();
     const auto dirty = harvest_dirty(memory);
-    EXPECT_TRUE(dirty);
+    VMSPACE_EXPECT_OK(dirty);
     if (dirty) copy(*dirty);
     EXPECT_TRUE(contents(memory, base, size) == replica) << "in round " << r;
   }
@@ -133,7 +134,7 @@ TEST(GuestMemoryStress, AlignedIntegersAreNeverTorn) {
   std::atomic<bool> stop{false};
   std::thread other([&] {
     for (std::uint16_t value = 0; !stop.load(); value = static_cast<std::uint16_t>(~value)) {
-      EXPECT_TRUE(memory.store(index, value, std::memory_order_release));
+      VMSPACE_EXPECT_OK(memory.store(index, value, std::memory_order_release));
     }
   });
   for (int i = 0; i < 20000; ++i) {
@@ -162,7 +163,7 @@ void expect_whole_integers(const GuestMemory& memory, GuestAddress integer) {
   const auto is_whole = [](std::uint64_t value) {
     return value == 0 || value == ~std::uint64_t{0};
   };
-  ASSERT_TRUE(memory.write(object, Object{}));
+  ASSERT_THAT(memory.write(object, Object{}), IsOk());
   for (const bool reading : {true, false}) {
     std::atomic<bool> stop{false};
     std::barrier both(2);
@@ -170,11 +171,11 @@ void expect_whole_integers(const GuestMemory& memory, GuestAddress integer) {
       both.arrive_and_wait();
       for (std::uint64_t value = 0; !stop.load(std::memory_order_relaxed); value = ~value) {
         if (reading) {
-          EXPECT_TRUE(memory.store(integer, value, std::memory_order_relaxed));
+          VMSPACE_EXPECT_OK(memory.store(integer, value, std::memory_order_relaxed));
         } else {
           Object written{};
           written.integer = value;
-          EXPECT_TRUE(memory.write(object, written));
+          VMSPACE_EXPECT_OK(memory.write(object, written));
         }
       }
     });
