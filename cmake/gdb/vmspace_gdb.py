@@ -49,7 +49,7 @@ def entries(tree):
     and values in arrays and its states in two words of bits. A value without state has no place.
     """
     value_type = tree.type.strip_typedefs().template_argument(0)
-    leaf = tree["store_"]["first_"]
+    leaf = tree["tree_"]["first_"]
     while int(leaf) != 0:
         node = leaf.dereference()
         free = int(node["free"]["word_"])
@@ -71,7 +71,7 @@ def entries(tree):
 
 def entry_count(tree):
     """Layout of a tree: how many entries it has."""
-    return int(tree["store_"]["size_"])
+    return int(tree["tree_"]["size_"])
 
 
 def operand_text(operand):

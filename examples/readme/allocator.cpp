@@ -17,7 +17,7 @@ vmspace::Result<void> example() {
   if (auto ok = mmio.insert(vmspace::Range::of(0xc000'0000, 0xfbff'ffff)); !ok) return ok;
 
   const auto bar = mmio.allocate({.size = 16_KiB, .align = 16_KiB}, "nic0 BAR0");
-  if (!bar) return vmspace::fail(bar.error());  // "allocate: no space for 0x4000 in [...]"
+  if (!bar) return vmspace::fail(bar.error());  // "IntervalTree::allocate: no space for ..."
 
   const std::string* owner = mmio.find_value(bar->min() + 0x10);
   if (owner != nullptr) std::printf("%s\n", owner->c_str());  // nic0 BAR0

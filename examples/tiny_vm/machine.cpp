@@ -33,12 +33,12 @@ void Machine::show_to(int vm_descriptor) {
 }
 
 GuestAddress Machine::plug(const vmspace::RegionOptions& options) {
-  const GuestAddress base = need(
+  const auto placed = need(
       space_.place_region(options, {.size = options.size, .align = plug_alignment}, "ram_high"));
-  const auto region = need(MemoryRegion::map(*space_.find_region(base)));
+  const auto region = need(MemoryRegion::map(placed));
   memory_ = need(memory_.with_region(region));
   if (slots_) need(slots_->set(*region));
-  return base;
+  return region->base();
 }
 
 void Machine::unplug(GuestAddress base) {

@@ -5,6 +5,9 @@
 #pragma once
 
 #include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/interval_entry.hpp"
+#include "vmspace/allocator/interval_iterator.hpp"
 #include "vmspace/allocator/interval_tree.hpp"
+#include "vmspace/allocator/interval_tree_stats.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/base.hpp"

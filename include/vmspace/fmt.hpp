@@ -26,14 +26,18 @@ struct PrintByFmt {
 
 }  // namespace vmspace::detail
 
-// Trees and spaces have begin() and end(), and are no lists of elements to fmt/ranges.h, whether
-// that is included or not.
+// Trees and spaces have begin() and end(), and a Range has structured bindings. To fmt/ranges.h they
+// are neither lists nor tuples, whether it is included or not.
 FMT_BEGIN_NAMESPACE
 template <typename T, typename Char>
 struct is_range;
+template <typename T>
+struct is_tuple_like;
 FMT_END_NAMESPACE
 template <vmspace::Textual T>
 struct fmt::is_range<T, char> : std::false_type {};
+template <vmspace::Textual T>
+struct fmt::is_tuple_like<T> : std::false_type {};
 
 /// A type's text is made whole, then padded as a string is.
 template <vmspace::Textual T>

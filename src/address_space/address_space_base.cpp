@@ -6,15 +6,11 @@
 #include <cassert>
 #include <utility>
 
+#include "vmspace/base/try.hpp"
+
 namespace vmspace {
 
 namespace {
-
-/// An error of a part, under the name of the call that its caller made.
-tl::unexpected<Error> renamed(Error error, const char* operation) {
-  error.operation = operation;
-  return fail(error);
-}
 
 /// The types that an aperture takes, as what to do about a region of another.
 const char* takes_instead(ApertureUse use) {
@@ -53,11 +49,11 @@ AddressSpaceBase::AddressSpaceBase(AddressSpaceLayout layout)
   add_free(next, layout_->phys_max());
 }
 
-Result<AddressSpaceBase> AddressSpaceBase::from_regions(AddressSpaceLayout layout,
-                                                        std::vector<AddressSpaceRegion> regions) {
+Result<AddressSpaceBase> AddressSpaceBase::from_regions(
+    AddressSpaceLayout layout, std::vector<AddressSpaceRegionPtr> regions) {
   AddressSpaceBase space(std::move(layout));
-  for (AddressSpaceRegion& region : regions) {
-    if (auto ok = space.insert_region(std::move(region)); !ok) return fail(ok.error());
+  for (AddressSpaceRegionPtr& region : regions) {
+    VMSPACE_TRY(space.insert_region(std::move(region), "AddressSpaceBase::from_regions"));
   }
   return space;
 }
@@ -66,9 +62,9 @@ Result<void> AddressSpaceBase::check_free(const AddressSpaceRegion& region, cons
                                           const AddressSpaceRegion* ignored) const {
   const Range range = region.range();
   if (auto ok = layout_->check_place(region.type(), range); !ok) {
-    Error error = ok.error();
+    Error error = ok.error().in(operation);
     error.text = error.text.with_subject(region.name());
-    return renamed(error, operation);
+    return fail(error);
   }
   for (const auto& entry : regions_.overlapping(range)) {
     if (entry.value == nullptr || entry.value->get() == ignored) continue;
@@ -82,21 +78,27 @@ Result<void> AddressSpaceBase::check_free(const AddressSpaceRegion& region, cons
   return {};
 }
 
-Result<void> AddressSpaceBase::insert_region(AddressSpaceRegion region) {
-  constexpr const char* operation = "insert_region";
-  if (auto ok = check_free(region, operation); !ok) return ok;
-  const Range range = region.range();
-  auto taken =
-      regions_.allocate_at(range, std::make_shared<const AddressSpaceRegion>(std::move(region)));
-  if (!taken) return renamed(taken.error(), operation);
+Result<AddressSpaceRegionPtr> AddressSpaceBase::insert_region(AddressSpaceRegionPtr region,
+                                                              const char* operation) {
+  if (region == nullptr) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .reason = "the region is a null pointer"});
+  }
+  VMSPACE_TRY(check_free(*region, operation));
+  VMSPACE_TRY_IN(operation, regions_.allocate_at(region->range(), region));
   ++size_;
-  return {};
+  return region;
 }
 
-Result<void> AddressSpaceBase::insert_region(RegionOptions options) {
-  auto region = AddressSpaceRegion::make(std::move(options));
-  if (!region) return fail(region.error());
-  return insert_region(*std::move(region));
+Result<AddressSpaceRegionPtr> AddressSpaceBase::insert_region(AddressSpaceRegionPtr region) {
+  return insert_region(std::move(region), "AddressSpaceBase::insert_region");
+}
+
+Result<AddressSpaceRegionPtr> AddressSpaceBase::insert_region(RegionOptions options) {
+  constexpr const char* operation = "AddressSpaceBase::insert_region";
+  auto region = VMSPACE_TRY_IN(operation, AddressSpaceRegion::make(std::move(options)));
+  return insert_region(std::move(region), operation);
 }
 
 Result<const AddressSpaceRegion*> AddressSpaceBase::region_from(GuestAddress base,
@@ -108,54 +110,45 @@ Result<const AddressSpaceRegion*> AddressSpaceBase::region_from(GuestAddress bas
   return region;
 }
 
-Result<AddressSpaceRegion> AddressSpaceBase::remove_region(GuestAddress base) {
-  constexpr const char* operation = "remove_region";
-  const auto region = region_from(base, operation);
-  if (!region) return fail(region.error());
-  AddressSpaceRegion removed = **region;  // before anything changes: copying allocates
-  if (auto freed = regions_.free(removed.range()); !freed) return renamed(freed.error(), operation);
+Result<AddressSpaceRegionPtr> AddressSpaceBase::remove_region(GuestAddress base) {
+  constexpr const char* operation = "AddressSpaceBase::remove_region";
+  const AddressSpaceRegion* const region = VMSPACE_TRY(region_from(base, operation));
+  auto removed = VMSPACE_TRY_IN(operation, regions_.free(region->range()));
   --size_;
-  return removed;
+  return *std::move(removed);
 }
 
-Result<void> AddressSpaceBase::move_region(GuestAddress from, GuestAddress to) {
-  constexpr const char* operation = "move_region";
-  const auto found = region_from(from, operation);
-  if (!found) return fail(found.error());
-  const AddressSpaceRegion& region = **found;
-  if (from == to) return {};
+Result<AddressSpaceRegionPtr> AddressSpaceBase::move_region(GuestAddress from, GuestAddress to) {
+  constexpr const char* operation = "AddressSpaceBase::move_region";
+  const AddressSpaceRegion* const region = VMSPACE_TRY(region_from(from, operation));
+  if (from == to) return *find_pointer(from);
 
-  RegionOptions options = region.options();
+  RegionOptions options = region->options();
   options.base = to;
-  auto moved = AddressSpaceRegion::make(std::move(options));
-  if (!moved) return renamed(moved.error(), operation);
-  if (auto ok = check_free(*moved, operation, &region); !ok) return ok;
+  const auto moved = VMSPACE_TRY_IN(operation, AddressSpaceRegion::make(std::move(options)));
+  VMSPACE_TRY(check_free(*moved, operation, region));
 
-  const Range old_range = region.range();
+  const Range old_range = region->range();
   const Range new_range = moved->range();
-  auto value = std::make_shared<const AddressSpaceRegion>(*std::move(moved));
   // The new place is taken before the old one is given up, because taking may fail for want of
-  // memory and giving up can't. Where both overlap that is no order, so a copy is changed.
+  // memory and giving up can't. Where the two overlap neither order works, so a copy is changed.
   const bool overlapping = old_range.overlaps(new_range);
   Tree copy = overlapping ? regions_ : Tree();
   Tree& tree = overlapping ? copy : regions_;
-  if (overlapping) {
-    if (auto freed = tree.free(old_range); !freed) return renamed(freed.error(), operation);
-  }
-  if (auto taken = tree.allocate_at(new_range, std::move(value)); !taken) {
-    return renamed(taken.error(), operation);
-  }
+  if (overlapping) VMSPACE_TRY_IN(operation, tree.free(old_range));
+  VMSPACE_TRY_IN(operation, tree.allocate_at(new_range, moved));
   if (overlapping) {
     regions_.swap(copy);
-  } else if (auto freed = regions_.free(old_range); !freed) {
-    return renamed(freed.error(), operation);
+  } else {
+    VMSPACE_TRY_IN(operation, regions_.free(old_range));
   }
-  return {};
+  return moved;
 }
 
-Result<GuestAddress> AddressSpaceBase::place_region(RegionOptions options, Constraint constraint,
-                                                    std::string_view aperture) {
-  constexpr const char* operation = "place_region";
+Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions options,
+                                                             Constraint constraint,
+                                                             std::string_view aperture) {
+  constexpr const char* operation = "AddressSpaceBase::place_region";
   if (options.base != GuestAddress{}) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
@@ -171,7 +164,7 @@ Result<GuestAddress> AddressSpaceBase::place_region(RegionOptions options, Const
                  .reason = "the size is the constraint's: leave it 0",
                  .text = options.name});
   }
-  if (auto valid = constraint.validate(); !valid) return renamed(valid.error(), operation);
+  VMSPACE_TRY_IN(operation, constraint.validate());
   const Aperture* window = layout_->find_aperture(aperture);
   if (window == nullptr) {
     std::string names;
@@ -192,32 +185,32 @@ Result<GuestAddress> AddressSpaceBase::place_region(RegionOptions options, Const
                  .reason = takes_instead(window->use),
                  .text = {options.name, window->name}});
   }
-  options.size = constraint.size;
-  auto region = AddressSpaceRegion::make(std::move(options));
-  if (!region) return renamed(region.error(), operation);
-
   constraint.min = std::max(constraint.min, window->range.min());
   constraint.max = std::min(constraint.max, window->range.max());
-  constraint.align = std::max(constraint.align, region->alignment());
   if (constraint.min > constraint.max) {
     return fail({.code = Errc::no_space,
                  .operation = operation,
                  .first = Operand::size(constraint.size),
                  .second = detail::operand(window->range),
                  .reason = "the constraint's window lies outside of the aperture",
-                 .text = {region->name(), window->name}});
+                 .text = {options.name, window->name}});
   }
-  const auto value = std::make_shared<AddressSpaceRegion>(*std::move(region));
-  const auto place = regions_.allocate(constraint, RegionPtr(value));
+  if (options.backing.source != MemorySource::none) {
+    constraint.align = std::max(constraint.align, options.backing.effective_page_size());
+  }
+  const auto place = regions_.find_place(constraint);
   if (!place) {
-    Error error = place.error();
+    Error error = place.error().in(operation);
     if (error.reason == nullptr) error.reason = "in the aperture";
-    error.text = {value->name(), window->name};
-    return renamed(error, operation);
+    error.text = {options.name, window->name};
+    return fail(error);
   }
-  value->options_.base = GuestAddress(place->min());
+  options.base = GuestAddress(place->min());
+  options.size = constraint.size;
+  const auto region = VMSPACE_TRY_IN(operation, AddressSpaceRegion::make(std::move(options)));
+  VMSPACE_TRY_IN(operation, regions_.allocate_at(*place, region));
   ++size_;
-  return value->base();
+  return region;
 }
 
 Result<const AddressSpaceRegion*> AddressSpaceBase::region_at(GuestAddress address,
@@ -228,15 +221,21 @@ Result<const AddressSpaceRegion*> AddressSpaceBase::region_at(GuestAddress addre
 }
 
 Result<bool> AddressSpaceBase::is_dax_region(GuestAddress address) const {
-  return region_at(address, "is_dax_region").map([](auto* region) { return region->is_dax(); });
+  return region_at(address, "AddressSpaceBase::is_dax_region").map([](auto* region) {
+    return region->is_dax();
+  });
 }
 
 Result<Protection> AddressSpaceBase::prot_flags(GuestAddress address) const {
-  return region_at(address, "prot_flags").map([](auto* region) { return region->protection(); });
+  return region_at(address, "AddressSpaceBase::prot_flags").map([](auto* region) {
+    return region->protection();
+  });
 }
 
 Result<std::optional<std::uint32_t>> AddressSpaceBase::numa_node_id(GuestAddress address) const {
-  return region_at(address, "numa_node_id").map([](auto* region) { return region->numa_node(); });
+  return region_at(address, "AddressSpaceBase::numa_node_id").map([](auto* region) {
+    return region->numa_node();
+  });
 }
 
 std::optional<GuestAddress> AddressSpaceBase::last_addr() const noexcept {
@@ -249,17 +248,18 @@ std::optional<GuestAddress> AddressSpaceBase::last_addr() const noexcept {
 
 bool operator==(const AddressSpaceBase& a, const AddressSpaceBase& b) noexcept {
   const auto same = [](const auto& left, const auto& right) {
-    return &left == &right || left == right;
+    return left == right || *left == *right;
   };
-  return a.size_ == b.size_ && same(*a.layout_, *b.layout_) &&
+  return a.size_ == b.size_ && same(a.layout_, b.layout_) &&
          std::equal(a.begin(), a.end(), b.begin(), b.end(), same);
 }
 
 Result<void> AddressSpaceBase::check_invariants() const {
   const auto broken = [](const char* rule) {
-    return fail({.code = Errc::corrupt, .operation = "check_invariants", .reason = rule});
+    return fail(
+        {.code = Errc::corrupt, .operation = "AddressSpaceBase::check_invariants", .reason = rule});
   };
-  if (auto ok = regions_.check_invariants(); !ok) return ok;
+  VMSPACE_TRY_IN("AddressSpaceBase::check_invariants", regions_.check_invariants());
   std::size_t count = 0;
   for (const auto& entry : regions_) {
     if (entry.state == NodeState::allocated) return broken("a taken range has no region");
@@ -274,8 +274,8 @@ Result<void> AddressSpaceBase::check_invariants() const {
   if (count != size_) return broken("the number of regions is wrong");
   // What is neither free nor a region is a hole: giving all regions back gives an empty space.
   Tree tree = regions_;
-  for (const AddressSpaceRegion& region : *this)
-    static_cast<void>(tree.free(region.range()));
+  for (const AddressSpaceRegionPtr& region : *this)
+    static_cast<void>(tree.free(region->range()));
   if (tree != AddressSpaceBase(*layout_).regions_) return broken("free ranges are lost or split");
   return {};
 }
@@ -287,14 +287,14 @@ RegionDiff diff(const AddressSpaceBase& before, const AddressSpaceBase& after) {
   while (old_region != before.end() || new_region != after.end()) {
     const bool has_old = old_region != before.end();
     const bool has_new = new_region != after.end();
-    if (has_old && has_new && old_region->base() == new_region->base()) {
-      if (&*old_region != &*new_region && *old_region != *new_region) {
+    if (has_old && has_new && (*old_region)->base() == (*new_region)->base()) {
+      if (*old_region != *new_region && **old_region != **new_region) {
         result.removed.push_back(*old_region);
         result.added.push_back(*new_region);
       }
       ++old_region;
       ++new_region;
-    } else if (!has_new || (has_old && old_region->base() < new_region->base())) {
+    } else if (!has_new || (has_old && (*old_region)->base() < (*new_region)->base())) {
       result.removed.push_back(*old_region++);
     } else {
       result.added.push_back(*new_region++);

@@ -7,6 +7,8 @@
 #include <limits>
 #include <utility>
 
+#include "vmspace/base/try.hpp"
+
 #include "address_space/known_values.hpp"
 #include "spec/known_values.hpp"
 
@@ -45,7 +47,8 @@ Result<void> check_backing(const RegionOptions& options) {
                  .text = {options.name, backing.path}});
   };
   if (backing.source == MemorySource::none) {
-    if (backing != BackingSpec{}) return invalid("a backing without a source takes nothing else");
+    if (backing != BackingSpec{})
+      return invalid("a backing without a source must be otherwise empty");
     if (options.numa_node) return invalid("numa_node needs a backing");
     if (options.huge_pages) return invalid("huge_pages needs a backing");
     if (options.populate) return invalid("populate needs a backing");
@@ -53,17 +56,18 @@ Result<void> check_backing(const RegionOptions& options) {
   }
   const bool needs_path = backing.source == MemorySource::hugetlbfs;
   const bool is_file = backing.source == MemorySource::file;
-  if (needs_path && backing.path.empty()) return invalid("hugetlbfs needs the mount's path");
+  if (needs_path && backing.path.empty())
+    return invalid("source hugetlbfs needs the path of a mount");
   if (is_file && backing.path.empty() == !backing.descriptor) {
-    return invalid("file needs a path or a descriptor, and not both");
+    return invalid("source file needs either a path or a descriptor");
   }
   if (is_file && backing.descriptor && *backing.descriptor < 0) {
     return invalid("the descriptor is negative");
   }
-  if (!is_file && backing.descriptor) return invalid("only file takes a descriptor");
+  if (!is_file && backing.descriptor) return invalid("only source file takes a descriptor");
   if (!is_file && !needs_path && !backing.path.empty()) return invalid("this source takes no path");
-  if (!is_file && backing.offset != 0) return invalid("only file takes an offset");
-  if (!is_file && backing.discardable) return invalid("only file is declared discardable");
+  if (!is_file && backing.offset != 0) return invalid("only source file takes an offset");
+  if (!is_file && backing.discardable) return invalid("only a file can be discardable");
 
   const std::uint64_t page = backing.effective_page_size();
   if (!std::has_single_bit(page)) {
@@ -74,7 +78,7 @@ Result<void> check_backing(const RegionOptions& options) {
                  .text = options.name});
   }
   if (page < BackingSpec{}.effective_page_size())
-    return invalid("pages smaller than the machine's");
+    return invalid("the page size must be at least the machine's");
   const auto misaligned = [&](Operand value, const char* reason) {
     return fail({.code = Errc::misaligned,
                  .operation = operation,
@@ -99,7 +103,7 @@ Result<void> check_backing(const RegionOptions& options) {
                  .operation = operation,
                  .first = Operand::size(backing.offset),
                  .second = Operand::size(options.size),
-                 .reason = "no file reaches so far",
+                 .reason = "the part of the file would end past 2^63 - 1, the largest file offset",
                  .text = {options.name, backing.path}});
   }
   return {};
@@ -107,7 +111,7 @@ Result<void> check_backing(const RegionOptions& options) {
 
 }  // namespace
 
-Result<AddressSpaceRegion> AddressSpaceRegion::make(RegionOptions options) {
+Result<AddressSpaceRegionPtr> AddressSpaceRegion::make(RegionOptions options) {
   if (options.size == 0) {
     return fail({.code = Errc::zero_size,
                  .operation = operation,
@@ -121,9 +125,9 @@ Result<AddressSpaceRegion> AddressSpaceRegion::make(RegionOptions options) {
                  .second = Operand::size(options.size),
                  .text = options.name});
   }
-  if (auto ok = check_known(options); !ok) return fail(ok.error());
-  if (auto ok = check_backing(options); !ok) return fail(ok.error());
-  return AddressSpaceRegion(std::move(options));
+  VMSPACE_TRY(check_known(options));
+  VMSPACE_TRY(check_backing(options));
+  return AddressSpaceRegionPtr(new AddressSpaceRegion(std::move(options)));
 }
 
 std::string_view name_of(RegionType type) noexcept {

@@ -8,6 +8,7 @@
 #include <boost/icl/interval_set.hpp>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/base/try.hpp"
 
 #include "address_space/known_values.hpp"
 
@@ -45,7 +46,7 @@ Result<void> check_parts(std::vector<Part>& parts, std::uint64_t phys_max, const
                    .operation = operation,
                    .first = detail::operand(range),
                    .second = detail::operand(parts[i - 1].range),
-                   .reason = "what lies there",
+                   .reason = "already there",
                    .text = {parts[i].name, parts[i - 1].name}});
     }
   }
@@ -54,7 +55,8 @@ Result<void> check_parts(std::vector<Part>& parts, std::uint64_t phys_max, const
 
 /// What both machines check of their options. `least` is the lowest mem_end that leaves room for
 /// what the machine puts below it.
-Result<void> check_machine(const char* operation, unsigned bits, Range allowed_bits, unsigned buses,
+Result<void> check_machine(const char* operation, unsigned bits, Range allowed_bits,
+                           const char* bits_rule, unsigned buses,
                            std::optional<std::uint64_t> mem_end, std::uint64_t least) {
   const auto invalid = [&](std::uint64_t value, const char* reason) {
     return fail({.code = Errc::invalid_argument,
@@ -62,22 +64,22 @@ Result<void> check_machine(const char* operation, unsigned bits, Range allowed_b
                  .first = Operand::number(value),
                  .reason = reason});
   };
-  if (!allowed_bits.contains(bits)) return invalid(bits, "so many address bits no machine has");
-  if (buses > max_buses) return invalid(buses, "PCI has at most 256 buses");
+  if (!allowed_bits.contains(bits)) return invalid(bits, bits_rule);
+  if (buses > max_buses) return invalid(buses, "ecam_buses must be at most 256");
   const std::uint64_t phys_end = std::uint64_t{1} << bits;
   if (mem_end && (*mem_end < least || *mem_end > phys_end)) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
                  .first = Operand::address(*mem_end),
                  .second = Operand::range(least, phys_end),
-                 .reason = "mem_end"});
+                 .reason = "mem_end must lie within this range"});
   }
   if (mem_end && *mem_end % page_size != 0) {
     return fail({.code = Errc::misaligned,
                  .operation = operation,
                  .first = Operand::address(*mem_end),
                  .second = Operand::size(page_size),
-                 .reason = "mem_end"});
+                 .reason = "mem_end and the page size"});
   }
   return {};
 }
@@ -113,10 +115,8 @@ Result<AddressSpaceLayout> AddressSpaceLayout::make(LayoutOptions options) {
                  .second = Operand::range(0, options.phys_max),
                  .reason = "the range for RAM"});
   }
-  if (auto ok = check_parts(options.apertures, options.phys_max, operation); !ok)
-    return fail(ok.error());
-  if (auto ok = check_parts(options.holes, options.phys_max, operation); !ok)
-    return fail(ok.error());
+  VMSPACE_TRY(check_parts(options.apertures, options.phys_max, operation));
+  VMSPACE_TRY(check_parts(options.holes, options.phys_max, operation));
   for (auto aperture = options.apertures.begin(); aperture != options.apertures.end(); ++aperture) {
     const Range& range = aperture->range;
     if (!is_known(aperture->use)) {
@@ -172,11 +172,9 @@ Result<AddressSpaceLayout> AddressSpaceLayout::x86_64(const X86LayoutOptions& op
   constexpr std::uint64_t high_begin = 4_GiB;
   constexpr Range hypertransport = Range::of(0xfd'0000'0000, 0xff'ffff'ffff);
 
-  if (auto ok = check_machine(operation, options.phys_bits, Range::of(36, 52), options.ecam_buses,
-                              options.mem_end, high_begin);
-      !ok) {
-    return fail(ok.error());
-  }
+  VMSPACE_TRY(check_machine(operation, options.phys_bits, Range::of(36, 52),
+                            "phys_bits must be 36 to 52", options.ecam_buses, options.mem_end,
+                            high_begin));
   const std::uint64_t phys_end = std::uint64_t{1} << options.phys_bits;
   const std::uint64_t mem_end = options.mem_end.value_or(phys_end / 2);
   const std::uint64_t ecam_end = mmio_begin + options.ecam_buses * bytes_per_bus;
@@ -194,7 +192,7 @@ Result<AddressSpaceLayout> AddressSpaceLayout::x86_64(const X86LayoutOptions& op
   if (options.amd_hole && phys_end > hypertransport.max()) {
     parts.holes.push_back({"hypertransport", hypertransport, HoleKind::reserved});
   }
-  return make(std::move(parts));
+  return VMSPACE_TRY_IN(operation, make(std::move(parts)));
 }
 
 Result<AddressSpaceLayout> AddressSpaceLayout::aarch64(const Aarch64LayoutOptions& options) {
@@ -202,11 +200,9 @@ Result<AddressSpaceLayout> AddressSpaceLayout::aarch64(const Aarch64LayoutOption
   constexpr std::uint64_t mmio_begin = 256_MiB;
   constexpr std::uint64_t ram_begin = 1_GiB;
 
-  if (auto ok = check_machine(operation, options.ipa_bits, Range::of(32, 52), options.ecam_buses,
-                              options.mem_end, ram_begin + page_size);
-      !ok) {
-    return fail(ok.error());
-  }
+  VMSPACE_TRY(check_machine(operation, options.ipa_bits, Range::of(32, 52),
+                            "ipa_bits must be 32 to 52", options.ecam_buses, options.mem_end,
+                            ram_begin + page_size));
   const std::uint64_t phys_end = std::uint64_t{1} << options.ipa_bits;
   const std::uint64_t mem_end = options.mem_end.value_or(phys_end / 2);
   const std::uint64_t ecam_end = mmio_begin + options.ecam_buses * bytes_per_bus;
@@ -220,7 +216,7 @@ Result<AddressSpaceLayout> AddressSpaceLayout::aarch64(const Aarch64LayoutOption
   };
   add("ecam", mmio_begin, ecam_end, ApertureUse::platform);
   add("mmio_high", mem_end, phys_end, ApertureUse::mmio);
-  return make(std::move(parts));
+  return VMSPACE_TRY_IN(operation, make(std::move(parts)));
 }
 
 const Aperture* AddressSpaceLayout::find_aperture(std::string_view name) const noexcept {
@@ -290,7 +286,7 @@ Result<void> AddressSpaceLayout::check_place(RegionType type, const Range& range
 
 namespace {
 
-// Pages are counted, not bytes: right-open intervals of pages reach 2^64, of bytes they can't.
+// Counted in pages: a right-open interval of bytes could not end at 2^64.
 using PageSet = boost::icl::interval_set<std::uint64_t, std::less,
                                          boost::icl::right_open_interval<std::uint64_t>>;
 using Pages = PageSet::interval_type;

@@ -108,8 +108,8 @@ void nest(std::vector<Line>& lines) {
 
 std::string memory_map(const AddressSpaceBase& space, const MemoryMapOptions& options) {
   std::vector<Line> lines;
-  for (const AddressSpaceRegion& region : space)
-    lines.push_back(line_of(region));
+  for (const AddressSpaceRegionPtr& region : space)
+    lines.push_back(line_of(*region));
   for (const DeviceRange& device : options.devices) {
     lines.push_back({device.range, Line::device, printable(device.name), "device"});
   }

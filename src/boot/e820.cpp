@@ -56,10 +56,10 @@ std::vector<E820Entry> table(const AddressSpaceLayout& layout, Intervals ram, In
 std::vector<E820Entry> e820(const AddressSpaceBase& space) {
   Intervals ram;
   Intervals reserved;
-  for (const AddressSpaceRegion& region : space) {
-    if (region.type() == RegionType::firmware_memory) reserved += interval(region.range());
-    if (region.type() == RegionType::default_memory && !region.is_hotplug()) {
-      ram += interval(region.range());
+  for (const AddressSpaceRegionPtr& region : space) {
+    if (region->type() == RegionType::firmware_memory) reserved += interval(region->range());
+    if (region->type() == RegionType::default_memory && !region->is_hotplug()) {
+      ram += interval(region->range());
     }
   }
   return table(space.layout(), std::move(ram), std::move(reserved));

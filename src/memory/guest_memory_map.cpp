@@ -20,7 +20,7 @@ bool takes_part(const AddressSpaceRegion& description, const MapOptions& options
          description.backing().source != MemorySource::file;
 }
 
-using Descriptions = std::vector<const AddressSpaceRegion*>;
+using Descriptions = std::vector<AddressSpaceRegionPtr>;
 
 /// A region among `regions` that shares memory with these bytes of the backing; null when none does.
 const MemoryRegion* find_alias(const Backing& backing, std::uint64_t offset, std::uint64_t size,
@@ -44,7 +44,7 @@ Result<void> check_parts(const Descriptions& descriptions, std::span<const Memor
   if (!options.backing) return {};
   const std::uint64_t size = options.backing->size();
   std::uint64_t left = size - std::min(options.backing_offset, size);
-  for (const AddressSpaceRegion* region : descriptions) {
+  for (const AddressSpaceRegionPtr& region : descriptions) {
     const AddressSpaceRegion& description = *region;
     if (!takes_part(description, options)) continue;
     if (description.size() > left) {
@@ -78,12 +78,12 @@ Result<void> map_descriptions(const Descriptions& descriptions, const MapOptions
   MapOptions mapping = options;
   mapping.defer_populate = true;
   std::vector<MemoryRegionPtr> to_populate;
-  for (const AddressSpaceRegion* region : descriptions) {
+  for (const AddressSpaceRegionPtr& region : descriptions) {
     const AddressSpaceRegion& description = *region;
     const bool part = takes_part(description, options);
     mapping.backing = part ? options.backing : std::nullopt;
     mapping.backing_offset = part ? std::exchange(next_part, next_part + description.size()) : 0;
-    auto mapped = MemoryRegion::map(description, mapping);
+    auto mapped = MemoryRegion::map(region, mapping);
     if (!mapped) return fail(mapped.error());
     if (description.wants_populate() && !options.defer_populate) to_populate.push_back(*mapped);
     regions.push_back(std::move(*mapped));
@@ -125,19 +125,19 @@ Result<GuestMemory> GuestMemory::remap(const AddressSpaceBase& after,
                                        const MapOptions& options) const {
   std::vector<MemoryRegionPtr> kept;
   Descriptions added;
-  for (const AddressSpaceRegion& description : after) {
-    if (!description.is_mapped()) continue;
-    MemoryRegionPtr region = find_region(description.base());
-    if (region != nullptr && region->description() == description) {
+  for (const AddressSpaceRegionPtr& description : after) {
+    if (!description->is_mapped()) continue;
+    MemoryRegionPtr region = find_region(description->base());
+    if (region != nullptr && region->description() == *description) {
       kept.push_back(std::move(region));
     } else {
-      added.push_back(&description);
+      added.push_back(description);
     }
   }
   std::vector<MemoryRegionPtr> leaving;  // both are sorted by address
   std::ranges::set_difference(regions(), kept, std::back_inserter(leaving), {}, &MemoryRegion::base,
                               &MemoryRegion::base);
-  for (const AddressSpaceRegion* description : added) {
+  for (const AddressSpaceRegionPtr& description : added) {
     if (auto ok = check_new(*description, leaving); !ok) return fail(ok.error());
   }
   if (auto ok = map_descriptions(added, options, kept); !ok) return fail(ok.error());
@@ -153,7 +153,7 @@ Result<GuestMemory> GuestMemory::create(std::span<const GuestRange> ram) {
                                                  .size = range.size,
                                                  .backing = {.source = MemorySource::shmem}});
     if (!description) return fail(description.error());
-    auto region = MemoryRegion::map(*description);
+    auto region = MemoryRegion::map(*std::move(description));
     if (!region) return fail(region.error());
     regions.push_back(std::move(*region));
   }

@@ -104,8 +104,13 @@ Result<Applied> prepare(MemoryMapping& mapping, const AddressSpaceRegion& descri
 
 }  // namespace
 
-Result<MemoryRegionPtr> MemoryRegion::map(const AddressSpaceRegion& description,
-                                          const MapOptions& options) {
+Result<MemoryRegionPtr> MemoryRegion::map(AddressSpaceRegionPtr shared, const MapOptions& options) {
+  if (shared == nullptr) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = "MemoryRegion::map",
+                 .reason = "the region is a null pointer"});
+  }
+  const AddressSpaceRegion& description = *shared;
   const auto fail_region = [&](const Error& error) {
     return fail(name_region(error, description));
   };
@@ -126,7 +131,7 @@ Result<MemoryRegionPtr> MemoryRegion::map(const AddressSpaceRegion& description,
     if (auto ok = vmspace::populate(std::span(&range, 1), options.populate); !ok)
       return fail_region(ok.error());
   }
-  return MemoryRegionPtr(new MemoryRegion(description, std::move(*mapping), *huge_pages));
+  return MemoryRegionPtr(new MemoryRegion(std::move(shared), std::move(*mapping), *huge_pages));
 }
 
 Result<void> populate(std::span<const MemoryRegionPtr> regions, PopulateOptions options) {

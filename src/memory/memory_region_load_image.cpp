@@ -20,7 +20,7 @@ Result<void> MemoryRegion::check_image(const char* operation, std::uint64_t offs
   if (!allows(mapping_.protection(), Protection::write)) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
-                 .first = detail::operand(description_.guest_range()),
+                 .first = detail::operand(description_->guest_range()),
                  .reason = "the shared file that the region is made of can't be written"});
   }
   return {};

@@ -52,10 +52,10 @@ TEST(Text, OfRangesConstraintsAndStates) {
                                .min = 0xc000'0000,
                                .max = 0xffff'ffff,
                                .align = 0x1000,
-                               .policy = Policy::last_match}),
+                               .policy = AllocPolicy::last_match}),
             "0x4000 aligned to 0x1000 in [0xc0000000-0xffffffff], last_match");
   EXPECT_EQ(to_text(NodeState::valued), "valued");
-  EXPECT_EQ(to_text(Policy::best_match), "best_match");
+  EXPECT_EQ(to_text(AllocPolicy::best_match), "best_match");
 }
 
 TEST(Text, OfATreeItsEntriesAndItsStatistics) {
@@ -99,7 +99,7 @@ TEST(Text, ARegionSaysWhatIsNotAsByDefault) {
                         .type = RegionType::device_memory,
                         .base = GuestAddress(0xc000'0000),
                         .size = 0x4000};
-  EXPECT_EQ(to_text(*AddressSpaceRegion::make(options)),
+  EXPECT_EQ(to_text(**AddressSpaceRegion::make(options)),
             "nic0 BAR0 device [0xc0000000-0xc0003fff] none");
   EXPECT_EQ(to_text(options), "nic0 BAR0 device 0xc0000000+0x4000 none");
   options.backing.source = MemorySource::anon;
@@ -107,7 +107,7 @@ TEST(Text, ARegionSaysWhatIsNotAsByDefault) {
   options.numa_node = 1;
   options.huge_pages = options.hotplug = options.populate = true;
   options.owner = 7;
-  EXPECT_EQ(to_text(*AddressSpaceRegion::make(options)),
+  EXPECT_EQ(to_text(**AddressSpaceRegion::make(options)),
             "nic0 BAR0 device [0xc0000000-0xc0003fff] anon r-- node 1 huge_pages hotplug populate "
             "owner 7");
   EXPECT_EQ(to_text(RegionOptions{}), "ram 0x0+0x0 none");

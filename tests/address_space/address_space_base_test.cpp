@@ -22,6 +22,8 @@ using namespace literals;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Pointee;
+using ::testing::Property;
 
 AddressSpaceLayout pc() {
   return *AddressSpaceLayout::x86_64({.phys_bits = 46});
@@ -38,8 +40,13 @@ RegionOptions device(std::uint64_t base, std::uint64_t size) {
           .size = size};
 }
 
-AddressSpaceRegion made(RegionOptions options) {
+AddressSpaceRegionPtr made(RegionOptions options) {
   return *AddressSpaceRegion::make(std::move(options));
+}
+
+/// A pointer to a region that says this.
+auto says(RegionOptions options) {
+  return Pointee(Property("options", &AddressSpaceRegion::options, std::move(options)));
 }
 
 /// RAM at [0, 1 GiB), a device at 0xc000'0000, RAM at [4 GiB, 5 GiB).
@@ -53,8 +60,8 @@ AddressSpaceBase example() {
 
 std::vector<std::uint64_t> bases(const AddressSpaceBase& space) {
   std::vector<std::uint64_t> all;
-  for (const AddressSpaceRegion& region : space)
-    all.push_back(region.base().value());
+  for (const AddressSpaceRegionPtr& region : space)
+    all.push_back(region->base().value());
   return all;
 }
 
@@ -77,12 +84,12 @@ static_assert(std::is_lvalue_reference_v<std::iter_reference_t<AddressSpaceBase:
 
 TEST(AddressSpaceBase, IsWalkedInBothDirections) {
   const AddressSpaceBase space = example();
-  EXPECT_EQ(std::prev(space.end())->base(), GuestAddress{4_GiB});
+  EXPECT_EQ((*std::prev(space.end()))->base(), GuestAddress{4_GiB});
   EXPECT_EQ(std::prev(space.end(), 3), space.begin());
   std::vector<std::uint64_t> backwards;
   for (auto at = std::reverse_iterator(space.end()); at != std::reverse_iterator(space.begin());
        ++at)
-    backwards.push_back(at->base().value());
+    backwards.push_back((*at)->base().value());
   EXPECT_THAT(backwards, ElementsAre(4_GiB, 0xc000'0000, 0));
 }
 
@@ -104,9 +111,10 @@ TEST(AddressSpaceBase, KeepsRegionsInAddressOrder) {
   EXPECT_THAT(bases(space), ElementsAre(0, 0xc000'0000, 4_GiB));
   EXPECT_EQ(space.last_addr(), GuestAddress{5_GiB - 1});
   EXPECT_TRUE(space.check_invariants());
-  EXPECT_EQ(std::count_if(space.begin(), space.end(),
-                          [](const AddressSpaceRegion& region) { return region.size() == 1_GiB; }),
-            2);
+  EXPECT_EQ(
+      std::count_if(space.begin(), space.end(),
+                    [](const AddressSpaceRegionPtr& region) { return region->size() == 1_GiB; }),
+      2);
 }
 
 TEST(AddressSpaceBase, FindsTheRegionOfEachOfItsBytes) {
@@ -153,7 +161,7 @@ TEST(AddressSpaceBase, InsertRefusesWhatOverlapsNamingTheLowestRegionInTheWay) {
   const Error error =
       failing(space, [](AddressSpaceBase& s) { return s.insert_region(ram(1_GiB - 1, 1_GiB)); });
   EXPECT_EQ(error, (Error{.code = Errc::overlap,
-                          .operation = "insert_region",
+                          .operation = "AddressSpaceBase::insert_region",
                           .first = Operand::span(1_GiB - 1, 1_GiB),
                           .second = Operand::span(0, 1_GiB),
                           .reason = "the region there",
@@ -190,7 +198,8 @@ TEST(AddressSpaceBase, AnErrorOfTheLayoutSaysWhichCallFailed) {
   AddressSpaceBase space(pc());
   EXPECT_EQ(failing(space, [](AddressSpaceBase& s) { return s.insert_region(ram(3_GiB, 4_KiB)); })
                 .message(),
-            "insert_region: \"ram\": [0xc0000000, 0xc0000fff] overlaps [0xc0000000, 0xfbffffff] "
+            "AddressSpaceBase::insert_region: \"ram\": [0xc0000000, 0xc0000fff] overlaps "
+            "[0xc0000000, 0xfbffffff] "
             "(an aperture for something else: \"mmio_low\")");
 }
 
@@ -233,9 +242,10 @@ TEST(AddressSpaceBase, TakesRegionsUpToTheLastByteOf64Bits) {
 TEST(AddressSpaceBase, RemoveGivesTheRegionBackAndFreesItsPlace) {
   AddressSpaceBase space = example();
   const AddressSpaceBase before = space;
+  const AddressSpaceRegionPtr region = *std::next(space.begin());
   const auto removed = space.remove_region(GuestAddress{0xc000'0000});
   ASSERT_TRUE(removed);
-  EXPECT_EQ(*removed, made(device(0xc000'0000, 64_KiB)));
+  EXPECT_EQ(*removed, region);
   EXPECT_EQ(space.size(), 2U);
   EXPECT_EQ(space.find_region(GuestAddress{0xc000'0000}), nullptr);
   EXPECT_TRUE(space.check_invariants());
@@ -264,10 +274,11 @@ TEST(AddressSpaceBase, RemovingEverythingGivesAnEmptySpace) {
 
 TEST(AddressSpaceBase, MoveTakesTheRegionWithAllItsProperties) {
   AddressSpaceBase space = example();
-  ASSERT_TRUE(space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0x2000'0000'0000}));
+  const auto moved = space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0x2000'0000'0000});
+  ASSERT_TRUE(moved);
   EXPECT_THAT(bases(space), ElementsAre(0, 4_GiB, 0x2000'0000'0000));
-  EXPECT_EQ(*space.find_region(GuestAddress{0x2000'0000'ffff}),
-            made(device(0x2000'0000'0000, 64_KiB)));
+  EXPECT_THAT(*moved, says(device(0x2000'0000'0000, 64_KiB)));
+  EXPECT_EQ(space.find_region(GuestAddress{0x2000'0000'ffff}), moved->get());
   EXPECT_EQ(space.size(), 3U);
   EXPECT_TRUE(space.check_invariants());
 }
@@ -294,7 +305,7 @@ TEST(AddressSpaceBase, MoveHappensWhollyOrNotAtAll) {
     });
   };
   EXPECT_EQ(error(0xc000'0000, 0xcfff'f000), (Error{.code = Errc::overlap,
-                                                    .operation = "move_region",
+                                                    .operation = "AddressSpaceBase::move_region",
                                                     .first = Operand::span(0xcfff'f000, 64_KiB),
                                                     .second = Operand::span(0xd000'0000, 4_KiB),
                                                     .reason = "the region there",
@@ -308,15 +319,18 @@ TEST(AddressSpaceBase, MoveHappensWhollyOrNotAtAll) {
 TEST(AddressSpaceBase, PlaceFindsAnAddressInsideTheAperture) {
   AddressSpaceBase space = example();
   const RegionOptions bar{.name = "bar", .type = RegionType::device_memory};
-  EXPECT_EQ(*space.place_region(bar, {.size = 64_KiB, .align = 64_KiB}, "mmio_low"),
+  EXPECT_EQ((*space.place_region(bar, {.size = 64_KiB, .align = 64_KiB}, "mmio_low"))->base(),
             GuestAddress{0xc001'0000});
-  EXPECT_EQ(*space.place_region(bar, {.size = 16_MiB, .align = 16_MiB}, "mmio_high"),
+  EXPECT_EQ((*space.place_region(bar, {.size = 16_MiB, .align = 16_MiB}, "mmio_high"))->base(),
             GuestAddress{0x2000'0000'0000});
-  EXPECT_EQ(*space.place_region(bar, {.size = 4_KiB, .policy = Policy::last_match}, "mmio_low"),
-            GuestAddress{0xfbff'f000});
   EXPECT_EQ(
-      *space.place_region(bar, {.size = 4_KiB, .min = 0xd000'0000, .max = 0xd000'0fff}, "mmio_low"),
-      GuestAddress{0xd000'0000});
+      (*space.place_region(bar, {.size = 4_KiB, .policy = AllocPolicy::last_match}, "mmio_low"))
+          ->base(),
+      GuestAddress{0xfbff'f000});
+  EXPECT_EQ((*space.place_region(bar, {.size = 4_KiB, .min = 0xd000'0000, .max = 0xd000'0fff},
+                                 "mmio_low"))
+                ->base(),
+            GuestAddress{0xd000'0000});
   EXPECT_EQ(space.find_region(GuestAddress{0xd000'0000})->name(), "bar");
   EXPECT_EQ(space.size(), 7U);
   EXPECT_TRUE(space.check_invariants());
@@ -326,11 +340,12 @@ TEST(AddressSpaceBase, PlaceKeepsOffHolesAndAlignsToTheBackingsPages) {
   AddressSpaceBase space(pc());
   ASSERT_TRUE(space.insert_region(ram(4_GiB, 1007_GiB)));
   // 1 GiB is left below the HyperTransport hole.
-  EXPECT_EQ(*space.place_region({.name = "ram"}, {.size = 2_GiB}, "ram_high"),
+  EXPECT_EQ((*space.place_region({.name = "ram"}, {.size = 2_GiB}, "ram_high"))->base(),
             GuestAddress{1024_GiB});
   ASSERT_TRUE(space.insert_region(ram(0, 4_KiB)));
-  EXPECT_EQ(*space.place_region({.name = "huge", .backing = {.source = MemorySource::hugeshmem}},
-                                {.size = 4_MiB}, "ram_low"),
+  EXPECT_EQ((*space.place_region({.name = "huge", .backing = {.source = MemorySource::hugeshmem}},
+                                 {.size = 4_MiB}, "ram_low"))
+                ->base(),
             GuestAddress{2_MiB});
   EXPECT_TRUE(space.check_invariants());
 }
@@ -357,7 +372,7 @@ TEST(AddressSpaceBase, PlaceRefusesWhatCannotBePlaced) {
             Errc::misaligned);
   EXPECT_EQ(error(bar, {.size = 1_GiB}, "mmio_low"),
             (Error{.code = Errc::no_space,
-                   .operation = "place_region",
+                   .operation = "AddressSpaceBase::place_region",
                    .first = Operand::size(1_GiB),
                    .second = Operand::range(0xc000'0000, 0xfbff'ffff),
                    .available = Operand::range(0xc001'0000, 0xfbff'ffff),
@@ -376,22 +391,24 @@ TEST(AddressSpaceBase, PlaceSaysWhichAperturesThereAreAndWhatEachTakes) {
                [&](AddressSpaceBase& s) { return s.place_region(options, constraint, aperture); })
         .message();
   };
-  EXPECT_EQ(
-      message({.name = "bar"}, {.size = 4_KiB}, "mmio_hgih"),
-      "place_region: \"mmio_hgih\": not found (the layout's apertures are: \"ram_low, mmio_low, "
-      "platform, ram_high, mmio_high\")");
+  EXPECT_EQ(message({.name = "bar"}, {.size = 4_KiB}, "mmio_hgih"),
+            "AddressSpaceBase::place_region: \"mmio_hgih\": not found (the layout's apertures are: "
+            "\"ram_low, mmio_low, "
+            "platform, ram_high, mmio_high\")");
   EXPECT_EQ(message({.name = "bar"}, {.size = 4_KiB}, "mmio_low"),
-            "place_region: \"bar\": wrong state: [0xc0000000, 0xfbffffff] (set .type to "
+            "AddressSpaceBase::place_region: \"bar\": wrong state: [0xc0000000, 0xfbffffff] (set "
+            ".type to "
             "device_memory, dax_memory or firmware_memory, as this takes: \"mmio_low\")");
   const RegionOptions bar{.name = "bar", .type = RegionType::device_memory};
   EXPECT_THAT(message(bar, {.size = 4_KiB}, "ram_low"),
               HasSubstr("set .type to default_memory or firmware_memory, as this takes"));
   EXPECT_EQ(message(bar, {.size = 4_KiB, .max = 0xbfff'ffff}, "mmio_low"),
-            "place_region: \"bar\": no space for 0x1000 in [0xc0000000, 0xfbffffff] (the "
+            "AddressSpaceBase::place_region: \"bar\": no space for 0x1000 in [0xc0000000, "
+            "0xfbffffff] (the "
             "constraint's window lies outside of the aperture: \"mmio_low\")");
   AddressSpaceBase bare(*AddressSpaceLayout::make({.phys_max = UINT64_MAX}));
   EXPECT_EQ(bare.place_region(bar, {.size = 4_KiB}, "x").error().message(),
-            "place_region: \"x\": not found (the layout has no apertures)");
+            "AddressSpaceBase::place_region: \"x\": not found (the layout has no apertures)");
 }
 
 TEST(AddressSpaceBase, FromRegionsTakesThemInAnyOrder) {
@@ -405,12 +422,32 @@ TEST(AddressSpaceBase, FromRegionsTakesThemInAnyOrder) {
   EXPECT_TRUE(AddressSpaceBase::from_regions(pc(), {}));
 }
 
+TEST(AddressSpaceBase, HoldsTheRegionItselfAndGivesIt) {
+  AddressSpaceBase space(pc());
+  const AddressSpaceRegionPtr region = made(ram(0, 1_GiB));
+  EXPECT_EQ(*space.insert_region(region), region);
+  EXPECT_EQ(space.find_region(GuestAddress{0}), region.get());
+  EXPECT_EQ(*space.begin(), region);
+  AddressSpaceBase other(pc());
+  ASSERT_TRUE(other.insert_region(region));  // spaces may share it
+  EXPECT_EQ(other, space);
+  EXPECT_EQ(*space.remove_region(GuestAddress{0}), region);
+  EXPECT_EQ(other.find_region(GuestAddress{0}), region.get());
+}
+
+TEST(AddressSpaceBase, RefusesANullPointer) {
+  AddressSpaceBase space = example();
+  const auto insert_null = [](AddressSpaceBase& s) { return s.insert_region(nullptr); };
+  EXPECT_EQ(failing(space, insert_null).code, Errc::invalid_argument);
+  EXPECT_EQ(AddressSpaceBase::from_regions(pc(), {nullptr}).error().code, Errc::invalid_argument);
+}
+
 TEST(AddressSpaceBase, CopiesAreIndependentAndShareRegions) {
   AddressSpaceBase space = example();
   const AddressSpaceBase copy = space;
   const AddressSpaceRegion* region = copy.find_region(GuestAddress{0});
   EXPECT_EQ(space.find_region(GuestAddress{0}), region);
-  ASSERT_TRUE(space.remove_region(GuestAddress{0}));
+  EXPECT_EQ(space.remove_region(GuestAddress{0})->get(), region);
   EXPECT_EQ(copy, example());
   EXPECT_EQ(copy.find_region(GuestAddress{0}), region);
   EXPECT_NE(space, copy);
@@ -442,9 +479,9 @@ TEST(Diff, NamesWhatOnlyTheOneOrTheOtherHas) {
   ASSERT_TRUE(after.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xe000'0000}));
   ASSERT_TRUE(after.insert_region(ram(8_GiB, 1_GiB)));
   const RegionDiff forward = diff(before, after);
-  EXPECT_THAT(forward.removed, ElementsAre(made(ram(0, 1_GiB)), made(device(0xc000'0000, 64_KiB))));
-  EXPECT_THAT(forward.added, ElementsAre(made(changed), made(device(0xe000'0000, 64_KiB)),
-                                         made(ram(8_GiB, 1_GiB))));
+  EXPECT_THAT(forward.removed, ElementsAre(says(ram(0, 1_GiB)), says(device(0xc000'0000, 64_KiB))));
+  EXPECT_THAT(forward.added, ElementsAre(says(changed), says(device(0xe000'0000, 64_KiB)),
+                                         says(ram(8_GiB, 1_GiB))));
   const RegionDiff back = diff(after, before);
   EXPECT_EQ(back.removed, forward.added);
   EXPECT_EQ(back.added, forward.removed);

@@ -35,49 +35,49 @@ TEST(Region, SaysWhatItWasMadeFrom) {
        .populate = true,
        .owner = 42});
   ASSERT_TRUE(region) << region.error().message();
-  EXPECT_EQ(region->name(), "pmem0");
-  EXPECT_EQ(region->type(), RegionType::dax_memory);
-  EXPECT_TRUE(region->is_dax());
-  EXPECT_EQ(region->base(), GuestAddress{4_GiB});
-  EXPECT_EQ(region->size(), 1_GiB);
-  EXPECT_EQ(region->last_addr(), GuestAddress{5_GiB - 1});
-  EXPECT_EQ(region->range(), *Range::make(4_GiB, 5_GiB - 1));
-  EXPECT_EQ(region->backing().path, "/images/root");
-  EXPECT_EQ(region->protection(), Protection::read);
-  EXPECT_EQ(region->numa_node(), 3U);
-  EXPECT_TRUE(region->wants_huge_pages());
-  EXPECT_TRUE(region->is_hotplug());
-  EXPECT_TRUE(region->wants_populate());
-  EXPECT_EQ(region->owner(), 42U);
-  EXPECT_TRUE(region->is_mapped());
+  EXPECT_EQ((*region)->name(), "pmem0");
+  EXPECT_EQ((*region)->type(), RegionType::dax_memory);
+  EXPECT_TRUE((*region)->is_dax());
+  EXPECT_EQ((*region)->base(), GuestAddress{4_GiB});
+  EXPECT_EQ((*region)->size(), 1_GiB);
+  EXPECT_EQ((*region)->last_addr(), GuestAddress{5_GiB - 1});
+  EXPECT_EQ((*region)->range(), *Range::make(4_GiB, 5_GiB - 1));
+  EXPECT_EQ((*region)->backing().path, "/images/root");
+  EXPECT_EQ((*region)->protection(), Protection::read);
+  EXPECT_EQ((*region)->numa_node(), 3U);
+  EXPECT_TRUE((*region)->wants_huge_pages());
+  EXPECT_TRUE((*region)->is_hotplug());
+  EXPECT_TRUE((*region)->wants_populate());
+  EXPECT_EQ((*region)->owner(), 42U);
+  EXPECT_TRUE((*region)->is_mapped());
 }
 
 TEST(Region, DefaultsAreUnbackedReadWriteRamAnywhere) {
   const auto region = AddressSpaceRegion::make({.size = 1});
   ASSERT_TRUE(region);
-  EXPECT_EQ(region->type(), RegionType::default_memory);
-  EXPECT_EQ(region->protection(), Protection::read_write);
-  EXPECT_EQ(region->numa_node(), std::nullopt);
-  EXPECT_FALSE(region->is_mapped());
-  EXPECT_FALSE(region->is_dax());
-  EXPECT_EQ(region->alignment(), 1U);
-  EXPECT_EQ(region->last_addr(), GuestAddress{0});
+  EXPECT_EQ((*region)->type(), RegionType::default_memory);
+  EXPECT_EQ((*region)->protection(), Protection::read_write);
+  EXPECT_EQ((*region)->numa_node(), std::nullopt);
+  EXPECT_FALSE((*region)->is_mapped());
+  EXPECT_FALSE((*region)->is_dax());
+  EXPECT_EQ((*region)->alignment(), 1U);
+  EXPECT_EQ((*region)->last_addr(), GuestAddress{0});
 }
 
 TEST(Region, ContainsItsFirstAndLastByteAndNoMore) {
   const auto region = *AddressSpaceRegion::make({.base = GuestAddress{0x1000}, .size = 0x1000});
-  EXPECT_FALSE(region.contains(GuestAddress{0xfff}));
-  EXPECT_TRUE(region.contains(GuestAddress{0x1000}));
-  EXPECT_TRUE(region.contains(GuestAddress{0x1fff}));
-  EXPECT_FALSE(region.contains(GuestAddress{0x2000}));
+  EXPECT_FALSE(region->contains(GuestAddress{0xfff}));
+  EXPECT_TRUE(region->contains(GuestAddress{0x1000}));
+  EXPECT_TRUE(region->contains(GuestAddress{0x1fff}));
+  EXPECT_FALSE(region->contains(GuestAddress{0x2000}));
 }
 
 TEST(Region, MayEndWithTheLastByteOfTheAddressSpace) {
   const auto region =
       AddressSpaceRegion::make({.base = GuestAddress{UINT64_MAX - 0xfff}, .size = 0x1000});
   ASSERT_TRUE(region);
-  EXPECT_EQ(region->last_addr(), GuestAddress{UINT64_MAX});
-  EXPECT_TRUE(region->contains(GuestAddress{UINT64_MAX}));
+  EXPECT_EQ((*region)->last_addr(), GuestAddress{UINT64_MAX});
+  EXPECT_TRUE((*region)->contains(GuestAddress{UINT64_MAX}));
   EXPECT_TRUE(AddressSpaceRegion::make({.size = UINT64_MAX}));
   EXPECT_TRUE(AddressSpaceRegion::make({.base = GuestAddress{UINT64_MAX}, .size = 1}));
 }
@@ -203,12 +203,12 @@ TEST(Region, RefusesToTuneMemoryThatItDoesNotHave) {
 
 TEST(Region, OptionsMakeAChangedCopy) {
   const auto region = *AddressSpaceRegion::make({.name = "bar", .size = 0x1000});
-  RegionOptions options = region.options();
+  RegionOptions options = region->options();
   options.base = GuestAddress{0x8000};
   const auto moved = *AddressSpaceRegion::make(options);
-  EXPECT_EQ(moved.base(), GuestAddress{0x8000});
-  EXPECT_NE(moved, region);
-  EXPECT_EQ(*AddressSpaceRegion::make(region.options()), region);
+  EXPECT_EQ(moved->base(), GuestAddress{0x8000});
+  EXPECT_NE(*moved, *region);
+  EXPECT_EQ(**AddressSpaceRegion::make(region->options()), *region);
 }
 
 TEST(Protection, CombinesAndAllows) {

@@ -403,6 +403,25 @@ TEST(CheckPlace, WithoutAperturesTheBoundsDecide) {
   EXPECT_EQ(check(RegionType::firmware_memory, Range::of(0, 0xfff)), Errc{});
 }
 
+TEST(MachineLayouts, ErrorsSayWhatIsAllowed) {
+  const auto message = [](const Result<AddressSpaceLayout>& layout) {
+    return layout ? "made" : layout.error().message();
+  };
+  EXPECT_EQ(message(AddressSpaceLayout::x86_64({.phys_bits = 64})),
+            "AddressSpaceLayout::x86_64: invalid argument: 64 (phys_bits must be 36 to 52)");
+  EXPECT_EQ(message(AddressSpaceLayout::aarch64({.ipa_bits = 31})),
+            "AddressSpaceLayout::aarch64: invalid argument: 31 (ipa_bits must be 32 to 52)");
+  EXPECT_EQ(message(AddressSpaceLayout::x86_64({.phys_bits = 40, .ecam_buses = 257})),
+            "AddressSpaceLayout::x86_64: invalid argument: 257 (ecam_buses must be at most 256)");
+  EXPECT_EQ(message(AddressSpaceLayout::x86_64({.phys_bits = 36, .mem_end = 1_GiB})),
+            "AddressSpaceLayout::x86_64: invalid argument: 0x40000000 for "
+            "[0x100000000, 0x1000000000] (mem_end must lie within this range)");
+  // The layout that the machine's parts make is the machine's own call.
+  EXPECT_EQ(message(AddressSpaceLayout::x86_64({.phys_bits = 46, .mem_end = 0xfe'0000'0000})),
+            "AddressSpaceLayout::x86_64: \"hypertransport\": [0xfd00000000, 0xffffffffff] overlaps "
+            "[0x100000000, 0xfdffffffff] (a hole crosses the edge of an aperture: \"ram_high\")");
+}
+
 TEST(CheckPlace, ErrorsNameBothRanges) {
   EXPECT_EQ(
       pc().check_place(RegionType::default_memory, Range::of(0, 0xc000'0000)).error().message(),

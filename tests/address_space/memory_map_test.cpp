@@ -140,7 +140,7 @@ TEST(Formatters, OfTheAddressSpaceLayer) {
   EXPECT_EQ(fmt::format("{}", RegionType::dax_memory), "dax");
   const auto region = AddressSpaceRegion::make(
       {.name = "ram", .size = 1_GiB, .backing = {.source = MemorySource::shmem}});
-  EXPECT_EQ(fmt::format("{}", *region), "ram ram [0x0-0x3fffffff] shmem");
+  EXPECT_EQ(fmt::format("{}", **region), "ram ram [0x0-0x3fffffff] shmem");
 }
 
 }  // namespace

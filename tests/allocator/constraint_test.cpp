@@ -16,7 +16,7 @@ TEST(Constraint, DefaultsToAnyPlaceLowestFirst) {
   EXPECT_EQ(constraint.min, 0U);
   EXPECT_EQ(constraint.max, top);
   EXPECT_EQ(constraint.align, 1U);
-  EXPECT_EQ(constraint.policy, Policy::first_match);
+  EXPECT_EQ(constraint.policy, AllocPolicy::first_match);
   EXPECT_TRUE(constraint.validate());
 }
 

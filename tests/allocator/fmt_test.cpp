@@ -19,7 +19,8 @@ TEST(Fmt, RangeIsItsBoundsInHexadecimal) {
 TEST(Fmt, NodeStateAndPolicyAreTheirNames) {
   EXPECT_EQ(fmt::format("{} {} {}", NodeState::free, NodeState::allocated, NodeState::valued),
             "free allocated valued");
-  EXPECT_EQ(fmt::format("{} {} {}", Policy::first_match, Policy::last_match, Policy::best_match),
+  EXPECT_EQ(fmt::format("{} {} {}", AllocPolicy::first_match, AllocPolicy::last_match,
+                        AllocPolicy::best_match),
             "first_match last_match best_match");
 }
 
@@ -28,7 +29,7 @@ TEST(Fmt, ConstraintSaysSizeAlignmentWindowAndPolicy) {
                                          .min = 0xc000'0000,
                                          .max = 0xffff'ffff,
                                          .align = 0x1000,
-                                         .policy = Policy::last_match}),
+                                         .policy = AllocPolicy::last_match}),
             "0x4000 aligned to 0x1000 in [0xc0000000-0xffffffff], last_match");
   EXPECT_EQ(fmt::format("{}", Constraint{.size = 1, .align = 0}),
             "0x1 aligned to 0x1 in [0x0-0xffffffffffffffff], first_match");

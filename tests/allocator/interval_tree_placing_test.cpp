@@ -20,9 +20,9 @@ using test::to_picture;
 constexpr std::uint64_t top = UINT64_MAX;
 constexpr std::uint64_t half = std::uint64_t{1} << 63;
 
-constexpr Policy first = Policy::first_match;
-constexpr Policy last = Policy::last_match;
-constexpr Policy best = Policy::best_match;
+constexpr AllocPolicy first = AllocPolicy::first_match;
+constexpr AllocPolicy last = AllocPolicy::last_match;
+constexpr AllocPolicy best = AllocPolicy::best_match;
 
 TEST(IntervalTree, AllocatePutsItWhereThePolicySays) {
   struct Case {
@@ -114,7 +114,7 @@ TEST(IntervalTree, AllocateGivesTheConstraintsOwnError) {
     Letters tree(before);
     const auto got = tree.allocate(bad, 'A');
     ASSERT_FALSE(got);
-    EXPECT_EQ(got.error(), bad.validate().error());
+    EXPECT_EQ(got.error(), bad.validate().error().in("IntervalTree::allocate"));
     EXPECT_NE(got.error().code, Errc::no_space);
     EXPECT_EQ(tree, before);
     EXPECT_FALSE(tree.allocate(bad));
@@ -122,8 +122,35 @@ TEST(IntervalTree, AllocateGivesTheConstraintsOwnError) {
   }
 }
 
+/// All that is needed to agree with allocate() for every constraint is in the model; here, that the
+/// tree need not be one's own, and stays as it is.
+TEST(IntervalTree, FindPlaceSaysWhereAllocateWouldGoAndTakesNothing) {
+  const Letters tree = from_picture("x..A....");
+  const Letters before(tree);
+  for (const AllocPolicy policy : {first, last, best}) {
+    const Constraint constraint{.size = 2, .policy = policy};
+    const auto place = tree.find_place(constraint);
+    ASSERT_TRUE(place);
+    EXPECT_EQ(place, tree.find_place(constraint));
+    EXPECT_EQ(place, Letters(tree).allocate(constraint));
+    EXPECT_EQ(tree, before);
+  }
+  EXPECT_EQ(tree.find_place({.size = 2}), Range::of(1, 2));
+  EXPECT_EQ(tree.find_place({.size = 2, .policy = last}), Range::of(6, 7));
+}
+
+TEST(IntervalTree, FindPlaceFailsAsAllocateDoesUnderItsOwnName) {
+  Letters tree = from_picture("..x....x..");
+  for (const Constraint& constraint :
+       {Constraint{.size = 5}, Constraint{.size = 0}, Constraint{.size = 1, .align = 3}}) {
+    EXPECT_EQ(tree.find_place(constraint).error(),
+              tree.allocate(constraint).error().in("IntervalTree::find_place"));
+  }
+  EXPECT_EQ(Letters().find_place({.size = 1}).error().code, Errc::no_space);
+}
+
 TEST(IntervalTree, AllocateInAnEmptyTreeIsNoSpace) {
-  for (const Policy policy : {first, last, best}) {
+  for (const AllocPolicy policy : {first, last, best}) {
     Letters tree;
     EXPECT_EQ(tree.allocate({.size = 1, .policy = policy}).error().code, Errc::no_space);
   }
@@ -136,8 +163,8 @@ TEST(IntervalTree, NoSpaceNamesTheLargestFreePieceOfTheWindow) {
     Operand available;
     const char* reason;
   };
-  const char* const misaligned = "long enough, but nowhere aligned as asked";
-  const char* const nothing = "nothing is free there";
+  const char* const misaligned = "no free range is long enough at this alignment";
+  const char* const nothing = "nothing is free in this window";
   const std::vector<Case> cases = {
       {"..x....x..", {.size = 5}, Operand::range(3, 6), nullptr},
       {"..x....x..", {.size = 5, .policy = best}, Operand::range(3, 6), nullptr},
@@ -156,7 +183,7 @@ TEST(IntervalTree, NoSpaceNamesTheLargestFreePieceOfTheWindow) {
     const auto got = from_picture(c.picture).allocate(c.constraint);
     ASSERT_FALSE(got) << c.picture;
     EXPECT_EQ(got.error(), (Error{.code = Errc::no_space,
-                                  .operation = "allocate",
+                                  .operation = "IntervalTree::allocate",
                                   .first = Operand::size(c.constraint.size),
                                   .second = Operand::range(c.constraint.min, c.constraint.max),
                                   .available = c.available,
@@ -179,7 +206,7 @@ TEST(IntervalTree, NoSpaceNamesTheLargestFreePieceUpToTheWholeDomain) {
 }
 
 TEST(IntervalTree, AllocateReachesTheEndsOfTheDomain) {
-  for (const Policy policy : {first, last, best}) {
+  for (const AllocPolicy policy : {first, last, best}) {
     IntervalTree<> tree;
     ASSERT_TRUE(tree.insert(Range::whole_domain()));
     // The most that can be asked for leaves one member over.
@@ -223,7 +250,7 @@ TEST(IntervalTree, AllocateFindsTheOneGapThatFitsAmongThousands) {
       ASSERT_TRUE(tree.insert(Range::point(base + 6), std::uint64_t{i}));
     }
     const std::uint64_t at = 8 * wide + 1;
-    for (const Policy policy : {first, last, best}) {
+    for (const AllocPolicy policy : {first, last, best}) {
       for (const auto& [constraint, place] :
            {std::pair<Constraint, std::uint64_t>{{.size = 3}, policy == last ? at + 1 : at},
             {{.size = 4}, at},
@@ -258,7 +285,7 @@ TEST(IntervalTree, AWindowThatEndsOrBeginsAtTheOnlyPlaceFindsIt) {
   for (std::uint64_t i = 0; i < count; ++i) {
     const Range only = Range::point(i + 1);
     ASSERT_TRUE(tree.free(only));
-    for (const Policy policy : {first, last, best}) {
+    for (const AllocPolicy policy : {first, last, best}) {
       for (const std::uint64_t min : {std::uint64_t{0}, only.min()}) {
         const auto got =
             tree.allocate({.size = 1, .min = min, .max = only.max(), .policy = policy});
@@ -289,7 +316,7 @@ TEST(IntervalTree, WindowsOfEveryKindGiveWhatLiesInside) {
                                 *Range::make(base == 0 ? 0 : base - 0x1000, base + 0xfff),
                                 *Range::make(base == 0 ? 0 : base - 0x1800, base + 0x27ff)};
     for (const Range& window : windows) {
-      for (const Policy policy : {first, last, best}) {
+      for (const AllocPolicy policy : {first, last, best}) {
         const auto got = tree.allocate(
             {.size = 0x1000, .min = window.min(), .max = window.max(), .policy = policy});
         ASSERT_EQ(got, page);

@@ -292,8 +292,9 @@ TEST(IntervalTree, FreeOfARangeThatIsPartlyFreedNamesThePartThatIsTaken) {
   Letters tree = from_picture("....xx");
   fails(tree, Errc::overlap, range(0, 5), range(4, 4),
         [](Letters& t) { return t.free(Range::of(0, 5)); });
-  EXPECT_EQ(tree.free(Range::of(0, 5)).error().message(),
-            "free: [0x0, 0x5] overlaps [0x4, 0x4] (it must be exactly a range that is taken)");
+  EXPECT_EQ(
+      tree.free(Range::of(0, 5)).error().message(),
+      "IntervalTree::free: [0x0, 0x5] overlaps [0x4, 0x4] (it must be exactly one taken range)");
 }
 
 TEST(IntervalTree, FreeCoalescesBackToTheWholeDomain) {
@@ -540,14 +541,34 @@ TEST(IntervalTree, SwapExchangesAndClearForgets) {
 TEST(IntervalTree, ErrorsReadAsOneLine) {
   Letters tree = from_picture("..A");
   EXPECT_EQ(tree.insert(Range::of(1, 5)).error().message(),
-            "insert: [0x1, 0x5] overlaps [0x0, 0x1]");
+            "IntervalTree::insert: [0x1, 0x5] overlaps [0x0, 0x1]");
   EXPECT_EQ(tree.allocate({.size = 0x4000}).error().message(),
-            "allocate: no space for 0x4000 in [0x0, 0xffffffffffffffff]; the largest free piece is "
-            "[0x0, 0x1]");
+            "IntervalTree::allocate: no space for 0x4000 in [0x0, 0xffffffffffffffff]; the largest "
+            "free piece is [0x0, 0x1]");
   EXPECT_EQ(tree.free(Range::of(0, 1)).error().message(),
-            "free: wrong state: [0x0, 0x1] (it is free already)");
+            "IntervalTree::free: wrong state: [0x0, 0x1] (it is already free)");
   EXPECT_EQ(tree.allocate_at(Range::of(1, 2)).error().message(),
-            "allocate_at: wrong state: [0x1, 0x2] because of [0x2, 0x2] (taken)");
+            "IntervalTree::allocate_at: wrong state: [0x1, 0x2] because of [0x2, 0x2] (already "
+            "taken)");
+}
+
+TEST(IntervalTree, EveryErrorNamesTheCallThatFailed) {
+  Letters tree = from_picture("..A");
+  const auto expect = [](const Error& error, const char* operation) {
+    EXPECT_STREQ(error.operation, operation) << error.message();
+  };
+  expect(tree.insert(Range::of(0, 9)).error(), "IntervalTree::insert");
+  expect(tree.insert(Range::of(0, 9), 'B').error(), "IntervalTree::insert");
+  for (const std::uint64_t size : {0, 9}) {
+    expect(tree.find_place({.size = size}).error(), "IntervalTree::find_place");
+    expect(tree.allocate({.size = size}).error(), "IntervalTree::allocate");
+    expect(tree.allocate({.size = size}, 'B').error(), "IntervalTree::allocate");
+  }
+  expect(tree.allocate_at(Range::point(2)).error(), "IntervalTree::allocate_at");
+  expect(tree.allocate_at(Range::point(2), 'B').error(), "IntervalTree::allocate_at");
+  expect(tree.update(Range::point(0), 'B').error(), "IntervalTree::update");
+  expect(tree.free(Range::point(0)).error(), "IntervalTree::free");
+  expect(tree.erase(Range::point(0)).error(), "IntervalTree::erase");
 }
 
 }  // namespace

@@ -374,5 +374,64 @@ TEST(IntervalTreeValues, MayHaveOperatorsAndFunctionsOfTheirOwn) {
   EXPECT_FALSE(copy.allocate({.size = 1000}));
 }
 
+TEST(IntervalTreeValues, CanBeReachedWithoutALookUpWhenTheyAreStored) {
+  IntervalTree<std::string> tree;
+  ASSERT_TRUE(tree.insert(Range::of(0, 99)));
+  const Result<std::string*> inserted = tree.insert(Range::of(100, 109), "inserted");
+  ASSERT_TRUE(inserted);
+  EXPECT_EQ(*inserted, tree.find_value(100));
+  **inserted += " and changed";
+  EXPECT_EQ(*tree.find_value(109), "inserted and changed");
+
+  const auto bar = tree.allocate({.size = 10, .min = 20}, "bar");
+  ASSERT_TRUE(bar);
+  EXPECT_EQ(&bar->value(), tree.find_value(20));
+  bar->value() = "changed";
+  EXPECT_EQ(*tree.find_value(29), "changed");
+
+  const std::string name = "a name to be copied";
+  const auto at = tree.allocate_at(Range::of(50, 59), name);
+  ASSERT_TRUE(at);
+  EXPECT_EQ(&at->value(), tree.find_value(50));
+  EXPECT_EQ(at->value(), name);
+}
+
+TEST(IntervalTreeValues, CanBeReachedWhereverASplitPutsThem) {
+  IntervalTree<std::uint64_t> tree;
+  ASSERT_TRUE(tree.insert(Range::of(10'000, 99'999)));
+  for (std::uint64_t i = 0; i < 3000; ++i) {
+    const auto inserted = tree.insert(Range::point(i * 7919 % 3000), i);
+    ASSERT_TRUE(inserted);
+    ASSERT_EQ(*inserted, tree.find_value(i * 7919 % 3000));
+    ASSERT_EQ(**inserted, i);
+    const auto allocated = tree.allocate({.size = 1, .align = 4}, i);
+    ASSERT_TRUE(allocated);
+    ASSERT_EQ(&allocated->value(), tree.find_value(allocated->min()));
+    ASSERT_EQ(allocated->value(), i);
+  }
+}
+
+/// What an allocation gives is a Range wherever one is used.
+TEST(IntervalTreeValues, AValuedRangeIsARange) {
+  IntervalTree<int> tree;
+  ASSERT_TRUE(tree.insert(Range::of(0, 99)));
+  const auto bar = tree.allocate({.size = 10}, 7);
+  ASSERT_TRUE(bar);
+  EXPECT_EQ(bar->min(), 0U);
+  EXPECT_EQ(*bar, Range::of(0, 9));
+  EXPECT_EQ(bar, Range::of(0, 9));
+  EXPECT_TRUE(bar->contains(9));
+  const Range range = *bar;
+  const auto as_range = [&tree]() -> Result<Range> {
+    return VMSPACE_TRY(tree.allocate_at(Range::of(20, 29), 8));
+  };
+  EXPECT_EQ(as_range(), Range::of(20, 29));
+  const auto [min, max] = *bar;
+  EXPECT_EQ(min, 0U);
+  EXPECT_EQ(max, 9U);
+  EXPECT_EQ(range, *bar);
+  EXPECT_EQ(tree.free(*bar), 7);
+}
+
 }  // namespace
 }  // namespace vmspace

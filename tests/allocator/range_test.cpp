@@ -3,6 +3,8 @@
 #include "vmspace/allocator/range.hpp"
 
 #include <cstdint>
+#include <tuple>
+#include <type_traits>
 #include <unordered_set>
 
 #include <gtest/gtest.h>
@@ -142,6 +144,23 @@ TEST(Range, AlignUpRefusesWhatIsNoPowerOfTwo) {
   ASSERT_FALSE(aligned);
   EXPECT_EQ(aligned.error().code, Errc::bad_alignment);
   EXPECT_EQ(aligned.error().first, Operand::size(3));
+}
+
+TEST(Range, ComesApartIntoItsBounds) {
+  const auto [min, max] = Range::of(0x100, 0x1ff);
+  EXPECT_EQ(min, 0x100U);
+  EXPECT_EQ(max, 0x1ffU);
+  std::uint64_t members = 0;
+  for (const auto& [first, last] : {Range::of(1, 2), Range::of(top - 2, top)})
+    members += last - first + 1;
+  EXPECT_EQ(members, 5U);
+
+  static_assert(std::tuple_size_v<Range> == 2);
+  static_assert(std::is_same_v<std::tuple_element_t<1, const Range>, const std::uint64_t>);
+  static_assert([] {
+    const auto [lowest, highest] = Range::whole_domain();
+    return lowest == 0 && highest == top;
+  }());
 }
 
 TEST(Range, IsOrderedByMinThenMax) {

@@ -34,7 +34,7 @@ bool names() {
 bool numbers() {
   vmspace::IntervalTree<> ids;
   if (!ids.insert(vmspace::Range::of(0, 255))) return false;
-  const auto last = ids.allocate({.size = 1, .policy = vmspace::Policy::last_match});
+  const auto last = ids.allocate({.size = 1, .policy = vmspace::AllocPolicy::last_match});
   return last && last->min() == 255 && ids.allocate_at(vmspace::Range::point(7)) &&
          !ids.allocate_at(vmspace::Range::point(7)) && ids.erase(vmspace::Range::point(7));
 }

@@ -86,7 +86,7 @@ TEST(IntervalTreeFaults, AFailedInsertOrAllocateLeavesTheTreeAsItWas) {
                       ASSERT_TRUE(t.allocate_at(Range::of(50'000, 50'001)));
                     }));
     most = std::max(most, fail_each_allocation(tree, [](Tree& t) {
-                      ASSERT_TRUE(t.allocate({.size = 10, .policy = Policy::best_match}));
+                      ASSERT_TRUE(t.allocate({.size = 10, .policy = AllocPolicy::best_match}));
                     }));
   }
   EXPECT_EQ(most, 2);  // a leaf and a root, at 32 and 33 ranges
@@ -162,13 +162,15 @@ TEST(IntervalTreeFaults, FreeEraseAndUpdateNeverAskForMemory) {
   }
 }
 
-TEST(IntervalTreeFaults, CallsThatFailAskForNoMemory) {
+TEST(IntervalTreeFaults, CallsThatFailOrChangeNothingAskForNoMemory) {
   Tree tree = tree_of(500);
   const Tree before(tree);
   asked = 0;
   EXPECT_FALSE(tree.insert(Range::of(0, 10)));
   EXPECT_FALSE(tree.allocate({.size = 0}));
   EXPECT_FALSE(tree.allocate({.size = 100'000}));
+  EXPECT_FALSE(tree.find_place({.size = 100'000}));
+  EXPECT_TRUE(tree.find_place({.size = 1}));
   EXPECT_FALSE(tree.allocate_at(Range::of(0, 1)));
   EXPECT_FALSE(tree.free(Range::of(1, 1)));
   EXPECT_FALSE(tree.erase(Range::of(1, 1)));

@@ -16,7 +16,7 @@ namespace {
 using ::testing::Not;
 using namespace test;
 
-AddressSpaceRegion describe(RegionOptions options) {
+AddressSpaceRegionPtr describe(RegionOptions options) {
   auto region = AddressSpaceRegion::make(std::move(options));
   if (!region) ADD_FAILURE() << region.error().message();
   return *region;
@@ -25,7 +25,7 @@ AddressSpaceRegion describe(RegionOptions options) {
 // A constant: clang 14 takes no consteval literal as a default argument.
 constexpr std::uint64_t ram_size = 1_MiB;
 
-AddressSpaceRegion ram(BackingSpec backing, std::uint64_t size = ram_size) {
+AddressSpaceRegionPtr ram(BackingSpec backing, std::uint64_t size = ram_size) {
   return describe(
       {.name = "ram", .base = GuestAddress(4_GiB), .size = size, .backing = std::move(backing)});
 }
@@ -35,7 +35,7 @@ TEST(MemoryRegion, IsWhatItsDescriptionSays) {
     const auto description = ram({.source = source});
     const auto region = MemoryRegion::map(description);
     ASSERT_THAT(region, IsOk());
-    EXPECT_EQ((*region)->description(), description);
+    EXPECT_EQ(&(*region)->description(), description.get());
     EXPECT_EQ((*region)->base(), GuestAddress(4_GiB));
     EXPECT_EQ((*region)->size(), 1_MiB);
     EXPECT_EQ((*region)->last_addr(), GuestAddress(4_GiB + 1_MiB - 1));

@@ -111,7 +111,7 @@ RC_GTEST_PROP(IntervalTreeModel, CoversWhatBoostIclSaysItCovers, ()) {
         if (const auto got = tree.allocate({.size = range.size(),
                                             .min = range.min(),
                                             .align = std::uint64_t{1} << step.shape % 4,
-                                            .policy = static_cast<Policy>(step.shape % 3)})) {
+                                            .policy = static_cast<AllocPolicy>(step.shape % 3)})) {
           RC_ASSERT(boost::icl::contains(free, to_icl(*got)));
           free.subtract(to_icl(*got));
           taken.add(to_icl(*got));

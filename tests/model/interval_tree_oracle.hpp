@@ -49,8 +49,8 @@ class Oracle {
       const auto here = place_in(item, constraint);
       if (!here) continue;
       const bool better =
-          !best || constraint.policy == Policy::last_match ||
-          (constraint.policy == Policy::best_match &&
+          !best || constraint.policy == AllocPolicy::last_match ||
+          (constraint.policy == AllocPolicy::best_match &&
            extent(clip(item, constraint)) < extent(clip(items_[*best], constraint)));
       if (!better) continue;
       best = i;
@@ -191,7 +191,8 @@ class Oracle {
     const u128 align = std::max<std::uint64_t>(constraint.align, 1);
     u128 base = (lo + align - 1) / align * align;
     if (base + constraint.size - 1 > hi) return std::nullopt;
-    if (constraint.policy == Policy::last_match) base = (hi + 1 - constraint.size) / align * align;
+    if (constraint.policy == AllocPolicy::last_match)
+      base = (hi + 1 - constraint.size) / align * align;
     return *Range::from_base_size(static_cast<std::uint64_t>(base), constraint.size);
   }
 
@@ -306,7 +307,7 @@ class SideBySide {
       case 5: constraint.align = std::uint64_t{1} << step.b / 16 % 64; break;
       default: constraint.align = std::uint64_t{1} << step.b / 16 % 8; break;
     }
-    constraint.policy = static_cast<Policy>(step.shape % 4 % 3);
+    constraint.policy = static_cast<AllocPolicy>(step.shape % 4 % 3);
     switch (step.shape / 32) {
       case 0:
         constraint.min = address(step.a);
@@ -344,18 +345,25 @@ class SideBySide {
       case 0: return same(tree_.insert(some_range(step)), oracle_.insert(some_range(step), {}));
       case 1: {
         const Range range = some_range(step);
-        return same(tree_.insert(range, value), oracle_.insert(range, value));
+        const Result<int*> stored = tree_.insert(range, value);
+        if (stored && !is_stored(*stored, range, value)) return "insert gives another value";
+        return same(stored, oracle_.insert(range, value));
       }
       case 2:
       case 3: {
         const Constraint constraint = some_constraint(step);
-        return same(tree_.allocate(constraint), oracle_.allocate(constraint, {}));
+        const Result<Range> place = std::as_const(tree_).find_place(constraint);
+        const Result<Range> expected = oracle_.allocate(constraint, {});
+        if (!same(place, expected).empty()) return "find_place: " + same(place, expected);
+        return same(tree_.allocate(constraint), expected);
       }
       case 4:
       case 5:
       case 6: {
         const Constraint constraint = some_constraint(step);
-        return same(tree_.allocate(constraint, value), oracle_.allocate(constraint, value));
+        const auto got = tree_.allocate(constraint, value);
+        if (got && !is_stored(&got->value(), *got, value)) return "allocate gives another value";
+        return same(got, oracle_.allocate(constraint, value));
       }
       case 7: {
         const Range range = free_part(step);
@@ -363,7 +371,10 @@ class SideBySide {
       }
       case 8: {
         const Range range = free_part(step);
-        return same(tree_.allocate_at(range, value), oracle_.allocate_at(range, value));
+        const auto got = tree_.allocate_at(range, value);
+        if (got && !is_stored(&got->value(), range, value))
+          return "allocate_at gives another value";
+        return same(got, oracle_.allocate_at(range, value));
       }
       case 9: {
         const Range range = known_range(step);
@@ -384,8 +395,13 @@ class SideBySide {
     }
   }
 
-  template <typename R>
-  static std::string same(const R& tree, const R& oracle) {
+  /// Whether a call that stored this value gave access to it, where a look-up finds it.
+  bool is_stored(const int* stored, const Range& range, int value) const {
+    return stored == tree_.find_value(range.min()) && *stored == value;
+  }
+
+  template <typename R, typename Expected>
+  static std::string same(const R& tree, const Expected& oracle) {
     if (tree.has_value() != oracle.has_value()) return "one failed, the other did not";
     if (!tree) {
       // The oracle does not care for names and reasons.
@@ -396,7 +412,7 @@ class SideBySide {
                  ? ""
                  : "other error";
     }
-    if constexpr (!std::is_same_v<R, Result<void>>) {
+    if constexpr (!std::is_same_v<Expected, Result<void>>) {
       if (*tree != *oracle) return "other result";
     }
     return {};

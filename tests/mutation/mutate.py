@@ -25,7 +25,7 @@
 #
 #   [[break]]
 #   name = "a window's last address is left out"
-#   file = "include/vmspace/allocator/detail/store.hpp"
+#   file = "include/vmspace/allocator/detail/bplus_tree.hpp"
 #   find = "inner.key[slot] > request.max()"
 #   with = "inner.key[slot] >= request.max()"
 #   tests = ["interval_tree_test", "interval_tree_model_test"]

@@ -31,9 +31,9 @@ GuestAddress place(std::uint64_t writer, std::uint64_t i) {
 /// there were publications.
 bool existed(const AddressSpaceBase& space, std::uint64_t generation) {
   std::array<std::uint64_t, writers> count{};
-  for (const AddressSpaceRegion& region : space) {
-    const std::uint64_t writer = region.owner();
-    if (region.base() != place(writer, count[writer])) return false;
+  for (const AddressSpaceRegionPtr& region : space) {
+    const std::uint64_t writer = region->owner();
+    if (region->base() != place(writer, count[writer])) return false;
     ++count[writer];
   }
   return space.size() == generation - 1;
@@ -96,8 +96,8 @@ TEST(AddressSpaceStress, AfterWaitReleasedNobodySeesWhatWasRemoved) {
     vcpus.emplace_back([&] {
       auto reader = space.reader();
       while (!done) {
-        for (const AddressSpaceRegion& region : reader.current()) {
-          if (contents[region.owner()] != 0) sound = false;
+        for (const AddressSpaceRegionPtr& region : reader.current()) {
+          if (contents[region->owner()] != 0) sound = false;
         }
         reader.park();
       }
@@ -105,12 +105,12 @@ TEST(AddressSpaceStress, AfterWaitReleasedNobodySeesWhatWasRemoved) {
   }
   for (std::uint64_t round = 0; round < rounds; ++round) {
     ASSERT_TRUE(space.transact([&](AddressSpaceBase& draft) -> Result<void> {
-      auto removed = draft.remove_region(place(0, round));
-      if (!removed) return fail(removed.error());
+      const auto removed = VMSPACE_TRY(draft.remove_region(place(0, round)));
       RegionOptions options = removed->options();
       options.base = place(0, round + 1);
       options.owner = round + 1;
-      return draft.insert_region(std::move(options));
+      VMSPACE_TRY(draft.insert_region(std::move(options)));
+      return {};
     }));
     ASSERT_TRUE(space.wait_released(std::chrono::minutes(10)));
     contents[round] = 1;

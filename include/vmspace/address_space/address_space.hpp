@@ -9,8 +9,9 @@
 //   if (const auto region = space->find_region(gpa)) ...            // any other, now and then
 //
 //   space->transact([&](AddressSpaceBase& draft) -> Result<void> {  // a management thread
-//     if (auto ok = draft.remove_region(old_base); !ok) return fail(ok.error());
-//     return draft.insert_region(replacement);
+//     VMSPACE_TRY(draft.remove_region(old_base));
+//     VMSPACE_TRY(draft.insert_region(replacement));
+//     return {};
 //   });
 
 #pragma once
@@ -26,13 +27,15 @@
 #include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/base/published.hpp"
 #include "vmspace/base/result.hpp"
+#include "vmspace/base/try.hpp"
 
 namespace vmspace {
 
 /// A guest physical address space that changes while others read it.
 ///
-/// A handle: copies of it are the same space, and moving one copies it. Every change is made to a copy of the regions and
-/// published at once, so that a reader sees the space before it or after it and nothing between.
+/// A handle: copies of it are the same space, and moving one copies it. Every change is made to a
+/// copy of the regions and published at once: a reader sees the space before it or after it, and
+/// nothing between.
 ///
 /// Threads: every call is safe from any thread. Changes happen one after the other, none is lost;
 /// `would_deadlock` for a change from inside a transaction on the same space. Each costs O(n) for
@@ -43,11 +46,11 @@ class AddressSpace {
   using Reader = Published<AddressSpaceBase>::Reader;
 
   /// A space with these regions. The errors of AddressSpaceBase::from_regions().
-  [[nodiscard]] static Result<AddressSpace> create(AddressSpaceLayout layout,
-                                                   std::vector<AddressSpaceRegion> regions = {}) {
-    auto first = AddressSpaceBase::from_regions(std::move(layout), std::move(regions));
-    if (!first) return fail(first.error());
-    return AddressSpace(*std::move(first));
+  [[nodiscard]] static Result<AddressSpace> create(
+      AddressSpaceLayout layout, std::vector<AddressSpaceRegionPtr> regions = {}) {
+    auto first = VMSPACE_TRY_IN("AddressSpace::create", AddressSpaceBase::from_regions(
+                                                            std::move(layout), std::move(regions)));
+    return AddressSpace(std::move(first));
   }
 
   /// A space that begins as a copy of `first`.
@@ -64,7 +67,7 @@ class AddressSpace {
 
   /// The region that contains the address now; null when none does. It stays as it is as long as
   /// the pointer lives, also once it is removed. For cold paths: allocates, as snapshot(). O(log n).
-  [[nodiscard]] std::shared_ptr<const AddressSpaceRegion> find_region(GuestAddress address) const {
+  [[nodiscard]] AddressSpaceRegionPtr find_region(GuestAddress address) const {
     const auto now = snapshot();
     const auto* found = now->find_pointer(address);
     return found == nullptr ? nullptr : *found;
@@ -80,33 +83,48 @@ class AddressSpace {
     return published_.update(std::forward<Edit>(edit));
   }
 
-  /// The calls of AddressSpaceBase, each a transaction of its own.
-  [[nodiscard]] Result<void> insert_region(AddressSpaceRegion region) const {
-    return transact(
-        [&](AddressSpaceBase& draft) { return draft.insert_region(std::move(region)); });
+  // The calls of AddressSpaceBase, each a transaction of its own, with their errors and those of
+  // Published::update.
+
+  /// AddressSpaceBase::insert_region, as a transaction.
+  [[nodiscard]] Result<AddressSpaceRegionPtr> insert_region(AddressSpaceRegionPtr region) const {
+    return VMSPACE_TRY_IN("AddressSpace::insert_region", transact([&](AddressSpaceBase& draft) {
+                            return draft.insert_region(std::move(region));
+                          }));
   }
-  [[nodiscard]] Result<void> insert_region(RegionOptions options) const {
-    return transact(
-        [&](AddressSpaceBase& draft) { return draft.insert_region(std::move(options)); });
+  /// AddressSpaceBase::insert_region, as a transaction.
+  [[nodiscard]] Result<AddressSpaceRegionPtr> insert_region(RegionOptions options) const {
+    return VMSPACE_TRY_IN("AddressSpace::insert_region", transact([&](AddressSpaceBase& draft) {
+                            return draft.insert_region(std::move(options));
+                          }));
   }
-  [[nodiscard]] Result<AddressSpaceRegion> remove_region(GuestAddress base) const {
-    return transact([&](AddressSpaceBase& draft) { return draft.remove_region(base); });
+  /// AddressSpaceBase::remove_region, as a transaction.
+  [[nodiscard]] Result<AddressSpaceRegionPtr> remove_region(GuestAddress base) const {
+    return VMSPACE_TRY_IN("AddressSpace::remove_region", transact([&](AddressSpaceBase& draft) {
+                            return draft.remove_region(base);
+                          }));
   }
-  [[nodiscard]] Result<void> move_region(GuestAddress from, GuestAddress to) const {
-    return transact([&](AddressSpaceBase& draft) { return draft.move_region(from, to); });
+  /// AddressSpaceBase::move_region, as a transaction.
+  [[nodiscard]] Result<AddressSpaceRegionPtr> move_region(GuestAddress from,
+                                                          GuestAddress to) const {
+    return VMSPACE_TRY_IN("AddressSpace::move_region", transact([&](AddressSpaceBase& draft) {
+                            return draft.move_region(from, to);
+                          }));
   }
-  [[nodiscard]] Result<GuestAddress> place_region(RegionOptions options,
-                                                  const Constraint& constraint,
-                                                  std::string_view aperture) const {
-    return transact([&](AddressSpaceBase& draft) {
-      return draft.place_region(std::move(options), constraint, aperture);
-    });
+  /// AddressSpaceBase::place_region, as a transaction.
+  [[nodiscard]] Result<AddressSpaceRegionPtr> place_region(RegionOptions options,
+                                                           const Constraint& constraint,
+                                                           std::string_view aperture) const {
+    return VMSPACE_TRY_IN("AddressSpace::place_region", transact([&](AddressSpaceBase& draft) {
+                            return draft.place_region(std::move(options), constraint, aperture);
+                          }));
   }
 
   /// Waits until nobody sees the space as it was before the last change; see
   /// Published::wait_released().
   [[nodiscard]] Result<void> wait_released(std::chrono::nanoseconds timeout) const {
-    return published_.wait_released(timeout);
+    VMSPACE_TRY_IN("AddressSpace::wait_released", published_.wait_released(timeout));
+    return {};
   }
 
   /// Whether both are handles of one space.

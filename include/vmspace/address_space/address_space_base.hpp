@@ -8,7 +8,7 @@
 //   space.place_region({.name = "gpu BAR0", .type = RegionType::device_memory},
 //                      {.size = 16_MiB, .align = 16_MiB}, "mmio_high");
 //   if (const AddressSpaceRegion* region = space.find_region(GuestAddress{0x1000})) ...
-//   for (const AddressSpaceRegion& region : space) ...
+//   for (const AddressSpaceRegionPtr& region : space) ...
 //
 // Regions are entries of an IntervalTree whose free ranges are what the layout leaves between its
 // holes: looking up, refusing overlaps and finding a free place are one structure. A region never
@@ -40,27 +40,27 @@ namespace vmspace {
 /// (AddressSpaceLayout::check_place); see check_invariants().
 ///
 /// Failure: a call that returns an error, or throws std::bad_alloc, leaves the space as it was.
-/// Pointers and references to a region live until that region is removed or moved and every copy of
-/// the space that has it is gone. A space that was moved from may only be assigned to or destroyed.
+/// A borrowed region lives until it is removed or moved and every copy of the space that has it is
+/// gone; a shared one for as long as it is held. A space that was moved from may only be assigned to
+/// or destroyed.
 ///
-/// Threads: const calls may run at the same time; any other call
-/// excludes all others. Spaces that share regions are independent.
+/// Threads: const calls may run at the same time; any other call excludes all others. Spaces that
+/// share regions are independent.
 class AddressSpaceBase {
-  using RegionPtr = std::shared_ptr<const AddressSpaceRegion>;
-  using Tree = IntervalTree<RegionPtr>;
+  using Tree = IntervalTree<AddressSpaceRegionPtr>;
 
  public:
   /// Walks over regions in address order.
   class Iterator {
    public:
     using iterator_category = std::bidirectional_iterator_tag;
-    using value_type = AddressSpaceRegion;
+    using value_type = AddressSpaceRegionPtr;
     using difference_type = std::ptrdiff_t;
-    using pointer = const AddressSpaceRegion*;
-    using reference = const AddressSpaceRegion&;
+    using pointer = const AddressSpaceRegionPtr*;
+    using reference = const AddressSpaceRegionPtr&;
 
     Iterator() = default;
-    [[nodiscard]] reference operator*() const noexcept { return **(*at_).value; }
+    [[nodiscard]] reference operator*() const noexcept { return *(*at_).value; }
     [[nodiscard]] pointer operator->() const noexcept { return &**this; }
     Iterator& operator++() noexcept {
       ++at_;
@@ -111,40 +111,44 @@ class AddressSpaceBase {
   AddressSpaceBase& operator=(AddressSpaceBase&&) noexcept = default;
   ~AddressSpaceBase() = default;
 
-  /// A space with these regions, in any order. The errors of insert_region() for the first that
+  /// A space with these regions, in any order. Errors: those of insert_region() for the first that
   /// does not fit. O(n log n).
   [[nodiscard]] static Result<AddressSpaceBase> from_regions(
-      AddressSpaceLayout layout, std::vector<AddressSpaceRegion> regions);
+      AddressSpaceLayout layout, std::vector<AddressSpaceRegionPtr> regions);
 
-  /// Puts a region where it says. Errors, each naming the region: those of AddressSpaceRegion::make;
-  /// those of AddressSpaceLayout::check_place; `overlap` naming the lowest region in the way.
-  /// O(log n).
-  [[nodiscard]] Result<void> insert_region(AddressSpaceRegion region);
-  [[nodiscard]] Result<void> insert_region(RegionOptions options);
+  /// Puts a region where it says, and gives it back. Errors, each naming the region:
+  /// `invalid_argument` for a null pointer; those of AddressSpaceLayout::check_place; `overlap`,
+  /// naming the lowest region in the way. O(log n).
+  [[nodiscard]] Result<AddressSpaceRegionPtr> insert_region(AddressSpaceRegionPtr region);
+  /// Makes a region, puts it where it says, and gives it. Errors: those of AddressSpaceRegion::make;
+  /// those of inserting it. O(log n).
+  [[nodiscard]] Result<AddressSpaceRegionPtr> insert_region(RegionOptions options);
 
-  /// Takes out the region that begins at `base` and returns it. `not_found` when none begins there.
-  /// O(log n).
-  [[nodiscard]] Result<AddressSpaceRegion> remove_region(GuestAddress base);
+  /// Takes out the region that begins at `base`, and gives it. `not_found` when none begins there.
+  /// O(log n); never allocates.
+  [[nodiscard]] Result<AddressSpaceRegionPtr> remove_region(GuestAddress base);
 
-  /// Moves the region that begins at `from` to begin at `to`, as when a guest writes a BAR: wholly
-  /// or not at all. The new place may overlap the old. Errors: `not_found` when no region begins at
-  /// `from`; those of insert_region() for the new place. O(log n); O(n) when the places overlap.
-  [[nodiscard]] Result<void> move_region(GuestAddress from, GuestAddress to);
+  /// Moves the region that begins at `from` to begin at `to`, as when a guest writes a BAR, wholly
+  /// or not at all; gives the region at its new place. The new place may overlap the old. Errors:
+  /// `not_found` when no region begins at `from`; those of AddressSpaceRegion::make and of
+  /// insert_region() for the new place. O(log n); O(n) when the places overlap.
+  [[nodiscard]] Result<AddressSpaceRegionPtr> move_region(GuestAddress from, GuestAddress to);
 
-  /// Finds a place for a region of `constraint.size` bytes inside the aperture of this name, and
-  /// puts it there. The constraint's window narrows the aperture; the place is aligned to the
-  /// backing's page size too. `options.base` stays 0, `options.size` is 0 or the constraint's.
-  /// Returns the address. Errors: `invalid_argument` when base or size disagree; `not_found` naming
-  /// the apertures that there are when this is none; `bad_state` naming the types that the aperture
-  /// takes when the region's type is none of them; those of Constraint::validate and
-  /// AddressSpaceRegion::make; `no_space`, with the largest free piece as what is available. Cost:
-  /// IntervalTree::allocate.
-  [[nodiscard]] Result<GuestAddress> place_region(RegionOptions options, Constraint constraint,
-                                                  std::string_view aperture);
+  /// Finds a place for a region of `constraint.size` bytes inside the aperture of this name, puts it
+  /// there, and gives it. The constraint's window narrows the aperture; the place is also aligned to
+  /// the backing's page size. `options.base` must be 0, `options.size` 0 or the constraint's.
+  /// Errors: `invalid_argument` when base or size disagree; `not_found`, naming the layout's
+  /// apertures, when it has none of this name; `bad_state`, naming the types that the aperture
+  /// takes, when the region's type is none of them; those of Constraint::validate and
+  /// AddressSpaceRegion::make; `no_space`, with the largest free piece as what is available. Costs
+  /// what IntervalTree::allocate does.
+  [[nodiscard]] Result<AddressSpaceRegionPtr> place_region(RegionOptions options,
+                                                           Constraint constraint,
+                                                           std::string_view aperture);
 
-  /// The region that contains the address; null when none does. O(log n).
+  /// The region that contains the address, borrowed; null when none does. O(log n).
   [[nodiscard]] const AddressSpaceRegion* find_region(GuestAddress address) const noexcept {
-    const RegionPtr* found = find_pointer(address);
+    const AddressSpaceRegionPtr* found = find_pointer(address);
     return found == nullptr ? nullptr : found->get();
   }
 
@@ -176,7 +180,7 @@ class AddressSpaceBase {
  private:
   friend class AddressSpace;  // gives out a region's pointer
 
-  [[nodiscard]] const RegionPtr* find_pointer(GuestAddress address) const noexcept {
+  [[nodiscard]] const AddressSpaceRegionPtr* find_pointer(GuestAddress address) const noexcept {
     return regions_.find_value(address.value());
   }
   /// `overlap` when a region other than `ignored` has a part of this range, or the layout's error.
@@ -186,6 +190,8 @@ class AddressSpaceBase {
                                                               const char* operation) const;
   [[nodiscard]] Result<const AddressSpaceRegion*> region_at(GuestAddress address,
                                                             const char* operation) const;
+  [[nodiscard]] Result<AddressSpaceRegionPtr> insert_region(AddressSpaceRegionPtr region,
+                                                            const char* operation);
 
   std::shared_ptr<const AddressSpaceLayout> layout_;
   Tree regions_;  ///< free: where regions may go; valued: a region, never null
@@ -194,14 +200,14 @@ class AddressSpaceBase {
 
 /// What changed from one space to another.
 struct RegionDiff {
-  std::vector<AddressSpaceRegion> removed;  ///< in address order
-  std::vector<AddressSpaceRegion> added;    ///< in address order
+  std::vector<AddressSpaceRegionPtr> removed;  ///< in address order
+  std::vector<AddressSpaceRegionPtr> added;    ///< in address order
 
   [[nodiscard]] bool empty() const noexcept { return removed.empty() && added.empty(); }
 };
 
-/// The regions that only the one or only the other has; one that was moved or changed in any way is
-/// both removed and added. O(n), and cheap for what both share.
+/// The regions that only one of the spaces has; a region that was moved or changed in any way is both
+/// removed and added. O(n); a region that both share is compared by its pointer alone.
 [[nodiscard]] RegionDiff diff(const AddressSpaceBase& before, const AddressSpaceBase& after);
 
 }  // namespace vmspace

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -30,11 +31,10 @@ enum class RegionType : std::uint8_t {
 /// The name that the memory map shows: `ram`, `device`, `dax`, `firmware`.
 [[nodiscard]] std::string_view name_of(RegionType type) noexcept;
 
-/// What a caller says of a region; an aggregate for designated initialisers.
+/// A region before it is checked; an aggregate for designated initialisers.
 ///
-/// What aggregates of the library do not promise: they are assigned member by member, so that one
-/// which finds no memory halfway is left with some members new and some old. Classes keep what they
-/// had.
+/// Aggregates of the library are assigned member by member: an assignment that runs out of memory
+/// leaves some members new and some old. Classes keep what they had.
 struct RegionOptions {
   std::string name = {};  ///< for people: the memory map and messages show it
   RegionType type = RegionType::default_memory;
@@ -51,31 +51,34 @@ struct RegionOptions {
   friend bool operator==(const RegionOptions&, const RegionOptions&) = default;
 };
 
-/// A checked region of guest physical memory: a value, immutable once made.
+class AddressSpaceRegion;
+
+/// How regions are held: whoever knows a region (spaces and their copies, mapped memory, differences
+/// between spaces) shares the one object. Never null where the library gives one, unless it says so.
+using AddressSpaceRegionPtr = std::shared_ptr<const AddressSpaceRegion>;
+
+/// A checked region of guest physical memory: immutable, and shared by pointer.
 ///
 /// Invariant: the size is not 0, base + size does not pass 2^64, and base, size and the backing's
 /// offset are multiples of the backing's page size (not checked where there is no backing). Every
 /// enumeration has one of its enumerators. Without a backing there is no node, and neither huge
-/// pages nor population. One that was moved from may only be assigned to or destroyed.
+/// pages nor population.
+///
+/// Threads: any, at any time.
 class AddressSpaceRegion {
  public:
-  /// Checks the options and makes the region. Errors: `zero_size`; `overflow` when base + size
-  /// passes 2^64, or the part of a file 2^63 - 1 (the largest off_t); `misaligned` when base, size
-  /// or offset is no multiple of the backing's page size; `bad_alignment` when the page size is no
-  /// power of two; `invalid_argument` when it is smaller than the machine's pages, when the
-  /// backing misses what its source needs (a path or descriptor) or has what it can't use, when the
-  /// type, source, sharing or protection is a number without a name, or when numa_node, huge_pages
-  /// or populate is set without a backing. Each names the region. Opens nothing and looks at nothing
-  /// on the host.
-  [[nodiscard]] static Result<AddressSpaceRegion> make(RegionOptions options);
+  /// Checks the options and makes the region. Errors, each naming the region: `zero_size`;
+  /// `overflow` when base + size passes 2^64, or the part of a file 2^63 - 1 (the largest off_t);
+  /// `misaligned` unless base, size and file offset are multiples of the backing's page size;
+  /// `bad_alignment` when the page size is not a power of two; `invalid_argument` when it is smaller
+  /// than the machine's pages, when the backing lacks what its source needs (a path or a descriptor)
+  /// or has what its source can't use, when an enumeration has a value that is no enumerator, or
+  /// when numa_node, huge_pages or populate is set without a backing. Opens nothing and asks nothing
+  /// of the host but its page size. O(1).
+  [[nodiscard]] static Result<AddressSpaceRegionPtr> make(RegionOptions options);
 
-  /// Copies are independent; when assigning finds no memory, the region is as it was.
-  AddressSpaceRegion(const AddressSpaceRegion&) = default;
-  AddressSpaceRegion(AddressSpaceRegion&&) noexcept = default;
-  AddressSpaceRegion& operator=(const AddressSpaceRegion& other) {
-    return *this = AddressSpaceRegion(other);
-  }
-  AddressSpaceRegion& operator=(AddressSpaceRegion&&) noexcept = default;
+  AddressSpaceRegion(const AddressSpaceRegion&) = delete;
+  AddressSpaceRegion& operator=(const AddressSpaceRegion&) = delete;
   ~AddressSpaceRegion() = default;
 
   [[nodiscard]] const std::string& name() const noexcept { return options_.name; }
@@ -92,7 +95,7 @@ class AddressSpaceRegion {
   }
   /// Base and size, as GuestMemory and KvmMemslots take them.
   [[nodiscard]] GuestRange guest_range() const noexcept { return {base(), size()}; }
-  /// What base and size are multiples of: the backing's page size, or 1 without a backing.
+  /// Base and size are multiples of it: the backing's page size, or 1 without a backing.
   [[nodiscard]] std::uint64_t alignment() const noexcept {
     return is_mapped() ? backing().effective_page_size() : 1;
   }
@@ -120,8 +123,6 @@ class AddressSpaceRegion {
   friend bool operator==(const AddressSpaceRegion&, const AddressSpaceRegion&) = default;
 
  private:
-  friend class AddressSpaceBase;  // sets the base of a region that it finds a place for
-
   explicit AddressSpaceRegion(RegionOptions options) noexcept : options_(std::move(options)) {}
 
   RegionOptions options_;

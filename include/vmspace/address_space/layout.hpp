@@ -65,7 +65,7 @@ struct Hole {
   friend bool operator==(const Hole&, const Hole&) = default;
 };
 
-/// What a caller says of a layout; an aggregate for designated initialisers.
+/// The parts of a layout; an aggregate for designated initialisers.
 struct LayoutOptions {
   std::uint64_t phys_max;         ///< the last guest physical address (inclusive: up to 2^64-1)
   std::optional<Range> ram = {};  ///< where RAM may lie; nothing: nowhere
@@ -73,27 +73,27 @@ struct LayoutOptions {
   std::vector<Hole> holes = {};
 };
 
-/// What a caller says of a PC.
+/// The parameters of a PC; an aggregate for designated initialisers.
 struct X86LayoutOptions {
-  /// Bits of a guest physical address, 36 to 52: the least of what the host can do
+  /// Bits of a guest physical address, 36 to 52: the lower of what the host has
   /// (CPUID.80000008H:EAX[7:0]) and what the VMM tells its guest.
   unsigned phys_bits;
-  /// Buses of PCI configuration space (ECAM), 1 MiB each, from 0xC000'0000; at most 256, 0 is none.
+  /// Buses of PCI configuration space (ECAM), 1 MiB each, from 0xC000'0000; at most 256; 0: none.
   unsigned ecam_buses = 0;
   /// Leave out [0xFD'0000'0000, 0xFF'FFFF'FFFF], which AMD processors use for HyperTransport.
   bool amd_hole = true;
-  /// Where RAM must end, exclusive; at least 4 GiB. Unset: half of the space, the rest is for
+  /// Where RAM must end, exclusive; at least 4 GiB. Unset: half of the space; the rest is for
   /// devices.
   std::optional<std::uint64_t> mem_end = {};
 };
 
-/// What a caller says of an Arm machine.
+/// The parameters of an Arm machine; an aggregate for designated initialisers.
 struct Aarch64LayoutOptions {
   /// Bits of an intermediate physical address, 32 to 52 (KVM_VM_TYPE_ARM_IPA_SIZE).
   unsigned ipa_bits;
-  /// Buses of PCI configuration space (ECAM), 1 MiB each, from 0x1000'0000; at most 256, 0 is none.
+  /// Buses of PCI configuration space (ECAM), 1 MiB each, from 0x1000'0000; at most 256; 0: none.
   unsigned ecam_buses = 0;
-  /// Where RAM must end, exclusive; above 1 GiB. Unset: half of the space, the rest is for devices.
+  /// Where RAM must end, exclusive; above 1 GiB. Unset: half of the space; the rest is for devices.
   std::optional<std::uint64_t> mem_end = {};
 };
 
@@ -126,9 +126,9 @@ class AddressSpaceLayout {
 
   /// A PC: RAM from 0 to 3 GiB (`ram_low`) and from 4 GiB to mem_end (`ram_high`); between them the
   /// MMIO hole: `ecam` if asked for, `mmio_low`, and from 0xFC00'0000 `platform` (I/O APIC, HPET,
-  /// local APIC, TSS, firmware); `mmio_high` from mem_end on; the hole `hypertransport` where it is
-  /// not switched off and the space reaches so far. Errors: `invalid_argument` for bits, buses or a
-  /// mem_end outside of what the options allow; `misaligned` when mem_end is no multiple of 4 KiB;
+  /// local APIC, TSS, firmware); `mmio_high` from mem_end on; the hole `hypertransport`, unless it
+  /// is switched off or the space ends below it. Errors: `invalid_argument` for bits, buses or a
+  /// mem_end outside of what the options allow; `misaligned` when mem_end is not a multiple of 4 KiB;
   /// `overlap` when mem_end cuts the hole.
   ///
   /// Sources: Intel SDM vol. 3, chapter "Advanced Programmable Interrupt Controller" (0xFEE0'0000);
@@ -139,7 +139,7 @@ class AddressSpaceLayout {
   /// An Arm machine with its devices below RAM: `platform` from 0 to 256 MiB (flash, GIC, UART),
   /// then `ecam` if asked for, `mmio_low` up to 1 GiB, `ram` to mem_end, and `mmio_high` from
   /// there. Errors: `invalid_argument` for bits, buses or a mem_end outside of what the options
-  /// allow; `misaligned` when mem_end is no multiple of 4 KiB.
+  /// allow; `misaligned` when mem_end is not a multiple of 4 KiB.
   [[nodiscard]] static Result<AddressSpaceLayout> aarch64(const Aarch64LayoutOptions& options);
 
   /// Copies are independent; when assigning finds no memory, the layout is as it was.

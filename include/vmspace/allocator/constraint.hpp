@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a caller asks of an allocation.
+// What an allocation must satisfy.
 
 #pragma once
 
@@ -12,26 +12,27 @@
 namespace vmspace {
 
 /// Which of the places that fit an allocation takes.
-enum class Policy : std::uint8_t {
+enum class AllocPolicy : std::uint8_t {
   first_match,  ///< the lowest address
   last_match,   ///< the highest address
-  /// In the smallest free range that fits, the lowest among equals; of a free range that the window
-  /// cuts, the part inside counts.
+  /// The lowest address in the smallest free range that fits, the lowest such range among equals.
+  /// Of a free range that the window cuts, only the part inside counts.
   best_match,
 };
 
 /// What an allocation must satisfy; an aggregate for designated initialisers:
 /// `tree.allocate({.size = 4_KiB, .max = 0xffff'ffff, .align = 4_KiB})`.
-/// An exact address is no constraint: see IntervalTree::allocate_at.
+/// For an exact address, see IntervalTree::allocate_at.
 struct Constraint {
   std::uint64_t size;     ///< how many members (bytes, for addresses); at least 1
-  std::uint64_t min = 0;  ///< the lowest address that the allocation may cover
+  std::uint64_t min = 0;  ///< the lowest address that the allocation may coverage
   std::uint64_t max = std::numeric_limits<std::uint64_t>::max();  ///< the highest, inclusive
-  std::uint64_t align = 1;  ///< the first address is a multiple of it; a power of two; 0 means 1
-  Policy policy = Policy::first_match;
+  std::uint64_t align = 1;  ///< of the first address; a power of two; 0 means 1
+  AllocPolicy policy = AllocPolicy::first_match;
 
-  /// Whether a request makes sense by itself: `zero_size` when size is 0, `invalid_range` when
-  /// min > max, `bad_alignment` when align is no power of two. Every allocate calls it. O(1).
+  /// Checks that the constraint makes sense: `zero_size` when size is 0, `invalid_range` when
+  /// min > max, `bad_alignment` when align is neither 0 nor a power of two. Every allocation calls
+  /// it. O(1).
   [[nodiscard]] constexpr Result<void> validate() const {
     constexpr const char* operation = "Constraint::validate";
     if (size == 0) return fail({.code = Errc::zero_size, .operation = operation});

@@ -1,31 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Who holds what: an ordered set of ranges that do not overlap, each free or taken, from which
-// ranges can be allocated by size, alignment, window and policy.
+// An ordered set of ranges that do not overlap, each free or taken, from which ranges are allocated
+// by size, alignment, window and policy.
 //
 //   IntervalTree<std::string> mmio;
-//   mmio.insert(Range::of(0xc000'0000, 0xfbff'ffff));                    // may be given out
-//   auto bar = mmio.allocate({.size = 16_KiB, .align = 16_KiB}, "nic0 BAR0");
-//   mmio.free(*bar);                                                     // and merged back
+//   VMSPACE_TRY(mmio.insert(Range::of(0xc000'0000, 0xfbff'ffff)));       // free, to allocate from
+//   const auto bar = VMSPACE_TRY(mmio.allocate({.size = 16_KiB, .align = 16_KiB}, "nic0"));
+//   bar.value() += " BAR0";                                              // a Range, and its value
+//   VMSPACE_TRY(mmio.free(bar));                                         // merged back
 //
-// How it works. The ranges are the entries of a B+-tree (detail/store.hpp):
+// How it works. The ranges are the entries of a B+-tree (detail/bplus_tree.hpp):
 //
 //                     +--------- inner node ----------+    for each child: its lowest address, and
-//                     | key     room     child        |    three maxima over the free ranges below
-//                     +---|--------|-----------|------+    it (detail/room.hpp)
+//                     | key    summary   child        |    three maxima over the free ranges below
+//                     +---|--------|-----------|------+    it (detail/free_summary.hpp)
 //                         v        v           v
 //             +-- leaf --+  +-- leaf --+  +-- leaf --+     up to 32 ranges, ascending, arrays of
 //             | min max  |<>| min max  |<>| min max  |     their own for bounds, states and values
 //             | state T  |  | state T  |  | state T  |     (detail/node.hpp)
 //             +----------+  +----------+  +----------+
 //
-// A tree of up to 32 ranges, which is most VMMs, is one leaf: a sorted array. Looking up goes down
-// by key. Allocating goes down by room: a child is entered only if its maxima allow the request.
-// Where the maxima decide alone (no alignment; size equal to alignment) every child entered has a
-// fit, but for the two that the window cuts, so that a search is O(log n). For other mixes it may
-// have to try candidates, each long enough and aligned well enough in different places. To split a
-// free range, and to merge one back, changes entries where they are: a neighbour grows or shrinks,
-// and at most two entries are made or removed beside it.
+// A tree of up to 32 ranges, which most VMMs never exceed, is one leaf: a sorted array. A look-up
+// descends by key. An allocation descends by summary: a child is entered only if its maxima allow
+// the request. Where the maxima are sufficient (no alignment; size equal to alignment) every child
+// entered has a fit, except for the two that the window cuts, so a search is O(log n). For other
+// combinations it may test candidates that are long enough and aligned well enough, but not in one
+// piece. Splitting a free range and merging one back change entries in place: a neighbour grows or
+// shrinks, and at most two entries are added or removed beside it.
 
 #pragma once
 
@@ -43,53 +44,37 @@
 #include <variant>
 
 #include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/detail/bplus_tree.hpp"
 #include "vmspace/allocator/detail/failure.hpp"
-#include "vmspace/allocator/detail/iterator.hpp"
-#include "vmspace/allocator/detail/room.hpp"
-#include "vmspace/allocator/detail/store.hpp"
+#include "vmspace/allocator/detail/free_search.hpp"
+#include "vmspace/allocator/detail/free_summary.hpp"
+#include "vmspace/allocator/interval_entry.hpp"
+#include "vmspace/allocator/interval_iterator.hpp"
+#include "vmspace/allocator/interval_tree_stats.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/base/result.hpp"
+#include "vmspace/base/try.hpp"
 
 namespace vmspace {
-
-/// What a tree holds, counted. Amounts are in members (bytes, for addresses), and 2^64-1 where they
-/// would be more.
-struct IntervalTreeStats {
-  std::size_t free_ranges = 0;
-  std::size_t allocated_ranges = 0;
-  std::size_t valued_ranges = 0;
-  std::uint64_t free_amount = 0;
-  std::uint64_t taken_amount = 0;  ///< allocated and valued
-  std::uint64_t largest_free = 0;
-
-  /// The part of the free amount that lies outside the largest free range: 0 when all is in one
-  /// piece or nothing is free, near 1 when it is all crumbs.
-  [[nodiscard]] double fragmentation() const noexcept {
-    if (free_amount == 0) return 0;
-    return 1 - static_cast<double>(largest_free) / static_cast<double>(free_amount);
-  }
-
-  friend bool operator==(const IntervalTreeStats&, const IntervalTreeStats&) = default;
-};
 
 /// Ranges in address order that do not overlap, each free, allocated, or valued (holding a T).
 ///
 /// Invariant: each range's state is one of the three, and it has a T exactly when it is valued;
 /// see check_invariants() for the structure. Ranges may touch; nothing merges them but free().
 ///
-/// T may be move-only or over-aligned and needs no default constructor; moving and destroying one
-/// must not throw. A T without members takes no memory.
+/// T may be move-only or over-aligned and needs no default constructor; its move constructor and
+/// destructor must not throw. A T without members takes no memory.
 ///
-/// Failure: a call that returns an error, or throws std::bad_alloc, leaves the tree as it was, and
-/// its value argument where it was. free(), erase(), update() and the destructor never allocate.
+/// A call that returns an error, or throws std::bad_alloc, leaves the tree and the value argument
+/// as they were. free(), erase(), update() and the destructor never allocate.
 ///
 /// Arguments may lie inside the tree: a range or a constraint that is part of a value, or a value to
 /// be copied or moved to another range.
 ///
-/// Pointers and iterators: good until the next call that changes the tree, whichever range it is
-/// about (values move inside the tree). Who needs a value to stay where it is stores a handle.
-/// After a move or swap they belong to the tree that now holds the ranges; past-the-end ones
-/// of an empty tree excepted.
+/// Pointers to values and iterators are good until the next call that changes the tree, whichever
+/// range that concerns: values move inside the tree. For values with stable addresses, store
+/// std::unique_ptr. Moving and swapping trees keeps them good, for the tree that now holds the
+/// ranges; except the end iterator of an empty tree.
 ///
 /// Threads: const calls may run at the same time; any other call excludes all others.
 template <typename T = std::monostate>
@@ -100,7 +85,7 @@ class IntervalTree {
 
  public:
   using Entry = IntervalEntry<T>;
-  using Iterator = detail::EntryIterator<T>;
+  using Iterator = IntervalIterator<T>;
   using value_type = Entry;
   using iterator = Iterator;
   using const_iterator = Iterator;
@@ -128,14 +113,14 @@ class IntervalTree {
   }
   ~IntervalTree() = default;
 
-  void swap(IntervalTree& other) noexcept { store_.swap(other.store_); }
+  void swap(IntervalTree& other) noexcept { tree_.swap(other.tree_); }
   friend void swap(IntervalTree& a, IntervalTree& b) noexcept { a.swap(b); }
 
-  /// Forgets all ranges and destroys their values. O(n).
-  void clear() noexcept { store_.clear(); }
+  /// Removes all ranges and destroys their values. O(n).
+  void clear() noexcept { tree_.clear(); }
 
   /// How many ranges there are, in any state. O(1).
-  [[nodiscard]] std::size_t size() const noexcept { return store_.size(); }
+  [[nodiscard]] std::size_t size() const noexcept { return tree_.size(); }
   [[nodiscard]] bool empty() const noexcept { return size() == 0; }
 
   /// Two trees are equal when they have the same ranges with the same states and values. O(n).
@@ -144,56 +129,80 @@ class IntervalTree {
     return a.size() == b.size() && std::ranges::equal(a, b);
   }
 
-  // -- what may be given out -----------------------------------------------------------------
+  // -- what may be allocated -----------------------------------------------------------------
 
   /// Adds a free range; it is not merged with a free range that touches it. `overlap`, naming the
   /// lowest range in the way, when any part of it is in the tree. O(log n).
-  [[nodiscard]] Result<void> insert(Range range) { return insert_entry(range, nullptr); }
+  [[nodiscard]] Result<void> insert(Range range) {
+    VMSPACE_TRY(insert_entry(range, nullptr));
+    return {};
+  }
 
-  /// Adds a range that holds a value, with the same error. O(log n).
-  [[nodiscard]] Result<void> insert(Range range, T&& value) {
+  /// Adds a range that holds a value, with the same error, and gives access to the value: a pointer
+  /// that is never null. O(log n).
+  [[nodiscard]] Result<T*> insert(Range range, T&& value) {
     return insert_entry(range, std::addressof(value));
   }
-  [[nodiscard]] Result<void> insert(Range range,
-                                    const T& value) requires std::copy_constructible<T> {
+  [[nodiscard]] Result<T*> insert(Range range, const T& value) requires std::copy_constructible<T> {
     return insert(range, T(value));
   }
 
-  // -- taking --------------------------------------------------------------------------------
+  // -- allocating ----------------------------------------------------------------------------
 
-  /// Takes a range that satisfies the constraint out of a free one, whose ends stay free; it is
-  /// allocated, without a value. The constraint's own error (Constraint::validate), or `no_space`
-  /// when no free range has a place for it inside the window (two free ranges that touch are not
-  /// one), with the largest free piece of the window as what is available.
+  /// The range that allocate() would take for the constraint. Changes nothing; its errors and its
+  /// cost are those of allocate().
+  [[nodiscard]] Result<Range> find_place(const Constraint& constraint) const {
+    typename Tree::Path at;
+    return find_place(constraint, "IntervalTree::find_place", at);
+  }
+
+  /// Takes a range that satisfies the constraint out of a free one, of which the rest stays free;
+  /// it is allocated, without a value. The errors of Constraint::validate, or `no_space` when no
+  /// free range has a place for it inside the window (two free ranges that touch are not one), with
+  /// the largest free piece of the window as what is available.
   ///
-  /// first_match and last_match: O(log n) when align is 1 and when size equals align; for other
-  /// mixes also a test for each free range that is long enough and has an address aligned well
-  /// enough, but not in one piece. best_match: up to a test for each free range of the window.
+  /// first_match and last_match: O(log n) when align is 1 and when size equals align; otherwise it
+  /// also tests each free range that is long enough and has an address aligned well enough, but not
+  /// in one piece. best_match: tests up to every free range of the window that may fit.
   [[nodiscard]] Result<Range> allocate(const Constraint& constraint) {
-    return allocate_entry(constraint, nullptr);
+    typename Tree::Path at;
+    const Result<Range> place = find_place(constraint, "IntervalTree::allocate", at);
+    if (place) take(at, *place, nullptr);
+    return place;
   }
 
-  /// Takes a range as above that holds the value, in one step.
-  [[nodiscard]] Result<Range> allocate(const Constraint& constraint, T&& value) {
-    return allocate_entry(constraint, std::addressof(value));
+  /// Allocates a range that holds the value, in one step, and gives access to the value. Same
+  /// errors and cost.
+  [[nodiscard]] Result<ValuedRange<T>> allocate(const Constraint& constraint, T&& value) {
+    typename Tree::Path at;
+    const Range place = VMSPACE_TRY(find_place(constraint, "IntervalTree::allocate", at));
+    return ValuedRange<T>(place, *take(at, place, std::addressof(value)));
   }
-  [[nodiscard]] Result<Range> allocate(const Constraint& constraint,
-                                       const T& value) requires std::copy_constructible<T> {
+  [[nodiscard]] Result<ValuedRange<T>> allocate(
+      const Constraint& constraint, const T& value) requires std::copy_constructible<T> {
     return allocate(constraint, T(value));
   }
 
   /// Takes exactly this range out of the free one around it. `bad_state`, naming the lowest range
   /// in the way, when any part of it is taken; else `not_found` when any part is not in the tree;
-  /// else `bad_state` when it spans several free ranges. O(log n), and one step for each range it
-  /// meets.
-  [[nodiscard]] Result<Range> allocate_at(Range range) { return allocate_entry_at(range, nullptr); }
-
-  /// Takes exactly this range as above, and it holds the value, in one step.
-  [[nodiscard]] Result<Range> allocate_at(Range range, T&& value) {
-    return allocate_entry_at(range, std::addressof(value));
+  /// else `bad_state` when it spans several free ranges. O(log n); an error also looks at each range
+  /// that it overlaps.
+  [[nodiscard]] Result<Range> allocate_at(Range range) {
+    typename Tree::Path at;
+    if (!locate_free(range, at)) return failure("IntervalTree::allocate_at").not_free(range);
+    take(at, range, nullptr);
+    return range;
   }
-  [[nodiscard]] Result<Range> allocate_at(Range range,
-                                          const T& value) requires std::copy_constructible<T> {
+
+  /// Allocates exactly this range, which holds the value, in one step, and gives access to the
+  /// value. Same errors and cost.
+  [[nodiscard]] Result<ValuedRange<T>> allocate_at(Range range, T&& value) {
+    typename Tree::Path at;
+    if (!locate_free(range, at)) return failure("IntervalTree::allocate_at").not_free(range);
+    return ValuedRange<T>(range, *take(at, range, std::addressof(value)));
+  }
+  [[nodiscard]] Result<ValuedRange<T>> allocate_at(
+      Range range, const T& value) requires std::copy_constructible<T> {
     return allocate_at(range, T(value));
   }
 
@@ -202,8 +211,8 @@ class IntervalTree {
   /// Gives a taken range a value, and returns the one that it had. The errors of free(). O(log n);
   /// never allocates.
   [[nodiscard]] Result<std::optional<T>> update(Range range, T&& value) {
-    typename Store::Path at;
-    if (!locate_taken(range, at)) return failure().not_taken("update", range);
+    typename Tree::Path at;
+    if (!locate_taken(range, at)) return failure("IntervalTree::update").not_taken(range);
     std::optional<T> held = hold(std::addressof(value));  // it may be the one that comes out
     std::optional<T> before = take_value(at);
     put_value(at, held);
@@ -214,31 +223,30 @@ class IntervalTree {
     return update(range, T(value));
   }
 
-  /// Gives a taken range back: it is free, and one with the free range that ends right before it
-  /// and the one that begins right after it. Returns the value that it had. O(log n); never
-  /// allocates.
+  /// Frees a taken range and merges it with the free ranges that end right before it and begin
+  /// right after it. Returns the value that it had. O(log n); never allocates.
   ///
-  /// The range must be exactly one that is taken. Else, at the cost of a step for each range that it
-  /// meets: `bad_state` when all of it is free already, however that has merged since; `not_found`
-  /// when no part of it is in the tree; `overlap` for anything else (a part of a taken range, more
-  /// than one, or what is free or not in the tree beside), naming the lowest taken range that it
-  /// meets, or the lowest free one if none is taken.
+  /// The range must be exactly one that is taken. Otherwise: `bad_state` when all of it is free
+  /// already, however that has merged since; `not_found` when no part of it is in the tree;
+  /// `overlap` for anything else (a part of a taken range, more than one, or one and something
+  /// beside it), naming the lowest taken range that it overlaps, or the lowest free one when none
+  /// is taken. An error also looks at each range that it overlaps.
   [[nodiscard]] Result<std::optional<T>> free(Range range) {
-    typename Store::Path at;
-    if (!locate_taken(range, at)) return failure().not_taken("free", range);
+    typename Tree::Path at;
+    if (!locate_taken(range, at)) return failure("IntervalTree::free").not_taken(range);
     std::optional<T> before = take_value(at);
-    store_.release(at);
+    tree_.free_and_coalesce(at);
     return before;
   }
 
-  /// Takes a range in any state out of the tree, and returns the value that it had. The range must
+  /// Removes a range in any state from the tree, and returns the value that it had. The range must
   /// be exactly one of the tree's: `not_found` when no part of it is there; else `overlap`, naming
-  /// the lowest range that it meets. O(log n); never allocates.
+  /// the lowest range that it overlaps. O(log n); never allocates.
   [[nodiscard]] Result<std::optional<T>> erase(Range range) {
-    typename Store::Path at;
-    if (!store_.locate(range, at)) return failure().not_there("erase", range);
+    typename Tree::Path at;
+    if (!tree_.locate(range, at)) return failure("IntervalTree::erase").not_found(range);
     std::optional<T> before = take_value(at);
-    store_.remove(at, 1);
+    tree_.remove(at, 1);
     return before;
   }
 
@@ -253,7 +261,7 @@ class IntervalTree {
 
   /// The entry that contains this member. O(log n).
   [[nodiscard]] std::optional<Entry> find(std::uint64_t point) const noexcept {
-    const typename Store::Place at = place_of(point);
+    const typename Tree::Position at = position_of(point);
     if (at.leaf == nullptr) return std::nullopt;
     return *Iterator(at.leaf, at.pos);
   }
@@ -267,7 +275,7 @@ class IntervalTree {
 
   /// The value of the range that contains this member; null when there is none. O(log n).
   [[nodiscard]] T* find_value(std::uint64_t point) noexcept {
-    const typename Store::Place at = place_of(point);
+    const typename Tree::Position at = position_of(point);
     if (at.leaf == nullptr || !at.leaf->valued.test(at.pos)) return nullptr;
     return at.leaf->values.at(at.pos);
   }
@@ -278,21 +286,20 @@ class IntervalTree {
   // -- walking -------------------------------------------------------------------------------
 
   /// All entries in address order. Each step is O(1).
-  [[nodiscard]] Iterator begin() const noexcept { return {store_.first(), 0}; }
-  [[nodiscard]] Iterator end() const noexcept { return {store_.last(), end_pos()}; }
+  [[nodiscard]] Iterator begin() const noexcept { return {tree_.first(), 0}; }
+  [[nodiscard]] Iterator end() const noexcept { return {tree_.last(), end_pos()}; }
 
-  /// The entries that have a member in common with `range`, in address order. O(log n).
-  [[nodiscard]] detail::Walk<Iterator> overlapping(Range range) const noexcept {
-    return detail::overlapping(store_, range);
+  /// The entries that overlap `range`, in address order. O(log n).
+  [[nodiscard]] IntervalView<Iterator> overlapping(Range range) const noexcept {
+    return detail::overlapping(tree_, range);
   }
 
-  /// The free ranges in address order, as a view of Range. A step skips what is taken, up to a leaf
-  /// at a time.
-  [[nodiscard]] detail::Walk<detail::FreeIterator<T>> free_ranges() const noexcept {
-    return {{store_.first(), 0}, {store_.last(), end_pos()}};
+  /// The free ranges in address order, as a view of Range. O(1); see FreeRangeIterator.
+  [[nodiscard]] IntervalView<FreeRangeIterator<T>> free_ranges() const noexcept {
+    return {{tree_.first(), 0}, {tree_.last(), end_pos()}};
   }
 
-  // -- about the whole -----------------------------------------------------------------------
+  // -- the whole tree ------------------------------------------------------------------------
 
   /// Counts and amounts. O(n).
   [[nodiscard]] IntervalTreeStats stats() const noexcept {
@@ -318,42 +325,64 @@ class IntervalTree {
     return stats;
   }
 
-  /// Checks every rule of the structure, in release builds too: `corrupt` with the first one that
-  /// is broken as its reason, which is a defect of this library or a stray write. O(n).
+  /// Checks every rule of the structure, in release builds too: `corrupt`, with the first rule that
+  /// is broken as the reason, which means a defect of this library or a stray write. O(n).
   [[nodiscard]] Result<void> check_invariants() const noexcept {
-    if (const char* rule = store_.check()) {
-      return fail({.code = Errc::corrupt, .operation = "check_invariants", .reason = rule});
+    if (const char* rule = tree_.check()) {
+      return fail(
+          {.code = Errc::corrupt, .operation = "IntervalTree::check_invariants", .reason = rule});
     }
     return {};
   }
 
  private:
-  using Store = detail::Store<T>;
+  using Tree = detail::BPlusTree<T>;
 
   [[nodiscard]] unsigned end_pos() const noexcept {
-    return store_.last() == nullptr ? 0 : store_.last()->count;
+    return tree_.last() == nullptr ? 0 : tree_.last()->count;
   }
 
-  /// What to say of a call that failed.
-  [[nodiscard]] detail::TreeFailure<T> failure() const noexcept {
-    return detail::TreeFailure<T>(store_);
+  /// Explains why a call of this name failed.
+  [[nodiscard]] detail::TreeFailure<T> failure(const char* operation) const noexcept {
+    return {tree_, operation};
   }
 
   /// The path to the taken entry that is exactly this range; false when there is none.
-  [[nodiscard]] bool locate_taken(Range range, typename Store::Path& at) const noexcept {
-    return store_.locate(range, at) && !at.leaf->free.test(at.pos);
+  [[nodiscard]] bool locate_taken(Range range, typename Tree::Path& at) const noexcept {
+    return tree_.locate(range, at) && !at.leaf->free.test(at.pos);
+  }
+
+  /// The path to the free entry that contains all of this range; false when there is none.
+  [[nodiscard]] bool locate_free(Range range, typename Tree::Path& at) const noexcept {
+    if (empty()) return false;
+    tree_.upper_bound(range.min(), at);
+    if (at.pos == 0) return false;
+    --at.pos;
+    return at.leaf->free.test(at.pos) && at.leaf->max[at.pos] >= range.max();
+  }
+
+  /// What satisfies the constraint, with the path to the free entry that contains it.
+  [[nodiscard]] Result<Range> find_place(const Constraint& constraint, const char* operation,
+                                         typename Tree::Path& at) const {
+    VMSPACE_TRY_IN(operation, constraint.validate());
+    const detail::Request request(constraint);
+    std::uint64_t base = 0;
+    if (!detail::find_fit(tree_, request, constraint.policy, at, base)) {
+      return failure(operation).no_space(constraint);
+    }
+    return detail::unchecked_range(base, base + request.extent());
   }
 
   /// The entry that contains `point`, or no leaf.
-  [[nodiscard]] typename Store::Place place_of(std::uint64_t point) const noexcept {
-    typename Store::Place at = store_.upper_bound(point);
+  [[nodiscard]] typename Tree::Position position_of(std::uint64_t point) const noexcept {
+    typename Tree::Position at = tree_.upper_bound(point);
     if (at.pos == 0 || at.leaf->max[at.pos - 1] < point) return {};
     --at.pos;
     return at;
   }
 
-  /// Moves the value out of an entry, which is allocated then, or free as it was.
-  static std::optional<T> take_value(const typename Store::Path& at) noexcept {
+  /// Moves the value, if it has one, out of an entry, which is no longer valued.
+  static std::optional<T> take_value(const typename Tree::Path& at) noexcept {
     auto& leaf = *at.leaf;
     if (!leaf.valued.test(at.pos)) return std::nullopt;
     std::optional<T> value(std::move(*leaf.values.at(at.pos)));
@@ -363,109 +392,50 @@ class IntervalTree {
   }
 
   /// Moves a value argument, if there is one, to where no change of the tree reaches it: it may be
-  /// in the tree, where entries are about to move. To be called when nothing can fail any more.
+  /// in the tree, where entries are about to move. To be called once nothing can fail any more.
   static std::optional<T> hold(T* value) noexcept {
     std::optional<T> held;
     if (value != nullptr) held.emplace(std::move(*value));
     return held;
   }
 
-  /// Moves a value, if there is one, into an entry without.
-  static void put_value(const typename Store::Path& at, std::optional<T>& value) noexcept {
-    if (!value) return;
+  /// Moves a value, if there is one, into an entry without; returns where it is, or null.
+  static T* put_value(const typename Tree::Path& at, std::optional<T>& value) noexcept {
+    if (!value) return nullptr;
     at.leaf->values.construct(at.pos, *std::move(value));
     at.leaf->valued.set(at.pos);
+    return at.leaf->values.at(at.pos);
   }
 
-  Result<void> insert_entry(Range range, T* value) {
-    const auto fill = value == nullptr ? detail::Fill::free : detail::Fill::taken;
-    typename Store::Path at;
+  Result<T*> insert_entry(Range range, T* value) {
+    const NodeState state = value == nullptr ? NodeState::free : NodeState::allocated;
+    typename Tree::Path at;
     if (empty()) {
-      store_.insert_first(range, fill, at);
+      tree_.insert_first(range, state, at);
       std::optional<T> held = hold(value);
-      put_value(at, held);
-      return {};
+      return put_value(at, held);
     }
-    store_.upper_bound(range.min(), at);
-    if (!overlapping(range).empty()) return failure().in_the_way(range);
-    auto spares = store_.spares_for(at, 1);
+    tree_.upper_bound(range.min(), at);
+    if (!overlapping(range).empty()) return failure("IntervalTree::insert").overlap(range);
+    auto nodes = tree_.allocate_split_nodes(at, 1);
     std::optional<T> held = hold(value);
-    store_.make_room(at, spares);
-    store_.insert(at, range, fill);
-    put_value(at, held);
-    return {};
+    tree_.split_if_full(at, nodes);
+    tree_.insert(at, range, state);
+    return put_value(at, held);
   }
 
-  Result<Range> allocate_entry(const Constraint& constraint, T* value) {
-    if (Result<void> valid = constraint.validate(); !valid) return tl::unexpected(valid.error());
-    const detail::Request request(constraint);
-    typename Store::Path at;
-    std::uint64_t base = 0;
-    if (!search(request, constraint.policy, at, base)) return failure().no_space(constraint);
-    const Range piece = detail::unchecked_range(base, base + request.extent());
-    take(at, piece, value);
-    return piece;
-  }
-
-  Result<Range> allocate_entry_at(Range range, T* value) {
-    typename Store::Path at;
-    if (!empty()) {
-      store_.upper_bound(range.min(), at);
-      if (at.pos > 0) {
-        --at.pos;
-        if (at.leaf->free.test(at.pos) && at.leaf->max[at.pos] >= range.max()) {
-          take(at, range, value);
-          return range;
-        }
-      }
-    }
-    return failure().not_at(range);
-  }
-
-  /// Turns `piece` of the free entry at the path into a taken one.
-  void take(typename Store::Path& at, Range piece, T* value) {
+  /// Turns `piece` of the free entry at the path into a taken one, and returns where its value is.
+  T* take(typename Tree::Path& at, Range piece, T* value) {
     const unsigned ends =
         (piece.min() != at.leaf->min[at.pos]) + (piece.max() != at.leaf->max[at.pos]);
-    auto spares = store_.spares_for(at, ends);
+    auto nodes = tree_.allocate_split_nodes(at, ends);
     std::optional<T> held = hold(value);
-    store_.make_room(at, spares);
-    store_.cut(at, piece);
-    put_value(at, held);
+    tree_.split_if_full(at, nodes);
+    tree_.split_entry(at, piece);
+    return put_value(at, held);
   }
 
-  bool search(const detail::Request& request, Policy policy, typename Store::Path& at,
-              std::uint64_t& base) const {
-    const auto accept = [&base](const typename Store::Path&, std::uint64_t place) {
-      base = place;
-      return true;
-    };
-    switch (policy) {
-      case Policy::first_match: return store_.template for_each_fit<true>(request, at, accept);
-      case Policy::last_match: return store_.template for_each_fit<false>(request, at, accept);
-      case Policy::best_match: break;
-    }
-    // What counts of a free range is its part inside the window. Just the size can't be beaten.
-    typename Store::Place best;
-    std::uint64_t least = 0;
-    store_.template for_each_fit<true>(
-        request, at, [&](const typename Store::Path& candidate, std::uint64_t place) {
-          const auto& leaf = *candidate.leaf;
-          const std::uint64_t extent = std::min(leaf.max[candidate.pos], request.max()) -
-                                       std::max(leaf.min[candidate.pos], request.min());
-          if (best.leaf == nullptr || extent < least) {
-            best = {candidate.leaf, candidate.pos};
-            least = extent;
-            base = place;
-          }
-          return least == request.extent();
-        });
-    if (best.leaf == nullptr) return false;
-    store_.upper_bound(best.leaf->min[best.pos], at);
-    --at.pos;
-    return true;
-  }
-
-  Store store_;
+  Tree tree_;
 };
 
 }  // namespace vmspace

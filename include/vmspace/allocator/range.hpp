@@ -14,6 +14,8 @@
 #include <functional>
 #include <limits>
 #include <optional>
+#include <tuple>
+#include <type_traits>
 
 #include "vmspace/base/result.hpp"
 
@@ -23,11 +25,11 @@ class Range;
 
 namespace detail {
 
-/// Declared and never defined: a constant Range whose bounds are inverted calls it, and so does not
-/// compile, also where exceptions are off.
+/// Declared and never defined: a constant Range with inverted bounds calls it, and so does not
+/// compile, even with exceptions off.
 void range_bounds_are_inverted();
 
-/// For bounds that the library has checked already, or made.
+/// Makes a range of bounds that are known to be in order.
 constexpr Range unchecked_range(std::uint64_t min, std::uint64_t max) noexcept;
 
 }  // namespace detail
@@ -35,7 +37,8 @@ constexpr Range unchecked_range(std::uint64_t min, std::uint64_t max) noexcept;
 /// A closed interval [min, max], never empty.
 ///
 /// Invariant: min() <= max(). Sizes are in members (bytes, for addresses). Every call is constexpr
-/// and O(1); a Range is a value, safe to read from any thread.
+/// and O(1); a Range is a value, safe to read from any thread. It can be taken apart:
+/// `const auto [min, max] = range;`.
 class Range {
  public:
   /// The interval [min, max]. `invalid_range` when min > max.
@@ -66,18 +69,18 @@ class Range {
     return Range(base, base + (size - 1));
   }
 
-  /// The range of the one member `value`.
+  /// The range whose only member is `value`.
   [[nodiscard]] static constexpr Range point(std::uint64_t value) noexcept {
     return {value, value};
   }
 
-  /// A constant: `Range::of(0x100, 0x1ff)`. Inverted bounds do not compile.
+  /// A compile-time constant: `Range::of(0x100, 0x1ff)`. Inverted bounds do not compile.
   [[nodiscard]] static consteval Range of(std::uint64_t min, std::uint64_t max) {
     if (min > max) detail::range_bounds_are_inverted();
     return {min, max};
   }
 
-  /// Every number there is: [0, 2^64-1].
+  /// All 64-bit numbers: [0, 2^64-1].
   [[nodiscard]] static constexpr Range whole_domain() noexcept {
     return {0, std::numeric_limits<std::uint64_t>::max()};
   }
@@ -85,7 +88,7 @@ class Range {
   [[nodiscard]] constexpr std::uint64_t min() const noexcept { return min_; }
   [[nodiscard]] constexpr std::uint64_t max() const noexcept { return max_; }
 
-  /// The number of members. 0 stands for 2^64 and means the whole domain: no other range has it.
+  /// The number of members; 0 for the whole domain, whose 2^64 members do not fit.
   [[nodiscard]] constexpr std::uint64_t size() const noexcept { return max_ - min_ + 1; }
 
   [[nodiscard]] constexpr bool contains(std::uint64_t value) const noexcept {
@@ -98,20 +101,20 @@ class Range {
     return min_ <= other.max_ && other.min_ <= max_;
   }
 
-  /// Whether the two do not overlap and nothing lies between them, on either side.
+  /// Whether one begins right after the other ends.
   [[nodiscard]] constexpr bool adjacent(const Range& other) const noexcept {
     return (max_ < other.min_ && other.min_ - max_ == 1) ||
            (other.max_ < min_ && min_ - other.max_ == 1);
   }
 
-  /// What both contain; nothing when they do not overlap.
+  /// The members that both have; empty when they do not overlap.
   [[nodiscard]] constexpr std::optional<Range> intersection(const Range& other) const noexcept {
     if (!overlaps(other)) return std::nullopt;
     return Range(min_ > other.min_ ? min_ : other.min_, max_ < other.max_ ? max_ : other.max_);
   }
 
-  /// The part of this range from its first multiple of `align` on. `bad_alignment` when align is no
-  /// power of two (0 means 1, as in a Constraint); `no_space` when no multiple lies inside.
+  /// The part of this range from its first multiple of `align` on. `bad_alignment` when align is not
+  /// a power of two (0 means 1, as in a Constraint); `no_space` when it contains no multiple.
   [[nodiscard]] constexpr Result<Range> align_up(std::uint64_t align) const {
     if (align == 0) return *this;
     if (!std::has_single_bit(align)) {
@@ -128,6 +131,12 @@ class Range {
                    .second = Operand::range(min_, max_)});
     }
     return Range(min_ + gap, max_);
+  }
+
+  /// min() for index 0 and max() for 1: what structured bindings call.
+  template <std::size_t index>
+  requires(index < 2) [[nodiscard]] constexpr std::uint64_t get() const noexcept {
+    return index == 0 ? min_ : max_;
   }
 
   /// By min, then by max.
@@ -157,10 +166,18 @@ constexpr Operand operand(const Range& range) {
 }  // namespace vmspace
 
 template <>
+struct std::tuple_size<vmspace::Range> : std::integral_constant<std::size_t, 2> {};
+
+template <std::size_t index>
+struct std::tuple_element<index, vmspace::Range> {
+  using type = std::uint64_t;
+};
+
+template <>
 struct std::hash<vmspace::Range> {
   std::size_t operator()(const vmspace::Range& range) const noexcept {
-    // Mixes with an odd constant (2^64 divided by the golden ratio), so that ranges of one size at
-    // consecutive places spread.
+    // Mixes with an odd constant (2^64 divided by the golden ratio), so that equally long ranges at
+    // consecutive addresses spread.
     constexpr std::uint64_t odd = 0x9e37'79b9'7f4a'7c15;
     std::uint64_t mixed = (range.min() * odd) ^ (range.max() + odd);
     mixed = (mixed ^ (mixed >> 32)) * odd;

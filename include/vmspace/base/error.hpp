@@ -77,10 +77,11 @@ struct Operand {
 /// A failure, complete enough to act on.
 ///
 /// An aggregate, made with designated initialisers:
-///   Error{.code = Errc::overlap, .operation = "insert", .first = Operand::range(0x200, 0x2ff)}
+///   Error{.code = Errc::overlap, .operation = "IntervalTree::insert",
+///         .first = Operand::range(0x200, 0x2ff)}
 struct Error {
   Errc code;
-  const char* operation = "";    ///< the call that failed; a string literal
+  const char* operation = "";    ///< the function that failed, as in `in`; a string literal
   Operand first = {};            ///< what the caller asked for
   Operand second = {};           ///< what stood in the way
   Operand available = {};        ///< what there is instead: for `no_space`, the largest free piece
@@ -89,8 +90,9 @@ struct Error {
   ErrorText text = {};           ///< names of what it is about; `reason` introduces the detail
 
   /// One line for a person, operands in hexadecimal and names in quotes:
-  /// `insert: [0x200, 0x2ff] overlaps [0x100, 0x20f]`,
-  /// `map: "ram0": failed: 0x1000 (opening the file: "/srv/vm/ram"): No such file or directory`.
+  /// `IntervalTree::insert: [0x200, 0x2ff] overlaps [0x100, 0x20f]`,
+  /// `MemoryRegion::map: "ram0 [0x0, 0xfff]": failed (opening the file: "/srv/ram"): No such file or
+  /// directory`.
   /// Allocates; the only call here that does.
   [[nodiscard]] std::string message() const;
 
@@ -98,8 +100,12 @@ struct Error {
   /// equal to std::errc values; in the library's own category otherwise.
   [[nodiscard]] std::error_code error_code() const noexcept;
 
-  /// This error with `outer`, a string literal, as its operation: how a call passes on, under its
-  /// own name, what a call below it reported. Operands, reason and errno stay.
+  /// This error with `outer`, a string literal, as its operation; all else stays.
+  ///
+  /// One rule for operations, throughout the library: an error names the public function that the
+  /// user called, qualified by its class. A public function that passes on the error of another one
+  /// therefore relabels it (VMSPACE_TRY_IN does both). Errors that a user's own callback returned
+  /// are passed on as they are.
   [[nodiscard]] constexpr Error in(const char* outer) const noexcept {
     Error relabelled = *this;
     relabelled.operation = outer;

@@ -2,9 +2,9 @@
 //
 // Sizes in bytes as a person writes them: `using namespace vmspace::literals; auto size = 6_GiB;`
 //
-// What is no whole number below 2^64 does not compile. The operators are templates over the digits,
-// and not consteval functions, because clang 14 rejects calls of those in default arguments and in
-// generic lambdas, where sizes are wanted.
+// Anything but a whole number below 2^64 fails to compile. The operators are templates over the
+// digits rather than consteval functions, because clang 14 rejects calls of those in default
+// arguments and in generic lambdas, where sizes are wanted.
 
 #pragma once
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How many threads read a value that changes now and then, without ever waiting for a writer.
+// A value that many threads read while it changes now and then, without ever waiting for a writer.
 //
 // A vCPU thread that handles an exit must know the memory layout now, and cannot afford a lock. So
 // a value is never changed in place: a writer edits a copy and publishes it, and a generation
@@ -16,7 +16,7 @@
 //   map.update([&](Map& draft) { return draft.remove(region); });  // a writer, on any thread
 //   map.wait_released(1s);                                         // the old map is gone
 //
-// Who destroys old values: the writers. A value may be large, and what it holds may be slow to give
+// Old values are destroyed by writers. A value may be large, and what it holds may be slow to give
 // up (mappings), so a reader that lets go last only hands it back; update(), wait_released() and
 // collect() destroy what was handed back, outside of all locks.
 //
@@ -248,9 +248,9 @@ struct PublishedState {
 /// Threads: every call is safe from any thread, on one handle or on several. Updates happen one
 /// after the other, none is lost. A value is destroyed by a writer's call, never by a reader; only
 /// once no handle is left does the last Reader or snapshot destroy what there is. An update holds a
-/// lock for as long as it runs: who edits one published value inside an edit of another takes them
-/// in one order everywhere, as with mutexes, since two threads that take them in opposite orders
-/// wait for each other and nothing tells.
+/// lock for as long as it runs: code that edits one published value inside an edit of another must
+/// take them in one order everywhere, as with mutexes, since two threads that take them in opposite
+/// orders wait for each other, undetected.
 template <typename T>
 class Published {
   using State = detail::PublishedState<T>;
@@ -266,9 +266,9 @@ class Published {
   Published& operator=(const Published&) noexcept = default;
   ~Published() = default;
 
-  /// How often a value was published; 1 in the beginning, and only ever growing. Who sees a
-  /// generation here, and then asks a Reader or takes a snapshot, gets a value of that generation
-  /// or a later one. One load.
+  /// How often a value was published; 1 in the beginning, and only ever growing. A thread that
+  /// sees a generation here, and then asks a Reader or takes a snapshot, gets a value of that
+  /// generation or a later one. One load.
   [[nodiscard]] std::uint64_t generation() const noexcept {
     return state_->generation.load(std::memory_order_acquire);
   }
@@ -295,8 +295,8 @@ class Published {
   /// last of them is just being destroyed; `would_deadlock` when called from inside an edit.
   ///
   /// A thread that waits for its own Reader, or for a snapshot of its own, waits in vain and times
-  /// out: park the one and reset the other before. So does a destructor of T. References that
-  /// others keep beyond the life of what they hold are a mistake that nobody can see.
+  /// out: park the one and reset the other first. So does a destructor of T. References kept beyond
+  /// the life of the Reader or snapshot that gave them are a bug that this call can't detect.
   [[nodiscard]] Result<void> wait_released(std::chrono::nanoseconds timeout) const;
 
   /// Destroys the old values that were handed back since the last call of a writer, and says how

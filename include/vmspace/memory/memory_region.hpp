@@ -73,25 +73,25 @@ class MemoryRegion {
   /// `host_executable` asks for it. Only where the backing is not writable (a shared file that the
   /// guest may only read) it may read and no more; mapping().protection() tells.
   ///
-  /// Errors: `invalid_argument` for a region that asks for pages of another size than
+  /// Errors: `invalid_argument` for a null pointer, and for a region that asks for pages of another size than
   /// `options.backing` has; those of Backing::open, MemoryMapping::map (`out_of_bounds` also for a
   /// region that is not inside the arena), bind_to_nodes, use_hugepages and populate. Nothing is
   /// left of the region then, and the error's text names the region, its guest range and its file.
   /// A few system calls, and the cost of populate where the region wants it.
-  [[nodiscard]] static Result<MemoryRegionPtr> map(const AddressSpaceRegion& description,
+  [[nodiscard]] static Result<MemoryRegionPtr> map(AddressSpaceRegionPtr description,
                                                    const MapOptions& options = {});
 
-  [[nodiscard]] GuestAddress base() const noexcept { return description_.base(); }
-  [[nodiscard]] std::uint64_t size() const noexcept { return description_.size(); }
+  [[nodiscard]] GuestAddress base() const noexcept { return description_->base(); }
+  [[nodiscard]] std::uint64_t size() const noexcept { return description_->size(); }
   /// The last address, inclusive.
-  [[nodiscard]] GuestAddress last_addr() const noexcept { return description_.last_addr(); }
+  [[nodiscard]] GuestAddress last_addr() const noexcept { return description_->last_addr(); }
   /// Base and size.
-  [[nodiscard]] GuestRange guest_range() const noexcept { return description_.guest_range(); }
+  [[nodiscard]] GuestRange guest_range() const noexcept { return description_->guest_range(); }
   /// Where the guest's base() is in this process, which may do what mapping().protection() says.
   [[nodiscard]] std::byte* host_base() const noexcept { return mapping_.data(); }
   /// What the guest may do.
-  [[nodiscard]] Protection protection() const noexcept { return description_.protection(); }
-  [[nodiscard]] const AddressSpaceRegion& description() const noexcept { return description_; }
+  [[nodiscard]] Protection protection() const noexcept { return description_->protection(); }
+  [[nodiscard]] const AddressSpaceRegion& description() const noexcept { return *description_; }
   [[nodiscard]] const Backing& backing() const noexcept { return mapping_.backing(); }
   [[nodiscard]] const MemoryMapping& mapping() const noexcept { return mapping_; }
   /// Whether the region's wish for transparent huge pages was taken; `not_applicable` also where it
@@ -115,16 +115,16 @@ class MemoryRegion {
                                                       std::uint64_t size) const;
 
  private:
-  MemoryRegion(AddressSpaceRegion description, MemoryMapping mapping, Applied huge_pages)
+  MemoryRegion(AddressSpaceRegionPtr description, MemoryMapping mapping, Applied huge_pages)
       : description_(std::move(description)),
         mapping_(std::move(mapping)),
         huge_pages_(huge_pages),
-        dirty_(description_.size()) {}
+        dirty_(description_->size()) {}
 
   [[nodiscard]] Result<void> check_image(const char* operation, std::uint64_t offset,
                                          std::uint64_t size) const;
 
-  AddressSpaceRegion description_;
+  AddressSpaceRegionPtr description_;  // never null
   MemoryMapping mapping_;
   Applied huge_pages_;
   mutable DirtyBitmap dirty_;  // thread-safe by itself

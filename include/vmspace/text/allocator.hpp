@@ -29,11 +29,11 @@ namespace vmspace {
 }
 
 /// The enumerator's name: `first_match`, `last_match`, `best_match`.
-[[nodiscard]] inline std::string to_text(Policy policy) {
+[[nodiscard]] inline std::string to_text(AllocPolicy policy) {
   switch (policy) {
-    case Policy::first_match: return "first_match";
-    case Policy::last_match: return "last_match";
-    case Policy::best_match: return "best_match";
+    case AllocPolicy::first_match: return "first_match";
+    case AllocPolicy::last_match: return "last_match";
+    case AllocPolicy::best_match: return "best_match";
   }
   return "?";
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The rules of the interval tree's structure, one text each, and the walk that looks for the first
-// one that is broken.
+// The rules of the interval tree's structure, one text each, and the walk that finds the first one
+// that is broken.
 
 #pragma once
 
@@ -11,12 +11,12 @@
 #include <memory>
 #include <optional>
 
+#include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/detail/node.hpp"
-#include "vmspace/allocator/detail/room.hpp"
 
 namespace vmspace::detail {
 
-/// Made from what a Store is made of, for one walk.
+/// Checks one B+-tree, once, given its members.
 template <typename T>
 class Checker {
  public:
@@ -24,7 +24,7 @@ class Checker {
           unsigned height) noexcept
       : root_(root), first_(first), last_(last), size_(size), height_(height) {}
 
-  /// Null when all rules hold.
+  /// The text of the rule; null when all hold.
   [[nodiscard]] const char* first_broken_rule() noexcept {
     if (root_ == nullptr) {
       const bool nothing = size_ == 0 && height_ == 0 && first_ == nullptr && last_ == nullptr;
@@ -38,13 +38,13 @@ class Checker {
   }
 
  private:
-  Room broken(const char* rule) noexcept {
+  FreeSummary broken(const char* rule) noexcept {
     if (broken_ == nullptr) broken_ = rule;
     return {};
   }
 
-  /// Checks a subtree; returns its room.
-  Room check(const Node& node, unsigned level) noexcept {
+  /// Checks a subtree; returns its summary.
+  FreeSummary check(const Node& node, unsigned level) noexcept {
     const unsigned least = &node != root_ ? node_minimum : level == 0 ? 1 : 2;
     if (node.count < least) return broken("a node is at least a quarter full");
     if (node.count > node_capacity) return broken("a node is at most full");
@@ -53,9 +53,10 @@ class Checker {
     const Inner& inner = static_cast<const Inner&>(node);
     for (unsigned i = inner.count; i < node_capacity; ++i) {
       if (inner.key[i] != std::numeric_limits<std::uint64_t>::max()) {
-        return broken("a key not in use is 2^64-1");
+        return broken("an unused key is 2^64-1");
       }
-      if (inner.room_of(i) != Room{}) return broken("a child not in use has no room");
+      if (inner.summary_of(i) != FreeSummary{})
+        return broken("an unused child has an empty summary");
     }
     for (unsigned i = 0; i < inner.count; ++i) {
       const Node* leftmost = inner.child[i];
@@ -65,20 +66,20 @@ class Checker {
       if (inner.key[i] != static_cast<const Leaf<T>*>(leftmost)->min[0]) {
         return broken("a key is the lowest address below its child");
       }
-      if (check(*inner.child[i], level - 1) != inner.room_of(i)) {
-        return broken("a room is exact for its subtree");
+      if (check(*inner.child[i], level - 1) != inner.summary_of(i)) {
+        return broken("a summary is exact for its subtree");
       }
     }
-    return inner.room();
+    return inner.summary();
   }
 
-  Room check_leaf(const Leaf<T>& leaf) noexcept {
+  FreeSummary check_leaf(const Leaf<T>& leaf) noexcept {
     if (leaf.prev != leaf_ || (leaf_ == nullptr ? first_ : leaf_->next) != std::addressof(leaf)) {
       return broken("leaves link to each other in order");
     }
     leaf_ = std::addressof(leaf);
     if (leaf.free.from(leaf.count).any() || leaf.valued.from(leaf.count).any()) {
-      return broken("an entry not in use has no state");
+      return broken("an unused entry has no state");
     }
     for (unsigned i = 0; i < leaf.count; ++i) {
       if (leaf.min[i] > leaf.max[i]) return broken("a range's min is at most its max");
@@ -88,11 +89,11 @@ class Checker {
     }
     for (unsigned i = leaf.count; i < node_capacity; ++i) {
       if (leaf.min[i] != std::numeric_limits<std::uint64_t>::max()) {
-        return broken("a key not in use is 2^64-1");
+        return broken("an unused key is 2^64-1");
       }
     }
     entries_ += leaf.count;
-    return leaf.room();
+    return leaf.summary();
   }
 
   const Node* root_;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Why a call on an interval tree failed: looked for when it has, so that the paths which succeed
-// carry none of it.
+// Why a call on an interval tree failed: worked out after the failure, out of line, so that calls
+// that succeed pay nothing for it.
 
 #pragma once
 
@@ -11,136 +11,138 @@
 #include <optional>
 
 #include "vmspace/allocator/constraint.hpp"
-#include "vmspace/allocator/detail/iterator.hpp"
-#include "vmspace/allocator/detail/room.hpp"
-#include "vmspace/allocator/detail/store.hpp"
+#include "vmspace/allocator/detail/bplus_tree.hpp"
+#include "vmspace/allocator/detail/free_search.hpp"
+#include "vmspace/allocator/detail/free_summary.hpp"
+#include "vmspace/allocator/interval_entry.hpp"
+#include "vmspace/allocator/interval_iterator.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace::detail {
 
-/// The entries that have a member in common with the range, in address order.
+/// The entries that overlap the range, in address order.
 template <typename T>
-[[nodiscard]] Walk<EntryIterator<T>> overlapping(const Store<T>& store, Range range) noexcept {
-  typename Store<T>::Place from = store.upper_bound(range.min());
-  const typename Store<T>::Place to = store.upper_bound(range.max());
+[[nodiscard]] IntervalView<IntervalIterator<T>> overlapping(const BPlusTree<T>& tree,
+                                                            Range range) noexcept {
+  typename BPlusTree<T>::Position from = tree.upper_bound(range.min());
+  const typename BPlusTree<T>::Position to = tree.upper_bound(range.max());
   if (from.pos > 0 && from.leaf->max[from.pos - 1] >= range.min()) --from.pos;
-  return {EntryIterator<T>(from.leaf, from.pos), EntryIterator<T>(to.leaf, to.pos)};
+  return {IntervalIterator<T>(from.leaf, from.pos), IntervalIterator<T>(to.leaf, to.pos)};
 }
 
-/// Looks at a tree in which a call could not be done. A step for each range that the range or the
-/// window meets, at most.
+/// Examines the tree after a call has failed and gives the error. O(log n + m), where m is the number
+/// of the tree's ranges that overlap the call's range or window.
 template <typename T>
 class TreeFailure {
  public:
   using Failed = tl::unexpected<Error>;
 
-  explicit TreeFailure(const Store<T>& store) noexcept : store_(store) {}
+  /// `operation` is the call that failed, a string literal.
+  TreeFailure(const BPlusTree<T>& tree, const char* operation) noexcept
+      : tree_(tree), operation_(operation) {}
 
-  /// Something meets the range that was to be inserted.
-  [[nodiscard, gnu::cold, gnu::noinline]] Failed in_the_way(Range range) const {
-    return error(Errc::overlap, "insert", range, nullptr,
-                 detail::overlapping(store_, range).front().range);
+  /// The range to be inserted overlaps an entry.
+  [[nodiscard, gnu::cold, gnu::noinline]] Failed overlap(Range range) const {
+    return error(Errc::overlap, range, nullptr, detail::overlapping(tree_, range).front().range);
   }
 
-  /// No free range has a place for the constraint: what would have been free in the window.
+  /// No free range has a place for the constraint. Reports the largest free piece of the window.
   [[nodiscard, gnu::cold, gnu::noinline]] Failed no_space(const Constraint& constraint) const {
     std::optional<Range> largest;
-    // Each piece found raises what is asked for, so that the search goes on to longer ones only.
+    // Each piece found raises the size that is searched for, so that only longer ones follow.
     Request longer({.size = 1, .min = constraint.min, .max = constraint.max});
-    typename Store<T>::Path at;
-    store_.template for_each_fit<true>(
-        longer, at, [&](const typename Store<T>::Path& here, std::uint64_t min) {
-          const std::uint64_t max = std::min(here.leaf->max[here.pos], constraint.max);
-          largest = unchecked_range(min, max);
-          if (max - min >= std::numeric_limits<std::uint64_t>::max() - 1) return true;
-          longer = Request({.size = max - min + 2, .min = constraint.min, .max = constraint.max});
-          return false;
-        });
+    TreePath<T> at;
+    for_each_fit<true>(tree_, longer, at, [&](const TreePath<T>& here, std::uint64_t min) {
+      const std::uint64_t max = std::min(here.leaf->max[here.pos], constraint.max);
+      largest = unchecked_range(min, max);
+      if (max - min >= std::numeric_limits<std::uint64_t>::max() - 1) return true;
+      longer = Request({.size = max - min + 2, .min = constraint.min, .max = constraint.max});
+      return false;
+    });
     Error full{.code = Errc::no_space,
-               .operation = "allocate",
+               .operation = operation_,
                .first = Operand::size(constraint.size),
                .second = Operand::range(constraint.min, constraint.max)};
     if (!largest) {
-      full.reason = "nothing is free there";
+      full.reason = "nothing is free in this window";
     } else {
       full.available = operand(*largest);
       if (largest->max() - largest->min() >= constraint.size - 1) {
-        full.reason = "long enough, but nowhere aligned as asked";
+        full.reason = "no free range is long enough at this alignment";
       }
     }
     return fail(full);
   }
 
-  /// The range does not lie inside one free range.
-  [[nodiscard, gnu::cold, gnu::noinline]] Failed not_at(Range range) const {
-    constexpr const char* operation = "allocate_at";
-    const std::optional<Cover> cover = cover_of(range);
-    if (cover && cover->lowest_taken) {
-      return error(Errc::bad_state, operation, range, "taken", cover->lowest_taken);
+  /// The range does not lie within one free range.
+  [[nodiscard, gnu::cold, gnu::noinline]] Failed not_free(Range range) const {
+    const std::optional<Coverage> coverage = coverage_of(range);
+    if (coverage && coverage->lowest_taken) {
+      return error(Errc::bad_state, range, "already taken", coverage->lowest_taken);
     }
-    if (!cover || !cover->all_free) {
-      return error(Errc::not_found, operation, range, "not all of it is in the tree");
+    if (!coverage || !coverage->all_free) {
+      return error(Errc::not_found, range, "part of it is not in the tree");
     }
-    return error(Errc::bad_state, operation, range, "it spans several free ranges");
+    return error(Errc::bad_state, range, "it spans several free ranges");
   }
 
-  /// The range is not exactly a taken one.
-  [[nodiscard, gnu::cold, gnu::noinline]] Failed not_taken(const char* operation,
-                                                           Range range) const {
-    const std::optional<Cover> cover = cover_of(range);
-    if (!cover) return error(Errc::not_found, operation, range);
-    if (cover->all_free) return error(Errc::bad_state, operation, range, "it is free already");
-    return error(Errc::overlap, operation, range, "it must be exactly a range that is taken",
-                 cover->lowest_taken.value_or(cover->lowest));
+  /// The range is not exactly one that is taken.
+  [[nodiscard, gnu::cold, gnu::noinline]] Failed not_taken(Range range) const {
+    const std::optional<Coverage> coverage = coverage_of(range);
+    if (!coverage) return error(Errc::not_found, range);
+    if (coverage->all_free) return error(Errc::bad_state, range, "it is already free");
+    return error(Errc::overlap, range, "it must be exactly one taken range",
+                 coverage->lowest_taken.value_or(coverage->lowest));
   }
 
   /// The range is not exactly one of the tree's.
-  [[nodiscard, gnu::cold, gnu::noinline]] Failed not_there(const char* operation,
-                                                           Range range) const {
-    const std::optional<Cover> cover = cover_of(range);
-    if (!cover) return error(Errc::not_found, operation, range);
-    return error(Errc::overlap, operation, range, "it must be exactly a range of the tree",
-                 cover->lowest);
+  [[nodiscard, gnu::cold, gnu::noinline]] Failed not_found(Range range) const {
+    const std::optional<Coverage> coverage = coverage_of(range);
+    if (!coverage) return error(Errc::not_found, range);
+    return error(Errc::overlap, range, "it must be exactly one range of the tree",
+                 coverage->lowest);
   }
 
  private:
-  /// What the tree has of a range that meets it.
-  struct Cover {
-    Range lowest;                       ///< of the entries that it meets
+  /// What the tree has of a range that overlaps some of its entries.
+  struct Coverage {
+    Range lowest;                       ///< of the entries that it overlaps
     std::optional<Range> lowest_taken;  ///< of those that are taken
     bool all_free;                      ///< every member is in the tree, and free
   };
 
-  /// Nothing when no part of the range is in the tree.
-  [[nodiscard]] std::optional<Cover> cover_of(Range range) const noexcept {
-    const auto there = detail::overlapping(store_, range);
+  /// Empty when no part of the range is in the tree.
+  [[nodiscard]] std::optional<Coverage> coverage_of(Range range) const noexcept {
+    const auto there = detail::overlapping(tree_, range);
     if (there.empty()) return std::nullopt;
-    Cover cover{.lowest = there.front().range, .lowest_taken = std::nullopt, .all_free = true};
-    std::uint64_t next = range.min();  // all below is in the tree, and free
+    Coverage coverage{
+        .lowest = there.front().range, .lowest_taken = std::nullopt, .all_free = true};
+    std::uint64_t next = range.min();  // all members below it are in the tree, and free
     for (const auto& entry : there) {
       if (entry.state != NodeState::free) {
-        cover.lowest_taken = entry.range;
-        cover.all_free = false;
-        return cover;
+        coverage.lowest_taken = entry.range;
+        coverage.all_free = false;
+        return coverage;
       }
-      cover.all_free = cover.all_free && entry.range.min() <= next;
-      next = entry.range.max() + 1;  // 0 after the last of all, where the loop ends
+      coverage.all_free = coverage.all_free && entry.range.min() <= next;
+      next = entry.range.max() + 1;  // 0 after 2^64-1, where the loop ends
     }
-    cover.all_free = cover.all_free && (next == 0 || next > range.max());
-    return cover;
+    coverage.all_free = coverage.all_free && (next == 0 || next > range.max());
+    return coverage;
   }
 
-  static Failed error(Errc code, const char* operation, Range range, const char* reason = nullptr,
-                      const std::optional<Range>& obstacle = std::nullopt) {
+  Failed error(Errc code, Range range, const char* reason = nullptr,
+               const std::optional<Range>& obstacle = std::nullopt) const {
     return fail({.code = code,
-                 .operation = operation,
+                 .operation = operation_,
                  .first = operand(range),
                  .second = obstacle ? operand(*obstacle) : Operand{},
                  .reason = reason});
   }
 
-  const Store<T>& store_;
+  const BPlusTree<T>& tree_;
+  const char* operation_;
 };
 
 }  // namespace vmspace::detail

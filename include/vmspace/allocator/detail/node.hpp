@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The two kinds of node of the interval tree: what they hold, and how entries move inside one and
-// between two neighbours. Which node is where is the business of the store.
+// The two kinds of node of the interval tree's B+-tree: what they hold, and how entries move within
+// a node and between two siblings. The shape of the tree is bplus_tree.hpp's concern.
 //
 // A leaf holds up to 32 entries, an inner node up to 32 children, both in ascending order. Keys,
-// upper bounds, values and maxima are arrays of their own: a search for a key reads keys only, a
-// search for room reads maxima only. The states of a leaf's entries are two words of 32 bits.
+// upper bounds, values and summaries are arrays of their own: a search for a key reads only keys, a
+// search for free space only summaries. The states of a leaf's entries are two 32-bit words.
 //
-// `count` entries are in use. Keys above them are 2^64-1, so that a search may read all 32 without
-// asking how many there are.
+// `count` entries are in use. Unused keys are 2^64-1, so a search may compare all 32 without
+// checking the count.
 
 #pragma once
 
@@ -23,21 +23,21 @@
 #include <type_traits>
 #include <utility>
 
-#include "vmspace/allocator/detail/room.hpp"
+#include "vmspace/allocator/detail/free_summary.hpp"
 
 namespace vmspace::detail {
 
-/// Entries of a leaf, children of an inner node.
+/// Entries in a leaf, children of an inner node.
 inline constexpr unsigned node_capacity = 32;
 
-/// Every node but the root has at least so many.
+/// Every node but the root has at least this many.
 inline constexpr unsigned node_minimum = node_capacity / 4;
 
-/// Two neighbours are made one when together they have at most so many: fewer than fit, so that the
-/// next insertion need not split them again.
+/// Two siblings are merged when together they have at most this many: fewer than fit, so that the
+/// next insertion does not split them again.
 inline constexpr unsigned node_merged = node_capacity * 3 / 4;
 
-/// Ascending keys; those not in use are 2^64-1.
+/// Ascending keys; unused ones are 2^64-1.
 struct Keys {
   std::uint64_t at[node_capacity];
 
@@ -48,8 +48,8 @@ struct Keys {
 
   /// How many of the first `count` keys are at most `value`.
   ///
-  /// Two rounds of comparisons that do not wait for each other, first of the last key of each group
-  /// of eight, then inside one group; a binary search would be five rounds in a row.
+  /// Two rounds of independent comparisons, first with the last key of each group of eight, then
+  /// within one group; a binary search would be a chain of five dependent ones.
   [[nodiscard]] unsigned count_up_to(std::uint64_t value, unsigned count) const noexcept {
     static_assert(node_capacity == 32);
     const unsigned group =
@@ -61,8 +61,8 @@ struct Keys {
     return std::min(group * 8 + inside, count);
   }
 
-  /// Marks the keys [from, to) as not in use.
-  void retire(unsigned from, unsigned to) noexcept {
+  /// Marks the keys [from, to) as unused.
+  void mark_unused(unsigned from, unsigned to) noexcept {
     for (; from < to; ++from)
       at[from] = std::numeric_limits<std::uint64_t>::max();
   }
@@ -89,11 +89,11 @@ class Bits {
   }
   /// The bits below `i`; i is at most 32.
   [[nodiscard]] Bits below(unsigned i) const noexcept { return Bits(word_ ^ from(i).word_); }
-  /// All bits `by` places higher; those that pass the top are lost.
+  /// All bits `by` positions higher; those shifted past the top are lost.
   [[nodiscard]] Bits up(unsigned by) const noexcept {
     return Bits(static_cast<std::uint32_t>(std::uint64_t{word_} << by));
   }
-  /// All bits `by` places lower; those that pass the bottom are lost.
+  /// All bits `by` positions lower; those shifted past the bottom are lost.
   [[nodiscard]] Bits down(unsigned by) const noexcept {
     return Bits(static_cast<std::uint32_t>(std::uint64_t{word_} >> by));
   }
@@ -107,7 +107,7 @@ class Bits {
   std::uint32_t word_ = 0;
 };
 
-/// Raw places for the values of a leaf's entries. Which of them hold one is for the leaf to know.
+/// Raw storage for the values of a leaf's entries. The leaf knows which slots hold one.
 template <typename T>
 class ValueSlots {
  public:
@@ -127,8 +127,8 @@ class ValueSlots {
   alignas(T) std::byte bytes_[node_capacity * sizeof(T)];
 };
 
-/// A type without state, whose objects all have the same value, takes no place: one address serves
-/// for all. Nothing is ever written there, so threads may share it.
+/// A type without state, whose objects are all equal, needs no storage: one address serves them
+/// all. Nothing is ever written there, so threads may share it.
 template <typename T>
 requires(std::is_empty_v<T>&& std::is_trivially_copyable_v<T>) class ValueSlots<T> {
  public:
@@ -143,14 +143,14 @@ requires(std::is_empty_v<T>&& std::is_trivially_copyable_v<T>) class ValueSlots<
   alignas(T) inline static std::byte no_state[sizeof(T)];
 };
 
-/// What all nodes share. A node does not know its kind: its depth in the tree tells.
+/// What both kinds of node have. A node does not record its kind: that follows from its level.
 struct Node {
   std::uint32_t count = 0;
 };
 
-/// Up to 32 ranges with their states and values, and links to the leaves beside it.
+/// Up to 32 ranges with their states and values, and links to the neighbouring leaves.
 ///
-/// An entry is free, valued, or, with neither bit set, allocated. Exactly the valued ones have a
+/// An entry is free, valued, or, with neither bit set, allocated. Exactly the valued entries have a
 /// value in their slot.
 template <typename T>
 struct Leaf : Node {
@@ -172,42 +172,42 @@ struct Leaf : Node {
 
   [[nodiscard]] std::uint64_t first_key() const noexcept { return min[0]; }
 
-  [[nodiscard]] Room room() const noexcept {
-    Room room;
+  [[nodiscard]] FreeSummary summary() const noexcept {
+    FreeSummary summary;
     for (Bits left = free; left.any(); left.reset_lowest()) {
-      room.join(Room::of(min[left.lowest()], max[left.lowest()]));
+      summary.merge(FreeSummary::of(min[left.lowest()], max[left.lowest()]));
     }
-    return room;
+    return summary;
   }
 
-  /// Makes `n` entries at `pos`, for the caller to fill in; they are in state allocated.
-  void open(unsigned pos, unsigned n) noexcept {
+  /// Makes space for `n` entries at `pos`, in state allocated, for the caller to fill in.
+  void open_gap(unsigned pos, unsigned n) noexcept {
     move_entries(*this, pos, pos + n, count - pos);
     free = free.below(pos) | free.from(pos).up(n);
     valued = valued.below(pos) | valued.from(pos).up(n);
     count += n;
   }
 
-  /// Removes the `n` entries at `pos`, whose values are gone already.
-  void close(unsigned pos, unsigned n) noexcept {
+  /// Removes the `n` entries at `pos`, whose values have been destroyed.
+  void close_gap(unsigned pos, unsigned n) noexcept {
     move_entries(*this, pos + n, pos, count - pos - n);
     free = free.below(pos) | free.from(pos + n).down(n);
     valued = valued.below(pos) | valued.from(pos + n).down(n);
-    min.retire(count - n, count);
+    min.mark_unused(count - n, count);
     count -= n;
   }
 
-  /// Moves entries between two neighbours until `left` has `n`.
-  static void divide(Leaf& left, Leaf& right, unsigned n) noexcept {
+  /// Moves entries between two siblings until `left` has `n`.
+  static void redistribute(Leaf& left, Leaf& right, unsigned n) noexcept {
     if (n < left.count) {
       const unsigned moved = left.count - n;
-      right.open(0, moved);
+      right.open_gap(0, moved);
       left.move_entries(right, n, 0, moved);
       right.free = right.free | left.free.from(n).down(n);
       right.valued = right.valued | left.valued.from(n).down(n);
       left.free = left.free.below(n);
       left.valued = left.valued.below(n);
-      left.min.retire(n, left.count);
+      left.min.mark_unused(n, left.count);
       left.count = n;
     } else {
       const unsigned moved = n - left.count;
@@ -215,13 +215,13 @@ struct Leaf : Node {
       left.free = left.free | right.free.below(moved).up(left.count);
       left.valued = left.valued | right.valued.below(moved).up(left.count);
       left.count = n;
-      right.close(0, moved);
+      right.close_gap(0, moved);
     }
   }
 
  private:
-  /// Moves `n` entries' bounds and values, but not their states, from `from` to `to` in a leaf that
-  /// may be this one.
+  /// Moves the bounds and values, but not the states, of `n` entries from position `from` here to
+  /// position `to` in a leaf that may be this one.
   void move_entries(Leaf& target, unsigned from, unsigned to, unsigned n) noexcept {
     if (std::addressof(target) == this && from == to) return;
     std::memmove(target.min.at + to, min.at + from, n * sizeof min.at[0]);
@@ -231,7 +231,7 @@ struct Leaf : Node {
     } else if constexpr (std::is_trivially_copyable_v<T>) {
       std::memmove(static_cast<void*>(target.values.at(to)), values.at(from), n * sizeof(T));
     } else {
-      // The end that moves away goes first, so that no value lands on another.
+      // In the order in which memmove copies, so that no value lands on a live one.
       for (Bits left = valued.from(from).below(from + n); left.any();) {
         const unsigned i = to > from ? left.highest() : left.lowest();
         target.values.construct(i - from + to, std::move(*values.at(i)));
@@ -242,8 +242,8 @@ struct Leaf : Node {
   }
 };
 
-/// Up to 32 children. `key[i]` is the lowest address of any entry under child i; the arrays
-/// `longest`, `order` and `zeros` are the rooms of the children, and 0 above `count`.
+/// Up to 32 children. `key[i]` is the lowest address of any entry below child i; the arrays
+/// `longest`, `order` and `zeros` are the children's summaries, 0 in unused slots.
 struct Inner : Node {
   Keys key;
   Node* child[node_capacity];
@@ -253,78 +253,78 @@ struct Inner : Node {
 
   [[nodiscard]] std::uint64_t first_key() const noexcept { return key[0]; }
 
-  /// The child under which `value` belongs: the last that begins at or below it.
+  /// The child that `value` belongs to: the last whose key is at most `value`.
   [[nodiscard]] unsigned child_for(std::uint64_t value) const noexcept {
     return std::max(key.count_up_to(value, count), 1U) - 1;
   }
 
-  [[nodiscard]] Room room_of(unsigned slot) const noexcept {
+  [[nodiscard]] FreeSummary summary_of(unsigned slot) const noexcept {
     return {longest[slot], order[slot], zeros[slot]};
   }
-  void set_room(unsigned slot, const Room& room) noexcept {
-    longest[slot] = room.longest;
-    order[slot] = room.order;
-    zeros[slot] = room.zeros;
+  void set_summary(unsigned slot, const FreeSummary& summary) noexcept {
+    longest[slot] = summary.longest;
+    order[slot] = summary.order;
+    zeros[slot] = summary.zeros;
   }
 
-  /// Of all children together.
-  [[nodiscard]] Room room() const noexcept {
-    Room room;
+  /// The summary of all children.
+  [[nodiscard]] FreeSummary summary() const noexcept {
+    FreeSummary summary;
     for (unsigned i = 0; i < count; ++i)
-      room.longest = std::max(room.longest, longest[i]);
+      summary.longest = std::max(summary.longest, longest[i]);
     // All 32, unused ones included: a loop of fixed length becomes a few vector instructions.
     for (unsigned i = 0; i < node_capacity; ++i)
-      room.order = std::max(room.order, order[i]);
+      summary.order = std::max(summary.order, order[i]);
     for (unsigned i = 0; i < node_capacity; ++i)
-      room.zeros = std::max(room.zeros, zeros[i]);
-    return room;
+      summary.zeros = std::max(summary.zeros, zeros[i]);
+    return summary;
   }
 
-  /// The first child from `slot` on whose room allows the request; 32 when there is none.
-  [[nodiscard]] unsigned next_fit(const Request& request, unsigned slot) const noexcept {
+  /// The first child from `slot` on that may have a fit for the request; 32 when there is none.
+  [[nodiscard]] unsigned next_candidate(const Request& request, unsigned slot) const noexcept {
     for (unsigned group = slot / 8 * 8; group < count; group += 8) {
       std::uint64_t may = request.may_fit(order + group, zeros + group);
       if (group < slot) may = may >> (slot - group) * 8 << (slot - group) * 8;
       for (; may != 0; may &= may - 1) {
         const unsigned found = group + static_cast<unsigned>(std::countr_zero(may)) / 8;
-        if (request.may_fit(room_of(found))) return found;
+        if (request.may_fit(summary_of(found))) return found;
       }
     }
     return node_capacity;
   }
 
-  void insert(unsigned slot, Node* node, std::uint64_t first, const Room& room) noexcept {
-    open(slot, 1);
+  void insert(unsigned slot, Node* node, std::uint64_t first, const FreeSummary& summary) noexcept {
+    open_gap(slot, 1);
     key[slot] = first;
     child[slot] = node;
-    set_room(slot, room);
+    set_summary(slot, summary);
   }
 
-  void open(unsigned slot, unsigned n) noexcept {
+  void open_gap(unsigned slot, unsigned n) noexcept {
     copy_entries(*this, slot, slot + n, count - slot);
     count += n;
   }
 
-  void close(unsigned slot, unsigned n) noexcept {
+  void close_gap(unsigned slot, unsigned n) noexcept {
     copy_entries(*this, slot + n, slot, count - slot - n);
-    key.retire(count - n, count);
+    key.mark_unused(count - n, count);
     for (unsigned i = count - n; i < count; ++i)
-      set_room(i, Room{});
+      set_summary(i, FreeSummary{});
     count -= n;
   }
 
-  /// Moves children between two neighbours until `left` has `n`.
-  static void divide(Inner& left, Inner& right, unsigned n) noexcept {
+  /// Moves children between two siblings until `left` has `n`.
+  static void redistribute(Inner& left, Inner& right, unsigned n) noexcept {
     if (n < left.count) {
       const unsigned moved = left.count - n;
-      right.open(0, moved);
+      right.open_gap(0, moved);
       left.copy_entries(right, n, 0, moved);
-      left.close(n, moved);
+      left.close_gap(n, moved);
     } else {
       const unsigned moved = n - left.count;
       right.copy_entries(left, 0, left.count, moved);
       left.count = n;
-      right.close(0, moved);
+      right.close_gap(0, moved);
     }
   }
 

@@ -2,7 +2,7 @@
 //
 // That the checker of the structure sees what is broken: each rule is broken by hand.
 
-#include "vmspace/allocator/detail/store.hpp"
+#include "vmspace/allocator/detail/bplus_tree.hpp"
 
 #include <cstdint>
 #include <functional>
@@ -14,40 +14,40 @@
 namespace vmspace::detail {
 namespace {
 
-using TestStore = Store<int>;
+using TestTree = BPlusTree<int>;
 
 /// `n` ranges of two members, four apart; each third is taken and has a value.
-void fill(TestStore& store, std::uint64_t n) {
+void fill(TestTree& tree, std::uint64_t n) {
   for (std::uint64_t i = 0; i < n; ++i) {
-    TestStore::Path at;
+    TestTree::Path at;
     const Range range = unchecked_range(4 * i, 4 * i + 1);
-    const Fill fill = i % 3 == 0 ? Fill::taken : Fill::free;
+    const NodeState state = i % 3 == 0 ? NodeState::allocated : NodeState::free;
     if (i == 0) {
-      store.insert_first(range, fill, at);
+      tree.insert_first(range, state, at);
     } else {
-      store.upper_bound(range.min(), at);
-      auto spares = store.spares_for(at, 1);
-      store.make_room(at, spares);
-      store.insert(at, range, fill);
+      tree.upper_bound(range.min(), at);
+      auto nodes = tree.allocate_split_nodes(at, 1);
+      tree.split_if_full(at, nodes);
+      tree.insert(at, range, state);
     }
-    if (fill == Fill::taken) {
+    if (state == NodeState::allocated) {
       at.leaf->values.construct(at.pos, 1);
       at.leaf->valued.set(at.pos);
     }
   }
 }
 
-TEST(Store, IsSoundAtEverySize) {
+TEST(BPlusTree, IsSoundAtEverySize) {
   for (const std::uint64_t n : {0U, 1U, 32U, 33U, 1000U, 20'000U}) {
-    TestStore store;
-    fill(store, n);
-    EXPECT_EQ(store.check(), nullptr) << n << " " << store.check();
+    TestTree tree;
+    fill(tree, n);
+    EXPECT_EQ(tree.check(), nullptr) << n << " " << tree.check();
   }
 }
 
-/// No two free ranges are of one length, so that each node's room is that of one entry, and every
+/// No two free ranges are of one length, so that each node's summary is that of one entry, and every
 /// move of an entry to another node shows. The trees have three levels.
-TEST(Store, IsSoundAfterEachEntryThatComesOrGoes) {
+TEST(BPlusTree, IsSoundAfterEachEntryThatComesOrGoes) {
   constexpr std::uint64_t count = 1300;
   const std::vector<std::function<std::uint64_t(std::uint64_t)>> orders = {
       [](std::uint64_t n) { return n; },
@@ -61,49 +61,52 @@ TEST(Store, IsSoundAfterEachEntryThatComesOrGoes) {
       const std::uint64_t i = order(n);
       return unchecked_range(0x1'0000 * i, 0x1'0000 * i + i);
     };
-    TestStore store;
+    TestTree tree;
     for (std::uint64_t n = 0; n < count; ++n) {
-      TestStore::Path at;
+      TestTree::Path at;
       const Range range = range_of_entry(n);
       if (n == 0) {
-        store.insert_first(range, Fill::free, at);
+        tree.insert_first(range, NodeState::free, at);
       } else {
-        store.upper_bound(range.min(), at);
-        auto spares = store.spares_for(at, 1);
-        store.make_room(at, spares);
-        store.insert(at, range, Fill::free);
+        tree.upper_bound(range.min(), at);
+        auto nodes = tree.allocate_split_nodes(at, 1);
+        tree.split_if_full(at, nodes);
+        tree.insert(at, range, NodeState::free);
       }
-      ASSERT_EQ(store.check(), nullptr) << n << " " << store.check();
+      ASSERT_EQ(tree.check(), nullptr) << n << " " << tree.check();
     }
     for (std::uint64_t n = 0; n < count; ++n) {
-      TestStore::Path at;
-      ASSERT_TRUE(store.locate(range_of_entry(n), at));
-      store.remove(at, 1);
-      ASSERT_EQ(store.check(), nullptr) << n << " " << store.check();
+      TestTree::Path at;
+      ASSERT_TRUE(tree.locate(range_of_entry(n), at));
+      tree.remove(at, 1);
+      ASSERT_EQ(tree.check(), nullptr) << n << " " << tree.check();
     }
   }
 }
 
-TEST(Store, CheckNamesTheRuleThatIsBroken) {
+TEST(BPlusTree, CheckNamesTheRuleThatIsBroken) {
   struct Case {
     const char* rule;
-    std::function<void(TestStore::Path&)> damage;
+    std::function<void(TestTree::Path&)> damage;
   };
   const std::vector<Case> cases = {
       {"a range's min is at most its max", [](auto& at) { at.leaf->max[1] = at.leaf->min[1] - 1; }},
       {"ranges ascend and do not overlap", [](auto& at) { at.leaf->max[1] = at.leaf->min[2]; }},
       {"a free range has no value", [](auto& at) { at.leaf->valued.set(at.leaf->free.lowest()); }},
-      {"an entry not in use has no state", [](auto& at) { at.leaf->free.set(31); }},
-      {"a key not in use is 2^64-1", [](auto& at) { at.leaf->min[31] = 7; }},
-      {"a key not in use is 2^64-1", [](auto& at) { at.up[0].node->key[31] = 7; }},
+      {"an unused entry has no state", [](auto& at) { at.leaf->free.set(31); }},
+      {"an unused key is 2^64-1", [](auto& at) { at.leaf->min[31] = 7; }},
+      {"an unused key is 2^64-1", [](auto& at) { at.ancestors[0].node->key[31] = 7; }},
       {"a key is the lowest address below its child",
-       [](auto& at) { ++at.up[0].node->key[at.up[0].slot]; }},
-      {"a room is exact for its subtree",
-       [](auto& at) { ++at.up[0].node->longest[at.up[0].slot]; }},
-      {"a child not in use has no room", [](auto& at) { at.up[0].node->zeros[31] = 1; }},
-      {"a room is exact for its subtree", [](auto& at) { ++at.up[0].node->order[at.up[0].slot]; }},
-      {"a room is exact for its subtree", [](auto& at) { ++at.up[0].node->zeros[at.up[0].slot]; }},
-      {"a room is exact for its subtree",
+       [](auto& at) { ++at.ancestors[0].node->key[at.ancestors[0].slot]; }},
+      {"a summary is exact for its subtree",
+       [](auto& at) { ++at.ancestors[0].node->longest[at.ancestors[0].slot]; }},
+      {"an unused child has an empty summary",
+       [](auto& at) { at.ancestors[0].node->zeros[31] = 1; }},
+      {"a summary is exact for its subtree",
+       [](auto& at) { ++at.ancestors[0].node->order[at.ancestors[0].slot]; }},
+      {"a summary is exact for its subtree",
+       [](auto& at) { ++at.ancestors[0].node->zeros[at.ancestors[0].slot]; }},
+      {"a summary is exact for its subtree",
        [](auto& at) { at.leaf->max[at.leaf->free.lowest()] += 1; }},
       {"a node is at least a quarter full", [](auto& at) { at.leaf->count = 7; }},
       {"a node is at most full", [](auto& at) { at.leaf->count = 33; }},
@@ -111,10 +114,10 @@ TEST(Store, CheckNamesTheRuleThatIsBroken) {
       {"leaves link to each other in order", [](auto& at) { at.leaf->prev->next = at.leaf->next; }},
   };
   for (const Case& c : cases) {
-    TestStore store;
-    fill(store, 100);
-    TestStore::Path at;
-    store.upper_bound(200, at);
+    TestTree tree;
+    fill(tree, 100);
+    TestTree::Path at;
+    tree.upper_bound(200, at);
     ASSERT_NE(at.leaf->prev, nullptr);
     ASSERT_NE(at.leaf->next, nullptr);
     ASSERT_LT(at.leaf->count, 31U);
@@ -124,7 +127,7 @@ TEST(Store, CheckNamesTheRuleThatIsBroken) {
     const Bits valued = leaf.valued;
     Leaf<int>* const prev = leaf.prev;
     c.damage(at);
-    const char* const found = store.check();
+    const char* const found = tree.check();
     leaf.count = count;
     leaf.valued = valued;
     leaf.prev = prev;

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How much room a part of the tree has, in three numbers that prune a search, and the request that
+// What is free in a subtree, summarised in three numbers that prune a search, and the request that
 // they are compared with.
 //
-// Each number is a maximum over free ranges, so that of two parts together it is the larger of the
-// two. A part is skipped when any of the three is too small for the request:
+// Each number is a maximum over the free ranges of the subtree, so the summary of two subtrees is
+// the larger of each pair. A subtree is skipped when any of the three is too small for the request:
 //
-//   longest  the size of the longest free range. Decides alone when there is no alignment.
+//   longest  the size of the longest free range. Sufficient by itself when there is no alignment.
 //   order    the largest k such that some free range holds a block of 2^k at a multiple of 2^k.
-//            Decides alone when the size equals the alignment, as it does for PCI BARs.
+//            Sufficient by itself when the size equals the alignment, as it does for PCI BARs.
 //   zeros    the most trailing zero bits of any free address. Helps when the size is small beside
 //            the alignment: a free page is common, one that starts at a multiple of 2 MiB is not.
 //
-// For other mixes of size and alignment the three are necessary and not sufficient: the range that
-// is long enough need not be the one that is aligned well enough. Whoever searches therefore tests
-// each range that passes for real, with Request::lowest_in or highest_in.
+// For other combinations of size and alignment the three are necessary but not sufficient: the range
+// that is long enough need not be the one that is aligned well enough. A search therefore tests each
+// free range of a leaf exactly, with Request::lowest_in or highest_in.
 
 #pragma once
 
@@ -30,49 +30,50 @@
 namespace vmspace::detail {
 
 /// The three maxima. All zero where nothing is free.
-struct Room {
+struct FreeSummary {
   /// In members; 2^64 is kept as 2^64-1, the most that can be asked for.
   std::uint64_t longest = 0;
   std::uint8_t order = 0;  ///< 0 to 64
   std::uint8_t zeros = 0;  ///< 0 to 64
 
-  /// The room of the one free range [lo, hi].
-  static constexpr Room of(std::uint64_t lo, std::uint64_t hi) noexcept {
+  /// The summary of the one free range [lo, hi].
+  static constexpr FreeSummary of(std::uint64_t lo, std::uint64_t hi) noexcept {
     // The address with the most trailing zeros is unique (0 counts as 64): between two multiples of
     // 2^k lies a multiple of 2^(k+1). It is where lo-1 and hi part, read from the top bit down.
     // A block of 2^k either begins or ends there at the latest, so the longer side has the largest.
-    Room room;
+    FreeSummary summary;
     const std::uint64_t extent = hi - lo;
     if (lo == 0) {
-      room.zeros = 64;
-      room.order = static_cast<std::uint8_t>(hi + 1 == 0 ? 64 : std::bit_width(hi + 1) - 1);
+      summary.zeros = 64;
+      summary.order = static_cast<std::uint8_t>(hi + 1 == 0 ? 64 : std::bit_width(hi + 1) - 1);
     } else {
       const unsigned zeros = static_cast<unsigned>(std::bit_width((lo - 1) ^ hi)) - 1;
       const std::uint64_t middle = hi & (~std::uint64_t{0} << zeros);
       const std::uint64_t side = std::max(middle - lo, hi - middle + 1);
-      room.zeros = static_cast<std::uint8_t>(zeros);
-      room.order = static_cast<std::uint8_t>(std::bit_width(side) - 1);
+      summary.zeros = static_cast<std::uint8_t>(zeros);
+      summary.order = static_cast<std::uint8_t>(std::bit_width(side) - 1);
     }
-    room.longest = extent + (extent != std::numeric_limits<std::uint64_t>::max());
-    return room;
+    summary.longest = extent + (extent != std::numeric_limits<std::uint64_t>::max());
+    return summary;
   }
 
-  /// The room of this part and another one together.
-  constexpr void join(const Room& other) noexcept {
+  /// Adds what is free in another subtree.
+  constexpr void merge(const FreeSummary& other) noexcept {
     longest = std::max(longest, other.longest);
     order = std::max(order, other.order);
     zeros = std::max(zeros, other.zeros);
   }
 
-  /// Whether this maximum stays as it is when a part of it that had the room `before` has `after`:
-  /// in each of the three, that part was below it, or still reaches it.
-  [[nodiscard]] constexpr bool outlasts(const Room& before, const Room& after) const noexcept {
+  /// Whether this summary is certain to stay as it is when that of one of its parts goes from
+  /// `before` to `after`: in each of the three, the part was not the maximum, or still reaches it.
+  [[nodiscard]] constexpr bool is_unchanged_by(const FreeSummary& before,
+                                               const FreeSummary& after) const noexcept {
     return (before.longest < longest || after.longest == longest) &&
            (before.order < order || after.order == order) &&
            (before.zeros < zeros || after.zeros == zeros);
   }
 
-  friend constexpr bool operator==(const Room&, const Room&) = default;
+  friend constexpr bool operator==(const FreeSummary&, const FreeSummary&) = default;
 };
 
 /// A valid Constraint, made ready for comparing.
@@ -92,13 +93,13 @@ class Request {
   [[nodiscard]] constexpr std::uint64_t max() const noexcept { return max_; }
   [[nodiscard]] constexpr std::uint64_t extent() const noexcept { return size_ - 1; }
 
-  /// False only if no free range in a part with this room satisfies the request.
-  [[nodiscard]] constexpr bool may_fit(const Room& room) const noexcept {
-    return room.order >= order_ && room.longest >= size_ && room.zeros >= zeros_;
+  /// False only if no free range of a subtree with this summary satisfies the request.
+  [[nodiscard]] constexpr bool may_fit(const FreeSummary& summary) const noexcept {
+    return summary.order >= order_ && summary.longest >= size_ && summary.zeros >= zeros_;
   }
 
-  /// may_fit() by order and zeros alone, for eight parts at once whose numbers lie in a row: the
-  /// high bit of byte i of the result is set when part i may fit.
+  /// may_fit() by order and zeros alone, for eight consecutive subtrees at once: the high bit of
+  /// byte i of the result is set when subtree i may fit.
   [[nodiscard]] std::uint64_t may_fit(const std::uint8_t* orders,
                                       const std::uint8_t* zeros) const noexcept {
     return at_least(orders, order_) & at_least(zeros, zeros_);

@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The B+-tree of an IntervalTree: how nodes are linked, found by key, split and merged. Searching for
+// free space is in free_search.hpp, copying and destroying nodes in subtree.hpp.
+//
+// Invariants (each a rule of the Checker):
+//   - all leaves have the same depth, and are linked in address order;
+//   - every node but the root is at least a quarter full; an inner root has at least two children;
+//   - entries ascend and do not overlap; a key in an inner node is the lowest address below a child;
+//   - the summaries in an inner node are exact for the subtree of each child.
+//
+// A change works on a Path: an entry, and the way to it from the root. The leaf is changed first;
+// then its summary is propagated towards the root until an ancestor's stays the same, which is
+// nearly always the first or the second.
+//
+// Only allocate_split_nodes() and insert_first() allocate, and nothing else can fail. Adding an
+// entry allocates first, then moves the value, then changes the tree. Removal merges or evens out
+// existing siblings, so it needs no memory.
+
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <type_traits>
+#include <utility>
+
+#include "vmspace/allocator/detail/checker.hpp"
+#include "vmspace/allocator/detail/free_summary.hpp"
+#include "vmspace/allocator/detail/node.hpp"
+#include "vmspace/allocator/detail/subtree.hpp"
+#include "vmspace/allocator/detail/tree_path.hpp"
+#include "vmspace/allocator/interval_entry.hpp"
+#include "vmspace/allocator/range.hpp"
+
+namespace vmspace::detail {
+
+/// A B+-tree of ranges and their states. Values of entries are put in and taken out by the caller;
+/// the tree moves them along with their entries, and destroys those that are left.
+template <typename T>
+class BPlusTree {
+ public:
+  using Path = TreePath<T>;
+
+  /// Nodes allocated before a split, so that the split cannot fail.
+  struct SplitNodes {
+    std::unique_ptr<Leaf<T>> leaf;
+    std::unique_ptr<Inner> inner[max_height];
+    std::unique_ptr<Inner> root;
+  };
+
+  BPlusTree() noexcept = default;
+  ~BPlusTree() { clear(); }
+
+  /// Copies every node. When copying a value throws, the destructor runs, since the delegated-to
+  /// constructor has completed, and destroys what was built.
+  BPlusTree(const BPlusTree& other) : BPlusTree() {
+    if (other.root_ == nullptr) return;
+    height_ = other.height_;
+    size_ = other.size_;
+    clone_subtree(root_, *other.root_, height_, first_, last_);
+  }
+  BPlusTree(BPlusTree&& other) noexcept : BPlusTree() { swap(other); }
+  BPlusTree& operator=(const BPlusTree&) = delete;
+
+  void swap(BPlusTree& other) noexcept {
+    std::swap(root_, other.root_);
+    std::swap(first_, other.first_);
+    std::swap(last_, other.last_);
+    std::swap(height_, other.height_);
+    std::swap(size_, other.size_);
+  }
+
+  void clear() noexcept {
+    destroy_subtree<T>(root_, height_);
+    root_ = nullptr;
+    first_ = last_ = nullptr;
+    height_ = 0;
+    size_ = 0;
+  }
+
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  [[nodiscard]] Node* root() const noexcept { return root_; }
+  [[nodiscard]] unsigned height() const noexcept { return height_; }
+  [[nodiscard]] Leaf<T>* first() const noexcept { return first_; }
+  [[nodiscard]] Leaf<T>* last() const noexcept { return last_; }
+
+  // -- looking up ------------------------------------------------------------------------------
+
+  struct Position {
+    Leaf<T>* leaf = nullptr;
+    unsigned pos = 0;
+  };
+
+  /// The position after the last entry that begins at or below `point`, in the leaf of that entry;
+  /// 0 in the first leaf when there is no such entry.
+  [[nodiscard]] Position upper_bound(std::uint64_t point) const noexcept {
+    Node* node = root_;
+    if (node == nullptr) return {};
+    for (unsigned level = height_; level > 0; --level) {
+      Inner& inner = *static_cast<Inner*>(node);
+      node = inner.child[inner.child_for(point)];
+    }
+    Leaf<T>* leaf = static_cast<Leaf<T>*>(node);
+    return {leaf, leaf->min.count_up_to(point, leaf->count)};
+  }
+
+  /// The path to what upper_bound() finds; the tree must not be empty.
+  void upper_bound(std::uint64_t point, Path& path) const noexcept {
+    Node* node = root_;
+    for (unsigned level = height_; level-- > 0;) {
+      Inner& inner = *static_cast<Inner*>(node);
+      const unsigned slot = inner.child_for(point);
+      path.ancestors[level] = {&inner, slot};
+      node = inner.child[slot];
+    }
+    path.leaf = static_cast<Leaf<T>*>(node);
+    path.pos = path.leaf->min.count_up_to(point, path.leaf->count);
+  }
+
+  /// The path to the entry that is exactly [min, max]; false when there is none.
+  [[nodiscard]] bool locate(const Range& range, Path& path) const noexcept {
+    if (root_ == nullptr) return false;
+    upper_bound(range.min(), path);
+    if (path.pos == 0) return false;
+    --path.pos;
+    return path.leaf->min[path.pos] == range.min() && path.leaf->max[path.pos] == range.max();
+  }
+
+  // -- changing --------------------------------------------------------------------------------
+
+  /// The nodes that a split needs so that the leaf can take `n` more entries (1 or 2); none when it
+  /// has the space.
+  /// Throws std::bad_alloc.
+  [[nodiscard]] std::optional<SplitNodes> allocate_split_nodes(const Path& path, unsigned n) const {
+    if (path.leaf->count + n <= node_capacity) return std::nullopt;
+    return make_split_nodes(path);
+  }
+
+  /// Splits the leaf if allocate_split_nodes() found it too full. The path stays at its entry.
+  void split_if_full(Path& path, std::optional<SplitNodes>& nodes) noexcept {
+    if (nodes) split_leaf(path, *nodes);
+  }
+
+  /// Inserts the first entry of an empty tree.
+  void insert_first(const Range& range, NodeState state, Path& path) {
+    root_ = first_ = last_ = path.leaf = new Leaf<T>;
+    path.pos = 0;
+    add_entry(path, range, state);
+  }
+
+  /// Inserts an entry before the one at the path, or at the end of the leaf, which must have space.
+  /// Its state is free or allocated; what gives it a value makes it valued.
+  void insert(Path& path, const Range& range, NodeState state) noexcept {
+    add_entry(path, range, state);
+    if (path.pos == 0) propagate_key(path);
+    if (state == NodeState::free) propagate_growth(path, FreeSummary::of(range.min(), range.max()));
+  }
+
+  /// Takes `piece` out of the free entry at the path; what is left on either side stays free, and
+  /// the leaf must have space for it. The path is then at the piece.
+  void split_entry(Path& path, const Range& piece) noexcept {
+    Leaf<T>& leaf = *path.leaf;
+    const unsigned pos = path.pos;
+    const std::uint64_t lo = leaf.min[pos];
+    const std::uint64_t hi = leaf.max[pos];
+    const unsigned head = piece.min() != lo;
+    const unsigned tail = piece.max() != hi;
+    leaf.open_gap(pos + 1, head + tail);
+    size_ += head + tail;
+    leaf.free.reset(pos);
+    if (head != 0) {
+      leaf.max[pos] = piece.min() - 1;
+      leaf.free.set(pos);
+    }
+    path.pos = pos + head;
+    leaf.min[path.pos] = piece.min();
+    leaf.max[path.pos] = piece.max();
+    if (tail != 0) {
+      leaf.min[path.pos + 1] = piece.max() + 1;
+      leaf.max[path.pos + 1] = hi;
+      leaf.free.set(path.pos + 1);
+    }
+    propagate(path, leaf);
+  }
+
+  /// Frees the taken entry at the path, whose value has been destroyed, and merges it with the free
+  /// entries that touch it.
+  void free_and_coalesce(Path& path) noexcept {
+    Leaf<T>& leaf = *path.leaf;
+    const unsigned pos = path.pos;
+    Leaf<T>* const left = pos > 0 ? path.leaf : leaf.prev;
+    Leaf<T>* const right = pos + 1 < leaf.count ? path.leaf : leaf.next;
+    const unsigned left_pos = pos > 0 ? pos - 1 : left != nullptr ? left->count - 1 : 0;
+    const unsigned right_pos = pos + 1 < leaf.count ? pos + 1 : 0;
+    const bool merge_left =
+        left != nullptr && left->free.test(left_pos) && left->max[left_pos] + 1 == leaf.min[pos];
+    const bool merge_right = right != nullptr && right->free.test(right_pos) &&
+                             right->min[right_pos] - 1 == leaf.max[pos];
+    const std::uint64_t hi = merge_right ? right->max[right_pos] : leaf.max[pos];
+
+    // The leftmost of the merged entries grows to the right, so that no entry's key decreases. The
+    // others are removed; the one in another leaf last, by a path of its own.
+    const bool right_elsewhere = merge_right && right != path.leaf;
+    const std::uint64_t right_key = right_elsewhere ? right->min[0] : 0;
+    const unsigned right_here = merge_right && !right_elsewhere;
+    if (merge_left && left != path.leaf) {
+      Path before;
+      upper_bound(left->min[left_pos], before);
+      --before.pos;
+      left->max[left_pos] = hi;
+      propagate_growth(before, FreeSummary::of(left->min[left_pos], hi));
+      remove(path, 1 + right_here);
+    } else {
+      path.pos = pos - merge_left;
+      leaf.max[path.pos] = hi;
+      leaf.free.set(path.pos);
+      const unsigned gone = merge_left + right_here;
+      if (gone != 0) leaf.close_gap(path.pos + 1, gone);
+      size_ -= gone;
+      propagate_growth(path, FreeSummary::of(leaf.min[path.pos], hi));
+      if (gone != 0) rebalance(path);
+    }
+    if (right_elsewhere) {
+      upper_bound(right_key, path);
+      --path.pos;
+      remove(path, 1);
+    }
+  }
+
+  /// Removes `n` entries at the path, whose values have been destroyed.
+  void remove(Path& path, unsigned n) noexcept {
+    Leaf<T>& leaf = *path.leaf;
+    leaf.close_gap(path.pos, n);
+    size_ -= n;
+    if (leaf.count == 0) {
+      clear();
+      return;
+    }
+    if (path.pos == 0) propagate_key(path);
+    propagate(path, leaf);
+    rebalance(path);
+  }
+
+  /// The first rule that the structure breaks, as text; null when it breaks none. O(n).
+  [[nodiscard]] const char* check() const noexcept {
+    return Checker<T>{root_, first_, last_, size_, height_}.first_broken_rule();
+  }
+
+ private:
+  void add_entry(Path& path, const Range& range, NodeState state) noexcept {
+    Leaf<T>& leaf = *path.leaf;
+    leaf.open_gap(path.pos, 1);
+    leaf.min[path.pos] = range.min();
+    leaf.max[path.pos] = range.max();
+    if (state == NodeState::free) leaf.free.set(path.pos);
+    ++size_;
+  }
+
+  // -- summaries and keys --------------------------------------------------------------------------
+
+  /// Free entries of the leaf have shrunk or gone: updates the summaries of its ancestors, as far up
+  /// as they change.
+  void propagate(const Path& path, const Leaf<T>& leaf) noexcept {
+    if (height_ == 0) return;
+    FreeSummary summary = leaf.summary();
+    for (unsigned level = 0; level < height_; ++level) {
+      Inner& node = *path.ancestors[level].node;
+      const unsigned slot = path.ancestors[level].slot;
+      const FreeSummary before = node.summary_of(slot);
+      if (before == summary) return;
+      node.set_summary(slot, summary);
+      if (level + 1 == height_) return;
+      const PathStep& above = path.ancestors[level + 1];
+      if (above.node->summary_of(above.slot).is_unchanged_by(before, summary)) return;
+      summary = node.summary();
+    }
+  }
+
+  /// The leaf has gained a free entry with this summary: updates the summaries of its ancestors.
+  void propagate_growth(const Path& path, const FreeSummary& added) noexcept {
+    for (unsigned level = 0; level < height_; ++level) {
+      Inner& node = *path.ancestors[level].node;
+      const unsigned slot = path.ancestors[level].slot;
+      FreeSummary summary = node.summary_of(slot);
+      summary.merge(added);
+      if (summary == node.summary_of(slot)) return;
+      node.set_summary(slot, summary);
+    }
+  }
+
+  /// The leaf's first key has changed: updates it in the ancestors that hold it.
+  void propagate_key(const Path& path) noexcept {
+    for (unsigned level = 0; level < height_; ++level) {
+      path.ancestors[level].node->key[path.ancestors[level].slot] = path.leaf->min[0];
+      if (path.ancestors[level].slot != 0) return;
+    }
+  }
+
+  // -- splitting -------------------------------------------------------------------------------
+
+  [[nodiscard, gnu::noinline]] std::optional<SplitNodes> make_split_nodes(const Path& path) const {
+    std::optional<SplitNodes> made(std::in_place);
+    SplitNodes& nodes = *made;
+    nodes.leaf = std::make_unique<Leaf<T>>();
+    unsigned level = 0;
+    while (level < height_ && path.ancestors[level].node->count == node_capacity) {
+      nodes.inner[level++] = std::make_unique<Inner>();
+    }
+    if (level == height_) nodes.root = std::make_unique<Inner>();
+    return made;
+  }
+
+  /// Splits the leaf, and every ancestor that is full in turn.
+  [[gnu::noinline]] void split_leaf(Path& path, SplitNodes& nodes) noexcept {
+    Leaf<T>* const left = path.leaf;
+    Leaf<T>* const right = nodes.leaf.release();
+    right->prev = left;
+    right->next = left->next;
+    (left->next != nullptr ? left->next->prev : last_) = right;
+    left->next = right;
+    // Filling a space in ascending order only ever appends to the last leaf: the left half stays as
+    // it is, so it is left well filled.
+    Leaf<T>::redistribute(*left, *right,
+                          right == last_ ? left->count - node_minimum : left->count / 2);
+
+    if (height_ == 0) {
+      grow_root(path, left->min[0], left->summary(), nodes);
+    } else {
+      path.ancestors[0].node->set_summary(path.ancestors[0].slot, left->summary());
+    }
+    insert_child_after(path, 0, right, right->min[0], right->summary(), nodes);
+    if (path.pos >= left->count) {
+      path.pos -= left->count;
+      path.leaf = right;
+      ++path.ancestors[0].slot;
+    }
+  }
+
+  /// Inserts `node` right after the path's child at this level. The path keeps its child.
+  void insert_child_after(Path& path, unsigned level, Node* node, std::uint64_t key,
+                          const FreeSummary& summary, SplitNodes& nodes) noexcept {
+    PathStep& step = path.ancestors[level];
+    const bool full = step.node->count == node_capacity;
+    if (full) {
+      Inner* const left = step.node;
+      Inner* const right = nodes.inner[level].release();
+      Inner::redistribute(*left, *right, node_capacity / 2);
+      if (level + 1 == height_) {
+        grow_root(path, left->key[0], left->summary(), nodes);
+      } else {
+        path.ancestors[level + 1].node->set_summary(path.ancestors[level + 1].slot,
+                                                    left->summary());
+      }
+      insert_child_after(path, level + 1, right, right->key[0], right->summary(), nodes);
+      if (step.slot >= left->count) {
+        step = {right, step.slot - left->count};
+        ++path.ancestors[level + 1].slot;
+      }
+    }
+    step.node->insert(step.slot + 1, node, key, summary);
+    if (!full) return;
+    // The split has updated the ancestors' summaries, but without this child.
+    while (++level < height_) {
+      FreeSummary total = path.ancestors[level].node->summary_of(path.ancestors[level].slot);
+      total.merge(summary);
+      path.ancestors[level].node->set_summary(path.ancestors[level].slot, total);
+    }
+  }
+
+  /// Makes the root the only child of a new root.
+  void grow_root(Path& path, std::uint64_t key, const FreeSummary& summary,
+                 SplitNodes& nodes) noexcept {
+    Inner* const root = nodes.root.release();
+    root->insert(0, root_, key, summary);
+    root_ = root;
+    path.ancestors[height_++] = {root, 0};
+  }
+
+  // -- merging ---------------------------------------------------------------------------------
+
+  /// Restores the minimum fill of the leaf after a removal.
+  void rebalance(Path& path) noexcept {
+    if (height_ == 0 || path.leaf->count >= node_minimum) return;
+    if (merge_or_redistribute<Leaf<T>>(path.ancestors[0])) rebalance_inner(path, 0);
+  }
+
+  /// Restores the minimum fill of the inner node at this level, which has lost a child; a root with
+  /// one child is replaced by it.
+  void rebalance_inner(Path& path, unsigned level) noexcept {
+    Inner* node = path.ancestors[level].node;
+    if (level + 1 == height_) {
+      if (node->count > 1) return;
+      root_ = node->child[0];
+      --height_;
+      delete node;
+    } else if (node->count < node_minimum) {
+      if (merge_or_redistribute<Inner>(path.ancestors[level + 1])) rebalance_inner(path, level + 1);
+    }
+  }
+
+  /// Evens out the child with a sibling, or merges the two; returns whether they were merged.
+  template <typename N>
+  bool merge_or_redistribute(const PathStep& step) noexcept {
+    Inner& parent = *step.node;
+    const unsigned slot = step.slot == 0 ? 0 : step.slot - 1;
+    N* const left_node = static_cast<N*>(parent.child[slot]);
+    N* const right_node = static_cast<N*>(parent.child[slot + 1]);
+    N& left = *left_node;
+    N& right = *right_node;
+    const unsigned total = left.count + right.count;
+    if (total > node_merged) {
+      N::redistribute(left, right, total / 2);
+      parent.set_summary(slot, left.summary());
+      parent.set_summary(slot + 1, right.summary());
+      parent.key[slot + 1] = right.first_key();
+      return false;
+    }
+    N::redistribute(left, right, total);
+    parent.set_summary(slot, left.summary());
+    parent.close_gap(slot + 1, 1);
+    if constexpr (std::is_same_v<N, Leaf<T>>) {
+      left.next = right.next;
+      (right.next != nullptr ? right.next->prev : last_) = left_node;
+    }
+    delete right_node;
+    return true;
+  }
+
+  Node* root_ = nullptr;
+  Leaf<T>* first_ = nullptr;
+  Leaf<T>* last_ = nullptr;
+  std::size_t size_ = 0;
+  unsigned height_ = 0;  ///< levels of inner nodes; 0 when the root is a leaf
+};
+
+}  // namespace vmspace::detail
