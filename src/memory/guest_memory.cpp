@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
@@ -88,6 +89,15 @@ Result<GuestMemory> GuestMemory::from_regions(std::vector<MemoryRegionPtr> regio
   }
   if (regions.empty()) return GuestMemory();
   auto map = std::make_shared<const Map>(std::move(regions), entries);
+  // A byte of this process has one guest address, and a dirty page is reported once.
+  const auto twice = std::ranges::adjacent_find(map->by_host, {}, &MemoryRegion::host_base);
+  if (twice != map->by_host.end()) {
+    return fail({.code = Errc::overlap,
+                 .operation = operation,
+                 .first = operand(**twice),
+                 .second = operand(**std::next(twice)),
+                 .reason = "both are one memory: one was moved from the other"});
+  }
   VMSPACE_TRY(join_tracking(map->regions));
   return GuestMemory(std::move(map));
 }

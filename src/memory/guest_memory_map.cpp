@@ -9,6 +9,8 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 
+#include "memory/alike_regions.hpp"
+
 namespace vmspace {
 
 namespace {
@@ -49,7 +51,7 @@ Result<void> check_parts(const Descriptions& descriptions, std::span<const Memor
     if (!takes_part(description, options)) continue;
     if (description.size() > left) {
       return fail({.code = Errc::out_of_bounds,
-                   .operation = "GuestMemory::map",
+                   .operation = "GuestMemory::remap",
                    .first = detail::operand(description.guest_range()),
                    .second = Operand::size(size),
                    .reason = "the backing is too short for all the regions together",
@@ -73,7 +75,7 @@ Result<void> check_parts(const Descriptions& descriptions, std::span<const Memor
 /// which they share no part of a backing.
 Result<void> map_descriptions(const Descriptions& descriptions, const MapOptions& options,
                               std::vector<MemoryRegionPtr>& regions) {
-  if (auto ok = check_parts(descriptions, regions, options); !ok) return ok;
+  VMSPACE_TRY(check_parts(descriptions, regions, options));
   std::uint64_t next_part = options.backing_offset;
   MapOptions mapping = options;
   mapping.defer_populate = true;
@@ -83,34 +85,89 @@ Result<void> map_descriptions(const Descriptions& descriptions, const MapOptions
     const bool part = takes_part(description, options);
     mapping.backing = part ? options.backing : std::nullopt;
     mapping.backing_offset = part ? std::exchange(next_part, next_part + description.size()) : 0;
-    auto mapped = MemoryRegion::map(region, mapping);
-    if (!mapped) return fail(mapped.error());
-    if (description.wants_populate() && !options.defer_populate) to_populate.push_back(*mapped);
-    regions.push_back(std::move(*mapped));
+    auto mapped = VMSPACE_TRY(MemoryRegion::map(region, mapping));
+    if (description.wants_populate() && !options.defer_populate) to_populate.push_back(mapped);
+    regions.push_back(std::move(mapped));
   }
   if (to_populate.empty()) return {};
   return populate(to_populate, options.populate);
 }
 
-bool differ_in_base_only(const AddressSpaceRegion& a, const AddressSpaceRegion& b) {
-  RegionOptions moved = a.options();
-  moved.base = b.base();
-  return moved == b.options();
+/// What a change of the address space means for mapped regions.
+struct Change {
+  std::vector<MemoryRegionPtr> kept;     ///< as they are
+  std::vector<MemoryRegionPtr> leaving;  ///< in the space no more, or not at their address
+  Descriptions coming;  ///< in the space now, at addresses where they are not mapped
+};
+
+Change change_to(const AddressSpaceBase& after, const GuestMemory& before) {
+  Change change;
+  for (const AddressSpaceRegionPtr& description : after) {
+    if (!description->is_mapped()) continue;
+    MemoryRegionPtr region = before.find_region(description->base());
+    if (region != nullptr && region->description() == *description) {
+      change.kept.push_back(std::move(region));
+    } else {
+      change.coming.push_back(description);
+    }
+  }
+  std::ranges::set_difference(before.regions(), change.kept, std::back_inserter(change.leaving), {},
+                              &MemoryRegion::base, &MemoryRegion::base);
+  return change;
 }
 
-/// An error if `description`, which is to be mapped anew, looks like a region that is mapped and
-/// would be let go: what that holds would be lost.
-Result<void> check_new(const AddressSpaceRegion& description,
-                       std::span<const MemoryRegionPtr> leaving) {
-  for (const MemoryRegionPtr& region : leaving) {
-    const bool in_place = description.range().overlaps(region->description().range());
-    if (!in_place && !differ_in_base_only(description, region->description())) continue;
-    return fail({.code = Errc::bad_state,
-                 .operation = "GuestMemory::remap",
-                 .first = detail::operand(description.guest_range()),
-                 .second = detail::operand(region->guest_range()),
-                 .reason = in_place ? "another region is mapped here: let it go first"
-                                    : "a region like this would be let go: let it go first"});
+tl::unexpected<Error> refuse(const AddressSpaceRegion& description, const MemoryRegion& mapped,
+                             const char* reason) {
+  return fail({.code = Errc::bad_state,
+               .operation = "GuestMemory::remap",
+               .first = detail::operand(description.guest_range()),
+               .second = detail::operand(mapped.guest_range()),
+               .reason = reason,
+               .text = description.name()});
+}
+
+/// Turns each pair of a region that leaves and one that comes, alike but for the base, into a region
+/// that is kept: it has moved. Errors: `bad_state` where there is more than one way to pair them;
+/// those of MemoryRegion::at.
+Result<void> keep_moved(Change& change, const MoveOptions& options) {
+  std::vector<MemoryRegionPtr> moved;
+  std::vector<MemoryRegionPtr> sources;
+  Descriptions coming;
+  for (const AddressSpaceRegionPtr& description : change.coming) {
+    const auto alike = [&](const MemoryRegionPtr& region) {
+      return detail::are_alike_but_for_base(*description, region->description());
+    };
+    const auto source = std::ranges::find_if(change.leaving, alike);
+    if (source == change.leaving.end()) {
+      coming.push_back(description);
+      continue;
+    }
+    const bool is_taken = std::ranges::find(sources, *source) != sources.end();
+    if (is_taken || std::find_if(source + 1, change.leaving.end(), alike) != change.leaving.end()) {
+      return refuse(*description, **source,
+                    "regions that are alike change at once, and which one has moved where can't be "
+                    "told: move them one at a time");
+    }
+    auto region = VMSPACE_TRY((*source)->at(description, options));
+    moved.push_back(std::move(region));
+    sources.push_back(*source);
+  }
+  std::erase_if(change.leaving, [&](const MemoryRegionPtr& region) {
+    return std::ranges::find(sources, region) != sources.end();
+  });
+  change.coming = std::move(coming);
+  change.kept.insert(change.kept.end(), moved.begin(), moved.end());
+  return {};
+}
+
+/// Refuses to map anew what is described anew in the place of a region that leaves: what that one
+/// holds would be lost.
+Result<void> check_places(const Change& change) {
+  for (const AddressSpaceRegionPtr& description : change.coming) {
+    for (const MemoryRegionPtr& region : change.leaving) {
+      if (!description->guest_range().overlaps(region->guest_range())) continue;
+      return refuse(*description, *region, "another region is mapped here: let it go first");
+    }
   }
   return {};
 }
@@ -118,46 +175,32 @@ Result<void> check_new(const AddressSpaceRegion& description,
 }  // namespace
 
 Result<GuestMemory> GuestMemory::map(const AddressSpaceBase& space, const MapOptions& options) {
-  return GuestMemory().remap(space, options);
+  return VMSPACE_TRY_IN("GuestMemory::map", GuestMemory().remap(space, options));
 }
 
 Result<GuestMemory> GuestMemory::remap(const AddressSpaceBase& after,
                                        const MapOptions& options) const {
-  std::vector<MemoryRegionPtr> kept;
-  Descriptions added;
-  for (const AddressSpaceRegionPtr& description : after) {
-    if (!description->is_mapped()) continue;
-    MemoryRegionPtr region = find_region(description->base());
-    if (region != nullptr && region->description() == *description) {
-      kept.push_back(std::move(region));
-    } else {
-      added.push_back(description);
-    }
-  }
-  std::vector<MemoryRegionPtr> leaving;  // both are sorted by address
-  std::ranges::set_difference(regions(), kept, std::back_inserter(leaving), {}, &MemoryRegion::base,
-                              &MemoryRegion::base);
-  for (const AddressSpaceRegionPtr& description : added) {
-    if (auto ok = check_new(*description, leaving); !ok) return fail(ok.error());
-  }
-  if (auto ok = map_descriptions(added, options, kept); !ok) return fail(ok.error());
-  return from_regions(std::move(kept));
+  constexpr const char* operation = "GuestMemory::remap";
+  Change change = change_to(after, *this);
+  VMSPACE_TRY_IN(operation, keep_moved(change, options.move));
+  VMSPACE_TRY(check_places(change));
+  VMSPACE_TRY_IN(operation, map_descriptions(change.coming, options, change.kept));
+  return VMSPACE_TRY_IN(operation, from_regions(std::move(change.kept)));
 }
 
 Result<GuestMemory> GuestMemory::create(std::span<const GuestRange> ram) {
+  constexpr const char* operation = "GuestMemory::create";
   std::vector<MemoryRegionPtr> regions;
   regions.reserve(ram.size());
   for (const GuestRange& range : ram) {
-    auto description = AddressSpaceRegion::make({.name = "ram",
-                                                 .base = range.base,
-                                                 .size = range.size,
-                                                 .backing = {.source = MemorySource::shmem}});
-    if (!description) return fail(description.error());
-    auto region = MemoryRegion::map(*std::move(description));
-    if (!region) return fail(region.error());
-    regions.push_back(std::move(*region));
+    const RegionOptions description{.name = "ram",
+                                    .base = range.base,
+                                    .size = range.size,
+                                    .backing = {.source = MemorySource::shmem}};
+    auto region = VMSPACE_TRY_IN(operation, MemoryRegion::map(description));
+    regions.push_back(std::move(region));
   }
-  return from_regions(std::move(regions));
+  return VMSPACE_TRY_IN(operation, from_regions(std::move(regions)));
 }
 
 }  // namespace vmspace

@@ -17,7 +17,7 @@ Result<void> MemoryRegion::check_image(const char* operation, std::uint64_t offs
                  .second = Operand::span(0, this->size()),
                  .reason = "offsets in the region"});
   }
-  if (!allows(mapping_.protection(), Protection::write)) {
+  if (!allows(mapping().protection(), Protection::write)) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
                  .first = detail::operand(description_->guest_range()),
@@ -31,7 +31,7 @@ Result<void> MemoryRegion::load_image(std::uint64_t offset,
   VMSPACE_TRY(check_image("MemoryRegion::load_image", offset, bytes.size()));
   if (bytes.empty()) return {};
   detail::copy_to_shared(host_base() + offset, bytes.data(), bytes.size());
-  dirty_.mark(offset, bytes.size());
+  dirty().mark(offset, bytes.size());
   return {};
 }
 
@@ -40,7 +40,7 @@ Result<std::uint64_t> MemoryRegion::load_image_from(int fd, std::uint64_t offset
   constexpr const char* operation = "MemoryRegion::load_image_from";
   VMSPACE_TRY(check_image(operation, offset, size));
   const auto read = detail::marked_read(
-      fd, {.host = host_base() + offset, .size = size, .dirty = dirty_, .offset = offset});
+      fd, {.host = host_base() + offset, .size = size, .dirty = dirty(), .offset = offset});
   if (read.error != 0) {
     return detail::fail_os(operation, Operand::span(offset, size), "read", read.error);
   }

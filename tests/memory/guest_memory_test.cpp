@@ -256,6 +256,15 @@ TEST(GuestMemory, OverlappingRegionsAreAnErrorThatNamesBoth) {
   EXPECT_THAT(GuestMemory::from_regions({a, nullptr}), HasError(Errc::invalid_argument));
 }
 
+TEST(GuestMemory, OneMemoryHasOneGuestAddress) {
+  const auto original = region({0x1000, page});
+  const auto moved = original->at(GuestAddress(0x8000));
+  ASSERT_THAT(moved, IsOk());
+  const auto both = GuestMemory::from_regions({original, *moved});
+  ASSERT_THAT(both, HasError(Errc::overlap));
+  EXPECT_THAT(GuestMemory::from_regions({*moved}), IsOk());
+}
+
 TEST(GuestMemory, RegionsComeAndGoWhileOldMapsKeepTheirs) {
   const GuestMemory before = guest({{0x1000, page}});
   ASSERT_THAT(before.write(at(0x1000), std::uint32_t{1}), IsOk());

@@ -133,6 +133,8 @@ class MemoryMapping {
   /// Where in the descriptor data() is, in bytes: what vhost-user is told.
   [[nodiscard]] std::uint64_t file_offset() const noexcept { return file_offset_; }
   [[nodiscard]] std::uint64_t page_size() const noexcept { return backing_.page_size(); }
+  /// Whether it was mapped at a place in an arena.
+  [[nodiscard]] bool is_in_arena() const noexcept { return arena_.has_value(); }
 
   /// Writes a shared, writable regular file back to its device (msync(2)), and unmaps. The first
   /// error is returned: of a failed write-back, although the memory is unmapped then; or of the

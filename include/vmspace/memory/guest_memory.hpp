@@ -61,7 +61,7 @@ class GuestMemory {
   ~GuestMemory() = default;
 
   /// Of these regions, in any order. If one of them tracks dirty pages, all do afterwards. Errors:
-  /// `overlap`; `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
+  /// `overlap`, of addresses or of memory (a region and one that at() made of it); `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
   /// DirtyBitmap::enable. O(n log n).
   [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<MemoryRegionPtr> regions);
 
@@ -82,14 +82,19 @@ class GuestMemory {
   [[nodiscard]] static Result<GuestMemory> map(const AddressSpaceBase& space,
                                                const MapOptions& options = {});
 
-  /// This memory after the address space has changed: regions that are described as they were stay,
-  /// with what they hold; those that are new are mapped, as map() would; the others are let go, as
-  /// without_region() would. A region that was moved, or described anew in its place, is an error,
-  /// because what it holds would be lost: let it go in a step of its own. `options.backing` is
-  /// divided among the new regions only: where it is that of regions that stay, `backing_offset` is
-  /// behind their parts. Errors: `bad_state` for a region moved or described anew; `overlap` for a
-  /// part of the backing that another region has; those of map(); this memory stays as it is then.
-  /// O(n log n), and map() for the new ones.
+  /// This memory after the address space has changed. Regions that are described as they were stay,
+  /// with what they hold; a region that differs in its base only has moved, and keeps its memory
+  /// (MemoryRegion::at); those that are new are mapped, as by map(); the others are let go, as by
+  /// without_region(). A region that is described anew in its place is an error, because what it
+  /// holds would be lost: let it go in a step of its own.
+  ///
+  /// `options.backing` is divided among the new regions only: where regions that stay have parts of
+  /// it, `backing_offset` must lie behind those.
+  ///
+  /// Errors: `bad_state` for a region described anew, and for regions that are alike but for their
+  /// bases when more than one of them comes or goes; `overlap` for a part of the backing that another
+  /// region has; those of MemoryRegion::at, which `options.move` may allow; those of map(). This
+  /// memory stays as it is then. O(n^2) in regions that come and go, and map() for the new ones.
   [[nodiscard]] Result<GuestMemory> remap(const AddressSpaceBase& after,
                                           const MapOptions& options = {}) const;
 
