@@ -180,7 +180,7 @@ Result<void> DirtyBitmap::merge(std::uint64_t offset, std::span<const std::uint6
                  .operation = operation,
                  .first = Operand::number(needed),
                  .second = Operand::number(units),
-                 .reason = "bits of the log, and how many lie in the region"});
+                 .reason = "bits in the log, and units in the region"});
   }
   for (std::size_t i = 0; i < bits.size(); ++i) {
     for (std::uint64_t word = bits[i]; word != 0;) {

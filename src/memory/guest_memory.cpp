@@ -79,7 +79,7 @@ Result<GuestMemory> GuestMemory::from_regions(std::vector<MemoryRegionPtr> regio
                    .second = operand(*before)});
     }
     before = region.get();
-    // What may not be read is no candidate for any access; range_error() still finds it.
+    // No access can use what may not be read, so it has no entry; range_error() still finds it.
     if (!allows(region->protection(), Protection::read)) continue;
     const bool writable = allows(region->protection(), Protection::write);
     entries.push_back({.first = region->base().value(),

@@ -145,8 +145,8 @@ Result<void> keep_moved(Change& change, const MoveOptions& options) {
     const bool is_taken = std::ranges::find(sources, *source) != sources.end();
     if (is_taken || std::find_if(source + 1, change.leaving.end(), alike) != change.leaving.end()) {
       return refuse(*description, **source,
-                    "regions that are alike change at once, and which one has moved where can't be "
-                    "told: move them one at a time");
+                    "several regions differ in their base only, so which one has moved is "
+                    "ambiguous: move them one at a time");
     }
     auto region = VMSPACE_TRY((*source)->at(description, options));
     moved.push_back(std::move(region));
@@ -166,7 +166,9 @@ Result<void> check_places(const Change& change) {
   for (const AddressSpaceRegionPtr& description : change.coming) {
     for (const MemoryRegionPtr& region : change.leaving) {
       if (!description->guest_range().overlaps(region->guest_range())) continue;
-      return refuse(*description, *region, "another region is mapped here: let it go first");
+      return refuse(*description, *region,
+                    "another region is mapped here, and what it holds would be lost: remove it in "
+                    "a step of its own");
     }
   }
   return {};

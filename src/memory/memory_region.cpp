@@ -55,7 +55,7 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
                                       .arena_offset = arena_offset});
 }
 
-/// Pages of a size that the region asks for are not quietly others.
+/// A region that asks for a page size does not quietly get another one.
 Result<void> check_page_size(const AddressSpaceRegion& description, const Backing& backing) {
   const BackingSpec& spec = description.backing();
   const bool asks = spec.page_size != 0 || spec.is_hugetlb();
@@ -64,7 +64,7 @@ Result<void> check_page_size(const AddressSpaceRegion& description, const Backin
                .operation = "MemoryRegion::map",
                .first = Operand::size(spec.effective_page_size()),
                .second = Operand::size(backing.page_size()),
-               .reason = "the region asks for pages of another size than the backing has"});
+               .reason = "the region asks for a page size that the backing does not have"});
 }
 
 Error name_region(const Error& error, const AddressSpaceRegion& region) {
@@ -85,7 +85,7 @@ PopulateRange populate_range(const AddressSpaceRegion& description, const Memory
   return range;
 }
 
-/// All that must be said before the first page exists.
+/// What must be set before the first page exists.
 Result<Applied> prepare(MemoryMapping& mapping, const AddressSpaceRegion& description,
                         const MapOptions& options) {
   if (description.numa_node() && options.numa_mode != NumaMode::by_default) {
@@ -156,12 +156,12 @@ Result<void> check_mapping(const AddressSpaceRegion& description, const MemoryMa
                   Operand::size(mapping.page_size()), "the base and the mapping's page size");
   }
   if (!allows(mapping.protection(), Protection::read)) {
-    return refuse(Errc::access_denied, range, {}, "the mapping can't be read");
+    return refuse(Errc::access_denied, range, {}, "the mapping is not readable");
   }
   if (allows(description.protection(), Protection::write) &&
       !allows(mapping.protection(), Protection::write)) {
     return refuse(Errc::access_denied, range, {},
-                  "the guest may write the region, and the mapping can't be written");
+                  "the guest may write the region, but the mapping is not writable");
   }
   return {};
 }
@@ -260,7 +260,9 @@ Result<void> populate(std::span<const MemoryRegionPtr> regions, PopulateOptions 
   ranges.reserve(regions.size());
   for (const auto& region : regions) {
     if (region == nullptr) {
-      return fail({.code = Errc::invalid_argument, .operation = "populate", .reason = "no region"});
+      return fail({.code = Errc::invalid_argument,
+                   .operation = "populate",
+                   .reason = "a region is a null pointer"});
     }
     ranges.push_back(populate_range(region->description(), region->mapping(), options));
   }

@@ -21,7 +21,7 @@ Result<void> MemoryRegion::check_image(const char* operation, std::uint64_t offs
     return fail({.code = Errc::access_denied,
                  .operation = operation,
                  .first = detail::operand(description_->guest_range()),
-                 .reason = "the shared file that the region is made of can't be written"});
+                 .reason = "the region's shared file is not open for writing"});
   }
   return {};
 }

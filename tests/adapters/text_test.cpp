@@ -143,9 +143,9 @@ TEST(Text, OfGuestMemory) {
   EXPECT_EQ(to_text(NumaPolicy{NumaMode::bind, {0, 1}}), "bind {0, 1}");
   EXPECT_EQ(to_text(Residency{.resident = 0x1000}), "0x1000 resident, ? huge");
   EXPECT_EQ(to_text(Residency{.resident = 0x1000, .huge = 0}), "0x1000 resident, 0x0 huge");
-  EXPECT_EQ(to_text(RegionDescriptor{
-                .base = GuestAddress(0x1000), .size = 0x2000, .descriptor = 5, .offset = 0x3000}),
-            "0x1000+0x2000 rw- of fd 5 offset 0x3000");
+  EXPECT_EQ(
+      to_text(RegionDescriptor{.range = {GuestAddress(0x1000), 0x2000}, .fd = 5, .offset = 0x3000}),
+      "0x1000+0x2000 rw- of fd 5 offset 0x3000");
   EXPECT_EQ(to_text(SnapshotRegion{GuestAddress(0x1000), 0x2000, 0x3000, Protection::read}),
             "0x1000+0x2000 r-- offset 0x3000");
   const std::vector<GuestRange> ram = {{GuestAddress(0x1000), 0x1000},

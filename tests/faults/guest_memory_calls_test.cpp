@@ -176,8 +176,7 @@ TEST(SnapshotCalls, MemoryThatIsCutOffIsNotSavedAsZeros) {
   const int file = memfd_create("memory", MFD_CLOEXEC);
   ASSERT_EQ(ftruncate(file, 4 * page), 0);
   const int snapshot = memfd_create("snapshot", MFD_CLOEXEC);
-  const RegionDescriptor described{
-      .base = GuestAddress(base), .size = 4 * page, .descriptor = file};
+  const RegionDescriptor described{.range = {GuestAddress(base), 4 * page}, .fd = file};
   const auto memory = map_regions({&described, 1}, Unsealed::accept);
   ASSERT_THAT(memory, IsOk());
   ASSERT_THAT(memory->write_slice(GuestAddress(base + page), pattern(page)), IsOk());
@@ -230,8 +229,7 @@ TEST(SnapshotCalls, OfARegularFileTheMemoryIsAskedAndNotTheFileSystem) {
       errno = ENXIO;
       return -1;
     };
-    const RegionDescriptor described{
-        .base = GuestAddress(base), .size = 4 * page, .descriptor = file};
+    const RegionDescriptor described{.range = {GuestAddress(base), 4 * page}, .fd = file};
     const auto memory = map_regions({&described, 1}, Unsealed::accept);
     ASSERT_THAT(memory, IsOk());
     ASSERT_THAT(memory->write_slice(GuestAddress(base + page), pattern(page)), IsOk());

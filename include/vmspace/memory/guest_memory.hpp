@@ -7,7 +7,7 @@
 // - A range is checked whole, without arithmetic that can wrap, before any of it is touched. It may
 //   cross from a region into the next one if that begins where the first ends; a gap inside is an
 //   error, and so is a range that would pass 2^64. A range may end with the last byte, 2^64-1. An
-//   empty range touches nothing and is good anywhere, except where a pointer is asked for.
+//   empty range touches nothing and is accepted anywhere, except where a pointer is asked for.
 // - What is read is copied once into memory that the guest can't reach, and never read again behind
 //   the caller's back (see detail/guest_access.hpp).
 // - A call that fails has changed nothing, unless it says otherwise.
@@ -65,16 +65,15 @@ class GuestMemory {
   /// DirtyBitmap::enable. O(n log n).
   [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<MemoryRegionPtr> regions);
 
-  /// Maps every region of the address space that has a backing, and then populates those that want
-  /// it, all at once. For a guest that starts: each call makes new memory. When the address space of
-  /// a guest that runs has changed, remap() keeps what is in the regions that stay.
+  /// Maps every region of the address space that has a backing, then populates those that ask for
+  /// it, all at once. For a guest that is about to start, since each call makes new memory: once it
+  /// runs, remap() keeps what the regions hold.
   ///
-  /// `options` hold for each region, but for `backing`: that is divided among the regions. In the
-  /// order of their addresses, each takes the next part of it, from `backing_offset` on and without
-  /// a gap, so that a region plugged later goes behind the last. Regions that name a file
-  /// (firmware, DAX) keep theirs and take no part. The kernel makes huge pages of a memfd only
-  /// where offset and guest address agree modulo their size: regions whose sizes are multiples of
-  /// it keep that so.
+  /// `options` apply to each region, except that `backing` is divided among them. In address order,
+  /// each takes the next part of it, from `backing_offset` on and without gaps, so that a region
+  /// plugged later goes behind the last. Regions that name a file (firmware, DAX) keep theirs and
+  /// take no part. The kernel makes huge pages of a memfd only where offset and guest address agree
+  /// modulo their size, which holds as long as the sizes of all regions are multiples of it.
   ///
   /// Errors: `out_of_bounds` for a backing that is too short for all of them; those of
   /// MemoryRegion::map, populate() and from_regions; nothing stays mapped then. A few system calls
@@ -98,7 +97,7 @@ class GuestMemory {
   [[nodiscard]] Result<GuestMemory> remap(const AddressSpaceBase& after,
                                           const MapOptions& options = {}) const;
 
-  /// Maps plain RAM for those who need no address space: each range a shared memfd of its own.
+  /// Maps plain RAM without an address space: a shared memfd for each range.
   /// Errors: those of from_regions, AddressSpaceRegion::make and MemoryRegion::map.
   [[nodiscard]] static Result<GuestMemory> create(std::span<const GuestRange> ram);
 
@@ -134,10 +133,10 @@ class GuestMemory {
 
   // Objects, at any alignment.
 
-  /// A copy of the object at `address`, read once. Up to 64 bytes, no integer of 2, 4 or 8 bytes is
-  /// torn that lies at a multiple of its size in the guest, whatever the address of the object that
-  /// it is in; of a larger structure nothing is promised.
-  /// Two or three nanoseconds for an integer. Bytes are not converted: see LittleEndian.
+  /// A copy of the object at `address`, read once. In an object of up to 64 bytes, integers of 2, 4
+  /// or 8 bytes that lie at a multiple of their size in the guest are never torn, wherever the object
+  /// begins; of larger objects nothing is promised. Two or three nanoseconds for an integer. Bytes
+  /// are not converted: see LittleEndian.
   template <GuestObject T>
   [[nodiscard]] Result<T> read(GuestAddress address) const {
     T value;
@@ -187,8 +186,8 @@ class GuestMemory {
     }
   }
 
-  // Integers that are never torn and ordered among threads and with the guest. The address must be
-  // a multiple of the size: else `misaligned`. A memory order that the operation does not have is
+  // Integers that are never torn, and ordered among threads and with the guest. `misaligned` unless
+  // the address is a multiple of the size. A memory order that the operation does not support is
   // taken as seq_cst, the strongest.
 
   /// Reads the integer in one access.
@@ -273,10 +272,11 @@ class GuestMemory {
     return write_across("GuestMemory::write_slice", address, from.data(), from.size());
   }
 
-  /// As many bytes as there are up to the first gap, unreadable region or 2^64: how many were read.
-  /// An error when the first byte can't be; 0 for an empty span.
+  /// Reads up to the first gap, unreadable region or 2^64; gives how many bytes. An error when the
+  /// first byte can't be read; 0 for an empty span.
   [[nodiscard]] Result<std::size_t> read_some(GuestAddress address, std::span<std::byte> to) const;
-  /// As many bytes as fit up to the first gap, read-only region or 2^64.
+  /// Writes up to the first gap, read-only region or 2^64; gives how many bytes. An error when the
+  /// first byte can't be written; 0 for an empty span.
   [[nodiscard]] Result<std::size_t> write_some(GuestAddress address,
                                                std::span<const std::byte> from) const;
 
@@ -299,8 +299,8 @@ class GuestMemory {
   /// region, so fewer than IOV_MAX. Errors: those of every access; an empty range gives none.
   [[nodiscard]] Result<GuestIovecs> iovecs(GuestRange range, Access access) const;
 
-  /// Whether the invariant holds; else `corrupt`, with the first broken rule as the reason. For
-  /// tests; O(n).
+  /// `corrupt` when the invariant is broken, with the first broken rule as the reason. For tests;
+  /// O(n).
   [[nodiscard]] Result<void> check_invariants() const noexcept;
 
  private:

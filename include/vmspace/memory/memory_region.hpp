@@ -61,7 +61,7 @@ struct MapOptions {
   bool dontfork = false;   ///< children that fork do not get it
   bool dontdump = false;   ///< core dumps leave it out
   bool mergeable = false;  ///< the kernel may merge equal pages (KSM)
-  /// A region that wants to be populated is left to the caller, who does several at once.
+  /// Leaves regions that ask to be populated to the caller, who can populate several at once.
   bool defer_populate = false;
   PopulateOptions populate = {};
   /// What GuestMemory::remap may give up for a region that has moved.
@@ -98,7 +98,7 @@ class MemoryRegion {
   /// size than `options.backing` has; those of Backing::open, MemoryMapping::map (`out_of_bounds`
   /// also for a region that is not inside the arena), bind_to_nodes, use_hugepages and populate.
   /// Nothing is left of the region then, and the error's text names the region, its guest range and
-  /// its file. A few system calls, and the cost of populate where the region wants it.
+  /// its file. A few system calls, and the cost of populate where the region asks for it.
   [[nodiscard]] static Result<MemoryRegionPtr> map(AddressSpaceRegionPtr description,
                                                    const MapOptions& options = {});
   /// Maps memory for which no address space has a description. Errors also: those of
@@ -138,7 +138,7 @@ class MemoryRegion {
   [[nodiscard]] GuestAddress last_addr() const noexcept { return description_->last_addr(); }
   /// Base and size.
   [[nodiscard]] GuestRange guest_range() const noexcept { return description_->guest_range(); }
-  /// Where the guest's base() is in this process, which may do what mapping().protection() says.
+  /// Where base() is mapped in this process, which may access it as mapping().protection() says.
   [[nodiscard]] std::byte* host_base() const noexcept { return memory_->mapping.data(); }
   /// What the guest may do.
   [[nodiscard]] Protection protection() const noexcept { return description_->protection(); }
@@ -148,8 +148,8 @@ class MemoryRegion {
   }
   [[nodiscard]] const Backing& backing() const noexcept { return memory_->mapping.backing(); }
   [[nodiscard]] const MemoryMapping& mapping() const noexcept { return memory_->mapping; }
-  /// Whether the region's wish for transparent huge pages was taken; `not_applicable` also where it
-  /// had none.
+  /// Whether the kernel took the advice to use transparent huge pages; `not_applicable` also when the
+  /// region did not ask for them.
   [[nodiscard]] Applied huge_pages() const noexcept { return memory_->huge_pages; }
   /// Whether both are one memory: they are one region, or one was moved from the other.
   [[nodiscard]] bool shares_memory_with(const MemoryRegion& other) const noexcept {
@@ -158,9 +158,9 @@ class MemoryRegion {
   /// What this process wrote of it, shared by every map that holds the region; off at first.
   [[nodiscard]] DirtyBitmap& dirty() const noexcept { return memory_->dirty; }
 
-  // Filling, whatever the guest may do: so does a VMM fill a ROM before it publishes the memory that
-  // the region is part of. GuestMemory goes on refusing to write where the guest may not. Who looks
-  // at the memory meanwhile sees a part of it; what is written is marked dirty.
+  // Loading images, also where the guest may not write: a VMM fills a ROM before it publishes the
+  // memory that the ROM is part of. (GuestMemory refuses every write that the guest may not make.)
+  // Loading is not atomic: a reader may see a part of the image. What is written is marked dirty.
 
   /// Copies `bytes` to `offset`. Errors: `out_of_bounds` for what is not within the region;
   /// `access_denied` where this process may not write either (see map()).
@@ -194,7 +194,7 @@ class MemoryRegion {
 };
 
 /// Populates all of `regions` at once; see populate(). By default the file of a region that the
-/// guest may only read is read, and not written. Errors: `invalid_argument` for a null pointer;
+/// guest may only read is read, not written. Errors: `invalid_argument` for a null pointer;
 /// those of populate(), with the region's name and guest range.
 [[nodiscard]] Result<void> populate(std::span<const MemoryRegionPtr> regions,
                                     PopulateOptions options = {});

@@ -46,8 +46,8 @@ template <typename T>
 
 /// `0x1000+0x2000 rw- of fd 5 offset 0x1000`.
 [[nodiscard]] inline std::string to_text(const RegionDescriptor& region) {
-  return detail::concat(detail::base_and_size(region.base.value(), region.size), " ",
-                        to_text(region.protection), " of fd ", std::to_string(region.descriptor),
+  return detail::concat(to_text(region.range), " ",
+                        to_text(region.protection), " of fd ", std::to_string(region.fd),
                         " offset ", detail::hex(region.offset));
 }
 
