@@ -46,9 +46,8 @@ template <typename T>
 
 /// `0x1000+0x2000 rw- of fd 5 offset 0x1000`.
 [[nodiscard]] inline std::string to_text(const RegionDescriptor& region) {
-  return detail::concat(to_text(region.range), " ",
-                        to_text(region.protection), " of fd ", std::to_string(region.fd),
-                        " offset ", detail::hex(region.offset));
+  return detail::concat(to_text(region.range), " ", to_text(region.protection), " of fd ",
+                        std::to_string(region.fd), " offset ", detail::hex(region.offset));
 }
 
 /// The enumerator's name.
