@@ -9,13 +9,8 @@
 // cache, so that what is measured is the translation and not the memory. Every implementation reads
 // the same bytes.
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <array>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
@@ -32,7 +27,6 @@
 #include "vmspace/base/published.hpp"
 #include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_memory.hpp"
-#include "vmspace/snapshot/snapshot.hpp"
 
 namespace {
 
@@ -364,90 +358,6 @@ void slice(benchmark::State& state, std::size_t bytes) {
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(places * bytes));
 }
 
-// Snapshots of a guest of 4 GiB with 256 MiB of data in pieces of 1 MiB, into the directory that
-// VMSPACE_BENCH_DIR names, or the working directory; and the plain sequential write of as many
-// bytes.
-
-class TempFile {
- public:
-  TempFile() {
-    const char* directory = std::getenv("VMSPACE_BENCH_DIR");
-    fd_ = open(directory != nullptr ? directory : ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (fd_ < 0) {
-      std::perror("a file without a name, in VMSPACE_BENCH_DIR or here");
-      std::exit(1);
-    }
-  }
-  TempFile(const TempFile&) = delete;
-  TempFile& operator=(const TempFile&) = delete;
-  ~TempFile() { close(fd_); }
-  [[nodiscard]] int fd() const { return fd_; }
-
- private:
-  int fd_ = -1;
-};
-
-constexpr std::uint64_t snapshot_data = 256_MiB;
-constexpr std::uint64_t snapshot_piece = 1_MiB;
-
-const GuestMemory& snapshot_guest() {
-  static const GuestMemory memory = [] {
-    auto guest = expect(GuestMemory::create(std::array{GuestRange{GuestAddress(0), 4_GiB}}));
-    std::vector<std::byte> piece(snapshot_piece, std::byte{0x5a});
-    for (std::uint64_t i = 0; i < snapshot_data / snapshot_piece; ++i) {
-      if (!guest.write_slice(GuestAddress(i * 16_MiB), piece)) std::abort();
-    }
-    return guest;
-  }();
-  return memory;
-}
-
-void save_plain(benchmark::State& state, int) {
-  const GuestMemory& guest = snapshot_guest();
-  const TempFile file;
-  for (auto _ : state) {
-    if (ftruncate(file.fd(), 0) != 0) return state.SkipWithError("ftruncate");
-    for (std::uint64_t i = 0; i < snapshot_data / snapshot_piece; ++i) {
-      const auto* piece = *guest.const_host_address({GuestAddress(i * 16_MiB), snapshot_piece});
-      if (pwrite(file.fd(), piece, snapshot_piece, static_cast<off_t>(i * snapshot_piece)) !=
-          static_cast<ssize_t>(snapshot_piece)) {
-        return state.SkipWithError("pwrite");
-      }
-    }
-  }
-  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
-}
-
-void save_sparse(benchmark::State& state, int) {
-  const GuestMemory& guest = snapshot_guest();
-  const TempFile file;
-  for (auto _ : state) {
-    if (!Snapshot::save(guest, file.fd())) return state.SkipWithError("save");
-  }
-  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
-}
-
-void restore_mapped(benchmark::State& state, int) {
-  const TempFile file;
-  expect(Snapshot::save(snapshot_guest(), file.fd()));
-  for (auto _ : state) {
-    const auto guest = Snapshot::map(file.fd());
-    if (!guest || !guest->read<std::uint64_t>(GuestAddress(0))) {
-      return state.SkipWithError("map");
-    }
-  }
-}
-
-void restore_copied(benchmark::State& state, int) {
-  const TempFile file;
-  expect(Snapshot::save(snapshot_guest(), file.fd()));
-  for (auto _ : state) {
-    const auto guest = expect(GuestMemory::create(std::array{GuestRange{GuestAddress(0), 4_GiB}}));
-    if (!Snapshot::restore(guest, file.fd())) return state.SkipWithError("restore");
-  }
-  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
-}
-
 void add(const std::string& name, auto body, auto argument) {
   benchmark::RegisterBenchmark(name.c_str(),
                                [=](benchmark::State& state) { body(state, argument); });
@@ -472,18 +382,6 @@ void add_all() {
     add("write_slice/vmspace/" + size, slice<Way::write, false>, bytes);
     add("write_slice/memcpy/" + size, slice<Way::write, true>, bytes);
   }
-  benchmark::RegisterBenchmark("snapshot_save/plain_write/256M", save_plain, 0)
-      ->Unit(benchmark::kMillisecond)
-      ->UseRealTime();
-  benchmark::RegisterBenchmark("snapshot_save/vmspace/256M", save_sparse, 0)
-      ->Unit(benchmark::kMillisecond)
-      ->UseRealTime();
-  benchmark::RegisterBenchmark("snapshot_restore/vmspace_mapped/256M", restore_mapped, 0)
-      ->Unit(benchmark::kMillisecond)
-      ->UseRealTime();
-  benchmark::RegisterBenchmark("snapshot_restore/vmspace_copied/256M", restore_copied, 0)
-      ->Unit(benchmark::kMillisecond)
-      ->UseRealTime();
 }
 
 }  // namespace
