@@ -61,7 +61,8 @@ class GuestMemory {
   ~GuestMemory() = default;
 
   /// Of these regions, in any order. If one of them tracks dirty pages, all do afterwards. Errors:
-  /// `overlap`, of addresses or of memory (a region and one that at() made of it); `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
+  /// `overlap`, of addresses, or of memory (a region and one that at() made of it);
+  /// `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
   /// DirtyBitmap::enable. O(n log n).
   [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<MemoryRegionPtr> regions);
 
@@ -82,8 +83,9 @@ class GuestMemory {
                                                const MapOptions& options = {});
 
   /// This memory after the address space has changed. Regions that are described as they were stay,
-  /// with what they hold; a region that differs in its base only has moved, and keeps its memory
-  /// (MemoryRegion::at); those that are new are mapped, as by map(); the others are let go, as by
+  /// with what they hold. One that differs in its base only has moved, and keeps its memory
+  /// (MemoryRegion::at): so a region that is removed, and one just like it that is inserted elsewhere,
+  /// take two steps. Those that are new are mapped, as by map(); the others are let go, as by
   /// without_region(). A region that is described anew in its place is an error, because what it
   /// holds would be lost: let it go in a step of its own.
   ///
