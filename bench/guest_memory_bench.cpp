@@ -9,13 +9,8 @@
 // cache, so that what is measured is the translation and not the memory. Every implementation reads
 // the same bytes.
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <array>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
@@ -30,8 +25,8 @@
 
 #include "vmspace/base/literals.hpp"
 #include "vmspace/base/published.hpp"
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_memory.hpp"
-#include "vmspace/snapshot/snapshot.hpp"
 
 namespace {
 
@@ -65,7 +60,7 @@ T expect(Result<T> result) {
   return *std::move(result);
 }
 
-GuestMemory::RegionPtr make_region(std::uint64_t base, std::uint64_t size) {
+MemoryRegionPtr make_region(std::uint64_t base, std::uint64_t size) {
   // A memfd also where it is terabytes: nothing is reserved for it.
   return expect(MemoryRegion::map(
       expect(AddressSpaceRegion::make({.name = "ram",
@@ -81,7 +76,7 @@ struct Layout {
 };
 
 Layout make_layout(const std::vector<std::pair<std::uint64_t, std::uint64_t>>& ranges) {
-  std::vector<GuestMemory::RegionPtr> regions;
+  std::vector<MemoryRegionPtr> regions;
   for (const auto& [base, size] : ranges)
     regions.push_back(make_region(base, size));
   Layout layout{expect(GuestMemory::from_regions(std::move(regions))), {}};
@@ -239,7 +234,7 @@ void read_raw(benchmark::State& state, const std::string& regions) {
   const Layout& layout = layout_of(regions);
   const auto host = [&](std::uint64_t address) {
     return reinterpret_cast<std::uintptr_t>(
-        expect(layout.memory.const_host_address(GuestAddress(address), 8)));
+        expect(layout.memory.const_host_address({GuestAddress(address), 8})));
   };
   const std::uintptr_t base = host(layout.memory.regions()[0]->base().value());
   std::vector<std::uintptr_t> offsets;
@@ -288,23 +283,20 @@ void read_published(benchmark::State& state, const std::string& regions) {
   report(state, layout.addresses.size());
 }
 
-enum class Tracking { none, off, on };
+enum class Tracking { off, on };
 
 template <Tracking tracking>
 void write_vmspace(benchmark::State& state, const std::string& regions) {
   const Layout& layout = layout_of(regions);
   const GuestMemory& memory = layout.memory;
-  if (tracking == Tracking::on && !memory.enable_dirty_tracking()) std::abort();
+  if (tracking == Tracking::on && !enable_dirty_tracking(memory)) std::abort();
   for (auto _ : state) {
     for (const std::uint64_t address : layout.addresses) {
-      const auto ok = tracking == Tracking::none
-                          ? memory.write_unmarked(GuestAddress(address), address)
-                          : memory.write(GuestAddress(address), address);
-      if (!ok) [[unlikely]]
+      if (!memory.write(GuestAddress(address), address)) [[unlikely]]
         return state.SkipWithError("not found");
     }
   }
-  memory.disable_dirty_tracking();
+  disable_dirty_tracking(memory);
   report(state, layout.addresses.size());
 }
 
@@ -366,90 +358,6 @@ void slice(benchmark::State& state, std::size_t bytes) {
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(places * bytes));
 }
 
-// Snapshots of a guest of 4 GiB with 256 MiB of data in pieces of 1 MiB, into the directory that
-// VMSPACE_BENCH_DIR names, or the working directory; and the plain sequential write of as many
-// bytes.
-
-class TempFile {
- public:
-  TempFile() {
-    const char* directory = std::getenv("VMSPACE_BENCH_DIR");
-    fd_ = open(directory != nullptr ? directory : ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (fd_ < 0) {
-      std::perror("a file without a name, in VMSPACE_BENCH_DIR or here");
-      std::exit(1);
-    }
-  }
-  TempFile(const TempFile&) = delete;
-  TempFile& operator=(const TempFile&) = delete;
-  ~TempFile() { close(fd_); }
-  [[nodiscard]] int fd() const { return fd_; }
-
- private:
-  int fd_ = -1;
-};
-
-constexpr std::uint64_t snapshot_data = 256_MiB;
-constexpr std::uint64_t snapshot_piece = 1_MiB;
-
-const GuestMemory& snapshot_guest() {
-  static const GuestMemory memory = [] {
-    auto guest = expect(GuestMemory::create(std::array{GuestRange{GuestAddress(0), 4_GiB}}));
-    std::vector<std::byte> piece(snapshot_piece, std::byte{0x5a});
-    for (std::uint64_t i = 0; i < snapshot_data / snapshot_piece; ++i) {
-      if (!guest.write_slice(GuestAddress(i * 16_MiB), piece)) std::abort();
-    }
-    return guest;
-  }();
-  return memory;
-}
-
-void save_plain(benchmark::State& state, int) {
-  const GuestMemory& guest = snapshot_guest();
-  const TempFile file;
-  for (auto _ : state) {
-    if (ftruncate(file.fd(), 0) != 0) return state.SkipWithError("ftruncate");
-    for (std::uint64_t i = 0; i < snapshot_data / snapshot_piece; ++i) {
-      const auto* piece = *guest.const_host_address(GuestAddress(i * 16_MiB), snapshot_piece);
-      if (pwrite(file.fd(), piece, snapshot_piece, static_cast<off_t>(i * snapshot_piece)) !=
-          static_cast<ssize_t>(snapshot_piece)) {
-        return state.SkipWithError("pwrite");
-      }
-    }
-  }
-  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
-}
-
-void save_sparse(benchmark::State& state, int) {
-  const GuestMemory& guest = snapshot_guest();
-  const TempFile file;
-  for (auto _ : state) {
-    if (!save_snapshot(guest, file.fd())) return state.SkipWithError("save");
-  }
-  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
-}
-
-void restore_mapped(benchmark::State& state, int) {
-  const TempFile file;
-  expect(save_snapshot(snapshot_guest(), file.fd()));
-  for (auto _ : state) {
-    const auto guest = map_snapshot(file.fd());
-    if (!guest || !guest->read<std::uint64_t>(GuestAddress(0))) {
-      return state.SkipWithError("map");
-    }
-  }
-}
-
-void restore_copied(benchmark::State& state, int) {
-  const TempFile file;
-  expect(save_snapshot(snapshot_guest(), file.fd()));
-  for (auto _ : state) {
-    const auto guest = expect(GuestMemory::create(std::array{GuestRange{GuestAddress(0), 4_GiB}}));
-    if (!restore_snapshot(guest, file.fd())) return state.SkipWithError("restore");
-  }
-  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
-}
-
 void add(const std::string& name, auto body, auto argument) {
   benchmark::RegisterBenchmark(name.c_str(),
                                [=](benchmark::State& state) { body(state, argument); });
@@ -465,7 +373,6 @@ void add_all() {
   }
   const std::string eight = "8";
   add("read_u64/vmspace_published/8", read_published, eight);
-  add("write_u64/untracked/8", write_vmspace<Tracking::none>, eight);
   add("write_u64/vmspace/8", write_vmspace<Tracking::off>, eight);
   add("write_u64/vmspace_dirty/8", write_vmspace<Tracking::on>, eight);
   for (const std::size_t bytes : {std::size_t{64}, std::size_t{4096}, std::size_t{1} << 20}) {
@@ -475,18 +382,6 @@ void add_all() {
     add("write_slice/vmspace/" + size, slice<Way::write, false>, bytes);
     add("write_slice/memcpy/" + size, slice<Way::write, true>, bytes);
   }
-  benchmark::RegisterBenchmark("snapshot_save/plain_write/256M", save_plain, 0)
-      ->Unit(benchmark::kMillisecond)
-      ->UseRealTime();
-  benchmark::RegisterBenchmark("snapshot_save/vmspace/256M", save_sparse, 0)
-      ->Unit(benchmark::kMillisecond)
-      ->UseRealTime();
-  benchmark::RegisterBenchmark("snapshot_restore/vmspace_mapped/256M", restore_mapped, 0)
-      ->Unit(benchmark::kMillisecond)
-      ->UseRealTime();
-  benchmark::RegisterBenchmark("snapshot_restore/vmspace_copied/256M", restore_copied, 0)
-      ->Unit(benchmark::kMillisecond)
-      ->UseRealTime();
 }
 
 }  // namespace

@@ -27,11 +27,11 @@ vmspace::Result<void> example(int vm_fd, const vmspace::GuestMemory& memory) {
     const auto ok = slots->set(*region);  // with its protection: the guest can't write a ROM
     if (!ok) return ok;                   // KVM sees all of the region or nothing of it
   }
-  const auto ram = memory.regions().front()->description().range();
+  const auto ram = memory.regions().front()->guest_range();
   if (auto ok = slots->start_dirty_log(ram); !ok) return ok;  // the vCPUs may run meanwhile
   const auto log = slots->fetch_dirty_log(ram);               // what the guest has written
   if (!log) return vmspace::fail(log.error());
-  if (auto ok = memory.merge_dirty_log(log->base, log->bits, log->unit); !ok) return ok;
+  if (auto ok = vmspace::merge_dirty_log(memory, log->base, log->bits, log->unit); !ok) return ok;
 
   if (auto ok = slots->clear(ram); !ok) return ok;  // unplugged: no vCPU reaches it any more
   // README end

@@ -62,7 +62,7 @@ Result<void> Machine::unplug(GuestAddress base) {
   const auto region = memory_.find_region(base);
   VMSPACE_TRY(
       expect(region != nullptr && region->base() == base, "a region begins at this address"));
-  if (slots_) VMSPACE_TRY(slots_->clear(region->description().range()));
+  if (slots_) VMSPACE_TRY(slots_->clear(region->guest_range()));
   memory_ = VMSPACE_TRY(memory_.without_region(base));
   VMSPACE_TRY(space_.remove_region(base));
   return {};

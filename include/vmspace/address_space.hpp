@@ -9,6 +9,7 @@
 #include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/address_space/guest_range.hpp"
 #include "vmspace/address_space/layout.hpp"
 #include "vmspace/address_space/memory_map.hpp"
 #include "vmspace/allocator.hpp"

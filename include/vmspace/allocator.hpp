@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The allocator layer: ranges, constraints, the tree that ranges are allocated from, and pools that
-// lease them.
+// The allocator layer: ranges, constraints, and the tree that gives ranges out.
 
 #pragma once
 

@@ -8,6 +8,8 @@
 #include <bit>
 #include <utility>
 
+#include "vmspace/base/try.hpp"
+
 #include "os/system_calls.hpp"
 
 namespace vmspace {
@@ -136,7 +138,7 @@ Result<std::vector<DirtyRange>> DirtyBitmap::harvest() {
   DirtyHarvest harvest;
   const auto taken = harvest.take(*this);
   std::vector<DirtyRange> ranges(taken.begin(), taken.end());
-  if (auto ok = harvest.finish(); !ok) return fail(ok.error());
+  VMSPACE_TRY_IN("DirtyBitmap::harvest", harvest.finish());
   return ranges;
 }
 
@@ -178,7 +180,7 @@ Result<void> DirtyBitmap::merge(std::uint64_t offset, std::span<const std::uint6
                  .operation = operation,
                  .first = Operand::number(needed),
                  .second = Operand::number(units),
-                 .reason = "bits of the log, and how many lie in the region"});
+                 .reason = "bits in the log, and units in the region"});
   }
   for (std::size_t i = 0; i < bits.size(); ++i) {
     for (std::uint64_t word = bits[i]; word != 0;) {
@@ -222,9 +224,7 @@ Result<void> DirtyHarvest::finish() {
   full_fence();
   const bool needed = std::ranges::any_of(
       taken_, [](const Taken& taken) { return !taken.bitmap->writers_fence(); });
-  if (needed) {
-    if (auto ok = fence_writers("DirtyBitmap::harvest"); !ok) return ok;
-  }
+  if (needed) VMSPACE_TRY(fence_writers("DirtyHarvest::finish"));
   taken_.clear();
   return {};
 }

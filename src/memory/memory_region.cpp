@@ -3,11 +3,13 @@
 #include "vmspace/memory/memory_region.hpp"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "vmspace/base/try.hpp"
 
 #include "host/known_values.hpp"
+#include "memory/alike_regions.hpp"
 #include "memory/region_error.hpp"
 #include "os/argument_checks.hpp"
 #include "os/page_size.hpp"
@@ -38,7 +40,7 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
     if (!offset) {
       return fail({.code = Errc::out_of_bounds,
                    .operation = "MemoryRegion::map",
-                   .first = detail::operand(description.range()),
+                   .first = detail::operand(description.guest_range()),
                    .second = Operand::span(options.arena->guest_base(), options.arena->size()),
                    .reason = "the region begins before the arena"});
     }
@@ -64,7 +66,7 @@ Result<void> check_values(const MapOptions& options) {
                                "not a value of PopulateAccess");
 }
 
-/// Pages of a size that the region asks for are not quietly others.
+/// A region that asks for a page size does not quietly get another one.
 Result<void> check_page_size(const AddressSpaceRegion& description, const Backing& backing) {
   const BackingSpec& spec = description.backing();
   const bool asks = spec.page_size != 0 || spec.is_hugetlb();
@@ -73,11 +75,11 @@ Result<void> check_page_size(const AddressSpaceRegion& description, const Backin
                .operation = "MemoryRegion::map",
                .first = Operand::size(spec.effective_page_size()),
                .second = Operand::size(backing.page_size()),
-               .reason = "the region asks for pages of another size than the backing has"});
+               .reason = "the region asks for a page size that the backing does not have"});
 }
 
 Error name_region(const Error& error, const AddressSpaceRegion& region) {
-  return detail::name_region(error, region.name(), detail::operand(region.range()),
+  return detail::name_region(error, region.name(), detail::operand(region.guest_range()),
                              region.backing().path);
 }
 
@@ -97,70 +99,185 @@ PopulateRange populate_range(const AddressSpaceRegion& description, const Memory
   return range;
 }
 
-/// All that must be said before the first page exists.
+/// What must be set before the first page exists.
 Result<Applied> prepare(MemoryMapping& mapping, const AddressSpaceRegion& description,
                         const MapOptions& options) {
   if (description.numa_node() && options.numa_mode != NumaMode::by_default) {
-    if (auto ok = mapping.bind_to_nodes({options.numa_mode, {*description.numa_node()}}); !ok) {
-      return fail(ok.error());
-    }
+    VMSPACE_TRY(mapping.bind_to_nodes({options.numa_mode, {*description.numa_node()}}));
   }
-  if (options.dontfork) {
-    if (auto ok = mapping.use_dontfork(); !ok) return fail(ok.error());
-  }
-  if (options.dontdump) {
-    if (auto ok = mapping.use_dontdump(); !ok) return fail(ok.error());
-  }
-  if (options.mergeable) {
-    if (auto ok = mapping.use_mergeable(); !ok) return ok;
-  }
+  if (options.dontfork) VMSPACE_TRY(mapping.use_dontfork());
+  if (options.dontdump) VMSPACE_TRY(mapping.use_dontdump());
+  if (options.mergeable) VMSPACE_TRY(mapping.use_mergeable());
   if (!description.wants_huge_pages()) return Applied::not_applicable;
   return mapping.use_hugepages();
 }
 
 }  // namespace
 
-Result<std::shared_ptr<const MemoryRegion>> MemoryRegion::map(AddressSpaceRegionPtr shared,
-                                                              const MapOptions& options) {
-  constexpr const char* operation = "MemoryRegion::map";
-  if (shared == nullptr) {
-    return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
-                 .reason = "the region is a null pointer"});
-  }
-  const AddressSpaceRegion& description = *shared;
-  const auto fail_region = [&](const Error& error) {
-    return fail(name_region(error.in(operation), description));
-  };
-  if (auto ok = check_values(options); !ok) return fail_region(ok.error());
-  if (options.backing) {
-    if (auto ok = check_page_size(description, *options.backing); !ok)
-      return fail_region(ok.error());
-  }
-  auto backing = options.backing ? Result<Backing>(*options.backing)
-                                 : Backing::open(description.backing(), description.size(),
-                                                 description.protection());
-  if (!backing) return fail_region(backing.error());
-  auto mapping = map_place(description, *backing, options);
-  if (!mapping) return fail_region(mapping.error());
-  const auto huge_pages = prepare(*mapping, description, options);
-  if (!huge_pages) return fail_region(huge_pages.error());
-  if (description.wants_populate() && !options.defer_populate) {
-    const auto range = populate_range(description, *mapping, options.populate);
-    if (auto ok = vmspace::populate(std::span(&range, 1), options.populate); !ok)
-      return fail_region(ok.error());
-  }
-  return std::shared_ptr<const MemoryRegion>(
-      new MemoryRegion(std::move(shared), std::move(*mapping), *huge_pages));
+namespace {
+
+constexpr const char* map_operation = "MemoryRegion::map";
+constexpr const char* make_operation = "MemoryRegion::make";
+constexpr const char* at_operation = "MemoryRegion::at";
+
+tl::unexpected<Error> no_description(const char* operation) {
+  return fail({.code = Errc::invalid_argument,
+               .operation = operation,
+               .reason = "the description is a null pointer"});
 }
 
-Result<void> populate(std::span<const std::shared_ptr<const MemoryRegion>> regions,
-                      PopulateOptions options) {
+/// The mapping of a described region, and whether its wish for huge pages was taken.
+struct Mapped {
+  MemoryMapping mapping;
+  Applied huge_pages;
+};
+
+Result<Mapped> map_described(const AddressSpaceRegion& description, const MapOptions& options) {
+  VMSPACE_TRY(check_values(options));
+  if (options.backing) VMSPACE_TRY(check_page_size(description, *options.backing));
+  const Backing backing =
+      VMSPACE_TRY(options.backing ? Result<Backing>(*options.backing)
+                                  : Backing::open(description.backing(), description.size(),
+                                                  description.protection()));
+  MemoryMapping mapping = VMSPACE_TRY(map_place(description, backing, options));
+  const Applied huge_pages = VMSPACE_TRY(prepare(mapping, description, options));
+  if (description.wants_populate() && !options.defer_populate) {
+    const auto range = populate_range(description, mapping, options.populate);
+    VMSPACE_TRY(vmspace::populate(std::span(&range, 1), options.populate));
+  }
+  return Mapped{.mapping = std::move(mapping), .huge_pages = huge_pages};
+}
+
+/// Whether the memory is what the description says.
+Result<void> check_mapping(const AddressSpaceRegion& description, const MemoryMapping& mapping) {
+  const auto refuse = [&](Errc code, Operand first, Operand second, const char* reason) {
+    return fail({.code = code,
+                 .operation = make_operation,
+                 .first = first,
+                 .second = second,
+                 .reason = reason});
+  };
+  const Operand range = detail::operand(description.guest_range());
+  if (!description.is_mapped()) {
+    return refuse(Errc::invalid_argument, range, {}, "the description has no backing");
+  }
+  if (mapping.size() != description.size()) {
+    return refuse(Errc::invalid_argument, Operand::size(mapping.size()),
+                  Operand::size(description.size()),
+                  "the mapping must be exactly as large as the region");
+  }
+  if (!description.base().is_aligned(mapping.page_size())) {
+    return refuse(Errc::misaligned, Operand::address(description.base().value()),
+                  Operand::size(mapping.page_size()), "the base and the mapping's page size");
+  }
+  if (!allows(mapping.protection(), Protection::read)) {
+    return refuse(Errc::access_denied, range, {}, "the mapping is not readable");
+  }
+  if (allows(description.protection(), Protection::write) &&
+      !allows(mapping.protection(), Protection::write)) {
+    return refuse(Errc::access_denied, range, {},
+                  "the guest may write the region, but the mapping is not writable");
+  }
+  return {};
+}
+
+}  // namespace
+
+MemoryRegionPtr MemoryRegion::of_mapping(AddressSpaceRegionPtr description, MemoryMapping mapping,
+                                         Applied huge_pages) {
+  const std::uint64_t size = mapping.size();
+  // Not make_shared, which initialises no aggregates.
+  std::shared_ptr<const Memory> memory(new Memory{
+      .mapping = std::move(mapping), .huge_pages = huge_pages, .dirty = DirtyBitmap(size)});
+  return MemoryRegionPtr(new MemoryRegion(std::move(description), std::move(memory)));
+}
+
+Result<MemoryRegionPtr> MemoryRegion::map(AddressSpaceRegionPtr description,
+                                          const MapOptions& options) {
+  if (description == nullptr) return no_description(map_operation);
+  auto mapped = map_described(*description, options);
+  if (!mapped) return fail(name_region(mapped.error().in(map_operation), *description));
+  return of_mapping(std::move(description), std::move(mapped->mapping), mapped->huge_pages);
+}
+
+Result<MemoryRegionPtr> MemoryRegion::map(RegionOptions description, const MapOptions& options) {
+  auto made = VMSPACE_TRY_IN(map_operation, AddressSpaceRegion::make(std::move(description)));
+  return map(std::move(made), options);
+}
+
+Result<MemoryRegionPtr> MemoryRegion::make(AddressSpaceRegionPtr description, MemoryMapping mapping,
+                                           Applied huge_pages) {
+  if (description == nullptr) return no_description(make_operation);
+  if (const auto ok = check_mapping(*description, mapping); !ok) {
+    return fail(name_region(ok.error(), *description));
+  }
+  return of_mapping(std::move(description), std::move(mapping), huge_pages);
+}
+
+Result<MemoryRegionPtr> MemoryRegion::at(GuestAddress base, const MoveOptions& options) const {
+  RegionOptions moved = description().options();
+  moved.base = base;
+  auto description = VMSPACE_TRY_IN(at_operation, AddressSpaceRegion::make(std::move(moved)));
+  return at(std::move(description), options);
+}
+
+Result<MemoryRegionPtr> MemoryRegion::at(AddressSpaceRegionPtr moved,
+                                         const MoveOptions& options) const {
+  if (moved == nullptr) return no_description(at_operation);
+  if (const auto ok = check_move(*moved, options); !ok) {
+    return fail(name_region(ok.error(), description()));
+  }
+  MemoryRegionPtr region(new MemoryRegion(std::move(moved), memory_));
+  if (region->base() != base()) dirty().mark(0, size());
+  return region;
+}
+
+Result<void> MemoryRegion::check_move(const AddressSpaceRegion& moved,
+                                      const MoveOptions& options) const {
+  const auto refuse = [](Errc code, Operand first, Operand second, const char* reason) {
+    return fail({.code = code,
+                 .operation = at_operation,
+                 .first = first,
+                 .second = second,
+                 .reason = reason});
+  };
+  if (!detail::are_alike_but_for_base(moved, description())) {
+    return refuse(Errc::invalid_argument, detail::operand(moved.guest_range()), {},
+                  "only the base of a region can change when it moves");
+  }
+  // Modulo 2^64, and so modulo every power of two.
+  const std::uint64_t distance = moved.base().value() - base().value();
+  if (distance == 0) return {};
+  if (distance % mapping().page_size() != 0) {
+    return refuse(Errc::misaligned, Operand::address(moved.base().value()),
+                  Operand::size(mapping().page_size()), "the base and the mapping's page size");
+  }
+  if (mapping().is_in_arena() && !options.leave_arena_order) {
+    return refuse(Errc::bad_state, detail::operand(moved.guest_range()), {},
+                  "the region lies in an arena, at the place of its guest address; "
+                  "MoveOptions::leave_arena_order allows it to move");
+  }
+  const std::uint64_t huge = detail::huge_page_size();
+  const std::uint64_t apart = reinterpret_cast<std::uintptr_t>(host_base()) - base().value();
+  const bool is_congruent = size() >= huge && apart % huge == 0;
+  if (is_congruent && distance % huge != 0 && !options.lose_huge_pages) {
+    const bool up = moved.base() > base();
+    return refuse(Errc::misaligned, Operand::size(up ? distance : 0 - distance),
+                  Operand::size(huge),
+                  "the distance of the move, after which guest and host address no longer agree "
+                  "modulo the size of a huge page; MoveOptions::lose_huge_pages allows it");
+  }
+  return {};
+}
+
+Result<void> populate(std::span<const MemoryRegionPtr> regions, PopulateOptions options) {
   std::vector<PopulateRange> ranges;
   ranges.reserve(regions.size());
   for (const auto& region : regions) {
     if (region == nullptr) {
-      return fail({.code = Errc::invalid_argument, .operation = "populate", .reason = "no region"});
+      return fail({.code = Errc::invalid_argument,
+                   .operation = "populate",
+                   .reason = "a region is a null pointer"});
     }
     ranges.push_back(populate_range(region->description(), region->mapping(), options));
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/memory/detail/guest_access.hpp"
 #include "vmspace/memory/memory_region.hpp"
 
@@ -16,30 +17,30 @@ Result<void> MemoryRegion::check_image(const char* operation, std::uint64_t offs
                  .second = Operand::span(0, this->size()),
                  .reason = "offsets in the region"});
   }
-  if (!allows(mapping_.protection(), Protection::write)) {
+  if (!allows(mapping().protection(), Protection::write)) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
-                 .first = detail::operand(description_->range()),
-                 .reason = "the shared file that the region is made of can't be written"});
+                 .first = detail::operand(description_->guest_range()),
+                 .reason = "the region's shared file is not open for writing"});
   }
   return {};
 }
 
 Result<void> MemoryRegion::load_image(std::uint64_t offset,
                                       std::span<const std::byte> bytes) const {
-  if (auto ok = check_image("MemoryRegion::load_image", offset, bytes.size()); !ok) return ok;
+  VMSPACE_TRY(check_image("MemoryRegion::load_image", offset, bytes.size()));
   if (bytes.empty()) return {};
   detail::copy_to_shared(host_base() + offset, bytes.data(), bytes.size());
-  dirty_.mark(offset, bytes.size());
+  dirty().mark(offset, bytes.size());
   return {};
 }
 
 Result<std::uint64_t> MemoryRegion::load_image_from(int fd, std::uint64_t offset,
                                                     std::uint64_t size) const {
   constexpr const char* operation = "MemoryRegion::load_image_from";
-  if (auto ok = check_image(operation, offset, size); !ok) return fail(ok.error());
+  VMSPACE_TRY(check_image(operation, offset, size));
   const auto read = detail::marked_read(
-      fd, {.host = host_base() + offset, .size = size, .dirty = dirty_, .offset = offset});
+      fd, {.host = host_base() + offset, .size = size, .dirty = dirty(), .offset = offset});
   if (read.error != 0) {
     return detail::fail_os(operation, Operand::span(offset, size), "read", read.error);
   }

@@ -22,12 +22,15 @@ static constexpr bool is_known(Unsealed unsealed) noexcept {
 
 namespace {
 
-constexpr const char* mapping = "map_regions";
+constexpr const char* map_operation = "map_regions";
 
-Result<GuestMemory::RegionPtr> map_region(const RegionDescriptor& region, Unsealed unsealed) {
-  const Operand range = Operand::span(region.base.value(), region.size);
+Result<MemoryRegionPtr> map_region(const RegionDescriptor& region, Unsealed unsealed) {
+  const Operand range = detail::operand(region.range);
   const auto refuse = [&](Errc code, const char* reason) {
-    return fail({.code = code, .operation = mapping, .first = range, .reason = reason});
+    return fail({.code = code, .operation = map_operation, .first = range, .reason = reason});
+  };
+  const auto fail_region = [&](const Error& error) {
+    return fail(detail::name_region(error.in(map_operation), {}, range, {}));
   };
   if (!is_known(region.protection)) {
     return refuse(Errc::invalid_argument, "unknown protection bits");
@@ -36,24 +39,25 @@ Result<GuestMemory::RegionPtr> map_region(const RegionDescriptor& region, Unseal
                    .fd = region.fd,
                    .offset = region.offset,
                    .sharing = Sharing::map_shared};
-  const auto backing = Backing::open(spec, region.size, region.protection);
-  if (!backing) return fail(detail::name_region(backing.error(), {}, range, {}));
+  const auto backing = Backing::open(spec, region.range.size, region.protection);
+  if (!backing) return fail_region(backing.error());
   if (unsealed == Unsealed::refuse && backing->can_lose_pages()) {
-    return refuse(Errc::access_denied,
-                  backing->is_hugetlb()
-                      ? "its owner could punch these huge pages out, and to access them would be "
-                        "SIGBUS; Unsealed::accept takes that risk"
-                      : "its owner could truncate the file, and to access it would be SIGBUS; it "
-                        "must seal it with F_SEAL_SHRINK, or Unsealed::accept takes that risk");
+    return refuse(
+        Errc::access_denied,
+        backing->is_hugetlb()
+            ? "its owner could punch holes into these huge pages, and accessing one would "
+              "raise SIGBUS; Unsealed::accept takes that risk"
+            : "its owner could truncate the file, and accessing it would raise SIGBUS; the "
+              "owner must seal it with F_SEAL_SHRINK, or Unsealed::accept takes that risk");
   }
   spec.page_size = backing->page_size();
   const auto description = AddressSpaceRegion::make({.name = "shared",
-                                                     .base = region.base,
-                                                     .size = region.size,
+                                                     .base = region.range.base,
+                                                     .size = region.range.size,
                                                      .backing = std::move(spec),
                                                      .protection = region.protection});
-  if (!description) return fail(detail::name_region(description.error(), {}, range, {}));
-  return MemoryRegion::map(*description, {.backing = *backing});
+  if (!description) return fail_region(description.error());
+  return VMSPACE_TRY_IN(map_operation, MemoryRegion::map(*description, {.backing = *backing}));
 }
 
 }  // namespace
@@ -66,12 +70,11 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
     if (backing.is_anonymous() || !backing.is_shared()) {
       return fail({.code = Errc::unsupported,
                    .operation = "describe_regions",
-                   .first = Operand::range(region->base().value(), region->last_addr().value()),
+                   .first = detail::operand(region->guest_range()),
                    .reason = "the region is anonymous or private: no other process can map it",
                    .text = region->description().name()});
     }
-    described.push_back({.base = region->base(),
-                         .size = region->size(),
+    described.push_back({.range = region->guest_range(),
                          .fd = backing.fd(),
                          .offset = region->mapping().file_offset(),
                          .protection = region->protection()});
@@ -80,21 +83,20 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
 }
 
 Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions, Unsealed unsealed) {
-  VMSPACE_TRY(detail::require_known(mapping, unsealed, "not a value of Unsealed"));
+  VMSPACE_TRY(detail::require_known(map_operation, unsealed, "not a value of Unsealed"));
   if (regions.size() > GuestMemory::max_regions) {
     return fail({.code = Errc::limit_exceeded,
-                 .operation = mapping,
+                 .operation = map_operation,
                  .first = Operand::number(regions.size()),
                  .second = Operand::number(GuestMemory::max_regions)});
   }
-  std::vector<GuestMemory::RegionPtr> mapped;
+  std::vector<MemoryRegionPtr> mapped;
   mapped.reserve(regions.size());
   for (const RegionDescriptor& region : regions) {
-    auto one = map_region(region, unsealed);
-    if (!one) return fail(one.error());
-    mapped.push_back(std::move(*one));
+    auto one = VMSPACE_TRY(map_region(region, unsealed));
+    mapped.push_back(std::move(one));
   }
-  return GuestMemory::from_regions(std::move(mapped));
+  return VMSPACE_TRY_IN(map_operation, GuestMemory::from_regions(std::move(mapped)));
 }
 
 }  // namespace vmspace

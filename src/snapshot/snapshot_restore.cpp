@@ -189,20 +189,19 @@ Result<GuestMemory> map_snapshot(int fd) {
   // One open file for all regions.
   const Backing backing =
       VMSPACE_TRY_IN(operation, Backing::open(spec, head.file_size, Protection::read));
-  std::vector<GuestMemory::RegionPtr> regions;
+  std::vector<MemoryRegionPtr> regions;
   regions.reserve(head.regions.size());
   for (const SnapshotRegion& saved : head.regions) {
     BackingSpec own = spec;
     own.offset = saved.offset;
-    const AddressSpaceRegion description =
+    const AddressSpaceRegionPtr description =
         VMSPACE_TRY_IN(operation, AddressSpaceRegion::make({.name = "snapshot",
                                                             .base = saved.base,
                                                             .size = saved.size,
                                                             .backing = own,
                                                             .protection = saved.protection}));
     const MapOptions options{.backing = backing, .backing_offset = saved.offset};
-    GuestMemory::RegionPtr region =
-        VMSPACE_TRY_IN(operation, MemoryRegion::map(description, options));
+    MemoryRegionPtr region = VMSPACE_TRY_IN(operation, MemoryRegion::map(description, options));
     regions.push_back(std::move(region));
   }
   return VMSPACE_TRY_IN(operation, GuestMemory::from_regions(std::move(regions)));

@@ -21,7 +21,7 @@ Result<KvmMapping> KvmMapping::make(const KvmMemory& memory, const RangePool& nu
   KvmMapping mapping(memory);
   const std::uint64_t count = mapping.cut_.count();
   const std::string owner =
-      "guest memory " + to_text(Operand::span(memory.base.value(), memory.size));
+      "guest memory " + operand_text(Operand::span(memory.base.value(), memory.size));
   mapping.pieces_.reserve(std::min<std::uint64_t>(count, limit));
   while (mapping.pieces_.size() < count) {
     auto number = numbers.acquire({.size = 1, .max = limit - 1}, owner);
@@ -49,8 +49,7 @@ std::vector<KvmSlot> KvmMapping::slots() const {
   for (std::size_t i = 0; i < pieces_.size(); ++i) {
     if (pieces_[i].shown == Shown::no) continue;
     const KvmMemory part = cut_[i];
-    found.push_back({.number = pieces_[i].slot(),
-                     .range = *Range::from_base_size(part.base.value(), part.size)});
+    found.push_back({.number = pieces_[i].slot(), .range = {part.base, part.size}});
   }
   return found;
 }

@@ -128,12 +128,13 @@ Result<void> KvmMemslots::check_not_moved_from(const char* operation) const {
                .reason = "the object has been moved from"});
 }
 
-Result<Mapping*> KvmMemslots::find(const Range& range, const char* operation) const {
+Result<Mapping*> KvmMemslots::find(const GuestRange& range, const char* operation) const {
   VMSPACE_TRY(check_not_moved_from(operation));
-  if (!state_->mappings.get(range)) {
+  const auto bounds = range.range();
+  if (!bounds || !state_->mappings.get(*bounds)) {
     return fail({.code = Errc::not_found, .operation = operation, .first = detail::operand(range)});
   }
-  return state_->mappings.find_value(range.min());
+  return state_->mappings.find_value(bounds->min());
 }
 
 Result<void> KvmMemslots::set(const KvmMemory& memory) {
@@ -153,8 +154,7 @@ Result<void> KvmMemslots::set(const KvmMemory& memory) {
     if (state_->mappings.get(range)) {
       error.reason =
           "the range is already set: start_dirty_log() and stop_dirty_log() switch its log; "
-          "anything "
-          "else (read-only, the host address) takes clear() and set()";
+          "anything else (read-only, the host address) takes clear() and set()";
     }
     return fail(error);
   }
@@ -162,7 +162,7 @@ Result<void> KvmMemslots::set(const KvmMemory& memory) {
   state_->used += static_cast<std::uint32_t>(mapping.size());
   auto done =
       mapping.show(state_->vm.value(), memory.log_dirty ? Shown::logged : Shown::yes, operation);
-  if (!done && mapping.shown() == Shown::no) forget(range);
+  if (!done && mapping.shown() == Shown::no) forget({memory.base, memory.size});
   return done;
 }
 
@@ -170,7 +170,7 @@ Result<void> KvmMemslots::set(const MemoryRegion& region) {
   if (!allows(region.protection(), Protection::read)) {
     return fail({.code = Errc::access_denied,
                  .operation = "KvmMemslots::set",
-                 .first = detail::operand(region.description().range()),
+                 .first = detail::operand(region.guest_range()),
                  .reason = "a guest can read every slot, but this region may not be read"});
   }
   return set(KvmMemory{.base = region.base(),
@@ -179,7 +179,7 @@ Result<void> KvmMemslots::set(const MemoryRegion& region) {
                        .read_only = !allows(region.protection(), Protection::write)});
 }
 
-Result<void> KvmMemslots::clear(const Range& range) {
+Result<void> KvmMemslots::clear(const GuestRange& range) {
   constexpr const char* operation = "KvmMemslots::clear";
   Mapping* const mapping = VMSPACE_TRY(find(range, operation));
   VMSPACE_TRY(mapping->show(state_->vm.value(), Shown::no, operation));
@@ -197,13 +197,13 @@ void KvmMemslots::clear_all() noexcept {
   }
 }
 
-void KvmMemslots::forget(const Range& range) noexcept {
-  const auto erased = state_->mappings.erase(range);
+void KvmMemslots::forget(const GuestRange& range) noexcept {
+  const auto erased = state_->mappings.erase(*range.range());
   assert(erased && *erased);
   state_->used -= static_cast<std::uint32_t>((*erased)->size());
 }
 
-Result<void> KvmMemslots::switch_log(const Range& range, bool on, const char* operation) {
+Result<void> KvmMemslots::switch_log(const GuestRange& range, bool on, const char* operation) {
   Mapping* const mapping = VMSPACE_TRY(find(range, operation));
   if (!mapping->is_whole()) {
     return fail({.code = Errc::bad_state,
@@ -214,15 +214,15 @@ Result<void> KvmMemslots::switch_log(const Range& range, bool on, const char* op
   return mapping->show(state_->vm.value(), on ? Shown::logged : Shown::yes, operation);
 }
 
-Result<void> KvmMemslots::start_dirty_log(const Range& range) {
+Result<void> KvmMemslots::start_dirty_log(const GuestRange& range) {
   return switch_log(range, true, "KvmMemslots::start_dirty_log");
 }
 
-Result<void> KvmMemslots::stop_dirty_log(const Range& range) {
+Result<void> KvmMemslots::stop_dirty_log(const GuestRange& range) {
   return switch_log(range, false, "KvmMemslots::stop_dirty_log");
 }
 
-Result<KvmDirtyLog> KvmMemslots::fetch_dirty_log(const Range& range) {
+Result<KvmDirtyLog> KvmMemslots::fetch_dirty_log(const GuestRange& range) {
   constexpr const char* operation = "KvmMemslots::fetch_dirty_log";
   Mapping* const mapping = VMSPACE_TRY(find(range, operation));
   if (const auto shown = mapping->shown(); shown != Shown::logged) {
@@ -236,7 +236,7 @@ Result<KvmDirtyLog> KvmMemslots::fetch_dirty_log(const Range& range) {
   return mapping->fetch_log(state_->vm.value(), operation);
 }
 
-Result<std::vector<KvmSlot>> KvmMemslots::slots(const Range& range) const {
+Result<std::vector<KvmSlot>> KvmMemslots::slots(const GuestRange& range) const {
   const Mapping* const mapping = VMSPACE_TRY(find(range, "KvmMemslots::slots"));
   return mapping->slots();
 }

@@ -143,9 +143,9 @@ TEST(Text, OfGuestMemory) {
   EXPECT_EQ(to_text(NumaPolicy{NumaMode::bind, {0, 1}}), "bind {0, 1}");
   EXPECT_EQ(to_text(Residency{.resident = 0x1000}), "0x1000 resident, ? huge");
   EXPECT_EQ(to_text(Residency{.resident = 0x1000, .huge = 0}), "0x1000 resident, 0x0 huge");
-  EXPECT_EQ(to_text(RegionDescriptor{
-                .base = GuestAddress(0x1000), .size = 0x2000, .fd = 5, .offset = 0x3000}),
-            "0x1000+0x2000 rw- of fd 5 offset 0x3000");
+  EXPECT_EQ(
+      to_text(RegionDescriptor{.range = {GuestAddress(0x1000), 0x2000}, .fd = 5, .offset = 0x3000}),
+      "0x1000+0x2000 rw- of fd 5 offset 0x3000");
   EXPECT_EQ(to_text(SnapshotRegion{GuestAddress(0x1000), 0x2000, 0x3000, Protection::read}),
             "0x1000+0x2000 r-- offset 0x3000");
   const std::vector<GuestRange> ram = {{GuestAddress(0x1000), 0x1000},
@@ -163,7 +163,7 @@ TEST(Text, OfMemorySlots) {
                               .read_only = true,
                               .log_dirty = true}),
             "0x1000+0x2000 at host 0x7f0000000000 read_only log_dirty");
-  EXPECT_EQ(to_text(KvmSlot{3, Range::of(0x1000, 0x2fff)}), "slot 3 [0x1000-0x2fff]");
+  EXPECT_EQ(to_text(KvmSlot{3, {GuestAddress(0x1000), 0x2000}}), "slot 3 0x1000+0x2000");
 }
 
 // What appears in nobody's expectation has no text: options that are only ever passed in, and

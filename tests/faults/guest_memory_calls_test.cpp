@@ -15,8 +15,11 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/dirty_tracking.hpp"
+#include "vmspace/memory/guest_io.hpp"
 #include "vmspace/memory/region_descriptor.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
+#include "vmspace/testing.hpp"
 
 #include "faults/injector.hpp"
 #include "memory/guest_support.hpp"
@@ -27,6 +30,7 @@ namespace {
 using test::Injector;
 using testing::contents;
 using testing::guest;
+using ::testing::Not;
 using testing::page;
 using testing::pattern;
 
@@ -36,7 +40,7 @@ constexpr std::uint64_t base = 0x10000;
 GuestMemory sample() {
   const GuestMemory memory =
       guest({{base, 4 * page, Protection::read_write, MemorySource::shmem}, {2 * base, page}});
-  EXPECT_TRUE(memory.write_slice(GuestAddress(base + page), pattern(page)));
+  VMSPACE_EXPECT_OK(memory.write_slice(GuestAddress(base + page), pattern(page)));
   return memory;
 }
 
@@ -108,14 +112,14 @@ TEST(SnapshotCalls, ASaveThatFailsSaysSoAndLeavesNoSnapshot) {
 TEST(SnapshotCalls, ARestoreThatFailsSaysSo) {
   const GuestMemory saved = sample();
   const int file = memfd_create("snapshot", MFD_CLOEXEC);
-  ASSERT_TRUE(save_snapshot(saved, file));
+  ASSERT_THAT(save_snapshot(saved, file), IsOk());
   const GuestMemory memory = sample();
   fail_each_call(
       {"lseek", "open", "ioctl"}, [&] { return restore_snapshot(memory, file); },
       [&] { return contents(memory, base, 4 * page) == contents(saved, base, 4 * page); },
       [&] {
         ASSERT_TRUE(memory.regions()[0]->mapping().discard(0, 4 * page));
-        ASSERT_TRUE(memory.fill({GuestAddress(base + 3 * page), page}, std::byte{1}));
+        ASSERT_THAT(memory.fill({GuestAddress(base + 3 * page), page}, std::byte{1}), IsOk());
       });
   // Without huge pages, and with writers that fence.
   fail_each_call(
@@ -145,7 +149,7 @@ struct Cut {
 
 TEST(SnapshotCalls, AFileThatIsCutOffDuringARestoreIsCorruptAndNotAHole) {
   const GuestMemory memory = guest({{base, 4 * page}, {2 * base, 4 * page}});
-  ASSERT_TRUE(memory.write_slice(GuestAddress(base + page), pattern(page)));
+  ASSERT_THAT(memory.write_slice(GuestAddress(base + page), pattern(page)), IsOk());
   const int file = memfd_create("snapshot", MFD_CLOEXEC);
   Cut::fd = file;
   // Looked for are the data of the first region, what follows it, and the second region, which is a
@@ -154,16 +158,15 @@ TEST(SnapshotCalls, AFileThatIsCutOffDuringARestoreIsCorruptAndNotAHole) {
     for (const std::uint64_t size :
          {std::uint64_t{0}, page, 0x20'0000 + page, 0x20'0000 + 2 * page, 0x40'0000 + 3 * page}) {
       SCOPED_TRACE(std::to_string(before) + ", " + std::to_string(size));
-      ASSERT_TRUE(save_snapshot(memory, file));
+      ASSERT_THAT(save_snapshot(memory, file), IsOk());
       Cut::before = before;
       Cut::size = static_cast<off_t>(size);
       Injector injector;
       injector.table().lseek = Cut::lseek;
       const auto restored = restore_snapshot(memory, file);
       EXPECT_LT(Cut::before, 0) << "not cut off";
-      ASSERT_FALSE(restored);
-      EXPECT_EQ(restored.error().code, Errc::corrupt);
-      ASSERT_TRUE(memory.write_slice(GuestAddress(base + page), pattern(page)));
+      ASSERT_THAT(restored, HasError(Errc::corrupt));
+      ASSERT_THAT(memory.write_slice(GuestAddress(base + page), pattern(page)), IsOk());
     }
   }
   close(file);
@@ -173,14 +176,13 @@ TEST(SnapshotCalls, MemoryThatIsCutOffIsNotSavedAsZeros) {
   const int file = memfd_create("memory", MFD_CLOEXEC);
   ASSERT_EQ(ftruncate(file, 4 * page), 0);
   const int snapshot = memfd_create("snapshot", MFD_CLOEXEC);
-  const RegionDescriptor described{.base = GuestAddress(base), .size = 4 * page, .fd = file};
+  const RegionDescriptor described{.range = {GuestAddress(base), 4 * page}, .fd = file};
   const auto memory = map_regions({&described, 1}, Unsealed::accept);
-  ASSERT_TRUE(memory);
-  ASSERT_TRUE(memory->write_slice(GuestAddress(base + page), pattern(page)));
+  ASSERT_THAT(memory, IsOk());
+  ASSERT_THAT(memory->write_slice(GuestAddress(base + page), pattern(page)), IsOk());
   ASSERT_EQ(ftruncate(file, page), 0);
   const auto saved = save_snapshot(*memory, snapshot);
-  ASSERT_FALSE(saved);
-  EXPECT_EQ(saved.error().code, Errc::out_of_bounds);
+  ASSERT_THAT(saved, HasError(Errc::out_of_bounds));
   EXPECT_FALSE(inspect_snapshot(snapshot));
   close(snapshot);
   close(file);
@@ -192,8 +194,7 @@ TEST(SnapshotCalls, AFileThatTakesNoMoreBytesIsAnErrorAndNotALoop) {
   Injector injector;
   injector.table().pwrite = [](int, const void*, std::size_t, off_t) -> ssize_t { return 0; };
   const auto saved = save_snapshot(memory, file);
-  ASSERT_FALSE(saved);
-  EXPECT_EQ(saved.error().code, Errc::os);
+  ASSERT_THAT(saved, HasError(Errc::os));
   EXPECT_EQ(saved.error().os_errno, EIO);
   close(file);
 }
@@ -205,9 +206,9 @@ TEST(SnapshotCalls, PlacesOfDataThatMakeNoSenseAreNotBelieved) {
   Injector injector;
   // Data that begins before where it is looked for, and ends where it begins.
   injector.table().lseek = [](int, off_t, int) -> off_t { return 0; };
-  ASSERT_TRUE(save_snapshot(saved, file));
-  ASSERT_TRUE(memory.fill({GuestAddress(base), 4 * page}, std::byte{0xee}));
-  ASSERT_TRUE(restore_snapshot(memory, file));
+  ASSERT_THAT(save_snapshot(saved, file), IsOk());
+  ASSERT_THAT(memory.fill({GuestAddress(base), 4 * page}, std::byte{0xee}), IsOk());
+  ASSERT_THAT(restore_snapshot(memory, file), IsOk());
   EXPECT_EQ(contents(memory, base, 4 * page), contents(saved, base, 4 * page));
   close(file);
 }
@@ -228,14 +229,14 @@ TEST(SnapshotCalls, OfARegularFileTheMemoryIsAskedAndNotTheFileSystem) {
       errno = ENXIO;
       return -1;
     };
-    const RegionDescriptor described{.base = GuestAddress(base), .size = 4 * page, .fd = file};
+    const RegionDescriptor described{.range = {GuestAddress(base), 4 * page}, .fd = file};
     const auto memory = map_regions({&described, 1}, Unsealed::accept);
-    ASSERT_TRUE(memory);
-    ASSERT_TRUE(memory->write_slice(GuestAddress(base + page), pattern(page)));
-    EXPECT_EQ(save_snapshot(*memory, snapshot), page);
+    ASSERT_THAT(memory, IsOk());
+    ASSERT_THAT(memory->write_slice(GuestAddress(base + page), pattern(page)), IsOk());
+    EXPECT_THAT(save_snapshot(*memory, snapshot), IsOkAndHolds(page));
   }
   const auto restored = map_snapshot(snapshot);
-  ASSERT_TRUE(restored);
+  ASSERT_THAT(restored, IsOk());
   EXPECT_EQ(contents(*restored, base + page, page), pattern(page));
   close(snapshot);
   close(file);
@@ -245,49 +246,50 @@ TEST(GuestMemoryCalls, DirtyPagesSurviveAHarvestThatFails) {
   const GuestMemory memory = sample();
   Injector injector;
   injector.fail_always("membarrier", EPERM);
-  EXPECT_EQ(memory.enable_dirty_tracking().error().os_errno, EPERM);
+  EXPECT_EQ(enable_dirty_tracking(memory).error().os_errno, EPERM);
   EXPECT_FALSE(memory.regions()[0]->dirty().is_enabled());
   injector.fail_none();
-  ASSERT_TRUE(memory.enable_dirty_tracking());
-  ASSERT_TRUE(memory.write(GuestAddress(base), 1U));
-  ASSERT_TRUE(memory.write(GuestAddress(2 * base), 1U));
+  ASSERT_THAT(enable_dirty_tracking(memory), IsOk());
+  ASSERT_THAT(memory.write(GuestAddress(base), 1U), IsOk());
+  ASSERT_THAT(memory.write(GuestAddress(2 * base), 1U), IsOk());
   injector.fail_next("membarrier", ENOMEM);
-  EXPECT_EQ(memory.harvest_dirty().error().os_errno, ENOMEM);
+  EXPECT_EQ(harvest_dirty(memory).error().os_errno, ENOMEM);
   injector.fail_none();
-  EXPECT_EQ(memory.harvest_dirty()->size(), 2U);
+  EXPECT_EQ(harvest_dirty(memory)->size(), 2U);
 }
 
 TEST(GuestMemoryCalls, ARegionThatCantBeTrackedDoesNotJoin) {
   const GuestMemory memory = sample();
-  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_THAT(enable_dirty_tracking(memory), IsOk());
   const auto more = testing::region({8 * base, page});
   Injector injector;
   injector.fail_always("membarrier", EPERM);
   const auto joined = memory.with_region(more);
-  ASSERT_FALSE(joined);
+  ASSERT_THAT(joined, Not(IsOk()));
   EXPECT_EQ(joined.error().os_errno, EPERM);
   EXPECT_FALSE(more->dirty().is_enabled());
   injector.fail_none();
-  EXPECT_EQ(memory.harvest_dirty(), std::vector<Range>{});
+  EXPECT_THAT(harvest_dirty(memory), IsOkAndHolds(std::vector<GuestRange>{}));
 }
 
 TEST(GuestMemoryCalls, ReadsAndWritesOfDescriptorsAreRetriedAndReported) {
   const GuestMemory memory = sample();
-  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_THAT(enable_dirty_tracking(memory), IsOk());
   const int file = memfd_create("data", MFD_CLOEXEC);
   Injector injector;
   injector.fail_next("write", EINTR);
-  EXPECT_EQ(memory.write_to(file, {GuestAddress(base), 2 * page}), 2 * page);
+  EXPECT_THAT(write_from_guest(file, memory, {GuestAddress(base), 2 * page}),
+              IsOkAndHolds(2 * page));
   injector.fail_next("write", ENOSPC);
-  EXPECT_EQ(memory.write_to(file, {GuestAddress(base), page}).error().os_errno, ENOSPC);
+  EXPECT_EQ(write_from_guest(file, memory, {GuestAddress(base), page}).error().os_errno, ENOSPC);
   ASSERT_EQ(lseek(file, 0, SEEK_SET), 0);
   injector.fail_next("read", EINTR);
-  EXPECT_EQ(memory.read_from(file, {GuestAddress(base), page}), page);
-  ASSERT_TRUE(memory.harvest_dirty());
+  EXPECT_THAT(read_into_guest(file, memory, {GuestAddress(base), page}), IsOkAndHolds(page));
+  ASSERT_THAT(harvest_dirty(memory), IsOk());
   injector.fail_next("read", EIO);
-  EXPECT_EQ(memory.read_from(file, {GuestAddress(base), 3 * page}).error().os_errno, EIO);
+  EXPECT_EQ(read_into_guest(file, memory, {GuestAddress(base), 3 * page}).error().os_errno, EIO);
   injector.fail_none();
-  EXPECT_EQ(*memory.harvest_dirty(), std::vector<Range>{*Range::from_base_size(base, 3 * page)});
+  EXPECT_EQ(*harvest_dirty(memory), (std::vector<GuestRange>{{GuestAddress(base), 3 * page}}));
   close(file);
 }
 
@@ -302,29 +304,30 @@ ssize_t fill_and_answer(int, void* buffer, std::size_t size) {
 
 TEST(GuestMemoryCalls, WhateverAReadMayHaveWrittenIsMarked) {
   const GuestMemory memory = sample();
-  ASSERT_TRUE(memory.enable_dirty_tracking());
-  const std::vector<Range> all{*Range::from_base_size(base, 3 * page)};
+  ASSERT_THAT(enable_dirty_tracking(memory), IsOk());
+  const std::vector<GuestRange> all{{GuestAddress(base), 3 * page}};
   Injector injector;
   injector.table().read = fill_and_answer;
   answer = 1;
-  EXPECT_EQ(memory.read_from(0, {GuestAddress(base), 2 * page + 1}), 1U);
-  EXPECT_EQ(memory.harvest_dirty(), all);
+  EXPECT_THAT(read_into_guest(0, memory, {GuestAddress(base), 2 * page + 1}), IsOkAndHolds(1U));
+  EXPECT_THAT(harvest_dirty(memory), IsOkAndHolds(all));
   for (const int error : {EIO, EFAULT, EINVAL, ENOMEM, ETIMEDOUT, ENXIO}) {
     answer = -1;
     answered_errno = error;
-    EXPECT_EQ(memory.read_from(0, {GuestAddress(base), 3 * page}).error().os_errno, error);
-    EXPECT_EQ(memory.harvest_dirty(), all) << std::strerror(error);
+    EXPECT_EQ(read_into_guest(0, memory, {GuestAddress(base), 3 * page}).error().os_errno, error);
+    EXPECT_THAT(harvest_dirty(memory), IsOkAndHolds(all)) << std::strerror(error);
   }
 }
 
 TEST(GuestMemoryCalls, AReadThatWasOverBeforeAnyDataMarksNothing) {
   const GuestMemory memory = sample();
-  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_THAT(enable_dirty_tracking(memory), IsOk());
   Injector injector;
   for (const int error : {EAGAIN, EBADF, EISDIR}) {
     injector.fail_next("read", error);
-    EXPECT_EQ(memory.read_from(0, {GuestAddress(base), 3 * page}).error().os_errno, error);
-    EXPECT_EQ(memory.harvest_dirty(), std::vector<Range>{}) << std::strerror(error);
+    EXPECT_EQ(read_into_guest(0, memory, {GuestAddress(base), 3 * page}).error().os_errno, error);
+    EXPECT_THAT(harvest_dirty(memory), IsOkAndHolds(std::vector<GuestRange>{}))
+        << std::strerror(error);
   }
   // The second read of the call finds nothing; the first one asked for a part only.
   static int calls;
@@ -335,16 +338,18 @@ TEST(GuestMemoryCalls, AReadThatWasOverBeforeAnyDataMarksNothing) {
     return -1;
   };
   const GuestMemory large = guest({{base, 512 * page}});
-  ASSERT_TRUE(large.enable_dirty_tracking());
-  EXPECT_EQ(large.read_from(0, {GuestAddress(base), 512 * page}), std::uint64_t{1} << 20);
-  EXPECT_EQ(large.harvest_dirty(), std::vector<Range>{*Range::from_base_size(base, 256 * page)});
+  ASSERT_THAT(enable_dirty_tracking(large), IsOk());
+  EXPECT_THAT(read_into_guest(0, large, {GuestAddress(base), 512 * page}),
+              IsOkAndHolds(std::uint64_t{1} << 20));
+  EXPECT_THAT(harvest_dirty(large),
+              IsOkAndHolds((std::vector<GuestRange>{{GuestAddress(base), 256 * page}})));
 }
 
 TEST(GuestMemoryCalls, DescriptorsOfOthersAreMappedWhollyOrNotAtAll) {
   const GuestMemory memory = guest({{base, page, Protection::read_write, MemorySource::shmem},
                                     {2 * base, page, Protection::read_write, MemorySource::shmem}});
   const auto described = describe_regions(memory);
-  ASSERT_TRUE(described);
+  ASSERT_THAT(described, IsOk());
   std::size_t regions = 0;
   fail_each_call(
       {"madvise", "membarrier"},

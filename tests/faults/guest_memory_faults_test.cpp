@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/memory/dirty_bitmap.hpp"
+#include "vmspace/memory/dirty_tracking.hpp"
 
 #include "faults/failing_new.hpp"
 #include "memory/guest_support.hpp"
@@ -70,12 +71,12 @@ TEST(DirtyBitmapFaults, AHarvestThatRunsOutOfMemoryForgetsNothing) {
 
 TEST(GuestMemoryFaults, ARegionJoinsATrackedMemoryWhollyOrNotAtAll) {
   const GuestMemory memory = testing::guest({{0x1'0000, page}, {0x4'0000, page, Protection::read}});
-  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_TRUE(enable_dirty_tracking(memory));
   const auto more = testing::region({0x8'0000, page});
   const int failures = fail_each_allocation([&] { EXPECT_TRUE(memory.with_region(more)); },
                                             [&] {
                                               EXPECT_FALSE(more->dirty().is_enabled());
-                                              EXPECT_TRUE(memory.harvest_dirty());
+                                              EXPECT_TRUE(harvest_dirty(memory));
                                             });
   EXPECT_GT(failures, 3);
   EXPECT_TRUE(more->dirty().is_enabled());

@@ -23,9 +23,8 @@ HostArena reserve(std::uint64_t size = arena_size) {
   return *HostArena::reserve({.size = size, .guest_base = guest_base.value()});
 }
 
-Result<std::shared_ptr<const MemoryRegion>> map_at(const HostArena& arena, std::uint64_t guest,
-                                                   std::uint64_t size,
-                                                   MemorySource source = MemorySource::anon) {
+Result<MemoryRegionPtr> map_at(const HostArena& arena, std::uint64_t guest, std::uint64_t size,
+                               MemorySource source = MemorySource::anon) {
   const auto region = AddressSpaceRegion::make(
       {.base = GuestAddress(guest), .size = size, .backing = {.source = source}});
   return MemoryRegion::map(*region, {.arena = arena});
@@ -154,7 +153,7 @@ TEST(HostArena, GuardPagesTakeAPageOnEitherSide) {
 TEST(HostArena, MappingsKeepTheArenaAlive) {
   const std::uint64_t before = address_space_bytes();
   {
-    std::shared_ptr<const MemoryRegion> region;
+    MemoryRegionPtr region;
     {
       const auto arena = reserve(1_GiB);
       region = *map_at(arena, 4_GiB + 512_MiB, 4_KiB);

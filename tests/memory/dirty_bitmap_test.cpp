@@ -10,6 +10,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "os/system_calls.hpp"
 
 namespace vmspace {
@@ -20,7 +22,7 @@ using Ranges = std::vector<DirtyRange>;
 
 Ranges harvest(DirtyBitmap& bitmap) {
   auto ranges = bitmap.harvest();
-  EXPECT_TRUE(ranges) << ranges.error().message();
+  VMSPACE_EXPECT_OK(ranges);
   return *ranges;
 }
 
@@ -29,21 +31,21 @@ TEST(DirtyBitmap, IsOffUntilEnabledAndForgetsWhenDisabled) {
   bitmap.mark(0, 10 * page);
   EXPECT_FALSE(bitmap.is_enabled());
   EXPECT_TRUE(harvest(bitmap).empty());
-  ASSERT_TRUE(bitmap.enable());
+  ASSERT_THAT(bitmap.enable(), IsOk());
   EXPECT_TRUE(bitmap.is_enabled());
   EXPECT_TRUE(harvest(bitmap).empty());
   bitmap.mark(0, 1);
-  EXPECT_TRUE(bitmap.enable());  // again: changes nothing
+  VMSPACE_EXPECT_OK(bitmap.enable());  // again: changes nothing
   EXPECT_EQ(bitmap.peek(), (Ranges{{0, page}}));
   bitmap.disable();
   EXPECT_TRUE(bitmap.peek().empty());
-  ASSERT_TRUE(bitmap.enable());
+  ASSERT_THAT(bitmap.enable(), IsOk());
   EXPECT_TRUE(harvest(bitmap).empty());
 }
 
 TEST(DirtyBitmap, MarksEveryPageThatIsTouchedAndNoOther) {
   DirtyBitmap bitmap(200 * page);
-  ASSERT_TRUE(bitmap.enable());
+  ASSERT_THAT(bitmap.enable(), IsOk());
   bitmap.mark(page - 1, 1);
   EXPECT_EQ(harvest(bitmap), (Ranges{{0, page}}));
   bitmap.mark(page - 1, 2);
@@ -61,7 +63,7 @@ TEST(DirtyBitmap, MarksEveryPageThatIsTouchedAndNoOther) {
 TEST(DirtyBitmap, IgnoresWhatLiesOutside) {
   constexpr auto top = std::numeric_limits<std::uint64_t>::max();
   DirtyBitmap bitmap(2 * page);
-  ASSERT_TRUE(bitmap.enable());
+  ASSERT_THAT(bitmap.enable(), IsOk());
   bitmap.mark(0, 0);
   bitmap.mark(2 * page, 1);
   bitmap.mark(top, 1);
@@ -74,7 +76,7 @@ TEST(DirtyBitmap, IgnoresWhatLiesOutside) {
 TEST(DirtyBitmap, ASizeThatWrapsMarksUpToTheEnd) {
   constexpr auto top = std::numeric_limits<std::uint64_t>::max();
   DirtyBitmap bitmap(5 * page);
-  ASSERT_TRUE(bitmap.enable());
+  ASSERT_THAT(bitmap.enable(), IsOk());
   // Offset and size whose sum comes out in the page where it began.
   for (const std::uint64_t size : {top, top - 1, top - 15, top - page}) {
     bitmap.mark(page + 16, size);
@@ -86,7 +88,7 @@ TEST(DirtyBitmap, ASizeThatWrapsMarksUpToTheEnd) {
 
 TEST(DirtyBitmap, ALastPageThatIsNotWholeEndsWithTheRegion) {
   DirtyBitmap bitmap(2 * page + 100);
-  ASSERT_TRUE(bitmap.enable());
+  ASSERT_THAT(bitmap.enable(), IsOk());
   bitmap.mark(2 * page, 1);
   EXPECT_EQ(bitmap.peek(), (Ranges{{2 * page, 100}}));
   EXPECT_EQ(harvest(bitmap), (Ranges{{2 * page, 100}}));
@@ -96,25 +98,25 @@ TEST(DirtyBitmap, ALastPageThatIsNotWholeEndsWithTheRegion) {
 
 TEST(DirtyBitmap, MergesAForeignLogWhereItBelongs) {
   DirtyBitmap bitmap(130 * page);
-  ASSERT_TRUE(bitmap.enable());
+  ASSERT_THAT(bitmap.enable(), IsOk());
   const std::array<std::uint64_t, 3> log{std::uint64_t{1} << 63, 1, 0b11};
-  ASSERT_TRUE(bitmap.merge(0, log, page));
+  ASSERT_THAT(bitmap.merge(0, log, page), IsOk());
   EXPECT_EQ(harvest(bitmap), (Ranges{{63 * page, 2 * page}, {128 * page, 2 * page}}));
-  ASSERT_TRUE(bitmap.merge(2 * page, std::span(log).first(2), page));
+  ASSERT_THAT(bitmap.merge(2 * page, std::span(log).first(2), page), IsOk());
   EXPECT_EQ(harvest(bitmap), (Ranges{{65 * page, 2 * page}}));
   // KVM's log is made of whole words: bits past the end are clear.
   const std::array<std::uint64_t, 4> long_log{1, 0, 0, 0};
-  ASSERT_TRUE(bitmap.merge(129 * page, long_log, page));
+  ASSERT_THAT(bitmap.merge(129 * page, long_log, page), IsOk());
   EXPECT_EQ(harvest(bitmap), (Ranges{{129 * page, page}}));
 
-  EXPECT_EQ(bitmap.merge(page, log, page).error().code, Errc::out_of_bounds);
-  EXPECT_EQ(bitmap.merge(130 * page, log, page).error().code, Errc::out_of_bounds);
-  EXPECT_EQ(bitmap.merge(1, log, page).error().code, Errc::misaligned);
+  EXPECT_THAT(bitmap.merge(page, log, page), HasError(Errc::out_of_bounds));
+  EXPECT_THAT(bitmap.merge(130 * page, log, page), HasError(Errc::out_of_bounds));
+  EXPECT_THAT(bitmap.merge(1, log, page), HasError(Errc::misaligned));
   EXPECT_TRUE(harvest(bitmap).empty());
-  EXPECT_TRUE(bitmap.merge(0, {}, page));
+  VMSPACE_EXPECT_OK(bitmap.merge(0, {}, page));
   bitmap.disable();
-  EXPECT_TRUE(bitmap.merge(0, log, page));
-  ASSERT_TRUE(bitmap.enable());
+  VMSPACE_EXPECT_OK(bitmap.merge(0, log, page));
+  ASSERT_THAT(bitmap.enable(), IsOk());
   EXPECT_TRUE(harvest(bitmap).empty());
 }
 
@@ -122,20 +124,19 @@ TEST(DirtyBitmap, MergesAForeignLogWhereItBelongs) {
 TEST(DirtyBitmap, MergesALogWhoseBitsStandForMoreThanAPage) {
   for (const std::uint64_t unit : {page, 4 * page, 16 * page}) {
     DirtyBitmap bitmap(70 * unit);
-    ASSERT_TRUE(bitmap.enable());
+    ASSERT_THAT(bitmap.enable(), IsOk());
     // Two words, of which the second is used in part; a run that crosses from one into the other.
     const std::array<std::uint64_t, 2> log{std::uint64_t{1} << 63 | 0b1011, 0b10'0001};
-    ASSERT_TRUE(bitmap.merge(0, log, unit));
+    ASSERT_THAT(bitmap.merge(0, log, unit), IsOk());
     EXPECT_EQ(harvest(bitmap),
               (Ranges{{0, 2 * unit}, {3 * unit, unit}, {63 * unit, 2 * unit}, {69 * unit, unit}}));
     // From inside: what lies before the offset stays clear.
-    ASSERT_TRUE(bitmap.merge(page, std::span(log).first(1), unit));
+    ASSERT_THAT(bitmap.merge(page, std::span(log).first(1), unit), IsOk());
     EXPECT_EQ(harvest(bitmap),
               (Ranges{{page, 2 * unit}, {page + 3 * unit, unit}, {page + 63 * unit, unit}}));
     const std::array<std::uint64_t, 2> beyond{0, 0b100'0000};
     const auto refused = bitmap.merge(0, beyond, unit);
-    ASSERT_FALSE(refused);
-    EXPECT_EQ(refused.error().code, Errc::out_of_bounds);
+    ASSERT_THAT(refused, HasError(Errc::out_of_bounds));
     EXPECT_TRUE(harvest(bitmap).empty());
   }
 }
@@ -143,30 +144,29 @@ TEST(DirtyBitmap, MergesALogWhoseBitsStandForMoreThanAPage) {
 TEST(DirtyBitmap, TheLastUnitOfALogMayReachPastTheEnd) {
   for (const std::uint64_t unit : {4 * page, 16 * page, std::uint64_t{1} << 63}) {
     DirtyBitmap bitmap(3 * page);
-    ASSERT_TRUE(bitmap.enable());
-    ASSERT_TRUE(bitmap.merge(0, std::array<std::uint64_t, 1>{1}, unit));
+    ASSERT_THAT(bitmap.enable(), IsOk());
+    ASSERT_THAT(bitmap.merge(0, std::array<std::uint64_t, 1>{1}, unit), IsOk());
     EXPECT_EQ(harvest(bitmap), (Ranges{{0, 3 * page}}));
-    EXPECT_EQ(bitmap.merge(0, std::array<std::uint64_t, 1>{0b11}, unit).error().code,
-              Errc::out_of_bounds);
+    EXPECT_THAT(bitmap.merge(0, std::array<std::uint64_t, 1>{0b11}, unit),
+                HasError(Errc::out_of_bounds));
     EXPECT_TRUE(harvest(bitmap).empty());
   }
   DirtyBitmap bitmap(67 * 4 * page + page);
-  ASSERT_TRUE(bitmap.enable());
-  ASSERT_TRUE(bitmap.merge(0, std::array<std::uint64_t, 2>{0, 0b1000}, 4 * page));
+  ASSERT_THAT(bitmap.enable(), IsOk());
+  ASSERT_THAT(bitmap.merge(0, std::array<std::uint64_t, 2>{0, 0b1000}, 4 * page), IsOk());
   EXPECT_EQ(harvest(bitmap), (Ranges{{67 * 4 * page, page}}));
   const std::array<std::uint64_t, 2> all{~std::uint64_t{0}, 0b1111};
-  ASSERT_TRUE(bitmap.merge(0, all, 4 * page));
+  ASSERT_THAT(bitmap.merge(0, all, 4 * page), IsOk());
   EXPECT_EQ(harvest(bitmap), (Ranges{{0, 67 * 4 * page + page}}));
 }
 
 TEST(DirtyBitmap, AUnitThatIsNoWholePageIsRefused) {
   DirtyBitmap bitmap(64 * page);
-  ASSERT_TRUE(bitmap.enable());
+  ASSERT_THAT(bitmap.enable(), IsOk());
   for (const std::uint64_t unit : {std::uint64_t{0}, std::uint64_t{1}, page / 2, page + 1, 3 * page,
                                    std::numeric_limits<std::uint64_t>::max()}) {
     const auto refused = bitmap.merge(0, std::array<std::uint64_t, 1>{1}, unit);
-    ASSERT_FALSE(refused) << unit;
-    EXPECT_EQ(refused.error().code, Errc::bad_alignment);
+    ASSERT_THAT(refused, HasError(Errc::bad_alignment)) << unit;
     EXPECT_EQ(refused.error().first, Operand::size(unit));
   }
   EXPECT_TRUE(harvest(bitmap).empty());
@@ -204,7 +204,7 @@ TEST(DirtyBitmap, WithoutMembarrierWritersFenceAndEverythingElseIsTheSame) {
   EXPECT_FALSE(bitmap.is_enabled());
   bitmap.mark(0, 1);
   EXPECT_TRUE(harvest(bitmap).empty());
-  ASSERT_TRUE(bitmap.enable());
+  ASSERT_THAT(bitmap.enable(), IsOk());
   EXPECT_TRUE(bitmap.is_enabled());
   EXPECT_TRUE(bitmap.writers_fence());
   bitmap.mark(5 * page, 8);
@@ -219,12 +219,11 @@ TEST(DirtyBitmap, WithoutMembarrierWritersFenceAndEverythingElseIsTheSame) {
 TEST(DirtyBitmap, AHarvestThatFailsLosesNothing) {
   const WithoutMembarrier later(2);  // registers and enables
   DirtyBitmap bitmap(100 * page);
-  ASSERT_TRUE(bitmap.enable());
+  ASSERT_THAT(bitmap.enable(), IsOk());
   bitmap.mark(5 * page, 8);
   bitmap.mark(80 * page, 8);
   const auto failed = bitmap.harvest();
-  ASSERT_FALSE(failed);
-  EXPECT_EQ(failed.error().code, Errc::os);
+  ASSERT_THAT(failed, HasError(Errc::os));
   EXPECT_EQ(failed.error().os_errno, EPERM);
   EXPECT_EQ(bitmap.peek(), (Ranges{{5 * page, page}, {80 * page, page}}));
 }

@@ -9,6 +9,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "memory/guest_support.hpp"
 
 namespace vmspace {
@@ -42,11 +44,11 @@ TEST(LittleEndian, ConvertsBackAtBothEndsOfItsType) {
 TEST(LittleEndian, IsReadFromAndWrittenToAGuest) {
   const GuestAddress base(0x10000);
   const GuestMemory memory = guest({{base.value(), page}});
-  ASSERT_TRUE(memory.write(base, Le32(0x0102'0304)));
+  ASSERT_THAT(memory.write(base, Le32(0x0102'0304)), IsOk());
   using Bytes = std::array<std::uint8_t, 4>;
-  EXPECT_EQ(memory.read<Bytes>(base), (Bytes{4, 3, 2, 1}));
+  EXPECT_THAT(memory.read<Bytes>(base), IsOkAndHolds((Bytes{4, 3, 2, 1})));
   const auto back = memory.read<Le32>(base);
-  ASSERT_TRUE(back);
+  ASSERT_THAT(back, IsOk());
   EXPECT_EQ(back->value(), 0x0102'0304U);
   EXPECT_EQ(*back + 1, 0x0102'0305U);
 }

@@ -156,10 +156,6 @@ concept Writable = requires(const GuestMemory& memory, const T& value) {
   memory.write(GuestAddress(0), value);
 };
 template <typename T>
-concept WritableUnmarked = requires(const GuestMemory& memory, const T& value) {
-  memory.write_unmarked(GuestAddress(0), value);
-};
-template <typename T>
 concept Pointable = requires(GuestPtr<T> pointer) {
   pointer.read();
 };
@@ -178,7 +174,6 @@ concept Exchanged = requires(const GuestMemory& memory, T value) {
 template <typename T>
 std::string verdict() {
   if (Readable<T> != Pointable<T>) return "GuestPtr differs in reading";
-  if (Writable<T> != WritableUnmarked<T>) return "write_unmarked differs";
   if (Writable<T> != WritablePointer<T>) return "GuestPtr differs in writing";
   if (Writable<T> && !Readable<T>) return "only written";
   if (Writable<T>) return "read, write";

@@ -8,6 +8,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "memory/guest_support.hpp"
 #include "memory/virtqueue.hpp"
 
@@ -17,6 +19,7 @@ namespace {
 using testing::Chain;
 using testing::Descriptor;
 using testing::guest;
+using ::testing::Not;
 using testing::page;
 using testing::walk;
 
@@ -26,54 +29,54 @@ constexpr std::uint64_t top = std::numeric_limits<std::uint64_t>::max();
 TEST(GuestPtr, ReadsAndWritesACopy) {
   const GuestMemory memory = guest({{base, page}});
   const GuestPtr<Descriptor> descriptor(memory, GuestAddress(base + 3));
-  ASSERT_TRUE(descriptor.write({.address = 1, .length = 2, .flags = 3, .next = 4}));
+  ASSERT_THAT(descriptor.write({.address = 1, .length = 2, .flags = 3, .next = 4}), IsOk());
   const auto copy = descriptor.read();
-  ASSERT_TRUE(copy);
+  ASSERT_THAT(copy, IsOk());
   EXPECT_EQ(copy->address, 1U);
   EXPECT_EQ(copy->next, 4);
-  ASSERT_TRUE(memory.fill({GuestAddress(base), page}, std::byte{0xff}));
+  ASSERT_THAT(memory.fill({GuestAddress(base), page}, std::byte{0xff}), IsOk());
   EXPECT_EQ(copy->length, 2U);  // the guest can't reach it
-  EXPECT_EQ(GuestPtr<Descriptor>(memory, GuestAddress(base + page - 15)).read().error().code,
-            Errc::out_of_bounds);
+  EXPECT_THAT(GuestPtr<Descriptor>(memory, GuestAddress(base + page - 15)).read(),
+              HasError(Errc::out_of_bounds));
 }
 
 TEST(GuestPtr, ElementsAreBoundedByTheCountAndNeverWrap) {
   const GuestMemory memory = guest({{base, page}});
   const GuestPtr<std::uint64_t> array(memory, GuestAddress(base));
-  ASSERT_TRUE(array.at(5, 6));
+  ASSERT_THAT(array.at(5, 6), IsOk());
   EXPECT_EQ(array.at(5, 6)->address(), GuestAddress(base + 40));
   const auto beyond = array.at(6, 6);
-  ASSERT_FALSE(beyond);
+  ASSERT_THAT(beyond, Not(IsOk()));
   EXPECT_EQ(beyond.error().message(), "GuestPtr::at: out of bounds: 6 is not within [0x0, 0x5]");
-  EXPECT_EQ(array.at(0, 0).error().code, Errc::out_of_bounds);
-  EXPECT_EQ(array.at(top - 1, top).error().code, Errc::overflow);
-  EXPECT_EQ(array.at((top - base) / 8 + 1, top).error().code, Errc::overflow);
-  EXPECT_TRUE(array.at((top - base) / 8, top));
+  EXPECT_THAT(array.at(0, 0), HasError(Errc::out_of_bounds));
+  EXPECT_THAT(array.at(top - 1, top), HasError(Errc::overflow));
+  EXPECT_THAT(array.at((top - base) / 8 + 1, top), HasError(Errc::overflow));
+  VMSPACE_EXPECT_OK(array.at((top - base) / 8, top));
   const GuestPtr<std::uint64_t> last(memory, GuestAddress(top));
-  EXPECT_TRUE(last.at(0, 2));
-  EXPECT_EQ(last.at(1, 2).error().code, Errc::overflow);
+  VMSPACE_EXPECT_OK(last.at(0, 2));
+  EXPECT_THAT(last.at(1, 2), HasError(Errc::overflow));
 }
 
 TEST(GuestPtr, MembersAreReachedByTheirOffset) {
   const GuestMemory memory = guest({{base, page}});
   const GuestPtr<Descriptor> descriptor(memory, GuestAddress(base));
-  ASSERT_TRUE(descriptor.write({.address = 1, .length = 2, .flags = 3, .next = 4}));
+  ASSERT_THAT(descriptor.write({.address = 1, .length = 2, .flags = 3, .next = 4}), IsOk());
   const auto next = descriptor.member(&Descriptor::next);
-  ASSERT_TRUE(next);
+  ASSERT_THAT(next, IsOk());
   EXPECT_EQ(next->address(), GuestAddress(base + 14));
   EXPECT_EQ(*next->read(), 4);
   EXPECT_EQ(descriptor.member(&Descriptor::address)->address(), GuestAddress(base));
   const GuestPtr<Descriptor> end(memory, GuestAddress(top - 1));
-  EXPECT_EQ(end.member(&Descriptor::flags).error().code, Errc::overflow);
+  EXPECT_THAT(end.member(&Descriptor::flags), HasError(Errc::overflow));
 }
 
 TEST(GuestPtr, IntegersAreLoadedAndStoredWithAnOrder) {
   const GuestMemory memory = guest({{base, page}});
   const GuestPtr<std::uint16_t> index(memory, GuestAddress(base + 2));
-  ASSERT_TRUE(index.store(7, std::memory_order_release));
-  EXPECT_EQ(index.load(std::memory_order_acquire), 7);
+  ASSERT_THAT(index.store(7, std::memory_order_release), IsOk());
+  EXPECT_THAT(index.load(std::memory_order_acquire), IsOkAndHolds(7));
   const GuestPtr<std::uint16_t> odd(memory, GuestAddress(base + 1));
-  EXPECT_EQ(odd.load(std::memory_order_acquire).error().code, Errc::misaligned);
+  EXPECT_THAT(odd.load(std::memory_order_acquire), HasError(Errc::misaligned));
 }
 
 // What a hostile or broken driver may set up, without any race.
@@ -83,8 +86,8 @@ class DescriptorChain : public ::testing::Test {
 
   void describe(std::uint16_t index, Descriptor descriptor) {
     const auto slot = table.at(index, size);
-    ASSERT_TRUE(slot);
-    ASSERT_TRUE(slot->write(descriptor));
+    ASSERT_THAT(slot, IsOk());
+    ASSERT_THAT(slot->write(descriptor), IsOk());
   }
 
   GuestMemory memory = guest({{base, 4 * page}});
@@ -103,10 +106,10 @@ TEST_F(DescriptorChain, IsWalkedToItsEnd) {
 
 TEST_F(DescriptorChain, LoopsAndIndicesOutOfTheTableAreErrors) {
   describe(0, {.address = base + page, .length = 16, .flags = Descriptor::has_next, .next = 0});
-  EXPECT_EQ(walk(memory, table, size, 0).error().code, Errc::limit_exceeded);
+  EXPECT_THAT(walk(memory, table, size, 0), HasError(Errc::limit_exceeded));
   describe(0, {.address = base + page, .length = 16, .flags = Descriptor::has_next, .next = 8});
-  EXPECT_EQ(walk(memory, table, size, 0).error().code, Errc::out_of_bounds);
-  EXPECT_EQ(walk(memory, table, size, 65535).error().code, Errc::out_of_bounds);
+  EXPECT_THAT(walk(memory, table, size, 0), HasError(Errc::out_of_bounds));
+  EXPECT_THAT(walk(memory, table, size, 65535), HasError(Errc::out_of_bounds));
 }
 
 TEST_F(DescriptorChain, BuffersOutOfMemoryAreErrors) {

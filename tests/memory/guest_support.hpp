@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <memory>
 #include <span>
 #include <utility>
@@ -14,11 +15,18 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_memory.hpp"
+#include "vmspace/testing.hpp"
 
 namespace vmspace::testing {
 
 inline constexpr std::uint64_t page = 4096;
+inline constexpr std::uint64_t top = std::numeric_limits<std::uint64_t>::max();
+
+inline GuestAddress at(std::uint64_t address) {
+  return GuestAddress(address);
+}
 
 struct RegionSpec {
   std::uint64_t base;
@@ -27,24 +35,24 @@ struct RegionSpec {
   MemorySource source = MemorySource::anon;
 };
 
-inline std::shared_ptr<const MemoryRegion> region(const RegionSpec& spec) {
+inline MemoryRegionPtr region(const RegionSpec& spec) {
   auto description = AddressSpaceRegion::make({.name = "test",
                                                .base = GuestAddress(spec.base),
                                                .size = spec.size,
                                                .backing = {.source = spec.source},
                                                .protection = spec.protection});
-  EXPECT_TRUE(description) << description.error().message();
+  VMSPACE_EXPECT_OK(description);
   auto mapped = MemoryRegion::map(*description);
-  EXPECT_TRUE(mapped) << mapped.error().message();
+  VMSPACE_EXPECT_OK(mapped);
   return *mapped;
 }
 
 inline GuestMemory guest(std::initializer_list<RegionSpec> specs) {
-  std::vector<std::shared_ptr<const MemoryRegion>> regions;
+  std::vector<MemoryRegionPtr> regions;
   for (const RegionSpec& spec : specs)
     regions.push_back(region(spec));
   auto memory = GuestMemory::from_regions(std::move(regions));
-  EXPECT_TRUE(memory) << memory.error().message();
+  VMSPACE_EXPECT_OK(memory);
   return *memory;
 }
 
@@ -62,8 +70,45 @@ inline std::vector<std::byte> contents(const GuestMemory& memory, std::uint64_t 
                                        std::uint64_t size) {
   std::vector<std::byte> bytes(static_cast<std::size_t>(size));
   const auto ok = memory.read_slice(GuestAddress(base), bytes);
-  EXPECT_TRUE(ok) << ok.error().message();
+  VMSPACE_EXPECT_OK(ok);
   return bytes;
 }
+
+/// Two adjacent regions, a gap of two pages, a read-only one, one that may not be accessed, and the
+/// last page of the address space:
+///
+///   0x10000 ....rr ....rr|....  gap  ....oo ....xx     ...  last page
+///           first  second            rom    none
+class Guest : public ::testing::Test {
+ protected:
+  static constexpr std::uint64_t first = 0x10000;
+  static constexpr std::uint64_t second = first + 2 * page;
+  static constexpr std::uint64_t gap = second + 2 * page;
+  static constexpr std::uint64_t rom = gap + 2 * page;
+  static constexpr std::uint64_t closed = rom + page;
+  static constexpr std::uint64_t last = top - page + 1;
+
+  GuestMemory memory = guest({{first, 2 * page},
+                              {second, 2 * page},
+                              {rom, page, Protection::read},
+                              {closed, page, Protection::none},
+                              {last, page}});
+};
+
+/// The guest while it tracks dirty pages.
+class TrackedGuest : public Guest {
+ protected:
+  void SetUp() override { ASSERT_THAT(enable_dirty_tracking(memory), IsOk()); }
+
+  std::vector<GuestRange> harvest() {
+    auto ranges = harvest_dirty(memory);
+    VMSPACE_EXPECT_OK(ranges);
+    return *ranges;
+  }
+
+  static GuestRange pages(std::uint64_t base, std::uint64_t count) {
+    return {at(base), count * page};
+  }
+};
 
 }  // namespace vmspace::testing

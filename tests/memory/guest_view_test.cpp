@@ -16,6 +16,9 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/dirty_tracking.hpp"
+#include "vmspace/testing.hpp"
+
 #include "memory/guest_support.hpp"
 
 namespace vmspace {
@@ -38,40 +41,40 @@ TEST(GuestView, ShowsTheMemoryOfOneRegion) {
   const GuestMemory memory = two_regions();
   {
     auto view = memory.mutable_view({first, 10});
-    ASSERT_TRUE(view);
+    ASSERT_THAT(view, IsOk());
     EXPECT_EQ(view->size(), 10U);
-    EXPECT_EQ(view->data(), *memory.host_address(first, 10));
+    EXPECT_EQ(view->data(), *memory.host_address({first, 10}));
     std::ranges::fill(view->bytes(), std::byte{9});
   }
   const auto view = memory.view({first, page});
-  ASSERT_TRUE(view);
+  ASSERT_THAT(view, IsOk());
   EXPECT_EQ(std::ranges::count(view->bytes(), std::byte{9}), 10);
   EXPECT_EQ(memory.view({second, page})->size(), page);
   // One span can't show two regions, nor what is behind them.
-  EXPECT_EQ(memory.view({first, page + 1}).error().code, Errc::out_of_bounds);
-  EXPECT_EQ(memory.mutable_view({first, page + 1}).error().code, Errc::out_of_bounds);
-  EXPECT_EQ(memory.view({second, page + 1}).error().code, Errc::out_of_bounds);
+  EXPECT_THAT(memory.view({first, page + 1}), HasError(Errc::out_of_bounds));
+  EXPECT_THAT(memory.mutable_view({first, page + 1}), HasError(Errc::out_of_bounds));
+  EXPECT_THAT(memory.view({second, page + 1}), HasError(Errc::out_of_bounds));
 }
 
 TEST(GuestIovecs, AreFilledAndDrainedByReadvAndWritevAcrossRegions) {
   const GuestMemory memory = two_regions();
   const GuestAddress begin(second.value() - 50);
   const auto bytes = pattern(100, 3);
-  ASSERT_TRUE(memory.write_slice(begin, bytes));
+  ASSERT_THAT(memory.write_slice(begin, bytes), IsOk());
   const int file = memfd_create("data", MFD_CLOEXEC);
   {
     const auto list = memory.iovecs({begin, 100}, Access::read);
-    ASSERT_TRUE(list);
+    ASSERT_THAT(list, IsOk());
     ASSERT_EQ(list->count(), 2);
     EXPECT_EQ(list->iovecs()[0].iov_len, 50U);
-    EXPECT_EQ(list->iovecs()[0].iov_base, *memory.host_address(begin, 50));
-    EXPECT_EQ(list->iovecs()[1].iov_base, *memory.host_address(second, 50));
+    EXPECT_EQ(list->iovecs()[0].iov_base, *memory.host_address({begin, 50}));
+    EXPECT_EQ(list->iovecs()[1].iov_base, *memory.host_address({second, 50}));
     EXPECT_EQ(writev(file, list->data(), list->count()), 100);
   }
-  ASSERT_TRUE(memory.fill({begin, 100}, std::byte{0}));
+  ASSERT_THAT(memory.fill({begin, 100}, std::byte{0}), IsOk());
   {
     const auto list = memory.iovecs({begin, 100}, Access::write);
-    ASSERT_TRUE(list);
+    ASSERT_THAT(list, IsOk());
     EXPECT_EQ(preadv(file, list->data(), list->count(), 0), 100);
   }
   close(file);
@@ -85,7 +88,7 @@ TEST(GuestView, HoldsTheRegionWhenItIsUnplugged) {
   std::optional<GuestIovecs> list;
   {
     const auto plugged = two_regions().with_region(region({0x20000, page}));
-    ASSERT_TRUE(plugged);
+    ASSERT_THAT(plugged, IsOk());
     unplugged = plugged->regions()[2];
     seen = std::make_unique<GuestView>(*plugged->view({GuestAddress(0x20000), 16}));
     view.emplace(*plugged->mutable_view({GuestAddress(0x20000), 16}));
@@ -105,16 +108,16 @@ TEST(GuestView, HoldsTheRegionWhenItIsUnplugged) {
 
 class TrackedView : public ::testing::Test {
  protected:
-  void SetUp() override { ASSERT_TRUE(memory.enable_dirty_tracking()); }
+  void SetUp() override { ASSERT_THAT(enable_dirty_tracking(memory), IsOk()); }
 
   /// How many bytes were marked since the last time.
   std::uint64_t harvested() {
-    const auto ranges = memory.harvest_dirty();
-    EXPECT_TRUE(ranges);
+    const auto ranges = harvest_dirty(memory);
+    VMSPACE_EXPECT_OK(ranges);
     std::uint64_t bytes = 0;
     if (ranges) {
-      for (const Range& range : *ranges)
-        bytes += range.size();
+      for (const GuestRange& range : *ranges)
+        bytes += range.size;
     }
     return bytes;
   }
@@ -124,7 +127,7 @@ class TrackedView : public ::testing::Test {
 
 TEST_F(TrackedView, IsMarkedWhenItEndsAndNotBefore) {
   auto view = memory.mutable_view({first, 8});
-  ASSERT_TRUE(view);
+  ASSERT_THAT(view, IsOk());
   EXPECT_EQ(harvested(), 0U);
   view->mark();
   EXPECT_EQ(harvested(), page);
@@ -135,7 +138,7 @@ TEST_F(TrackedView, IsMarkedWhenItEndsAndNotBefore) {
 TEST_F(TrackedView, IovecsForWritingAreMarkedInEveryRegionWhenTheyEnd) {
   {
     auto list = memory.iovecs({GuestAddress(second.value() - 1), 2}, Access::write);
-    ASSERT_TRUE(list);
+    ASSERT_THAT(list, IsOk());
     EXPECT_EQ(harvested(), 0U);
     list->mark();
     EXPECT_EQ(harvested(), 2 * page);
@@ -151,7 +154,7 @@ TEST_F(TrackedView, AssigningLosesNoMark) {
     auto other = memory.mutable_view({second, 8});
     ASSERT_TRUE(view && other);
     *view = std::move(*other);
-    EXPECT_EQ(view->data(), *memory.host_address(second, 8));
+    EXPECT_EQ(view->data(), *memory.host_address({second, 8}));
     auto list = memory.iovecs({first, 8}, Access::write);
     auto none = memory.iovecs({first, 0}, Access::write);
     ASSERT_TRUE(list && none);

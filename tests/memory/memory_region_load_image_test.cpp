@@ -14,6 +14,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/memory/guest_memory.hpp"
+#include "vmspace/testing.hpp"
 
 #include "host/host_support.hpp"
 #include "memory/guest_support.hpp"
@@ -22,6 +23,7 @@ namespace vmspace {
 namespace {
 
 using testing::contents;
+using ::testing::Not;
 using testing::page;
 using testing::pattern;
 using testing::region;
@@ -32,13 +34,13 @@ TEST(LoadImage, ARomIsFilledByTheVmmAndNotByTheGuest) {
   for (const MemorySource source : {MemorySource::anon, MemorySource::shmem}) {
     const auto rom = region({base, 4 * page, Protection::read, source});
     const auto image = pattern(2 * page + 5);
-    ASSERT_TRUE(rom->load_image(page - 1, image));
+    ASSERT_THAT(rom->load_image(page - 1, image), IsOk());
     const auto memory = GuestMemory::from_regions({rom});
-    ASSERT_TRUE(memory);
+    ASSERT_THAT(memory, IsOk());
     EXPECT_EQ(contents(*memory, base + page - 1, image.size()), image);
     EXPECT_EQ(contents(*memory, base, page - 1), std::vector<std::byte>(page - 1));
-    EXPECT_EQ(memory->write(GuestAddress(base), 1U).error().code, Errc::access_denied);
-    EXPECT_EQ(memory->write_slice(GuestAddress(base), image).error().code, Errc::access_denied);
+    EXPECT_THAT(memory->write(GuestAddress(base), 1U), HasError(Errc::access_denied));
+    EXPECT_THAT(memory->write_slice(GuestAddress(base), image), HasError(Errc::access_denied));
     EXPECT_EQ(contents(*memory, base + page - 1, image.size()), image);
   }
 }
@@ -47,15 +49,15 @@ TEST(LoadImage, FromADescriptorUpToTheEndOfTheFile) {
   const test::TemporaryDirectory directory;
   const test::OwnedFd file(open(directory.file("firmware", page + 100, 'f').c_str(), O_RDONLY));
   const auto rom = region({base, 4 * page, Protection::read});
-  EXPECT_EQ(rom->load_image_from(file.get(), page, 3 * page), page + 100);
+  EXPECT_THAT(rom->load_image_from(file.get(), page, 3 * page), IsOkAndHolds(page + 100));
   const auto memory = GuestMemory::from_regions({rom});
-  ASSERT_TRUE(memory);
+  ASSERT_THAT(memory, IsOk());
   EXPECT_EQ(contents(*memory, base + page, page + 100),
             std::vector<std::byte>(page + 100, std::byte{'f'}));
-  EXPECT_EQ(memory->read<std::uint8_t>(GuestAddress(base + page - 1)), 0);
-  EXPECT_EQ(memory->read<std::uint8_t>(GuestAddress(base + 2 * page + 100)), 0);
+  EXPECT_THAT(memory->read<std::uint8_t>(GuestAddress(base + page - 1)), IsOkAndHolds(0));
+  EXPECT_THAT(memory->read<std::uint8_t>(GuestAddress(base + 2 * page + 100)), IsOkAndHolds(0));
   const auto closed = rom->load_image_from(-1, 0, page);
-  ASSERT_FALSE(closed);
+  ASSERT_THAT(closed, Not(IsOk()));
   EXPECT_EQ(closed.error().os_errno, EBADF);
 }
 
@@ -63,19 +65,19 @@ TEST(LoadImage, WhatDoesNotFitIsRefusedAndNothingIsWritten) {
   constexpr auto top = std::numeric_limits<std::uint64_t>::max();
   const auto rom = region({base, 2 * page, Protection::read});
   const test::OwnedFd zeros(open("/dev/zero", O_RDONLY));
-  ASSERT_TRUE(rom->load_image(0, pattern(2 * page)));
+  ASSERT_THAT(rom->load_image(0, pattern(2 * page)), IsOk());
   for (const auto& [offset, size] : {std::pair<std::uint64_t, std::uint64_t>{0, 2 * page + 1},
                                      {2 * page, 1},
                                      {page, page + 1},
                                      {top, 2},
                                      {top - page, 2 * page}}) {
     SCOPED_TRACE(offset);
-    EXPECT_EQ(rom->load_image(offset, std::vector<std::byte>(size)).error().code,
-              Errc::out_of_bounds);
-    EXPECT_EQ(rom->load_image_from(zeros.get(), offset, size).error().code, Errc::out_of_bounds);
+    EXPECT_THAT(rom->load_image(offset, std::vector<std::byte>(size)),
+                HasError(Errc::out_of_bounds));
+    EXPECT_THAT(rom->load_image_from(zeros.get(), offset, size), HasError(Errc::out_of_bounds));
   }
-  EXPECT_EQ(rom->load_image_from(zeros.get(), page, top).error().code, Errc::out_of_bounds);
-  EXPECT_TRUE(rom->load_image(2 * page, {}));
+  EXPECT_THAT(rom->load_image_from(zeros.get(), page, top), HasError(Errc::out_of_bounds));
+  VMSPACE_EXPECT_OK(rom->load_image(2 * page, {}));
   EXPECT_EQ(contents(*GuestMemory::from_regions({rom}), base, 2 * page), pattern(2 * page));
 }
 
@@ -89,22 +91,22 @@ TEST(LoadImage, AFileThatCantBeWrittenIsRefused) {
                                             .path = directory.file("firmware", page, 'f'),
                                             .sharing = Sharing::map_shared},
                                 .protection = Protection::read});
-  ASSERT_TRUE(description) << description.error().message();
+  ASSERT_THAT(description, IsOk());
   const auto rom = MemoryRegion::map(*description);
-  ASSERT_TRUE(rom) << rom.error().message();
-  EXPECT_EQ((*rom)->load_image(0, pattern(8)).error().code, Errc::access_denied);
-  EXPECT_EQ((*rom)->load_image_from(0, 0, 8).error().code, Errc::access_denied);
+  ASSERT_THAT(rom, IsOk());
+  EXPECT_THAT((*rom)->load_image(0, pattern(8)), HasError(Errc::access_denied));
+  EXPECT_THAT((*rom)->load_image_from(0, 0, 8), HasError(Errc::access_denied));
   EXPECT_EQ((*rom)->host_base()[0], std::byte{'f'});
 }
 
 TEST(LoadImage, WhatIsLoadedIsMarkedDirty) {
   const auto rom = region({base, 4 * page, Protection::read});
-  ASSERT_TRUE(rom->dirty().enable());
-  ASSERT_TRUE(rom->load_image(page + 7, pattern(8)));
-  EXPECT_EQ(rom->dirty().harvest(), (std::vector<DirtyRange>{{page, page}}));
+  ASSERT_THAT(rom->dirty().enable(), IsOk());
+  ASSERT_THAT(rom->load_image(page + 7, pattern(8)), IsOk());
+  EXPECT_THAT(rom->dirty().harvest(), IsOkAndHolds((std::vector<DirtyRange>{{page, page}})));
   const test::OwnedFd zeros(open("/dev/zero", O_RDONLY));
-  EXPECT_EQ(rom->load_image_from(zeros.get(), 2 * page, page), page);
-  EXPECT_EQ(rom->dirty().harvest(), (std::vector<DirtyRange>{{2 * page, page}}));
+  EXPECT_THAT(rom->load_image_from(zeros.get(), 2 * page, page), IsOkAndHolds(page));
+  EXPECT_THAT(rom->dirty().harvest(), IsOkAndHolds((std::vector<DirtyRange>{{2 * page, page}})));
 }
 
 }  // namespace

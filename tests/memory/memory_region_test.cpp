@@ -6,11 +6,14 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/testing.hpp"
+
 #include "host/host_support.hpp"
 
 namespace vmspace {
 namespace {
 
+using ::testing::Not;
 using namespace test;
 
 AddressSpaceRegionPtr describe(RegionOptions options) {
@@ -31,7 +34,7 @@ TEST(MemoryRegion, IsWhatItsDescriptionSays) {
   for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
     const auto description = ram({.source = source});
     const auto region = MemoryRegion::map(description);
-    ASSERT_TRUE(region) << region.error().message();
+    ASSERT_THAT(region, IsOk());
     EXPECT_EQ(&(*region)->description(), description.get());
     EXPECT_EQ((*region)->base(), GuestAddress(4_GiB));
     EXPECT_EQ((*region)->size(), 1_MiB);
@@ -57,7 +60,7 @@ TEST(MemoryRegion, HonoursOffsetAndSharing) {
                 .size = 4_KiB,
                 .backing = {.source = MemorySource::file, .path = path, .offset = 60_KiB},
                 .protection = Protection::read}));
-  ASSERT_TRUE(region) << region.error().message();
+  ASSERT_THAT(region, IsOk());
   EXPECT_EQ(permissions_at((*region)->host_base()), "r--s");
   EXPECT_EQ((*region)->mapping().file_offset(), 60_KiB);
   EXPECT_EQ((*region)->host_base()[0], std::byte{'f'});
@@ -65,7 +68,7 @@ TEST(MemoryRegion, HonoursOffsetAndSharing) {
 
   const auto copy = MemoryRegion::map(
       ram({.source = MemorySource::file, .path = path, .sharing = Sharing::map_private}, 64_KiB));
-  ASSERT_TRUE(copy);
+  ASSERT_THAT(copy, IsOk());
   EXPECT_EQ(permissions_at((*copy)->host_base()), "rw-p");
 }
 
@@ -131,15 +134,14 @@ TEST(MemoryRegion, ABackingThatCantBeWrittenIsRefusedToAGuestThatWrites) {
   EXPECT_FALSE(backing->is_writable());
   const auto region =
       MemoryRegion::map(ram({.source = MemorySource::shmem}, 64_KiB), {.backing = *backing});
-  ASSERT_FALSE(region);
-  EXPECT_EQ(region.error().code, Errc::access_denied);
+  ASSERT_THAT(region, HasError(Errc::access_denied));
 }
 
 TEST(MemoryRegion, HostAddressAgreesWithTheGuestAddressModuloTheHugePage) {
   for (const std::uint64_t base : {std::uint64_t{0}, 4_GiB, 3_MiB, 4_GiB + 4_KiB}) {
     const auto region = MemoryRegion::map(describe(
         {.base = GuestAddress(base), .size = 8_MiB, .backing = {.source = MemorySource::anon}}));
-    ASSERT_TRUE(region);
+    ASSERT_THAT(region, IsOk());
     const auto host = reinterpret_cast<std::uintptr_t>((*region)->host_base());
     EXPECT_EQ((host - base) % 2_MiB, 0U) << base;
   }
@@ -153,7 +155,7 @@ TEST(MemoryRegion, TheLastPageOfTheAddressSpaceCanBeMapped) {
   const auto region = MemoryRegion::map(describe({.base = GuestAddress(UINT64_MAX - page + 1),
                                                   .size = page,
                                                   .backing = {.source = MemorySource::anon}}));
-  ASSERT_TRUE(region);
+  ASSERT_THAT(region, IsOk());
   EXPECT_EQ((*region)->last_addr(), GuestAddress(UINT64_MAX));
   EXPECT_EQ(MemoryRegion::map(describe({.size = std::uint64_t{1} << 63,
                                         .backing = {.source = MemorySource::anon}}))
@@ -174,7 +176,7 @@ TEST(MemoryRegion, BindsBeforeTheFirstPageAndPopulatesLast) {
     // mbind(2) is ENOSYS without CONFIG_NUMA and EPERM under the seccomp filters of containers.
     GTEST_SKIP() << "this kernel has no NUMA, or this container may not use it";
   }
-  ASSERT_TRUE(region) << region.error().message();
+  ASSERT_THAT(region, IsOk());
   const auto& mapping = (*region)->mapping();
   EXPECT_EQ(mapping.numa_policy(), (NumaPolicy{NumaMode::bind, {0}}));
   const auto residency = mapping.residency();
@@ -186,9 +188,8 @@ TEST(MemoryRegion, BindsBeforeTheFirstPageAndPopulatesLast) {
   }
   options.numa_node = 1023;
   const auto missing = MemoryRegion::map(describe(options));
-  ASSERT_FALSE(missing);
-  EXPECT_EQ(missing.error().code, Errc::not_found);
-  EXPECT_TRUE(MemoryRegion::map(describe(options), {.numa_mode = NumaMode::by_default}));
+  ASSERT_THAT(missing, HasError(Errc::not_found));
+  VMSPACE_EXPECT_OK(MemoryRegion::map(describe(options), {.numa_mode = NumaMode::by_default}));
 }
 
 TEST(MemoryRegion, TellsWhetherTheWishForHugePagesWasTaken) {
@@ -212,27 +213,26 @@ TEST(MemoryRegion, SeveralRegionsShareOneBacking) {
   EXPECT_EQ(all->data()[1_MiB], std::byte{9});
   const auto past = MemoryRegion::map(ram({.source = MemorySource::shmem}),
                                       {.backing = *memory, .backing_offset = 2_MiB});
-  ASSERT_FALSE(past);
-  EXPECT_EQ(past.error().code, Errc::out_of_bounds);
+  ASSERT_THAT(past, HasError(Errc::out_of_bounds));
 }
 
 TEST(MemoryRegion, PopulatesSeveralRegionsAtOnce) {
-  std::vector<std::shared_ptr<const MemoryRegion>> regions;
+  std::vector<MemoryRegionPtr> regions;
   for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
     const auto region = MemoryRegion::map(
         describe({.size = 20_MiB, .backing = {.source = source}, .populate = true}),
         {.defer_populate = true});
-    ASSERT_TRUE(region);
+    ASSERT_THAT(region, IsOk());
     EXPECT_EQ((*region)->mapping().residency()->resident, 0U);
     regions.push_back(*region);
   }
   const auto done = populate(regions, {.threads = 2});
-  ASSERT_TRUE(done) << done.error().message();
+  ASSERT_THAT(done, IsOk());
   for (const auto& region : regions) {
     EXPECT_EQ(region->mapping().residency()->resident, 20_MiB);
   }
   regions.push_back(nullptr);
-  EXPECT_EQ(populate(regions).error().code, Errc::invalid_argument);
+  EXPECT_THAT(populate(regions), HasError(Errc::invalid_argument));
 }
 
 TEST(MemoryRegion, OptionsThatAreNoEnumeratorsAreRefusedEvenWhereTheyDoNotMatter) {
@@ -276,7 +276,7 @@ TEST(MemoryRegion, ErrorsNameTheRegionItsGuestRangeAndItsFile) {
             "MemoryRegion::map: " + name + ": alignment is not a power of two: 0x3");
   const auto unnamed = MemoryRegion::map(
       describe({.size = 64_KiB, .backing = {.source = MemorySource::file, .path = "/srv/ram"}}));
-  ASSERT_FALSE(unnamed);
+  ASSERT_THAT(unnamed, Not(IsOk()));
   EXPECT_EQ(
       unnamed.error().message(),
       "MemoryRegion::map: \"[0x0, 0xffff]\": failed (opening the file: \"/srv/ram\"): No such "
@@ -293,11 +293,11 @@ TEST(MemoryRegion, PopulatingDoesNotWriteAFileThatTheGuestOnlyReads) {
                                      .protection = Protection::read,
                                      .populate = true});
   const auto alone = MemoryRegion::map(description);
-  ASSERT_TRUE(alone) << alone.error().message();
+  ASSERT_THAT(alone, IsOk());
   EXPECT_EQ(allocated_bytes(fd.get()), 0U);
   const auto later = MemoryRegion::map(description, {.defer_populate = true});
-  ASSERT_TRUE(later);
-  ASSERT_TRUE(populate(std::span(&*later, 1)));
+  ASSERT_THAT(later, IsOk());
+  ASSERT_THAT(populate(std::span(&*later, 1)), IsOk());
   EXPECT_EQ(allocated_bytes(fd.get()), 0U);
 }
 
@@ -312,16 +312,158 @@ TEST(MemoryRegion, ErrorsOfPopulatingNameTheRegion) {
                                   .backing = {.source = MemorySource::file, .path = path},
                                   .protection = Protection::read}));
   ASSERT_TRUE(good && rom);
-  const std::shared_ptr<const MemoryRegion> both[] = {*good, *rom};
+  const MemoryRegionPtr both[] = {*good, *rom};
   const auto done = populate(both, {.access = PopulateAccess::write});
-  ASSERT_FALSE(done);
+  ASSERT_THAT(done, Not(IsOk()));
   EXPECT_EQ(done.error().text.subject(), "rom [0x100000, 0x10ffff]") << done.error().message();
 }
 
 TEST(MemoryRegion, ARegionWithoutABackingHasNoMemory) {
   const auto region = MemoryRegion::map(describe({.size = 4_KiB}));
-  ASSERT_FALSE(region);
-  EXPECT_EQ(region.error().code, Errc::invalid_argument);
+  ASSERT_THAT(region, HasError(Errc::invalid_argument));
+}
+
+TEST(MemoryRegion, AMovedRegionSharesItsMemory) {
+  auto region = MemoryRegion::map(ram({.source = MemorySource::shmem}));
+  ASSERT_THAT(region, IsOk());
+  (*region)->host_base()[5] = std::byte{7};
+  const auto moved = (*region)->at(GuestAddress(8_GiB));
+  ASSERT_THAT(moved, IsOk());
+  EXPECT_EQ((*moved)->guest_range(), (GuestRange{GuestAddress(8_GiB), 1_MiB}));
+  EXPECT_EQ((*moved)->host_base(), (*region)->host_base());
+  EXPECT_EQ(&(*moved)->dirty(), &(*region)->dirty());
+  EXPECT_EQ((*moved)->description().name(), "ram");
+  EXPECT_TRUE((*moved)->shares_memory_with(**region));
+  EXPECT_EQ((*region)->base(), GuestAddress(4_GiB));
+  // The memory lives as long as either.
+  const MemoryRegionPtr last = *moved;
+  region->reset();
+  EXPECT_EQ(last->host_base()[5], std::byte{7});
+}
+
+TEST(MemoryRegion, AMoveTakesTheDescriptionThatTheSpaceHas) {
+  const auto region = MemoryRegion::map(ram({.source = MemorySource::shmem}));
+  ASSERT_THAT(region, IsOk());
+  RegionOptions options = (*region)->description().options();
+  options.base = GuestAddress(8_GiB);
+  const auto description = describe(options);
+  const auto moved = (*region)->at(description);
+  ASSERT_THAT(moved, IsOk());
+  EXPECT_EQ((*moved)->shared_description(), description);
+  options.owner = 3;
+  EXPECT_THAT((*region)->at(describe(options)), HasError(Errc::invalid_argument));
+  EXPECT_THAT((*region)->at(AddressSpaceRegionPtr()), HasError(Errc::invalid_argument));
+  EXPECT_THAT((*region)->at(GuestAddress(8_GiB + 1)), HasError(Errc::misaligned));
+  EXPECT_THAT((*region)->at(GuestAddress(UINT64_MAX - 4_KiB + 1)), HasError(Errc::overflow));
+}
+
+TEST(MemoryRegion, AllOfATrackedRegionIsDirtyAfterAMove) {
+  const auto region = MemoryRegion::map(ram({.source = MemorySource::shmem}));
+  ASSERT_THAT(region, IsOk());
+  ASSERT_THAT((*region)->dirty().enable(), IsOk());
+  ASSERT_THAT((*region)->at((*region)->base()), IsOk());
+  EXPECT_THAT((*region)->dirty().harvest(), IsOkAndHolds(std::vector<DirtyRange>{}));
+  ASSERT_THAT((*region)->at(GuestAddress(8_GiB)), IsOk());
+  EXPECT_THAT((*region)->dirty().harvest(), IsOkAndHolds(std::vector<DirtyRange>{{0, 1_MiB}}));
+}
+
+TEST(MemoryRegion, AMoveKeepsHugePagesUnlessItIsAskedNotTo) {
+  const auto region = MemoryRegion::map(ram({.source = MemorySource::shmem}, 4_MiB));
+  ASSERT_THAT(region, IsOk());
+  EXPECT_THAT((*region)->at(GuestAddress(8_GiB + 2_MiB)), IsOk());
+  const auto refused = (*region)->at(GuestAddress(8_GiB + 4_KiB));
+  ASSERT_THAT(refused, HasError(Errc::misaligned));
+  EXPECT_EQ(
+      refused.error().message(),
+      "MemoryRegion::at: \"ram [0x100000000, 0x1003fffff]\": misaligned: 0x100001000 is not a "
+      "multiple of 0x200000 (the distance of the move, after which guest and host address no "
+      "longer "
+      "agree modulo the size of a huge page; MoveOptions::lose_huge_pages allows it)");
+  const auto moved = (*region)->at(GuestAddress(8_GiB + 4_KiB), {.lose_huge_pages = true});
+  ASSERT_THAT(moved, IsOk());
+  EXPECT_THAT((*moved)->at(GuestAddress(4_GiB + 8_KiB)), IsOk()) << "nothing is left to lose";
+  // A region too small for a huge page moves anywhere.
+  const auto small = MemoryRegion::map(ram({.source = MemorySource::shmem}));
+  ASSERT_THAT(small, IsOk());
+  EXPECT_THAT((*small)->at(GuestAddress(8_GiB + 4_KiB)), IsOk());
+}
+
+TEST(MemoryRegion, ARegionOfAnArenaMovesOnlyWhenItIsAskedTo) {
+  const auto arena = HostArena::reserve({.size = 16_MiB, .guest_base = 4_GiB});
+  ASSERT_THAT(arena, IsOk());
+  const auto region = MemoryRegion::map(ram({.source = MemorySource::shmem}), {.arena = *arena});
+  ASSERT_THAT(region, IsOk());
+  EXPECT_THAT((*region)->at(GuestAddress(4_GiB + 2_MiB)), HasError(Errc::bad_state));
+  EXPECT_THAT((*region)->at((*region)->base()), IsOk()) << "it stays";
+  const auto moved = (*region)->at(GuestAddress(4_GiB + 2_MiB), {.leave_arena_order = true});
+  ASSERT_THAT(moved, IsOk());
+  EXPECT_EQ((*moved)->host_base(), arena->data());
+}
+
+class ReadyMapping : public ::testing::Test {
+ protected:
+  static MemoryMapping mapping(const MappingOptions& options, std::uint64_t size = 1_MiB) {
+    const auto backing = Backing::open({.source = MemorySource::shmem}, size);
+    VMSPACE_EXPECT_OK(backing);
+    auto mapped = MemoryMapping::map(*backing, options);
+    VMSPACE_EXPECT_OK(mapped);
+    return *std::move(mapped);
+  }
+  const AddressSpaceRegionPtr description = ram({.source = MemorySource::shmem});
+};
+
+TEST_F(ReadyMapping, BecomesARegion) {
+  MemoryMapping ready = mapping({.size = 1_MiB});
+  std::byte* const host = ready.data();
+  host[9] = std::byte{3};
+  const auto region = MemoryRegion::make(description, std::move(ready), Applied::applied);
+  ASSERT_THAT(region, IsOk());
+  EXPECT_EQ((*region)->host_base(), host);
+  EXPECT_EQ((*region)->shared_description(), description);
+  EXPECT_EQ((*region)->huge_pages(), Applied::applied);
+  EXPECT_EQ((*region)->host_base()[9], std::byte{3});
+}
+
+TEST_F(ReadyMapping, IsRefusedWhereItIsNotWhatTheDescriptionSays) {
+  EXPECT_THAT(MemoryRegion::make(nullptr, mapping({.size = 1_MiB})),
+              HasError(Errc::invalid_argument));
+  EXPECT_THAT(MemoryRegion::make(ram({}), mapping({.size = 1_MiB})),
+              HasError(Errc::invalid_argument));
+  for (const std::uint64_t size : {1_MiB - 4_KiB, 1_MiB + 4_KiB}) {
+    const auto other = MemoryRegion::make(description, mapping({.size = size}, 2_MiB));
+    ASSERT_THAT(other, HasError(Errc::invalid_argument));
+    EXPECT_EQ(other.error().first, Operand::size(size));
+    EXPECT_EQ(other.error().text.subject(), "ram [0x100000000, 0x1000fffff]");
+  }
+  const MappingOptions unreadable{.size = 1_MiB, .protection = Protection::none};
+  EXPECT_THAT(MemoryRegion::make(description, mapping(unreadable)), HasError(Errc::access_denied));
+  const MappingOptions for_reading{.size = 1_MiB, .protection = Protection::read};
+  EXPECT_THAT(MemoryRegion::make(description, mapping(for_reading)), HasError(Errc::access_denied));
+  const auto rom = describe({.name = "rom",
+                             .base = GuestAddress(4_GiB),
+                             .size = 1_MiB,
+                             .backing = {.source = MemorySource::shmem},
+                             .protection = Protection::read});
+  EXPECT_THAT(MemoryRegion::make(rom, mapping(for_reading)), IsOk());
+}
+
+TEST_F(ReadyMapping, OfAClosedMappingThereIsNoRegion) {
+  MemoryMapping closed = mapping({.size = 1_MiB});
+  ASSERT_THAT(closed.close(), IsOk());
+  EXPECT_THAT(MemoryRegion::make(description, std::move(closed)), HasError(Errc::invalid_argument));
+}
+
+TEST(MemoryRegion, IsMappedFromOptionsWithoutAnAddressSpace) {
+  const RegionOptions options{.name = "ram",
+                              .base = GuestAddress(4_GiB),
+                              .size = 1_MiB,
+                              .backing = {.source = MemorySource::anon}};
+  const auto region = MemoryRegion::map(options);
+  ASSERT_THAT(region, IsOk());
+  EXPECT_EQ((*region)->description().options(), options);
+  const auto empty = MemoryRegion::map({.name = "ram", .backing = {.source = MemorySource::anon}});
+  ASSERT_THAT(empty, HasError(Errc::zero_size));
+  EXPECT_EQ(empty.error().operation, std::string("MemoryRegion::map"));
 }
 
 TEST(MemoryRegion, LastHolderUnmaps) {
@@ -329,7 +471,7 @@ TEST(MemoryRegion, LastHolderUnmaps) {
   const std::uint64_t mapped = address_space_bytes();
   {
     auto region = MemoryRegion::map(ram({.source = MemorySource::shmem}, 1_GiB));
-    ASSERT_TRUE(region);
+    ASSERT_THAT(region, IsOk());
     const auto other = *region;
     region->reset();
     other->host_base()[1_GiB - 1] = std::byte{1};

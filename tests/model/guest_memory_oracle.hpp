@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 
 namespace vmspace::test {
@@ -49,7 +50,7 @@ class GuestSideBySide {
     add(12, 1, Protection::read_write);
     add(14, 2, Protection::read_write);
     auto made = GuestMemory::from_regions(std::move(regions_));
-    if (!made || !made->enable_dirty_tracking()) broken_ = "no memory to test with";
+    if (!made || !enable_dirty_tracking(*made)) broken_ = "no memory to test with";
     if (made) memory_ = *made;
   }
 
@@ -256,7 +257,7 @@ class GuestSideBySide {
   void copy(std::uint64_t to, std::uint64_t source, std::uint64_t size) {
     auto wanted = verdict(source, size, Access::read);
     if (!wanted) wanted = verdict(to, size, Access::write);
-    if (!expect_verdict(memory_.copy(address(to), address(source), size), wanted)) return;
+    if (!expect_verdict(memory_.copy(address(to), {address(source), size}), wanted)) return;
     const std::vector<std::byte> bytes(from(source),
                                        from(source) + static_cast<std::ptrdiff_t>(size));
     wrote(to, bytes);
@@ -264,7 +265,7 @@ class GuestSideBySide {
 
   void ranges(std::uint64_t offset, std::uint64_t size, Access access) {
     const auto wanted = verdict(offset, size, access);
-    expect(memory_.contains(address(offset), size, access) == !wanted, "contains");
+    expect(memory_.contains({address(offset), size}, access) == !wanted, "contains");
     const auto list = memory_.iovecs({address(offset), size}, access);
     if (!expect_verdict(list, wanted)) return;
     std::uint64_t total = 0;
@@ -282,22 +283,21 @@ class GuestSideBySide {
   /// Sizes that no memory has, and that wrap.
   void huge(std::uint64_t offset, std::uint64_t less) {
     const GuestRange range{address(offset), ~std::uint64_t{0} - less};
-    expect(!memory_.contains(range.base, range.size), "contains nearly everything");
+    expect(!memory_.contains(range), "contains nearly everything");
     expect(!memory_.fill(range, std::byte{1}), "filled nearly everything");
-    expect(!memory_.host_address(range.base, range.size), "a pointer to nearly everything");
-    expect(!memory_.copy(address(page), range.base, range.size), "copied nearly everything");
+    expect(!memory_.host_address(range), "a pointer to nearly everything");
+    expect(!memory_.copy(address(page), range), "copied nearly everything");
     expect(!memory_.iovecs(range, Access::read), "pieces of nearly everything");
   }
 
   void harvest() {
-    const auto harvested = memory_.harvest_dirty();
+    const auto harvested = harvest_dirty(memory_);
     if (!expect_verdict(harvested, std::nullopt)) return;
     std::set<std::uint64_t> seen;
-    for (const Range& range : *harvested) {
-      for (std::uint64_t at = (range.min() - origin_) / page; at <= (range.max() - origin_) / page;
-           ++at) {
-        seen.insert(at);
-      }
+    for (const GuestRange& range : *harvested) {
+      const std::uint64_t first = (range.base.value() - origin_) / page;
+      for (std::uint64_t i = 0; i < range.size / page; ++i)
+        seen.insert(first + i);
     }
     expect(seen == dirty_, "other pages are dirty");
     dirty_.clear();
@@ -306,7 +306,7 @@ class GuestSideBySide {
   std::uint64_t origin_;
   std::vector<std::byte> bytes_;
   std::array<Kind, pages> kinds_{};
-  std::vector<GuestMemory::RegionPtr> regions_;
+  std::vector<MemoryRegionPtr> regions_;
   std::set<std::uint64_t> dirty_;
   GuestMemory memory_;
   std::string broken_;

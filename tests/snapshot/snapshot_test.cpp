@@ -13,6 +13,7 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/testing.hpp"
 
 #include "snapshot/snapshot_support.hpp"
@@ -175,12 +176,13 @@ TEST(Snapshot, RestoringMarksWhatItWrites) {
   TempFile file;
   VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd()));
   ASSERT_TRUE(memory.fill({GuestAddress(low + 40 * page), page}, std::byte{1}));
-  VMSPACE_ASSERT_OK(memory.enable_dirty_tracking());
+  VMSPACE_ASSERT_OK(enable_dirty_tracking(memory));
   VMSPACE_ASSERT_OK(restore_snapshot(memory, file.fd()));
-  const auto dirty = memory.harvest_dirty();
+  const auto dirty = harvest_dirty(memory);
   ASSERT_THAT(dirty, IsOk());
   const auto marked = [&](std::uint64_t address) {
-    return std::ranges::any_of(*dirty, [&](const Range& r) { return r.contains(address); });
+    return std::ranges::any_of(
+        *dirty, [&](const GuestRange& r) { return r.contains(GuestAddress(address)); });
   };
   EXPECT_TRUE(marked(low + 3 * page));
   EXPECT_TRUE(marked(low + 40 * page));

@@ -13,7 +13,9 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_ptr.hpp"
+#include "vmspace/testing.hpp"
 
 #include "memory/guest_support.hpp"
 #include "memory/virtqueue.hpp"
@@ -78,10 +80,10 @@ void expect_no_write_is_missed() {
       round.arrive_and_wait();
     }
   };
-  const auto copy = [&](const std::vector<Range>& ranges) {
-    for (const Range& range : ranges) {
-      const std::span to(replica.data() + (range.min() - base), range.size());
-      ASSERT_TRUE(memory.read_slice(GuestAddress(range.min()), to));
+  const auto copy = [&](const std::vector<GuestRange>& ranges) {
+    for (const GuestRange& range : ranges) {
+      const std::span to(replica.data() + (range.base.value() - base), range.size);
+      ASSERT_THAT(memory.read_slice(range.base, to), IsOk());
     }
   };
 
@@ -92,18 +94,18 @@ void expect_no_write_is_missed() {
     running.store(writers);
     round.arrive_and_wait();
     if (r % 10 == 0) {
-      memory.disable_dirty_tracking();
-      EXPECT_TRUE(memory.enable_dirty_tracking());
-      copy({*Range::from_base_size(base, size)});
+      disable_dirty_tracking(memory);
+      VMSPACE_EXPECT_OK(enable_dirty_tracking(memory));
+      copy({{GuestAddress(base), size}});
     }
     while (running.load() != 0) {
-      const auto dirty = memory.harvest_dirty();
-      EXPECT_TRUE(dirty);
+      const auto dirty = harvest_dirty(memory);
+      VMSPACE_EXPECT_OK(dirty);
       if (dirty) copy(*dirty);
     }
     round.arrive_and_wait();
-    const auto dirty = memory.harvest_dirty();
-    EXPECT_TRUE(dirty);
+    const auto dirty = harvest_dirty(memory);
+    VMSPACE_EXPECT_OK(dirty);
     if (dirty) copy(*dirty);
     EXPECT_TRUE(contents(memory, base, size) == replica) << "in round " << r;
   }
@@ -132,7 +134,7 @@ TEST(GuestMemoryStress, AlignedIntegersAreNeverTorn) {
   std::atomic<bool> stop{false};
   std::thread other([&] {
     for (std::uint16_t value = 0; !stop.load(); value = static_cast<std::uint16_t>(~value)) {
-      EXPECT_TRUE(memory.store(index, value, std::memory_order_release));
+      VMSPACE_EXPECT_OK(memory.store(index, value, std::memory_order_release));
     }
   });
   for (int i = 0; i < 20000; ++i) {
@@ -161,7 +163,7 @@ void expect_whole_integers(const GuestMemory& memory, GuestAddress integer) {
   const auto is_whole = [](std::uint64_t value) {
     return value == 0 || value == ~std::uint64_t{0};
   };
-  ASSERT_TRUE(memory.write(object, Object{}));
+  ASSERT_THAT(memory.write(object, Object{}), IsOk());
   for (const bool reading : {true, false}) {
     std::atomic<bool> stop{false};
     std::barrier both(2);
@@ -169,11 +171,11 @@ void expect_whole_integers(const GuestMemory& memory, GuestAddress integer) {
       both.arrive_and_wait();
       for (std::uint64_t value = 0; !stop.load(std::memory_order_relaxed); value = ~value) {
         if (reading) {
-          EXPECT_TRUE(memory.store(integer, value, std::memory_order_relaxed));
+          VMSPACE_EXPECT_OK(memory.store(integer, value, std::memory_order_relaxed));
         } else {
           Object written{};
           written.integer = value;
-          EXPECT_TRUE(memory.write(object, written));
+          VMSPACE_EXPECT_OK(memory.write(object, written));
         }
       }
     });

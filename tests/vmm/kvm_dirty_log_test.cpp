@@ -14,6 +14,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/testing.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
@@ -34,7 +35,7 @@ class KvmDirtyLogTest : public test::FakeKvm {
  protected:
   static constexpr std::uint64_t base = 1_GiB;
   static constexpr std::uint64_t size = 64_MiB;
-  const Range range = *Range::from_base_size(base, size);
+  const GuestRange range{GuestAddress(base), size};
   const KvmMemory memory{.base = GuestAddress(base), .size = size, .host_address = host(1_GiB)};
 
   // Two slots: the largest that there is, and what remains. Slots are smaller here than KVM's,
@@ -42,7 +43,7 @@ class KvmDirtyLogTest : public test::FakeKvm {
   const std::uint64_t largest = 1_GiB;
   const KvmMemory split{
       .base = GuestAddress(4_GiB), .size = largest + 64_MiB, .host_address = host(32_TiB)};
-  const Range split_range = *Range::from_base_size(4_GiB, largest + 64_MiB);
+  const GuestRange split_range{split.base, split.size};
 
   KvmDirtyLogTest() { detail::max_pages_per_slot = largest / page_size; }
   ~KvmDirtyLogTest() override { detail::max_pages_per_slot = kvms_pages_per_slot_; }
@@ -143,15 +144,16 @@ TEST_F(KvmDirtyLogTest, OnlyExactlyAKnownRangeHasALog) {
   VMSPACE_ASSERT_OK(memslots.start_dirty_log(range));
   const auto before = slots;
   changes = 0;
-  for (const Range other :
-       {*Range::from_base_size(base, size - page_size), *Range::from_base_size(base, size + 1),
-        *Range::from_base_size(base + page_size, size - page_size), Range::point(base),
-        Range::of(0, base - 1), Range::whole_domain()}) {
+  for (const GuestRange other :
+       {GuestRange{range.base, size - page_size}, GuestRange{range.base, size + 1},
+        GuestRange{GuestAddress(base + page_size), size - page_size}, GuestRange{range.base, 1},
+        GuestRange{GuestAddress(0), base}, GuestRange{range.base, 0},
+        GuestRange{range.base, ~std::uint64_t{0}}}) {
     EXPECT_THAT(memslots.start_dirty_log(other), HasError(Errc::not_found));
     EXPECT_THAT(memslots.stop_dirty_log(other), HasError(Errc::not_found));
     const auto fetched = memslots.fetch_dirty_log(other);
     ASSERT_THAT(fetched, HasError(Errc::not_found));
-    EXPECT_EQ(fetched.error().first, Operand::range(other.min(), other.max()));
+    EXPECT_EQ(fetched.error().first, Operand::span(other.base.value(), other.size));
   }
   EXPECT_EQ(slots, before);
   EXPECT_EQ(changes, 0);
@@ -186,7 +188,7 @@ TEST_F(KvmDirtyLogTest, ARangeOfFewPagesFitsInItsWords) {
     small.log_dirty = true;
     VMSPACE_ASSERT_OK(memslots.set(small));
     guest_writes(base + (count - 1) * page_size);
-    const auto log = memslots.fetch_dirty_log(*Range::from_base_size(base, small.size));
+    const auto log = memslots.fetch_dirty_log({small.base, small.size});
     EXPECT_EQ(pages(log), Pages{count - 1});
     EXPECT_EQ(log->bits.size(), (count + 63) / 64);
   }
@@ -210,7 +212,7 @@ TEST_F(KvmDirtyLogTest, FetchJoinsPiecesAndLosesNothingWhicheverKvmRefuses) {
   const auto write = [&] {
     for (const std::uint64_t page : {std::uint64_t{5}, first_of_second - 1, first_of_second})
       guest_writes(4_GiB + page * page_size);
-    guest_writes(split_range.max());
+    guest_writes(split_range.last()->value());
   };
   const Pages written{5, first_of_second - 1, first_of_second, split.size / page_size - 1};
   write();
@@ -260,7 +262,7 @@ TEST_F(KvmDirtyLogTest, AfterARefusedFetchAllOfTheSlotIsDirtyAndNothingBeyondIt)
   KvmMemory odd = memory;
   odd.size = 67 * page_size;
   odd.log_dirty = true;
-  const Range odd_range = *Range::from_base_size(base, odd.size);
+  const GuestRange odd_range{odd.base, odd.size};
   VMSPACE_ASSERT_OK(memslots.set(odd));
   fail_fetch = 0;
   ASSERT_FALSE(memslots.fetch_dirty_log(odd_range));
@@ -390,7 +392,7 @@ TEST_F(KvmDirtyLogTest, WhatIsFetchedMergesIntoGuestMemory) {
   const GuestRange ram[] = {{GuestAddress{base}, size}, {GuestAddress{2 * base}, size}};
   const auto guest = GuestMemory::create(ram);
   ASSERT_THAT(guest, IsOk());
-  VMSPACE_ASSERT_OK(guest->enable_dirty_tracking());
+  VMSPACE_ASSERT_OK(enable_dirty_tracking(*guest));
   KvmMemslots memslots = make();
   for (const auto& region : guest->regions()) {
     VMSPACE_ASSERT_OK(memslots.set({.base = region->base(),
@@ -401,15 +403,15 @@ TEST_F(KvmDirtyLogTest, WhatIsFetchedMergesIntoGuestMemory) {
   guest_writes(base + 3 * page_size);
   guest_writes(2 * base + size - 1);
   for (const auto& region : guest->regions()) {
-    const auto log = memslots.fetch_dirty_log(region->description().range());
+    const auto log = memslots.fetch_dirty_log(region->guest_range());
     ASSERT_THAT(log, IsOk());
-    VMSPACE_ASSERT_OK(guest->merge_dirty_log(log->base, log->bits, log->unit));
+    VMSPACE_ASSERT_OK(merge_dirty_log(*guest, log->base, log->bits, log->unit));
   }
-  const auto dirty = guest->harvest_dirty();
+  const auto dirty = harvest_dirty(*guest);
   ASSERT_THAT(dirty, IsOk());
   EXPECT_EQ(*dirty,
-            (std::vector<Range>{*Range::from_base_size(base + 3 * page_size, page_size),
-                                *Range::from_base_size(2 * base + size - page_size, page_size)}));
+            (std::vector<GuestRange>{{GuestAddress(base + 3 * page_size), page_size},
+                                     {GuestAddress(2 * base + size - page_size), page_size}}));
 }
 
 }  // namespace

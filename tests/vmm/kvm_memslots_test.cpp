@@ -108,8 +108,8 @@ TEST_F(KvmMemslotsTest, NumbersComeBackWhenRangesGo) {
         memslots.set({.base = GuestAddress(16_TiB), .size = 64_KiB, .host_address = host(1_GiB)}));
     EXPECT_EQ(memslots.used(), memslots.limit());
     VMSPACE_ASSERT_OK(memslots.check_invariants());
-    VMSPACE_ASSERT_OK(memslots.clear(Range::of(0, 16_TiB - 1)));
-    VMSPACE_ASSERT_OK(memslots.clear(Range::of(16_TiB, 16_TiB + 64_KiB - 1)));
+    VMSPACE_ASSERT_OK(memslots.clear({GuestAddress(0), 16_TiB}));
+    VMSPACE_ASSERT_OK(memslots.clear({GuestAddress(16_TiB), 64_KiB}));
     ASSERT_EQ(memslots.used(), 0u);
   }
 }
@@ -181,7 +181,7 @@ TEST_F(KvmMemslotsTest, ADescriptorOfADeviceIsToldFromThatOfAMachine) {
 
 TEST_F(KvmMemslotsTest, AMovedFromObjectHoldsNothingAndSaysSo) {
   KvmMemslots memslots = make();
-  const Range range = Range::of(0, 64_KiB - 1);
+  const GuestRange range{GuestAddress(0), 64_KiB};
   const KvmMemory memory{.base = GuestAddress(0), .size = 64_KiB, .host_address = host(1_GiB)};
   VMSPACE_ASSERT_OK(memslots.set(memory));
   KvmMemslots moved = std::move(memslots);
@@ -204,7 +204,7 @@ TEST_F(KvmMemslotsTest, AMovedFromObjectHoldsNothingAndSaysSo) {
   VMSPACE_EXPECT_OK(memslots.clear(range));
 }
 
-std::shared_ptr<const MemoryRegion> map_region(std::uint64_t base, Protection protection) {
+MemoryRegionPtr map_region(std::uint64_t base, Protection protection) {
   const auto description = AddressSpaceRegion::make({.base = GuestAddress(base),
                                                      .size = 1_MiB,
                                                      .backing = {.source = MemorySource::anon},
@@ -232,7 +232,7 @@ TEST_F(KvmMemslotsTest, ARegionIsShownAsItIs) {
     const Slot expected{c.flags, *Range::from_base_size(base, 1_MiB),
                         reinterpret_cast<std::uintptr_t>(region->host_base())};
     EXPECT_EQ(slots.rbegin()->second, expected);
-    VMSPACE_EXPECT_OK(memslots.clear(region->description().range()));
+    VMSPACE_EXPECT_OK(memslots.clear(region->guest_range()));
   }
 }
 
@@ -329,17 +329,19 @@ TEST_F(KvmMemslotsTest, OnlyExactlyAKnownRangeIsCleared) {
   VMSPACE_ASSERT_OK(
       memslots.set({.base = GuestAddress(1_MiB), .size = 1_MiB, .host_address = host(1_GiB)}));
   const auto before = slots;
-  for (const Range range :
-       {Range::of(1_MiB, 1_MiB + 4_KiB - 1), Range::of(1_MiB, 3_MiB - 1), Range::of(0, 2_MiB - 1),
-        Range::of(4_MiB, 5_MiB - 1), Range::point(1_MiB), Range::whole_domain()}) {
+  const auto at = [](std::uint64_t base, std::uint64_t size) {
+    return GuestRange{GuestAddress(base), size};
+  };
+  for (const GuestRange range : {at(1_MiB, 4_KiB), at(1_MiB, 2_MiB), at(0, 2_MiB), at(4_MiB, 1_MiB),
+                                 at(1_MiB, 1), at(1_MiB, 0), at(1_MiB, ~std::uint64_t{0})}) {
     const auto cleared = memslots.clear(range);
     ASSERT_THAT(cleared, HasError(Errc::not_found));
-    EXPECT_EQ(cleared.error().first, Operand::range(range.min(), range.max()));
+    EXPECT_EQ(cleared.error().first, Operand::span(range.base.value(), range.size));
     EXPECT_THAT(memslots.slots(range), HasError(Errc::not_found));
     EXPECT_EQ(slots, before);
   }
-  VMSPACE_EXPECT_OK(memslots.clear(Range::of(1_MiB, 2_MiB - 1)));
-  EXPECT_THAT(memslots.clear(Range::of(1_MiB, 2_MiB - 1)), HasError(Errc::not_found));
+  VMSPACE_EXPECT_OK(memslots.clear(at(1_MiB, 1_MiB)));
+  EXPECT_THAT(memslots.clear(at(1_MiB, 1_MiB)), HasError(Errc::not_found));
 }
 
 // For each k: the k-th piece fails, those before it are taken back, and no number is lost.
@@ -371,7 +373,7 @@ TEST_F(KvmMemslotsTest, ClearIsAllOrNothingWhicheverPieceKvmRefuses) {
   const auto before = slots;
   for (int k = 0; k < 3; ++k) {
     fail_next(k);
-    const auto cleared = memslots.clear(Range::of(0, 16_TiB - 1));
+    const auto cleared = memslots.clear({GuestAddress(0), 16_TiB});
     ASSERT_FALSE(cleared);
     EXPECT_EQ(cleared.error().os_errno, ENOMEM);
     EXPECT_EQ(slots, before);
@@ -379,13 +381,13 @@ TEST_F(KvmMemslotsTest, ClearIsAllOrNothingWhicheverPieceKvmRefuses) {
     VMSPACE_EXPECT_OK(memslots.check_invariants());
   }
   fail_change.reset();
-  VMSPACE_EXPECT_OK(memslots.clear(Range::of(0, 16_TiB - 1)));
+  VMSPACE_EXPECT_OK(memslots.clear({GuestAddress(0), 16_TiB}));
   EXPECT_THAT(slots, IsEmpty());
 }
 
 TEST_F(KvmMemslotsTest, WhatCouldNotBeTakenBackStaysKnownUntilItIsCleared) {
   KvmMemslots memslots = make();
-  const Range range = Range::of(0, 16_TiB - 1);
+  const GuestRange range{GuestAddress(0), 16_TiB};
   const KvmMemory memory{.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)};
   fail_all_from(2);  // the third piece, and the removal of the two before it
   const auto set = memslots.set(memory);
@@ -394,7 +396,8 @@ TEST_F(KvmMemslotsTest, WhatCouldNotBeTakenBackStaysKnownUntilItIsCleared) {
   EXPECT_THAT(slots, SizeIs(2));
   EXPECT_EQ(memslots.used(), 3u);
   EXPECT_THAT(*memslots.slots(range),
-              ElementsAre(KvmSlot{0, slots.at(0).range}, KvmSlot{1, slots.at(1).range}))
+              ElementsAre(KvmSlot{0, *GuestRange::from_range(slots.at(0).range)},
+                          KvmSlot{1, *GuestRange::from_range(slots.at(1).range)}))
       << "what KVM has, no more";
   VMSPACE_EXPECT_OK(memslots.check_invariants());
   EXPECT_THAT(memslots.set(memory), HasError(Errc::overlap));
@@ -424,8 +427,11 @@ TEST_F(KvmMemslotsTest, SetAndCreateAreAllOrNothingWhicheverAllocationFails) {
                                    EXPECT_TRUE(memslots->check_invariants());
                                  }),
             0);
-  EXPECT_EQ(fail_each_allocation([&] { EXPECT_TRUE(memslots->clear(Range::of(0, 16_TiB - 1))); },
-                                 [] { ADD_FAILURE() << "clear() allocates"; }),
+  EXPECT_EQ(fail_each_allocation(
+                [&] {
+                  EXPECT_TRUE(memslots->clear({GuestAddress(0), 16_TiB}));
+                },
+                [] { ADD_FAILURE() << "clear() allocates"; }),
             0);
 }
 

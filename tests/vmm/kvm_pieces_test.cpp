@@ -30,21 +30,21 @@ TEST_F(KvmPiecesTest, SplitsARangeThatIsAboveKvmsLimitOfPages) {
   VMSPACE_ASSERT_OK(memslots.set(memory));
   EXPECT_EQ(memslots.used(), 3u);
 
-  const auto pieces = memslots.slots(Range::of(4_GiB, 4_GiB + 16_TiB - 1));
+  const auto pieces = memslots.slots({memory.base, memory.size});
   ASSERT_THAT(pieces, IsOk());
   std::uint64_t next = 4_GiB;
   for (const KvmSlot& piece : *pieces) {
     ASSERT_TRUE(slots.contains(piece.number));
     const Slot& slot = slots.at(piece.number);
-    EXPECT_EQ(slot.range, piece.range);
-    EXPECT_EQ(piece.range.min(), next);
-    EXPECT_EQ(piece.range.min() % 1_GiB, 0u) << "cuts one of the guest's huge pages";
+    EXPECT_THAT(piece.range.range(), IsOkAndHolds(slot.range));
+    EXPECT_EQ(piece.range.base, GuestAddress(next));
+    EXPECT_TRUE(piece.range.base.is_aligned(1_GiB)) << "cuts one of the guest's huge pages";
     EXPECT_EQ(slot.host_address - 32_TiB, next - 4_GiB);
-    next = piece.range.max() + 1;
+    next += piece.range.size;
   }
   EXPECT_EQ(next, 4_GiB + 16_TiB);
 
-  VMSPACE_ASSERT_OK(memslots.clear(Range::of(4_GiB, 4_GiB + 16_TiB - 1)));
+  VMSPACE_ASSERT_OK(memslots.clear({memory.base, memory.size}));
   EXPECT_THAT(slots, IsEmpty());
   EXPECT_EQ(memslots.used(), 0u);
 }
@@ -62,7 +62,7 @@ TEST_F(KvmPiecesTest, TheLargestSlotIsNotSplitAndOnePageMoreIs) {
   const std::uint64_t base = 64_TiB + 512_MiB;
   VMSPACE_ASSERT_OK(
       memslots.set({.base = GuestAddress(base), .size = largest, .host_address = host(1_GiB)}));
-  const auto pieces = memslots.slots(*Range::from_base_size(base, largest));
+  const auto pieces = memslots.slots({GuestAddress(base), largest});
   ASSERT_THAT(pieces, IsOk());
   ASSERT_THAT(*pieces, SizeIs(2));
   EXPECT_EQ(slots.at(pieces->back().number).range.max(), base + largest - 1);
@@ -77,17 +77,17 @@ TEST_F(KvmPiecesTest, PiecesMeetAtMultiplesOfOneGibibyte) {
     const std::uint64_t host_base = 32_TiB + base % 1_GiB;
     VMSPACE_ASSERT_OK(memslots.set(
         {.base = GuestAddress(base), .size = 20_TiB, .host_address = host(host_base)}));
-    const auto pieces = memslots.slots(*Range::from_base_size(base, 20_TiB));
+    const auto pieces = memslots.slots({GuestAddress(base), 20_TiB});
     ASSERT_THAT(pieces, IsOk());
     EXPECT_THAT(*pieces, SizeIs(3));
     std::uint64_t next = base;
     for (const KvmSlot& piece : *pieces) {
-      EXPECT_EQ(piece.range.min(), next);
-      EXPECT_EQ(slots.at(piece.number).range, piece.range);
+      EXPECT_EQ(piece.range.base, GuestAddress(next));
+      EXPECT_THAT(piece.range.range(), IsOkAndHolds(slots.at(piece.number).range));
       EXPECT_EQ(slots.at(piece.number).host_address - host_base, next - base);
       EXPECT_TRUE(next == base || next % 1_GiB == base % (64 * page_size)) << "cuts a huge page";
       EXPECT_EQ((next - base) / page_size % 64, 0u) << "cuts a word of the dirty log";
-      next = piece.range.max() + 1;
+      next += piece.range.size;
     }
     EXPECT_EQ(next, base + 20_TiB);
   }
@@ -102,7 +102,7 @@ TEST_F(KvmPiecesTest, FreedNumbersInTwoPlacesStillMakeOneSplitRange) {
                                     .host_address = host(1_GiB)}));
   }
   for (const std::uint64_t i : {0u, 2u, 4u}) {
-    VMSPACE_ASSERT_OK(memslots.clear(*Range::from_base_size(32_TiB + i * page_size, page_size)));
+    VMSPACE_ASSERT_OK(memslots.clear({GuestAddress(32_TiB + i * page_size), page_size}));
   }
   VMSPACE_EXPECT_OK(
       memslots.set({.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)}));

@@ -60,7 +60,7 @@ TEST_F(RealKvm, SetsClearsAndSetsAgainMoreOftenThanThereAreNumbersInUse) {
     const auto set = memslots->set(memory);
     ASSERT_THAT(set, IsOk());
     EXPECT_THAT(memslots->set(memory), HasError(Errc::overlap));
-    VMSPACE_ASSERT_OK(memslots->clear(Range::of(4_GiB, 4_GiB + size - 1)));
+    VMSPACE_ASSERT_OK(memslots->clear({GuestAddress(4_GiB), size}));
   }
 }
 
@@ -110,7 +110,7 @@ class RealKvmDirtyLog : public RealKvm {
  protected:
   static constexpr std::uint64_t code = 0x1000;
   static constexpr std::uint64_t first = 0x3000, second = 0x5000;  // where the guest writes
-  const Range range = Range::of(0, size - 1);
+  const GuestRange range{GuestAddress(0), size};
 
   void SetUp() override {
 #if !defined(__x86_64__)

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/address_space/guest_range.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/spec/backing_spec.hpp"
@@ -92,6 +93,8 @@ class AddressSpaceRegion {
     // Never fails: make() has checked that the size is not 0 and that the end fits.
     return detail::unchecked_range(base().value(), last_addr().value());
   }
+  /// Base and size, as GuestMemory and KvmMemslots take them.
+  [[nodiscard]] GuestRange guest_range() const noexcept { return {base(), size()}; }
   /// Base and size are multiples of it: the backing's page size, or 1 without a backing.
   [[nodiscard]] std::uint64_t alignment() const noexcept {
     return is_mapped() ? backing().effective_page_size() : 1;

@@ -132,6 +132,8 @@ class MemoryMapping {
   [[nodiscard]] std::uint64_t file_offset() const noexcept { return file_offset_; }
   /// The page size of the backing in bytes.
   [[nodiscard]] std::uint64_t page_size() const noexcept { return backing_.page_size(); }
+  /// Whether it was mapped at a place in an arena.
+  [[nodiscard]] bool is_in_arena() const noexcept { return arena_.has_value(); }
 
   /// Checks that (offset, size) is a part of the mapping. Errors: `bad_state` after close();
   /// `zero_size`; `out_of_bounds`; `misaligned` unless both are multiples of page_size(). O(1).

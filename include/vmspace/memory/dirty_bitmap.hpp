@@ -41,8 +41,8 @@ struct DirtyRange {
 /// The dirty pages of one region; off until enable().
 ///
 /// Invariant: while tracking is on, a page that was written through marking accessors since the
-/// last harvest has its bit set, once the writer's call has returned. Pages may be reported that
-/// hold what they held: marking is never too little, sometimes too much. Any thread may call
+/// last harvest has its bit set, once the writer's call has returned. A page may be reported
+/// although it has not changed: what is marked may be too much, never too little. Any thread may call
 /// anything at any time. The bitmap's memory is kept from the first enable() to the destructor,
 /// because a writer may be about to set a bit when tracking ends; the caller keeps writers away
 /// from the destructor.
@@ -97,8 +97,8 @@ class DirtyBitmap {
   /// O(pages / 64 + ranges). One system call, and memory for the ranges; neither for a clean bitmap.
   [[nodiscard]] Result<std::vector<DirtyRange>> harvest();
 
-  /// The ranges that harvest() would give, with nothing cleared and no promise about writers: for
-  /// displays. O(pages / 64 + ranges).
+  /// The ranges that harvest() would give; clears nothing, and promises nothing about concurrent
+  /// writers: for displays. O(pages / 64 + ranges).
   [[nodiscard]] std::vector<DirtyRange> peek() const;
 
   /// Marks what a foreign bitmap says, such as the one of KVM_GET_DIRTY_LOG: bit n of word w stands
@@ -150,7 +150,7 @@ class DirtyBitmap {
 
 /// A harvest of several bitmaps for the price of one barrier: take() each, then finish() once, then
 /// read the data. Until finish() has succeeded, the destructor marks again all that was taken, so
-/// that a harvest that fails half-way, also for want of memory, forgets nothing. One thread uses an
+/// that a harvest that fails half-way, also for lack of memory, forgets nothing. One thread uses an
 /// object at a time.
 class DirtyHarvest {
  public:
@@ -163,9 +163,9 @@ class DirtyHarvest {
   /// is off. O(pages / 64 + ranges); allocates for the ranges, and nothing for a clean bitmap.
   [[nodiscard]] std::span<const DirtyRange> take(DirtyBitmap& bitmap);
 
-  /// Makes every writer that found a bit set have its data visible. Errors: `os`. One system call,
-  /// or none when nothing was dirty: who found a bit set that an earlier harvest then cleared was
-  /// made visible by that harvest's.
+  /// Makes the data of every writer that found its bit set visible. Errors: `os`. One system call, or
+  /// none when nothing was dirty: a writer that found a bit set which an earlier harvest then cleared
+  /// was covered by the barrier of that harvest.
   [[nodiscard]] Result<void> finish();
 
  private:

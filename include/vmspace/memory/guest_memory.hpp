@@ -7,7 +7,7 @@
 // - A range is checked whole, without arithmetic that can wrap, before any of it is touched. It may
 //   cross from a region into the next one if that begins where the first ends; a gap inside is an
 //   error, and so is a range that would pass 2^64. A range may end with the last byte, 2^64-1. An
-//   empty range touches nothing and is good anywhere, except where a pointer is asked for.
+//   empty range touches nothing and is accepted anywhere, except where a pointer is asked for.
 // - What is read is copied once into memory that the guest can't reach, and never read again behind
 //   the caller's back (see detail/guest_access.hpp).
 // - A call that fails has changed nothing, unless it says otherwise.
@@ -29,7 +29,7 @@
 
 #include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/address_space/guest_address.hpp"
-#include "vmspace/allocator/range.hpp"
+#include "vmspace/address_space/guest_range.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/detail/guest_access.hpp"
 #include "vmspace/memory/detail/translation_table.hpp"
@@ -42,14 +42,6 @@ namespace vmspace {
 /// What the host is about to do to guest memory.
 enum class Access : std::uint8_t { read, write };
 
-/// Where a piece of RAM lies in the guest, and its size in bytes.
-struct GuestRange {
-  GuestAddress base;
-  std::uint64_t size;
-
-  friend bool operator==(const GuestRange&, const GuestRange&) = default;
-};
-
 /// An immutable, sorted set of mapped regions that do not overlap, with quick translation.
 ///
 /// A handle of four words: copies share one set, and keep it alive. A change makes a new
@@ -59,8 +51,6 @@ struct GuestRange {
 /// and leaves both usable.
 class GuestMemory {
  public:
-  using RegionPtr = std::shared_ptr<const MemoryRegion>;
-
   /// More regions than the memslots of KVM on x86-64 (509).
   static constexpr std::size_t max_regions = 512;
 
@@ -71,20 +61,20 @@ class GuestMemory {
   ~GuestMemory() = default;
 
   /// Of these regions, in any order. If one of them tracks dirty pages, all do afterwards. Errors:
-  /// `overlap`; `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
-  /// enable_dirty_tracking(). O(n log n).
-  [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<RegionPtr> regions);
+  /// `overlap`, of addresses, or of memory (a region and one that at() made of it);
+  /// `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
+  /// DirtyBitmap::enable. O(n log n).
+  [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<MemoryRegionPtr> regions);
 
-  /// Maps every region of the address space that has a backing, and then populates those that want
-  /// it, all at once. For a guest that starts: each call makes new memory. When the address space of
-  /// a guest that runs has changed, remap() keeps what is in the regions that stay.
+  /// Maps every region of the address space that has a backing, then populates those that ask for
+  /// it, all at once. For a guest that is about to start, since each call makes new memory: once it
+  /// runs, remap() keeps what the regions hold.
   ///
-  /// `options` hold for each region, but for `backing`: that is divided among the regions. In the
-  /// order of their addresses, each takes the next part of it, from `backing_offset` on and without
-  /// a gap, so that a region plugged later goes behind the last. Regions that name a file
-  /// (firmware, DAX) keep theirs and take no part. The kernel makes huge pages of a memfd only
-  /// where offset and guest address agree modulo their size: regions whose sizes are multiples of
-  /// it keep that so.
+  /// `options` apply to each region, except that `backing` is divided among them. In address order,
+  /// each takes the next part of it, from `backing_offset` on and without gaps, so that a region
+  /// plugged later goes behind the last. Regions that name a file (firmware, DAX) keep theirs and
+  /// take no part. The kernel makes huge pages of a memfd only where offset and guest address agree
+  /// modulo their size, which holds as long as the sizes of all regions are multiples of it.
   ///
   /// Errors: `out_of_bounds` for a backing that is too short for all of them; those of
   /// MemoryRegion::map, populate() and from_regions; nothing stays mapped then. A few system calls
@@ -92,55 +82,63 @@ class GuestMemory {
   [[nodiscard]] static Result<GuestMemory> map(const AddressSpaceBase& space,
                                                const MapOptions& options = {});
 
-  /// This memory after the address space has changed: regions that are described as they were stay,
-  /// with what they hold; those that are new are mapped, as map() would; the others are let go, as
-  /// without_region() would. A region that was moved, or described anew in its place, is an error,
-  /// because what it holds would be lost: let it go in a step of its own. `options.backing` is
-  /// divided among the new regions only: where it is that of regions that stay, `backing_offset` is
-  /// behind their parts. Errors: `bad_state` for a region moved or described anew; `overlap` for a
-  /// part of the backing that another region has; those of map(); this memory stays as it is then.
-  /// O(n log n), and map() for the new ones.
+  /// This memory after the address space has changed. Regions that are described as they were stay,
+  /// with what they hold. One that differs in its base only has moved, and keeps its memory
+  /// (MemoryRegion::at): so a region that is removed, and one just like it that is inserted elsewhere,
+  /// take two steps. Those that are new are mapped, as by map(); the others are let go, as by
+  /// without_region(). A region that is described anew in its place is an error, because what it
+  /// holds would be lost: let it go in a step of its own.
+  ///
+  /// `options.backing` is divided among the new regions only: where regions that stay have parts of
+  /// it, `backing_offset` must lie behind those.
+  ///
+  /// Errors: `bad_state` for a region described anew, and for regions that are alike but for their
+  /// bases when more than one of them comes or goes; `overlap` for a part of the backing that another
+  /// region has; those of MemoryRegion::at, which `options.move` may allow; those of map(). This
+  /// memory stays as it is then. O(n^2) in regions that come and go, and map() for the new ones.
   [[nodiscard]] Result<GuestMemory> remap(const AddressSpaceBase& after,
                                           const MapOptions& options = {}) const;
 
-  /// Maps plain RAM for those who need no address space: each range a shared memfd of its own.
+  /// Maps plain RAM without an address space: a shared memfd for each range.
   /// Errors: those of from_regions, AddressSpaceRegion::make and MemoryRegion::map.
   [[nodiscard]] static Result<GuestMemory> create(std::span<const GuestRange> ram);
 
   /// These regions and one more. Errors: those of from_regions. O(n).
-  [[nodiscard]] Result<GuestMemory> with_region(RegionPtr region) const;
+  [[nodiscard]] Result<GuestMemory> with_region(MemoryRegionPtr region) const;
   /// These regions without the one that begins at `base`. Errors: `not_found`. O(n). The region is
   /// unmapped when the last map, view or other holder lets go of it.
   [[nodiscard]] Result<GuestMemory> without_region(GuestAddress base) const;
 
   /// Sorted by address.
-  [[nodiscard]] std::span<const RegionPtr> regions() const noexcept;
+  [[nodiscard]] std::span<const MemoryRegionPtr> regions() const noexcept;
   /// The region that holds `address`; null when none does. O(log n); a reference is taken.
-  [[nodiscard]] RegionPtr find_region(GuestAddress address) const;
+  [[nodiscard]] MemoryRegionPtr find_region(GuestAddress address) const;
   /// Whether every byte of the range can be accessed; an empty range always.
-  [[nodiscard]] bool contains(GuestAddress base, std::uint64_t size,
-                              Access access = Access::read) const noexcept;
+  [[nodiscard]] bool contains(GuestRange range, Access access = Access::read) const noexcept;
+  /// As contains(), with the error of every access that says why not.
+  [[nodiscard]] Result<void> check(GuestRange range, Access access) const;
   /// The bytes of all regions together.
   [[nodiscard]] std::uint64_t total_size() const noexcept;
   /// The highest address of any region, inclusive; nothing when there are no regions.
   [[nodiscard]] std::optional<GuestAddress> last_addr() const noexcept;
 
-  /// Where the `size` bytes from `base` lie in this process, contiguous and writable. Who writes
-  /// through it calls mark_dirty(), and keeps this map for as long as the pointer is used. Errors:
+  /// Where the range lies in this process, contiguous and writable. After a write through the
+  /// pointer call mark_dirty(), and keep this map for as long as the pointer is used. Errors:
   /// those of every access; `zero_size`; `out_of_bounds` also for a range that crosses regions.
-  [[nodiscard]] Result<std::byte*> host_address(GuestAddress base, std::uint64_t size) const;
+  [[nodiscard]] Result<std::byte*> host_address(GuestRange range) const;
   /// As host_address(), for reading: also of read-only regions.
-  [[nodiscard]] Result<const std::byte*> const_host_address(GuestAddress base,
-                                                            std::uint64_t size) const;
+  [[nodiscard]] Result<const std::byte*> const_host_address(GuestRange range) const;
+  /// Records a write that was made through such a pointer, after the write; see dirty_tracking.hpp.
+  [[nodiscard]] Result<void> mark_dirty(GuestRange range) const;
   /// The guest address of a byte of this process; nothing when it lies in no region. O(log n).
   [[nodiscard]] std::optional<GuestAddress> guest_address(const void* host) const noexcept;
 
   // Objects, at any alignment.
 
-  /// A copy of the object at `address`, read once. Up to 64 bytes, no integer of 2, 4 or 8 bytes is
-  /// torn that lies at a multiple of its size in the guest, whatever the address of the object that
-  /// it is in; of a larger structure nothing is promised.
-  /// Two or three nanoseconds for an integer. Bytes are not converted: see LittleEndian.
+  /// A copy of the object at `address`, read once. In an object of up to 64 bytes, integers of 2, 4
+  /// or 8 bytes that lie at a multiple of their size in the guest are never torn, wherever the object
+  /// begins; of larger objects nothing is promised. Two or three nanoseconds for an integer. Bytes
+  /// are not converted: see LittleEndian.
   template <GuestObject T>
   [[nodiscard]] Result<T> read(GuestAddress address) const {
     T value;
@@ -170,18 +168,28 @@ class GuestMemory {
   /// pages.
   template <WritableGuestObject T>
   [[nodiscard]] Result<void> write(GuestAddress address, const T& value) const {
-    return write_object<true>(address, value);
+    if constexpr (sizeof(T) > detail::inline_copy_limit) {
+      if (write_long(address, std::as_bytes(std::span(std::addressof(value), 1)))) [[likely]]
+        return {};
+      return write_across("GuestMemory::write", address, &value, sizeof value);
+    } else {
+      const auto* entry = translator_.find(address.value(), sizeof(T));
+      // Loaded before the store: for all the compiler knows, the store may change the entry.
+      DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
+      if (dirty == nullptr) [[unlikely]] {
+        const T crossing = value;
+        return write_across("GuestMemory::write", address, std::addressof(crossing),
+                            sizeof crossing);
+      }
+      const std::uint64_t offset = address.value() - entry->first;
+      detail::store_once(entry->host + offset, value);
+      dirty->mark(offset, sizeof(T));
+      return {};
+    }
   }
 
-  /// write() without marking, for many small writes that one mark_dirty() covers afterwards. An
-  /// object above 64 bytes, or that crosses regions, is marked all the same.
-  template <WritableGuestObject T>
-  [[nodiscard]] Result<void> write_unmarked(GuestAddress address, const T& value) const {
-    return write_object<false>(address, value);
-  }
-
-  // Integers that are never torn and ordered among threads and with the guest. The address must be
-  // a multiple of the size: else `misaligned`. A memory order that the operation does not have is
+  // Integers that are never torn, and ordered among threads and with the guest. `misaligned` unless
+  // the address is a multiple of the size. A memory order that the operation does not support is
   // taken as seq_cst, the strongest.
 
   /// Reads the integer in one access.
@@ -266,29 +274,19 @@ class GuestMemory {
     return write_across("GuestMemory::write_slice", address, from.data(), from.size());
   }
 
-  /// As many bytes as there are up to the first gap, unreadable region or 2^64: how many were read.
-  /// An error when the first byte can't be; 0 for an empty span.
+  /// Reads up to the first gap, unreadable region or 2^64; gives how many bytes. An error when the
+  /// first byte can't be read; 0 for an empty span.
   [[nodiscard]] Result<std::size_t> read_some(GuestAddress address, std::span<std::byte> to) const;
-  /// As many bytes as fit up to the first gap, read-only region or 2^64.
+  /// Writes up to the first gap, read-only region or 2^64; gives how many bytes. An error when the
+  /// first byte can't be written; 0 for an empty span.
   [[nodiscard]] Result<std::size_t> write_some(GuestAddress address,
                                                std::span<const std::byte> from) const;
 
   /// Sets every byte of the range.
   [[nodiscard]] Result<void> fill(GuestRange range, std::byte value) const;
-  /// Copies within the guest; the ranges may overlap, as with memmove. Both are checked first.
-  [[nodiscard]] Result<void> copy(GuestAddress to, GuestAddress from, std::uint64_t size) const;
-
-  /// Reads from a descriptor into the guest until the range is full or read(2) gives 0 (end of
-  /// file); gives the number of bytes. A failure after some bytes gives their number; the next call
-  /// gives the error. Errors: `os`.
-  ///
-  /// What the kernel may have written beyond those bytes, up to all that it was asked for, is
-  /// undefined and marked dirty: direct I/O writes whole blocks. Nothing is marked at the end of the
-  /// file, nor by a read that had no data to give (EAGAIN) or was refused at once (EBADF, EISDIR).
-  [[nodiscard]] Result<std::uint64_t> read_from(int fd, GuestRange range) const;
-  /// Writes the range to a descriptor, in several write(2) if need be; gives the number of bytes. A
-  /// failure after some bytes gives their number. Errors: `os`.
-  [[nodiscard]] Result<std::uint64_t> write_to(int fd, GuestRange range) const;
+  /// Copies the range `from` to the address `to`; they may overlap, as with memmove. Both are checked
+  /// first.
+  [[nodiscard]] Result<void> copy(GuestAddress to, GuestRange from) const;
 
   /// The text from `address` to its terminating 0, without it. Errors: `limit_exceeded` when there
   /// is no 0 among `limit` bytes; those of every access when the memory ends before a 0.
@@ -303,32 +301,8 @@ class GuestMemory {
   /// region, so fewer than IOV_MAX. Errors: those of every access; an empty range gives none.
   [[nodiscard]] Result<GuestIovecs> iovecs(GuestRange range, Access access) const;
 
-  // Dirty tracking: see DirtyBitmap for what is promised. It is the regions', which several maps may
-  // share, and all or none of a map's regions track: those that join a map take it on when they are
-  // put together with one that does, and all of what they hold counts as written then.
-
-  /// Starts everywhere, or nowhere and an error. Copy all memory after it returns. Errors: those of
-  /// DirtyBitmap::enable.
-  [[nodiscard]] Result<void> enable_dirty_tracking() const;
-  /// Stops everywhere, also for other maps that hold the regions; what was marked is forgotten.
-  void disable_dirty_tracking() const noexcept;
-  /// The ranges written since the last harvest, coalesced also across adjacent regions, and clears
-  /// them. Name the result before going through it: C++20 destroys the temporary of
-  /// `for (... : *memory.harvest_dirty())` before the first turn. Errors: `bad_state` for a region
-  /// that is not tracked, because its ranges would be missing; `os`. Nothing is lost then. One
-  /// system call, or none when nothing was written.
-  [[nodiscard]] Result<std::vector<Range>> harvest_dirty() const;
-  /// Records a write that was made through a raw pointer, after the write.
-  [[nodiscard]] Result<void> mark_dirty(GuestRange range) const;
-  /// Marks what a foreign bitmap says of the memory from `base` on, all of it in one region; each bit
-  /// stands for `unit` bytes (for KVM the host's page size, for vhost 4096). For KVM, pass on what
-  /// KvmMemslots::fetch_dirty_log() gives. Errors: `not_found` and `access_denied` for `base`; those
-  /// of DirtyBitmap::merge, and then nothing is marked.
-  [[nodiscard]] Result<void> merge_dirty_log(GuestAddress base, std::span<const std::uint64_t> bits,
-                                             std::uint64_t unit) const;
-
-  /// Whether the invariant holds; else `corrupt`, with the first broken rule as the reason. For
-  /// tests; O(n).
+  /// `corrupt` when the invariant is broken, with the first broken rule as the reason. For tests;
+  /// O(n).
   [[nodiscard]] Result<void> check_invariants() const noexcept;
 
  private:
@@ -338,28 +312,6 @@ class GuestMemory {
   [[nodiscard]] const char* broken_rule() const noexcept;
 
   explicit GuestMemory(std::shared_ptr<const Map> map) noexcept;
-
-  template <bool Marked, WritableGuestObject T>
-  [[gnu::always_inline]] Result<void> write_object(GuestAddress address, const T& value) const {
-    if constexpr (sizeof(T) > detail::inline_copy_limit) {
-      if (write_long(address, std::as_bytes(std::span(std::addressof(value), 1)))) [[likely]]
-        return {};
-      return write_across("GuestMemory::write", address, &value, sizeof value);
-    } else {
-      const auto* entry = translator_.find(address.value(), sizeof(T));
-      // Loaded before the store: for all the compiler knows, the store may change the entry.
-      DirtyBitmap* const dirty = entry != nullptr ? entry->dirty : nullptr;
-      if (dirty == nullptr) [[unlikely]] {
-        const T crossing = value;
-        return write_across("GuestMemory::write", address, std::addressof(crossing),
-                            sizeof crossing);
-      }
-      const std::uint64_t offset = address.value() - entry->first;
-      detail::store_once(entry->host + offset, value);
-      if constexpr (Marked) dirty->mark(offset, sizeof(T));
-      return {};
-    }
-  }
 
   // Slices that lie in one region; false, and nothing done, for others. Short and long ones have
   // functions of their own, so that the former need not save registers around the latter's memcpy.
@@ -401,7 +353,7 @@ class GuestMemory {
     if (dirty == nullptr) [[unlikely]]
       return false;
     const std::uint64_t offset = address.value() - entry->first;
-    Copy(entry->host + offset, detail::known_after(from.data(), entry->host), from.size());
+    Copy(entry->host + offset, from.data(), from.size());
     dirty->mark(offset, from.size());
     return true;
   }

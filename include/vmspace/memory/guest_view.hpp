@@ -5,8 +5,8 @@
 // A pointer into guest memory is only good while the memory stays mapped, and a region may be
 // unplugged at any time. So a view holds the map that it was taken from, and with it the regions:
 // whatever is unplugged meanwhile, the pointers stay valid until the view ends. Mutable views
-// record their whole range as written when they end, because nobody sees what is written through
-// them.
+// record their whole range as written when they end, because writes through them can't be
+// seen.
 //
 // The guest sees and changes these bytes while they are looked at. What is parsed from a view has
 // to be copied out first; GuestMemory::read and GuestPtr do that.

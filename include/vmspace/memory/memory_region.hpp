@@ -22,6 +22,19 @@
 
 namespace vmspace {
 
+/// What may be given up to move a region to another guest address; an aggregate for designated
+/// initialisers.
+struct MoveOptions {
+  /// Moves a region that lies in an arena. It stays where it is on the host, so the arena no longer
+  /// has it at the place of its guest address.
+  bool leave_arena_order = false;
+  /// Moves a region to where guest and host address no longer agree modulo the size of a huge page,
+  /// so that KVM can map it to the guest only in small pages.
+  bool lose_huge_pages = false;
+
+  friend bool operator==(const MoveOptions&, const MoveOptions&) = default;
+};
+
 /// How a region is mapped, beyond what its description says; an aggregate for designated
 /// initialisers.
 struct MapOptions {
@@ -48,16 +61,27 @@ struct MapOptions {
   bool dontfork = false;   ///< children that fork do not get it
   bool dontdump = false;   ///< core dumps leave it out
   bool mergeable = false;  ///< the kernel may merge equal pages (KSM)
-  /// A region that wants to be populated is left to the caller, who does several at once.
+  /// Leaves regions that ask to be populated to the caller, who can populate several at once.
   bool defer_populate = false;
   PopulateOptions populate = {};
+  /// What GuestMemory::remap may give up for a region that has moved.
+  MoveOptions move = {};
 };
 
-/// A mapped region: description, backing and mapping, which never change.
+class MemoryRegion;
+
+/// How mapped regions are held and handed on.
+using MemoryRegionPtr = std::shared_ptr<const MemoryRegion>;
+
+/// A mapped region: a description, and the memory that it describes.
 ///
-/// Held as shared_ptr<const MemoryRegion>: several maps of guest memory share it, and the last one
-/// to let go unmaps it. What is immutable is the region; the memory is written through host_base().
-/// Const calls, also those of mapping(), may be made from any thread.
+/// Invariant: the description has a backing, the mapping is exactly as large as it says, and its
+/// base is a multiple of the mapping's page size. The region never changes; its memory is written
+/// through host_base().
+///
+/// Both parts are shared. Several maps of guest memory hold one region, by MemoryRegionPtr; and the
+/// regions that at() makes of one another have one memory: mapping and dirty bitmap. The last holder
+/// unmaps it. Const calls, also those of mapping(), may be made from any thread.
 class MemoryRegion {
  public:
   /// Opens the region's backing and maps all of it, then binds it to its node, advises huge pages,
@@ -68,34 +92,75 @@ class MemoryRegion {
   /// `host_executable` asks for it. Only where the backing is not writable (a shared file that the
   /// guest may only read) it may read and no more; mapping().protection() tells.
   ///
-  /// Errors: `invalid_argument` for a null pointer, and for a region that asks for pages of another size than
-  /// `options.backing` has; those of Backing::open, MemoryMapping::map (`out_of_bounds` also for a
-  /// region that is not inside the arena), bind_to_nodes, use_hugepages and populate. Nothing is
-  /// left of the region then, and the error's text names the region, its guest range and its file.
-  /// A few system calls, and the cost of populate where the region wants it.
-  [[nodiscard]] static Result<std::shared_ptr<const MemoryRegion>> map(
-      AddressSpaceRegionPtr description, const MapOptions& options = {});
+  /// The region holds on to `description`, the object that an AddressSpaceBase holds as well.
+  ///
+  /// Errors: `invalid_argument` for a null pointer, and for a region that asks for pages of another
+  /// size than `options.backing` has; those of Backing::open, MemoryMapping::map (`out_of_bounds`
+  /// also for a region that is not inside the arena), bind_to_nodes, use_hugepages and populate.
+  /// Nothing is left of the region then, and the error's text names the region, its guest range and
+  /// its file. A few system calls, and the cost of populate where the region asks for it.
+  [[nodiscard]] static Result<MemoryRegionPtr> map(AddressSpaceRegionPtr description,
+                                                   const MapOptions& options = {});
+  /// Maps memory for which no address space has a description. Errors also: those of
+  /// AddressSpaceRegion::make.
+  [[nodiscard]] static Result<MemoryRegionPtr> map(RegionOptions description,
+                                                   const MapOptions& options = {});
+
+  /// Makes a region of memory that is mapped already, for a caller who takes the steps of map() one
+  /// by one. `huge_pages` is what MemoryMapping::use_hugepages() has said. Errors, each naming the
+  /// region: `invalid_argument` for a null pointer, for a description without a backing, and when
+  /// the mapping is not exactly as large as the region; `misaligned` when the region's base is not a
+  /// multiple of the mapping's page size; `access_denied` when this process may not read the mapping,
+  /// or may not write it where the guest may. One system call.
+  [[nodiscard]] static Result<MemoryRegionPtr> make(AddressSpaceRegionPtr description,
+                                                    MemoryMapping mapping,
+                                                    Applied huge_pages = Applied::not_applicable);
+
+  /// This region moved to another guest address: a new region that shares its memory, which stays
+  /// where it is on the host. While it tracks dirty pages, all of it counts as written, since whoever
+  /// copies the guest has it at its old address.
+  ///
+  /// Errors: `bad_state` in an arena, where each region lies at the place of its guest address;
+  /// `misaligned` for a move after which guest and host address no longer agree modulo the size of a
+  /// huge page, when they did before and one fits in the region (`options` allow either); those of
+  /// AddressSpaceRegion::make. Allocates; maps nothing.
+  [[nodiscard]] Result<MemoryRegionPtr> at(GuestAddress base,
+                                           const MoveOptions& options = {}) const;
+  /// Moves it to where `moved` says, which is its description but for the base, as
+  /// AddressSpace::move_region gives it; the new region holds on to that. Errors also:
+  /// `invalid_argument` for a null pointer, or a description that differs in more than its base.
+  [[nodiscard]] Result<MemoryRegionPtr> at(AddressSpaceRegionPtr moved,
+                                           const MoveOptions& options = {}) const;
 
   [[nodiscard]] GuestAddress base() const noexcept { return description_->base(); }
   [[nodiscard]] std::uint64_t size() const noexcept { return description_->size(); }
   /// The last address, inclusive.
   [[nodiscard]] GuestAddress last_addr() const noexcept { return description_->last_addr(); }
-  /// Where the guest's base() is in this process, which may do what mapping().protection() says.
-  [[nodiscard]] std::byte* host_base() const noexcept { return mapping_.data(); }
+  /// Base and size.
+  [[nodiscard]] GuestRange guest_range() const noexcept { return description_->guest_range(); }
+  /// Where base() is mapped in this process, which may access it as mapping().protection() says.
+  [[nodiscard]] std::byte* host_base() const noexcept { return memory_->mapping.data(); }
   /// What the guest may do.
   [[nodiscard]] Protection protection() const noexcept { return description_->protection(); }
   [[nodiscard]] const AddressSpaceRegion& description() const noexcept { return *description_; }
-  [[nodiscard]] const Backing& backing() const noexcept { return mapping_.backing(); }
-  [[nodiscard]] const MemoryMapping& mapping() const noexcept { return mapping_; }
-  /// Whether the region's wish for transparent huge pages was taken; `not_applicable` also where it
-  /// had none.
-  [[nodiscard]] Applied huge_pages() const noexcept { return huge_pages_; }
+  [[nodiscard]] const AddressSpaceRegionPtr& shared_description() const noexcept {
+    return description_;
+  }
+  [[nodiscard]] const Backing& backing() const noexcept { return memory_->mapping.backing(); }
+  [[nodiscard]] const MemoryMapping& mapping() const noexcept { return memory_->mapping; }
+  /// Whether the kernel took the advice to use transparent huge pages; `not_applicable` also when the
+  /// region did not ask for them.
+  [[nodiscard]] Applied huge_pages() const noexcept { return memory_->huge_pages; }
+  /// Whether both are one memory: they are one region, or one was moved from the other.
+  [[nodiscard]] bool shares_memory_with(const MemoryRegion& other) const noexcept {
+    return memory_ == other.memory_;
+  }
   /// What this process wrote of it, shared by every map that holds the region; off at first.
-  [[nodiscard]] DirtyBitmap& dirty() const noexcept { return dirty_; }
+  [[nodiscard]] DirtyBitmap& dirty() const noexcept { return memory_->dirty; }
 
-  // Filling, whatever the guest may do: so does a VMM fill a ROM before it publishes the memory that
-  // the region is part of. GuestMemory goes on refusing to write where the guest may not. Who looks
-  // at the memory meanwhile sees a part of it; what is written is marked dirty.
+  // Loading images, also where the guest may not write: a VMM fills a ROM before it publishes the
+  // memory that the ROM is part of. (GuestMemory refuses every write that the guest may not make.)
+  // Loading is not atomic: a reader may see a part of the image. What is written is marked dirty.
 
   /// Copies `bytes` to `offset`. Errors: `out_of_bounds` for what is not within the region;
   /// `access_denied` where this process may not write either (see map()).
@@ -103,30 +168,35 @@ class MemoryRegion {
                                         std::span<const std::byte> bytes) const;
   /// Reads up to `size` bytes from a descriptor to `offset`; gives how many, fewer at the end of the
   /// file. Errors: those of load_image(); `os`, also after a part was read. As with
-  /// GuestMemory::read_from, what was asked for and not given may have been written, and is marked.
+  /// read_into_guest(), what was asked for and not given may have been written, and is marked.
   [[nodiscard]] Result<std::uint64_t> load_image_from(int fd, std::uint64_t offset,
                                                       std::uint64_t size) const;
 
  private:
-  MemoryRegion(AddressSpaceRegionPtr description, MemoryMapping mapping, Applied huge_pages)
-      : description_(std::move(description)),
-        mapping_(std::move(mapping)),
-        huge_pages_(huge_pages),
-        dirty_(description_->size()) {}
+  struct Memory {
+    MemoryMapping mapping;
+    Applied huge_pages;
+    mutable DirtyBitmap dirty;  // thread-safe by itself
+  };
 
+  MemoryRegion(AddressSpaceRegionPtr description, std::shared_ptr<const Memory> memory) noexcept
+      : description_(std::move(description)), memory_(std::move(memory)) {}
+
+  [[nodiscard]] static MemoryRegionPtr of_mapping(AddressSpaceRegionPtr description,
+                                                  MemoryMapping mapping, Applied huge_pages);
+  [[nodiscard]] Result<void> check_move(const AddressSpaceRegion& moved,
+                                        const MoveOptions& options) const;
   [[nodiscard]] Result<void> check_image(const char* operation, std::uint64_t offset,
                                          std::uint64_t size) const;
 
-  AddressSpaceRegionPtr description_;  // never null
-  MemoryMapping mapping_;
-  Applied huge_pages_;
-  mutable DirtyBitmap dirty_;  // thread-safe by itself
+  AddressSpaceRegionPtr description_;     // never null
+  std::shared_ptr<const Memory> memory_;  // never null
 };
 
 /// Populates all of `regions` at once; see populate(). By default the file of a region that the
-/// guest may only read is read, and not written. Errors: `invalid_argument` for a null pointer;
+/// guest may only read is read, not written. Errors: `invalid_argument` for a null pointer;
 /// those of populate(), with the region's name and guest range.
-[[nodiscard]] Result<void> populate(std::span<const std::shared_ptr<const MemoryRegion>> regions,
+[[nodiscard]] Result<void> populate(std::span<const MemoryRegionPtr> regions,
                                     PopulateOptions options = {});
 
 }  // namespace vmspace

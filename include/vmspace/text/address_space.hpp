@@ -21,6 +21,11 @@ namespace vmspace {
   return detail::hex(address.value());
 }
 
+/// Base and size, which need not be valid: `0x1000+0x200`.
+[[nodiscard]] inline std::string to_text(const GuestRange& range) {
+  return detail::base_and_size(range.base.value(), range.size);
+}
+
 /// Its name_of(): `ram`, `device`, `dax`, `firmware`.
 [[nodiscard]] inline std::string to_text(RegionType type) {
   return std::string(name_of(type));

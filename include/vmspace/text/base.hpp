@@ -109,7 +109,7 @@ std::string list_text(const Values& values) {
 }
 
 /// As in a message: `[0x100, 0x1ff]`, `0x1000`, `7`; `none`.
-[[nodiscard]] inline std::string operand_text(const Operand& operand) {
+[[nodiscard]] inline std::string to_text(const Operand& operand) {
   return operand.kind == Operand::Kind::none ? "none" : detail::operand_text(operand);
 }
 

@@ -12,11 +12,6 @@
 
 namespace vmspace {
 
-/// Base and size, which need not be valid: `0x1000+0x200`.
-[[nodiscard]] inline std::string to_text(const GuestRange& range) {
-  return detail::base_and_size(range.base.value(), range.size);
-}
-
 /// The enumerator's name: `read`, `write`.
 [[nodiscard]] inline std::string to_text(Access access) {
   return access == Access::read ? "read" : "write";
@@ -51,9 +46,8 @@ template <typename T>
 
 /// `0x1000+0x2000 rw- of fd 5 offset 0x1000`.
 [[nodiscard]] inline std::string to_text(const RegionDescriptor& region) {
-  return detail::concat(detail::base_and_size(region.base.value(), region.size), " ",
-                        to_text(region.protection), " of fd ", std::to_string(region.fd),
-                        " offset ", detail::hex(region.offset));
+  return detail::concat(to_text(region.range), " ", to_text(region.protection), " of fd ",
+                        std::to_string(region.fd), " offset ", detail::hex(region.offset));
 }
 
 /// The enumerator's name.

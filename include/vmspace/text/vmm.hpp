@@ -19,7 +19,7 @@ namespace vmspace {
                         memory.read_only ? " read_only" : "", memory.log_dirty ? " log_dirty" : "");
 }
 
-/// `slot 3 [0x1000-0x2fff]`.
+/// `slot 3 0x1000+0x2000`.
 [[nodiscard]] inline std::string to_text(const KvmSlot& slot) {
   return detail::concat("slot ", std::to_string(slot.number), " ", to_text(slot.range));
 }

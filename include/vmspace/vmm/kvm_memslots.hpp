@@ -22,7 +22,7 @@
 #include <vector>
 
 #include "vmspace/address_space/guest_address.hpp"
-#include "vmspace/allocator/range.hpp"
+#include "vmspace/address_space/guest_range.hpp"
 #include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base/result.hpp"
 
@@ -49,12 +49,12 @@ struct KvmMemory {
 /// One slot as KVM knows it, for the calls that name it (KVM_CLEAR_DIRTY_LOG).
 struct KvmSlot {
   std::uint32_t number;  ///< what KVM calls it
-  Range range;           ///< the guest physical addresses it covers
+  GuestRange range;      ///< the guest memory it covers
 
   friend bool operator==(const KvmSlot&, const KvmSlot&) = default;
 };
 
-/// Which pages of a range the guest has written, as GuestMemory::merge_dirty_log() takes them.
+/// Which pages of a range the guest has written, as merge_dirty_log() takes them.
 struct KvmDirtyLog {
   GuestAddress base;                ///< where the range begins
   std::uint64_t unit;               ///< the bytes that each bit covers: the host's page size
@@ -128,7 +128,7 @@ class KvmMemslots {
   /// range stays known, and clear() may be called again.
   ///
   /// O(log n), and a system call a slot, which waits for all vCPUs to notice.
-  [[nodiscard]] Result<void> clear(const Range& range);
+  [[nodiscard]] Result<void> clear(const GuestRange& range);
 
   /// Has KVM log what the guest writes to a known range from now on; `range` is exactly one that
   /// set() has shown. The slots stay live: vCPUs notice nothing. Does nothing where the log is
@@ -140,29 +140,29 @@ class KvmMemslots {
   /// in part: start or stop it again.
   ///
   /// O(log n), and a system call a slot, in which KVM write-protects it.
-  [[nodiscard]] Result<void> start_dirty_log(const Range& range);
+  [[nodiscard]] Result<void> start_dirty_log(const GuestRange& range);
 
   /// Ends what start_dirty_log() began, also on live slots, and drops the log: fetch it first, with
   /// the vCPUs stopped if no write may be missed. Does nothing where the log is off. Errors: those
   /// of start_dirty_log(); where a log had ended and was switched on again, the next fetch reports
   /// all of the piece dirty. O(log n), and a system call a slot.
-  [[nodiscard]] Result<void> stop_dirty_log(const Range& range);
+  [[nodiscard]] Result<void> stop_dirty_log(const GuestRange& range);
 
   /// Fetches what the guest has written to a known range since the last fetch, or since the log
   /// began, and clears it: those pages are logged again from then on. Fetch, then read the memory.
   /// Where the VMM has enabled KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM clears nothing until
   /// KVM_CLEAR_DIRTY_LOG. What the host itself writes is in no log of KVM's; see
-  /// GuestMemory::enable_dirty_tracking().
+  /// enable_dirty_tracking().
   ///
   /// Errors: `not_found` for any other range; `bad_state` when its log is off, or on only in part;
   /// `os` when KVM refuses. Nothing is lost: what KVM had reported and cleared before it refused is
   /// dirty in the next fetch, as whole slots. Allocates one bit a page; a system call a slot.
-  [[nodiscard]] Result<KvmDirtyLog> fetch_dirty_log(const Range& range);
+  [[nodiscard]] Result<KvmDirtyLog> fetch_dirty_log(const GuestRange& range);
 
   /// The slots that KVM has for one known range, in address order. They do not cover a range that
   /// is shown only in part after a failed set() or clear(). Errors: `not_found` for any other
   /// range. O(slots).
-  [[nodiscard]] Result<std::vector<KvmSlot>> slots(const Range& range) const;
+  [[nodiscard]] Result<std::vector<KvmSlot>> slots(const GuestRange& range) const;
 
   /// How many slots KVM has for this machine. O(1).
   [[nodiscard]] std::uint32_t limit() const noexcept;
@@ -179,9 +179,10 @@ class KvmMemslots {
 
   [[nodiscard]] Result<void> check_not_moved_from(const char* operation) const;
   /// The mapping of exactly this range; `not_found`, or `bad_state` after a move.
-  [[nodiscard]] Result<detail::KvmMapping*> find(const Range& range, const char* operation) const;
-  [[nodiscard]] Result<void> switch_log(const Range& range, bool on, const char* operation);
-  void forget(const Range& range) noexcept;
+  [[nodiscard]] Result<detail::KvmMapping*> find(const GuestRange& range,
+                                                 const char* operation) const;
+  [[nodiscard]] Result<void> switch_log(const GuestRange& range, bool on, const char* operation);
+  void forget(const GuestRange& range) noexcept;
   void clear_all() noexcept;
 
   std::unique_ptr<State> state_;  // null only after a move

@@ -15,24 +15,27 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/address_space/address_space_base.hpp"
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
+#include "vmspace/testing.hpp"
 
 #include "host/host_support.hpp"
 
 namespace vmspace {
 namespace {
 
+using ::testing::Not;
 using namespace test;
 
 /// An address space of these regions.
 AddressSpaceBase space_of(std::vector<RegionOptions> regions) {
   auto layout = AddressSpaceLayout::make({.phys_max = UINT64_MAX, .ram = Range::whole_domain()});
-  EXPECT_TRUE(layout);
+  VMSPACE_EXPECT_OK(layout);
   AddressSpaceBase space(*layout);
   for (RegionOptions& region : regions) {
     const auto ok = space.insert_region(std::move(region));
-    EXPECT_TRUE(ok) << ok.error().message();
+    VMSPACE_EXPECT_OK(ok);
   }
   return space;
 }
@@ -46,7 +49,7 @@ RegionOptions ram(std::uint64_t base, std::uint64_t size) {
 
 Backing memfd(std::uint64_t size) {
   auto backing = Backing::open({.source = MemorySource::shmem}, size);
-  EXPECT_TRUE(backing);
+  VMSPACE_EXPECT_OK(backing);
   return *backing;
 }
 
@@ -55,16 +58,16 @@ TEST(GuestMemoryMap, EachRegionHasItsOwnPartOfASharedBacking) {
   const auto memory =
       GuestMemory::map(space_of({ram(4_GiB, 4_MiB), ram(4_KiB, 64_KiB), ram(1_MiB, 2_MiB)}),
                        {.backing = backing, .backing_offset = 1_MiB});
-  ASSERT_TRUE(memory) << memory.error().message();
+  ASSERT_THAT(memory, IsOk());
   std::vector<std::uint64_t> offsets;
   for (const auto& region : memory->regions()) {
     EXPECT_EQ(region->backing(), backing);
     offsets.push_back(region->mapping().file_offset());
-    ASSERT_TRUE(memory->write(region->base(), region->base().value()));
+    ASSERT_THAT(memory->write(region->base(), region->base().value()), IsOk());
   }
   EXPECT_EQ(offsets, (std::vector<std::uint64_t>{1_MiB, 1_MiB + 64_KiB, 3_MiB + 64_KiB}));
   for (const auto& region : memory->regions()) {
-    EXPECT_EQ(memory->read<std::uint64_t>(region->base()), region->base().value())
+    EXPECT_THAT(memory->read<std::uint64_t>(region->base()), IsOkAndHolds(region->base().value()))
         << "two regions are one memory";
   }
 }
@@ -75,15 +78,15 @@ TEST(GuestMemoryMap, ABackingTooShortForAllRegionsIsRefused) {
   for (const auto& [size, offset] : {std::pair{3_MiB, 0_MiB}, std::pair{4_MiB, 4_KiB},
                                      std::pair{4_MiB, 8_MiB}, std::pair{4_MiB, ~0_KiB}}) {
     const auto memory = GuestMemory::map(space, {.backing = memfd(size), .backing_offset = offset});
-    ASSERT_FALSE(memory) << size << ' ' << offset;
-    EXPECT_EQ(memory.error().code, Errc::out_of_bounds) << memory.error().message();
+    ASSERT_THAT(memory, Not(IsOk())) << size << ' ' << offset;
+    EXPECT_THAT(memory, HasError(Errc::out_of_bounds)) << memory.error().message();
   }
   EXPECT_EQ(address_space_bytes(), mapped);
   // Sizes whose sum passes 64 bits.
   const auto huge = space_of({ram(0, std::uint64_t{1} << 63),
                               ram(std::uint64_t{1} << 63, (std::uint64_t{1} << 63) - 4_KiB)});
-  EXPECT_EQ(GuestMemory::map(huge, {.backing = memfd(4_MiB)}).error().code, Errc::out_of_bounds);
-  EXPECT_TRUE(GuestMemory::map(space, {.backing = memfd(4_MiB)}));
+  EXPECT_THAT(GuestMemory::map(huge, {.backing = memfd(4_MiB)}), HasError(Errc::out_of_bounds));
+  VMSPACE_EXPECT_OK(GuestMemory::map(space, {.backing = memfd(4_MiB)}));
 }
 
 TEST(GuestMemoryMap, RegionsOfAFileKeepTheirFile) {
@@ -98,8 +101,8 @@ TEST(GuestMemoryMap, RegionsOfAFileKeepTheirFile) {
                                   .protection = Protection::read},
                                  ram(1_MiB, 1_MiB)}),
                        {.backing = memfd(1_MiB)});
-  ASSERT_TRUE(memory) << memory.error().message();
-  EXPECT_EQ(memory->read<char>(GuestAddress(0)), 'f');
+  ASSERT_THAT(memory, IsOk());
+  EXPECT_THAT(memory->read<char>(GuestAddress(0)), IsOkAndHolds('f'));
   EXPECT_EQ(memory->regions()[1]->mapping().file_offset(), 0U);
 }
 
@@ -119,15 +122,15 @@ TEST(GuestMemoryMap, AGuestMayBeLargerThanTheHost) {
     RegionOptions options = ram(0, size);
     options.backing = spec;
     const auto memory = GuestMemory::map(space_of({options}));
-    ASSERT_TRUE(memory) << memory.error().message();
-    EXPECT_TRUE(memory->write(GuestAddress(size - 8), std::uint64_t{1}));
+    ASSERT_THAT(memory, IsOk());
+    VMSPACE_EXPECT_OK(memory->write(GuestAddress(size - 8), std::uint64_t{1}));
   }
   // A guess refuses what can't be there; with 1 it takes anything.
   if (overcommit_policy() == 0) {
     RegionOptions options = ram(0, size);
     options.backing = specs[0];
     const auto memory = GuestMemory::map(space_of({options}), {.reserve = true});
-    ASSERT_FALSE(memory);
+    ASSERT_THAT(memory, Not(IsOk()));
     EXPECT_EQ(memory.error().os_errno, ENOMEM) << memory.error().message();
   }
 }
@@ -138,21 +141,21 @@ TEST(GuestMemoryMap, ASnapshotLargerThanTheHostCanBeMapped) {
   const OwnedFd file(::memfd_create("snapshot", MFD_CLOEXEC));
   {
     const auto memory = GuestMemory::map(space_of({ram(0, size)}));
-    ASSERT_TRUE(memory);
-    ASSERT_TRUE(memory->write(GuestAddress(size / 2), std::uint64_t{42}));
-    ASSERT_TRUE(save_snapshot(*memory, file.get()));
+    ASSERT_THAT(memory, IsOk());
+    ASSERT_THAT(memory->write(GuestAddress(size / 2), std::uint64_t{42}), IsOk());
+    ASSERT_THAT(save_snapshot(*memory, file.get()), IsOk());
   }
   const auto mapped = map_snapshot(file.get());
-  ASSERT_TRUE(mapped) << mapped.error().message();
-  EXPECT_EQ(mapped->read<std::uint64_t>(GuestAddress(size / 2)), 42U);
+  ASSERT_THAT(mapped, IsOk());
+  EXPECT_THAT(mapped->read<std::uint64_t>(GuestAddress(size / 2)), IsOkAndHolds(42U));
 }
 
 TEST(GuestMemoryMap, ARegionThatAsksForHugePagesIsNotQuietlyOnSmallOnes) {
   RegionOptions wants = ram(0, 2_MiB);
   wants.backing = {.source = MemorySource::hugeshmem};
   const auto memory = GuestMemory::map(space_of({wants}), {.backing = memfd(2_MiB)});
-  ASSERT_FALSE(memory);
-  EXPECT_EQ(memory.error().code, Errc::invalid_argument) << memory.error().message();
+  ASSERT_THAT(memory, Not(IsOk()));
+  EXPECT_THAT(memory, HasError(Errc::invalid_argument)) << memory.error().message();
 }
 
 class GuestMemoryRemap : public ::testing::Test {
@@ -162,13 +165,13 @@ class GuestMemoryRemap : public ::testing::Test {
   static constexpr std::uint64_t more = 8_GiB;
 
   void SetUp() override {
-    ASSERT_TRUE(memory.write(GuestAddress(1_MiB), std::uint64_t{0x1234}));
-    ASSERT_TRUE(memory.write(GuestAddress(plugged), std::uint64_t{0x5678}));
+    ASSERT_THAT(memory.write(GuestAddress(1_MiB), std::uint64_t{0x1234}), IsOk());
+    ASSERT_THAT(memory.write(GuestAddress(plugged), std::uint64_t{0x5678}), IsOk());
   }
 
   [[nodiscard]] std::uint64_t at(const GuestMemory& where, std::uint64_t address) const {
     const auto value = where.read<std::uint64_t>(GuestAddress(address));
-    EXPECT_TRUE(value) << value.error().message();
+    VMSPACE_EXPECT_OK(value);
     return *value;
   }
 
@@ -182,7 +185,7 @@ class GuestMemoryRemap : public ::testing::Test {
   AddressSpaceBase space = space_of({ram(0, 2_MiB), ram(plugged, 1_MiB)});
   GuestMemory memory = [this] {
     auto mapped = GuestMemory::map(space);
-    EXPECT_TRUE(mapped) << mapped.error().message();
+    VMSPACE_EXPECT_OK(mapped);
     return *mapped;
   }();
 };
@@ -190,7 +193,7 @@ class GuestMemoryRemap : public ::testing::Test {
 TEST_F(GuestMemoryRemap, WhatStaysKeepsItsContentsAndWhatIsNewIsMapped) {
   ASSERT_TRUE(space.insert_region(ram(more, 1_MiB)));
   const auto after = memory.remap(space);
-  ASSERT_TRUE(after) << after.error().message();
+  ASSERT_THAT(after, IsOk());
   EXPECT_EQ(after->regions().size(), 3U);
   EXPECT_EQ(at(*after, 1_MiB), 0x1234U);
   EXPECT_EQ(at(*after, plugged), 0x5678U);
@@ -198,7 +201,7 @@ TEST_F(GuestMemoryRemap, WhatStaysKeepsItsContentsAndWhatIsNewIsMapped) {
   // The regions are those that were there, so that a device which has the old map sees the same.
   EXPECT_EQ(after->regions()[0], memory.regions()[0]);
   EXPECT_EQ(after->regions()[1], memory.regions()[1]);
-  EXPECT_TRUE(after->check_invariants());
+  VMSPACE_EXPECT_OK(after->check_invariants());
   expect_unchanged();
 }
 
@@ -206,29 +209,98 @@ TEST_F(GuestMemoryRemap, WhatIsGoneIsLetGo) {
   const std::weak_ptr<const MemoryRegion> region = memory.regions()[1];
   ASSERT_TRUE(space.remove_region(GuestAddress(plugged)));
   auto after = memory.remap(space);
-  ASSERT_TRUE(after) << after.error().message();
+  ASSERT_THAT(after, IsOk());
   EXPECT_EQ(after->regions().size(), 1U);
   EXPECT_EQ(at(*after, 1_MiB), 0x1234U);
-  EXPECT_EQ(after->read<std::uint8_t>(GuestAddress(plugged)).error().code, Errc::not_found);
+  EXPECT_THAT(after->read<std::uint8_t>(GuestAddress(plugged)), HasError(Errc::not_found));
   memory = *after;
   EXPECT_TRUE(region.expired());
   // Plugged again, it is new.
   ASSERT_TRUE(space.insert_region(ram(plugged, 1_MiB)));
   after = memory.remap(space);
-  ASSERT_TRUE(after) << after.error().message();
+  ASSERT_THAT(after, IsOk());
   EXPECT_EQ(at(*after, plugged), 0U);
 }
 
-TEST_F(GuestMemoryRemap, ContentsAreNotLostToARegionThatChangedOrMoved) {
+TEST_F(GuestMemoryRemap, ARegionThatMovedKeepsItsContents) {
+  for (const std::uint64_t to : {more, plugged + 512_KiB, plugged - 512_KiB}) {
+    AddressSpaceBase changed = space;
+    const auto moved = changed.move_region(GuestAddress(plugged), GuestAddress(to));
+    ASSERT_THAT(moved, IsOk());
+    const auto after = memory.remap(changed);
+    ASSERT_THAT(after, IsOk());
+    EXPECT_EQ(at(*after, 1_MiB), 0x1234U);
+    EXPECT_EQ(at(*after, to), 0x5678U);
+    EXPECT_THAT(after->read<std::uint8_t>(GuestAddress(to - 1)), HasError(Errc::not_found));
+    EXPECT_EQ(after->regions()[1]->host_base(), memory.regions()[1]->host_base());
+    EXPECT_EQ(after->regions()[1]->shared_description(), *moved);
+    EXPECT_EQ(after->guest_address(memory.regions()[1]->host_base()), GuestAddress(to));
+    VMSPACE_EXPECT_OK(after->check_invariants());
+    expect_unchanged();
+  }
+}
+
+TEST_F(GuestMemoryRemap, ARegionMayMoveToWhereAnotherWas) {
+  RegionOptions dimm = ram(more, 2_MiB);
+  dimm.name = "dimm";
+  ASSERT_THAT(space.insert_region(dimm), IsOk());
+  const auto before = memory.remap(space);
+  ASSERT_THAT(before, IsOk());
+  ASSERT_THAT(before->write(GuestAddress(more), std::uint64_t{0x9abc}), IsOk());
+  // Both move, one of them onto the other's place; what was at 0 is removed.
+  ASSERT_THAT(space.move_region(GuestAddress(more), GuestAddress(2 * more)), IsOk());
+  ASSERT_THAT(space.move_region(GuestAddress(plugged), GuestAddress(more)), IsOk());
+  ASSERT_THAT(space.remove_region(GuestAddress(0)), IsOk());
+  const auto after = before->remap(space);
+  ASSERT_THAT(after, IsOk());
+  EXPECT_EQ(after->regions().size(), 2U);
+  EXPECT_EQ(at(*after, more), 0x5678U);
+  EXPECT_EQ(at(*after, 2 * more), 0x9abcU);
+}
+
+TEST_F(GuestMemoryRemap, RegionsThatAreAlikeMoveOneAtATime) {
+  ASSERT_THAT(space.insert_region(ram(more, 1_MiB)), IsOk());
+  const auto before = memory.remap(space);
+  ASSERT_THAT(before, IsOk());
+  AddressSpaceBase changed = space;
+  ASSERT_THAT(changed.move_region(GuestAddress(plugged), GuestAddress(16_GiB)), IsOk());
+  ASSERT_THAT(changed.move_region(GuestAddress(more), GuestAddress(32_GiB)), IsOk());
+  EXPECT_THAT(before->remap(changed), HasError(Errc::bad_state)) << "two leave, two come";
+  AddressSpaceBase doubled = space;
+  ASSERT_THAT(doubled.move_region(GuestAddress(plugged), GuestAddress(16_GiB)), IsOk());
+  ASSERT_THAT(doubled.insert_region(ram(32_GiB, 1_MiB)), IsOk());
+  EXPECT_THAT(before->remap(doubled), HasError(Errc::bad_state)) << "one leaves, two come";
+  expect_unchanged();
+}
+
+TEST_F(GuestMemoryRemap, AMoveThatLosesHugePagesIsRefusedUnlessAskedFor) {
+  AddressSpaceBase changed = space_of({ram(0, 2_MiB)});
+  const auto before = GuestMemory::map(changed);
+  ASSERT_THAT(before, IsOk());
+  ASSERT_THAT(changed.move_region(GuestAddress(0), GuestAddress(4_GiB + 4_KiB)), IsOk());
+  const auto refused = before->remap(changed);
+  ASSERT_THAT(refused, HasError(Errc::misaligned));
+  EXPECT_EQ(refused.error().operation, std::string("GuestMemory::remap"));
+  EXPECT_THAT(before->remap(changed, {.move = {.lose_huge_pages = true}}), IsOk());
+}
+
+TEST_F(GuestMemoryRemap, AllOfARegionThatMovedIsDirty) {
+  ASSERT_THAT(enable_dirty_tracking(memory), IsOk());
+  ASSERT_THAT(space.move_region(GuestAddress(plugged), GuestAddress(more)), IsOk());
+  const auto after = memory.remap(space);
+  ASSERT_THAT(after, IsOk());
+  EXPECT_THAT(harvest_dirty(*after),
+              IsOkAndHolds((std::vector<GuestRange>{{GuestAddress(more), 1_MiB}})));
+}
+
+TEST_F(GuestMemoryRemap, ContentsAreNotLostToARegionThatIsDescribedAnew) {
   struct Case {
     const char* what;
     std::uint64_t base;
     std::uint64_t size;
     const char* name;
   };
-  for (const Case& change : {Case{"moved", more, 1_MiB, "ram"},
-                             {"moved by less than its size", plugged + 512_KiB, 1_MiB, "ram"},
-                             {"renamed", plugged, 1_MiB, "dimm"},
+  for (const Case& change : {Case{"renamed", plugged, 1_MiB, "dimm"},
                              {"larger", plugged, 2_MiB, "ram"},
                              {"replaced", plugged - 4_KiB, 8_KiB, "vga"}}) {
     SCOPED_TRACE(change.what);
@@ -238,15 +310,14 @@ TEST_F(GuestMemoryRemap, ContentsAreNotLostToARegionThatChangedOrMoved) {
     options.name = change.name;
     ASSERT_TRUE(changed.insert_region(options));
     const auto after = memory.remap(changed);
-    ASSERT_FALSE(after);
-    EXPECT_EQ(after.error().code, Errc::bad_state);
+    ASSERT_THAT(after, HasError(Errc::bad_state));
     EXPECT_EQ(after.error().second, Operand::range(plugged, plugged + 1_MiB - 1));
     expect_unchanged();
     // In two steps it is what the VMM means.
     const auto without = memory.without_region(GuestAddress(plugged));
-    ASSERT_TRUE(without);
+    ASSERT_THAT(without, IsOk());
     const auto again = without->remap(changed);
-    ASSERT_TRUE(again) << again.error().message();
+    ASSERT_THAT(again, IsOk());
     EXPECT_EQ(at(*again, 1_MiB), 0x1234U);
     EXPECT_EQ(at(*again, change.base), 0U);
   }
@@ -257,7 +328,7 @@ TEST_F(GuestMemoryRemap, ARegionThatCantBeMappedChangesNothing) {
   missing.backing = {.source = MemorySource::file, .path = "/nonexistent/memory"};
   ASSERT_TRUE(space.insert_region(ram(2 * more, 1_MiB)));
   ASSERT_TRUE(space.insert_region(missing));
-  EXPECT_FALSE(memory.remap(space));
+  EXPECT_THAT(memory.remap(space), Not(IsOk()));
   expect_unchanged();
 }
 
@@ -265,39 +336,40 @@ TEST_F(GuestMemoryRemap, NewRegionsTakeTheNextPartsOfASharedBacking) {
   const auto backing = memfd(4_MiB);
   ASSERT_TRUE(space.insert_region(ram(more, 1_MiB)));
   const auto after = memory.remap(space, {.backing = backing, .backing_offset = 3_MiB});
-  ASSERT_TRUE(after) << after.error().message();
+  ASSERT_THAT(after, IsOk());
   EXPECT_EQ(after->regions()[2]->mapping().file_offset(), 3_MiB);
   EXPECT_NE(after->regions()[0]->backing(), backing);
   ASSERT_TRUE(space.insert_region(ram(2 * more, 1_MiB)));
-  EXPECT_EQ(after->remap(space, {.backing = backing, .backing_offset = 4_MiB}).error().code,
-            Errc::out_of_bounds);
+  EXPECT_THAT(after->remap(space, {.backing = backing, .backing_offset = 4_MiB}),
+              HasError(Errc::out_of_bounds));
 }
 
 TEST_F(GuestMemoryRemap, RegionsPluggedWhileTrackingAreTracked) {
-  ASSERT_TRUE(memory.enable_dirty_tracking());
+  ASSERT_THAT(enable_dirty_tracking(memory), IsOk());
   ASSERT_TRUE(space.insert_region(ram(more, 1_MiB)));
   const auto after = memory.remap(space);
-  ASSERT_TRUE(after);
-  EXPECT_EQ(after->harvest_dirty(), std::vector<Range>{*Range::from_base_size(more, 1_MiB)});
+  ASSERT_THAT(after, IsOk());
+  EXPECT_THAT(harvest_dirty(*after),
+              IsOkAndHolds((std::vector<GuestRange>{{GuestAddress(more), 1_MiB}})));
 }
 
 TEST_F(GuestMemoryRemap, APartOfTheBackingThatARegionHasIsNotGivenToAnother) {
   const auto backing = memfd(4_MiB);
   const auto before =
       GuestMemory::map(space_of({ram(0, 1_MiB), ram(4_GiB, 1_MiB)}), {.backing = backing});
-  ASSERT_TRUE(before) << before.error().message();
+  ASSERT_THAT(before, IsOk());
   const auto grown = space_of({ram(0, 1_MiB), ram(4_GiB, 1_MiB), ram(8_GiB, 1_MiB)});
   for (const std::uint64_t offset : {0_MiB, 1_MiB, 1_MiB + 4_KiB}) {
     const auto aliased = before->remap(grown, {.backing = backing, .backing_offset = offset});
-    ASSERT_FALSE(aliased) << offset;
-    EXPECT_EQ(aliased.error().code, Errc::overlap) << aliased.error().message();
+    ASSERT_THAT(aliased, Not(IsOk())) << offset;
+    EXPECT_THAT(aliased, HasError(Errc::overlap)) << aliased.error().message();
   }
   const auto after = before->remap(grown, {.backing = backing, .backing_offset = 2_MiB});
-  ASSERT_TRUE(after) << after.error().message();
+  ASSERT_THAT(after, IsOk());
   for (const auto& region : after->regions())
-    ASSERT_TRUE(after->write(region->base(), region->base().value()));
+    ASSERT_THAT(after->write(region->base(), region->base().value()), IsOk());
   for (const auto& region : after->regions()) {
-    EXPECT_EQ(after->read<std::uint64_t>(region->base()), region->base().value());
+    EXPECT_THAT(after->read<std::uint64_t>(region->base()), IsOkAndHolds(region->base().value()));
   }
 }
 

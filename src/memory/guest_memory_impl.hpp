@@ -18,9 +18,9 @@ namespace vmspace {
 
 /// Immutable once built.
 struct GuestMemory::Map {
-  Map(std::vector<RegionPtr> sorted, std::span<const detail::TranslationEntry> entries);
+  Map(std::vector<MemoryRegionPtr> sorted, std::span<const detail::TranslationEntry> entries);
 
-  std::vector<RegionPtr> regions;
+  std::vector<MemoryRegionPtr> regions;
   detail::TranslationTable table;            ///< the regions that can be read
   std::vector<const MemoryRegion*> by_host;  ///< regions, by host address
 };
@@ -65,11 +65,6 @@ inline Piece piece_below(const Translator& translator, std::uint64_t gpa,
           .dirty = entry->dirty,
           .offset = end - taken};
 }
-
-/// Starts dirty tracking of the regions that do not track; gives their bitmaps. All or none. Errors:
-/// those of DirtyBitmap::enable.
-[[nodiscard]] Result<std::vector<DirtyBitmap*>> start_tracking(
-    std::span<const GuestMemory::RegionPtr> regions);
 
 /// Calls `use(piece, done)` for the pieces of a range that was checked; `done` is the number of
 /// bytes before the piece.

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Snapshots of a guest of 4 GiB with 256 MiB of data in pieces of 1 MiB, into the directory that
+// VMSPACE_BENCH_DIR names, or the working directory; and the plain sequential write of as many
+// bytes.
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+#include <utility>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+
+#include "vmspace/base/literals.hpp"
+#include "vmspace/memory/guest_memory.hpp"
+#include "vmspace/snapshot/snapshot.hpp"
+
+namespace {
+
+using namespace vmspace;
+using namespace vmspace::literals;
+
+template <typename T>
+T expect(Result<T> result) {
+  if (!result) {
+    std::cerr << result.error().message() << '\n';
+    std::exit(1);
+  }
+  return *std::move(result);
+}
+
+class TempFile {
+ public:
+  TempFile() {
+    const char* directory = std::getenv("VMSPACE_BENCH_DIR");
+    fd_ = open(directory != nullptr ? directory : ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd_ < 0) {
+      std::perror("a file without a name, in VMSPACE_BENCH_DIR or here");
+      std::exit(1);
+    }
+  }
+  TempFile(const TempFile&) = delete;
+  TempFile& operator=(const TempFile&) = delete;
+  ~TempFile() { close(fd_); }
+  [[nodiscard]] int fd() const { return fd_; }
+
+ private:
+  int fd_ = -1;
+};
+
+constexpr std::uint64_t snapshot_data = 256_MiB;
+constexpr std::uint64_t snapshot_piece = 1_MiB;
+
+const GuestMemory& snapshot_guest() {
+  static const GuestMemory memory = [] {
+    auto guest = expect(GuestMemory::create(std::array{GuestRange{GuestAddress(0), 4_GiB}}));
+    std::vector<std::byte> piece(snapshot_piece, std::byte{0x5a});
+    for (std::uint64_t i = 0; i < snapshot_data / snapshot_piece; ++i) {
+      if (!guest.write_slice(GuestAddress(i * 16_MiB), piece)) std::abort();
+    }
+    return guest;
+  }();
+  return memory;
+}
+
+void save_plain(benchmark::State& state) {
+  const GuestMemory& guest = snapshot_guest();
+  const TempFile file;
+  for (auto _ : state) {
+    if (ftruncate(file.fd(), 0) != 0) return state.SkipWithError("ftruncate");
+    for (std::uint64_t i = 0; i < snapshot_data / snapshot_piece; ++i) {
+      const auto* piece = *guest.const_host_address({GuestAddress(i * 16_MiB), snapshot_piece});
+      if (pwrite(file.fd(), piece, snapshot_piece, static_cast<off_t>(i * snapshot_piece)) !=
+          static_cast<ssize_t>(snapshot_piece)) {
+        return state.SkipWithError("pwrite");
+      }
+    }
+  }
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
+}
+
+void save_sparse(benchmark::State& state) {
+  const GuestMemory& guest = snapshot_guest();
+  const TempFile file;
+  for (auto _ : state) {
+    if (!save_snapshot(guest, file.fd())) return state.SkipWithError("save");
+  }
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
+}
+
+void restore_mapped(benchmark::State& state) {
+  const TempFile file;
+  expect(save_snapshot(snapshot_guest(), file.fd()));
+  for (auto _ : state) {
+    const auto guest = map_snapshot(file.fd());
+    if (!guest || !guest->read<std::uint64_t>(GuestAddress(0))) {
+      return state.SkipWithError("map");
+    }
+  }
+}
+
+void restore_copied(benchmark::State& state) {
+  const TempFile file;
+  expect(save_snapshot(snapshot_guest(), file.fd()));
+  for (auto _ : state) {
+    const auto guest = expect(GuestMemory::create(std::array{GuestRange{GuestAddress(0), 4_GiB}}));
+    if (!restore_snapshot(guest, file.fd())) return state.SkipWithError("restore");
+  }
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
+}
+
+void add_all() {
+  benchmark::RegisterBenchmark("snapshot_save/plain_write/256M", save_plain)
+      ->Unit(benchmark::kMillisecond)
+      ->UseRealTime();
+  benchmark::RegisterBenchmark("snapshot_save/vmspace/256M", save_sparse)
+      ->Unit(benchmark::kMillisecond)
+      ->UseRealTime();
+  benchmark::RegisterBenchmark("snapshot_restore/vmspace_mapped/256M", restore_mapped)
+      ->Unit(benchmark::kMillisecond)
+      ->UseRealTime();
+  benchmark::RegisterBenchmark("snapshot_restore/vmspace_copied/256M", restore_copied)
+      ->Unit(benchmark::kMillisecond)
+      ->UseRealTime();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  add_all();
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}

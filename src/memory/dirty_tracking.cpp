@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/dirty_tracking.hpp"
+
+#include <utility>
+
+#include "vmspace/base/try.hpp"
+
+#include "memory/start_tracking.hpp"
+
+namespace vmspace {
+
+Result<std::vector<DirtyBitmap*>> detail::start_tracking(std::span<const MemoryRegionPtr> regions) {
+  // Also when memory for a bitmap runs out: nothing that was off before stays on.
+  struct Started {
+    std::vector<DirtyBitmap*> bitmaps;
+    ~Started() {
+      for (DirtyBitmap* bitmap : bitmaps)
+        bitmap->disable();
+    }
+  } started;
+  started.bitmaps.reserve(regions.size());
+  for (const MemoryRegionPtr& region : regions) {
+    DirtyBitmap& bitmap = region->dirty();
+    if (bitmap.is_enabled()) continue;
+    VMSPACE_TRY(bitmap.enable());
+    started.bitmaps.push_back(&bitmap);
+  }
+  return std::exchange(started.bitmaps, {});
+}
+
+Result<void> enable_dirty_tracking(const GuestMemory& memory) {
+  VMSPACE_TRY_IN("enable_dirty_tracking", detail::start_tracking(memory.regions()));
+  return {};
+}
+
+void disable_dirty_tracking(const GuestMemory& memory) noexcept {
+  for (const MemoryRegionPtr& region : memory.regions())
+    region->dirty().disable();
+}
+
+Result<std::vector<GuestRange>> harvest_dirty(const GuestMemory& memory) {
+  constexpr const char* operation = "harvest_dirty";
+  DirtyHarvest harvest;
+  std::vector<GuestRange> ranges;
+  for (const MemoryRegionPtr& region : memory.regions()) {
+    const auto taken = harvest.take(region->dirty());
+    // Asked afterwards: one that is switched off meanwhile may have forgotten what was not taken.
+    if (!region->dirty().is_enabled()) {
+      return fail({.code = Errc::bad_state,
+                   .operation = operation,
+                   .first = detail::operand(region->guest_range()),
+                   .reason = "the region is not tracked: call enable_dirty_tracking() first"});
+    }
+    for (const DirtyRange& dirty : taken) {
+      const GuestAddress base(region->base().value() + dirty.offset);
+      if (!ranges.empty() && ranges.back().end() == base) {
+        ranges.back().size += dirty.size;
+      } else {
+        ranges.push_back({.base = base, .size = dirty.size});
+      }
+    }
+  }
+  VMSPACE_TRY_IN(operation, harvest.finish());
+  return ranges;
+}
+
+Result<void> merge_dirty_log(const GuestMemory& memory, GuestAddress base,
+                             std::span<const std::uint64_t> bits, std::uint64_t unit) {
+  constexpr const char* operation = "merge_dirty_log";
+  VMSPACE_TRY_IN(operation, memory.check({.base = base, .size = 1}, Access::write));
+  const MemoryRegionPtr region = memory.find_region(base);
+  const std::uint64_t offset = base.value() - region->base().value();
+  VMSPACE_TRY_IN(operation, region->dirty().merge(offset, bits, unit));
+  return {};
+}
+
+}  // namespace vmspace

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// GuestMemory: accesses that may cross regions, and views.
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <utility>
+
+#include "vmspace/base/try.hpp"
+#include "vmspace/memory/guest_memory.hpp"
+
+#include "memory/guest_memory_impl.hpp"
+
+namespace vmspace {
+
+using detail::for_each_piece;
+using detail::Piece;
+
+Result<void> GuestMemory::read_across(const char* operation, GuestAddress address, void* to,
+                                      std::size_t size) const {
+  const GuestRange range{.base = address, .size = size};
+  VMSPACE_TRY(check(operation, range, Access::read));
+  auto* const out = static_cast<std::byte*>(to);
+  // Objects up to this size are promised whole integers.
+  const auto copy =
+      size <= detail::inline_copy_limit ? detail::load_words : detail::copy_from_shared;
+  for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t done) {
+    copy(out + done, piece.host, piece.size);
+  });
+  return {};
+}
+
+Result<void> GuestMemory::write_across(const char* operation, GuestAddress address,
+                                       const void* from, std::size_t size) const {
+  const GuestRange range{.base = address, .size = size};
+  VMSPACE_TRY(check(operation, range, Access::write));
+  const auto* const in = static_cast<const std::byte*>(from);
+  const auto copy =
+      size <= detail::inline_copy_limit ? detail::store_words : detail::copy_to_shared;
+  for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t done) {
+    copy(piece.host, in + done, piece.size);
+    piece.mark();
+  });
+  return {};
+}
+
+Result<std::size_t> GuestMemory::read_some(GuestAddress address, std::span<std::byte> to) const {
+  constexpr const char* operation = "GuestMemory::read_some";
+  const std::uint64_t size = reachable({.base = address, .size = to.size()}, Access::read);
+  if (size == 0 && !to.empty()) {
+    return fail(range_error(operation, {.base = address, .size = 1}, Access::read));
+  }
+  VMSPACE_TRY(read_across(operation, address, to.data(), size));
+  return size;
+}
+
+Result<std::size_t> GuestMemory::write_some(GuestAddress address,
+                                            std::span<const std::byte> from) const {
+  constexpr const char* operation = "GuestMemory::write_some";
+  const std::uint64_t size = reachable({.base = address, .size = from.size()}, Access::write);
+  if (size == 0 && !from.empty()) {
+    return fail(range_error(operation, {.base = address, .size = 1}, Access::write));
+  }
+  VMSPACE_TRY(write_across(operation, address, from.data(), size));
+  return size;
+}
+
+Result<void> GuestMemory::fill(GuestRange range, std::byte value) const {
+  VMSPACE_TRY(check("GuestMemory::fill", range, Access::write));
+  for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t) {
+    detail::fill_shared(piece.host, value, piece.size);
+    piece.mark();
+  });
+  return {};
+}
+
+Result<void> GuestMemory::copy(GuestAddress to, GuestRange from) const {
+  constexpr const char* operation = "GuestMemory::copy";
+  const std::uint64_t size = from.size;
+  VMSPACE_TRY(check(operation, from, Access::read));
+  VMSPACE_TRY(check(operation, {.base = to, .size = size}, Access::write));
+  const bool downwards = to > from.base;  // so that an overlap is read before it is overwritten
+  for (std::uint64_t left = size; left != 0;) {
+    Piece source;
+    Piece target;
+    if (downwards) {
+      source = detail::piece_below(translator_, from.base.value() + (left - 1), left);
+      target = detail::piece_below(translator_, to.value() + (left - 1), source.size);
+      source.host += source.size - target.size;
+    } else {
+      source = detail::piece_at(translator_, from.base.value() + (size - left), left);
+      target = detail::piece_at(translator_, to.value() + (size - left), source.size);
+    }
+    assert(target.size != 0);  // both ranges were checked
+    detail::move_shared(target.host, source.host, target.size);
+    target.mark();
+    left -= target.size;
+  }
+  return {};
+}
+
+Result<std::string> GuestMemory::read_string(GuestAddress address, std::size_t limit) const {
+  constexpr const char* operation = "GuestMemory::read_string";
+  std::string text;
+  std::array<std::byte, 256> chunk;
+  while (text.size() < limit) {
+    // The address wraps only where the memory ends with 2^64-1; text that long has no 0.
+    const auto at = address.checked_add(text.size());
+    if (!at) return fail(range_error(operation, {address, text.size() + 1}, Access::read));
+    const std::size_t size = std::min(chunk.size(), limit - text.size());
+    const auto read = read_some(*at, std::span(chunk).first(size));
+    if (!read) return fail(range_error(operation, {address, text.size() + 1}, Access::read));
+    const auto got = std::span(chunk).first(*read);
+    const auto end = std::ranges::find(got, std::byte{0});
+    text.append(reinterpret_cast<const char*>(got.data()),
+                static_cast<std::size_t>(end - got.begin()));
+    if (end != got.end()) return text;
+  }
+  return fail({.code = Errc::limit_exceeded,
+               .operation = operation,
+               .first = Operand::address(address.value()),
+               .second = Operand::size(limit),
+               .reason = "there is no terminating 0 within the limit"});
+}
+
+Result<GuestView> GuestMemory::view(GuestRange range) const {
+  if (range.empty()) return GuestView(map_, {});
+  const std::byte* const host = VMSPACE_TRY_IN("GuestMemory::view", const_host_address(range));
+  return GuestView(map_, {host, static_cast<std::size_t>(range.size)});
+}
+
+Result<MutableGuestView> GuestMemory::mutable_view(GuestRange range) const {
+  if (range.empty()) return MutableGuestView(map_, {}, {});
+  std::byte* const host = VMSPACE_TRY_IN("GuestMemory::mutable_view", host_address(range));
+  const Piece piece = detail::piece_at(translator_, range.base.value(), range.size);
+  return MutableGuestView(map_, {host, static_cast<std::size_t>(range.size)},
+                          {.bitmap = piece.dirty, .offset = piece.offset, .size = piece.size});
+}
+
+Result<GuestIovecs> GuestMemory::iovecs(GuestRange range, Access access) const {
+  VMSPACE_TRY(check("GuestMemory::iovecs", range, access));
+  GuestIovecs result(map_);
+  for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t) {
+    result.iovecs_.push_back({.iov_base = piece.host, .iov_len = piece.size});
+    if (access == Access::write) {
+      result.parts_.push_back({.bitmap = piece.dirty, .offset = piece.offset, .size = piece.size});
+    }
+  });
+  return result;
+}
+
+Result<void> GuestMemory::mark_dirty(GuestRange range) const {
+  VMSPACE_TRY(check("GuestMemory::mark_dirty", range, Access::write));
+  for_each_piece(translator_, range, [](const Piece& piece, std::uint64_t) { piece.mark(); });
+  return {};
+}
+
+}  // namespace vmspace
