@@ -23,7 +23,7 @@ using detail::require_nonzero;
 using detail::require_power_of_two;
 
 struct HostArena::State {
-  explicit State(RangePool offsets) noexcept : parts(std::move(offsets)) {}
+  explicit State(const RangePool& offsets) noexcept : parts(offsets) {}
   State(const State&) = delete;
   State& operator=(const State&) = delete;
   ~State() {
@@ -51,8 +51,8 @@ Result<HostArena> HostArena::reserve(const ArenaOptions& options) {
   VMSPACE_TRY(require_power_of_two(operation, align));
   VMSPACE_TRY(detail::check_reservation(operation, options.size, align));
   const Range offsets = *Range::from_base_size(0, options.size);
-  RangePool parts = VMSPACE_TRY_IN(operation, RangePool::create("arena", {offsets}));
-  auto state = std::make_shared<State>(std::move(parts));
+  const RangePool parts = VMSPACE_TRY_IN(operation, RangePool::create("arena", {offsets}));
+  auto state = std::make_shared<State>(parts);
   const std::uint64_t outer = options.size + align;
   void* const address = detail::reserve_addresses(nullptr, outer, 0);
   if (address == MAP_FAILED) return fail_os(operation, Operand::size(outer), "mmap");
