@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <cstdio>
 
-#include "vmspace/address_space.hpp"
 #include "vmspace/base/literals.hpp"
 
 using namespace vmspace::literals;
@@ -24,39 +23,31 @@ vmspace::Result<void> example(const vmspace::AddressSpace& space) {
   const BootParams boot_params{.magic = 0x53726448, .e820_entries = 5};
   const vmspace::GuestAddress ring_index{0x9002};
   // README begin
-  const auto memory =
-      vmspace::GuestMemory::map(*space.snapshot());  // every region that has a backing
-  if (!memory) return vmspace::fail(memory.error());
+  const auto memory = VMSPACE_TRY(vmspace::GuestMemory::map(*space.snapshot()));
 
-  if (auto ok = memory->write(vmspace::GuestAddress{0x7000}, boot_params); !ok) return ok;
-  const auto head =
-      memory->load<std::uint16_t>(ring_index, std::memory_order_acquire);  // never torn
-  if (!head) return vmspace::fail(head.error());
+  VMSPACE_TRY(memory.write(vmspace::GuestAddress{0x7000}, boot_params));
+  const auto head =  // never torn, ordered with what the guest does
+      VMSPACE_TRY(memory.load<std::uint16_t>(ring_index, std::memory_order_acquire));
 
   std::array<std::byte, 512> sector{};
-  if (auto ok = memory->read_slice(vmspace::GuestAddress{0x8000}, sector); !ok) return ok;
+  VMSPACE_TRY(memory.read_slice(vmspace::GuestAddress{0x8000}, sector));
 
-  const auto hole = memory->read<std::uint32_t>(vmspace::GuestAddress{0xfee0'0000});
+  const auto hole = memory.read<std::uint32_t>(vmspace::GuestAddress{0xfee0'0000});
   if (!hole)
     std::printf("%s\n", hole.error().message().c_str());  // "GuestMemory::read: not found: ..."
 
   // After a hotplug: the regions that stay keep what they hold. (map() would make all of it new.)
-  const auto after = memory->remap(*space.snapshot());
-  if (!after) return vmspace::fail(after.error());
+  const auto after = VMSPACE_TRY(memory.remap(*space.snapshot()));
   // README end
+  std::printf("%u, %zu region(s)\n", unsigned{head}, after.regions().size());
   return {};
 }
 
 vmspace::Result<vmspace::AddressSpace> make_space() {
-  const auto layout = vmspace::AddressSpaceLayout::x86_64({.phys_bits = 40});
-  if (!layout) return vmspace::fail(layout.error());
-  auto space = vmspace::AddressSpace::create(*layout);
-  if (!space) return space;
-  if (auto ok = space->insert_region(
-          {.name = "ram", .size = 512_MiB, .backing = {.source = vmspace::MemorySource::shmem}});
-      !ok) {
-    return vmspace::fail(ok.error());
-  }
+  const auto layout = VMSPACE_TRY(vmspace::AddressSpaceLayout::x86_64({.phys_bits = 40}));
+  auto space = VMSPACE_TRY(vmspace::AddressSpace::create(layout));
+  VMSPACE_TRY(space.insert_region(
+      {.name = "ram", .size = 512_MiB, .backing = {.source = vmspace::MemorySource::shmem}}));
   return space;
 }
 

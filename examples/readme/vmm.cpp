@@ -12,7 +12,6 @@
 #include <cstring>
 
 #include "vmspace/base/literals.hpp"
-#include "vmspace/memory.hpp"
 
 using namespace vmspace::literals;
 
@@ -20,20 +19,17 @@ namespace {
 
 vmspace::Result<void> example(int vm_fd, const vmspace::GuestMemory& memory) {
   // README begin
-  auto slots = vmspace::KvmMemslots::create(vm_fd);  // a descriptor from KVM_CREATE_VM
-  if (!slots) return vmspace::fail(slots.error());
+  auto slots = VMSPACE_TRY(vmspace::KvmMemslots::create(vm_fd));  // from KVM_CREATE_VM
 
   for (const auto& region : memory.regions()) {
-    const auto ok = slots->set(*region);  // with its protection: the guest can't write a ROM
-    if (!ok) return ok;                   // KVM sees all of the region or nothing of it
+    VMSPACE_TRY(slots.set(*region));  // with its protection; KVM sees all of it or nothing
   }
   const auto ram = memory.regions().front()->guest_range();
-  if (auto ok = slots->start_dirty_log(ram); !ok) return ok;  // the vCPUs may run meanwhile
-  const auto log = slots->fetch_dirty_log(ram);               // what the guest has written
-  if (!log) return vmspace::fail(log.error());
-  if (auto ok = vmspace::merge_dirty_log(memory, log->base, log->bits, log->unit); !ok) return ok;
+  VMSPACE_TRY(slots.start_dirty_log(ram));  // the vCPUs may run meanwhile
+  const auto log = VMSPACE_TRY(slots.fetch_dirty_log(ram));
+  VMSPACE_TRY(merge_dirty_log(memory, log.base, log.bits, log.unit));
 
-  if (auto ok = slots->clear(ram); !ok) return ok;  // unplugged: no vCPU reaches it any more
+  VMSPACE_TRY(slots.clear(ram));  // unplugged: no vCPU reaches it any more
   // README end
   return {};
 }

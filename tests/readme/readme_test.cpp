@@ -122,7 +122,10 @@ TEST(Readme, EveryLayerHasAPageWithAnExample) {
 TEST(Readme, LinksOfThePagesLeadToFilesThatExist) {
   static const std::regex link(R"(\]\(([^)#:]+)(#[^)]*)?\))");
   for (const fs::path& page : pages()) {
+    bool in_block = false;
     for (const std::string& line : read_lines(page)) {
+      if (line.starts_with("```")) in_block = !in_block;
+      if (in_block) continue;  // a lambda looks like a link
       for (std::sregex_iterator at(line.begin(), line.end(), link), end; at != end; ++at) {
         EXPECT_TRUE(fs::exists(page.parent_path() / at->str(1))) << page << ": " << at->str(1);
       }

@@ -242,13 +242,13 @@ TEST_F(KvmDirtyLogTest, ALogOfSlotsAsLargeAsKvmsReachesTheLastPage) {
                        .size = (pages_per_slot + 64) * page_size,
                        .host_address = host(32_TiB),
                        .log_dirty = true};
-  const Range huge_range = *Range::from_base_size(4_GiB, huge.size);
+  const GuestRange huge_range{huge.base, huge.size};
   KvmMemslots memslots = make();
   VMSPACE_ASSERT_OK(memslots.set(huge));
   EXPECT_EQ(memslots.used(), 2u);
   for (const std::uint64_t page : {std::uint64_t{0}, pages_per_slot - 1, pages_per_slot})
     guest_writes(4_GiB + page * page_size);
-  guest_writes(huge_range.max());
+  guest_writes(huge_range.last()->value());
   const auto log = memslots.fetch_dirty_log(huge_range);
   ASSERT_THAT(log, IsOk());
   ASSERT_EQ(log->bits.size(), pages_per_slot / 64 + 1);
