@@ -179,7 +179,7 @@ TEST(TinyVm, WithTooLittleAddressSpaceItEndsWithAClearMessage) {
   ASSERT_NE(demo.status, could_not_restrict);
   EXPECT_EQ(demo.status, 1) << demo.output;
   EXPECT_THAT(demo.output,
-              AllOf(HasSubstr("MemoryMapping::map"), HasSubstr(std::strerror(ENOMEM))));
+              AllOf(HasSubstr("GuestMemory::map"), HasSubstr(std::strerror(ENOMEM))));
 }
 
 }  // namespace
