@@ -178,8 +178,7 @@ TEST(TinyVm, WithTooLittleAddressSpaceItEndsWithAClearMessage) {
   const Outcome demo = run_demo(leave_one_gibibyte_of_addresses);
   ASSERT_NE(demo.status, could_not_restrict);
   EXPECT_EQ(demo.status, 1) << demo.output;
-  EXPECT_THAT(demo.output,
-              AllOf(HasSubstr("GuestMemory::map"), HasSubstr(std::strerror(ENOMEM))));
+  EXPECT_THAT(demo.output, AllOf(HasSubstr("GuestMemory::map"), HasSubstr(std::strerror(ENOMEM))));
 }
 
 }  // namespace
