@@ -27,6 +27,8 @@
 #include <memory>
 #include <type_traits>
 
+#include "vmspace/base/cxx20.hpp"
+
 #if defined(__SANITIZE_THREAD__)
 #define VMSPACE_DETAIL_TSAN 1
 #elif defined(__has_feature)

@@ -31,6 +31,8 @@
 #include <memory>
 #include <span>
 
+#include "vmspace/base/cxx20.hpp"
+
 namespace vmspace {
 
 class DirtyBitmap;
