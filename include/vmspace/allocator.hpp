@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The allocator layer: ranges, constraints, and the tree that gives ranges out.
+// The allocator layer: ranges, constraints, the tree that ranges are allocated from, and pools that
+// lease them.
 
 #pragma once
 
@@ -10,4 +11,5 @@
 #include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/allocator/interval_tree_stats.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base.hpp"

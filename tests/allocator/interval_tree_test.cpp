@@ -559,7 +559,7 @@ TEST(IntervalTree, EveryErrorNamesTheCallThatFailed) {
   };
   expect(tree.insert(Range::of(0, 9)).error(), "IntervalTree::insert");
   expect(tree.insert(Range::of(0, 9), 'B').error(), "IntervalTree::insert");
-  for (const std::uint64_t size : {0, 9}) {
+  for (const std::uint64_t size : {0U, 9U}) {
     expect(tree.find_place({.size = size}).error(), "IntervalTree::find_place");
     expect(tree.allocate({.size = size}).error(), "IntervalTree::allocate");
     expect(tree.allocate({.size = size}, 'B').error(), "IntervalTree::allocate");

@@ -252,6 +252,8 @@ TEST(SpecialMembersOfHandles, NeedNoMemory) {
       *AddressSpaceLayout::make({.phys_max = 1_GiB - 1, .ram = Range::of(0, 1_GiB - 1)}));
   const AddressSpace space(base);
   expect_free_of_allocations(space, AddressSpace(base));
+  expect_free_of_allocations(*RangePool::create(long_name("a"), {Range::of(0, 9)}),
+                             *RangePool::create(long_name("b"), {}));
   expect_free_of_allocations(Published<std::string>(long_name("a")),
                              Published<std::string>(long_name("b")));
   ASSERT_TRUE(space.insert_region(

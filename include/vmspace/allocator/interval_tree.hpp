@@ -59,8 +59,8 @@ namespace vmspace {
 
 /// Ranges in address order that do not overlap, each free, allocated, or valued (holding a T).
 ///
-/// Invariant: each range's state is one of the three, and it has a T exactly when it is valued;
-/// see check_invariants() for the structure. Ranges may touch; nothing merges them but free().
+/// Invariant: no two ranges overlap, and a range has a T exactly when it is valued. Ranges may touch;
+/// only free() merges them.
 ///
 /// T may be move-only or over-aligned and needs no default constructor; its move constructor and
 /// destructor must not throw. A T without members takes no memory.
@@ -81,7 +81,7 @@ template <typename T = std::monostate>
 class IntervalTree {
   static_assert(std::is_object_v<T> && !std::is_array_v<T> && !std::is_const_v<T>);
   static_assert(std::is_nothrow_move_constructible_v<T> && std::is_nothrow_destructible_v<T>,
-                "values move inside the tree, which must not fail half-way");
+                "values move inside the tree, which must not fail halfway");
 
  public:
   using Entry = IntervalEntry<T>;
@@ -92,18 +92,19 @@ class IntervalTree {
 
   /// An empty tree. Allocates nothing.
   IntervalTree() noexcept = default;
-  /// The ranges move to the new tree; `other` is empty and usable. O(1).
+  /// Takes over the ranges of `other`, which is then empty and usable. O(1).
   IntervalTree(IntervalTree&& other) noexcept = default;
-  /// The old ranges are destroyed; `other` is empty and usable.
+  /// Destroys the ranges of this tree and takes over those of `other`, which is then empty and
+  /// usable. O(n) in this tree's ranges.
   IntervalTree& operator=(IntervalTree&& other) noexcept {
     IntervalTree moved(std::move(other));
     swap(moved);
     return *this;
   }
-  /// A copy of all ranges and values. Throws what copying a T throws, and leaks nothing then. O(n).
+  /// Copies all ranges and values. Throws what copying a T throws, or std::bad_alloc. O(n).
   IntervalTree(const IntervalTree& other) requires std::copy_constructible<T>
   = default;
-  /// A copy replaces what was there; when it throws, the tree is as it was. O(n).
+  /// Replaces this tree by a copy; when that throws, this tree is as it was. O(n).
   IntervalTree& operator=(const IntervalTree& other) requires std::copy_constructible<T> {
     if (this != std::addressof(other)) {
       IntervalTree copy(other);
@@ -113,6 +114,7 @@ class IntervalTree {
   }
   ~IntervalTree() = default;
 
+  /// Exchanges all ranges. O(1).
   void swap(IntervalTree& other) noexcept { tree_.swap(other.tree_); }
   friend void swap(IntervalTree& a, IntervalTree& b) noexcept { a.swap(b); }
 
@@ -252,21 +254,21 @@ class IntervalTree {
 
   // -- looking up ----------------------------------------------------------------------------
 
-  /// The entry that is exactly this range. O(log n).
+  /// The entry that is exactly this range; empty when there is none. O(log n).
   [[nodiscard]] std::optional<Entry> get(Range range) const noexcept {
     std::optional<Entry> found = find(range.min());
     if (found && found->range != range) found.reset();
     return found;
   }
 
-  /// The entry that contains this member. O(log n).
+  /// The entry that contains this member; empty when there is none. O(log n).
   [[nodiscard]] std::optional<Entry> find(std::uint64_t point) const noexcept {
     const typename Tree::Position at = position_of(point);
     if (at.leaf == nullptr) return std::nullopt;
     return *Iterator(at.leaf, at.pos);
   }
 
-  /// The entry that contains all of this range. O(log n).
+  /// The entry that contains all of this range; empty when there is none. O(log n).
   [[nodiscard]] std::optional<Entry> get_superset(Range range) const noexcept {
     std::optional<Entry> found = find(range.min());
     if (found && !found->range.contains(range)) found.reset();
@@ -283,9 +285,9 @@ class IntervalTree {
     return const_cast<IntervalTree*>(this)->find_value(point);
   }
 
-  // -- walking -------------------------------------------------------------------------------
+  // -- iterating -----------------------------------------------------------------------------
 
-  /// All entries in address order. Each step is O(1).
+  /// All entries in address order. O(1); so is each step.
   [[nodiscard]] Iterator begin() const noexcept { return {tree_.first(), 0}; }
   [[nodiscard]] Iterator end() const noexcept { return {tree_.last(), end_pos()}; }
 
@@ -301,7 +303,7 @@ class IntervalTree {
 
   // -- the whole tree ------------------------------------------------------------------------
 
-  /// Counts and amounts. O(n).
+  /// How many ranges there are in each state, and how large they are. O(n).
   [[nodiscard]] IntervalTreeStats stats() const noexcept {
     constexpr std::uint64_t most = std::numeric_limits<std::uint64_t>::max();
     const auto saturated = [](std::uint64_t a, std::uint64_t b) {

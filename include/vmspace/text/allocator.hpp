@@ -91,4 +91,20 @@ template <typename T, typename Print = detail::PrintPlain>
   return line;
 }
 
+/// `[0x100-0x1ff] nic0`.
+[[nodiscard]] inline std::string to_text(const RangeHolder& holder) {
+  return detail::concat(to_text(holder.range), " ", holder.tag);
+}
+
+/// `[0x100-0x1ff] nic0`, or `released` when it holds nothing.
+[[nodiscard]] inline std::string to_text(const Lease& lease) {
+  if (!lease.is_held()) return "released";
+  return to_text(RangeHolder{lease.range(), lease.tag()});
+}
+
+/// The name, then the ranges as of a tree: `mmio: [0x100-0x1ff] nic0 | free 0x300`.
+[[nodiscard]] inline std::string to_text(const RangePool& pool) {
+  return detail::concat(pool.name(), ": ", to_text(pool.snapshot()));
+}
+
 }  // namespace vmspace

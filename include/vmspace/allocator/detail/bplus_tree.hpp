@@ -89,6 +89,7 @@ class BPlusTree {
 
   // -- looking up ------------------------------------------------------------------------------
 
+  /// An entry's place in the leaves; no leaf means none.
   struct Position {
     Leaf<T>* leaf = nullptr;
     unsigned pos = 0;
@@ -132,8 +133,7 @@ class BPlusTree {
   // -- changing --------------------------------------------------------------------------------
 
   /// The nodes that a split needs so that the leaf can take `n` more entries (1 or 2); none when it
-  /// has the space.
-  /// Throws std::bad_alloc.
+  /// has the space. Throws std::bad_alloc.
   [[nodiscard]] std::optional<SplitNodes> allocate_split_nodes(const Path& path, unsigned n) const {
     if (path.leaf->count + n <= node_capacity) return std::nullopt;
     return make_split_nodes(path);
@@ -250,6 +250,7 @@ class BPlusTree {
   }
 
  private:
+  /// Adds an entry at the path, without telling the ancestors.
   void add_entry(Path& path, const Range& range, NodeState state) noexcept {
     Leaf<T>& leaf = *path.leaf;
     leaf.open_gap(path.pos, 1);
@@ -259,7 +260,7 @@ class BPlusTree {
     ++size_;
   }
 
-  // -- summaries and keys --------------------------------------------------------------------------
+  // -- summaries and keys ----------------------------------------------------------------------
 
   /// Free entries of the leaf have shrunk or gone: updates the summaries of its ancestors, as far up
   /// as they change.
@@ -301,6 +302,7 @@ class BPlusTree {
 
   // -- splitting -------------------------------------------------------------------------------
 
+  /// The nodes to split the leaf, each ancestor that is full in turn, and the root if it is one.
   [[nodiscard, gnu::noinline]] std::optional<SplitNodes> make_split_nodes(const Path& path) const {
     std::optional<SplitNodes> made(std::in_place);
     SplitNodes& nodes = *made;
