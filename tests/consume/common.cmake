@@ -1,3 +1,5 @@
+cmake_minimum_required(VERSION 3.22)
+
 # run(<command>...): the command, whose failure is the test's.
 function(run)
   execute_process(COMMAND ${ARGV} COMMAND_ERROR_IS_FATAL ANY)
