@@ -1,7 +1,7 @@
 # cmake -D vmspace_source=... -D build=... -D work=... -D defines=... -P install.cmake
 #
-# Installs vmspace to `work`/prefix from the build tree `build`, or from one that is made here, and
-# looks at what was installed.
+# Installs vmspace to `work`/all/prefix from the build tree `build`, or from one that is made here,
+# and looks at what was installed.
 
 include("${CMAKE_CURRENT_LIST_DIR}/common.cmake")
 
@@ -12,13 +12,15 @@ if(NOT build)
   run(${CMAKE_COMMAND} --build "${build}" -j 2)
 endif()
 
-# install_to(<folder> <flag>...): sets `<folder>_files`.
+# install_to(<folder> <flag>...): as for a package, below `work`/<folder>; sets `<folder>_files`.
 macro(install_to folder)
-  run(${CMAKE_COMMAND} --install "${build}" --prefix "${work}/${folder}" ${ARGN})
-  file(GLOB_RECURSE ${folder}_files RELATIVE "${work}/${folder}" "${work}/${folder}/*")
+  run(${CMAKE_COMMAND} -E env "DESTDIR=${work}/${folder}" ${CMAKE_COMMAND} --install "${build}" --prefix
+      /prefix ${ARGN})
+  set(prefix "${work}/${folder}/prefix")
+  file(GLOB_RECURSE ${folder}_files RELATIVE "${prefix}" "${prefix}/*")
 endmacro()
 
-install_to(prefix)
+install_to(all)
 install_to(runtime --component vmspace_Runtime)
 install_to(development --component vmspace_Development)
 
@@ -37,7 +39,7 @@ foreach(page README.md LICENSE)
     message(SEND_ERROR "${page} is not installed")
   endif()
 endforeach()
-list(REMOVE_ITEM prefix_files ${runtime_files} ${development_files})
-if(prefix_files)
-  message(SEND_ERROR "in neither component: ${prefix_files}")
+list(REMOVE_ITEM all_files ${runtime_files} ${development_files})
+if(all_files)
+  message(SEND_ERROR "in neither component: ${all_files}")
 endif()
