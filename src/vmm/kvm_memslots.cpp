@@ -90,7 +90,7 @@ const char* left_in_part(const std::vector<Piece>& pieces) {
 
 }  // namespace
 
-class KvmMemslots::State {
+class [[gnu::visibility("hidden")]] KvmMemslots::State {
  public:
   static Result<std::unique_ptr<State>> create(int vm_descriptor);
   ~State();

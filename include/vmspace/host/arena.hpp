@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
@@ -32,7 +33,7 @@ struct ArenaOptions {
 /// Invariant: every address of the arena is either inaccessible or belongs to one mapping that was
 /// made in it; nobody else's memory ever lies between. The addresses are given back when the last
 /// handle is gone, and each mapping inside holds one. Safe to use from any thread.
-class HostArena {
+class VMSPACE_EXPORT HostArena {
  public:
   // No moves: moving copies the handle, and leaves both usable.
   HostArena(const HostArena&) noexcept = default;

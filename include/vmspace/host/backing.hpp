@@ -13,6 +13,7 @@
 #include <memory>
 #include <utility>
 
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/spec/backing_spec.hpp"
 #include "vmspace/spec/protection.hpp"
@@ -32,7 +33,7 @@ enum class PageKind : std::uint8_t {
 /// Invariant: `size()` bytes from `offset()` exist in the file behind the descriptor, if there is
 /// one, when it is opened. A memfd made here is sealed and can't shrink later; what can is told by
 /// can_lose_pages(). Immutable: safe to use from any thread.
-class Backing {
+class VMSPACE_EXPORT Backing {
  public:
   // No moves: moving copies the handle, and leaves both usable.
   Backing(const Backing&) noexcept = default;

@@ -6,12 +6,13 @@
 
 #include <cstdint>
 
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
 
 /// The host's memory in bytes, without what the kernel keeps for itself (sysinfo(2): totalram).
 /// Errors: `os` where a filter forbids the call. A system call; not for hot paths.
-[[nodiscard]] Result<std::uint64_t> host_memory_size();
+[[nodiscard]] VMSPACE_EXPORT Result<std::uint64_t> host_memory_size();
 
 }  // namespace vmspace

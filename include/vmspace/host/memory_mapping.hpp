@@ -14,6 +14,7 @@
 #include <span>
 #include <vector>
 
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/host/arena.hpp"
 #include "vmspace/host/backing.hpp"
@@ -106,7 +107,7 @@ namespace detail {
 ///
 /// Moves, never copies. Const calls may be made from several threads at once; the others, like
 /// every end of a mapping's life, only while nobody else uses the object.
-class MemoryMapping {
+class VMSPACE_EXPORT MemoryMapping {
  public:
   /// Maps `options.size` bytes of `backing`. Errors: `zero_size`; `limit_exceeded` for what no
   /// address space holds; `misaligned` when size, offset or congruent_to is no multiple of the

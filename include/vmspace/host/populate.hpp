@@ -12,6 +12,7 @@
 #include <optional>
 #include <span>
 
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 
@@ -54,10 +55,11 @@ struct PopulateRange {
 /// system or memory cgroup have no page left, EHWPOISON. Pages that have come stay. Nobody may
 /// unmap the ranges meanwhile. New threads have all signals blocked; when none can be started, the
 /// caller's does all the work. O(bytes).
-[[nodiscard]] Result<void> populate(std::span<const PopulateRange> ranges,
-                                    PopulateOptions options = {});
+[[nodiscard]] VMSPACE_EXPORT Result<void> populate(std::span<const PopulateRange> ranges,
+                                                   PopulateOptions options = {});
 
 /// All of one mapping.
-[[nodiscard]] Result<void> populate(const MemoryMapping& mapping, PopulateOptions options = {});
+[[nodiscard]] VMSPACE_EXPORT Result<void> populate(const MemoryMapping& mapping,
+                                                   PopulateOptions options = {});
 
 }  // namespace vmspace

@@ -13,6 +13,7 @@
 
 #include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/host/arena.hpp"
 #include "vmspace/host/backing.hpp"
@@ -58,7 +59,7 @@ struct MapOptions {
 /// Held as shared_ptr<const MemoryRegion>: several maps of guest memory share it, and the last one
 /// to let go unmaps it. What is immutable is the region; the memory is written through host_base().
 /// Const calls, also those of mapping(), may be made from any thread.
-class MemoryRegion {
+class VMSPACE_EXPORT MemoryRegion {
  public:
   /// Opens the region's backing and maps all of it, then binds it to its node, advises huge pages,
   /// and populates it, in this order.
@@ -126,7 +127,7 @@ class MemoryRegion {
 /// Populates all of `regions` at once; see populate(). By default the file of a region that the
 /// guest may only read is read, and not written. Errors: `invalid_argument` for a null pointer;
 /// those of populate(), with the region's name and guest range.
-[[nodiscard]] Result<void> populate(std::span<const std::shared_ptr<const MemoryRegion>> regions,
-                                    PopulateOptions options = {});
+[[nodiscard]] VMSPACE_EXPORT Result<void> populate(
+    std::span<const std::shared_ptr<const MemoryRegion>> regions, PopulateOptions options = {});
 
 }  // namespace vmspace

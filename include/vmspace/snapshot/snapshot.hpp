@@ -34,6 +34,7 @@
 
 #include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 
@@ -69,7 +70,7 @@ struct SnapshotRegion {
 /// by SEEK_DATA, /proc/self/pagemap and mincore(2). Where it can't tell, memory is read: while the
 /// machine has swap, private memory without /proc and shared anonymous memory; and always shared
 /// hugetlb memory without a descriptor, where a pool without a free page is an `os` error.
-class Snapshot {
+class VMSPACE_EXPORT Snapshot {
  public:
   /// Writes a snapshot over the whole file; gives the number of bytes of guest memory that were
   /// stored. Errors: `invalid_argument` for what is not a regular file, is open with O_APPEND, or

@@ -22,6 +22,7 @@
 
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
@@ -72,7 +73,7 @@ struct KvmDirtyLog {
 ///
 /// Threads: one at a time. Processors may run in the guest meanwhile; they see a range of several
 /// slots come and go slot by slot.
-class KvmMemslots {
+class VMSPACE_EXPORT KvmMemslots {
  public:
   /// Takes over the slots of the machine behind `vm_descriptor` (from KVM_CREATE_VM), which must
   /// have none yet. The descriptor is duplicated, so the caller may close its own at any time; the

@@ -32,6 +32,7 @@
 #include <span>
 
 #include "vmspace/base/cxx20.hpp"
+#include "vmspace/base/export.hpp"
 
 namespace vmspace {
 
@@ -157,7 +158,7 @@ class TranslationTable {
   [[nodiscard]] std::span<const TranslationEntry> entries() const noexcept { return entries_; }
 
   /// The translator of no regions at all: finds nothing, and lives for ever.
-  [[nodiscard]] static Translator empty() noexcept;
+  [[nodiscard]] static VMSPACE_EXPORT Translator empty() noexcept;
 
  private:
   struct Free {
