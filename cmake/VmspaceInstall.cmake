@@ -2,14 +2,37 @@
 #
 # Each component has an export set of its own, so that finding one does not ask for what another
 # needs: `COMPONENTS allocator` works where there is neither fmt nor Boost.
+#
+# What is installed is in two components of `cmake --install --component`: vmspace_Runtime, which is
+# the shared library, and vmspace_Development, which is all else.
 
 include(CMakePackageConfigHelpers)
 
 set(vmspace_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/vmspace")
 
 function(vmspace_install_component target component)
-  install(TARGETS ${target} EXPORT vmspace-${component}-targets)
-  install(EXPORT vmspace-${component}-targets NAMESPACE vmspace:: DESTINATION ${vmspace_package_dir})
+  install(
+    TARGETS ${target}
+    EXPORT vmspace-${component}-targets
+    ARCHIVE COMPONENT vmspace_Development
+    LIBRARY COMPONENT vmspace_Runtime NAMELINK_COMPONENT vmspace_Development)
+  install(
+    EXPORT vmspace-${component}-targets
+    NAMESPACE vmspace::
+    DESTINATION ${vmspace_package_dir}
+    COMPONENT vmspace_Development)
+endfunction()
+
+# vmspace_install_headers(<folder>...): the headers of these folders below include/; their pages stay.
+function(vmspace_install_headers)
+  foreach(folder IN LISTS ARGN)
+    cmake_path(GET folder PARENT_PATH parent)
+    install(
+      DIRECTORY "${PROJECT_SOURCE_DIR}/include/${folder}"
+      DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/${parent}"
+      COMPONENT vmspace_Development
+      FILES_MATCHING PATTERN "*.hpp")
+  endforeach()
 endfunction()
 
 vmspace_install_component(vmspace_allocator allocator)
@@ -17,20 +40,26 @@ if(VMSPACE_ALLOCATOR_ONLY)
   set(vmspace_installed_components allocator)
   foreach(header base allocator text text/base text/allocator exit_on_error ostream format testing)
     cmake_path(GET header PARENT_PATH folder)
-    install(FILES "${PROJECT_SOURCE_DIR}/include/vmspace/${header}.hpp"
-            DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace/${folder}")
+    install(
+      FILES "${PROJECT_SOURCE_DIR}/include/vmspace/${header}.hpp"
+      DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace/${folder}"
+      COMPONENT vmspace_Development)
   endforeach()
-  install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/vmspace/base"
-                    "${PROJECT_SOURCE_DIR}/include/vmspace/allocator"
-          DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace")
+  vmspace_install_headers(vmspace/base vmspace/allocator)
 else()
   set(vmspace_installed_components allocator vmspace fmt)
   vmspace_install_component(vmspace vmspace)
   vmspace_install_component(vmspace_fmt fmt)
-  install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/vmspace"
-          DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
+  vmspace_install_headers(vmspace)
 endif()
-install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}")
+install(
+  FILES "${PROJECT_SOURCE_DIR}/LICENSE" "${PROJECT_SOURCE_DIR}/README.md"
+  DESTINATION "${CMAKE_INSTALL_DOCDIR}"
+  COMPONENT vmspace_Development)
+install(
+  FILES "${PROJECT_SOURCE_DIR}/include/vmspace/CHANGELOG.md"
+  DESTINATION "${CMAKE_INSTALL_DOCDIR}"
+  COMPONENT vmspace_Development OPTIONAL)
 
 set(vmspace_library_type INTERFACE_LIBRARY)
 if(TARGET vmspace)
@@ -41,15 +70,20 @@ endif()
 # its own auto-load directory, where the prefix is gdb's (/usr for a distribution's); for everything
 # else, and elsewhere, `source` them. The prefix of the installation is known only when installing.
 set(vmspace_gdb_printers "${CMAKE_CURRENT_LIST_DIR}/gdb/vmspace_gdb.py")
-install(FILES "${vmspace_gdb_printers}" DESTINATION "${CMAKE_INSTALL_DATADIR}/vmspace")
+install(
+  FILES "${vmspace_gdb_printers}"
+  DESTINATION "${CMAKE_INSTALL_DATADIR}/vmspace"
+  COMPONENT vmspace_Development)
 if(vmspace_library_type STREQUAL "SHARED_LIBRARY")
   set(vmspace_gdb_libdir "${CMAKE_INSTALL_LIBDIR}")
   if(NOT IS_ABSOLUTE "${vmspace_gdb_libdir}")
     set(vmspace_gdb_libdir "\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}")
   endif()
-  install(FILES "${vmspace_gdb_printers}"
-          DESTINATION "${CMAKE_INSTALL_DATADIR}/gdb/auto-load/${vmspace_gdb_libdir}"
-          RENAME "$<TARGET_FILE_NAME:vmspace>-gdb.py")
+  install(
+    FILES "${vmspace_gdb_printers}"
+    DESTINATION "${CMAKE_INSTALL_DATADIR}/gdb/auto-load/${vmspace_gdb_libdir}"
+    RENAME "$<TARGET_FILE_NAME:vmspace>-gdb.py"
+    COMPONENT vmspace_Development)
 endif()
 
 configure_package_config_file(
@@ -58,15 +92,20 @@ configure_package_config_file(
 # Before 1.0 a minor version may break its users.
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/vmspace-config-version.cmake"
                                  COMPATIBILITY SameMinorVersion)
-install(FILES "${PROJECT_BINARY_DIR}/vmspace-config.cmake"
-              "${PROJECT_BINARY_DIR}/vmspace-config-version.cmake"
-        DESTINATION ${vmspace_package_dir})
+install(
+  FILES "${PROJECT_BINARY_DIR}/vmspace-config.cmake"
+        "${PROJECT_BINARY_DIR}/vmspace-config-version.cmake"
+  DESTINATION ${vmspace_package_dir}
+  COMPONENT vmspace_Development)
 
 # vmspace_install_pkg_config(<name>): <name>.pc from <name>.pc.in.
 function(vmspace_install_pkg_config name)
   configure_file("${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${name}.pc.in"
                  "${PROJECT_BINARY_DIR}/${name}.pc" @ONLY)
-  install(FILES "${PROJECT_BINARY_DIR}/${name}.pc" DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig")
+  install(
+    FILES "${PROJECT_BINARY_DIR}/${name}.pc"
+    DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig"
+    COMPONENT vmspace_Development)
 endfunction()
 
 # Relative to the file itself, so that the prefix may move; distributions that give absolute
@@ -85,8 +124,10 @@ vmspace_install_pkg_config(vmspace-allocator)
 if(TARGET vmspace)
   # Whoever links the static library links what it uses; a shared one has it linked already.
   set(vmspace_pc_requires "")
+  set(vmspace_pc_definitions "")
   if(vmspace_library_type STREQUAL "STATIC_LIBRARY")
     set(vmspace_pc_requires "fmt")
+    set(vmspace_pc_definitions " -DVMSPACE_STATIC")
   endif()
   vmspace_install_pkg_config(vmspace)
 endif()

@@ -13,7 +13,7 @@
 set -eu
 
 usage() {
-  echo "usage: sh cmake/bootstrap.sh demo|test|release|asan|tsan|clang ..." >&2
+  echo "usage: sh cmake/bootstrap.sh demo|test|shared|release|asan|tsan|clang ..." >&2
   exit 2
 }
 
@@ -23,7 +23,7 @@ packages_for() {
   tests="libgtest-dev libgmock-dev librapidcheck-dev pkg-config gdb"
   case $1 in
     demo) echo "$library" ;;
-    test) echo "$library $tests" ;;
+    test | shared) echo "$library $tests" ;;
     asan | tsan) echo "$library $tests ccache" ;;
     clang) echo "$library $tests ccache clang libclang-rt-dev clang-format clang-tidy" ;;
     release) echo "$library libbenchmark-dev" ;;

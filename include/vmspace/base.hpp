@@ -4,8 +4,10 @@
 
 #pragma once
 
+#include "vmspace/base/cxx20.hpp"
 #include "vmspace/base/error.hpp"
 #include "vmspace/base/error_text.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/literals.hpp"
 #include "vmspace/base/published.hpp"
 #include "vmspace/base/result.hpp"

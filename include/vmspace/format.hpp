@@ -9,6 +9,8 @@
 
 #include <version>
 
+#include "vmspace/base/cxx20.hpp"
+
 #ifdef __cpp_lib_format
 
 #include <format>

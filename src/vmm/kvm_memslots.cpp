@@ -30,7 +30,7 @@ using detail::require_multiple;
 using Mapping = detail::KvmMapping;
 using Shown = Mapping::Shown;
 
-struct KvmMemslots::State {
+struct [[gnu::visibility("hidden")]] KvmMemslots::State {
   detail::Descriptor vm;
   std::uint32_t limit;
   bool can_read_only;

@@ -30,6 +30,7 @@
 #include "vmspace/address_space/layout.hpp"
 #include "vmspace/allocator/constraint.hpp"
 #include "vmspace/allocator/interval_tree.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
@@ -46,7 +47,7 @@ namespace vmspace {
 ///
 /// Threads: const calls may run at the same time; any other call excludes all others. Spaces that
 /// share regions are independent.
-class AddressSpaceBase {
+class VMSPACE_EXPORT AddressSpaceBase {
   using Tree = IntervalTree<AddressSpaceRegionPtr>;
 
  public:
@@ -171,7 +172,8 @@ class AddressSpaceBase {
   [[nodiscard]] Iterator end() const noexcept { return {regions_.end(), regions_.end()}; }
 
   /// Spaces are equal when their layouts and regions say the same. O(n).
-  friend bool operator==(const AddressSpaceBase& a, const AddressSpaceBase& b) noexcept;
+  friend VMSPACE_EXPORT bool operator==(const AddressSpaceBase& a,
+                                        const AddressSpaceBase& b) noexcept;
 
   /// Checks every rule of the invariant: `corrupt` with the first one that is broken as its reason,
   /// which is a defect of this library or a stray write. O(n).
@@ -208,6 +210,7 @@ struct RegionDiff {
 
 /// The regions that only one of the spaces has; a region that was moved or changed in any way is both
 /// removed and added. O(n); a region that both share is compared by its pointer alone.
-[[nodiscard]] RegionDiff diff(const AddressSpaceBase& before, const AddressSpaceBase& after);
+[[nodiscard]] VMSPACE_EXPORT RegionDiff diff(const AddressSpaceBase& before,
+                                             const AddressSpaceBase& after);
 
 }  // namespace vmspace

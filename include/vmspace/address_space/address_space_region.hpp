@@ -14,6 +14,7 @@
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/guest_range.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/spec/backing_spec.hpp"
 #include "vmspace/spec/protection.hpp"
@@ -29,7 +30,7 @@ enum class RegionType : std::uint8_t {
 };
 
 /// The name that the memory map shows: `ram`, `device`, `dax`, `firmware`.
-[[nodiscard]] std::string_view name_of(RegionType type) noexcept;
+[[nodiscard]] VMSPACE_EXPORT std::string_view name_of(RegionType type) noexcept;
 
 /// A region before it is checked; an aggregate for designated initialisers.
 ///
@@ -65,7 +66,7 @@ using AddressSpaceRegionPtr = std::shared_ptr<const AddressSpaceRegion>;
 /// pages nor population.
 ///
 /// Threads: any, at any time.
-class AddressSpaceRegion {
+class VMSPACE_EXPORT AddressSpaceRegion {
  public:
   /// Checks the options and makes the region. Errors, each naming the region: `zero_size`;
   /// `overflow` when base + size passes 2^64, or the part of a file 2^63 - 1 (the largest off_t);

@@ -15,6 +15,8 @@
 #include <limits>
 #include <optional>
 
+#include "vmspace/base/cxx20.hpp"
+
 namespace vmspace {
 
 /// A guest physical address, in bytes from 0. A value; every call is constexpr and O(1).

@@ -24,6 +24,7 @@
 #include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
@@ -36,10 +37,10 @@ enum class ApertureUse : std::uint8_t {
 };
 
 /// The name that the memory map shows: `ram window`, `mmio window`, `platform window`.
-[[nodiscard]] std::string_view name_of(ApertureUse use) noexcept;
+[[nodiscard]] VMSPACE_EXPORT std::string_view name_of(ApertureUse use) noexcept;
 
 /// A window of the guest physical space with one purpose.
-struct Aperture {
+struct VMSPACE_EXPORT Aperture {
   std::string name;
   Range range;
   ApertureUse use;
@@ -115,7 +116,7 @@ struct RamPiece {
 ///
 /// A value, immutable once made: safe to read from any thread. One that was moved from may only be
 /// assigned to or destroyed.
-class AddressSpaceLayout {
+class VMSPACE_EXPORT AddressSpaceLayout {
  public:
   /// A layout from its parts. Errors, which name the aperture or hole: `out_of_bounds` when the
   /// range for RAM, an aperture or a hole reaches past phys_max, or an aperture for RAM out of the

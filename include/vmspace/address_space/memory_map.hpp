@@ -9,6 +9,7 @@
 
 #include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/base/export.hpp"
 
 namespace vmspace {
 
@@ -33,7 +34,7 @@ struct MemoryMapOptions {
 ///     0000000000-003fffffff : ram    ram           1 GiB  shmem  node 0
 ///
 /// O(n log n). Ends with a newline.
-[[nodiscard]] std::string memory_map(const AddressSpaceBase& space,
-                                     const MemoryMapOptions& options = {});
+[[nodiscard]] VMSPACE_EXPORT std::string memory_map(const AddressSpaceBase& space,
+                                                    const MemoryMapOptions& options = {});
 
 }  // namespace vmspace

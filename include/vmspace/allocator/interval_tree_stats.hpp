@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "vmspace/base/cxx20.hpp"
+
 namespace vmspace {
 
 /// How many ranges a tree has in each state, and how large they are. Amounts are in members (bytes,

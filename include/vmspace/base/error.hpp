@@ -206,7 +206,9 @@ class ErrorCategory final : public std::error_category {
 }  // namespace detail
 
 /// The std::error_category of Errc; its name is "vmspace".
-inline const std::error_category& error_category() noexcept {
+// Categories are compared by their addresses: it is visible even where all else is hidden, so that a
+// program and the libraries that it is linked to have one.
+[[gnu::visibility("default")]] inline const std::error_category& error_category() noexcept {
   static const detail::ErrorCategory category;
   return category;
 }

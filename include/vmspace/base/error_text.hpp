@@ -17,6 +17,8 @@
 #include <string_view>
 #include <type_traits>
 
+#include "vmspace/base/cxx20.hpp"
+
 namespace vmspace {
 
 namespace detail {

@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "vmspace/base/cxx20.hpp"
+
 namespace vmspace {
 
 namespace detail {

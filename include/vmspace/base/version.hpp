@@ -4,6 +4,8 @@
 
 #pragma once
 
+#include "vmspace/base/cxx20.hpp"
+
 #define VMSPACE_VERSION_MAJOR 0
 #define VMSPACE_VERSION_MINOR 1
 #define VMSPACE_VERSION_PATCH 0

@@ -16,6 +16,7 @@
 #include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/layout.hpp"
+#include "vmspace/base/export.hpp"
 
 namespace vmspace {
 
@@ -37,11 +38,11 @@ struct E820Entry {
 /// the kind reserved, and from 0x9'FC00 to 1 MiB what a PC keeps below it (the extended BIOS data
 /// area, video memory, ROMs). Where both meet, it is reserved. Nothing is listed above the layout's
 /// phys_max(), or above 2^52-1, the last address of any PC. O(n log n).
-[[nodiscard]] std::vector<E820Entry> e820(const AddressSpaceBase& space);
+[[nodiscard]] VMSPACE_EXPORT std::vector<E820Entry> e820(const AddressSpaceBase& space);
 
 /// The table of a plan, before there are regions. The pieces lie in the layout, as plan_ram() of it
 /// gives them: sizes and ends are not checked again.
-[[nodiscard]] std::vector<E820Entry> e820(const AddressSpaceLayout& layout,
-                                          std::span<const RamPiece> plan);
+[[nodiscard]] VMSPACE_EXPORT std::vector<E820Entry> e820(const AddressSpaceLayout& layout,
+                                                         std::span<const RamPiece> plan);
 
 }  // namespace vmspace

@@ -15,6 +15,7 @@
 #include <memory>
 
 #include "vmspace/allocator/range_pool.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
@@ -33,7 +34,7 @@ struct ArenaOptions {
 /// Invariant: every address of the arena is either inaccessible or in a part that is leased; memory
 /// that was not mapped into the arena never lies in between. The addresses are given back when the
 /// last handle is gone, and each mapping inside holds one. Safe to use from any thread.
-class HostArena {
+class VMSPACE_EXPORT HostArena {
  public:
   // No move operations: moving copies the handle, and both stay usable.
   HostArena(const HostArena&) noexcept = default;

@@ -13,6 +13,7 @@
 #include <memory>
 #include <utility>
 
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/spec/backing_spec.hpp"
 #include "vmspace/spec/protection.hpp"
@@ -32,7 +33,7 @@ enum class PageKind : std::uint8_t {
 /// Invariant: if there is a descriptor, its file had `size()` bytes from `offset()` when it was
 /// opened. A memfd created here is sealed and can't shrink later; can_lose_pages() tells of what
 /// can. Immutable: safe to use from any thread.
-class Backing {
+class VMSPACE_EXPORT Backing {
  public:
   // No move operations: moving copies the handle, and both stay usable.
   Backing(const Backing&) noexcept = default;

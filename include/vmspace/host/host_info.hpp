@@ -6,12 +6,13 @@
 
 #include <cstdint>
 
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
 
 /// The host's memory in bytes, without what the kernel reserves for itself (sysinfo(2): totalram).
 /// Errors: `os` where a seccomp filter forbids the call. One system call.
-[[nodiscard]] Result<std::uint64_t> host_memory_size();
+[[nodiscard]] VMSPACE_EXPORT Result<std::uint64_t> host_memory_size();
 
 }  // namespace vmspace

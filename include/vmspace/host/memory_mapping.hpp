@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "vmspace/allocator/range_pool.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/host/arena.hpp"
 #include "vmspace/host/backing.hpp"
@@ -97,7 +98,7 @@ struct MappingOptions {
 ///
 /// Threads: const calls may run at the same time; any other call, moving and destroying included,
 /// excludes all others on this object.
-class MemoryMapping {
+class VMSPACE_EXPORT MemoryMapping {
  public:
   /// Maps `options.size` bytes of `backing`.
   ///

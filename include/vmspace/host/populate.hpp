@@ -12,6 +12,7 @@
 #include <optional>
 #include <span>
 
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 
@@ -59,10 +60,11 @@ struct PopulateRange {
 ///
 /// The ranges must stay mapped meanwhile. New threads have all signals blocked; when none can be
 /// started, the calling thread does all the work. O(bytes).
-[[nodiscard]] Result<void> populate(std::span<const PopulateRange> ranges,
-                                    PopulateOptions options = {});
+[[nodiscard]] VMSPACE_EXPORT Result<void> populate(std::span<const PopulateRange> ranges,
+                                                   PopulateOptions options = {});
 
 /// Populates all of one mapping.
-[[nodiscard]] Result<void> populate(const MemoryMapping& mapping, PopulateOptions options = {});
+[[nodiscard]] VMSPACE_EXPORT Result<void> populate(const MemoryMapping& mapping,
+                                                   PopulateOptions options = {});
 
 }  // namespace vmspace

@@ -26,6 +26,7 @@
 #include <span>
 #include <vector>
 
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
@@ -46,7 +47,7 @@ struct DirtyRange {
 /// anything at any time. The bitmap's memory is kept from the first enable() to the destructor,
 /// because a writer may be about to set a bit when tracking ends; the caller keeps writers away
 /// from the destructor.
-class DirtyBitmap {
+class VMSPACE_EXPORT DirtyBitmap {
  public:
   /// Bytes that one bit stands for, on every machine: KVM's smallest page.
   static constexpr std::uint64_t page_size = 4096;
@@ -152,7 +153,7 @@ class DirtyBitmap {
 /// read the data. Until finish() has succeeded, the destructor marks again all that was taken, so
 /// that a harvest that fails half-way, also for lack of memory, forgets nothing. One thread uses an
 /// object at a time.
-class DirtyHarvest {
+class VMSPACE_EXPORT DirtyHarvest {
  public:
   DirtyHarvest() = default;
   DirtyHarvest(const DirtyHarvest&) = delete;

@@ -22,6 +22,7 @@
 
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/guest_range.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 
@@ -30,23 +31,26 @@ namespace vmspace {
 /// Starts tracking in every region, or in none and returns an error. Copy all memory after it
 /// returns. Errors: those of DirtyBitmap::enable. Allocates one bit a page the first time; one
 /// system call a region.
-[[nodiscard]] Result<void> enable_dirty_tracking(const GuestMemory& memory);
+[[nodiscard]] VMSPACE_EXPORT Result<void> enable_dirty_tracking(const GuestMemory& memory);
 
 /// Stops tracking in every region, also for other maps that hold the regions; what was marked is
 /// forgotten. O(regions).
-void disable_dirty_tracking(const GuestMemory& memory) noexcept;
+VMSPACE_EXPORT void disable_dirty_tracking(const GuestMemory& memory) noexcept;
 
 /// The ranges written since the last harvest, in address order and coalesced across adjacent
 /// regions; clears them. Read the data after this returns. Errors: `bad_state` for a region that is
 /// not tracked, because its ranges would be missing; `os`. Nothing is lost then. O(pages / 64 +
 /// ranges); one system call, or none when nothing was written.
-[[nodiscard]] Result<std::vector<GuestRange>> harvest_dirty(const GuestMemory& memory);
+[[nodiscard]] VMSPACE_EXPORT Result<std::vector<GuestRange>> harvest_dirty(
+    const GuestMemory& memory);
 
 /// Marks what a foreign bitmap says of the memory from `base` on, all of it in one region; each bit
 /// stands for `unit` bytes (for KVM the host's page size, for vhost 4096). For KVM, pass on what
 /// KvmMemslots::fetch_dirty_log() gives. Errors: `not_found` and `access_denied` for `base`; those
 /// of DirtyBitmap::merge, and then nothing is marked.
-[[nodiscard]] Result<void> merge_dirty_log(const GuestMemory& memory, GuestAddress base,
-                                           std::span<const std::uint64_t> bits, std::uint64_t unit);
+[[nodiscard]] VMSPACE_EXPORT Result<void> merge_dirty_log(const GuestMemory& memory,
+                                                          GuestAddress base,
+                                                          std::span<const std::uint64_t> bits,
+                                                          std::uint64_t unit);
 
 }  // namespace vmspace

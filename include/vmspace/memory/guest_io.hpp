@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "vmspace/address_space/guest_range.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 
@@ -23,13 +24,15 @@ namespace vmspace {
 /// What the kernel may have written beyond those bytes, up to all that it was asked for, is
 /// undefined and marked dirty: direct I/O writes whole blocks. Nothing is marked at the end of the
 /// file, nor by a read that had no data to give (EAGAIN) or was refused at once (EBADF, EISDIR).
-[[nodiscard]] Result<std::uint64_t> read_into_guest(int fd, const GuestMemory& memory,
-                                                    GuestRange range);
+[[nodiscard]] VMSPACE_EXPORT Result<std::uint64_t> read_into_guest(int fd,
+                                                                   const GuestMemory& memory,
+                                                                   GuestRange range);
 
 /// Writes the range to a descriptor, in as many write(2) as it takes; gives the number of bytes. A
 /// failure after some bytes gives their number. Errors: those of every access; `os`. Any thread may
 /// call it.
-[[nodiscard]] Result<std::uint64_t> write_from_guest(int fd, const GuestMemory& memory,
-                                                     GuestRange range);
+[[nodiscard]] VMSPACE_EXPORT Result<std::uint64_t> write_from_guest(int fd,
+                                                                    const GuestMemory& memory,
+                                                                    GuestRange range);
 
 }  // namespace vmspace

@@ -30,6 +30,7 @@
 #include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/guest_range.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/detail/guest_access.hpp"
 #include "vmspace/memory/detail/translation_table.hpp"
@@ -49,7 +50,7 @@ enum class Access : std::uint8_t { read, write };
 /// thread at any time; accesses are not ordered among threads, except load(), store(),
 /// compare_exchange() and fetch_or() as their memory order says. There is no move: moving copies,
 /// and leaves both usable.
-class GuestMemory {
+class VMSPACE_EXPORT GuestMemory {
  public:
   /// More regions than the memslots of KVM on x86-64 (509).
   static constexpr std::size_t max_regions = 512;

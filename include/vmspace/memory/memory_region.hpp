@@ -13,6 +13,7 @@
 
 #include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/host/arena.hpp"
 #include "vmspace/host/backing.hpp"
@@ -82,7 +83,7 @@ using MemoryRegionPtr = std::shared_ptr<const MemoryRegion>;
 /// Both parts are shared. Several maps of guest memory hold one region, by MemoryRegionPtr; and the
 /// regions that at() makes of one another have one memory: mapping and dirty bitmap. The last holder
 /// unmaps it. Const calls, also those of mapping(), may be made from any thread.
-class MemoryRegion {
+class VMSPACE_EXPORT MemoryRegion {
  public:
   /// Opens the region's backing and maps all of it, then binds it to its node, advises huge pages,
   /// and populates it, in this order.
@@ -196,7 +197,7 @@ class MemoryRegion {
 /// Populates all of `regions` at once; see populate(). By default the file of a region that the
 /// guest may only read is read, not written. Errors: `invalid_argument` for a null pointer;
 /// those of populate(), with the region's name and guest range.
-[[nodiscard]] Result<void> populate(std::span<const MemoryRegionPtr> regions,
-                                    PopulateOptions options = {});
+[[nodiscard]] VMSPACE_EXPORT Result<void> populate(std::span<const MemoryRegionPtr> regions,
+                                                   PopulateOptions options = {});
 
 }  // namespace vmspace

@@ -12,6 +12,7 @@
 
 #include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_range.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 
@@ -33,7 +34,8 @@ struct RegionDescriptor {
 /// of the guest.
 ///
 /// Errors: `unsupported` for a region that can't be shared: anonymous memory, or a private mapping.
-[[nodiscard]] Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory);
+[[nodiscard]] VMSPACE_EXPORT Result<std::vector<RegionDescriptor>> describe_regions(
+    const GuestMemory& memory);
 
 /// What to do with memory whose owner can still take pages out of it (Backing::can_lose_pages), by
 /// truncating a file that is not sealed against that, or by punching huge pages out of a hugetlb
@@ -53,7 +55,7 @@ enum class Unsealed : std::uint8_t {
 /// Backing::open (a file shorter than described is `out_of_bounds`), AddressSpaceRegion::make,
 /// MemoryRegion::map and GuestMemory::from_regions; nothing stays mapped then. A few system calls a
 /// region.
-[[nodiscard]] Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions,
-                                              Unsealed unsealed = Unsealed::refuse);
+[[nodiscard]] VMSPACE_EXPORT Result<GuestMemory> map_regions(
+    std::span<const RegionDescriptor> regions, Unsealed unsealed = Unsealed::refuse);
 
 }  // namespace vmspace

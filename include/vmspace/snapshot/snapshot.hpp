@@ -34,6 +34,7 @@
 
 #include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 
@@ -81,13 +82,13 @@ struct SnapshotRegion {
 /// memory whose own file was cut off; `os` (ENOSPC, EIO, ...): after these the file is no snapshot.
 ///
 /// Does not flush to the disk: call fsync(2) where that matters. O(bytes that may not be 0).
-[[nodiscard]] Result<std::uint64_t> save_snapshot(const GuestMemory& memory, int fd,
-                                                  const SaveOptions& options = {});
+[[nodiscard]] VMSPACE_EXPORT Result<std::uint64_t> save_snapshot(const GuestMemory& memory, int fd,
+                                                                 const SaveOptions& options = {});
 
 /// Reads and checks header and table, as every restore does first. Errors: `invalid_argument` for a
 /// file that is not a regular one; `corrupt` for one that is not a snapshot, is cut off, fails its
 /// checksum or contradicts itself; `unsupported` for a newer version; `os`. A few system calls.
-[[nodiscard]] Result<std::vector<SnapshotRegion>> inspect_snapshot(int fd);
+[[nodiscard]] VMSPACE_EXPORT Result<std::vector<SnapshotRegion>> inspect_snapshot(int fd);
 
 /// Copies the snapshot into memory whose regions have equal places and sizes, whatever backing it
 /// was saved from. Everything that is not stored becomes 0; what is written is marked dirty.
@@ -99,13 +100,13 @@ struct SnapshotRegion {
 /// could be allocated: after these part of the memory has changed.
 ///
 /// O(bytes stored, and bytes of the guest that may not be 0).
-[[nodiscard]] Result<void> restore_snapshot(const GuestMemory& memory, int fd,
-                                            const SnapshotProgress& progress = {});
+[[nodiscard]] VMSPACE_EXPORT Result<void> restore_snapshot(const GuestMemory& memory, int fd,
+                                                           const SnapshotProgress& progress = {});
 
 /// Guest memory that is the file itself, mapped privately: ready at once, read in page by page as
 /// it is used, and never written back. The file must not change as long as the memory lives. The
 /// descriptor is duplicated. Errors: those of inspect_snapshot(), Backing::open and
 /// MemoryRegion::map. A few system calls a region.
-[[nodiscard]] Result<GuestMemory> map_snapshot(int fd);
+[[nodiscard]] VMSPACE_EXPORT Result<GuestMemory> map_snapshot(int fd);
 
 }  // namespace vmspace

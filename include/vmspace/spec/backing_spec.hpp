@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
@@ -35,7 +36,7 @@ enum class Sharing : std::uint8_t {
 
 /// A backing as a VMM's configuration describes it; an aggregate for designated initialisers:
 /// `{.source = MemorySource::shmem}`.
-struct BackingSpec {
+struct VMSPACE_EXPORT BackingSpec {
   MemorySource source = MemorySource::none;
   /// file: the path of the file; hugetlbfs: a directory of a mounted one; otherwise empty.
   std::string path = {};
@@ -63,9 +64,9 @@ struct BackingSpec {
 
 /// The source with this name (`shmem`, `hugeshmem`, `anon`, `hugeanon`, `hugetlbfs`, `file`,
 /// `none`). Errors: `invalid_argument` for any other text, which the error quotes.
-[[nodiscard]] Result<MemorySource> parse_memory_source(std::string_view name);
+[[nodiscard]] VMSPACE_EXPORT Result<MemorySource> parse_memory_source(std::string_view name);
 
 /// The name of a source, as parse_memory_source() reads it; `unknown` for any other value.
-[[nodiscard]] std::string_view name_of(MemorySource source) noexcept;
+[[nodiscard]] VMSPACE_EXPORT std::string_view name_of(MemorySource source) noexcept;
 
 }  // namespace vmspace

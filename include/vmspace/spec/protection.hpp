@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "vmspace/base/cxx20.hpp"
+
 namespace vmspace {
 
 /// What the guest may do with a region, or this process with a mapping. Bits combine with `|`.

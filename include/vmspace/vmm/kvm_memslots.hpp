@@ -24,6 +24,7 @@
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/guest_range.hpp"
 #include "vmspace/allocator/range_pool.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
@@ -80,7 +81,7 @@ struct KvmDirtyLog {
 ///
 /// Threads: one at a time. vCPUs may run meanwhile; they see a range of several slots come and go
 /// slot by slot.
-class KvmMemslots {
+class VMSPACE_EXPORT KvmMemslots {
  public:
   /// Takes over the slots of the machine behind `vm_fd` (from KVM_CREATE_VM), numbered from
   /// `slot_numbers`; by default from a pool of its own with every number below KVM's limit. Slots

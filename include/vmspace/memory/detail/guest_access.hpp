@@ -27,6 +27,9 @@
 #include <memory>
 #include <type_traits>
 
+#include "vmspace/base/cxx20.hpp"
+#include "vmspace/base/export.hpp"
+
 #if defined(__SANITIZE_THREAD__)
 #define VMSPACE_DETAIL_TSAN 1
 #elif defined(__has_feature)
@@ -201,8 +204,8 @@ void for_each_word(std::uintptr_t address, std::size_t bytes, Use use) {
 }
 
 /// Copies an object of up to inline_copy_limit bytes in the words of for_each_word().
-void load_words(void* to, const std::byte* from, std::size_t bytes) noexcept;
-void store_words(std::byte* to, const void* from, std::size_t bytes) noexcept;
+VMSPACE_EXPORT void load_words(void* to, const std::byte* from, std::size_t bytes) noexcept;
+VMSPACE_EXPORT void store_words(std::byte* to, const void* from, std::size_t bytes) noexcept;
 
 // Out of line, and by value, so that the object of the common case stays in registers.
 template <typename T>

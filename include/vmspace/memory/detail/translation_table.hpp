@@ -31,6 +31,9 @@
 #include <memory>
 #include <span>
 
+#include "vmspace/base/cxx20.hpp"
+#include "vmspace/base/export.hpp"
+
 namespace vmspace {
 
 class DirtyBitmap;
@@ -156,7 +159,7 @@ class TranslationTable {
   [[nodiscard]] std::span<const TranslationEntry> entries() const noexcept { return entries_; }
 
   /// The translator of no regions at all: finds nothing, and lives for ever.
-  [[nodiscard]] static Translator empty() noexcept;
+  [[nodiscard]] static VMSPACE_EXPORT Translator empty() noexcept;
 
  private:
   struct Free {

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the shared library shows of itself.
+//
+// The library is compiled with hidden symbols. What its users call, and the headers on their behalf,
+// is marked VMSPACE_EXPORT where it is declared: a class with members in a source file, and a
+// function of a source file. Whatever is inline, or a template, needs no mark.
+
+#pragma once
+
+// CMake and pkg-config define VMSPACE_STATIC where the library is static: what is linked into a
+// program or a plug-in stays its own affair. Without the definition all that happens is that a
+// plug-in shows more than it has to.
+#ifdef VMSPACE_STATIC
+#define VMSPACE_EXPORT
+#else
+// In the old syntax, which may also stand in the declaration of a friend.
+#define VMSPACE_EXPORT __attribute__((visibility("default")))
+#endif
