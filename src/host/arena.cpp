@@ -21,7 +21,7 @@ using detail::base_page_size;
 using detail::fail_os;
 using detail::kernel;
 
-struct [[gnu::visibility("hidden")]] HostArena::State {
+struct VMSPACE_HIDDEN HostArena::State {
   State() = default;
   State(const State&) = delete;
   State& operator=(const State&) = delete;

@@ -90,7 +90,7 @@ const char* left_in_part(const std::vector<Piece>& pieces) {
 
 }  // namespace
 
-class [[gnu::visibility("hidden")]] KvmMemslots::State {
+class VMSPACE_HIDDEN KvmMemslots::State {
  public:
   static Result<std::unique_ptr<State>> create(int vm_descriptor);
   ~State();
