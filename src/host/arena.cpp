@@ -22,7 +22,7 @@ using detail::require_multiple;
 using detail::require_nonzero;
 using detail::require_power_of_two;
 
-struct [[gnu::visibility("hidden")]] HostArena::State {
+struct VMSPACE_HIDDEN HostArena::State {
   explicit State(const RangePool& offsets) noexcept : parts(offsets) {}
   State(const State&) = delete;
   State& operator=(const State&) = delete;

@@ -17,7 +17,7 @@
 namespace vmspace {
 
 /// Immutable once built.
-struct [[gnu::visibility("hidden")]] GuestMemory::Map {
+struct VMSPACE_HIDDEN GuestMemory::Map {
   Map(std::vector<MemoryRegionPtr> sorted, std::span<const detail::TranslationEntry> entries);
 
   std::vector<MemoryRegionPtr> regions;

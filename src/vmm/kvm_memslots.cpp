@@ -30,7 +30,7 @@ using detail::require_multiple;
 using Mapping = detail::KvmMapping;
 using Shown = Mapping::Shown;
 
-struct [[gnu::visibility("hidden")]] KvmMemslots::State {
+struct VMSPACE_HIDDEN KvmMemslots::State {
   detail::Descriptor vm;
   std::uint32_t limit;
   bool can_read_only;

@@ -4,7 +4,8 @@
 //
 // The library is compiled with hidden symbols. What its users call, and the headers on their behalf,
 // is marked VMSPACE_EXPORT where it is declared: a class with members in a source file, and a
-// function of a source file. Whatever is inline, or a template, needs no mark.
+// function of a source file. Whatever is inline, or a template, needs no mark. A class that a marked
+// one has among its members, and only the sources define, is marked VMSPACE_HIDDEN there.
 
 #pragma once
 
@@ -17,3 +18,4 @@
 // In the old syntax, which may also stand in the declaration of a friend.
 #define VMSPACE_EXPORT __attribute__((visibility("default")))
 #endif
+#define VMSPACE_HIDDEN __attribute__((visibility("hidden")))
