@@ -11,7 +11,6 @@
 
 #include "vmspace/base/try.hpp"
 
-#include "host/abandoned_lease.hpp"
 #include "os/argument_checks.hpp"
 #include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
@@ -239,7 +238,7 @@ MemoryMapping::~MemoryMapping() {
 }
 
 void MemoryMapping::unmap_or_abandon() noexcept {
-  if (!unmap() && part_) detail::abandon(std::move(*part_));
+  if (!unmap() && part_) part_->abandon();
 }
 
 /// False, with errno, when the kernel refuses; all is as it was then.

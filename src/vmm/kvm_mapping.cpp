@@ -10,7 +10,6 @@
 #include <string>
 #include <utility>
 
-#include "host/abandoned_lease.hpp"
 #include "os/page_size.hpp"
 #include "os/system_calls.hpp"
 
@@ -39,7 +38,7 @@ Result<KvmMapping> KvmMapping::make(const KvmMemory& memory, const RangePool& nu
 
 KvmMapping::~KvmMapping() {
   for (Piece& piece : pieces_) {
-    if (piece.shown != Shown::no) abandon(std::move(piece.number));
+    if (piece.shown != Shown::no) piece.number.abandon();
   }
 }
 

@@ -142,6 +142,19 @@ TEST(Lease, OutlivesTheHandlesOfItsPool) {
   VMSPACE_EXPECT_OK(lease->release());
 }
 
+TEST(Lease, LeavesItsRangeTakenWhenItIsAbandoned) {
+  const RangePool pool = pool_of(Range::of(0, 9));
+  {
+    Lease lease = *pool.acquire({.size = 2}, "nic0");
+    lease.abandon();
+    EXPECT_FALSE(lease.is_held());
+    EXPECT_THAT(lease.release(), HasError(Errc::bad_state));
+    lease.abandon();
+  }
+  EXPECT_THAT(pool.holders(), ElementsAre(RangeHolder{Range::of(0, 1), "nic0"}));
+  VMSPACE_EXPECT_OK(pool.check_invariants());
+}
+
 TEST(Lease, CanBeReleasedOnce) {
   const RangePool pool = pool_of(Range::of(0, 9));
   auto lease = *pool.acquire({.size = 2}, "nic0");

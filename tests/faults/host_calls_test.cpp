@@ -167,8 +167,8 @@ TEST(SystemCallFaults, AFailedMappingLeavesNoHoleInAnArena) {
 }
 
 TEST(SystemCallFaults, WhatCannotBeUnmappedStaysTakenInItsArena) {
-  // Never destroyed: the part that is abandoned keeps some of it alive.
-  static const auto* const arena = new HostArena(*HostArena::reserve({.size = 1_MiB}));
+  const auto arena = HostArena::reserve({.size = 1_MiB});
+  ASSERT_THAT(arena, IsOk());
   Injector injector;
   {
     auto mapping = map_or_die({.source = MemorySource::anon}, {.size = 64_KiB, .arena = *arena});

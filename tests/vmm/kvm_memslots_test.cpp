@@ -309,8 +309,8 @@ TEST_F(KvmMemslotsTest, NumbersOfASharedPoolThatKvmDoesNotHaveAreNotUsed) {
 }
 
 TEST_F(KvmMemslotsTest, TheNumberOfASlotThatKvmKeepsStaysTaken) {
-  // Never destroyed: the number that is abandoned keeps some of it alive.
-  static const auto* const pool = new RangePool(*RangePool::create("slots", {Range::of(0, 508)}));
+  const auto pool = RangePool::create("slots", {Range::of(0, 508)});
+  ASSERT_THAT(pool, IsOk());
   {
     auto memslots = KvmMemslots::create(vm_fd, *pool);
     ASSERT_THAT(memslots, IsOk());

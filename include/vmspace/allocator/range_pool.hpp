@@ -95,6 +95,11 @@ class [[nodiscard]] Lease {
     return {};
   }
 
+  /// Gives up the lease and leaves its range taken, under its tag, for as long as the pool lives: for
+  /// a range that nobody may get again, because what it numbers could not be taken down. Does
+  /// nothing when it holds nothing. O(1).
+  void abandon() noexcept { pool_.reset(); }
+
  private:
   friend class RangePool;
 
@@ -126,7 +131,7 @@ struct RangeHolder {
 
 /// A named set of ranges, from which leases are acquired.
 ///
-/// Invariant: each range is free or held by exactly one lease, under a tag.
+/// Invariant: each range is free, or held under a tag by exactly one lease, which may be abandoned.
 ///
 /// A handle: copies are the same pool, and moving copies, so every handle can be used at any time.
 /// Errors carry the pool's name. A call that returns an error, or throws std::bad_alloc, changes
