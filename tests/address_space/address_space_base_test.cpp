@@ -3,9 +3,11 @@
 #include "vmspace/address_space/address_space_base.hpp"
 
 #include <algorithm>
+#include <cstdint>
 #include <iterator>
+#include <optional>
 #include <ranges>
-#include <string>
+#include <type_traits>
 #include <vector>
 
 #include <gmock/gmock.h>
@@ -14,70 +16,15 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/testing.hpp"
 
+#include "address_space/space_support.hpp"
 #include "base/iterator_traits.hpp"
 
 namespace vmspace {
 namespace {
 
 using namespace literals;
+using namespace test;
 using ::testing::ElementsAre;
-using ::testing::HasSubstr;
-using ::testing::IsEmpty;
-using ::testing::Pointee;
-using ::testing::Property;
-
-AddressSpaceLayout pc() {
-  return *AddressSpaceLayout::x86_64({.phys_bits = 46});
-}
-
-RegionOptions ram(std::uint64_t base, std::uint64_t size) {
-  return {.name = "ram", .base = GuestAddress{base}, .size = size};
-}
-
-RegionOptions device(std::uint64_t base, std::uint64_t size) {
-  return {.name = "device",
-          .type = RegionType::device_memory,
-          .base = GuestAddress{base},
-          .size = size};
-}
-
-AddressSpaceRegionPtr made(RegionOptions options) {
-  return *AddressSpaceRegion::make(std::move(options));
-}
-
-/// A pointer to a region that says this.
-auto says(RegionOptions options) {
-  return Pointee(Property("options", &AddressSpaceRegion::options, std::move(options)));
-}
-
-/// RAM at [0, 1 GiB), a device at 0xc000'0000, RAM at [4 GiB, 5 GiB).
-AddressSpaceBase example() {
-  AddressSpaceBase space(pc());
-  VMSPACE_EXPECT_OK(space.insert_region(ram(4_GiB, 1_GiB)));
-  VMSPACE_EXPECT_OK(space.insert_region(device(0xc000'0000, 64_KiB)));
-  VMSPACE_EXPECT_OK(space.insert_region(ram(0, 1_GiB)));
-  return space;
-}
-
-std::vector<std::uint64_t> bases(const AddressSpaceBase& space) {
-  std::vector<std::uint64_t> all;
-  for (const AddressSpaceRegionPtr& region : space)
-    all.push_back(region->base().value());
-  return all;
-}
-
-/// Runs a call that must fail, and checks that the space is what it was.
-template <typename Call>
-Error failing(AddressSpaceBase& space, Call call) {
-  const AddressSpaceBase before = space;
-  const auto result = call(space);
-  EXPECT_FALSE(result);
-  EXPECT_EQ(space, before);
-  EXPECT_EQ(bases(space), bases(before));
-  const auto sound = space.check_invariants();
-  VMSPACE_EXPECT_OK(sound);
-  return result ? Error{} : result.error();
-}
 
 static_assert(std::ranges::bidirectional_range<AddressSpaceBase>);
 static_assert(test::is_bidirectional<AddressSpaceBase::Iterator>);
@@ -323,101 +270,6 @@ TEST(AddressSpaceBase, MoveHappensWhollyOrNotAtAll) {
   EXPECT_EQ(error(0xc000'8000, 0xe000'0000).code, Errc::not_found);
 }
 
-TEST(AddressSpaceBase, PlaceFindsAnAddressInsideTheAperture) {
-  AddressSpaceBase space = example();
-  const RegionOptions bar{.name = "bar", .type = RegionType::device_memory};
-  EXPECT_EQ((*space.place_region(bar, {.size = 64_KiB, .align = 64_KiB}, "mmio_low"))->base(),
-            GuestAddress{0xc001'0000});
-  EXPECT_EQ((*space.place_region(bar, {.size = 16_MiB, .align = 16_MiB}, "mmio_high"))->base(),
-            GuestAddress{0x2000'0000'0000});
-  EXPECT_EQ(
-      (*space.place_region(bar, {.size = 4_KiB, .policy = AllocPolicy::last_match}, "mmio_low"))
-          ->base(),
-      GuestAddress{0xfbff'f000});
-  EXPECT_EQ((*space.place_region(bar, {.size = 4_KiB, .min = 0xd000'0000, .max = 0xd000'0fff},
-                                 "mmio_low"))
-                ->base(),
-            GuestAddress{0xd000'0000});
-  EXPECT_EQ(space.find_region(GuestAddress{0xd000'0000})->name(), "bar");
-  EXPECT_EQ(space.size(), 7U);
-  VMSPACE_EXPECT_OK(space.check_invariants());
-}
-
-TEST(AddressSpaceBase, PlaceKeepsOffHolesAndAlignsToTheBackingsPages) {
-  AddressSpaceBase space(pc());
-  ASSERT_THAT(space.insert_region(ram(4_GiB, 1007_GiB)), IsOk());
-  // 1 GiB is left below the HyperTransport hole.
-  EXPECT_EQ((*space.place_region({.name = "ram"}, {.size = 2_GiB}, "ram_high"))->base(),
-            GuestAddress{1024_GiB});
-  ASSERT_THAT(space.insert_region(ram(0, 4_KiB)), IsOk());
-  EXPECT_EQ((*space.place_region({.name = "huge", .backing = {.source = MemorySource::hugeshmem}},
-                                 {.size = 4_MiB}, "ram_low"))
-                ->base(),
-            GuestAddress{2_MiB});
-  VMSPACE_EXPECT_OK(space.check_invariants());
-}
-
-TEST(AddressSpaceBase, PlaceRefusesWhatCannotBePlaced) {
-  AddressSpaceBase space = example();
-  const RegionOptions bar{.name = "bar", .type = RegionType::device_memory};
-  const auto error = [&](RegionOptions options, Constraint constraint, std::string_view aperture) {
-    return failing(
-        space, [&](AddressSpaceBase& s) { return s.place_region(options, constraint, aperture); });
-  };
-  EXPECT_EQ(error(bar, {.size = 4_KiB}, "nowhere").code, Errc::not_found);
-  EXPECT_EQ(error(bar, {.size = 4_KiB}, "ram_low").code, Errc::bad_state);
-  EXPECT_EQ(error({.name = "ram"}, {.size = 4_KiB}, "mmio_low").code, Errc::bad_state);
-  EXPECT_EQ(error(bar, {.size = 0}, "mmio_low").code, Errc::zero_size);
-  EXPECT_EQ(error(bar, {.size = 4_KiB, .min = 2, .max = 1}, "mmio_low").code, Errc::invalid_range);
-  EXPECT_EQ(error(bar, {.size = 4_KiB, .align = 3}, "mmio_low").code, Errc::bad_alignment);
-  EXPECT_EQ(error(device(0xd000'0000, 4_KiB), {.size = 4_KiB}, "mmio_low").code,
-            Errc::invalid_argument);
-  EXPECT_EQ(error(device(0, 8_KiB), {.size = 4_KiB}, "mmio_low").code, Errc::invalid_argument);
-  EXPECT_EQ(error({.type = RegionType::dax_memory, .backing = {.source = MemorySource::hugeshmem}},
-                  {.size = 4_KiB}, "mmio_low")
-                .code,
-            Errc::misaligned);
-  EXPECT_EQ(error(bar, {.size = 1_GiB}, "mmio_low"),
-            (Error{.code = Errc::no_space,
-                   .operation = "AddressSpaceBase::place_region",
-                   .first = Operand::size(1_GiB),
-                   .second = Operand::range(0xc000'0000, 0xfbff'ffff),
-                   .available = Operand::range(0xc001'0000, 0xfbff'ffff),
-                   .reason = "in the aperture",
-                   .text = {"bar", "mmio_low"}}));
-  EXPECT_EQ(error(bar, {.size = 4_KiB, .max = 0xbfff'ffff}, "mmio_low").code, Errc::no_space);
-  EXPECT_EQ(error(bar, {.size = UINT64_MAX}, "mmio_high").code, Errc::no_space);
-}
-
-TEST(AddressSpaceBase, PlaceSaysWhichAperturesThereAreAndWhatEachTakes) {
-  AddressSpaceBase space = example();
-  const auto message = [&](RegionOptions options, Constraint constraint,
-                           std::string_view aperture) {
-    return failing(
-               space,
-               [&](AddressSpaceBase& s) { return s.place_region(options, constraint, aperture); })
-        .message();
-  };
-  EXPECT_EQ(message({.name = "bar"}, {.size = 4_KiB}, "mmio_hgih"),
-            "AddressSpaceBase::place_region: \"mmio_hgih\": not found (the layout's apertures are: "
-            "\"ram_low, mmio_low, "
-            "platform, ram_high, mmio_high\")");
-  EXPECT_EQ(message({.name = "bar"}, {.size = 4_KiB}, "mmio_low"),
-            "AddressSpaceBase::place_region: \"bar\": wrong state: [0xc0000000, 0xfbffffff] (set "
-            ".type to "
-            "device_memory, dax_memory or firmware_memory, as this takes: \"mmio_low\")");
-  const RegionOptions bar{.name = "bar", .type = RegionType::device_memory};
-  EXPECT_THAT(message(bar, {.size = 4_KiB}, "ram_low"),
-              HasSubstr("set .type to default_memory or firmware_memory, as this takes"));
-  EXPECT_EQ(message(bar, {.size = 4_KiB, .max = 0xbfff'ffff}, "mmio_low"),
-            "AddressSpaceBase::place_region: \"bar\": no space for 0x1000 in [0xc0000000, "
-            "0xfbffffff] (the "
-            "constraint's window lies outside of the aperture: \"mmio_low\")");
-  AddressSpaceBase bare(*AddressSpaceLayout::make({.phys_max = UINT64_MAX}));
-  EXPECT_EQ(bare.place_region(bar, {.size = 4_KiB}, "x").error().message(),
-            "AddressSpaceBase::place_region: \"x\": not found (the layout has no apertures)");
-}
-
 TEST(AddressSpaceBase, FromRegionsTakesThemInAnyOrder) {
   const auto space = AddressSpaceBase::from_regions(
       pc(), {made(ram(4_GiB, 1_GiB)), made(ram(0, 1_GiB)), made(device(0xc000'0000, 64_KiB))});
@@ -471,34 +323,6 @@ TEST(AddressSpaceBase, EqualityComparesWhatRegionsSay) {
   EXPECT_NE(other, example());
   EXPECT_NE(AddressSpaceBase(pc()),
             AddressSpaceBase(*AddressSpaceLayout::x86_64({.phys_bits = 47})));
-}
-
-TEST(Diff, NamesWhatOnlyTheOneOrTheOtherHas) {
-  const AddressSpaceBase before = example();
-  EXPECT_TRUE(diff(before, before).empty());
-  EXPECT_TRUE(diff(before, example()).empty());
-
-  AddressSpaceBase after = before;
-  ASSERT_THAT(after.remove_region(GuestAddress{0}), IsOk());
-  RegionOptions changed = ram(0, 1_GiB);
-  changed.owner = 1;
-  ASSERT_THAT(after.insert_region(changed), IsOk());
-  ASSERT_THAT(after.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xe000'0000}), IsOk());
-  ASSERT_THAT(after.insert_region(ram(8_GiB, 1_GiB)), IsOk());
-  const RegionDiff forward = diff(before, after);
-  EXPECT_THAT(forward.removed, ElementsAre(says(ram(0, 1_GiB)), says(device(0xc000'0000, 64_KiB))));
-  EXPECT_THAT(forward.added, ElementsAre(says(changed), says(device(0xe000'0000, 64_KiB)),
-                                         says(ram(8_GiB, 1_GiB))));
-  const RegionDiff back = diff(after, before);
-  EXPECT_EQ(back.removed, forward.added);
-  EXPECT_EQ(back.added, forward.removed);
-}
-
-TEST(Diff, WithAnEmptySpaceIsEverything) {
-  const AddressSpaceBase none(pc());
-  EXPECT_EQ(diff(none, example()).added.size(), 3U);
-  EXPECT_THAT(diff(none, example()).removed, IsEmpty());
-  EXPECT_EQ(diff(example(), none).removed.size(), 3U);
 }
 
 }  // namespace

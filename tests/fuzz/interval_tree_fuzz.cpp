@@ -8,7 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "model/interval_tree_oracle.hpp"
+#include "model/interval_tree_side_by_side.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using vmspace::test::SideBySide;

@@ -11,7 +11,7 @@
 #include <rapidcheck.h>
 #include <rapidcheck/gtest.h>
 
-#include "model/interval_tree_oracle.hpp"
+#include "model/interval_tree_side_by_side.hpp"
 
 namespace vmspace::test {
 namespace {
