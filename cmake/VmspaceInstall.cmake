@@ -54,12 +54,9 @@ else()
 endif()
 install(
   FILES "${PROJECT_SOURCE_DIR}/LICENSE" "${PROJECT_SOURCE_DIR}/README.md"
+        "${PROJECT_SOURCE_DIR}/include/vmspace/CHANGELOG.md"
   DESTINATION "${CMAKE_INSTALL_DOCDIR}"
   COMPONENT vmspace_Development)
-install(
-  FILES "${PROJECT_SOURCE_DIR}/include/vmspace/CHANGELOG.md"
-  DESTINATION "${CMAKE_INSTALL_DOCDIR}"
-  COMPONENT vmspace_Development OPTIONAL)
 
 set(vmspace_library_type INTERFACE_LIBRARY)
 if(TARGET vmspace)

@@ -8,7 +8,7 @@
 # `test` builds and passes the tests. The others are those of CMakePresets.json.
 #
 # Installing needs Debian 12 or newer (or a derivative) and root, or sudo. Elsewhere the script says
-# what it would have installed and goes no further.
+# what it would have installed and tries with what is there.
 
 set -eu
 
@@ -69,7 +69,7 @@ else
   echo "bootstrap: no apt here, so nothing is installed. What Debian calls" >&2
   echo "  $wanted" >&2
   echo "must be there: a C++20 compiler, CMake 3.25, Ninja, tl::expected, fmt, Boost's headers;" >&2
-  echo "for tests GoogleTest and RapidCheck, for benchmarks Google Benchmark. Trying with what is." >&2
+  echo "for tests GoogleTest and RapidCheck, for benchmarks Google Benchmark. Trying with what is installed." >&2
 fi
 
 for preset in "$@"; do

@@ -24,7 +24,7 @@ vmspace::Result<void> example() {
   const vmspace::GuestRange ram[] = {{vmspace::GuestAddress{0}, 16_MiB}};
   const auto memory = VMSPACE_TRY(vmspace::GuestMemory::create(ram));
 
-  // A table of 256 descriptors, each read once: a guest that changes it meanwhile fools nobody.
+  // A table of 256 descriptors, each read once: what the guest changes meanwhile does no harm.
   const vmspace::GuestPtr<Descriptor> table(memory, vmspace::GuestAddress{0x10000});
   const auto entry = VMSPACE_TRY(table.at(3, 256));
   const Descriptor descriptor = VMSPACE_TRY(entry.read());

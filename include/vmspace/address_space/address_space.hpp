@@ -2,17 +2,17 @@
 //
 // The address space of a running guest: an AddressSpaceBase that many threads share.
 //
-//   auto space = AddressSpace::create(*AddressSpaceLayout::x86_64({.phys_bits = 46}));
+//   auto space = VMSPACE_TRY(AddressSpace::create(layout));
 //
-//   auto reader = space->reader();                                // a vCPU thread
+//   auto reader = space.reader();                                 // a vCPU thread
 //   if (const auto* region = reader.current().find_region(gpa)) ...
-//   if (const auto region = space->find_region(gpa)) ...            // any other, now and then
+//   if (const auto region = space.find_region(gpa)) ...            // any other, now and then
 //
-//   space->transact([&](AddressSpaceBase& draft) -> Result<void> {  // a management thread
+//   VMSPACE_TRY(space.transact([&](AddressSpaceBase& draft) -> Result<void> {  // a management thread
 //     VMSPACE_TRY(draft.remove_region(old_base));
 //     VMSPACE_TRY(draft.insert_region(replacement));
 //     return {};
-//   });
+//   }));
 
 #pragma once
 
@@ -80,7 +80,7 @@ class AddressSpace {
   /// and an error of it leaves the space, its generation and its readers as they were.
   template <typename Edit>
   [[nodiscard]] std::invoke_result_t<Edit, AddressSpaceBase&> transact(Edit&& edit) const {
-    return published_.update(std::forward<Edit>(edit));
+    return published_.update(std::forward<Edit>(edit), "AddressSpace::transact");
   }
 
   // The calls of AddressSpaceBase, each a transaction of its own, with their errors and those of

@@ -2,11 +2,12 @@
 //
 // What every guest physical address is: the regions that were put into a layout, as a value.
 //
-//   AddressSpaceBase space(*AddressSpaceLayout::x86_64({.phys_bits = 46}));
-//   space.insert_region(
-//       {.name = "ram", .size = 3_GiB, .backing = {.source = MemorySource::shmem}});
-//   space.place_region({.name = "gpu BAR0", .type = RegionType::device_memory},
-//                      {.size = 16_MiB, .align = 16_MiB}, "mmio_high");
+//   AddressSpaceBase space(layout);
+//   VMSPACE_TRY(space.insert_region(
+//       {.name = "ram", .size = 3_GiB, .backing = {.source = MemorySource::shmem}}));
+//   const auto bar = VMSPACE_TRY(
+//       space.place_region({.name = "gpu BAR0", .type = RegionType::device_memory},
+//                          {.size = 16_MiB, .align = 16_MiB}, "mmio_high"));
 //   if (const AddressSpaceRegion* region = space.find_region(GuestAddress{0x1000})) ...
 //   for (const AddressSpaceRegionPtr& region : space) ...
 //

@@ -40,7 +40,9 @@ struct GuestRange {
   /// The first and the last byte as inclusive bounds. `zero_size` for an empty range; `overflow` for
   /// one that runs past 2^64.
   [[nodiscard]] constexpr Result<Range> range() const {
-    return Range::from_base_size(base.value(), size);
+    const auto made = Range::from_base_size(base.value(), size);
+    if (!made) return fail(made.error().in("GuestRange::range"));
+    return made;
   }
 
   [[nodiscard]] constexpr bool empty() const noexcept { return size == 0; }

@@ -25,7 +25,7 @@ enum class AllocPolicy : std::uint8_t {
 /// For an exact address, see IntervalTree::allocate_at.
 struct Constraint {
   std::uint64_t size;     ///< how many members (bytes, for addresses); at least 1
-  std::uint64_t min = 0;  ///< the lowest address that the allocation may coverage
+  std::uint64_t min = 0;  ///< the lowest address that the allocation may cover
   std::uint64_t max = std::numeric_limits<std::uint64_t>::max();  ///< the highest, inclusive
   std::uint64_t align = 1;  ///< of the first address; a power of two; 0 means 1
   AllocPolicy policy = AllocPolicy::first_match;

@@ -82,8 +82,8 @@ class [[nodiscard]] Lease {
     return *pool_->tree.find_value(range_.min());
   }
 
-  /// Returns the range now instead of on destruction. `bad_state` when it holds nothing. O(log n);
-  /// never allocates.
+  /// Returns the range now instead of on destruction. `bad_state`, without the
+  /// pool's name, when it holds nothing. O(log n); never allocates.
   [[nodiscard]] Result<void> release() noexcept {
     if (!is_held()) {
       return fail({.code = Errc::bad_state,

@@ -13,8 +13,9 @@
 //   use(reader.current());       // as often as wanted
 //   reader.park();               // before KVM_RUN, before sleeping
 //
-//   map.update([&](Map& draft) { return draft.remove(region); });  // a writer, on any thread
-//   map.wait_released(1s);                                         // the old map is gone
+//   // A writer, on any thread; afterwards the old map is gone.
+//   VMSPACE_TRY(map.update([&](Map& draft) { return draft.remove(region); }));
+//   VMSPACE_TRY(map.wait_released(1s));
 //
 // Old values are destroyed by writers. A value may be large, and what it holds may be slow to give
 // up (mappings), so a reader that lets go last only hands it back; update(), wait_released() and
@@ -286,8 +287,12 @@ class Published {
   /// follows sees the edits of this one, whichever threads they are on. `would_deadlock` from
   /// inside an edit of the same value. Cost: the copy, the edit, and the destruction of values that
   /// nobody uses any more. Waits for other writers, never for readers.
+  ///
+  /// `operation` is the function that its own error names, for a class that offers updates under a
+  /// name of its own.
   template <typename Edit>
-  [[nodiscard]] std::invoke_result_t<Edit, T&> update(Edit&& edit) const;
+  [[nodiscard]] std::invoke_result_t<Edit, T&> update(
+      Edit&& edit, const char* operation = "Published::update") const;
 
   /// Waits until every value older than the current one is let go of by all who held it, and
   /// destroyed, by this call or by another writer. What becomes old while it waits is not waited
@@ -386,11 +391,11 @@ std::shared_ptr<const T> Published<T>::snapshot() const {
 
 template <typename T>
 template <typename Edit>
-std::invoke_result_t<Edit, T&> Published<T>::update(Edit&& edit) const {
+std::invoke_result_t<Edit, T&> Published<T>::update(Edit&& edit, const char* operation) const {
   State& state = *state_;
   if (state.is_writer()) {
     return fail({.code = Errc::would_deadlock,
-                 .operation = "Published::update",
+                 .operation = operation,
                  .reason = "called from inside an edit of the same value"});
   }
   const typename State::Collector collector{state};  // runs after the locks are gone

@@ -15,7 +15,8 @@
 
 namespace vmspace {
 
-/// What a fallible call gives: `if (!result) return report(result.error());` and `*result`.
+/// What a fallible call returns: a T or an Error. `VMSPACE_TRY(call)` takes the value or passes the
+/// error on; `if (!result) log(result.error().message());` handles it here.
 template <typename T = void>
 using Result = tl::expected<T, Error>;
 

@@ -50,9 +50,12 @@ enum class Access : std::uint8_t { read, write };
 /// thread at any time; accesses are not ordered among threads, except load(), store(),
 /// compare_exchange() and fetch_or() as their memory order says. There is no move: moving copies,
 /// and leaves both usable.
+///
+/// Invariant: regions are sorted by address and overlap neither in guest addresses nor in memory, and
+/// every readable one is found by its first and its last byte.
 class VMSPACE_EXPORT GuestMemory {
  public:
-  /// More regions than the memslots of KVM on x86-64 (509).
+  /// The most regions that one map can hold.
   static constexpr std::size_t max_regions = 512;
 
   /// No memory: every address is not_found.

@@ -9,8 +9,8 @@
 // may have changed in between.
 //
 //   const GuestPtr<Descriptor> table(memory, table_address);
-//   auto entry = table.at(index, queue_size);
-//   auto descriptor = entry ? entry->read() : fail(entry.error());
+//   const auto entry = VMSPACE_TRY(table.at(index, queue_size));
+//   const Descriptor descriptor = VMSPACE_TRY(entry.read());
 
 #pragma once
 

@@ -123,7 +123,8 @@ class VMSPACE_EXPORT MemoryRegion {
   ///
   /// Errors: `bad_state` in an arena, where each region lies at the place of its guest address;
   /// `misaligned` for a move after which guest and host address no longer agree modulo the size of a
-  /// huge page, when they did before and one fits in the region (`options` allow either); those of
+  /// huge page, when they did before and one fits in the region (`options` allow either), and unless
+  /// `base` is a multiple of the mapping's page size; those of
   /// AddressSpaceRegion::make. Allocates; maps nothing.
   [[nodiscard]] Result<MemoryRegionPtr> at(GuestAddress base,
                                            const MoveOptions& options = {}) const;
