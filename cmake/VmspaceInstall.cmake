@@ -87,8 +87,12 @@ configure_package_config_file(
   "${CMAKE_CURRENT_LIST_DIR}/vmspace-config.cmake.in" "${PROJECT_BINARY_DIR}/vmspace-config.cmake"
   INSTALL_DESTINATION ${vmspace_package_dir} NO_SET_AND_CHECK_MACRO)
 # Before 1.0 a minor version may break its users.
+set(vmspace_version_arch "")
+if(VMSPACE_ALLOCATOR_ONLY)
+  set(vmspace_version_arch ARCH_INDEPENDENT) # headers suit any machine
+endif()
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/vmspace-config-version.cmake"
-                                 COMPATIBILITY SameMinorVersion)
+                                 COMPATIBILITY SameMinorVersion ${vmspace_version_arch})
 install(
   FILES "${PROJECT_BINARY_DIR}/vmspace-config.cmake"
         "${PROJECT_BINARY_DIR}/vmspace-config-version.cmake"
