@@ -20,6 +20,7 @@
 
 #include "vmspace/address_space.hpp"
 #include "vmspace/base/literals.hpp"
+#include "vmspace/base/try.hpp"
 
 namespace vmspace {
 namespace {
@@ -226,7 +227,7 @@ AddressSpace space_of(std::uint64_t regions) {
       AddressSpace::create(*AddressSpaceLayout::x86_64({.phys_bits = 46, .amd_hole = false}));
   const auto filled = space->transact([&](AddressSpaceBase& draft) -> Result<void> {
     for (std::uint64_t i = 0; i < regions; ++i) {
-      if (auto ok = draft.insert_region(region(i)); !ok) return ok;
+      VMSPACE_TRY(draft.insert_region(region(i)));
     }
     return {};
   });

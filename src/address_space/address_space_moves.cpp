@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cstddef>
 #include <functional>
 #include <iterator>
+#include <span>
 #include <utility>
+#include <vector>
 
 #include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/base/try.hpp"
@@ -52,9 +55,8 @@ Result<void> AddressSpaceBase::check_has(const AddressSpaceRegionPtr& region,
   return fail({.code = Errc::not_found,
                .operation = operation,
                .first = detail::operand(region->range()),
-               .reason =
-                   "the space does not have this region, or no longer: name it by the pointer "
-                   "that the last move gave",
+               .reason = "the space does not have this region: use the pointer that the last "
+                         "move returned",
                .text = region->name()});
 }
 
@@ -97,7 +99,6 @@ Result<std::vector<AddressSpaceRegionPtr>> AddressSpaceBase::move_regions(
   return move_regions(moves, "AddressSpaceBase::move_regions");
 }
 
-/// What a region of the space is after its move, whatever else lies there.
 Result<AddressSpaceRegionPtr> AddressSpaceBase::moved(const RegionMove& move,
                                                       const char* operation) const {
   if (!move.to) return move.region;
@@ -144,7 +145,7 @@ Result<std::vector<AddressSpaceRegionPtr>> AddressSpaceBase::move_regions(
   }
   VMSPACE_TRY(check_apart(std::move(placed), operation));
 
-  // Which places that gives up, which regions take one, and which are parked then.
+  // Which places are given up, which regions take one, and which are parked then.
   std::vector<Range> leaving;
   std::vector<AddressSpaceRegionPtr> coming;
   std::vector<AddressSpaceRegionPtr> parked = parked_;

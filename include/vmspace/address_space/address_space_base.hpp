@@ -7,6 +7,7 @@
 //       {.name = "ram", .size = 3_GiB, .backing = {.source = MemorySource::shmem}});
 //   space.place_region({.name = "gpu BAR0", .type = RegionType::device_memory},
 //                      {.size = 16_MiB, .align = 16_MiB}, "mmio_high");
+//   space.move_regions({{nic, gpu->base()}, {gpu, nic->base()}});  // the guest swaps two BARs
 //   if (const AddressSpaceRegion* region = space.find_region(GuestAddress{0x1000})) ...
 //   for (const AddressSpaceRegionPtr& region : space) ...
 //
@@ -253,6 +254,7 @@ class VMSPACE_EXPORT AddressSpaceBase {
   /// The error of naming a region that is null, or that is not in the space.
   [[nodiscard]] Result<void> check_has(const AddressSpaceRegionPtr& region,
                                        const char* operation) const;
+  /// What the region is after its move; the error of its new place, whatever else lies there.
   [[nodiscard]] Result<AddressSpaceRegionPtr> moved(const RegionMove& move,
                                                     const char* operation) const;
   [[nodiscard]] Result<const AddressSpaceRegion*> region_from(GuestAddress base,
