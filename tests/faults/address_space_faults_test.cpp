@@ -5,6 +5,7 @@
 
 #include <iterator>
 #include <optional>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -73,6 +74,13 @@ TEST(AddressSpaceFaults, EveryChangeOfASpaceHappensWhollyOrNotAtAll) {
                                {second, first->base()},
                                {third, std::nullopt},
                                {space.parked().front(), third->base()}});
+  });
+  // Every region, to a place where none has been: the first have their places when memory runs out.
+  expect_strong_guarantee([](AddressSpaceBase& space) {
+    std::vector<RegionMove> moves;
+    for (const AddressSpaceRegionPtr& region : space)
+      moves.push_back({.region = region, .to = region->base().checked_add(256_MiB)});
+    return space.move_regions(moves);
   });
   expect_strong_guarantee([](AddressSpaceBase& space) {
     return space.move_regions({{space.parked().front(), GuestAddress{0xf000'0000}}});

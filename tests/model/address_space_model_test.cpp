@@ -171,7 +171,7 @@ GuestAddress any_base(const Model& model) {
 }
 
 /// Up to five moves of regions that are there, often to places where others are or have been, and
-/// seldom twice of one region.
+/// now and then twice of one region.
 std::vector<Model::Move> any_moves(const Model& model) {
   const auto placed = model.sorted();
   const std::size_t count = placed.size() + model.parked().size();
@@ -183,8 +183,7 @@ std::vector<Model::Move> any_moves(const Model& model) {
   while (moves.size() < wanted) {
     const auto index = *rc::gen::inRange<std::size_t>(0, left.size());
     Model::Move move{.which = left[index], .to = std::nullopt};
-    if (*rc::gen::inRange(0, 20) != 0)
-      left.erase(left.begin() + static_cast<std::ptrdiff_t>(index));
+    if (*rc::gen::inRange(0, 6) != 0) left.erase(left.begin() + static_cast<std::ptrdiff_t>(index));
     if (*rc::gen::inRange(0, 4) != 0) move.to = any_base(model);
     moves.push_back(move);
   }
@@ -297,8 +296,11 @@ RC_GTEST_PROP(AddressSpaceModel, DoesWhatAVectorOfRegionsDoes, ()) {
     }
     for (const auto& region : changes.added)
       RC_ASSERT(rebuilt.insert_region(region).has_value());
+    // Copies: of two regions that say the same, the parked one may be the one that was placed, which
+    // is no difference.
     for (const auto& region : space.parked())
-      RC_ASSERT(rebuilt.insert_parked_region(region).has_value());
+      RC_ASSERT(
+          rebuilt.insert_parked_region(*AddressSpaceRegion::make(region->options())).has_value());
     RC_ASSERT(rebuilt == space);
   }
 }
