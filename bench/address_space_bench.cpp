@@ -3,8 +3,10 @@
 // What reading, searching and changing an address space costs, beside what it could be built on
 // instead. Names are workload/implementation/size.
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -18,6 +20,7 @@
 
 #include "vmspace/address_space.hpp"
 #include "vmspace/base/literals.hpp"
+#include "vmspace/base/try.hpp"
 
 namespace vmspace {
 namespace {
@@ -224,7 +227,7 @@ AddressSpace space_of(std::uint64_t regions) {
       AddressSpace::create(*AddressSpaceLayout::x86_64({.phys_bits = 46, .amd_hole = false}));
   const auto filled = space->transact([&](AddressSpaceBase& draft) -> Result<void> {
     for (std::uint64_t i = 0; i < regions; ++i) {
-      if (auto ok = draft.insert_region(region(i)); !ok) return ok;
+      VMSPACE_TRY(draft.insert_region(region(i)));
     }
     return {};
   });
@@ -268,6 +271,46 @@ void insert(benchmark::State& state) {
   }
 }
 
+/// Two regions move into the gaps behind them, and back, as one set each time.
+void move_two(benchmark::State& state) {
+  const auto regions = static_cast<std::uint64_t>(state.range(0));
+  AddressSpaceBase space = *space_of(regions).snapshot();
+  const std::uint64_t middle = regions / 2;
+  std::vector<RegionMove> moves;
+  for (const std::uint64_t index : {middle, middle + 1}) {
+    const GuestAddress base = region(index).base;
+    moves.push_back({.region = *std::find_if(space.begin(), space.end(), [&](const auto& region) {
+                       return region->base() == base;
+                     })});
+  }
+  for (auto _ : state) {
+    for (RegionMove& move : moves)
+      move.to = GuestAddress(move.region->base().value() ^ 2_MiB);
+    const auto after = space.move_regions(moves);
+    if (!after) {
+      state.SkipWithError("the space refuses a move");
+      break;
+    }
+    for (std::size_t i = 0; i < moves.size(); ++i)
+      moves[i].region = (*after)[i];
+  }
+}
+
+/// One region moves into the gap behind it, and back.
+void move_one(benchmark::State& state) {
+  const auto regions = static_cast<std::uint64_t>(state.range(0));
+  AddressSpaceBase space = *space_of(regions).snapshot();
+  GuestAddress base = region(regions / 2).base;
+  for (auto _ : state) {
+    const GuestAddress to(base.value() ^ 2_MiB);
+    if (!space.move_region(base, to)) {
+      state.SkipWithError("the space refuses a move");
+      break;
+    }
+    base = to;
+  }
+}
+
 }  // namespace
 }  // namespace vmspace
 
@@ -283,6 +326,8 @@ int main(int argc, char** argv) {
   }
   for (const int regions : {16, 1024}) {
     benchmark::RegisterBenchmark("insert/vmspace", insert)->Arg(regions);
+    benchmark::RegisterBenchmark("move_region/vmspace", move_one)->Arg(regions);
+    benchmark::RegisterBenchmark("move_regions_2/vmspace", move_two)->Arg(regions);
   }
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;

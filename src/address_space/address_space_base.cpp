@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <functional>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
@@ -58,16 +59,25 @@ Result<AddressSpaceBase> AddressSpaceBase::from_regions(
   return space;
 }
 
-Result<void> AddressSpaceBase::check_free(const AddressSpaceRegion& region, const char* operation,
-                                          const AddressSpaceRegion* ignored) const {
-  const Range range = region.range();
-  if (auto ok = layout_->check_place(region.type(), range); !ok) {
+Result<void> AddressSpaceBase::check_place(const AddressSpaceRegion& region,
+                                           const char* operation) const {
+  if (auto ok = layout_->check_place(region.type(), region.range()); !ok) {
     Error error = ok.error().in(operation);
     error.text = error.text.with_subject(region.name());
     return fail(error);
   }
+  return {};
+}
+
+Result<void> AddressSpaceBase::check_free(
+    const AddressSpaceRegion& region, const char* operation,
+    std::span<const AddressSpaceRegion* const> leaving) const {
+  const Range range = region.range();
   for (const auto& entry : regions_.overlapping(range)) {
-    if (entry.value == nullptr || entry.value->get() == ignored) continue;
+    if (entry.value == nullptr) continue;
+    if (std::binary_search(leaving.begin(), leaving.end(), entry.value->get(), std::less<>())) {
+      continue;
+    }
     return fail({.code = Errc::overlap,
                  .operation = operation,
                  .first = detail::operand(range),
@@ -85,6 +95,14 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::insert_region(AddressSpaceRegion
                  .operation = operation,
                  .reason = "the region is a null pointer"});
   }
+  if (is_parked(region)) {
+    return fail({.code = Errc::bad_state,
+                 .operation = operation,
+                 .first = detail::operand(region->range()),
+                 .reason = "the region is parked: move_regions() places it",
+                 .text = region->name()});
+  }
+  VMSPACE_TRY(check_place(*region, operation));
   VMSPACE_TRY(check_free(*region, operation));
   VMSPACE_TRY_IN(operation, regions_.allocate_at(region->range(), region));
   ++size_;
@@ -116,33 +134,6 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::remove_region(GuestAddress base)
   auto removed = VMSPACE_TRY_IN(operation, regions_.free(region->range()));
   --size_;
   return *std::move(removed);
-}
-
-Result<AddressSpaceRegionPtr> AddressSpaceBase::move_region(GuestAddress from, GuestAddress to) {
-  constexpr const char* operation = "AddressSpaceBase::move_region";
-  const AddressSpaceRegion* const region = VMSPACE_TRY(region_from(from, operation));
-  if (from == to) return *find_pointer(from);
-
-  RegionOptions options = region->options();
-  options.base = to;
-  const auto moved = VMSPACE_TRY_IN(operation, AddressSpaceRegion::make(std::move(options)));
-  VMSPACE_TRY(check_free(*moved, operation, region));
-
-  const Range old_range = region->range();
-  const Range new_range = moved->range();
-  // The new place is taken before the old one is given up, because taking may fail for want of
-  // memory and giving up can't. Where the two overlap neither order works, so a copy is changed.
-  const bool overlapping = old_range.overlaps(new_range);
-  Tree copy = overlapping ? regions_ : Tree();
-  Tree& tree = overlapping ? copy : regions_;
-  if (overlapping) VMSPACE_TRY_IN(operation, tree.free(old_range));
-  VMSPACE_TRY_IN(operation, tree.allocate_at(new_range, moved));
-  if (overlapping) {
-    regions_.swap(copy);
-  } else {
-    VMSPACE_TRY_IN(operation, regions_.free(old_range));
-  }
-  return moved;
 }
 
 Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions options,
@@ -251,7 +242,9 @@ bool operator==(const AddressSpaceBase& a, const AddressSpaceBase& b) noexcept {
     return left == right || *left == *right;
   };
   return a.size_ == b.size_ && same(a.layout_, b.layout_) &&
-         std::equal(a.begin(), a.end(), b.begin(), b.end(), same);
+         std::equal(a.begin(), a.end(), b.begin(), b.end(), same) &&
+         std::is_permutation(a.parked_.begin(), a.parked_.end(), b.parked_.begin(), b.parked_.end(),
+                             same);
 }
 
 Result<void> AddressSpaceBase::check_invariants() const {
@@ -272,6 +265,11 @@ Result<void> AddressSpaceBase::check_invariants() const {
     }
   }
   if (count != size_) return broken("the number of regions is wrong");
+  for (auto at = parked_.begin(); at != parked_.end(); ++at) {
+    if (*at == nullptr) return broken("a parked region is null");
+    if (is_placed(*at)) return broken("a region is both placed and parked");
+    if (std::find(parked_.begin(), at, *at) != at) return broken("a region is parked twice");
+  }
   // What is neither free nor a region is a hole: giving all regions back gives an empty space.
   Tree tree = regions_;
   for (const AddressSpaceRegionPtr& region : *this)

@@ -33,6 +33,7 @@ struct Line {
   std::string node = {};
   std::string remarks = {};
   std::size_t depth = 0;
+  bool parked = false;  ///< and then not in its range
 };
 
 /// Names are anything a VMM was configured with; one line stays one line.
@@ -126,6 +127,10 @@ std::string memory_map(const AddressSpaceBase& space, const MemoryMapOptions& op
     lines.push_back({hole.range, Line::hole, printable(hole.name), name_of(hole.kind)});
   }
   nest(lines);
+  for (const AddressSpaceRegionPtr& region : space.parked()) {
+    lines.push_back(line_of(*region));
+    lines.back().parked = true;
+  }
 
   constexpr std::size_t min_digits = 8;
   constexpr std::size_t indent = 2;
@@ -147,10 +152,12 @@ std::string memory_map(const AddressSpaceBase& space, const MemoryMapOptions& op
   std::string text;
   for (const Line& line : lines) {
     const std::size_t inset = line.depth * indent;
-    fmt::format_to(std::back_inserter(text), "{:{}}{:0{}x}-{:0{}x} : {:{}}  {:{}}  {:>{}}", "",
-                   inset, line.range.min(), digits, line.range.max(), digits, line.name,
-                   name_width - inset, line.kind, kind_width, size_text(line.range.size()),
-                   size_width);
+    const std::string where = line.parked ? fmt::format("{:{}}", "parked", 2 * digits + 1)
+                                          : fmt::format("{:0{}x}-{:0{}x}", line.range.min(), digits,
+                                                        line.range.max(), digits);
+    fmt::format_to(std::back_inserter(text), "{:{}}{} : {:{}}  {:{}}  {:>{}}", "", inset, where,
+                   line.name, name_width - inset, line.kind, kind_width,
+                   size_text(line.range.size()), size_width);
     fmt::format_to(std::back_inserter(text), "  {:{}}  {:{}}  {}", line.backing, backing_width,
                    line.node, node_width, line.remarks);
     text.erase(text.find_last_not_of(' ') + 1);

@@ -3,6 +3,10 @@
 // Memory runs out at every allocation that a call on an address space makes: the space, its
 // generation and its readers are as they were.
 
+#include <iterator>
+#include <optional>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include "vmspace/address_space.hpp"
@@ -27,12 +31,13 @@ RegionOptions bar(std::uint64_t base, std::uint64_t size) {
           .size = size};
 }
 
-/// 100 BARs of 64 KiB with gaps of 64 KiB between.
+/// 100 BARs of 64 KiB with gaps of 64 KiB between, and one that is parked.
 AddressSpaceBase filled() {
   AddressSpaceBase space(pc());
   for (std::uint64_t i = 0; i < 100; ++i) {
     EXPECT_TRUE(space.insert_region(bar(0xc000'0000 + i * 128_KiB, 64_KiB)));
   }
+  EXPECT_TRUE(space.insert_parked_region(*AddressSpaceRegion::make(bar(0, 64_KiB))));
   return space;
 }
 
@@ -60,6 +65,32 @@ TEST(AddressSpaceFaults, EveryChangeOfASpaceHappensWhollyOrNotAtAll) {
   expect_strong_guarantee([](AddressSpaceBase& space) {
     return space.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xc000'8000});
   });
+  // A swap, with a region that is parked and one that comes back from parking.
+  expect_strong_guarantee([](AddressSpaceBase& space) {
+    const AddressSpaceRegionPtr first = *space.begin();
+    const AddressSpaceRegionPtr second = *std::next(space.begin(), 1);
+    const AddressSpaceRegionPtr third = *std::next(space.begin(), 2);
+    return space.move_regions({{first, second->base()},
+                               {second, first->base()},
+                               {third, std::nullopt},
+                               {space.parked().front(), third->base()}});
+  });
+  // Every region, to a place where none has been: the first have their places when memory runs out.
+  expect_strong_guarantee([](AddressSpaceBase& space) {
+    std::vector<RegionMove> moves;
+    for (const AddressSpaceRegionPtr& region : space)
+      moves.push_back({.region = region, .to = region->base().checked_add(256_MiB)});
+    return space.move_regions(moves);
+  });
+  expect_strong_guarantee([](AddressSpaceBase& space) {
+    return space.move_regions({{space.parked().front(), GuestAddress{0xf000'0000}}});
+  });
+  expect_strong_guarantee([](AddressSpaceBase& space) {
+    return space.move_regions({{*space.begin(), std::nullopt}});
+  });
+  expect_strong_guarantee([](AddressSpaceBase& space) {
+    return space.insert_parked_region(*AddressSpaceRegion::make(bar(0, 4_KiB)));
+  });
   expect_strong_guarantee([](AddressSpaceBase& space) {
     return space.place_region(bar(0, 64_KiB), {.size = 64_KiB, .align = 64_KiB}, "mmio_low");
   });
@@ -69,9 +100,14 @@ TEST(AddressSpaceFaults, RemovingNeedsNoMemory) {
   AddressSpaceBase space = filled();
   test::granted = 0;
   const auto removed = space.remove_region(GuestAddress{0xc000'0000});
+  const auto removed_by_pointer = space.remove_region(*space.begin());
+  const auto removed_parked = space.remove_region(space.parked().front());
   test::granted = -1;
   ASSERT_TRUE(removed);
-  EXPECT_EQ(space.size(), 99U);
+  ASSERT_TRUE(removed_by_pointer);
+  ASSERT_TRUE(removed_parked);
+  EXPECT_EQ(space.size(), 98U);
+  EXPECT_TRUE(space.parked().empty());
 }
 
 TEST(AddressSpaceFaults, AnUpdateThatRunsOutOfMemoryPublishesNothing) {

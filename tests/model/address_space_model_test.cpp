@@ -5,7 +5,9 @@
 // regions meet often, also at the edges of holes and apertures.
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -35,7 +37,7 @@ AddressSpaceLayout layout() {
 class Model {
  public:
   bool insert(const RegionOptions& region) {
-    if (!fits(region, std::nullopt)) return false;
+    if (!fits(region)) return false;
     regions_.push_back(region);
     return true;
   }
@@ -45,15 +47,57 @@ class Model {
   }
 
   bool move(GuestAddress from, GuestAddress to) {
-    const auto found = std::find_if(regions_.begin(), regions_.end(),
+    const auto all = sorted();
+    const auto found = std::find_if(all.begin(), all.end(),
                                     [&](const auto& region) { return region.base == from; });
-    if (found == regions_.end()) return false;
-    RegionOptions moved = *found;
-    moved.base = to;
-    if (!fits(moved, from)) return false;
-    *found = moved;
+    if (found == all.end()) return false;
+    return move_all({{static_cast<std::size_t>(found - all.begin()), to}});
+  }
+
+  /// One of sorted(), or with a number that goes on from there, of parked().
+  struct Move {
+    std::size_t which;
+    std::optional<GuestAddress> to;
+  };
+
+  /// All that goes is taken away, then each is put where it goes.
+  bool move_all(const std::vector<Move>& moves) {
+    const auto placed = sorted();
+    std::vector<bool> named(placed.size() + parked_.size());
+    Model after;
+    std::vector<std::size_t> leaves_parking;
+    for (const Move& move : moves) {
+      if (named[move.which]) return false;
+      named[move.which] = true;
+      if (move.which >= placed.size() && move.to) leaves_parking.push_back(move.which);
+    }
+    for (std::size_t i = 0; i < placed.size(); ++i) {
+      if (!named[i]) after.regions_.push_back(placed[i]);
+    }
+    for (std::size_t i = placed.size(); i < named.size(); ++i) {
+      if (std::count(leaves_parking.begin(), leaves_parking.end(), i) == 0) {
+        after.parked_.push_back(parked_[i - placed.size()]);
+      }
+    }
+    for (const Move& move : moves) {
+      const bool was_placed = move.which < placed.size();
+      RegionOptions region = was_placed ? placed[move.which] : parked_[move.which - placed.size()];
+      if (move.to) {
+        region.base = *move.to;
+        if (!after.insert(region)) return false;
+      } else if (was_placed) {
+        after.parked_.push_back(region);
+      }
+    }
+    *this = after;
     return true;
   }
+
+  void insert_parked(const RegionOptions& region) { parked_.push_back(region); }
+  void remove_parked(std::size_t index) {
+    parked_.erase(parked_.begin() + static_cast<std::ptrdiff_t>(index));
+  }
+  const std::vector<RegionOptions>& parked() const { return parked_; }
 
   /// The lowest place in the window for devices.
   std::optional<GuestAddress> place(std::uint64_t size, std::uint64_t align) {
@@ -84,7 +128,7 @@ class Model {
 
  private:
   /// Page by page: whether each belongs to the region's type, and to no other region.
-  bool fits(const RegionOptions& region, std::optional<GuestAddress> ignored) const {
+  bool fits(const RegionOptions& region) const {
     const std::uint64_t first = region.base.value() / unit;
     const std::uint64_t end = first + region.size / unit;
     bool in_window = false;
@@ -99,13 +143,13 @@ class Model {
       }
       if (page >= 96) return false;
       (window ? in_window : outside_window) = true;
-      const RegionOptions* other = find(page * unit);
-      if (other != nullptr && other->base != ignored) return false;
+      if (find(page * unit) != nullptr) return false;
     }
     return !(in_window && outside_window);
   }
 
   std::vector<RegionOptions> regions_;
+  std::vector<RegionOptions> parked_;  ///< in the order of parking
 };
 
 RegionOptions any_region() {
@@ -126,12 +170,35 @@ GuestAddress any_base(const Model& model) {
   return GuestAddress(*rc::gen::inRange<std::uint64_t>(0, units) * unit);
 }
 
+/// Up to five moves of regions that are there, often to places where others are or have been, and
+/// now and then twice of one region.
+std::vector<Model::Move> any_moves(const Model& model) {
+  const auto placed = model.sorted();
+  const std::size_t count = placed.size() + model.parked().size();
+  std::vector<Model::Move> moves;
+  if (count == 0) return moves;
+  std::vector<std::size_t> left(count);
+  std::iota(left.begin(), left.end(), std::size_t{0});
+  const auto wanted = *rc::gen::inRange<std::size_t>(0, std::min<std::size_t>(count, 5) + 1);
+  while (moves.size() < wanted) {
+    const auto index = *rc::gen::inRange<std::size_t>(0, left.size());
+    Model::Move move{.which = left[index], .to = std::nullopt};
+    if (*rc::gen::inRange(0, 6) != 0) left.erase(left.begin() + static_cast<std::ptrdiff_t>(index));
+    if (*rc::gen::inRange(0, 4) != 0) move.to = any_base(model);
+    moves.push_back(move);
+  }
+  return moves;
+}
+
 void check_same(const AddressSpaceBase& space, const Model& model) {
   const auto expected = model.sorted();
   RC_ASSERT(space.size() == expected.size());
   RC_ASSERT(
       std::equal(space.begin(), space.end(), expected.begin(), expected.end(),
                  [](const auto& region, const auto& said) { return region->options() == said; }));
+  RC_ASSERT(std::equal(
+      space.parked().begin(), space.parked().end(), model.parked().begin(), model.parked().end(),
+      [](const auto& region, const auto& said) { return region->options() == said; }));
   for (std::uint64_t page = 0; page <= units; ++page) {
     const std::uint64_t address = page * unit + (page % 2) * (unit - 1);
     const AddressSpaceRegion* region = space.find_region(GuestAddress(address));
@@ -150,7 +217,7 @@ RC_GTEST_PROP(AddressSpaceModel, DoesWhatAVectorOfRegionsDoes, ()) {
   for (int step = 0; step < steps; ++step) {
     const AddressSpaceBase before = space;
     bool succeeded = false;
-    switch (*rc::gen::inRange(0, 5)) {
+    switch (*rc::gen::inRange(0, 9)) {
       case 0:
       case 1: {
         const RegionOptions region = any_region();
@@ -182,18 +249,58 @@ RC_GTEST_PROP(AddressSpaceModel, DoesWhatAVectorOfRegionsDoes, ()) {
         if (placed) RC_ASSERT((*placed)->base() == *expected);
         break;
       }
+      case 5:
+      case 6: {
+        const auto chosen = any_moves(model);
+        std::vector<AddressSpaceRegionPtr> regions(space.begin(), space.end());
+        regions.insert(regions.end(), space.parked().begin(), space.parked().end());
+        std::vector<RegionMove> moves;
+        for (const Model::Move& move : chosen)
+          moves.push_back({.region = regions[move.which], .to = move.to});
+        const auto after = space.move_regions(moves);
+        succeeded = after.has_value();
+        RC_ASSERT(succeeded == model.move_all(chosen));
+        for (std::size_t i = 0; succeeded && i < moves.size(); ++i) {
+          RegionOptions expected = moves[i].region->options();
+          if (moves[i].to) expected.base = *moves[i].to;
+          RC_ASSERT((*after)[i]->options() == expected);
+        }
+        break;
+      }
+      case 7: {
+        const RegionOptions region = any_region();
+        RC_ASSERT(space.insert_parked_region(*AddressSpaceRegion::make(region)).has_value());
+        model.insert_parked(region);
+        succeeded = true;
+        break;
+      }
+      case 8: {
+        if (space.parked().empty()) break;
+        const auto index = *rc::gen::inRange<std::size_t>(0, space.parked().size());
+        RC_ASSERT(space.remove_region(space.parked()[index]).has_value());
+        model.remove_parked(index);
+        succeeded = true;
+        break;
+      }
     }
     if (!succeeded) RC_ASSERT(space == before);
     check_same(space, model);
 
-    // The difference, applied to what was before, gives what is now.
+    // The difference and the parked regions, applied to what was before, give what is now.
     AddressSpaceBase rebuilt = before;
+    for (const auto& region : before.parked())
+      RC_ASSERT(rebuilt.remove_region(region).has_value());
     const RegionDiff changes = diff(before, space);
     for (const auto& region : changes.removed) {
       RC_ASSERT(rebuilt.remove_region(region->base()).has_value());
     }
     for (const auto& region : changes.added)
       RC_ASSERT(rebuilt.insert_region(region).has_value());
+    // Copies: of two regions that say the same, the parked one may be the one that was placed, which
+    // is no difference.
+    for (const auto& region : space.parked())
+      RC_ASSERT(
+          rebuilt.insert_parked_region(*AddressSpaceRegion::make(region->options())).has_value());
     RC_ASSERT(rebuilt == space);
   }
 }

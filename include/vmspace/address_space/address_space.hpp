@@ -18,7 +18,9 @@
 
 #include <chrono>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
+#include <span>
 #include <string_view>
 #include <type_traits>
 #include <utility>
@@ -104,12 +106,37 @@ class AddressSpace {
                             return draft.remove_region(base);
                           }));
   }
+  /// AddressSpaceBase::insert_parked_region, as a transaction.
+  [[nodiscard]] Result<AddressSpaceRegionPtr> insert_parked_region(
+      AddressSpaceRegionPtr region) const {
+    return VMSPACE_TRY_IN("AddressSpace::insert_parked_region",
+                          transact([&](AddressSpaceBase& draft) {
+                            return draft.insert_parked_region(std::move(region));
+                          }));
+  }
+  /// AddressSpaceBase::remove_region, as a transaction.
+  [[nodiscard]] Result<AddressSpaceRegionPtr> remove_region(AddressSpaceRegionPtr region) const {
+    return VMSPACE_TRY_IN("AddressSpace::remove_region", transact([&](AddressSpaceBase& draft) {
+                            return draft.remove_region(std::move(region));
+                          }));
+  }
   /// AddressSpaceBase::move_region, as a transaction.
   [[nodiscard]] Result<AddressSpaceRegionPtr> move_region(GuestAddress from,
                                                           GuestAddress to) const {
     return VMSPACE_TRY_IN("AddressSpace::move_region", transact([&](AddressSpaceBase& draft) {
                             return draft.move_region(from, to);
                           }));
+  }
+  /// AddressSpaceBase::move_regions, as a transaction.
+  [[nodiscard]] Result<std::vector<AddressSpaceRegionPtr>> move_regions(
+      std::span<const RegionMove> moves) const {
+    return VMSPACE_TRY_IN("AddressSpace::move_regions", transact([&](AddressSpaceBase& draft) {
+                            return draft.move_regions(moves);
+                          }));
+  }
+  [[nodiscard]] Result<std::vector<AddressSpaceRegionPtr>> move_regions(
+      std::initializer_list<RegionMove> moves) const {
+    return move_regions(std::span(moves.begin(), moves.size()));
   }
   /// AddressSpaceBase::place_region, as a transaction.
   [[nodiscard]] Result<AddressSpaceRegionPtr> place_region(RegionOptions options,

@@ -8,6 +8,7 @@
 //   const auto bar = VMSPACE_TRY(
 //       space.place_region({.name = "gpu BAR0", .type = RegionType::device_memory},
 //                          {.size = 16_MiB, .align = 16_MiB}, "mmio_high"));
+//   VMSPACE_TRY(space.move_regions({{nic, gpu->base()}, {gpu, nic->base()}}));  // the guest swaps BARs
 //   if (const AddressSpaceRegion* region = space.find_region(GuestAddress{0x1000})) ...
 //   for (const AddressSpaceRegionPtr& region : space) ...
 //
@@ -20,9 +21,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <iterator>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -36,10 +39,23 @@
 
 namespace vmspace {
 
+/// Where one region of a space goes: an address, or none, and then it is parked.
+struct RegionMove {
+  /// The region as the space has it. It is named by its pointer, so that a move which was decided
+  /// before another one is an error, and never moves what has come to lie there since.
+  AddressSpaceRegionPtr region = {};
+  std::optional<GuestAddress> to = {};  ///< the new base; unset: the region is parked
+};
+
 /// The regions of a guest physical address space.
 ///
-/// Invariant: no two regions overlap, and each lies where the layout allows its type
-/// (AddressSpaceLayout::check_place); see check_invariants().
+/// A region is placed, or it is parked: the space knows it, and it has no address, as a BAR that the
+/// guest has not enabled, or has written onto another one and is about to write again. What looks
+/// up addresses or walks over the space finds placed regions alone; parked() has the others.
+///
+/// Invariant: no two placed regions overlap, and each lies where the layout allows its type
+/// (AddressSpaceLayout::check_place); a parked region is parked once and not placed; see
+/// check_invariants().
 ///
 /// Failure: a call that returns an error, or throws std::bad_alloc, leaves the space as it was.
 /// A borrowed region lives until it is removed or moved and every copy of the space that has it is
@@ -119,22 +135,54 @@ class VMSPACE_EXPORT AddressSpaceBase {
       AddressSpaceLayout layout, std::vector<AddressSpaceRegionPtr> regions);
 
   /// Puts a region where it says, and gives it back. Errors, each naming the region:
-  /// `invalid_argument` for a null pointer; those of AddressSpaceLayout::check_place; `overlap`,
-  /// naming the lowest region in the way. O(log n).
+  /// `invalid_argument` for a null pointer; `bad_state` when it is parked (move_regions() places
+  /// it); those of AddressSpaceLayout::check_place; `overlap`, naming the lowest region in the way.
+  /// O(log n), and O(p) in the parked regions.
   [[nodiscard]] Result<AddressSpaceRegionPtr> insert_region(AddressSpaceRegionPtr region);
   /// Makes a region, puts it where it says, and gives it. Errors: those of AddressSpaceRegion::make;
   /// those of inserting it. O(log n).
   [[nodiscard]] Result<AddressSpaceRegionPtr> insert_region(RegionOptions options);
 
+  /// Adds a region as a parked one, whose base means nothing yet, and gives it back: a BAR that the
+  /// guest has still to place, or one that was parked when the VM was saved. Errors:
+  /// `invalid_argument` for a null pointer; `bad_state`, naming the region, when the space has it
+  /// already. O(log n), and O(p) in the parked regions.
+  [[nodiscard]] Result<AddressSpaceRegionPtr> insert_parked_region(AddressSpaceRegionPtr region);
+
   /// Takes out the region that begins at `base`, and gives it. `not_found` when none begins there.
   /// O(log n); never allocates.
   [[nodiscard]] Result<AddressSpaceRegionPtr> remove_region(GuestAddress base);
+  /// Takes out this very region, placed or parked, and gives it back. Errors: `invalid_argument` for
+  /// a null pointer; `not_found`, naming the region, when the space does not have it. O(log n), and
+  /// O(p) in the parked regions; never allocates.
+  [[nodiscard]] Result<AddressSpaceRegionPtr> remove_region(AddressSpaceRegionPtr region);
 
   /// Moves the region that begins at `from` to begin at `to`, as when a guest writes a BAR, wholly
   /// or not at all; gives the region at its new place. The new place may overlap the old. Errors:
-  /// `not_found` when no region begins at `from`; those of AddressSpaceRegion::make and of
-  /// insert_region() for the new place. O(log n); O(n) when the places overlap.
+  /// `not_found` when no region begins at `from`; those of move_regions(). O(log n), and O(p) in the
+  /// parked regions; O(n) when the places overlap.
   [[nodiscard]] Result<AddressSpaceRegionPtr> move_region(GuestAddress from, GuestAddress to);
+
+  /// Moves, parks and places again several regions at once, wholly or not at all. Only the end
+  /// counts: regions may swap places, and one may go where another of the same set has been. Gives
+  /// the regions as they are then, in the order of the moves.
+  ///
+  /// A region that goes nowhere, is parked, or returns from parking to where it was, stays the same
+  /// object; any other is a new one, and the old one is no longer the space's. A parked region still
+  /// says in base() where it has been.
+  ///
+  /// Errors, each naming the region: `invalid_argument` for a null pointer, and for a region that is
+  /// named twice; `not_found` when the space does not have this very region; those of
+  /// AddressSpaceRegion::make and AddressSpaceLayout::check_place for the new place; `overlap`,
+  /// naming both regions, when the new place meets a region that stays, or the new place of another
+  /// one. For m moves O(m log(n + m)), and O(m p) in the parked regions; O(n) more when several
+  /// regions get addresses, or one that overlaps an old place of the set.
+  [[nodiscard]] Result<std::vector<AddressSpaceRegionPtr>> move_regions(
+      std::span<const RegionMove> moves);
+  [[nodiscard]] Result<std::vector<AddressSpaceRegionPtr>> move_regions(
+      std::initializer_list<RegionMove> moves) {
+    return move_regions(std::span(moves.begin(), moves.size()));
+  }
 
   /// Finds a place for a region of `constraint.size` bytes inside the aperture of this name, puts it
   /// there, and gives it. The constraint's window narrows the aperture; the place is also aligned to
@@ -162,22 +210,27 @@ class VMSPACE_EXPORT AddressSpaceBase {
 
   [[nodiscard]] const AddressSpaceLayout& layout() const noexcept { return *layout_; }
 
-  /// The last address of the highest region, inclusive; nothing when there is no region.
+  /// The last address of the highest placed region, inclusive; nothing when there is none.
   [[nodiscard]] std::optional<GuestAddress> last_addr() const noexcept;
 
-  /// How many regions there are. O(1).
+  /// How many placed regions there are. O(1).
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
-  /// The regions in address order.
+  /// The placed regions in address order.
   [[nodiscard]] Iterator begin() const noexcept { return {regions_.begin(), regions_.end()}; }
   [[nodiscard]] Iterator end() const noexcept { return {regions_.end(), regions_.end()}; }
 
-  /// Spaces are equal when their layouts and regions say the same. O(n).
+  /// The regions without an address, in the order in which they were parked; good until the next
+  /// call that changes the space. O(1).
+  [[nodiscard]] std::span<const AddressSpaceRegionPtr> parked() const noexcept { return parked_; }
+
+  /// Spaces are equal when their layouts and regions say the same, and the same regions are parked,
+  /// in any order. O(n), and O(p^2) in the parked regions.
   friend VMSPACE_EXPORT bool operator==(const AddressSpaceBase& a,
                                         const AddressSpaceBase& b) noexcept;
 
   /// Checks every rule of the invariant: `corrupt` with the first one that is broken as its reason,
-  /// which is a defect of this library or a stray write. O(n).
+  /// which is a defect of this library or a stray write. O(n), and O(p^2) in the parked regions.
   [[nodiscard]] Result<void> check_invariants() const;
 
  private:
@@ -186,19 +239,38 @@ class VMSPACE_EXPORT AddressSpaceBase {
   [[nodiscard]] const AddressSpaceRegionPtr* find_pointer(GuestAddress address) const noexcept {
     return regions_.find_value(address.value());
   }
-  /// `overlap` when a region other than `ignored` has a part of this range, or the layout's error.
-  [[nodiscard]] Result<void> check_free(const AddressSpaceRegion& region, const char* operation,
-                                        const AddressSpaceRegion* ignored = nullptr) const;
+  /// Whether the space has this very region, which is not null, at an address.
+  [[nodiscard]] bool is_placed(const AddressSpaceRegionPtr& region) const noexcept {
+    const AddressSpaceRegionPtr* found = find_pointer(region->base());
+    return found != nullptr && *found == region;
+  }
+  [[nodiscard]] bool is_parked(const AddressSpaceRegionPtr& region) const noexcept;
+  /// The layout's error for the region's place.
+  [[nodiscard]] Result<void> check_place(const AddressSpaceRegion& region,
+                                         const char* operation) const;
+  /// `overlap` when a region that is not in `leaving`, which is sorted, has a part of the place.
+  [[nodiscard]] Result<void> check_free(
+      const AddressSpaceRegion& region, const char* operation,
+      std::span<const AddressSpaceRegion* const> leaving = {}) const;
+  /// The error of naming a region that is null, or that is not in the space.
+  [[nodiscard]] Result<void> check_has(const AddressSpaceRegionPtr& region,
+                                       const char* operation) const;
+  /// What the region is after its move; the error of its new place, whatever else lies there.
+  [[nodiscard]] Result<AddressSpaceRegionPtr> moved(const RegionMove& move,
+                                                    const char* operation) const;
   [[nodiscard]] Result<const AddressSpaceRegion*> region_from(GuestAddress base,
                                                               const char* operation) const;
   [[nodiscard]] Result<const AddressSpaceRegion*> region_at(GuestAddress address,
                                                             const char* operation) const;
   [[nodiscard]] Result<AddressSpaceRegionPtr> insert_region(AddressSpaceRegionPtr region,
                                                             const char* operation);
+  [[nodiscard]] Result<std::vector<AddressSpaceRegionPtr>> move_regions(
+      std::span<const RegionMove> moves, const char* operation);
 
   std::shared_ptr<const AddressSpaceLayout> layout_;
   Tree regions_;  ///< free: where regions may go; valued: a region, never null
   std::size_t size_ = 0;
+  std::vector<AddressSpaceRegionPtr> parked_;  ///< never null
 };
 
 /// What changed from one space to another.
@@ -209,8 +281,9 @@ struct RegionDiff {
   [[nodiscard]] bool empty() const noexcept { return removed.empty() && added.empty(); }
 };
 
-/// The regions that only one of the spaces has; a region that was moved or changed in any way is both
-/// removed and added. O(n); a region that both share is compared by its pointer alone.
+/// The regions that only one of the spaces has at an address; a region that was moved or changed in
+/// any way is both removed and added, and one that was parked is removed. O(n); a region that both
+/// share is compared by its pointer alone.
 [[nodiscard]] VMSPACE_EXPORT RegionDiff diff(const AddressSpaceBase& before,
                                              const AddressSpaceBase& after);
 

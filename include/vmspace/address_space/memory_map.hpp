@@ -33,6 +33,8 @@ struct MemoryMapOptions {
 ///   0000000000-00bfffffff : ram_low  ram window    3 GiB
 ///     0000000000-003fffffff : ram    ram           1 GiB  shmem  node 0
 ///
+/// Parked regions follow, with `parked` in place of the range.
+///
 /// O(n log n). Ends with a newline.
 [[nodiscard]] VMSPACE_EXPORT std::string memory_map(const AddressSpaceBase& space,
                                                     const MemoryMapOptions& options = {});

@@ -61,6 +61,13 @@ inline std::string region_text(const RegionOptions& options, const std::string& 
   return detail::region_text(region.options(), to_text(region.range()));
 }
 
+/// The region as it is, and where it goes: `nic0 BAR0 device [0xc0000000-0xc0003fff] none to
+/// 0xd0000000`, or `... to be parked`.
+[[nodiscard]] inline std::string to_text(const RegionMove& move) {
+  return detail::concat(move.region == nullptr ? std::string("null") : to_text(*move.region),
+                        " to ", move.to ? to_text(*move.to) : std::string("be parked"));
+}
+
 /// Its name_of(): `ram window`.
 [[nodiscard]] inline std::string to_text(ApertureUse use) {
   return std::string(name_of(use));
