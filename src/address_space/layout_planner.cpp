@@ -261,26 +261,9 @@ class Planner {
       take_away(ram_, hole.range);
   }
 
-  /// Apertures for MMIO, and what lies above the range for RAM in no aperture: where
-  /// AddressSpaceLayout::check_place lets a device lie, but for platform apertures, in which devices
-  /// have fixed addresses.
   void find_mmio_areas() {
-    std::optional<std::uint64_t> next = 0;  // where the next gap begins; none after 2^64-1
-    const auto begin_after = [&](const Range& range) {
-      if (!next || range.max() < *next) return;
-      next = range.max() == Range::whole_domain().max() ? std::nullopt
-                                                        : std::optional(range.max() + 1);
-    };
-    if (frame_.ram_range()) begin_after(*frame_.ram_range());
     for (const Aperture& aperture : frame_.apertures()) {
-      if (next && *next < aperture.range.min()) {
-        add(mmio_, detail::unchecked_range(*next, aperture.range.min() - 1));
-      }
-      begin_after(aperture.range);
       if (aperture.use == ApertureUse::mmio) add(mmio_, aperture.range);
-    }
-    if (next && *next <= frame_.phys_max()) {
-      add(mmio_, detail::unchecked_range(*next, frame_.phys_max()));
     }
     for (const Hole& hole : frame_.holes())
       take_away(mmio_, hole.range);

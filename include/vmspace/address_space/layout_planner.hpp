@@ -3,52 +3,33 @@
 // Where everything that a machine is configured with goes in its guest physical space.
 //
 // Guest physical addresses are an ABI: a snapshot, a migration peer and a guest's own tables hold
-// them for years. So a plan is a function of the frame and of the requests alone, never of the host,
-// and its rule does not change:
+// them for years. So a plan is a function of the frame and of the requests alone, never of the
+// host, and its rule does not change:
 //
-//   auto plan = plan_layout(frame, {{.name = "rom", .kind = PlacementKind::fixed, .size = 2_MiB,
-//                                    .base = GuestAddress(0xffe0'0000)},
-//                                   {.name = "ram", .kind = PlacementKind::ram, .size = 6_GiB},
-//                                   {.name = "bars", .kind = PlacementKind::mmio64, .size = 64_GiB}});
+//   auto plan = plan_layout(
+//       frame, {{.name = "rom", .kind = PlacementKind::fixed, .size = 2_MiB, .base = rom_base},
+//               {.name = "ram", .kind = PlacementKind::ram, .size = 6_GiB},
+//               {.name = "bars", .kind = PlacementKind::mmio64, .size = 64_GiB}});
 //
 // The rule:
 //
 //  1. `reserve` and `fixed` are where they say.
-//  2. RAM fills what is left of where the frame allows RAM from the bottom up, in the order asked,
-//     each request above the one before. A piece begins at a multiple of the request's alignment,
-//     and every piece but the last is a multiple of it in size. Where a request does not end below an
-//     obstacle and less than 128 MiB is left there, it begins above: a sliver would cost a region, and
-//     a KVM memory slot, for little. Should the RAM not fit so, no sliver is left out.
-//  3. MMIO is placed by alignment, the largest first, then by size, the largest first, then in the
-//     order asked; each at the lowest place of its windows that is left. `mmio32` lies below 4 GiB,
-//     `mmio64` at 4 GiB or above. The windows are the frame's apertures for MMIO and whatever is
-//     neither in an aperture nor below the end of the range for RAM; nothing crosses an edge.
+//  2. RAM fills what is left of where the frame allows RAM, from the bottom up, in the order asked,
+//     each request above the one before. Every piece begins at a multiple of the request's
+//     alignment, and every piece but the last is a multiple of it in size. Where a request would be
+//     split with less than 128 MiB below, it begins above instead: a sliver would cost a region,
+//     and a KVM memory slot, for little. If the RAM does not fit that way, slivers are used as well.
+//  3. MMIO goes by alignment, the largest first; then by size, the largest first; then in the order
+//     asked. Each takes the lowest place left in the frame's apertures for MMIO: `mmio32` below
+//     4 GiB, `mmio64` from there on. Nothing crosses the edge of an aperture.
 //
-// RAM and MMIO never compete for an address, because the frame tells them apart. So MMIO requests
-// never move RAM, and more RAM never moves MMIO. Among MMIO, a new request may move those that are
-// placed after it: smaller alignment, or as much and no larger. Devices that come and go belong in
-// a window that is planned once, and get their addresses there from AddressSpace::place_region.
+// RAM and MMIO never compete for an address, because the frame tells them apart: adding a device
+// never moves RAM, and adding RAM never moves a device. A new MMIO request may move those that are
+// placed after it, by step 3. Devices that come and go therefore belong in a window that is planned
+// once, and get their addresses in it from AddressSpace::place_region.
 //
-// How others lay out the same machines:
-//
-// | rule                | vmspace           | OpenVMM           | QEMU q35          | Cloud Hypervisor  |
-// |---------------------|-------------------|-------------------|-------------------|-------------------|
-// | fixed ranges        | first             | first             | constants         | constants         |
-// | then                | RAM               | 32-bit MMIO       | RAM               | RAM               |
-// | RAM below 4 GiB     | to 3 GiB (frame)  | what MMIO leaves  | 2 GiB, or less    | to 3 GiB          |
-// |                     |                   |                   | than 2.75 GiB     |                   |
-// | RAM goes on at      | 4 GiB             | next free place   | 4 GiB             | 4 GiB             |
-// | a new device moves  | no RAM            | RAM, if 32-bit    | no RAM            | no RAM            |
-// | order of MMIO       | alignment, size   | alignment, size   | firmware's        | first come        |
-// | 32-bit MMIO         | from the bottom   | from the top      | firmware's        | from the bottom   |
-// | 64-bit MMIO begins  | at a fixed end of | at the end of RAM | after RAM and     | after RAM and     |
-// |                     | RAM (the frame's) |                   | hotplugged RAM    | hotplugged RAM    |
-//
-// Where ours differs: OpenVMM packs 32-bit MMIO before RAM, which uses every address below 4 GiB but
-// lets a new device move RAM. QEMU keeps 2 GiB below 4 GiB so that the rest begins at a gigabyte,
-// which 3 GiB does as well; a frame with an MMIO aperture from 2 GiB gives QEMU's addresses. All three
-// begin 64-bit MMIO where RAM ends, which needs fewer physical address bits, but moves every device
-// when RAM grows; a frame's mem_end does the same for whoever wants it.
+// The frame is configuration too: whoever takes its phys_bits from the host lets the host decide
+// where the windows above RAM begin. README.md compares the rule with those of other VMMs.
 
 #pragma once
 
@@ -70,7 +51,7 @@ namespace vmspace {
 
 /// How a request is placed.
 enum class PlacementKind : std::uint8_t {
-  reserve,  ///< keeps everything off the addresses it names; may cover holes and edges of apertures
+  reserve,  ///< keeps everything off addresses; may cover holes and cross edges of apertures
   fixed,    ///< lies where it says: firmware, ECAM, an interrupt controller
   ram,      ///< where the frame allows RAM; may be split
   mmio32,   ///< below 4 GiB, in one piece
@@ -85,9 +66,9 @@ struct PlacementRequest {
   std::string name;  ///< unique among the requests, not empty
   PlacementKind kind;
   std::uint64_t size;  ///< bytes; for RAM a multiple of 4 KiB
-  /// A power of two that every piece begins at a multiple of; at least 4 KiB for RAM. 0: the rule's,
-  /// which is 1 GiB for RAM of 1 GiB or more and 2 MiB for less, so that it can be mapped by pages
-  /// of that size; 4 KiB for MMIO, so that no two share a page of the guest's; 1 for the others.
+  /// A power of two, of which the base of every piece is a multiple; at least 4 KiB for RAM.
+  /// 0: the rule's, which is 1 GiB for RAM of 1 GiB or more and 2 MiB for less, so that a host can
+  /// map it with pages of that size; 4 KiB for MMIO, so that no two share a guest's page; else 1.
   std::uint64_t align = 0;
   GuestAddress base = {};  ///< for `reserve` and `fixed`; others leave it 0
   std::uint32_t node = 0;  ///< the guest's NUMA node, for RAM; others leave it 0
@@ -105,34 +86,36 @@ struct Placement {
   friend bool operator==(const Placement&, const Placement&) = default;
 };
 
-/// A piece of a plan, and the index of its placement.
+/// A piece of a plan.
 struct PlannedPiece {
   GuestRange range;
-  std::size_t placement;
+  std::size_t placement;  ///< the index of what it is a piece of
 
   friend bool operator==(const PlannedPiece&, const PlannedPiece&) = default;
 };
 
 /// What plan_layout() gives.
 struct LayoutPlan {
-  std::vector<Placement> placements;  ///< one a request, in the order asked
+  std::vector<Placement> placements;  ///< one for each request, in the order asked
   std::vector<PlannedPiece> pieces;   ///< of all placements, in address order; none overlap
 
   friend bool operator==(const LayoutPlan&, const LayoutPlan&) = default;
 };
 
-/// Places all requests in the frame by the rule above, or none. Errors name the request, its kind and
-/// its index. Of a request by itself: `invalid_argument` when its name is empty or taken, its kind is
-/// none of the enumerators, or it has a base or a node that its kind does not take; `zero_size`;
-/// `bad_alignment` for an alignment that is not a power of two; `misaligned` when RAM's size or
-/// alignment is not a multiple of 4 KiB, or the base is not a multiple of the alignment. Of `reserve`
-/// and `fixed`: `overflow` when it passes 2^64; `out_of_bounds` past the end of the frame;
-/// `overlap` with another one, which is named as well; and for `fixed`, `overlap` with a hole, and
-/// `out_of_bounds` across the edge of an aperture. `no_space` when RAM or MMIO does not fit, with
-/// the largest piece that is left as what is available.
+/// Places all requests in the frame by the rule above, or none.
 ///
-/// A pure function; may be called from any thread. O(n log n) in requests, apertures and holes, where
-/// MMIO requests are aligned to their size.
+/// Errors name the request by kind, name and index. For any request: `invalid_argument` when its
+/// name is empty or taken, its kind is none of the enumerators, or its kind takes no base or node
+/// and it has one; `zero_size`; `bad_alignment` when the alignment is not a power of two. For
+/// `reserve` and `fixed`: `misaligned` when the base is not a multiple of the alignment; `overflow`
+/// when it passes 2^64; `out_of_bounds` when it passes the end of the frame; `overlap` when it meets
+/// another one, which is named as well. For `fixed` also `overlap` when it meets a hole, and
+/// `out_of_bounds` when it crosses the edge of an aperture. For RAM: `misaligned` when its size or
+/// alignment is not a multiple of 4 KiB. For RAM and MMIO: `no_space` when it does not fit, with the
+/// largest piece that was left for it as what is available.
+///
+/// May be called from any thread. O(n log n) in requests, apertures and holes, but an MMIO request
+/// may look at every piece that is free, see IntervalTree::allocate.
 [[nodiscard]] VMSPACE_EXPORT Result<LayoutPlan> plan_layout(
     const AddressSpaceLayout& frame, std::span<const PlacementRequest> requests);
 [[nodiscard]] inline Result<LayoutPlan> plan_layout(
