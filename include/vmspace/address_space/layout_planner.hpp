@@ -18,7 +18,7 @@
 //     each request above the one before. Every piece begins at a multiple of the request's
 //     alignment, and every piece but the last is a multiple of it in size. Where a request would be
 //     split with less than 128 MiB below, it begins above instead: a sliver would cost a region,
-//     and a KVM memory slot, for little. If the RAM does not fit that way, slivers are used as well.
+//     and a KVM memory slot, for little. If the RAM does not fit that way, slivers are used too.
 //  3. MMIO goes by alignment, the largest first; then by size, the largest first; then in the order
 //     asked. Each takes the lowest place left in the frame's apertures for MMIO: `mmio32` below
 //     4 GiB, `mmio64` from there on. Nothing crosses the edge of an aperture.
@@ -108,11 +108,11 @@ struct LayoutPlan {
 /// name is empty or taken, its kind is none of the enumerators, or its kind takes no base or node
 /// and it has one; `zero_size`; `bad_alignment` when the alignment is not a power of two. For
 /// `reserve` and `fixed`: `misaligned` when the base is not a multiple of the alignment; `overflow`
-/// when it passes 2^64; `out_of_bounds` when it passes the end of the frame; `overlap` when it meets
-/// another one, which is named as well. For `fixed` also `overlap` when it meets a hole, and
+/// when it passes 2^64; `out_of_bounds` when it passes the end of the frame; `overlap` when it
+/// meets another one, which is named too. For `fixed` also `overlap` when it meets a hole, and
 /// `out_of_bounds` when it crosses the edge of an aperture. For RAM: `misaligned` when its size or
-/// alignment is not a multiple of 4 KiB. For RAM and MMIO: `no_space` when it does not fit, with the
-/// largest piece that was left for it as what is available.
+/// alignment is not a multiple of 4 KiB. For RAM and MMIO: `no_space` when it does not fit, with
+/// the largest piece that was left for it as what is available.
 ///
 /// May be called from any thread. O(n log n) in requests, apertures and holes, but an MMIO request
 /// may look at every piece that is free, see IntervalTree::allocate.
