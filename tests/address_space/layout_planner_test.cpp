@@ -135,6 +135,17 @@ TEST(LayoutPlanner, MmioIsPlacedByAlignmentThenSizeThenAsAsked) {
   EXPECT_EQ(pieces_of(plan, "bytes"), Pieces{at(0xc011'2000, 8)});
 }
 
+TEST(LayoutPlanner, EqualDevicesLieInTheOrderAskedHoweverMany) {
+  std::vector<PlacementRequest> requests;
+  for (std::uint64_t i = 0; i < 100; ++i)
+    requests.push_back(mmio32("virtio" + std::to_string(i), 4_KiB));
+  const auto plan = plan_layout(pc(), requests);
+  ASSERT_THAT(plan, IsOk());
+  for (std::uint64_t i = 0; i < 100; ++i) {
+    EXPECT_THAT(plan->placements[i].pieces, ElementsAre(at(0xc000'0000 + i * 4_KiB, 4_KiB)));
+  }
+}
+
 TEST(LayoutPlanner, FixedAndReservedRangesKeepMmioOff) {
   const auto plan =
       plan_layout(pc(), {fixed("debug", 0xc000'0000, 4_KiB), reserve("later", 0xc000'2000, 4_KiB),
