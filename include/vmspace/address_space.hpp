@@ -11,6 +11,7 @@
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/guest_range.hpp"
 #include "vmspace/address_space/layout.hpp"
+#include "vmspace/address_space/layout_planner.hpp"
 #include "vmspace/address_space/memory_map.hpp"
 #include "vmspace/allocator.hpp"
 #include "vmspace/spec.hpp"

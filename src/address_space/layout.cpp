@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <string>
 
-#include <boost/icl/interval_set.hpp>
-
 #include "vmspace/base/literals.hpp"
 #include "vmspace/base/try.hpp"
 
@@ -19,7 +17,6 @@ using namespace literals;
 namespace {
 
 constexpr std::uint64_t page_size = 4_KiB;
-constexpr std::uint64_t min_below_hole = 128_MiB;
 constexpr std::uint64_t bytes_per_bus = 1_MiB;  // 32 devices of 8 functions of 4 KiB (PCIe, ECAM)
 constexpr unsigned max_buses = 256;
 
@@ -282,105 +279,6 @@ Result<void> AddressSpaceLayout::check_place(RegionType type, const Range& range
     return outside(detail::unchecked_range(first, phys_max_), "where devices may lie");
   }
   return {};
-}
-
-namespace {
-
-// Counted in pages: a right-open interval of bytes could not end at 2^64.
-using PageSet = boost::icl::interval_set<std::uint64_t, std::less,
-                                         boost::icl::right_open_interval<std::uint64_t>>;
-using Pages = PageSet::interval_type;
-
-/// The pages that lie wholly inside `range`; may be none.
-Pages pages_inside(const Range& range) {
-  return {range.min() / page_size + (range.min() % page_size != 0 ? 1 : 0),
-          range.max() / page_size + (range.max() % page_size == page_size - 1 ? 1 : 0)};
-}
-
-/// The pages of which `range` has a part.
-Pages pages_touched(const Range& range) {
-  return {range.min() / page_size, range.max() / page_size + 1};
-}
-
-/// Places nodes of these sizes in the areas, from the bottom up. Of an area in which a node does not
-/// end, less than `least` pages are left unused. Returns the first node that does not fit, or how
-/// many there are.
-std::size_t fill(const PageSet& areas, std::span<const std::uint64_t> sizes, std::uint64_t least,
-                 std::vector<RamPiece>& pieces) {
-  auto area = areas.begin();
-  std::uint64_t used = 0;  // pages of this area
-  for (std::size_t node = 0; node < sizes.size(); ++node) {
-    std::uint64_t missing = sizes[node] / page_size;
-    while (missing != 0) {
-      if (area == areas.end()) return node;
-      const std::uint64_t left = area->upper() - area->lower() - used;
-      const std::uint64_t taken = missing <= left ? missing : left < least ? 0 : left;
-      if (taken != 0) {
-        pieces.push_back({GuestAddress((area->lower() + used) * page_size), taken * page_size,
-                          static_cast<std::uint32_t>(node)});
-      }
-      if (missing >= left) {
-        ++area;
-        used = 0;
-      } else {
-        used += taken;
-      }
-      missing -= taken;
-    }
-  }
-  return sizes.size();
-}
-
-}  // namespace
-
-Result<std::vector<RamPiece>> AddressSpaceLayout::plan_ram(
-    std::span<const std::uint64_t> sizes) const {
-  constexpr const char* operation = "AddressSpaceLayout::plan_ram";
-  if (sizes.empty()) {
-    return fail(
-        {.code = Errc::invalid_argument, .operation = operation, .reason = "no node is given"});
-  }
-  const auto failed = [&](Error error, std::size_t node) {
-    error.operation = operation;
-    error.text = "node " + std::to_string(node);
-    return fail(error);
-  };
-  for (std::size_t node = 0; node < sizes.size(); ++node) {
-    const std::uint64_t size = sizes[node];
-    if (size == 0) return failed({.code = Errc::zero_size}, node);
-    if (size % page_size != 0) {
-      return failed({.code = Errc::misaligned,
-                     .first = Operand::size(size),
-                     .second = Operand::size(page_size)},
-                    node);
-    }
-  }
-
-  PageSet areas;
-  if (ram_) areas += pages_inside(*ram_);
-  for (const Hole& hole : holes_)
-    areas -= pages_touched(hole.range);
-  for (const Aperture& aperture : apertures_) {
-    if (aperture.use != ApertureUse::ram) areas -= pages_touched(aperture.range);
-  }
-
-  std::vector<RamPiece> pieces;
-  std::size_t fitting = fill(areas, sizes, min_below_hole / page_size, pieces);
-  if (fitting != sizes.size()) {  // what was left out below holes is needed
-    pieces.clear();
-    fitting = fill(areas, sizes, 0, pieces);
-  }
-  if (fitting == sizes.size()) return pieces;
-  if (!ram_) {
-    return failed({.code = Errc::no_space,
-                   .first = Operand::size(sizes[fitting]),
-                   .reason = "the layout has no RAM"},
-                  fitting);
-  }
-  return failed({.code = Errc::no_space,
-                 .first = Operand::size(sizes[fitting]),
-                 .second = detail::operand(*ram_)},
-                fitting);
 }
 
 }  // namespace vmspace

@@ -138,4 +138,44 @@ std::string layout_text(const std::optional<Range>& ram, std::uint64_t phys_max,
   return memory_map(space);
 }
 
+/// Its name_of(): `mmio32`.
+[[nodiscard]] inline std::string to_text(PlacementKind kind) {
+  return std::string(name_of(kind));
+}
+
+/// Name, kind, base where it has one, size, and what is not as it is by default:
+/// `rom fixed 0xffe00000+0x200000`, `ram1 ram 0x40000000 node 1`,
+/// `bars mmio64 0x4000 aligned to 0x4000`.
+[[nodiscard]] inline std::string to_text(const PlacementRequest& request) {
+  const bool has_base =
+      request.kind == PlacementKind::reserve || request.kind == PlacementKind::fixed;
+  std::string text =
+      detail::concat(request.name, " ", to_text(request.kind), " ",
+                     has_base ? detail::base_and_size(request.base.value(), request.size)
+                              : detail::hex(request.size));
+  if (request.align != 0) text.append(" aligned to ").append(detail::hex(request.align));
+  if (request.node != 0) text.append(" node ").append(std::to_string(request.node));
+  return text;
+}
+
+/// `ram0 ram {0x0+0xc0000000, 0x100000000+0x40000000} node 0`; only RAM has a node.
+[[nodiscard]] inline std::string to_text(const Placement& placement) {
+  std::string text = detail::concat(placement.name, " ", to_text(placement.kind), " ",
+                                    detail::list_text(placement.pieces));
+  if (placement.kind == PlacementKind::ram) {
+    text.append(" node ").append(std::to_string(placement.node));
+  }
+  return text;
+}
+
+/// `0x0+0xc0000000 of placement 0`.
+[[nodiscard]] inline std::string to_text(const PlannedPiece& piece) {
+  return detail::concat(to_text(piece.range), " of placement ", std::to_string(piece.placement));
+}
+
+/// Its placements: `{ram0 ram {0x0+0x8000000} node 0, nic mmio32 {0xc0000000+0x1000}}`.
+[[nodiscard]] inline std::string to_text(const LayoutPlan& plan) {
+  return detail::list_text(plan.placements);
+}
+
 }  // namespace vmspace
