@@ -144,8 +144,7 @@ class Job {
         }) != 0) {
       return fail_os(operation, part,
                      errno == EFAULT
-                         ? "no page could be allocated: the hugetlb pool, file system or memory "
-                           "cgroup is full"
+                         ? "out of pages: the hugetlb pool, file system or memory cgroup is full"
                          : "madvise(MADV_POPULATE)");
     }
     return {};
@@ -171,7 +170,8 @@ Result<bool> wants_write(const PopulateRange& range, PopulateAccess access) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
                  .first = Operand::span(range.offset, range.size),
-                 .reason = "the mapping's protection forbids it"});
+                 .reason = write ? "populating by writing requires a writable mapping"
+                                 : "populating by reading requires a readable mapping"});
   }
   return write;
 }

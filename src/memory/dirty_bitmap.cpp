@@ -160,13 +160,14 @@ Result<void> DirtyBitmap::merge(std::uint64_t offset, std::span<const std::uint6
     return fail({.code = Errc::misaligned,
                  .operation = operation,
                  .first = Operand::size(offset),
-                 .second = Operand::size(page_size)});
+                 .second = Operand::size(page_size),
+                 .reason = "the offset must be a multiple of 4096"});
   }
   if (!std::has_single_bit(unit) || unit < page_size) {
     return fail({.code = Errc::bad_alignment,
                  .operation = operation,
                  .first = Operand::size(unit),
-                 .reason = "the unit of a log must be a power of two of at least 4096"});
+                 .reason = "the unit must be a power of two and at least 4096"});
   }
   while (!bits.empty() && bits.back() == 0)
     bits = bits.first(bits.size() - 1);
@@ -180,7 +181,7 @@ Result<void> DirtyBitmap::merge(std::uint64_t offset, std::span<const std::uint6
                  .operation = operation,
                  .first = Operand::number(needed),
                  .second = Operand::number(units),
-                 .reason = "bits in the log, and units in the region"});
+                 .reason = "the log has a set bit past the end of the region"});
   }
   for (std::size_t i = 0; i < bits.size(); ++i) {
     for (std::uint64_t word = bits[i]; word != 0;) {

@@ -89,7 +89,7 @@ class [[nodiscard]] Lease {
       return fail({.code = Errc::bad_state,
                    .operation = "Lease::release",
                    .first = detail::operand(range_),
-                   .reason = "the lease no longer holds it"});
+                   .reason = "the lease was already released or moved from"});
     }
     give_back();
     return {};
@@ -216,7 +216,8 @@ class RangePool {
     }
     for (const auto& entry : state_->tree) {
       if (entry.state == NodeState::allocated) {
-        return fail(named({.code = Errc::corrupt, .reason = "a held range has a tag"}, operation));
+        return fail(
+            named({.code = Errc::corrupt, .reason = "a held range must have a tag"}, operation));
       }
     }
     return {};

@@ -391,7 +391,7 @@ std::invoke_result_t<Edit, T&> Published<T>::update(Edit&& edit) const {
   if (state.is_writer()) {
     return fail({.code = Errc::would_deadlock,
                  .operation = "Published::update",
-                 .reason = "called from inside an edit of the same value"});
+                 .reason = "must not be called from inside an edit of the same value"});
   }
   const typename State::Collector collector{state};  // runs after the locks are gone
   std::list<typename State::Value> draft;
@@ -421,7 +421,7 @@ Result<void> Published<T>::wait_released(std::chrono::nanoseconds timeout) const
     return fail({.code = Errc::would_deadlock,
                  .operation = operation,
                  .first = Operand::number(generation()),
-                 .reason = "called from inside an edit of the same value"});
+                 .reason = "must not be called from inside an edit of the same value"});
   }
   const auto now = Clock::now();
   const auto deadline =
@@ -439,7 +439,7 @@ Result<void> Published<T>::wait_released(std::chrono::nanoseconds timeout) const
     return fail({.code = Errc::timed_out,
                  .operation = operation,
                  .first = Operand::number(oldest),
-                 .reason = "that generation is still held"});
+                 .reason = "a Reader or a snapshot still holds this generation"});
   }
   return fail({.code = Errc::timed_out,
                .operation = operation,
