@@ -176,8 +176,8 @@ Result<bool> wants_write(const PopulateRange& range, PopulateAccess access) {
   return write;
 }
 
-/// Cuts a range into chunks, which end where the host address is a multiple of their size, so that
-/// no huge page is cut in two.
+/// Splits a range into chunks, which end where the host address is a multiple of their size, so
+/// that no huge page is split.
 Result<void> add_chunks(const PopulateRange& range, PopulateAccess access,
                         std::vector<Chunk>& chunks) {
   if (range.mapping == nullptr) {

@@ -41,7 +41,7 @@ class RangeBuilder {
   RangeBuilder(std::uint64_t size, std::vector<DirtyRange>& ranges)
       : size_(size), ranges_(ranges) {}
 
-  /// So that the next add() takes no memory.
+  /// So that the next add() does not allocate.
   void make_room() {
     constexpr std::size_t most = 32;  // every other bit of a word
     if (ranges_.capacity() - ranges_.size() < most) {
@@ -210,12 +210,12 @@ std::span<const DirtyRange> DirtyHarvest::take(DirtyBitmap& bitmap) {
   const auto is_clean = [](const Word& word) { return word.load(std::memory_order_relaxed) == 0; };
   const auto count = static_cast<std::size_t>((bitmap.pages() + 63) / 64);
   const Word* const first = std::find_if_not(words, words + count, is_clean);
-  if (first == words + count) return {};  // and so takes no memory, nor a barrier of finish()
+  if (first == words + count) return {};  // allocates nothing and needs no barrier in finish()
   std::vector<DirtyRange>& ranges = taken_.emplace_back(Taken{&bitmap, {}}).ranges;
   RangeBuilder builder(bitmap.size(), ranges);
   for (auto i = static_cast<std::size_t>(first - words); i < count; ++i) {
     if (is_clean(words[i])) continue;
-    builder.make_room();  // all memory that can fail to come is here before a bit is cleared
+    builder.make_room();  // all allocation happens before a bit is cleared
     builder.add(i, words[i].exchange(0, std::memory_order_relaxed));
   }
   return ranges;

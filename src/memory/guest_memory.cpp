@@ -29,7 +29,7 @@ std::vector<MemoryRegionPtr>::const_iterator first_reaching(
       regions, address, {}, [](const MemoryRegionPtr& region) { return region->last_addr(); });
 }
 
-/// Where one region tracks, all do. All of those that join is news to whoever harvests.
+/// If one region tracks, all do; everything in a region that joins counts as dirty.
 Result<void> join_tracking(std::span<const MemoryRegionPtr> regions) {
   const auto tracks = [](const MemoryRegionPtr& region) { return region->dirty().is_enabled(); };
   if (std::ranges::none_of(regions, tracks)) return {};

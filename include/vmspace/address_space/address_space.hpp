@@ -45,7 +45,8 @@ class AddressSpace {
  public:
   using Reader = Published<AddressSpaceBase>::Reader;
 
-  /// A space with these regions. The errors of AddressSpaceBase::from_regions().
+  /// Creates a space with these regions. Errors: those of AddressSpaceBase::from_regions(). O(n log
+  /// n).
   [[nodiscard]] static Result<AddressSpace> create(
       AddressSpaceLayout layout, std::vector<AddressSpaceRegionPtr> regions = {}) {
     auto first = VMSPACE_TRY_IN("AddressSpace::create", AddressSpaceBase::from_regions(

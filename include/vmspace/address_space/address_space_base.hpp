@@ -135,12 +135,12 @@ class VMSPACE_EXPORT AddressSpaceBase {
   /// insert_region() for the new place. O(log n); O(n) when the places overlap.
   [[nodiscard]] Result<AddressSpaceRegionPtr> move_region(GuestAddress from, GuestAddress to);
 
-  /// Finds a place for a region of `constraint.size` bytes inside the aperture of this name, puts it
-  /// there, and gives it. The constraint's window narrows the aperture; the place is also aligned to
-  /// the backing's page size. `options.base` must be 0, `options.size` 0 or the constraint's.
-  /// Errors: `invalid_argument` when base or size disagree; `not_found`, naming the layout's
-  /// apertures, when it has none of this name; `bad_state`, naming the types that the aperture
-  /// takes, when the region's type is none of them; those of Constraint::validate and
+  /// Finds a place for a region of `constraint.size` bytes inside the aperture of this name, puts
+  /// it there, and gives it. The constraint's window narrows the aperture; the place is also
+  /// aligned to the backing's page size. `options.base` must be 0, `options.size` 0 or the
+  /// constraint's. Errors: `invalid_argument` when base or size disagree; `not_found`, naming the
+  /// layout's apertures, when it has none of this name; `bad_state`, naming the types that the
+  /// aperture takes, when the region's type is not among them; those of Constraint::validate and
   /// AddressSpaceRegion::make; `no_space`, with the largest free piece as what is available. Costs
   /// what IntervalTree::allocate does.
   [[nodiscard]] Result<AddressSpaceRegionPtr> place_region(RegionOptions options,

@@ -51,7 +51,8 @@ class GuestAddress {
   // Alignments are any number, and 0 means 1: with a remainder instead of a mask no argument gives
   // a wrong answer, and where the alignment is a constant power of two it is a mask all the same.
 
-  /// The next multiple of `align` at or above; nothing when that would pass 2^64-1.
+  /// The next multiple of `align` at or above; nothing when that would pass 2^64-1. `align` may be
+  /// any number; 0 means 1.
   [[nodiscard]] constexpr std::optional<GuestAddress> align_up(std::uint64_t align) const noexcept {
     const std::uint64_t above = past_multiple(align);
     return above == 0 ? *this : checked_add(align - above);

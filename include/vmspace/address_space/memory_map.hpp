@@ -13,7 +13,7 @@
 
 namespace vmspace {
 
-/// A range that a device has, where it is no region of the space: registers, a BAR.
+/// A range of a device that is not a region of the space: registers, a BAR.
 struct DeviceRange {
   std::string name;
   Range range;

@@ -61,9 +61,9 @@ class VMSPACE_EXPORT GuestMemory {
   GuestMemory& operator=(const GuestMemory&) = default;
   ~GuestMemory() = default;
 
-  /// Of these regions, in any order. If one of them tracks dirty pages, all do afterwards. Errors:
-  /// `overlap`, of addresses, or of memory (a region and one that at() made of it);
-  /// `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
+  /// Makes a map of these regions, given in any order. If one of them tracks dirty pages, all do
+  /// afterwards. Errors: `overlap`, of addresses, or of memory (a region and one that at() made of
+  /// it); `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
   /// DirtyBitmap::enable. O(n log n).
   [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<MemoryRegionPtr> regions);
 
@@ -85,16 +85,16 @@ class VMSPACE_EXPORT GuestMemory {
 
   /// This memory after the address space has changed. Regions that are described as they were stay,
   /// with what they hold. One that differs in its base only has moved, and keeps its memory
-  /// (MemoryRegion::at): so a region that is removed, and one just like it that is inserted elsewhere,
-  /// take two steps. Those that are new are mapped, as by map(); the others are let go, as by
-  /// without_region(). A region that is described anew in its place is an error, because what it
-  /// holds would be lost: let it go in a step of its own.
+  /// (MemoryRegion::at): to replace a region by an identical one elsewhere, remap twice. Those that
+  /// are new are mapped, as by map(); the others are let go, as by without_region(). A region whose
+  /// description changed in place is an error, because what it holds would be lost: remove it in a
+  /// separate step first.
   ///
   /// `options.backing` is divided among the new regions only: where regions that stay have parts of
   /// it, `backing_offset` must lie behind those.
   ///
-  /// Errors: `bad_state` for a region described anew, and for regions that are alike but for their
-  /// bases when more than one of them comes or goes; `overlap` for a part of the backing that another
+  /// Errors: `bad_state` for a region whose description changed in place, and when several regions
+  /// that differ only in their base come or go; `overlap` for a part of the backing that another
   /// region has; those of MemoryRegion::at, which `options.move` may allow; those of map(). This
   /// memory stays as it is then. O(n^2) in regions that come and go, and map() for the new ones.
   [[nodiscard]] Result<GuestMemory> remap(const AddressSpaceBase& after,
@@ -110,7 +110,7 @@ class VMSPACE_EXPORT GuestMemory {
   /// unmapped when the last map, view or other holder lets go of it.
   [[nodiscard]] Result<GuestMemory> without_region(GuestAddress base) const;
 
-  /// Sorted by address.
+  /// The regions, sorted by address; valid while this map or a copy of it lives.
   [[nodiscard]] std::span<const MemoryRegionPtr> regions() const noexcept;
   /// The region that holds `address`; null when none does. O(log n); a reference is taken.
   [[nodiscard]] MemoryRegionPtr find_region(GuestAddress address) const;

@@ -118,8 +118,8 @@ class VMSPACE_EXPORT MemoryRegion {
                                                     Applied huge_pages = Applied::not_applicable);
 
   /// This region moved to another guest address: a new region that shares its memory, which stays
-  /// where it is on the host. While it tracks dirty pages, all of it counts as written, since whoever
-  /// copies the guest has it at its old address.
+  /// where it is on the host. While it tracks dirty pages, all of it counts as written, since a
+  /// copy of the guest has it at its old address.
   ///
   /// Errors: `bad_state` in an arena, where each region lies at the place of its guest address;
   /// `misaligned` for a move after which guest and host address no longer agree modulo the size of a
@@ -127,8 +127,8 @@ class VMSPACE_EXPORT MemoryRegion {
   /// AddressSpaceRegion::make. Allocates; maps nothing.
   [[nodiscard]] Result<MemoryRegionPtr> at(GuestAddress base,
                                            const MoveOptions& options = {}) const;
-  /// Moves it to where `moved` says, which is its description but for the base, as
-  /// AddressSpace::move_region gives it; the new region holds on to that. Errors also:
+  /// Moves the region to the base of `moved`, which must otherwise equal its description, as
+  /// AddressSpace::move_region returns it; the new region holds on to `moved`. Errors also:
   /// `invalid_argument` for a null pointer, or a description that differs in more than its base.
   [[nodiscard]] Result<MemoryRegionPtr> at(AddressSpaceRegionPtr moved,
                                            const MoveOptions& options = {}) const;

@@ -37,9 +37,9 @@ struct RegionDescriptor {
 [[nodiscard]] VMSPACE_EXPORT Result<std::vector<RegionDescriptor>> describe_regions(
     const GuestMemory& memory);
 
-/// What to do with memory whose owner can still take pages out of it (Backing::can_lose_pages), by
+/// What to do with memory whose owner can still remove pages from it (Backing::can_lose_pages), by
 /// truncating a file that is not sealed against that, or by punching huge pages out of a hugetlb
-/// file. A process that then touches what is gone gets SIGBUS: this one, not the owner.
+/// file. Touching a removed page raises SIGBUS in this process, not in the owner's.
 ///
 /// This library's own memfds of small pages are sealed, and so are those of QEMU's
 /// memory-backend-memfd. QEMU's memory-backend-file, in /dev/shm or hugetlbfs, and DPDK's files and

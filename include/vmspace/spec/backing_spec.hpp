@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the memory of a region is to be made from, as data. Nothing is opened or mapped here: that
-// is the host layer's (Backing, MemoryMapping).
+// What the memory of a region is to be made of, as data. Nothing is opened or mapped here: that is
+// the host layer's (Backing, MemoryMapping).
 
 #pragma once
 
