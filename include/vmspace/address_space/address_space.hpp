@@ -57,11 +57,13 @@ class AddressSpace {
   /// A space that begins as a copy of `first`.
   explicit AddressSpace(AddressSpaceBase first) : published_(std::move(first)) {}
 
-  /// A reader for one thread: current() is the space now, for one load and one compare.
+  /// A reader for one thread: current() is the space now, for one load and one compare. Allocates,
+  /// takes a lock briefly.
   [[nodiscard]] Reader reader() const { return published_.reader(); }
 
-  /// The space now, which stays as it is as long as the pointer lives. For cold paths. Name the
-  /// pointer before you borrow from it: `space.snapshot()->find_region(address)` dangles.
+  /// The space now, which stays as it is as long as the pointer lives. For cold paths: allocates,
+  /// takes a lock briefly. Name the pointer before you borrow from it:
+  /// `space.snapshot()->find_region(address)` dangles.
   [[nodiscard]] std::shared_ptr<const AddressSpaceBase> snapshot() const {
     return published_.snapshot();
   }
@@ -74,7 +76,7 @@ class AddressSpace {
     return found == nullptr ? nullptr : *found;
   }
 
-  /// How often the space was published: 1 in the beginning, one more with each change.
+  /// How often the space was published: 1 in the beginning, one more with each change. One load.
   [[nodiscard]] std::uint64_t generation() const noexcept { return published_.generation(); }
 
   /// Several changes, published at once or not at all: `edit(AddressSpaceBase&)` gives a Result,

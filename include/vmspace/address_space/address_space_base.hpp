@@ -153,10 +153,13 @@ class VMSPACE_EXPORT AddressSpaceBase {
     return found == nullptr ? nullptr : found->get();
   }
 
-  /// What the region at an address says of itself; `not_found` when there is no region, which is
-  /// not the same as a region that says nothing (a node that is not set). O(log n).
+  /// Whether the region that contains the address is dax_memory. `not_found` when none does. O(log n).
   [[nodiscard]] Result<bool> is_dax_region(GuestAddress address) const;
+  /// What the guest may do with the region that contains the address. `not_found` when none does.
+  /// O(log n).
   [[nodiscard]] Result<Protection> prot_flags(GuestAddress address) const;
+  /// The host node of the region that contains the address; nothing when the region sets none, which
+  /// is not the same as `not_found`: no region contains the address. O(log n).
   [[nodiscard]] Result<std::optional<std::uint32_t>> numa_node_id(GuestAddress address) const;
 
   [[nodiscard]] const AddressSpaceLayout& layout() const noexcept { return *layout_; }

@@ -122,7 +122,7 @@ class VMSPACE_EXPORT AddressSpaceLayout {
   /// range for RAM, an aperture or a hole reaches past phys_max, or an aperture for RAM out of the
   /// range for RAM; `overlap` when two apertures or two holes overlap, or a hole crosses the edge
   /// of an aperture; `invalid_argument` when an aperture's name is empty or taken, or a use or a
-  /// kind is not a named value.
+  /// kind is not a named value. O((apertures + holes)^2).
   [[nodiscard]] static Result<AddressSpaceLayout> make(LayoutOptions options);
 
   /// A PC: RAM from 0 to 3 GiB (`ram_low`) and from 4 GiB to mem_end (`ram_high`); between them the
@@ -130,7 +130,7 @@ class VMSPACE_EXPORT AddressSpaceLayout {
   /// local APIC, TSS, firmware); `mmio_high` from mem_end on; the hole `hypertransport`, unless it
   /// is switched off or the space ends below it. Errors: `invalid_argument` for bits, buses or a
   /// mem_end outside of what the options allow; `misaligned` when mem_end is not a multiple of 4
-  /// KiB; `overlap` when mem_end lies inside the hypertransport hole.
+  /// KiB; `overlap` when mem_end lies inside the hypertransport hole. O(1).
   ///
   /// Sources: Intel SDM vol. 3, chapter "Advanced Programmable Interrupt Controller" (0xFEE0'0000);
   /// AMD I/O Virtualization Technology (IOMMU) Specification, 2.1.2, table "Special Address
@@ -140,7 +140,7 @@ class VMSPACE_EXPORT AddressSpaceLayout {
   /// An Arm machine with its devices below RAM: `platform` from 0 to 256 MiB (flash, GIC, UART),
   /// then `ecam` if asked for, `mmio_low` up to 1 GiB, `ram` to mem_end, and `mmio_high` from
   /// there. Errors: `invalid_argument` for bits, buses or a mem_end outside of what the options
-  /// allow; `misaligned` when mem_end is not a multiple of 4 KiB.
+  /// allow; `misaligned` when mem_end is not a multiple of 4 KiB. O(1).
   [[nodiscard]] static Result<AddressSpaceLayout> aarch64(const Aarch64LayoutOptions& options);
 
   /// Copies are independent; when assigning finds no memory, the layout is as it was.

@@ -33,7 +33,7 @@ struct MemoryMapOptions {
 ///   0000000000-00bfffffff : ram_low  ram window    3 GiB
 ///     0000000000-003fffffff : ram    ram           1 GiB  shmem  node 0
 ///
-/// O(n log n). Ends with a newline.
+/// O(n log n). Ends with a newline. Threads: any, while `space` does not change.
 [[nodiscard]] VMSPACE_EXPORT std::string memory_map(const AddressSpaceBase& space,
                                                     const MemoryMapOptions& options = {});
 

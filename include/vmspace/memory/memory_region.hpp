@@ -95,11 +95,12 @@ class VMSPACE_EXPORT MemoryRegion {
   ///
   /// The region holds on to `description`, the object that an AddressSpaceBase holds as well.
   ///
-  /// Errors: `invalid_argument` for a null pointer, and for a region that asks for pages of another
-  /// size than `options.backing` has; those of Backing::open, MemoryMapping::map (`out_of_bounds`
-  /// also for a region that is not inside the arena), bind_to_nodes, use_hugepages and populate.
-  /// Nothing is left of the region then, and the error's text names the region, its guest range and
-  /// its file. A few system calls, and the cost of populate where the region asks for it.
+  /// Errors: `invalid_argument` for a null pointer, for a numa_mode or populate.access that is not
+  /// a named value, needed or not, and for a region that asks for pages of another size than
+  /// `options.backing` has; those of Backing::open, MemoryMapping::map (`out_of_bounds` also for a
+  /// region that is not inside the arena), bind_to_nodes, use_hugepages and populate. Nothing is
+  /// left of the region then, and the error's text names the region, its guest range and its file.
+  /// A few system calls, and the cost of populate where the region asks for it.
   [[nodiscard]] static Result<MemoryRegionPtr> map(AddressSpaceRegionPtr description,
                                                    const MapOptions& options = {});
   /// Maps memory for which no address space has a description. Errors also: those of

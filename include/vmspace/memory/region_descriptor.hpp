@@ -29,11 +29,12 @@ struct RegionDescriptor {
   friend bool operator==(const RegionDescriptor&, const RegionDescriptor&) = default;
 };
 
-/// The regions of `memory`, sorted by address. The descriptors are valid for as long as it is. The
-/// other process can do what they are open for: a memfd can be written, whatever `protection` says
-/// of the guest.
+/// The regions of `memory`, sorted by address. The descriptors are valid for as long as it is.
+/// Threads: any. The other process can do what they are open for: a memfd can be written, whatever
+/// `protection` says of the guest.
 ///
 /// Errors: `unsupported` for a region that can't be shared: anonymous memory, or a private mapping.
+/// O(n).
 [[nodiscard]] VMSPACE_EXPORT Result<std::vector<RegionDescriptor>> describe_regions(
     const GuestMemory& memory);
 
@@ -51,7 +52,8 @@ enum class Unsealed : std::uint8_t {
 
 /// Maps what another process described, trusting none of it. The descriptors are duplicated; the
 /// caller closes its own. Errors, each naming the region: `access_denied` for memory that can lose
-/// pages, unless that is accepted; `invalid_argument` for unknown protection bits; those of
+/// pages, unless that is accepted; `invalid_argument` for unknown protection bits, and for an
+/// `unsealed` that is not a named value; `limit_exceeded` above GuestMemory::max_regions; those of
 /// Backing::open (a file shorter than described is `out_of_bounds`), AddressSpaceRegion::make,
 /// MemoryRegion::map and GuestMemory::from_regions; nothing stays mapped then. A few system calls a
 /// region.
