@@ -153,13 +153,14 @@ class VMSPACE_EXPORT AddressSpaceBase {
     return found == nullptr ? nullptr : found->get();
   }
 
-  /// Whether the region that contains the address is dax_memory. `not_found` when none does. O(log n).
+  /// Whether the region that contains the address is dax_memory. `not_found` when none does. O(log
+  /// n).
   [[nodiscard]] Result<bool> is_dax_region(GuestAddress address) const;
   /// What the guest may do with the region that contains the address. `not_found` when none does.
   /// O(log n).
   [[nodiscard]] Result<Protection> prot_flags(GuestAddress address) const;
-  /// The host node of the region that contains the address; nothing when the region sets none, which
-  /// is not the same as `not_found`: no region contains the address. O(log n).
+  /// The host node of the region that contains the address; nothing when the region sets none,
+  /// which is not `not_found`: no region contains the address. O(log n).
   [[nodiscard]] Result<std::optional<std::uint32_t>> numa_node_id(GuestAddress address) const;
 
   [[nodiscard]] const AddressSpaceLayout& layout() const noexcept { return *layout_; }

@@ -91,8 +91,7 @@ struct PublishedState {
   PublishedState& operator=(const PublishedState&) = delete;
 
   // On a line of its own: all that a reader touches while nothing changes. Its address identifies
-  // the generation, since the address of a held value is not reused. Only its holders dereference
-  // it.
+  // the generation, as that of a held value is not reused; only holders use it.
   alignas(cache_line) std::atomic<const Value*> current;
   std::atomic<std::uint64_t> generation{1};
 
@@ -186,8 +185,7 @@ struct PublishedState {
 
   /// With `guard` held by `lock`, which is given up while destructors run: destroys what was handed
   /// back of generations below `end`. A thread that collects only what was old when it began
-  /// therefore finishes, however many values others publish meanwhile. Returns how many it
-  /// destroyed.
+  /// therefore finishes, however many values others publish meanwhile. Returns how many.
   std::size_t collect(std::unique_lock<std::mutex>& lock, std::uint64_t end) {
     std::size_t count = 0;
     Generations gone;  // freed while the lock is given up, but for the last
@@ -295,10 +293,10 @@ class Published {
   /// for. Errors: `timed_out` naming the generation of a value that is still held, or none when the
   /// last of them is just being destroyed; `would_deadlock` when called from inside an edit.
   ///
-  /// A thread that waits for its own Reader, or for a snapshot of its own, times out: park the
-  /// Reader and reset the snapshot first. The same goes for a destructor of T that waits.
-  /// References kept beyond the life of the Reader or snapshot that gave them are a bug that this
-  /// call can't detect.
+  /// A thread that waits for its own Reader, or for its own snapshot, times out: park the Reader
+  /// and reset the snapshot first. The same goes for a destructor of T that waits. References kept
+  /// beyond the life of the Reader or snapshot that gave them are a bug that this call can't
+  /// detect.
   [[nodiscard]] Result<void> wait_released(std::chrono::nanoseconds timeout) const;
 
   /// Destroys the old values that were handed back since the last call of a writer, and says how

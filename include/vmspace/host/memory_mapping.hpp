@@ -113,7 +113,7 @@ class VMSPACE_EXPORT MemoryMapping {
   [[nodiscard]] static Result<MemoryMapping> map(const Backing& backing,
                                                  const MappingOptions& options);
 
-  /// Moves leave `other` closed; the mapping that was assigned to is unmapped first.
+  /// Moves leave `other` closed. A mapping that is assigned to is unmapped first.
   MemoryMapping(MemoryMapping&& other) noexcept;
   MemoryMapping& operator=(MemoryMapping&& other) noexcept;
   /// Unmaps without reporting errors. What was written stays in the page cache; close() also writes
