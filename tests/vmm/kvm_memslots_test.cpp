@@ -9,6 +9,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -266,7 +267,7 @@ TEST_F(KvmMemslotsTest, MoreSlotsThanAreLeftIsAnErrorAndTakesNone) {
       memslots.set({.base = GuestAddress(1_GiB), .size = 16_TiB, .host_address = host(32_TiB)});
   ASSERT_THAT(set, HasError(Errc::limit_exceeded));
   EXPECT_EQ(set.error().first, Operand::number(3));
-  EXPECT_EQ(set.error().second, Operand::number(2));
+  EXPECT_EQ(set.error().text.subject(), "slot 2");
   EXPECT_EQ(slots, before);
   EXPECT_EQ(memslots.used(), 1u);
   VMSPACE_EXPECT_OK(
@@ -303,7 +304,7 @@ TEST_F(KvmMemslotsTest, NumbersOfASharedPoolThatKvmDoesNotHaveAreNotUsed) {
   const KvmMemory memory{.base = GuestAddress(0), .size = 16_TiB, .host_address = host(32_TiB)};
   const auto refused = memslots->set(memory);
   ASSERT_THAT(refused, HasError(Errc::limit_exceeded));
-  EXPECT_EQ(refused.error().second, Operand::number(2));
+  EXPECT_EQ(refused.error().text.subject(), "slot 2");
   EXPECT_THAT(slots, IsEmpty());
   EXPECT_THAT(pool->holders(), IsEmpty());
 }
@@ -357,7 +358,7 @@ TEST_F(KvmMemslotsTest, SetIsAllOrNothingWhicheverPieceKvmRefuses) {
     const auto set = memslots.set(memory);
     ASSERT_THAT(set, HasError(Errc::os));
     EXPECT_EQ(set.error().os_errno, ENOMEM);
-    EXPECT_EQ(set.error().second, Operand::number(static_cast<std::uint64_t>(k) + 1)) << "its slot";
+    EXPECT_EQ(set.error().text.subject(), "slot " + std::to_string(k + 1)) << "its slot";
     EXPECT_EQ(slots, before);
     EXPECT_EQ(memslots.used(), 1u);
     VMSPACE_EXPECT_OK(memslots.check_invariants());
@@ -392,7 +393,7 @@ TEST_F(KvmMemslotsTest, WhatCouldNotBeTakenBackStaysKnownUntilItIsCleared) {
   fail_all_from(2);  // the third piece, and the removal of the two before it
   const auto set = memslots.set(memory);
   ASSERT_FALSE(set);
-  EXPECT_THAT(set.error().message(), HasSubstr("clear it"));
+  EXPECT_THAT(set.error().message(), HasSubstr("clear() it"));
   EXPECT_THAT(slots, SizeIs(2));
   EXPECT_EQ(memslots.used(), 3u);
   EXPECT_THAT(*memslots.slots(range),
