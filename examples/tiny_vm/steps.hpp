@@ -26,7 +26,7 @@ void say(std::string_view topic, fmt::format_string<Args...> text, Args&&... arg
   if (holds) return {};
   return vmspace::fail({.code = vmspace::Errc::bad_state,
                         .operation = "tiny_vm",
-                        .reason = "this does not hold",
+                        .reason = "expectation failed",
                         .text = {{}, what}});
 }
 

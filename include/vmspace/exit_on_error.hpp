@@ -40,7 +40,7 @@ requires(std::is_same_v<typename std::remove_cvref_t<R>::error_type, Error>)  //
 inline void exit_unless(bool holds, const char* expectation) {
   if (holds) [[likely]]
     return;
-  (void)std::fprintf(stderr, "error: this does not hold: %s\n", expectation);
+  (void)std::fprintf(stderr, "error: expectation failed: %s\n", expectation);
   std::exit(EXIT_FAILURE);
 }
 

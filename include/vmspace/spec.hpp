@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The spec layer: what memory shall be made from and what may be done with it, as data.
+// The spec layer: what memory is to be made of and what may be done with it, as data.
 
 #pragma once
 

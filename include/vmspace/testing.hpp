@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Results in tests with GoogleTest and GoogleMock, for whoever has them; no other header includes
-// this one. Every type of the library prints as text.hpp says, so that a failure tells why:
+// Results in tests with GoogleTest and GoogleMock, for programs that use them; no other header
+// includes this one. Every type of the library prints as text.hpp says, so that a failure tells
+// why:
 //
 //   const Range bar = VMSPACE_ASSERT_OK(tree.allocate({.size = 16_KiB}, "nic0"));
 //   VMSPACE_EXPECT_OK(tree.free(bar));
@@ -9,7 +10,7 @@
 //   EXPECT_THAT(tree.free(bar), HasError(Errc::not_found));
 //   EXPECT_THAT(tree.free(bar), HasErrorThat(Property(&Error::message, HasSubstr("0x100"))));
 //
-// EXPECT_TRUE(result) works as well, but GoogleTest lets nobody say why a condition is false.
+// EXPECT_TRUE(result) works as well, but GoogleTest cannot print why.
 
 #pragma once
 
@@ -141,7 +142,7 @@ inline auto HasErrorThat(const ::testing::Matcher<const Error&>& error) {
   return ::testing::MakePolymorphicMatcher(detail::HasErrorMatcher("that ", error));
 }
 
-/// Goes on when the expression, a Result, is an error, but the test fails with its message.
+/// Checks that a Result has a value; otherwise the test fails with the error's message and goes on.
 #define VMSPACE_EXPECT_OK(...) EXPECT_THAT((__VA_ARGS__), ::vmspace::IsOk())
 
 /// The value of an expression of type Result<T>; or the test fails with the error's message, and the

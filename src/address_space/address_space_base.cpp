@@ -13,16 +13,15 @@ namespace vmspace {
 
 namespace {
 
-/// The types that an aperture takes, as what to do about a region of another.
-const char* takes_instead(ApertureUse use) {
+/// The types that an aperture takes, as the reason why it refuses others.
+const char* taken_types(ApertureUse use) {
   switch (use) {
-    case ApertureUse::ram: return "set .type to default_memory or firmware_memory, as this takes";
+    case ApertureUse::ram: return "this aperture takes default_memory and firmware_memory";
     case ApertureUse::mmio:
-      return "set .type to device_memory, dax_memory or firmware_memory, as this takes";
-    case ApertureUse::platform:
-      return "set .type to device_memory or firmware_memory, as this takes";
+      return "this aperture takes device_memory, dax_memory and firmware_memory";
+    case ApertureUse::platform: return "this aperture takes device_memory and firmware_memory";
   }
-  return "it takes no regions";
+  return "this aperture takes no regions";
 }
 
 tl::unexpected<Error> no_region(GuestAddress address, const char* operation, const char* reason) {
@@ -82,7 +81,7 @@ Result<void> AddressSpaceBase::check_free(
                  .operation = operation,
                  .first = detail::operand(range),
                  .second = detail::operand(entry.range),
-                 .reason = "the region there",
+                 .reason = "another region is there",
                  .text = {region.name(), (*entry.value)->name()}});
   }
   return {};
@@ -123,7 +122,7 @@ Result<const AddressSpaceRegion*> AddressSpaceBase::region_from(GuestAddress bas
                                                                 const char* operation) const {
   const AddressSpaceRegion* region = find_region(base);
   if (region == nullptr || region->base() != base) {
-    return no_region(base, operation, "no region begins there");
+    return no_region(base, operation, "no region begins at this address");
   }
   return region;
 }
@@ -144,7 +143,7 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions optio
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
                  .first = Operand::address(options.base.value()),
-                 .reason = "the base is to be found: leave it 0",
+                 .reason = "place_region() chooses the base: leave .base at 0",
                  .text = options.name});
   }
   if (options.size != 0 && options.size != constraint.size) {
@@ -152,7 +151,7 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions optio
                  .operation = operation,
                  .first = Operand::size(options.size),
                  .second = Operand::size(constraint.size),
-                 .reason = "the size is the constraint's: leave it 0",
+                 .reason = ".size must be 0 or equal to the constraint's size",
                  .text = options.name});
   }
   VMSPACE_TRY_IN(operation, constraint.validate());
@@ -173,7 +172,7 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions optio
     return fail({.code = Errc::bad_state,
                  .operation = operation,
                  .first = detail::operand(window->range),
-                 .reason = takes_instead(window->use),
+                 .reason = taken_types(window->use),
                  .text = {options.name, window->name}});
   }
   constraint.min = std::max(constraint.min, window->range.min());
@@ -183,7 +182,7 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions optio
                  .operation = operation,
                  .first = Operand::size(constraint.size),
                  .second = detail::operand(window->range),
-                 .reason = "the constraint's window lies outside of the aperture",
+                 .reason = "the constraint's min and max must overlap the aperture",
                  .text = {options.name, window->name}});
   }
   if (options.backing.source != MemorySource::none) {
@@ -192,7 +191,7 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions optio
   const auto place = regions_.find_place(constraint);
   if (!place) {
     Error error = place.error().in(operation);
-    if (error.reason == nullptr) error.reason = "in the aperture";
+    if (error.reason == nullptr) error.reason = "no free range in this aperture fits";
     error.text = {options.name, window->name};
     return fail(error);
   }
@@ -207,7 +206,7 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions optio
 Result<const AddressSpaceRegion*> AddressSpaceBase::region_at(GuestAddress address,
                                                               const char* operation) const {
   const AddressSpaceRegion* region = find_region(address);
-  if (region == nullptr) return no_region(address, operation, "no region is there");
+  if (region == nullptr) return no_region(address, operation, "no region contains this address");
   return region;
 }
 
@@ -255,26 +254,27 @@ Result<void> AddressSpaceBase::check_invariants() const {
   VMSPACE_TRY_IN("AddressSpaceBase::check_invariants", regions_.check_invariants());
   std::size_t count = 0;
   for (const auto& entry : regions_) {
-    if (entry.state == NodeState::allocated) return broken("a taken range has no region");
+    if (entry.state == NodeState::allocated) return broken("every taken range must hold a region");
     if (entry.value == nullptr) continue;
     ++count;
     const AddressSpaceRegion& region = **entry.value;
-    if (region.range() != entry.range) return broken("a region is not where it says");
+    if (region.range() != entry.range) return broken("a region must be stored at its own range");
     if (!layout_->check_place(region.type(), region.range())) {
-      return broken("a region lies where the layout has no place for it");
+      return broken("a region must lie where the layout allows its type");
     }
   }
-  if (count != size_) return broken("the number of regions is wrong");
+  if (count != size_) return broken("size() must be the number of regions");
   for (auto at = parked_.begin(); at != parked_.end(); ++at) {
-    if (*at == nullptr) return broken("a parked region is null");
-    if (is_placed(*at)) return broken("a region is both placed and parked");
-    if (std::find(parked_.begin(), at, *at) != at) return broken("a region is parked twice");
+    if (*at == nullptr) return broken("a parked region must not be null");
+    if (is_placed(*at)) return broken("a region must not be both placed and parked");
+    if (std::find(parked_.begin(), at, *at) != at) return broken("a region must be parked once");
   }
   // What is neither free nor a region is a hole: giving all regions back gives an empty space.
   Tree tree = regions_;
   for (const AddressSpaceRegionPtr& region : *this)
     static_cast<void>(tree.free(region->range()));
-  if (tree != AddressSpaceBase(*layout_).regions_) return broken("free ranges are lost or split");
+  if (tree != AddressSpaceBase(*layout_).regions_)
+    return broken("the free ranges must be exactly what the layout and the regions leave");
   return {};
 }
 

@@ -26,13 +26,13 @@ Result<void> check_known(const RegionOptions& options) {
                  .reason = reason,
                  .text = options.name});
   };
-  if (!is_known(options.type)) return unknown(options.type, "no such RegionType");
+  if (!is_known(options.type)) return unknown(options.type, "not a value of RegionType");
   if (!is_known(options.backing.source)) {
-    return unknown(options.backing.source, "no such MemorySource");
+    return unknown(options.backing.source, "not a value of MemorySource");
   }
   if (!is_known(options.backing.sharing))
-    return unknown(options.backing.sharing, "no such Sharing");
-  if (!is_known(options.protection)) return unknown(options.protection, "no such Protection");
+    return unknown(options.backing.sharing, "not a value of Sharing");
+  if (!is_known(options.protection)) return unknown(options.protection, "unknown protection bits");
   return {};
 }
 
@@ -48,26 +48,27 @@ Result<void> check_backing(const RegionOptions& options) {
   };
   if (backing.source == MemorySource::none) {
     if (backing != BackingSpec{})
-      return invalid("a backing without a source must be otherwise empty");
-    if (options.numa_node) return invalid("numa_node needs a backing");
-    if (options.huge_pages) return invalid("huge_pages needs a backing");
-    if (options.populate) return invalid("populate needs a backing");
+      return invalid("with source none, all other backing fields must be left at their defaults");
+    if (options.numa_node) return invalid("numa_node requires a backing");
+    if (options.huge_pages) return invalid("huge_pages requires a backing");
+    if (options.populate) return invalid("populate requires a backing");
     return {};
   }
   const bool needs_path = backing.source == MemorySource::hugetlbfs;
   const bool is_file = backing.source == MemorySource::file;
   if (needs_path && backing.path.empty())
-    return invalid("source hugetlbfs needs the path of a mount");
+    return invalid("source hugetlbfs requires the path of a directory in a mounted hugetlbfs");
   if (is_file && backing.path.empty() == !backing.fd) {
-    return invalid("source file needs either a path or a descriptor");
+    return invalid("source file requires either a path or an fd, not both");
   }
   if (is_file && backing.fd && *backing.fd < 0) {
-    return invalid("the descriptor is negative");
+    return invalid("fd must not be negative");
   }
-  if (!is_file && backing.fd) return invalid("only source file takes a descriptor");
-  if (!is_file && !needs_path && !backing.path.empty()) return invalid("this source takes no path");
-  if (!is_file && backing.offset != 0) return invalid("only source file takes an offset");
-  if (!is_file && backing.discardable) return invalid("only a file can be discardable");
+  if (!is_file && backing.fd) return invalid("fd is only for source file");
+  if (!is_file && !needs_path && !backing.path.empty())
+    return invalid("path is only for sources file and hugetlbfs");
+  if (!is_file && backing.offset != 0) return invalid("offset is only for source file");
+  if (!is_file && backing.discardable) return invalid("discardable is only for source file");
 
   const std::uint64_t page = backing.effective_page_size();
   if (!std::has_single_bit(page)) {
@@ -78,7 +79,7 @@ Result<void> check_backing(const RegionOptions& options) {
                  .text = options.name});
   }
   if (page < BackingSpec{}.effective_page_size())
-    return invalid("the page size must be at least the machine's");
+    return invalid("page_size must be at least the machine's base page size");
   const auto misaligned = [&](Operand value, const char* reason) {
     return fail({.code = Errc::misaligned,
                  .operation = operation,
@@ -88,13 +89,15 @@ Result<void> check_backing(const RegionOptions& options) {
                  .text = options.name});
   };
   if (!options.base.is_aligned(page)) {
-    return misaligned(Operand::address(options.base.value()), "the base and the page size");
+    return misaligned(Operand::address(options.base.value()),
+                      "base must be a multiple of the page size");
   }
   if (options.size % page != 0) {
-    return misaligned(Operand::size(options.size), "the size and the page size");
+    return misaligned(Operand::size(options.size), "size must be a multiple of the page size");
   }
   if (backing.offset % page != 0) {
-    return misaligned(Operand::size(backing.offset), "the file offset and the page size");
+    return misaligned(Operand::size(backing.offset),
+                      "the file offset must be a multiple of the page size");
   }
   constexpr auto max_file_end =
       static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
@@ -103,7 +106,7 @@ Result<void> check_backing(const RegionOptions& options) {
                  .operation = operation,
                  .first = Operand::size(backing.offset),
                  .second = Operand::size(options.size),
-                 .reason = "the part of the file would end past 2^63 - 1, the largest file offset",
+                 .reason = "offset + size must not exceed 2^63 - 1, the largest file offset",
                  .text = {options.name, backing.path}});
   }
   return {};

@@ -2,8 +2,8 @@
 //
 // Whether an enumeration has a name for a value.
 //
-// Options may come from a peer, a file or a caller's cast, with numbers that are no enumerator. The
-// switches have no default, so that the compiler asks for every enumerator that is added.
+// Options may come from a peer, a file or a caller's cast, with numbers that name no enumerator.
+// The switches have no default, so that the compiler asks for every enumerator that is added.
 
 #pragma once
 

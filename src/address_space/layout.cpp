@@ -36,6 +36,7 @@ Result<void> check_parts(std::vector<Part>& parts, std::uint64_t phys_max, const
                    .operation = operation,
                    .first = detail::operand(range),
                    .second = Operand::range(0, phys_max),
+                   .reason = "apertures and holes must end at or below phys_max",
                    .text = parts[i].name});
     }
     if (i > 0 && parts[i - 1].range.overlaps(range)) {
@@ -43,7 +44,7 @@ Result<void> check_parts(std::vector<Part>& parts, std::uint64_t phys_max, const
                    .operation = operation,
                    .first = detail::operand(range),
                    .second = detail::operand(parts[i - 1].range),
-                   .reason = "already there",
+                   .reason = "two apertures, or two holes, must not overlap",
                    .text = {parts[i].name, parts[i - 1].name}});
     }
   }
@@ -76,7 +77,7 @@ Result<void> check_machine(const char* operation, unsigned bits, Range allowed_b
                  .operation = operation,
                  .first = Operand::address(*mem_end),
                  .second = Operand::size(page_size),
-                 .reason = "mem_end and the page size"});
+                 .reason = "mem_end must be a multiple of 4 KiB"});
   }
   return {};
 }
@@ -110,7 +111,7 @@ Result<AddressSpaceLayout> AddressSpaceLayout::make(LayoutOptions options) {
                  .operation = operation,
                  .first = detail::operand(*options.ram),
                  .second = Operand::range(0, options.phys_max),
-                 .reason = "the range for RAM"});
+                 .reason = "the range for RAM must end at or below phys_max"});
   }
   VMSPACE_TRY(check_parts(options.apertures, options.phys_max, operation));
   VMSPACE_TRY(check_parts(options.holes, options.phys_max, operation));
@@ -120,7 +121,7 @@ Result<AddressSpaceLayout> AddressSpaceLayout::make(LayoutOptions options) {
       return fail({.code = Errc::invalid_argument,
                    .operation = operation,
                    .first = Operand::number(static_cast<std::uint64_t>(aperture->use)),
-                   .reason = "no such ApertureUse",
+                   .reason = "not a value of ApertureUse",
                    .text = aperture->name});
     }
     const auto same_name = [&](const Aperture& other) { return other.name == aperture->name; };
@@ -129,7 +130,7 @@ Result<AddressSpaceLayout> AddressSpaceLayout::make(LayoutOptions options) {
       return fail({.code = Errc::invalid_argument,
                    .operation = operation,
                    .first = detail::operand(range),
-                   .reason = "the aperture's name is empty or taken",
+                   .reason = "aperture names must be unique and not empty",
                    .text = aperture->name});
     }
     if (aperture->use == ApertureUse::ram && (!options.ram || !options.ram->contains(range))) {
@@ -137,7 +138,7 @@ Result<AddressSpaceLayout> AddressSpaceLayout::make(LayoutOptions options) {
                    .operation = operation,
                    .first = detail::operand(range),
                    .second = options.ram ? detail::operand(*options.ram) : Operand{},
-                   .reason = "an aperture for RAM outside of the range for RAM",
+                   .reason = "an aperture for RAM must lie within the range for RAM",
                    .text = aperture->name});
     }
     for (const Hole& hole : options.holes) {
@@ -146,7 +147,7 @@ Result<AddressSpaceLayout> AddressSpaceLayout::make(LayoutOptions options) {
                      .operation = operation,
                      .first = detail::operand(hole.range),
                      .second = detail::operand(range),
-                     .reason = "a hole crosses the edge of an aperture",
+                     .reason = "a hole must lie inside one aperture or outside all of them",
                      .text = {hole.name, aperture->name}});
       }
     }
@@ -156,7 +157,7 @@ Result<AddressSpaceLayout> AddressSpaceLayout::make(LayoutOptions options) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
                  .first = Operand::number(static_cast<std::uint64_t>(hole.kind)),
-                 .reason = "no such HoleKind",
+                 .reason = "not a value of HoleKind",
                  .text = hole.name});
   }
   return AddressSpaceLayout(std::move(options));
@@ -244,23 +245,27 @@ Result<void> AddressSpaceLayout::check_place(RegionType type, const Range& range
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
                  .first = Operand::number(static_cast<std::uint64_t>(type)),
-                 .reason = "no such RegionType"});
+                 .reason = "not a value of RegionType"});
   }
   if (range.max() > phys_max_) {
-    return outside(detail::unchecked_range(0, phys_max_), "the guest's address space");
+    return outside(detail::unchecked_range(0, phys_max_),
+                   "the region must end at or below phys_max");
   }
   for (const Hole& hole : holes_) {
-    if (hole.range.overlaps(range)) return meets(hole.range, "a hole", hole.name);
+    if (hole.range.overlaps(range))
+      return meets(hole.range, "the layout allows nothing in this hole", hole.name);
   }
   bool inside_an_aperture = false;
   for (const Aperture& aperture : apertures_) {
     if (!aperture.range.overlaps(range)) continue;
     if (!aperture.takes(type)) {
-      return meets(aperture.range, "an aperture for something else", aperture.name);
+      return meets(aperture.range, "this aperture does not take regions of this type",
+                   aperture.name);
     }
     // RAM apertures only name parts of the range for RAM: RAM may reach past their edges.
     if (type != RegionType::default_memory && !aperture.range.contains(range)) {
-      return outside(aperture.range, "crosses the edge of an aperture", {{}, aperture.name});
+      return outside(aperture.range, "the region must not cross the edge of this aperture",
+                     {{}, aperture.name});
     }
     inside_an_aperture = true;
   }
@@ -271,12 +276,15 @@ Result<void> AddressSpaceLayout::check_place(RegionType type, const Range& range
                    .first = detail::operand(range),
                    .reason = "the layout has no RAM"});
     }
-    if (!ram_->contains(range)) return outside(*ram_, "where RAM may lie");
+    if (!ram_->contains(range))
+      return outside(*ram_, "RAM must lie within the layout's range for RAM");
   } else if (type != RegionType::firmware_memory && !inside_an_aperture && ram_ &&
              range.min() <= ram_->max()) {
     // RAM that ends with the address space leaves no place for devices, and no range to name.
     const std::uint64_t first = std::min(ram_->max(), phys_max_ - 1) + 1;
-    return outside(detail::unchecked_range(first, phys_max_), "where devices may lie");
+    return outside(
+        detail::unchecked_range(first, phys_max_),
+        "device regions must lie inside an MMIO or platform aperture, or above the range for RAM");
   }
   return {};
 }

@@ -50,9 +50,10 @@ std::string printable(std::string_view name) {
 /// Exact, in the largest unit of which the size is a multiple of a quarter.
 std::string size_text(std::uint64_t size) {
   constexpr std::pair<std::uint64_t, std::string_view> units[] = {
-      {1024_TiB, "PiB"}, {1_TiB, "TiB"}, {1_GiB, "GiB"}, {1_MiB, "MiB"}, {1_KiB, "KiB"}};
+      {1024 * 1024_TiB, "EiB"}, {1024_TiB, "PiB"}, {1_TiB, "TiB"},
+      {1_GiB, "GiB"},           {1_MiB, "MiB"},    {1_KiB, "KiB"}};
   constexpr std::string_view quarters[] = {"", ".25", ".5", ".75"};
-  if (size == 0) return "16384 PiB";  // the whole domain: its size is one more than fits
+  if (size == 0) return "16 EiB";  // the whole domain: its size is one more than fits
   for (const auto& [unit, name] : units) {
     if (size < unit || size % (unit / 4) != 0) continue;
     return fmt::format("{}{} {}", size / unit, quarters[size % unit / (unit / 4)], name);

@@ -67,9 +67,9 @@ Result<void> check_request(const Request& request) {
   VMSPACE_TRY(require_known(operation, spec.source, "not a value of MemorySource"));
   VMSPACE_TRY(require_known(operation, spec.sharing, "not a value of Sharing"));
   VMSPACE_TRY(require_known(operation, protection, "unknown protection bits"));
-  VMSPACE_TRY(detail::require_nonzero(operation, size, Operand::size(spec.offset)));
+  VMSPACE_TRY(detail::require_nonzero(operation, size, {}));
   constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<off_t>::max());
-  constexpr const char* rule = "offset and size together must not exceed the largest file size";
+  constexpr const char* rule = "offset + size must not exceed 2^63 - 1, the largest file size";
   VMSPACE_TRY(detail::require_at_most(operation, spec.offset, largest, rule));
   VMSPACE_TRY(detail::require_at_most(operation, size, largest - spec.offset, rule));
   return detail::require_power_of_two(operation, spec.effective_page_size());
@@ -172,8 +172,7 @@ Result<FileAccess> check_access(const Request& request, int fd) {
   const int mode = flags & O_ACCMODE;
   // mmap(2): a mapping always needs reading; writing through it needs writing.
   if ((flags & O_PATH) != 0 || mode == O_WRONLY || (mode == O_RDONLY && request.writes_through())) {
-    return refuse(
-        "the descriptor must be open for reading, and for writing where the guest may write");
+    return refuse("the fd must be open for reading, and for writing where the guest may write");
   }
   FileAccess access{.seals = retry([&] { return kernel().fcntl(fd, F_GET_SEALS, 0); })};
   if (access.seals < 0) {
@@ -191,7 +190,7 @@ Result<Opened> open_file(const Request& request) {
   Descriptor file;
   if (request.spec.fd) {
     file = Descriptor(retry([&] { return kernel().fcntl(*request.spec.fd, F_DUPFD_CLOEXEC, 0); }));
-    if (file.value() < 0) return fail_os(operation, request.file(), "duplicating the descriptor");
+    if (file.value() < 0) return fail_os(operation, request.file(), "duplicating the fd");
   } else {
     // O_NONBLOCK: a path that names a FIFO is refused below instead of waited for.
     const int mode = request.writes_through() ? O_RDWR : O_RDONLY;
@@ -209,7 +208,7 @@ Result<Opened> open_file(const Request& request) {
   if (!S_ISREG(info.st_mode)) return invalid("the file must be a regular file");
   VMSPACE_TRY(detail::require_within(operation, request.spec.offset, request.size,
                                      static_cast<std::uint64_t>(info.st_size),
-                                     "the file is shorter than the memory"));
+                                     "the file must be at least offset + size bytes long"));
   struct statfs fs {};
   if (retry([&] { return kernel().fstatfs(file.value(), &fs); }) < 0) {
     return fail_os(operation, request.file(), "fstatfs");
@@ -242,7 +241,7 @@ Result<Opened> open_source(const Request& request) {
     case MemorySource::hugetlbfs: return open_in_hugetlbfs(request);
     case MemorySource::file: return open_file(request);
   }
-  return invalid("source `none` has no memory to open");
+  return invalid("source none has no backing to open");
 }
 
 Result<Opened> open_checked(const Request& request) {
@@ -253,7 +252,7 @@ Result<Opened> open_checked(const Request& request) {
                  .operation = operation,
                  .first = Operand::size(request.spec.page_size),
                  .second = Operand::size(opened.page_size),
-                 .reason = "the page size asked for, and that of the backing"});
+                 .reason = "the backing has pages of another size than page_size asks for"});
   }
   VMSPACE_TRY(check_multiple(request, opened.page_size));
   return opened;

@@ -67,7 +67,7 @@ Result<void> check_options(const Backing& backing, const MappingOptions& options
                                "congruent_to must be a multiple of the backing's page size"));
   if (options.align != 0) VMSPACE_TRY(detail::require_power_of_two(operation, options.align));
   VMSPACE_TRY(require_within(operation, options.offset, options.size, backing.size(),
-                             "offsets in the backing"));
+                             "offset + size must lie within the backing"));
   VMSPACE_TRY(require_known(operation, options.protection, "unknown protection bits"));
   if (allows(options.protection, Protection::write) && !backing.is_writable()) {
     return fail({.code = Errc::access_denied,
@@ -88,7 +88,7 @@ tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& opt
     return fail({.code = Errc::access_denied,
                  .operation = map_operation,
                  .first = size,
-                 .reason = "the descriptor must be open for what the protection allows"});
+                 .reason = "the fd must be open for everything that the protection allows"});
   }
   if (backing.is_hugetlb() && errno == ENOMEM) {
     return fail_os(map_operation, size, "the hugetlb pool has too few free pages");
@@ -150,8 +150,8 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
     }
     const std::uint64_t first = options.arena_offset - guard;  // wraps to one that no arena has
     const std::uint64_t outer = options.size + 2 * guard;
-    constexpr const char* offsets = "offsets in the arena";
-    VMSPACE_TRY(require_within(map_operation, first, outer, options.arena->size(), offsets));
+    VMSPACE_TRY(require_within(map_operation, first, outer, options.arena->size(),
+                               "the mapping, guard pages included, must lie within the arena"));
     const std::string_view name = options.name.empty() ? name_of(backing_.source()) : options.name;
     auto part =
         options.arena->parts().acquire_at(*Range::from_base_size(first, outer), std::string(name));
@@ -160,7 +160,7 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
                    .operation = map_operation,
                    .first = part.error().first,
                    .second = part.error().second,
-                   .reason = offsets,
+                   .reason = "another mapping is there",
                    .text = {{}, part.error().text.detail()}});
     }
     part_ = std::move(*part);
@@ -174,7 +174,7 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
   const std::uint64_t outer = options.size + 2 * guard + (align - base_page_size());
   void* const address = detail::reserve_addresses(nullptr, outer, 0);
   if (address == MAP_FAILED) {
-    return fail_os(map_operation, Operand::size(outer), "reserving addresses");
+    return fail_os(map_operation, Operand::size(outer), "mmap of the reserved addresses");
   }
   reserved_ = static_cast<std::byte*>(address);
   reserved_size_ = outer;
@@ -274,7 +274,8 @@ Result<void> MemoryMapping::check_part(std::uint64_t offset, std::uint64_t size)
   constexpr const char* operation = "MemoryMapping::check_part";
   if (!is_mapped()) return fail_closed(operation);
   VMSPACE_TRY(require_nonzero(operation, size, Operand::address(offset)));
-  VMSPACE_TRY(require_within(operation, offset, size, size_, "offsets in the mapping"));
+  VMSPACE_TRY(
+      require_within(operation, offset, size, size_, "offset + size must lie within the mapping"));
   VMSPACE_TRY(require_multiple(operation, Operand::address(offset), page_size(),
                                "the offset must be a multiple of the page size"));
   return require_multiple(operation, Operand::size(size), page_size(),
@@ -304,7 +305,7 @@ Result<void> MemoryMapping::protect(Protection protection) {
       return fail({.code = Errc::access_denied,
                    .operation = operation,
                    .first = Operand::span(0, size_),
-                   .reason = "the descriptor must be open for writing"});
+                   .reason = "the shared file must be open for writing"});
     }
     return fail_os(operation, Operand::span(0, size_), "mprotect");
   }
@@ -322,7 +323,7 @@ Result<void> MemoryMapping::lock(std::uint64_t offset, std::uint64_t size) const
   const bool limit = error == ENOMEM || error == EPERM || error == EAGAIN;
   return fail_os(
       operation, Operand::span(offset, size),
-      limit ? "more than RLIMIT_MEMLOCK or free memory allows this process to lock" : "mlock",
+      limit ? "RLIMIT_MEMLOCK or the free memory does not allow locking this much" : "mlock",
       error);
 }
 

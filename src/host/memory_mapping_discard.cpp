@@ -39,12 +39,12 @@ Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) co
     return fail({.code = code, .operation = operation, .first = part, .reason = reason});
   };
   if (!allows(protection_, Protection::write)) {
-    return refuse(Errc::access_denied,
-                  "discarding changes the contents, which the mapping's protection forbids");
+    return refuse(Errc::access_denied, "discarding requires a writable mapping");
   }
   const bool is_file = backing_.source() == MemorySource::file;
   if (is_file && backing_.is_shared() && !backing_.is_discardable()) {
-    return refuse(Errc::bad_state, "the file was not declared discardable");
+    return refuse(Errc::bad_state,
+                  "the file's contents would be lost: set BackingSpec::discardable to allow it");
   }
   std::byte* const first = data_ + offset;
   // Finds locked pages without touching any: for MS_INVALIDATE msync(2) gives EBUSY on them, and

@@ -41,10 +41,12 @@ Result<void> check_nodes(std::span<const std::uint32_t> nodes) {
   }
   for (const std::uint32_t node : nodes) {
     if (node >= node_limit || !has_bit(allowed, node)) {
-      return fail({.code = Errc::not_found,
-                   .operation = operation,
-                   .first = Operand::number(node),
-                   .reason = "no such NUMA node has memory that this process may use"});
+      return fail(
+          {.code = Errc::not_found,
+           .operation = operation,
+           .first = Operand::number(node),
+           .reason =
+               "this NUMA node does not exist, has no memory, or is not allowed to this process"});
     }
   }
   return {};
@@ -68,7 +70,7 @@ Result<void> MemoryMapping::bind_to_nodes(NumaPolicy policy) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
                  .first = Operand::number(policy.nodes.size()),
-                 .reason = "by_default takes no nodes, preferred exactly one, bind at least one"});
+                 .reason = "by_default takes no nodes, preferred exactly one, bind one or more"});
   }
   std::vector<unsigned long> mask;
   if (!policy.nodes.empty()) {

@@ -63,7 +63,7 @@ Result<Extent> next_file_data(const char* operation, Errc if_cut_off, int fd, st
                  .operation = operation,
                  .first = Operand::span(from, end - from),
                  .second = Operand::size(static_cast<std::uint64_t>(file.st_size)),
-                 .reason = "the file was truncated"});
+                 .reason = "the file is shorter than the memory mapped from it"});
   }
   return found;
 }
@@ -237,7 +237,7 @@ Result<Extent> PageScan::next_in_hugetlbfs(std::uint64_t from, std::uint64_t end
       return fail({.code = Errc::out_of_bounds,
                    .operation = operation_,
                    .first = Operand::span(from, size),
-                   .reason = "the file was truncated"});
+                   .reason = "the file is shorter than the memory mapped from it"});
     }
     if (!is_zero(buffer_.data(), size)) {
       return Extent{from, std::min(end, from / page * page + page) - from};
@@ -253,10 +253,9 @@ Result<Extent> PageScan::populate(Extent part) const {
   const std::uint64_t begin = part.offset / page * page;
   if (retry([&] { return kernel().madvise(mapping_.data() + begin, page, MADV_POPULATE_READ); }) !=
       0) {
-    return fail_os(
-        operation_, Operand::span(begin, page),
-        "no free page in the hugetlb pool for reading memory that may be absent: enlarge "
-        "the pool, or populate the memory first");
+    return fail_os(operation_, Operand::span(begin, page),
+                   "reading memory that may be absent needs a free page of the hugetlb pool: "
+                   "enlarge the pool or populate the memory first");
   }
   return Extent{part.offset, std::min(part.end(), begin + page) - part.offset};
 }

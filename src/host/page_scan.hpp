@@ -74,7 +74,7 @@ class PresentPages {
     scan,     ///< PAGEMAP_SCAN
     entries,  ///< /proc/self/pagemap, read
     incore,   ///< mincore(2)
-    nothing,  ///< nobody knows: all of it
+    nothing,  ///< unknown: report all of it
   };
 
   /// Begins with `source`, and moves on to the next one where that can't tell. For pages that can

@@ -144,8 +144,7 @@ class Job {
         }) != 0) {
       return fail_os(operation, part,
                      errno == EFAULT
-                         ? "no page could be allocated: the hugetlb pool, file system or memory "
-                           "cgroup is full"
+                         ? "out of pages: the hugetlb pool, file system or memory cgroup is full"
                          : "madvise(MADV_POPULATE)");
     }
     return {};
@@ -171,13 +170,14 @@ Result<bool> wants_write(const PopulateRange& range, PopulateAccess access) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
                  .first = Operand::span(range.offset, range.size),
-                 .reason = "the mapping's protection forbids it"});
+                 .reason = write ? "populating by writing requires a writable mapping"
+                                 : "populating by reading requires a readable mapping"});
   }
   return write;
 }
 
-/// Cuts a range into chunks, which end where the host address is a multiple of their size, so that
-/// no huge page is cut in two.
+/// Splits a range into chunks, which end where the host address is a multiple of their size, so
+/// that no huge page is split.
 Result<void> add_chunks(const PopulateRange& range, PopulateAccess access,
                         std::vector<Chunk>& chunks) {
   if (range.mapping == nullptr) {

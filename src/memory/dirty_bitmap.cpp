@@ -41,7 +41,7 @@ class RangeBuilder {
   RangeBuilder(std::uint64_t size, std::vector<DirtyRange>& ranges)
       : size_(size), ranges_(ranges) {}
 
-  /// So that the next add() takes no memory.
+  /// So that the next add() does not allocate.
   void make_room() {
     constexpr std::size_t most = 32;  // every other bit of a word
     if (ranges_.capacity() - ranges_.size() < most) {
@@ -160,13 +160,14 @@ Result<void> DirtyBitmap::merge(std::uint64_t offset, std::span<const std::uint6
     return fail({.code = Errc::misaligned,
                  .operation = operation,
                  .first = Operand::size(offset),
-                 .second = Operand::size(page_size)});
+                 .second = Operand::size(page_size),
+                 .reason = "the offset must be a multiple of 4096"});
   }
   if (!std::has_single_bit(unit) || unit < page_size) {
     return fail({.code = Errc::bad_alignment,
                  .operation = operation,
                  .first = Operand::size(unit),
-                 .reason = "the unit of a log must be a power of two of at least 4096"});
+                 .reason = "the unit must be a power of two and at least 4096"});
   }
   while (!bits.empty() && bits.back() == 0)
     bits = bits.first(bits.size() - 1);
@@ -180,7 +181,7 @@ Result<void> DirtyBitmap::merge(std::uint64_t offset, std::span<const std::uint6
                  .operation = operation,
                  .first = Operand::number(needed),
                  .second = Operand::number(units),
-                 .reason = "bits in the log, and units in the region"});
+                 .reason = "the log has a set bit past the end of the region"});
   }
   for (std::size_t i = 0; i < bits.size(); ++i) {
     for (std::uint64_t word = bits[i]; word != 0;) {
@@ -209,12 +210,12 @@ std::span<const DirtyRange> DirtyHarvest::take(DirtyBitmap& bitmap) {
   const auto is_clean = [](const Word& word) { return word.load(std::memory_order_relaxed) == 0; };
   const auto count = static_cast<std::size_t>((bitmap.pages() + 63) / 64);
   const Word* const first = std::find_if_not(words, words + count, is_clean);
-  if (first == words + count) return {};  // and so takes no memory, nor a barrier of finish()
+  if (first == words + count) return {};  // allocates nothing and needs no barrier in finish()
   std::vector<DirtyRange>& ranges = taken_.emplace_back(Taken{&bitmap, {}}).ranges;
   RangeBuilder builder(bitmap.size(), ranges);
   for (auto i = static_cast<std::size_t>(first - words); i < count; ++i) {
     if (is_clean(words[i])) continue;
-    builder.make_room();  // all memory that can fail to come is here before a bit is cleared
+    builder.make_room();  // all allocation happens before a bit is cleared
     builder.add(i, words[i].exchange(0, std::memory_order_relaxed));
   }
   return ranges;

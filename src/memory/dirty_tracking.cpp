@@ -47,10 +47,11 @@ Result<std::vector<GuestRange>> harvest_dirty(const GuestMemory& memory) {
     const auto taken = harvest.take(region->dirty());
     // Asked afterwards: one that is switched off meanwhile may have forgotten what was not taken.
     if (!region->dirty().is_enabled()) {
-      return fail({.code = Errc::bad_state,
-                   .operation = operation,
-                   .first = detail::operand(region->guest_range()),
-                   .reason = "the region is not tracked: call enable_dirty_tracking() first"});
+      return fail(
+          {.code = Errc::bad_state,
+           .operation = operation,
+           .first = detail::operand(region->guest_range()),
+           .reason = "tracking is off for this region: call enable_dirty_tracking() first"});
     }
     for (const DirtyRange& dirty : taken) {
       const GuestAddress base(region->base().value() + dirty.offset);

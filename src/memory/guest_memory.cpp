@@ -29,7 +29,7 @@ std::vector<MemoryRegionPtr>::const_iterator first_reaching(
       regions, address, {}, [](const MemoryRegionPtr& region) { return region->last_addr(); });
 }
 
-/// Where one region tracks, all do. All of those that join is news to whoever harvests.
+/// If one region tracks, all do; everything in a region that joins counts as dirty.
 Result<void> join_tracking(std::span<const MemoryRegionPtr> regions) {
   const auto tracks = [](const MemoryRegionPtr& region) { return region->dirty().is_enabled(); };
   if (std::ranges::none_of(regions, tracks)) return {};
@@ -96,7 +96,8 @@ Result<GuestMemory> GuestMemory::from_regions(std::vector<MemoryRegionPtr> regio
                  .operation = operation,
                  .first = operand(**twice),
                  .second = operand(**std::next(twice)),
-                 .reason = "both are one memory: one was moved from the other"});
+                 .reason = "both regions share one memory (see MemoryRegion::at); a map can hold "
+                           "only one of them"});
   }
   VMSPACE_TRY(join_tracking(map->regions));
   return GuestMemory(std::move(map));
@@ -118,7 +119,7 @@ Result<GuestMemory> GuestMemory::without_region(GuestAddress base) const {
     return fail({.code = Errc::not_found,
                  .operation = "GuestMemory::without_region",
                  .first = Operand::address(base.value()),
-                 .reason = "no region begins here"});
+                 .reason = "no region begins at this address"});
   }
   return VMSPACE_TRY_IN("GuestMemory::without_region", from_regions(std::move(changed)));
 }
@@ -165,7 +166,7 @@ Result<const std::byte*> GuestMemory::const_host_address(GuestRange range) const
                  .operation = operation,
                  .first = detail::operand(range),
                  .second = operand(*find_region(range.base)),
-                 .reason = "crosses into another region"});
+                 .reason = "the range must lie within one region"});
   }
   return piece.host;
 }
@@ -226,16 +227,20 @@ Error GuestMemory::range_error(const char* operation, GuestRange range, Access a
             .operation = operation,
             .first = detail::operand(range),
             .second = operand(*stop),
-            .reason = access == Access::write ? "may not be written" : "may not be read"};
+            .reason = access == Access::write ? "the region may not be written"
+                                              : "the region may not be read"};
   }
   if (reached == 0) {
-    return {.code = Errc::not_found, .operation = operation, .first = Operand::address(base)};
+    return {.code = Errc::not_found,
+            .operation = operation,
+            .first = Operand::address(base),
+            .reason = "no region contains this address"};
   }
   return {.code = Errc::out_of_bounds,
           .operation = operation,
           .first = detail::operand(range),
           .second = operand(*find_region(GuestAddress(base + (reached - 1)))),
-          .reason = "runs into a gap"};
+          .reason = "the range runs past the end of the region into a gap"};
 }
 
 Error GuestMemory::integer_error(const char* operation, GuestAddress address, std::size_t size,
@@ -244,7 +249,8 @@ Error GuestMemory::integer_error(const char* operation, GuestAddress address, st
     return {.code = Errc::misaligned,
             .operation = operation,
             .first = Operand::address(address.value()),
-            .second = Operand::size(size)};
+            .second = Operand::size(size),
+            .reason = "the address must be a multiple of the integer's size"};
   }
   return range_error(operation, {.base = address, .size = size}, access);
 }
@@ -260,26 +266,29 @@ const char* GuestMemory::broken_rule() const noexcept {
   if (map_ == nullptr) {
     return translator_.block == detail::TranslationTable::empty().block
                ? nullptr
-               : "no map, but a translator that points into one";
+               : "an empty map must have the empty translator";
   }
   if (translator_.block != map_->table.translator().block) {
-    return "the translator is not that of the map";
+    return "the translator must belong to the map";
   }
-  if (map_->regions.empty() || map_->regions.size() > max_regions) return "the number of regions";
+  if (map_->regions.empty() || map_->regions.size() > max_regions)
+    return "the number of regions must be 1 to max_regions";
   std::size_t readable = 0;
   const MemoryRegion* before = nullptr;
   for (const MemoryRegionPtr& region : map_->regions) {
-    if (before != nullptr && region->base() <= before->last_addr()) return "unsorted, or overlaps";
+    if (before != nullptr && region->base() <= before->last_addr())
+      return "regions must be sorted and must not overlap";
     before = region.get();
     if (!allows(region->protection(), Protection::read)) continue;
     ++readable;
     for (const std::uint64_t offset : {std::uint64_t{0}, region->size() - 1}) {
       const auto* entry = translator_.find(region->base().value() + offset, 1);
-      if (entry == nullptr) return "a readable region that is not found";
-      if (entry->host != region->host_base()) return "translation to another region";
+      if (entry == nullptr) return "every readable region must be found";
+      if (entry->host != region->host_base()) return "an address must translate to its own region";
     }
   }
-  if (readable != map_->table.entries().size()) return "the number of entries";
+  if (readable != map_->table.entries().size())
+    return "there must be one entry for each readable region";
   return nullptr;
 }
 

@@ -50,12 +50,14 @@ Result<void> check_parts(const Descriptions& descriptions, std::span<const Memor
     const AddressSpaceRegion& description = *region;
     if (!takes_part(description, options)) continue;
     if (description.size() > left) {
-      return fail({.code = Errc::out_of_bounds,
-                   .operation = "GuestMemory::remap",
-                   .first = detail::operand(description.guest_range()),
-                   .second = Operand::size(size),
-                   .reason = "the backing is too short for all the regions together",
-                   .text = description.name()});
+      return fail(
+          {.code = Errc::out_of_bounds,
+           .operation = "GuestMemory::remap",
+           .first = detail::operand(description.guest_range()),
+           .second = Operand::size(size),
+           .reason =
+               "the backing must hold all new regions, one after another, from backing_offset",
+           .text = description.name()});
     }
     if (const MemoryRegion* alias =
             find_alias(*options.backing, size - left, description.size(), kept)) {
@@ -63,7 +65,8 @@ Result<void> check_parts(const Descriptions& descriptions, std::span<const Memor
                    .operation = "GuestMemory::remap",
                    .first = detail::operand(description.guest_range()),
                    .second = detail::operand(alias->guest_range()),
-                   .reason = "in the backing: set backing_offset behind the parts in use",
+                   .reason = "both would be the same part of the backing: set backing_offset past "
+                             "the parts in use",
                    .text = description.name()});
     }
     left -= description.size();
@@ -145,8 +148,8 @@ Result<void> keep_moved(Change& change, const MoveOptions& options) {
     const bool is_taken = std::ranges::find(sources, *source) != sources.end();
     if (is_taken || std::find_if(source + 1, change.leaving.end(), alike) != change.leaving.end()) {
       return refuse(*description, **source,
-                    "several regions differ in their base only, so which one has moved is "
-                    "ambiguous: move them one at a time");
+                    "which region moved is ambiguous, as several differ only in their base: move "
+                    "them one at a time");
     }
     auto region = VMSPACE_TRY((*source)->at(description, options));
     moved.push_back(std::move(region));
@@ -167,8 +170,8 @@ Result<void> check_places(const Change& change) {
     for (const MemoryRegionPtr& region : change.leaving) {
       if (!description->guest_range().overlaps(region->guest_range())) continue;
       return refuse(*description, *region,
-                    "another region is mapped here, and what it holds would be lost: remove it in "
-                    "a step of its own");
+                    "a region with another description is mapped here, and its contents would be "
+                    "lost: remove it in a separate step first");
     }
   }
   return {};

@@ -121,7 +121,7 @@ Result<std::string> GuestMemory::read_string(GuestAddress address, std::size_t l
                .operation = operation,
                .first = Operand::address(address.value()),
                .second = Operand::size(limit),
-               .reason = "there is no terminating 0 within the limit"});
+               .reason = "no terminating 0 within the limit"});
 }
 
 Result<GuestView> GuestMemory::view(GuestRange range) const {

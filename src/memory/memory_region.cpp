@@ -42,7 +42,7 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
                    .operation = "MemoryRegion::map",
                    .first = detail::operand(description.guest_range()),
                    .second = Operand::span(options.arena->guest_base(), options.arena->size()),
-                   .reason = "the region begins before the arena"});
+                   .reason = "the region must not begin below the arena's guest_base"});
     }
     arena_offset = *offset;
   }
@@ -75,7 +75,7 @@ Result<void> check_page_size(const AddressSpaceRegion& description, const Backin
                .operation = "MemoryRegion::map",
                .first = Operand::size(spec.effective_page_size()),
                .second = Operand::size(backing.page_size()),
-               .reason = "the region asks for a page size that the backing does not have"});
+               .reason = "the backing must have the page size that the region asks for"});
 }
 
 Error name_region(const Error& error, const AddressSpaceRegion& region) {
@@ -159,7 +159,7 @@ Result<void> check_mapping(const AddressSpaceRegion& description, const MemoryMa
   };
   const Operand range = detail::operand(description.guest_range());
   if (!description.is_mapped()) {
-    return refuse(Errc::invalid_argument, range, {}, "the description has no backing");
+    return refuse(Errc::invalid_argument, range, {}, "the description must have a backing");
   }
   if (mapping.size() != description.size()) {
     return refuse(Errc::invalid_argument, Operand::size(mapping.size()),
@@ -168,15 +168,16 @@ Result<void> check_mapping(const AddressSpaceRegion& description, const MemoryMa
   }
   if (!description.base().is_aligned(mapping.page_size())) {
     return refuse(Errc::misaligned, Operand::address(description.base().value()),
-                  Operand::size(mapping.page_size()), "the base and the mapping's page size");
+                  Operand::size(mapping.page_size()),
+                  "base must be a multiple of the mapping's page size");
   }
   if (!allows(mapping.protection(), Protection::read)) {
-    return refuse(Errc::access_denied, range, {}, "the mapping is not readable");
+    return refuse(Errc::access_denied, range, {}, "the mapping must be readable");
   }
   if (allows(description.protection(), Protection::write) &&
       !allows(mapping.protection(), Protection::write)) {
     return refuse(Errc::access_denied, range, {},
-                  "the guest may write the region, but the mapping is not writable");
+                  "the guest may write the region, so the mapping must be writable");
   }
   return {};
 }
@@ -243,19 +244,20 @@ Result<void> MemoryRegion::check_move(const AddressSpaceRegion& moved,
   };
   if (!detail::are_alike_but_for_base(moved, description())) {
     return refuse(Errc::invalid_argument, detail::operand(moved.guest_range()), {},
-                  "only the base of a region can change when it moves");
+                  "the description may differ from the region's only in its base");
   }
   // Modulo 2^64, and so modulo every power of two.
   const std::uint64_t distance = moved.base().value() - base().value();
   if (distance == 0) return {};
   if (distance % mapping().page_size() != 0) {
     return refuse(Errc::misaligned, Operand::address(moved.base().value()),
-                  Operand::size(mapping().page_size()), "the base and the mapping's page size");
+                  Operand::size(mapping().page_size()),
+                  "base must be a multiple of the mapping's page size");
   }
   if (mapping().is_in_arena() && !options.leave_arena_order) {
     return refuse(Errc::bad_state, detail::operand(moved.guest_range()), {},
-                  "the region lies in an arena, at the place of its guest address; "
-                  "MoveOptions::leave_arena_order allows it to move");
+                  "a region in an arena would leave the order of guest addresses; "
+                  "MoveOptions::leave_arena_order allows it");
   }
   const std::uint64_t huge = detail::huge_page_size();
   const std::uint64_t apart = reinterpret_cast<std::uintptr_t>(host_base()) - base().value();
@@ -264,8 +266,8 @@ Result<void> MemoryRegion::check_move(const AddressSpaceRegion& moved,
     const bool up = moved.base() > base();
     return refuse(Errc::misaligned, Operand::size(up ? distance : 0 - distance),
                   Operand::size(huge),
-                  "the distance of the move, after which guest and host address no longer agree "
-                  "modulo the size of a huge page; MoveOptions::lose_huge_pages allows it");
+                  "the distance must be a multiple of the huge page size, or KVM can no longer map "
+                  "huge pages; MoveOptions::lose_huge_pages allows it");
   }
   return {};
 }

@@ -15,13 +15,13 @@ Result<void> MemoryRegion::check_image(const char* operation, std::uint64_t offs
                  .operation = operation,
                  .first = Operand::span(offset, size),
                  .second = Operand::span(0, this->size()),
-                 .reason = "offsets in the region"});
+                 .reason = "the image must lie within the region"});
   }
   if (!allows(mapping().protection(), Protection::write)) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
                  .first = detail::operand(description_->guest_range()),
-                 .reason = "the region's shared file is not open for writing"});
+                 .reason = "the region's mapping must be writable"});
   }
   return {};
 }

@@ -42,17 +42,15 @@ Result<MemoryRegionPtr> map_region(const RegionDescriptor& region, Unsealed unse
   const auto backing = Backing::open(spec, region.range.size, region.protection);
   if (!backing) return fail_region(backing.error());
   if (unsealed == Unsealed::refuse && backing->can_lose_pages()) {
-    return refuse(
-        Errc::access_denied,
-        backing->is_hugetlb()
-            ? "its owner could punch holes into these huge pages, and accessing one would "
-              "raise SIGBUS; Unsealed::accept takes that risk"
-            : "its owner could truncate the file, and accessing it would raise SIGBUS; the "
-              "owner must seal it with F_SEAL_SHRINK, or Unsealed::accept takes that risk");
+    return refuse(Errc::access_denied,
+                  backing->is_hugetlb()
+                      ? "the file's owner could punch holes in its huge pages, which would raise "
+                        "SIGBUS here: seal it with F_SEAL_WRITE, or pass Unsealed::accept"
+                      : "the file's owner could truncate it, which would raise SIGBUS here: seal "
+                        "it with F_SEAL_SHRINK, or pass Unsealed::accept");
   }
   spec.page_size = backing->page_size();
-  const auto description = AddressSpaceRegion::make({.name = "shared",
-                                                     .base = region.range.base,
+  const auto description = AddressSpaceRegion::make({.base = region.range.base,
                                                      .size = region.range.size,
                                                      .backing = std::move(spec),
                                                      .protection = region.protection});
@@ -71,7 +69,8 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
       return fail({.code = Errc::unsupported,
                    .operation = "describe_regions",
                    .first = detail::operand(region->guest_range()),
-                   .reason = "the region is anonymous or private: no other process can map it",
+                   .reason = "another process can map only shared memory with an fd, and the "
+                             "region is anonymous or private",
                    .text = region->description().name()});
     }
     described.push_back({.range = region->guest_range(),

@@ -10,7 +10,7 @@
 
 namespace vmspace::detail {
 
-/// Owns a file descriptor, and closes it; a negative one is none.
+/// Owns a file descriptor, and closes it; negative means none.
 class Descriptor {
  public:
   Descriptor() noexcept = default;

@@ -22,7 +22,7 @@ inline constexpr std::uint64_t size_limit = std::uint64_t{1} << 62;
 /// `limit_exceeded` for a size or an alignment that no address space has room for.
 [[nodiscard]] inline Result<void> check_reservation(const char* operation, std::uint64_t size,
                                                     std::uint64_t align) {
-  constexpr const char* rule = "larger than any address space";
+  constexpr const char* rule = "size and align must be at most 2^62";
   VMSPACE_TRY(require_at_most(operation, size, size_limit, rule));
   return require_at_most(operation, align, size_limit, rule);
 }

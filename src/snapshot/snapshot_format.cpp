@@ -45,20 +45,21 @@ Result<void> check_entry(const SnapshotRegion& region, const SnapshotRegion* bef
   const Operand where = Operand::span(region.base.value(), region.size);
   if (region.size == 0 || !is_page_multiple(region.size) ||
       !is_page_multiple(region.base.value()) || !is_page_multiple(region.offset)) {
-    return corrupt("a region must be a whole number of pages", where);
+    return corrupt(
+        "base, size and offset of a region must be multiples of 4096, and the size not 0", where);
   }
-  if (!region.base.checked_add(region.size - 1)) return corrupt("a region ends above 2^64", where);
+  if (!region.base.checked_add(region.size - 1))
+    return corrupt("a region must not end above 2^64", where);
   if (region.offset > file_size || region.size > file_size - region.offset) {
-    return corrupt("a region's bytes extend past the end of the file", where,
-                   Operand::size(file_size));
+    return corrupt("a region's bytes extend past the end of the file", where);
   }
   if (before != nullptr) {
     if (region.base <= before->base || region.base.value() - before->base.value() < before->size) {
-      return corrupt("regions overlap, or are not sorted", where);
+      return corrupt("regions must be sorted and must not overlap", where);
     }
     data_begin = before->offset + before->size;
   }
-  if (region.offset < data_begin) return corrupt("the bytes of regions overlap", where);
+  if (region.offset < data_begin) return corrupt("the bytes of regions must not overlap", where);
   return {};
 }
 
@@ -94,7 +95,7 @@ Result<std::size_t> head_size(std::span<const std::byte> bytes) {
   if (bytes.size() < sizeof header) return corrupt("the file is too short to be a snapshot");
   std::memcpy(&header, bytes.data(), sizeof header);
   if (header.magic != snapshot_magic)
-    return corrupt("not a snapshot, or one that was not finished");
+    return corrupt("not a snapshot, or its saving was interrupted");
   if (header.version > snapshot_version) {
     return fail({.code = Errc::unsupported,
                  .operation = operation,
@@ -104,8 +105,8 @@ Result<std::size_t> head_size(std::span<const std::byte> bytes) {
   }
   if (header.version == 0) return corrupt("version 0 does not exist");
   if (header.regions > GuestMemory::max_regions) {
-    return corrupt("too many regions", Operand::number(header.regions),
-                   Operand::number(GuestMemory::max_regions));
+    static_assert(GuestMemory::max_regions == 512, "as the text says");
+    return corrupt("a snapshot has at most 512 regions", Operand::number(header.regions));
   }
   return sizeof header + std::size_t{header.regions} * sizeof(SnapshotEntry);
 }
@@ -125,7 +126,7 @@ Result<SnapshotHead> decode_head(std::span<const std::byte> bytes, std::uint64_t
     return corrupt("the recorded file size is impossible", Operand::size(header.file_size));
   }
   if (file_size < header.file_size) {
-    return corrupt("the file is truncated", Operand::size(file_size),
+    return corrupt("the file is shorter than its header says", Operand::size(file_size),
                    Operand::size(header.file_size));
   }
   SnapshotHead head{.regions = {}, .file_size = header.file_size};
@@ -135,7 +136,8 @@ Result<SnapshotHead> decode_head(std::span<const std::byte> bytes, std::uint64_t
     std::memcpy(&entry, bytes.data() + at, sizeof entry);
     constexpr auto all = Protection::read_write | Protection::execute;
     if (entry.protection > static_cast<std::uint32_t>(all) || entry.reserved != 0) {
-      return corrupt("unknown bits in a region's entry", Operand::address(entry.base));
+      return corrupt("protection has unknown bits, or reserved bytes are not 0",
+                     Operand::address(entry.base));
     }
     const SnapshotRegion region{.base = GuestAddress(entry.base),
                                 .size = entry.size,

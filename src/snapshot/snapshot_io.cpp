@@ -14,7 +14,7 @@ Result<struct stat> check_snapshot_file(const char* operation, int fd) {
   if (!S_ISREG(file.st_mode)) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
-                 .reason = "the descriptor does not refer to a regular file"});
+                 .reason = "the fd must refer to a regular file"});
   }
   return file;
 }
@@ -25,11 +25,11 @@ Result<void> read_all(const char* operation, int fd, std::byte* to, std::uint64_
     const auto count =
         retry([&] { return kernel().pread(fd, to, size, static_cast<off_t>(offset)); });
     if (count < 0) {
-      return fail_os(operation, Operand::span(offset, size),
-                     errno == EFAULT
-                         ? "no page could be allocated for what is read: the hugetlb pool, "
-                           "file system or memory cgroup is full"
-                         : "pread");
+      return fail_os(
+          operation, Operand::span(offset, size),
+          errno == EFAULT
+              ? "out of pages while reading: the hugetlb pool, file system or memory cgroup is full"
+              : "pread");
     }
     if (count == 0) {
       return fail({.code = Errc::corrupt,

@@ -103,7 +103,7 @@ Result<void> compare(const MemoryRegion& region, const SnapshotRegion& saved, in
         return fail({.code = Errc::access_denied,
                      .operation = restoring,
                      .first = operand(region),
-                     .reason = "the region may not be written, and differs from the snapshot"});
+                     .reason = "a read-only region must already hold what the snapshot does"});
       }
       at = used.end();
     }
@@ -123,20 +123,21 @@ Result<void> check_target(const GuestMemory& memory, const detail::SnapshotHead&
   if (head.regions.size() != memory.regions().size()) {
     return other_layout(Operand::number(head.regions.size()),
                         Operand::number(memory.regions().size()),
-                        "the numbers of regions in snapshot and memory");
+                        "snapshot and memory must have the same number of regions");
   }
   for (std::size_t i = 0; i < head.regions.size(); ++i) {
     const MemoryRegion& region = *memory.regions()[i];
     const SnapshotRegion& saved = head.regions[i];
     if (saved.base != region.base() || saved.size != region.size()) {
-      return other_layout(Operand::span(saved.base.value(), saved.size), operand(region),
-                          "a region of the snapshot, and the one in its place");
+      return other_layout(
+          Operand::span(saved.base.value(), saved.size), operand(region),
+          "each region of the snapshot must match one of the memory in base and size");
     }
     if (!allows(region.protection(), Protection::read)) {
       return fail({.code = Errc::access_denied,
                    .operation = restoring,
                    .first = operand(region),
-                   .reason = "the region may not be read"});
+                   .reason = "the region must be readable"});
     }
     if (allows(region.protection(), Protection::write)) continue;
     VMSPACE_TRY(compare(region, saved, fd));

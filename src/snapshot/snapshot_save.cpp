@@ -61,14 +61,14 @@ Result<detail::SnapshotHead> lay_out(const GuestMemory& memory) {
       return fail({.code = Errc::access_denied,
                    .operation = operation,
                    .first = operand(*region),
-                   .reason = "the region may not be read"});
+                   .reason = "the region must be readable"});
     }
     const std::uint64_t offset = (end + detail::snapshot_align - 1) & ~(detail::snapshot_align - 1);
     if (region->size() > largest_file - offset - detail::snapshot_align) {
       return fail({.code = Errc::limit_exceeded,
                    .operation = operation,
                    .first = operand(*region),
-                   .reason = "the snapshot would be larger than the largest file"});
+                   .reason = "the snapshot would exceed 2^63 - 1 bytes, the largest file size"});
     }
     head.regions.push_back({.base = region->base(),
                             .size = region->size(),
@@ -144,7 +144,7 @@ Result<std::uint64_t> save_snapshot(const GuestMemory& memory, int fd, const Sav
   if (is_memory) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
-                 .reason = "the file is the memory of a guest of this process"});
+                 .reason = "the file backs memory of this process and must not be overwritten"});
   }
   const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
   if (flags < 0) return fail_os(operation, {}, "fcntl(F_GETFL)");
@@ -152,7 +152,7 @@ Result<std::uint64_t> save_snapshot(const GuestMemory& memory, int fd, const Sav
   if ((flags & O_APPEND) != 0) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
-                 .reason = "the descriptor is open for appending (O_APPEND)"});
+                 .reason = "the fd must not be open with O_APPEND"});
   }
   const detail::SnapshotHead head = VMSPACE_TRY(lay_out(memory));
   const std::vector<std::byte> bytes = detail::encode_head(head);

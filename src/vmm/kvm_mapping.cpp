@@ -29,7 +29,7 @@ Result<KvmMapping> KvmMapping::make(const KvmMemory& memory, const RangePool& nu
                    .operation = operation,
                    .first = Operand::number(count),
                    .second = Operand::number(mapping.pieces_.size()),
-                   .reason = "slots needed, and slot numbers left"});
+                   .reason = "the range needs more slots than there are slot numbers left"});
     }
     mapping.pieces_.push_back({.number = std::move(*number)});
   }
@@ -66,13 +66,14 @@ bool KvmMapping::is_whole() const noexcept {
 
 tl::unexpected<Error> KvmMapping::refused(std::size_t index, int error, const char* operation,
                                           const char* reason) const noexcept {
+  // The text is short enough for std::string to hold it without allocating.
   const KvmMemory part = cut_[index];
   return fail({.code = Errc::os,
                .operation = operation,
                .first = Operand::span(part.base.value(), part.size),
-               .second = Operand::number(pieces_[index].slot()),
                .reason = reason,
-               .os_errno = error});
+               .os_errno = error,
+               .text = "slot " + std::to_string(pieces_[index].slot())});
 }
 
 Result<void> KvmMapping::show(int vm_fd, Shown to, const char* operation) noexcept {
@@ -84,12 +85,13 @@ Result<void> KvmMapping::show(int vm_fd, Shown to, const char* operation) noexce
     bool put_back = from.has_value();
     for (std::size_t before = i; from && before-- > 0;)
       put_back &= show_piece(vm_fd, before, *from, true);
-    if (put_back) return refused(i, error, operation, "KVM_SET_USER_MEMORY_REGION of this slot");
+    if (put_back)
+      return refused(i, error, operation, "KVM_SET_USER_MEMORY_REGION refused this slot");
     return refused(i, error, operation,
-                   is_whole() ? "KVM_SET_USER_MEMORY_REGION of this slot; the log is now on only "
-                                "in part: start or stop it again"
-                              : "KVM_SET_USER_MEMORY_REGION of this slot; the range is now shown "
-                                "only in part: clear it");
+                   is_whole() ? "KVM_SET_USER_MEMORY_REGION refused this slot; the log is now on "
+                                "only in part: start or stop it again"
+                              : "KVM_SET_USER_MEMORY_REGION refused this slot; the range is now "
+                                "shown only in part: clear() it");
   }
   return {};
 }
@@ -139,7 +141,7 @@ Result<KvmDirtyLog> KvmMapping::fetch_log(int vm_fd, const char* operation) {
     // KVM has forgotten what it gave, and may have forgotten what it failed to give.
     for (std::size_t given = 0; given <= i; ++given)
       pieces_[given].log_lost = true;
-    return refused(i, error, operation, "KVM_GET_DIRTY_LOG of this slot");
+    return refused(i, error, operation, "KVM_GET_DIRTY_LOG refused this slot");
   }
   for (std::size_t i = 0; i < pieces_.size(); ++i) {
     if (!std::exchange(pieces_[i].log_lost, false)) continue;
@@ -151,11 +153,12 @@ Result<KvmDirtyLog> KvmMapping::fetch_log(int vm_fd, const char* operation) {
 }
 
 const char* KvmMapping::broken_rule() const noexcept {
-  if (pieces_.empty()) return "a known range has at least one slot";
+  if (pieces_.empty()) return "a known range must have at least one slot";
   const auto has_number = [](const Piece& piece) {
     return piece.number.is_held() && piece.number.range().min() == piece.number.range().max();
   };
-  if (!std::ranges::all_of(pieces_, has_number)) return "every slot leases its number";
+  if (!std::ranges::all_of(pieces_, has_number))
+    return "every slot must hold the lease of one number";
   return nullptr;
 }
 

@@ -65,7 +65,7 @@ Result<Range> check(const KvmMemory& memory, const char* operation) {
                  .operation = operation,
                  .first = Operand::address(host),
                  .second = Operand::size(memory.size),
-                 .reason = "the host address and the size"});
+                 .reason = "host_address + size must not exceed 2^64"});
   }
   const std::uint64_t page = detail::base_page_size();
   VMSPACE_TRY(require_multiple(operation, Operand::address(memory.base.value()), page,
@@ -97,7 +97,7 @@ Result<KvmMemslots> KvmMemslots::create(int vm_fd, std::optional<RangePool> slot
   constexpr const char* operation = "KvmMemslots::create";
   const Operand which = vm_fd < 0 ? Operand{} : Operand::number(static_cast<std::uint64_t>(vm_fd));
   detail::Descriptor vm(kernel().fcntl(vm_fd, F_DUPFD_CLOEXEC, 0));
-  if (vm.value() < 0) return fail_os(operation, which, "duplicating the VM's descriptor");
+  if (vm.value() < 0) return fail_os(operation, which, "duplicating vm_fd");
   // /dev/kvm itself answers all that is asked here. A machine is an anonymous inode.
   struct stat kind {};
   if (kernel().fstat(vm.value(), &kind) != 0) return fail_os(operation, which, "fstat");
@@ -105,7 +105,7 @@ Result<KvmMemslots> KvmMemslots::create(int vm_fd, std::optional<RangePool> slot
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
                  .first = which,
-                 .reason = "the descriptor is that of a device, not one from KVM_CREATE_VM"});
+                 .reason = "vm_fd must come from KVM_CREATE_VM, not from opening a device"});
   }
   const int reported = VMSPACE_TRY(ask(vm, KVM_CAP_NR_MEMSLOTS, which));
   // A kernel that does not know the extension answers 0 and holds 32.
@@ -132,7 +132,10 @@ Result<Mapping*> KvmMemslots::find(const GuestRange& range, const char* operatio
   VMSPACE_TRY(check_not_moved_from(operation));
   const auto bounds = range.range();
   if (!bounds || !state_->mappings.get(*bounds)) {
-    return fail({.code = Errc::not_found, .operation = operation, .first = detail::operand(range)});
+    return fail({.code = Errc::not_found,
+                 .operation = operation,
+                 .first = detail::operand(range),
+                 .reason = "no set() has shown exactly this range"});
   }
   return state_->mappings.find_value(bounds->min());
 }
@@ -153,8 +156,8 @@ Result<void> KvmMemslots::set(const KvmMemory& memory) {
     Error error = inserted.error().in(operation);
     if (state_->mappings.get(range)) {
       error.reason =
-          "the range is already set: start_dirty_log() and stop_dirty_log() switch its log; "
-          "anything else (read-only, the host address) takes clear() and set()";
+          "the range is already set: use start_dirty_log() and stop_dirty_log() for its log, and "
+          "clear() and set() to change anything else";
     }
     return fail(error);
   }
@@ -171,7 +174,7 @@ Result<void> KvmMemslots::set(const MemoryRegion& region) {
     return fail({.code = Errc::access_denied,
                  .operation = "KvmMemslots::set",
                  .first = detail::operand(region.guest_range()),
-                 .reason = "a guest can read every slot, but this region may not be read"});
+                 .reason = "a guest can read every slot, so the region must be readable"});
   }
   return set(KvmMemory{.base = region.base(),
                        .size = region.size(),
@@ -209,7 +212,7 @@ Result<void> KvmMemslots::switch_log(const GuestRange& range, bool on, const cha
     return fail({.code = Errc::bad_state,
                  .operation = operation,
                  .first = detail::operand(range),
-                 .reason = "after an earlier failure the range is shown only in part: clear it"});
+                 .reason = "the range is shown only in part after an earlier failure: clear() it"});
   }
   return mapping->show(state_->vm.value(), on ? Shown::logged : Shown::yes, operation);
 }
@@ -230,8 +233,8 @@ Result<KvmDirtyLog> KvmMemslots::fetch_dirty_log(const GuestRange& range) {
         {.code = Errc::bad_state,
          .operation = operation,
          .first = detail::operand(range),
-         .reason = shown ? "the dirty log of the range is not on"
-                         : "after an earlier failure the range is shown or logged only in part"});
+         .reason = shown ? "the dirty log is off: call start_dirty_log() first"
+                         : "the range is shown or logged only in part after an earlier failure"});
   }
   return mapping->fetch_log(state_->vm.value(), operation);
 }
@@ -257,11 +260,11 @@ Result<void> KvmMemslots::check_invariants() const noexcept {
   if (!state_) return {};
   std::size_t count = 0;
   for (const auto& entry : state_->mappings) {
-    if (entry.value == nullptr) return broken("a known range has its memory and slots");
+    if (entry.value == nullptr) return broken("a known range must have its memory and slots");
     if (const char* rule = entry.value->broken_rule()) return broken(rule);
     count += entry.value->size();
   }
-  if (count != state_->used) return broken("the slots of all ranges together are those in use");
+  if (count != state_->used) return broken("used() must be the number of slots of all ranges");
   return {};
 }
 

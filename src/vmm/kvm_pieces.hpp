@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How guest memory is cut into pieces, each small enough for one of KVM's slots.
+// How guest memory is split into pieces, each small enough for one of KVM's slots.
 
 #pragma once
 
@@ -44,7 +44,7 @@ class KvmPieces {
   }
 
  private:
-  // A guest's huge pages have up to this size. Where pieces meet, none should be cut.
+  // A guest's huge pages have up to this size. Where pieces meet, none should be split.
   static constexpr std::uint64_t largest_page = std::uint64_t{1} << 30;
 
   /// The bytes that a word of a dirty log stands for.
@@ -54,7 +54,7 @@ class KvmPieces {
   std::uint64_t largest_;  // a piece
   // By how much the first piece is shorter, so that the pieces meet at multiples of the largest
   // page; in whole words of a dirty log, so that each piece has words of its own in that of the
-  // range. (A base that is not a multiple of such a word, 256 KiB on x86, does have a page cut.)
+  // range. (A base that is not a multiple of such a word, 256 KiB on x86, does have a page split.)
   std::uint64_t lead_;
 };
 

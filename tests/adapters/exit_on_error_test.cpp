@@ -37,7 +37,7 @@ TEST(ValueOrExitDeathTest, PrintsTheMessageAndEndsTheProgram) {
 TEST(ExitUnlessDeathTest, SaysWhatDoesNotHold) {
   exit_unless(true, "the sky is up");
   EXPECT_EXIT(exit_unless(false, "the guest halts"), testing::ExitedWithCode(EXIT_FAILURE),
-              "^error: this does not hold: the guest halts\n$");
+              "^error: expectation failed: the guest halts\n$");
 }
 
 }  // namespace

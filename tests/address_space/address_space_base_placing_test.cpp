@@ -81,7 +81,7 @@ TEST(AddressSpaceBase, PlaceRefusesWhatCannotBePlaced) {
                    .first = Operand::size(1_GiB),
                    .second = Operand::range(0xc000'0000, 0xfbff'ffff),
                    .available = Operand::range(0xc001'0000, 0xfbff'ffff),
-                   .reason = "in the aperture",
+                   .reason = "no free range in this aperture fits",
                    .text = {"bar", "mmio_low"}}));
   EXPECT_EQ(error(bar, {.size = 4_KiB, .max = 0xbfff'ffff}, "mmio_low").code, Errc::no_space);
   EXPECT_EQ(error(bar, {.size = UINT64_MAX}, "mmio_high").code, Errc::no_space);
@@ -101,16 +101,14 @@ TEST(AddressSpaceBase, PlaceSaysWhichAperturesThereAreAndWhatEachTakes) {
             "\"ram_low, mmio_low, "
             "platform, ram_high, mmio_high\")");
   EXPECT_EQ(message({.name = "bar"}, {.size = 4_KiB}, "mmio_low"),
-            "AddressSpaceBase::place_region: \"bar\": wrong state: [0xc0000000, 0xfbffffff] (set "
-            ".type to "
-            "device_memory, dax_memory or firmware_memory, as this takes: \"mmio_low\")");
+            "AddressSpaceBase::place_region: \"bar\": wrong state: [0xc0000000, 0xfbffffff] (this "
+            "aperture takes device_memory, dax_memory and firmware_memory: \"mmio_low\")");
   const RegionOptions bar{.name = "bar", .type = RegionType::device_memory};
   EXPECT_THAT(message(bar, {.size = 4_KiB}, "ram_low"),
-              HasSubstr("set .type to default_memory or firmware_memory, as this takes"));
+              HasSubstr("this aperture takes default_memory and firmware_memory"));
   EXPECT_EQ(message(bar, {.size = 4_KiB, .max = 0xbfff'ffff}, "mmio_low"),
             "AddressSpaceBase::place_region: \"bar\": no space for 0x1000 in [0xc0000000, "
-            "0xfbffffff] (the "
-            "constraint's window lies outside of the aperture: \"mmio_low\")");
+            "0xfbffffff] (the constraint's min and max must overlap the aperture: \"mmio_low\")");
   AddressSpaceBase bare(*AddressSpaceLayout::make({.phys_max = UINT64_MAX}));
   EXPECT_EQ(bare.place_region(bar, {.size = 4_KiB}, "x").error().message(),
             "AddressSpaceBase::place_region: \"x\": not found (the layout has no apertures)");

@@ -117,7 +117,7 @@ TEST(AddressSpaceBase, InsertRefusesWhatOverlapsNamingTheLowestRegionInTheWay) {
                           .operation = "AddressSpaceBase::insert_region",
                           .first = Operand::span(1_GiB - 1, 1_GiB),
                           .second = Operand::span(0, 1_GiB),
-                          .reason = "the region there",
+                          .reason = "another region is there",
                           .text = {"ram", "ram"}}));
   EXPECT_EQ(
       failing(space, [](AddressSpaceBase& s) { return s.insert_region(ram(1_GiB, 1_GiB)); }).second,
@@ -153,7 +153,7 @@ TEST(AddressSpaceBase, AnErrorOfTheLayoutSaysWhichCallFailed) {
                 .message(),
             "AddressSpaceBase::insert_region: \"ram\": [0xc0000000, 0xc0000fff] overlaps "
             "[0xc0000000, 0xfbffffff] "
-            "(an aperture for something else: \"mmio_low\")");
+            "(this aperture does not take regions of this type: \"mmio_low\")");
 }
 
 TEST(AddressSpaceBase, TakesRegionsUpToTheLastByteOfTheLayout) {
@@ -262,7 +262,7 @@ TEST(AddressSpaceBase, MoveHappensWhollyOrNotAtAll) {
                                                     .operation = "AddressSpaceBase::move_region",
                                                     .first = Operand::span(0xcfff'f000, 64_KiB),
                                                     .second = Operand::span(0xd000'0000, 4_KiB),
-                                                    .reason = "the region there",
+                                                    .reason = "another region is there",
                                                     .text = {"device", "device"}}));
   EXPECT_EQ(error(0xc000'0000, 0).code, Errc::overlap);  // where RAM goes
   EXPECT_EQ(error(0xc000'0000, 0xfbff'8000).code, Errc::out_of_bounds);

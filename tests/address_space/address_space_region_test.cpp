@@ -170,11 +170,11 @@ TEST(Region, RefusesNumbersThatHaveNoName) {
     return region ? "made" : region.error().message();
   };
   EXPECT_EQ(message([](auto& o) { o.type = static_cast<RegionType>(4); }),
-            "AddressSpaceRegion::make: \"ram\": invalid argument: 4 (no such RegionType)");
+            "AddressSpaceRegion::make: \"ram\": invalid argument: 4 (not a value of RegionType)");
   EXPECT_EQ(message([](auto& o) { o.backing.source = static_cast<MemorySource>(7); }),
-            "AddressSpaceRegion::make: \"ram\": invalid argument: 7 (no such MemorySource)");
+            "AddressSpaceRegion::make: \"ram\": invalid argument: 7 (not a value of MemorySource)");
   EXPECT_EQ(message([](auto& o) { o.backing.sharing = static_cast<Sharing>(3); }),
-            "AddressSpaceRegion::make: \"ram\": invalid argument: 3 (no such Sharing)");
+            "AddressSpaceRegion::make: \"ram\": invalid argument: 3 (not a value of Sharing)");
   for (unsigned bits = 0; bits < 256; ++bits) {
     EXPECT_EQ(message([&](auto& o) { o.protection = static_cast<Protection>(bits); }) == "made",
               bits < 8)
@@ -191,13 +191,13 @@ TEST(Region, RefusesToTuneMemoryThatItDoesNotHave) {
   };
   EXPECT_EQ(message({.numa_node = 0}),
             "AddressSpaceRegion::make: \"bar\": invalid argument: [0x0, 0xfff] "
-            "(numa_node needs a backing)");
+            "(numa_node requires a backing)");
   EXPECT_EQ(message({.huge_pages = true}),
             "AddressSpaceRegion::make: \"bar\": invalid argument: [0x0, 0xfff] "
-            "(huge_pages needs a backing)");
+            "(huge_pages requires a backing)");
   EXPECT_EQ(message({.populate = true}),
             "AddressSpaceRegion::make: \"bar\": invalid argument: [0x0, 0xfff] "
-            "(populate needs a backing)");
+            "(populate requires a backing)");
   EXPECT_EQ(message({.hotplug = true}), "made");
 }
 

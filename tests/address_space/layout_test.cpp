@@ -264,7 +264,7 @@ TEST(Aarch64Layout, RefusesWhatNoArmMachineHas) {
 TEST(Layout, TheRangeForRamLiesInTheSpace) {
   EXPECT_EQ(AddressSpaceLayout::make({.phys_max = 3, .ram = Range::of(2, 4)}).error().message(),
             "AddressSpaceLayout::make: out of bounds: [0x2, 0x4] is not within [0x0, 0x3] "
-            "(the range for RAM)");
+            "(the range for RAM must end at or below phys_max)");
   EXPECT_TRUE(AddressSpaceLayout::make({.phys_max = 3, .ram = Range::of(2, 3)}));
   EXPECT_TRUE(AddressSpaceLayout::make({.phys_max = 0, .ram = Range::point(0)}));
 }
@@ -296,12 +296,12 @@ TEST(Layout, RefusesUsesAndKindsWithoutAName) {
       {.phys_max = 0xffff, .apertures = {{"a", Range::of(0, 1), static_cast<ApertureUse>(3)}}});
   ASSERT_FALSE(use);
   EXPECT_EQ(use.error().message(),
-            "AddressSpaceLayout::make: \"a\": invalid argument: 3 (no such ApertureUse)");
+            "AddressSpaceLayout::make: \"a\": invalid argument: 3 (not a value of ApertureUse)");
   const auto kind = AddressSpaceLayout::make(
       {.phys_max = 0xffff, .holes = {{"h", Range::of(0, 1), static_cast<HoleKind>(2)}}});
   ASSERT_FALSE(kind);
   EXPECT_EQ(kind.error().message(),
-            "AddressSpaceLayout::make: \"h\": invalid argument: 2 (no such HoleKind)");
+            "AddressSpaceLayout::make: \"h\": invalid argument: 2 (not a value of HoleKind)");
   EXPECT_EQ(code_of(pc().check_place(static_cast<RegionType>(4), Range::of(0, 1))),
             Errc::invalid_argument);
 }
@@ -420,14 +420,15 @@ TEST(MachineLayouts, ErrorsSayWhatIsAllowed) {
   // The layout that the machine's parts make is the machine's own call.
   EXPECT_EQ(message(AddressSpaceLayout::x86_64({.phys_bits = 46, .mem_end = 0xfe'0000'0000})),
             "AddressSpaceLayout::x86_64: \"hypertransport\": [0xfd00000000, 0xffffffffff] overlaps "
-            "[0x100000000, 0xfdffffffff] (a hole crosses the edge of an aperture: \"ram_high\")");
+            "[0x100000000, 0xfdffffffff] (a hole must lie inside one aperture or outside all of "
+            "them: \"ram_high\")");
 }
 
 TEST(CheckPlace, ErrorsNameBothRanges) {
   EXPECT_EQ(
       pc().check_place(RegionType::default_memory, Range::of(0, 0xc000'0000)).error().message(),
       "AddressSpaceLayout::check_place: [0x0, 0xc0000000] overlaps [0xc0000000, 0xfbffffff] "
-      "(an aperture for something else: \"mmio_low\")");
+      "(this aperture does not take regions of this type: \"mmio_low\")");
 }
 
 }  // namespace

@@ -166,7 +166,7 @@ TEST(IntervalTree, NoSpaceNamesTheLargestFreePieceOfTheWindow) {
     const char* reason;
   };
   const char* const misaligned = "no free range is long enough at this alignment";
-  const char* const nothing = "nothing is free in this window";
+  const char* const nothing = "no free range lies in this window";
   const std::vector<Case> cases = {
       {"..x....x..", {.size = 5}, Operand::range(3, 6), nullptr},
       {"..x....x..", {.size = 5, .policy = best}, Operand::range(3, 6), nullptr},

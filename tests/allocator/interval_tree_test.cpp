@@ -281,9 +281,9 @@ TEST(IntervalTree, FreeOfARangeThatIsPartlyFreedNamesThePartThatIsTaken) {
   Letters tree = from_picture("....xx");
   fails(tree, Errc::overlap, range(0, 5), range(4, 4),
         [](Letters& t) { return t.free(Range::of(0, 5)); });
-  EXPECT_EQ(
-      tree.free(Range::of(0, 5)).error().message(),
-      "IntervalTree::free: [0x0, 0x5] overlaps [0x4, 0x4] (it must be exactly one taken range)");
+  EXPECT_EQ(tree.free(Range::of(0, 5)).error().message(),
+            "IntervalTree::free: [0x0, 0x5] overlaps [0x4, 0x4] (the range must be exactly one "
+            "taken range)");
 }
 
 TEST(IntervalTree, FreeCoalescesBackToTheWholeDomain) {
@@ -351,10 +351,11 @@ TEST(IntervalTree, ErrorsReadAsOneLine) {
             "IntervalTree::allocate: no space for 0x4000 in [0x0, 0xffffffffffffffff]; the largest "
             "free piece is [0x0, 0x1]");
   EXPECT_EQ(tree.free(Range::of(0, 1)).error().message(),
-            "IntervalTree::free: wrong state: [0x0, 0x1] (it is already free)");
-  EXPECT_EQ(tree.allocate_at(Range::of(1, 2)).error().message(),
-            "IntervalTree::allocate_at: wrong state: [0x1, 0x2] because of [0x2, 0x2] (already "
-            "taken)");
+            "IntervalTree::free: wrong state: [0x0, 0x1] (the range is already free)");
+  EXPECT_EQ(
+      tree.allocate_at(Range::of(1, 2)).error().message(),
+      "IntervalTree::allocate_at: wrong state: [0x1, 0x2] conflicts with [0x2, 0x2] (part of the "
+      "range is already taken)");
 }
 
 TEST(IntervalTree, EveryErrorNamesTheCallThatFailed) {

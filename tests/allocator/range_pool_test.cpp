@@ -117,11 +117,11 @@ TEST(RangePool, ErrorsNameThePoolAndTheHolder) {
   ASSERT_TRUE(nic && disk);
   const auto snapshot = pool.snapshot();
   EXPECT_EQ(pool.acquire_at(Range::of(5, 9), "gpu0").error().message(),
-            "RangePool::acquire_at: \"GSI\": wrong state: [0x5, 0x9] because of [0x6, 0x7] "
-            "(already taken: \"nic0\")");
-  EXPECT_EQ(
-      pool.acquire_at(Range::of(9, 10), "gpu0").error().message(),
-      "RangePool::acquire_at: \"GSI\": not found: [0x9, 0xa] (part of it is not in the tree)");
+            "RangePool::acquire_at: \"GSI\": wrong state: [0x5, 0x9] conflicts with [0x6, 0x7] "
+            "(part of the range is already taken: \"nic0\")");
+  EXPECT_EQ(pool.acquire_at(Range::of(9, 10), "gpu0").error().message(),
+            "RangePool::acquire_at: \"GSI\": not found: [0x9, 0xa] (part of the range is not in "
+            "the tree)");
   // The window's lowest address is held, which is not what is wrong.
   EXPECT_EQ(pool.acquire({.size = 2, .min = 6}, "gpu0").error().message(),
             "RangePool::acquire: \"GSI\": no space for 0x2 in [0x6, 0xffffffffffffffff]; the "
@@ -170,8 +170,9 @@ TEST(Lease, CanBeReleasedOnce) {
   const auto again = lease.release();
   ASSERT_FALSE(again);
   EXPECT_THAT(again, HasError(Errc::bad_state));
-  EXPECT_EQ(again.error().message(),
-            "Lease::release: wrong state: [0x0, 0x1] (the lease no longer holds it)");
+  EXPECT_EQ(
+      again.error().message(),
+      "Lease::release: wrong state: [0x0, 0x1] (the lease was already released or moved from)");
   EXPECT_THAT(pool.holders(), ElementsAre(RangeHolder{Range::of(0, 1), "disk0"}));
 }
 

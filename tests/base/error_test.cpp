@@ -59,7 +59,7 @@ TEST(Error, NumbersAreDecimalAndRangesReachTheEndOfTheDomain) {
                     .operation = "map",
                     .first = Operand::number(513),
                     .second = Operand::number(512)};
-  EXPECT_EQ(error.message(), "map: limit exceeded: 513 above 512");
+  EXPECT_EQ(error.message(), "map: limit exceeded: 513 exceeds 512");
   EXPECT_EQ((Error{.code = Errc::no_space, .first = Operand::range(0, UINT64_MAX)}).message(),
             "no space for [0x0, 0xffffffffffffffff]");
 }
@@ -102,7 +102,7 @@ TEST(Error, ASpanThatIsNoRangeIsPrintedAsBaseAndSize) {
   EXPECT_EQ((Error{.code = Errc::zero_size, .first = Operand::span(0, 0)}).message(),
             "size is zero: 0x0 + 0x0");
   EXPECT_EQ((Error{.code = Errc::overflow, .first = Operand::span(UINT64_MAX, 2)}).message(),
-            "passes the end of 64 bits: 0xffffffffffffffff + 0x2");
+            "overflow: 0xffffffffffffffff + 0x2");
   EXPECT_EQ(Operand::span(UINT64_MAX - 1, 2), Operand::range(UINT64_MAX - 1, UINT64_MAX));
   EXPECT_EQ(Operand::span(1, UINT64_MAX), Operand::range(1, UINT64_MAX));
   EXPECT_NE(Operand::span(0x1000, 0), Operand::span(0x1000, 1));

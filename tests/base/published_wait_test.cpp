@@ -46,10 +46,11 @@ TEST(WaitReleased, TimesOutNamingTheGenerationThatIsStillHeld) {
   for (const auto timeout : {0ms, 5ms, -5ms}) {
     const auto waited = thing.wait_released(timeout);
     ASSERT_FALSE(waited);
-    EXPECT_EQ(waited.error(), (Error{.code = Errc::timed_out,
-                                     .operation = "Published::wait_released",
-                                     .first = Operand::number(1),
-                                     .reason = "that generation is still held"}));
+    EXPECT_EQ(waited.error(),
+              (Error{.code = Errc::timed_out,
+                     .operation = "Published::wait_released",
+                     .first = Operand::number(1),
+                     .reason = "a Reader or a snapshot still holds this generation"}));
   }
   EXPECT_THAT(log.numbers(), IsEmpty());
   reader.park();
@@ -131,7 +132,7 @@ TEST(WaitReleased, ByAThreadWhoseOwnReaderOrSnapshotHoldsAnOldValueTimesOut) {
               (Error{.code = Errc::timed_out,
                      .operation = "Published::wait_released",
                      .first = Operand::number(1),
-                     .reason = "that generation is still held"}));
+                     .reason = "a Reader or a snapshot still holds this generation"}));
   };
   expect_timeout();
   first.park();

@@ -204,10 +204,9 @@ TEST(Backing, FileShorterThanTheMemoryIsAnErrorAndNotSigbus) {
     return backing ? std::string("opened") : backing.error().message();
   };
   const std::string error = error_of(0, 68_KiB);
-  EXPECT_EQ(
-      error.find("Backing::open: out of bounds: [0x0, 0x10fff] is not within [0x0, 0xffff] (the "
-                 "file is shorter than the memory: \""),
-      0U)
+  EXPECT_EQ(error.find("Backing::open: out of bounds: [0x0, 0x10fff] is not within [0x0, 0xffff] "
+                       "(the file must be at least offset + size bytes long: \""),
+            0U)
       << error;
   EXPECT_TRUE(error.ends_with("/ram\")")) << error;
   EXPECT_NE(error_of(4_KiB, 64_KiB), "opened");

@@ -62,7 +62,7 @@ TEST_F(Guest, ObjectsCrossIntoTheAdjacentRegionAndNotIntoAGap) {
   ASSERT_THAT(ok, HasError(Errc::out_of_bounds));
   EXPECT_EQ(ok.error().message(),
             "GuestMemory::write: out of bounds: [0x13ff9, 0x14000] is not within [0x12000, "
-            "0x13fff] (runs into a gap)");
+            "0x13fff] (the range runs past the end of the region into a gap)");
   EXPECT_EQ(contents(memory, gap - 8, 8), before);
   EXPECT_THAT(memory.read<std::uint64_t>(at(gap - 7)), HasError(Errc::out_of_bounds));
 }
@@ -226,7 +226,7 @@ TEST_F(Guest, HostAddressesAreContiguousAndTranslateBack) {
   EXPECT_EQ(memory.guest_address(nullptr), std::nullopt);
   const auto across = memory.host_address({at(second - 1), 2});
   ASSERT_THAT(across, HasError(Errc::out_of_bounds));
-  EXPECT_EQ(across.error().reason, std::string("crosses into another region"));
+  EXPECT_EQ(across.error().reason, std::string("the range must lie within one region"));
 }
 
 TEST(GuestMemory, WithoutRegionsEveryAddressIsNotFound) {

@@ -75,9 +75,8 @@ TEST(MemoryRegion, AMoveKeepsHugePagesUnlessItIsAskedNotTo) {
   EXPECT_EQ(
       refused.error().message(),
       "MemoryRegion::at: \"ram [0x100000000, 0x1003fffff]\": misaligned: 0x100001000 is not a "
-      "multiple of 0x200000 (the distance of the move, after which guest and host address no "
-      "longer "
-      "agree modulo the size of a huge page; MoveOptions::lose_huge_pages allows it)");
+      "multiple of 0x200000 (the distance must be a multiple of the huge page size, or KVM can no "
+      "longer map huge pages; MoveOptions::lose_huge_pages allows it)");
   const auto moved = (*region)->at(GuestAddress(8_GiB + 4_KiB), {.lose_huge_pages = true});
   ASSERT_THAT(moved, IsOk());
   EXPECT_THAT((*moved)->at(GuestAddress(4_GiB + 8_KiB)), IsOk()) << "nothing is left to lose";

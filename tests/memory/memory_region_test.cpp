@@ -269,7 +269,7 @@ TEST(MemoryRegion, ErrorsNameTheRegionItsGuestRangeAndItsFile) {
   EXPECT_NE(short_file.find("/r\")"), std::string::npos) << short_file;
   // Below the region, where there is no path, or no name.
   EXPECT_EQ(message({.source = MemorySource::anon}, {.align = 3}),
-            "MemoryRegion::map: " + name + ": alignment is not a power of two: 0x3");
+            "MemoryRegion::map: " + name + ": invalid alignment: 0x3");
   const auto unnamed = MemoryRegion::map(
       describe({.size = 64_KiB, .backing = {.source = MemorySource::file, .path = "/srv/ram"}}));
   ASSERT_THAT(unnamed, Not(IsOk()));

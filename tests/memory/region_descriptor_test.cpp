@@ -95,9 +95,8 @@ TEST(RegionDescriptor, FilesThatTheirOwnerCouldShrinkAreRefusedUnlessAccepted) {
     ASSERT_THAT(refused, HasError(Errc::access_denied));
     EXPECT_EQ(
         refused.error().message(),
-        "map_regions: access denied: [0x1000, 0x1fff] (its owner could truncate the file, and "
-        "accessing it would raise SIGBUS; the owner must seal it with F_SEAL_SHRINK, or "
-        "Unsealed::accept takes that risk)");
+        "map_regions: access denied: [0x1000, 0x1fff] (the file's owner could truncate it, which "
+        "would raise SIGBUS here: seal it with F_SEAL_SHRINK, or pass Unsealed::accept)");
     close(file);
   }
   std::fclose(regular);

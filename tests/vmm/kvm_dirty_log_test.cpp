@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include <gmock/gmock.h>
@@ -199,7 +200,7 @@ TEST_F(KvmDirtyLogTest, FetchOfALogThatIsOffIsAnErrorAndKvmIsNotAsked) {
   VMSPACE_ASSERT_OK(memslots.set(memory));
   const auto log = memslots.fetch_dirty_log(range);
   ASSERT_THAT(log, HasError(Errc::bad_state));
-  EXPECT_THAT(log.error().message(), HasSubstr("not on"));
+  EXPECT_THAT(log.error().message(), HasSubstr("the dirty log is off"));
   EXPECT_EQ(fetches, 0);
 }
 
@@ -224,7 +225,7 @@ TEST_F(KvmDirtyLogTest, FetchJoinsPiecesAndLosesNothingWhicheverKvmRefuses) {
     const auto refused = memslots.fetch_dirty_log(split_range);
     ASSERT_THAT(refused, HasError(Errc::os));
     EXPECT_EQ(refused.error().os_errno, EFAULT);
-    EXPECT_EQ(refused.error().second, Operand::number(static_cast<std::uint64_t>(k)));
+    EXPECT_EQ(refused.error().text.subject(), "slot " + std::to_string(k));
     fail_fetch.reset();
     const auto log = memslots.fetch_dirty_log(split_range);
     ASSERT_THAT(log, IsOk());
@@ -281,7 +282,7 @@ TEST_F(KvmDirtyLogTest, StartIsAllOrNothingWhicheverPieceKvmRefuses) {
     const auto started = memslots.start_dirty_log(split_range);
     ASSERT_THAT(started, HasError(Errc::os));
     EXPECT_EQ(started.error().os_errno, ENOMEM);
-    EXPECT_EQ(started.error().second, Operand::number(static_cast<std::uint64_t>(k)));
+    EXPECT_EQ(started.error().text.subject(), "slot " + std::to_string(k));
     EXPECT_THAT(started.error().message(), HasSubstr("KvmMemslots::start_dirty_log"));
     EXPECT_EQ(slots, before);
     EXPECT_THAT(memslots.fetch_dirty_log(split_range), HasError(Errc::bad_state));
@@ -370,7 +371,7 @@ TEST_F(KvmDirtyLogTest, ARangeThatIsShownInPartHasNoLog) {
   for (const auto& refused :
        {memslots.start_dirty_log(split_range), memslots.stop_dirty_log(split_range)}) {
     ASSERT_THAT(refused, HasError(Errc::bad_state));
-    EXPECT_THAT(refused.error().message(), HasSubstr("clear it"));
+    EXPECT_THAT(refused.error().message(), HasSubstr("clear() it"));
   }
   EXPECT_THAT(memslots.fetch_dirty_log(split_range), HasError(Errc::bad_state));
   EXPECT_EQ(slots, before);

@@ -9,6 +9,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -357,7 +358,7 @@ TEST_F(KvmMemslotsTest, SetIsAllOrNothingWhicheverPieceKvmRefuses) {
     const auto set = memslots.set(memory);
     ASSERT_THAT(set, HasError(Errc::os));
     EXPECT_EQ(set.error().os_errno, ENOMEM);
-    EXPECT_EQ(set.error().second, Operand::number(static_cast<std::uint64_t>(k) + 1)) << "its slot";
+    EXPECT_EQ(set.error().text.subject(), "slot " + std::to_string(k + 1)) << "its slot";
     EXPECT_EQ(slots, before);
     EXPECT_EQ(memslots.used(), 1u);
     VMSPACE_EXPECT_OK(memslots.check_invariants());
@@ -392,7 +393,7 @@ TEST_F(KvmMemslotsTest, WhatCouldNotBeTakenBackStaysKnownUntilItIsCleared) {
   fail_all_from(2);  // the third piece, and the removal of the two before it
   const auto set = memslots.set(memory);
   ASSERT_FALSE(set);
-  EXPECT_THAT(set.error().message(), HasSubstr("clear it"));
+  EXPECT_THAT(set.error().message(), HasSubstr("clear() it"));
   EXPECT_THAT(slots, SizeIs(2));
   EXPECT_EQ(memslots.used(), 3u);
   EXPECT_THAT(*memslots.slots(range),

@@ -47,7 +47,8 @@ class AddressSpace {
  public:
   using Reader = Published<AddressSpaceBase>::Reader;
 
-  /// A space with these regions. The errors of AddressSpaceBase::from_regions().
+  /// Creates a space with these regions. Errors: those of AddressSpaceBase::from_regions(). O(n log
+  /// n).
   [[nodiscard]] static Result<AddressSpace> create(
       AddressSpaceLayout layout, std::vector<AddressSpaceRegionPtr> regions = {}) {
     auto first = VMSPACE_TRY_IN("AddressSpace::create", AddressSpaceBase::from_regions(
@@ -58,11 +59,13 @@ class AddressSpace {
   /// A space that begins as a copy of `first`.
   explicit AddressSpace(AddressSpaceBase first) : published_(std::move(first)) {}
 
-  /// A reader for one thread: current() is the space now, for one load and one compare.
+  /// A reader for one thread: current() is the space now, for one load and one compare. Allocates,
+  /// takes a lock briefly.
   [[nodiscard]] Reader reader() const { return published_.reader(); }
 
-  /// The space now, which stays as it is as long as the pointer lives. For cold paths. Name the
-  /// pointer before you borrow from it: `space.snapshot()->find_region(address)` dangles.
+  /// The space now, which stays as it is as long as the pointer lives. For cold paths: allocates,
+  /// takes a lock briefly. Name the pointer before you borrow from it:
+  /// `space.snapshot()->find_region(address)` dangles.
   [[nodiscard]] std::shared_ptr<const AddressSpaceBase> snapshot() const {
     return published_.snapshot();
   }
@@ -75,7 +78,7 @@ class AddressSpace {
     return found == nullptr ? nullptr : *found;
   }
 
-  /// How often the space was published: 1 in the beginning, one more with each change.
+  /// How often the space was published: 1 in the beginning, one more with each change. One load.
   [[nodiscard]] std::uint64_t generation() const noexcept { return published_.generation(); }
 
   /// Several changes, published at once or not at all: `edit(AddressSpaceBase&)` gives a Result,

@@ -189,7 +189,7 @@ class VMSPACE_EXPORT AddressSpaceBase {
   /// the backing's page size. `options.base` must be 0, `options.size` 0 or the constraint's.
   /// Errors: `invalid_argument` when base or size disagree; `not_found`, naming the layout's
   /// apertures, when it has none of this name; `bad_state`, naming the types that the aperture
-  /// takes, when the region's type is none of them; those of Constraint::validate and
+  /// takes, when the region's type is not among them; those of Constraint::validate and
   /// AddressSpaceRegion::make; `no_space`, with the largest free piece as what is available. Costs
   /// what IntervalTree::allocate does.
   [[nodiscard]] Result<AddressSpaceRegionPtr> place_region(RegionOptions options,
@@ -202,10 +202,14 @@ class VMSPACE_EXPORT AddressSpaceBase {
     return found == nullptr ? nullptr : found->get();
   }
 
-  /// What the region at an address says of itself; `not_found` when there is no region, which is
-  /// not the same as a region that says nothing (a node that is not set). O(log n).
+  /// Whether the region that contains the address is dax_memory. `not_found` when none does. O(log
+  /// n).
   [[nodiscard]] Result<bool> is_dax_region(GuestAddress address) const;
+  /// What the guest may do with the region that contains the address. `not_found` when none does.
+  /// O(log n).
   [[nodiscard]] Result<Protection> prot_flags(GuestAddress address) const;
+  /// The host node of the region that contains the address; nothing when the region sets none,
+  /// which is not `not_found`: no region contains the address. O(log n).
   [[nodiscard]] Result<std::optional<std::uint32_t>> numa_node_id(GuestAddress address) const;
 
   [[nodiscard]] const AddressSpaceLayout& layout() const noexcept { return *layout_; }

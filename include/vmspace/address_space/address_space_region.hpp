@@ -62,8 +62,8 @@ using AddressSpaceRegionPtr = std::shared_ptr<const AddressSpaceRegion>;
 ///
 /// Invariant: the size is not 0, base + size does not pass 2^64, and base, size and the backing's
 /// offset are multiples of the backing's page size (not checked where there is no backing). Every
-/// enumeration has one of its enumerators. Without a backing there is no node, and neither huge
-/// pages nor population.
+/// enumeration holds a named value. Without a backing there is no node, and neither huge pages nor
+/// population.
 ///
 /// Threads: any, at any time.
 class VMSPACE_EXPORT AddressSpaceRegion {
@@ -71,11 +71,11 @@ class VMSPACE_EXPORT AddressSpaceRegion {
   /// Checks the options and makes the region. Errors, each naming the region: `zero_size`;
   /// `overflow` when base + size passes 2^64, or the part of a file 2^63 - 1 (the largest off_t);
   /// `misaligned` unless base, size and file offset are multiples of the backing's page size;
-  /// `bad_alignment` when the page size is not a power of two; `invalid_argument` when it is smaller
-  /// than the machine's pages, when the backing lacks what its source needs (a path or a descriptor)
-  /// or has what its source can't use, when an enumeration has a value that is no enumerator, or
-  /// when numa_node, huge_pages or populate is set without a backing. Opens nothing and asks nothing
-  /// of the host but its page size. O(1).
+  /// `bad_alignment` when the page size is not a power of two; `invalid_argument` when it is
+  /// smaller than the machine's pages, when the backing lacks what its source needs (a path or a
+  /// descriptor) or has what its source can't use, when an enumeration holds an unnamed value, or
+  /// when numa_node, huge_pages or populate is set without a backing. Opens nothing and asks
+  /// nothing of the host but its page size. O(1).
   [[nodiscard]] static Result<AddressSpaceRegionPtr> make(RegionOptions options);
 
   AddressSpaceRegion(const AddressSpaceRegion&) = delete;

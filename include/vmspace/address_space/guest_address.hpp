@@ -48,21 +48,19 @@ class GuestAddress {
     return value_ - base.value_;
   }
 
-  // Alignments are any number, and 0 means 1: with a remainder instead of a mask no argument gives
-  // a wrong answer, and where the alignment is a constant power of two it is a mask all the same.
-
-  /// The next multiple of `align` at or above; nothing when that would pass 2^64-1.
+  /// The next multiple of `align` at or above; nothing when that would pass 2^64-1. `align` may be
+  /// any number; 0 means 1.
   [[nodiscard]] constexpr std::optional<GuestAddress> align_up(std::uint64_t align) const noexcept {
     const std::uint64_t above = past_multiple(align);
     return above == 0 ? *this : checked_add(align - above);
   }
 
-  /// The multiple of `align` at or below.
+  /// The multiple of `align` at or below; 0 means 1.
   [[nodiscard]] constexpr GuestAddress align_down(std::uint64_t align) const noexcept {
     return GuestAddress(value_ - past_multiple(align));
   }
 
-  /// Whether the address is a multiple of `align`.
+  /// Whether the address is a multiple of `align`; 0 means 1.
   [[nodiscard]] constexpr bool is_aligned(std::uint64_t align) const noexcept {
     return past_multiple(align) == 0;
   }
@@ -70,7 +68,9 @@ class GuestAddress {
   friend constexpr auto operator<=>(GuestAddress, GuestAddress) = default;
 
  private:
-  /// How far the address lies above a multiple of `align`.
+  /// How far the address lies above a multiple of `align`; 0 means 1. With a remainder instead of a
+  /// mask no argument gives a wrong answer, and for a constant power of two it is a mask all the
+  /// same.
   [[nodiscard]] constexpr std::uint64_t past_multiple(std::uint64_t align) const noexcept {
     return align == 0 ? 0 : value_ % align;
   }

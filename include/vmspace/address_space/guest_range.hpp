@@ -32,7 +32,7 @@ struct GuestRange {
       return fail({.code = Errc::overflow,
                    .operation = "GuestRange::from_range",
                    .first = detail::operand(range),
-                   .reason = "the size does not fit in 64 bits"});
+                   .reason = "the size of the whole 64-bit space does not fit in 64 bits"});
     }
     return GuestRange{.base = GuestAddress(range.min()), .size = range.size()};
   }

@@ -69,7 +69,7 @@ struct Hole {
 /// The parts of a layout; an aggregate for designated initialisers.
 struct LayoutOptions {
   std::uint64_t phys_max;         ///< the last guest physical address (inclusive: up to 2^64-1)
-  std::optional<Range> ram = {};  ///< where RAM may lie; nothing: nowhere
+  std::optional<Range> ram = {};  ///< where RAM may lie; unset: nowhere
   std::vector<Aperture> apertures = {};
   std::vector<Hole> holes = {};
 };
@@ -120,17 +120,17 @@ class VMSPACE_EXPORT AddressSpaceLayout {
  public:
   /// A layout from its parts. Errors, which name the aperture or hole: `out_of_bounds` when the
   /// range for RAM, an aperture or a hole reaches past phys_max, or an aperture for RAM out of the
-  /// range for RAM; `overlap` when two apertures or two holes overlap, or a hole crosses the edge of
-  /// an aperture; `invalid_argument` when an aperture's name is empty or taken, or a use or a kind
-  /// is none of its enumerators.
+  /// range for RAM; `overlap` when two apertures or two holes overlap, or a hole crosses the edge
+  /// of an aperture; `invalid_argument` when an aperture's name is empty or taken, or a use or a
+  /// kind is not a named value. O((apertures + holes)^2).
   [[nodiscard]] static Result<AddressSpaceLayout> make(LayoutOptions options);
 
   /// A PC: RAM from 0 to 3 GiB (`ram_low`) and from 4 GiB to mem_end (`ram_high`); between them the
   /// MMIO hole: `ecam` if asked for, `mmio_low`, and from 0xFC00'0000 `platform` (I/O APIC, HPET,
   /// local APIC, TSS, firmware); `mmio_high` from mem_end on; the hole `hypertransport`, unless it
   /// is switched off or the space ends below it. Errors: `invalid_argument` for bits, buses or a
-  /// mem_end outside of what the options allow; `misaligned` when mem_end is not a multiple of 4 KiB;
-  /// `overlap` when mem_end cuts the hole.
+  /// mem_end outside of what the options allow; `misaligned` when mem_end is not a multiple of 4
+  /// KiB; `overlap` when mem_end lies inside the hypertransport hole. O(1).
   ///
   /// Sources: Intel SDM vol. 3, chapter "Advanced Programmable Interrupt Controller" (0xFEE0'0000);
   /// AMD I/O Virtualization Technology (IOMMU) Specification, 2.1.2, table "Special Address
@@ -140,7 +140,7 @@ class VMSPACE_EXPORT AddressSpaceLayout {
   /// An Arm machine with its devices below RAM: `platform` from 0 to 256 MiB (flash, GIC, UART),
   /// then `ecam` if asked for, `mmio_low` up to 1 GiB, `ram` to mem_end, and `mmio_high` from
   /// there. Errors: `invalid_argument` for bits, buses or a mem_end outside of what the options
-  /// allow; `misaligned` when mem_end is not a multiple of 4 KiB.
+  /// allow; `misaligned` when mem_end is not a multiple of 4 KiB. O(1).
   [[nodiscard]] static Result<AddressSpaceLayout> aarch64(const Aarch64LayoutOptions& options);
 
   /// Copies are independent; when assigning finds no memory, the layout is as it was.
@@ -156,19 +156,19 @@ class VMSPACE_EXPORT AddressSpaceLayout {
   [[nodiscard]] std::uint64_t phys_max() const noexcept { return phys_max_; }
   /// Where RAM may lie; nothing when it may lie nowhere.
   [[nodiscard]] std::optional<Range> ram_range() const noexcept { return ram_; }
-  /// In address order.
+  /// The apertures, in address order.
   [[nodiscard]] std::span<const Aperture> apertures() const noexcept { return apertures_; }
-  /// In address order.
+  /// The holes, in address order.
   [[nodiscard]] std::span<const Hole> holes() const noexcept { return holes_; }
   /// The aperture of this name; null when there is none. Lives as long as the layout.
   [[nodiscard]] const Aperture* find_aperture(std::string_view name) const noexcept;
 
   /// Whether a region of this type may lie at `range`. RAM lies within ram_range() and meets no
   /// aperture for anything else. Others lie inside one aperture that takes them or meet none, and
-  /// then device and DAX regions lie above ram_range(). Errors: `out_of_bounds` when it lies outside
-  /// of that, or crosses the edge of an aperture; `overlap` when it meets a hole, or an aperture for
-  /// something else. Both name the other range, and the aperture or hole. `invalid_argument` when
-  /// the type is none of its enumerators. O(apertures + holes).
+  /// then device and DAX regions lie above ram_range(). Errors: `out_of_bounds` when it lies
+  /// outside of that, or crosses the edge of an aperture; `overlap` when it meets a hole, or an
+  /// aperture for something else. Both name the other range, and the aperture or hole.
+  /// `invalid_argument` when `type` is not a named value. O(apertures + holes).
   [[nodiscard]] Result<void> check_place(RegionType type, const Range& range) const;
 
   /// Where the RAM of a machine goes whose NUMA nodes have these sizes: pieces in address order,

@@ -13,7 +13,7 @@
 
 namespace vmspace {
 
-/// A range that a device has, where it is no region of the space: registers, a BAR.
+/// A range of a device that is not a region of the space: registers, a BAR.
 struct DeviceRange {
   std::string name;
   Range range;
@@ -35,7 +35,7 @@ struct MemoryMapOptions {
 ///
 /// Parked regions follow, with `parked` in place of the range.
 ///
-/// O(n log n). Ends with a newline.
+/// O(n log n). Ends with a newline. Threads: any, while `space` does not change.
 [[nodiscard]] VMSPACE_EXPORT std::string memory_map(const AddressSpaceBase& space,
                                                     const MemoryMapOptions& options = {});
 

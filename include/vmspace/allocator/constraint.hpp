@@ -16,7 +16,7 @@ enum class AllocPolicy : std::uint8_t {
   first_match,  ///< the lowest address
   last_match,   ///< the highest address
   /// The lowest address in the smallest free range that fits, the lowest such range among equals.
-  /// Of a free range that the window cuts, only the part inside counts.
+  /// Only the part of a free range inside the window counts.
   best_match,
 };
 

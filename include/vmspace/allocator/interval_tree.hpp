@@ -23,10 +23,10 @@
 // A tree of up to 32 ranges, which most VMMs never exceed, is one leaf: a sorted array. A look-up
 // descends by key. An allocation descends by summary: a child is entered only if its maxima allow
 // the request. Where the maxima are sufficient (no alignment; size equal to alignment) every child
-// entered has a fit, except for the two that the window cuts, so a search is O(log n). For other
-// combinations it may test candidates that are long enough and aligned well enough, but not in one
-// piece. Splitting a free range and merging one back change entries in place: a neighbour grows or
-// shrinks, and at most two entries are added or removed beside it.
+// entered has a fit, except for the two that straddle the window's ends, so a search is O(log n).
+// For other combinations it may test candidates that are long enough and aligned well enough, but
+// not in one piece. Splitting a free range and merging one back change entries in place: a
+// neighbour grows or shrinks, and at most two entries are added or removed beside it.
 
 #pragma once
 
@@ -140,8 +140,8 @@ class IntervalTree {
     return {};
   }
 
-  /// Adds a range that holds a value, with the same error, and gives access to the value: a pointer
-  /// that is never null. O(log n).
+  /// Adds a range that holds a value. `overlap`, naming the lowest range in the way, when any part
+  /// of it is in the tree. Returns a pointer to the stored value, never null. O(log n).
   [[nodiscard]] Result<T*> insert(Range range, T&& value) {
     return insert_entry(range, std::addressof(value));
   }
@@ -173,8 +173,8 @@ class IntervalTree {
     return place;
   }
 
-  /// Allocates a range that holds the value, in one step, and gives access to the value. Same
-  /// errors and cost.
+  /// Allocates a range that holds `value`, in one step, and gives access to the stored value.
+  /// Errors and cost: as allocate() without a value.
   [[nodiscard]] Result<ValuedRange<T>> allocate(const Constraint& constraint, T&& value) {
     typename Tree::Path at;
     const Range place = VMSPACE_TRY(find_place(constraint, "IntervalTree::allocate", at));
@@ -196,8 +196,8 @@ class IntervalTree {
     return range;
   }
 
-  /// Allocates exactly this range, which holds the value, in one step, and gives access to the
-  /// value. Same errors and cost.
+  /// Allocates exactly this range, which holds `value`, in one step, and gives access to the stored
+  /// value. Errors and cost: as allocate_at() without a value.
   [[nodiscard]] Result<ValuedRange<T>> allocate_at(Range range, T&& value) {
     typename Tree::Path at;
     if (!locate_free(range, at)) return failure("IntervalTree::allocate_at").not_free(range);

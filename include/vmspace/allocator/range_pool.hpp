@@ -47,9 +47,9 @@ struct RangePoolState {
 
 /// Holds a range of a RangePool, and returns it when it is destroyed.
 ///
-/// Returning a range waits at most for a call on the pool that is running; it never allocates and
-/// never fails. A lease may be moved to, and destroyed on, any thread, also when all handles of its
-/// pool are gone. One that was released or moved from holds nothing; it may be assigned to.
+/// Returning a range waits at most for a running call on the pool; it never allocates and never
+/// fails. A lease may be moved to, and destroyed on, any thread, also when all handles of its pool
+/// are gone. One that was released or moved from holds nothing; it may be assigned to.
 ///
 /// Threads: const calls may run at the same time; any other call excludes all others on this lease.
 class [[nodiscard]] Lease {
@@ -89,7 +89,7 @@ class [[nodiscard]] Lease {
       return fail({.code = Errc::bad_state,
                    .operation = "Lease::release",
                    .first = detail::operand(range_),
-                   .reason = "the lease no longer holds it"});
+                   .reason = "the lease was already released or moved from"});
     }
     give_back();
     return {};
@@ -199,7 +199,7 @@ class RangePool {
     return holders;
   }
 
-  /// A copy of the pool's ranges as they are now, free and held, to look at at leisure: stats(),
+  /// A copy of the pool's ranges as they are now, free and held, for inspection: stats(),
   /// free_ranges(), who holds an address. O(n).
   [[nodiscard]] IntervalTree<std::string> snapshot() const {
     const std::lock_guard lock(state_->mutex);
@@ -216,7 +216,8 @@ class RangePool {
     }
     for (const auto& entry : state_->tree) {
       if (entry.state == NodeState::allocated) {
-        return fail(named({.code = Errc::corrupt, .reason = "a held range has a tag"}, operation));
+        return fail(
+            named({.code = Errc::corrupt, .reason = "a held range must have a tag"}, operation));
       }
     }
     return {};

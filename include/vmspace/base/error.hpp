@@ -26,7 +26,7 @@ enum class Errc : int {
   invalid_range = 1,  ///< inverted bounds, or a range that can't be represented
   zero_size,          ///< a size of 0 where at least 1 is needed
   overflow,           ///< base + size passes 2^64
-  bad_alignment,      ///< an alignment that is not a power of two
+  bad_alignment,      ///< an alignment that is not a power of two, or too small
   misaligned,         ///< an address or size that is not a multiple of what is needed
   overlap,            ///< meets something that is there already
   no_space,           ///< nothing free satisfies the request
@@ -137,20 +137,20 @@ constexpr ErrcPhrase phrase(Errc code) noexcept {
   switch (code) {
     case Errc::invalid_range: return {"invalid range:", "for"};
     case Errc::zero_size: return {"size is zero:", "at"};
-    case Errc::overflow: return {"passes the end of 64 bits:", "plus"};
-    case Errc::bad_alignment: return {"alignment is not a power of two:", "for"};
+    case Errc::overflow: return {"overflow:", "plus"};
+    case Errc::bad_alignment: return {"invalid alignment:", "for"};
     case Errc::misaligned: return {"misaligned:", "is not a multiple of"};
     case Errc::overlap: return {"", "overlaps"};
     case Errc::no_space: return {"no space for", "in", "the largest free piece is"};
     case Errc::not_found: return {"not found:", "in"};
-    case Errc::bad_state: return {"wrong state:", "because of"};
+    case Errc::bad_state: return {"wrong state:", "conflicts with"};
     case Errc::out_of_bounds: return {"out of bounds:", "is not within"};
     case Errc::access_denied: return {"access denied:", "in"};
     case Errc::invalid_argument: return {"invalid argument:", "for"};
-    case Errc::limit_exceeded: return {"limit exceeded:", "above"};
-    case Errc::would_deadlock: return {"would wait for itself:", "for"};
+    case Errc::limit_exceeded: return {"limit exceeded:", "exceeds"};
+    case Errc::would_deadlock: return {"would deadlock:", "for"};
     case Errc::timed_out: return {"timed out:", "after"};
-    case Errc::corrupt: return {"corrupt data:", "instead of"};
+    case Errc::corrupt: return {"corrupt data:", "against"};
     case Errc::unsupported: return {"unsupported:", "for"};
     case Errc::os: return {"failed:", "at"};
   }

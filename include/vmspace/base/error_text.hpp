@@ -91,7 +91,7 @@ constexpr void put_unit(std::string_view text, const TextUnit& unit, Put put) {
 /// A value of fixed size, trivially copyable. Texts are copied in a form that can be printed:
 /// control characters, quotes, characters that reorder text and bytes that are not UTF-8 become
 /// `\xNN`. What is too long loses its middle, which is marked with `...`, so that the end of a path
-/// is always there; no character is cut.
+/// is always there; no character is split.
 class ErrorText {
  public:
   /// How many bytes both texts have together, once they can be printed.

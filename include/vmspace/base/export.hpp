@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the shared library shows of itself.
+// Which symbols the shared library exports.
 //
 // The library is compiled with hidden symbols. What its users call, and the headers on their behalf,
 // is marked VMSPACE_EXPORT where it is declared: a class with members in a source file, and a
@@ -9,9 +9,8 @@
 
 #pragma once
 
-// CMake and pkg-config define VMSPACE_STATIC where the library is static: what is linked into a
-// program or a plug-in stays its own affair. Without the definition all that happens is that a
-// plug-in shows more than it has to.
+// CMake and pkg-config define VMSPACE_STATIC where the library is static, so that a program or
+// plug-in does not re-export it. Without the definition it merely exports more than it needs to.
 #ifdef VMSPACE_STATIC
 #define VMSPACE_EXPORT
 #else

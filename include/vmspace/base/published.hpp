@@ -91,16 +91,15 @@ struct PublishedState {
   PublishedState(const PublishedState&) = delete;
   PublishedState& operator=(const PublishedState&) = delete;
 
-  // On a line of its own: all that a reader touches while nothing changes. Its address stands for
-  // the generation: one that is held is not given to another value. Only who holds it looks inside.
+  // On a line of its own: all that a reader touches while nothing changes. Its address identifies
+  // the generation, as that of a held value is not reused; only holders use it.
   alignas(cache_line) std::atomic<const Value*> current;
   std::atomic<std::uint64_t> generation{1};
 
   alignas(cache_line) std::mutex writing;
-  /// The thread that holds `writing`, or none. Of no other thread, and of no thread once it has
-  /// ended, so that an identity which the system gives out again is no danger. The system's
-  /// identity and not the address of a thread_local variable, of which every shared object that
-  /// hides its symbols has one of its own.
+  /// The thread that holds `writing`, or none: only that thread ever sees its own identity here, so
+  /// a reused id does no harm. std::thread::id rather than the address of a thread_local, because
+  /// each shared object with hidden symbols has its own copy of one.
   std::atomic<std::thread::id> writer{};
 
   std::mutex guard;
@@ -176,7 +175,7 @@ struct PublishedState {
     return holder;
   }
 
-  /// `holder` lets go, and is no more. May destroy all of this, if there is no other.
+  /// Releases what `holder` holds and removes it. May destroy all of this, if there is no other.
   [[gnu::noinline]] static void remove_holder(HolderRef holder) noexcept {
     const std::shared_ptr<PublishedState> self = std::move(holder->owner);
     std::list<Holder> gone;  // freed after the lock
@@ -186,8 +185,8 @@ struct PublishedState {
   }
 
   /// With `guard` held by `lock`, which is given up while destructors run: destroys what was handed
-  /// back of generations below `end`. So a thread that collects below what is current as it begins
-  /// comes to an end, however many values others publish meanwhile. Returns how many it destroyed.
+  /// back of generations below `end`. A thread that collects only what was old when it began
+  /// therefore finishes, however many values others publish meanwhile. Returns how many.
   std::size_t collect(std::unique_lock<std::mutex>& lock, std::uint64_t end) {
     std::size_t count = 0;
     Generations gone;  // freed while the lock is given up, but for the last
@@ -228,7 +227,7 @@ struct PublishedState {
     existing.splice(existing.end(), entry);
     // Sequentially consistent, as the store and the load of park(): see there.
     current.store(&values.back(), std::memory_order_seq_cst);
-    // After what it counts: who sees the generation finds the value.
+    // After what it counts: a thread that sees the generation also sees the value.
     generation.store(values.back().generation, std::memory_order_release);
     if (before->holders == 0) hand_back(before);
     for (Holder& holder : holders) {
@@ -299,9 +298,10 @@ class Published {
   /// for. Errors: `timed_out` naming the generation of a value that is still held, or none when the
   /// last of them is just being destroyed; `would_deadlock` when called from inside an edit.
   ///
-  /// A thread that waits for its own Reader, or for a snapshot of its own, waits in vain and times
-  /// out: park the one and reset the other first. So does a destructor of T. References kept beyond
-  /// the life of the Reader or snapshot that gave them are a bug that this call can't detect.
+  /// A thread that waits for its own Reader, or for its own snapshot, times out: park the Reader
+  /// and reset the snapshot first. The same goes for a destructor of T that waits. References kept
+  /// beyond the life of the Reader or snapshot that gave them are a bug that this call can't
+  /// detect.
   [[nodiscard]] Result<void> wait_released(std::chrono::nanoseconds timeout) const;
 
   /// Destroys the old values that were handed back since the last call of a writer, and says how
@@ -396,7 +396,7 @@ std::invoke_result_t<Edit, T&> Published<T>::update(Edit&& edit, const char* ope
   if (state.is_writer()) {
     return fail({.code = Errc::would_deadlock,
                  .operation = operation,
-                 .reason = "called from inside an edit of the same value"});
+                 .reason = "must not be called from inside an edit of the same value"});
   }
   const typename State::Collector collector{state};  // runs after the locks are gone
   std::list<typename State::Value> draft;
@@ -426,7 +426,7 @@ Result<void> Published<T>::wait_released(std::chrono::nanoseconds timeout) const
     return fail({.code = Errc::would_deadlock,
                  .operation = operation,
                  .first = Operand::number(generation()),
-                 .reason = "called from inside an edit of the same value"});
+                 .reason = "must not be called from inside an edit of the same value"});
   }
   const auto now = Clock::now();
   const auto deadline =
@@ -444,7 +444,7 @@ Result<void> Published<T>::wait_released(std::chrono::nanoseconds timeout) const
     return fail({.code = Errc::timed_out,
                  .operation = operation,
                  .first = Operand::number(oldest),
-                 .reason = "that generation is still held"});
+                 .reason = "a Reader or a snapshot still holds this generation"});
   }
   return fail({.code = Errc::timed_out,
                .operation = operation,

@@ -46,10 +46,10 @@ template <typename R>
 }  // namespace vmspace::detail
 
 /// The value of an expression of type Result<T>; or its error, returned from the calling function,
-/// which gives a Result of any type. Of a Result<void> it is void. The value is a T, never a
-/// reference, so that nothing dangles: moved out of a temporary or of `std::move(result)`, copied
-/// from a variable. Works without exceptions and RTTI, and in constexpr functions: a value is a
-/// constant expression, an error is none, because compilers refuse the early return there.
+/// which gives a Result of any type. For a Result<void> the expression is void. The value is a T,
+/// never a reference, so that nothing dangles: moved out of a temporary or of `std::move(result)`,
+/// copied from a variable. Works without exceptions and RTTI, and in constexpr functions: a value
+/// is a constant expression, an error is not, because compilers refuse the early return there.
 #define VMSPACE_TRY(...) \
   VMSPACE_DETAIL_TRY(VMSPACE_DETAIL_JOIN(vmspace_result_, __COUNTER__), , __VA_ARGS__)
 

@@ -33,11 +33,12 @@ struct E820Entry {
 };
 
 /// The table of a space, sorted, without overlaps, neighbours of one type merged. RAM regions are
-/// `ram`, but for those marked hotplug: a guest takes what is listed here as there for good, and
-/// learns of the others from ACPI. `reserved` are: firmware regions, platform apertures, holes of
-/// the kind reserved, and from 0x9'FC00 to 1 MiB what a PC keeps below it (the extended BIOS data
-/// area, video memory, ROMs). Where both meet, it is reserved. Nothing is listed above the layout's
-/// phys_max(), or above 2^52-1, the last address of any PC. O(n log n).
+/// `ram`, but for those marked hotplug: a guest assumes that what is listed here stays, and learns
+/// of the others from ACPI. `reserved` are: firmware regions, platform apertures, holes of the kind
+/// reserved, and from 0x9'FC00 to 1 MiB what a PC keeps below it (the extended BIOS data area,
+/// video memory, ROMs). Where both meet, it is reserved. Nothing is listed above the layout's
+/// phys_max(), or above 2^52-1, the last address of any PC. O(n log n). Threads: any, while `space`
+/// does not change.
 [[nodiscard]] VMSPACE_EXPORT std::vector<E820Entry> e820(const AddressSpaceBase& space);
 
 /// The table of a plan, before there are regions. The pieces lie in the layout, as plan_ram() of it

@@ -42,8 +42,8 @@ class VMSPACE_EXPORT HostArena {
   ~HostArena() = default;
 
   /// Reserves addresses. Errors: `zero_size`; `misaligned` unless size and guest_base are multiples
-  /// of the page size; `bad_alignment` unless align is 0 or a power of two; `limit_exceeded` for more
-  /// than any address space has; `os`: ENOMEM where this one has too little room left. One system
+  /// of the page size; `bad_alignment` unless align is 0 or a power of two; `limit_exceeded` for a
+  /// size or an alignment above 2^62; `os`: ENOMEM when this process has no room for it. One system
   /// call.
   [[nodiscard]] static Result<HostArena> reserve(const ArenaOptions& options);
 

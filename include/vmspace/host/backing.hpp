@@ -56,12 +56,12 @@ class VMSPACE_EXPORT Backing {
   /// Errors: `zero_size`; `limit_exceeded` when offset + size exceeds 2^63-1, the largest file
   /// size; `invalid_argument` for source `none`, for a file that is not a regular file, for a path
   /// that is not in a hugetlbfs, for a page size that the backing does not have, and for a source,
-  /// sharing or protection that is no known value; `bad_alignment` for a page size that is not a
-  /// power of two; `misaligned` unless size and offset are multiples of the page size;
-  /// `out_of_bounds` for a file that ends before offset + size; `access_denied` for a descriptor
-  /// that is not open for reading, or, where a shared file is to be written by the guest, not open
-  /// for writing or sealed against it; `unsupported` where the kernel has no pool of this page
-  /// size; `os`. The error's text has the path. A few system calls.
+  /// sharing or protection that is unknown; `bad_alignment` for a page size that is not a power of
+  /// two; `misaligned` unless size and offset are multiples of the page size; `out_of_bounds` for a
+  /// file that ends before offset + size; `access_denied` for a descriptor that is not open for
+  /// reading, or, where a shared file is to be written by the guest, not open for writing or sealed
+  /// against it; `unsupported` where the kernel has no pool of this page size; `os`. The error's
+  /// text has the path. A few system calls.
   [[nodiscard]] static Result<Backing> open(const BackingSpec& spec, std::uint64_t size,
                                             Protection protection = Protection::read_write);
 
@@ -85,11 +85,12 @@ class VMSPACE_EXPORT Backing {
   /// Whether a mapping may write: always, except to a shared file that is open for reading only or
   /// is sealed against writing.
   [[nodiscard]] bool is_writable() const noexcept { return state_->writable; }
-  /// Whether somebody else can remove pages while it is mapped, which is SIGBUS for whoever touches
-  /// them then: a file that is not sealed against shrinking can be truncated, and huge pages can be
-  /// punched out of one that is not sealed against writing as well (F_SEAL_SHRINK, F_SEAL_WRITE and
-  /// F_SEAL_FUTURE_WRITE of fcntl(2)). A hole in any other file reads as zeros. False for memory
-  /// created here, whose pages only a process that was given the descriptor could remove.
+  /// Whether another process can remove pages while they are mapped, after which touching them
+  /// raises SIGBUS: a file that is not sealed against shrinking can be truncated, and huge pages
+  /// can be punched out of one that is not sealed against writing as well (F_SEAL_SHRINK,
+  /// F_SEAL_WRITE and F_SEAL_FUTURE_WRITE of fcntl(2)). A hole in any other file reads as zeros.
+  /// False for memory created here, whose pages only a process that was given the descriptor could
+  /// remove.
   [[nodiscard]] bool can_lose_pages() const noexcept { return state_->can_lose_pages; }
   /// Whether discarding may punch holes: always in memory created here, in a file if its spec says
   /// so.

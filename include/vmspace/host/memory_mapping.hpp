@@ -4,7 +4,7 @@
 //
 // The order of calls matters: map, then bind to NUMA nodes, then advise huge pages, and only then
 // populate, because pages that exist already follow neither binding nor advice. MemoryRegion keeps
-// to this order; whoever uses a MemoryMapping directly has to do so himself.
+// to this order; code that uses a MemoryMapping directly has to keep to it too.
 
 #pragma once
 
@@ -23,7 +23,7 @@
 
 namespace vmspace {
 
-/// Whether advice took effect, where it is no error that it did not.
+/// Whether advice took effect; that it did not is not an error.
 enum class Applied : std::uint8_t {
   applied,
   not_applicable,  ///< it means nothing for this memory, or with this machine's settings
@@ -102,9 +102,9 @@ class VMSPACE_EXPORT MemoryMapping {
  public:
   /// Maps `options.size` bytes of `backing`.
   ///
-  /// Errors: `zero_size`; `limit_exceeded` for more than any address space has; `misaligned` unless
-  /// size, offset and congruent_to are multiples of the backing's page size and the place in the
-  /// arena meets the alignment; `out_of_bounds` past the end of the backing or of the arena;
+  /// Errors: `zero_size`; `limit_exceeded` for a size or an alignment above 2^62; `misaligned`
+  /// unless size, offset and congruent_to are multiples of the backing's page size and the place in
+  /// the arena meets the alignment; `out_of_bounds` past the end of the backing or of the arena;
   /// `overlap` with a part of the arena that is taken, naming its holder; `bad_alignment` unless
   /// align is 0 or a power of two; `invalid_argument` for unknown protection bits; `access_denied`
   /// for writing to a backing that is not writable, and where mmap(2) says so; `unsupported` for a
@@ -113,6 +113,7 @@ class VMSPACE_EXPORT MemoryMapping {
   [[nodiscard]] static Result<MemoryMapping> map(const Backing& backing,
                                                  const MappingOptions& options);
 
+  /// Moves leave `other` closed. A mapping that is assigned to is unmapped first.
   MemoryMapping(MemoryMapping&& other) noexcept;
   MemoryMapping& operator=(MemoryMapping&& other) noexcept;
   /// Unmaps without reporting errors. What was written stays in the page cache; close() also writes
@@ -211,7 +212,8 @@ class VMSPACE_EXPORT MemoryMapping {
   /// Writes all that was changed back to the file and waits for it (msync(2)); does nothing unless
   /// it is a shared file. Errors: `bad_state` after close(); `os`: EIO when the device failed.
   [[nodiscard]] Result<void> msync() const;
-  /// Writes what was changed in a part back to the file, likewise.
+  /// Writes the changed pages of a part back to the file and waits for it (msync(2)); does nothing
+  /// unless it is a shared file. Errors: `os`: EIO when the device failed.
   [[nodiscard]] Result<void> msync(std::uint64_t offset, std::uint64_t size) const;
 
  private:

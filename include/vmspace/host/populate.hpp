@@ -58,8 +58,9 @@ struct PopulateRange {
 /// that any thread meets is returned, and pages allocated so far stay. The error's text is that of
 /// its range.
 ///
-/// The ranges must stay mapped meanwhile. New threads have all signals blocked; when none can be
-/// started, the calling thread does all the work. O(bytes).
+/// Threads: any; the ranges must stay mapped, and must not be discarded, meanwhile. New threads
+/// have all signals blocked; when none can be started, the calling thread does all the work.
+/// O(bytes).
 [[nodiscard]] VMSPACE_EXPORT Result<void> populate(std::span<const PopulateRange> ranges,
                                                    PopulateOptions options = {});
 

@@ -140,7 +140,7 @@ class VMSPACE_EXPORT DirtyBitmap {
     }
   }
 
-  /// The general case of mark(): several pages, writers that fence, nonsense.
+  /// The general case of mark(): several pages, writers that fence, out-of-range arguments.
   void mark_range(std::uint64_t offset, std::uint64_t size) noexcept;
 
   std::atomic<std::uintptr_t> state_;  ///< 0 is off; else the words, and fence_first

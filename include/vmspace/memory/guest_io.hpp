@@ -18,8 +18,8 @@
 namespace vmspace {
 
 /// Reads from a descriptor into the guest, with read(2), until the range is full or the file ends;
-/// gives the number of bytes. A failure after some bytes gives their number; the next call gives the
-/// error. Errors: those of every access; `os`. Any thread may call it.
+/// gives the number of bytes. A failure after some bytes gives their number; the next call gives
+/// the error. Errors: those of every access; `os`. Any thread may call it. O(bytes).
 ///
 /// What the kernel may have written beyond those bytes, up to all that it was asked for, is
 /// undefined and marked dirty: direct I/O writes whole blocks. Nothing is marked at the end of the
@@ -30,7 +30,7 @@ namespace vmspace {
 
 /// Writes the range to a descriptor, in as many write(2) as it takes; gives the number of bytes. A
 /// failure after some bytes gives their number. Errors: those of every access; `os`. Any thread may
-/// call it.
+/// call it. O(bytes).
 [[nodiscard]] VMSPACE_EXPORT Result<std::uint64_t> write_from_guest(int fd,
                                                                     const GuestMemory& memory,
                                                                     GuestRange range);

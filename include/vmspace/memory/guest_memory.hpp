@@ -64,9 +64,9 @@ class VMSPACE_EXPORT GuestMemory {
   GuestMemory& operator=(const GuestMemory&) = default;
   ~GuestMemory() = default;
 
-  /// Of these regions, in any order. If one of them tracks dirty pages, all do afterwards. Errors:
-  /// `overlap`, of addresses, or of memory (a region and one that at() made of it);
-  /// `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
+  /// Makes a map of these regions, given in any order. If one of them tracks dirty pages, all do
+  /// afterwards. Errors: `overlap`, of addresses, or of memory (a region and one that at() made of
+  /// it); `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
   /// DirtyBitmap::enable. O(n log n).
   [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<MemoryRegionPtr> regions);
 
@@ -88,51 +88,56 @@ class VMSPACE_EXPORT GuestMemory {
 
   /// This memory after the address space has changed. Regions that are described as they were stay,
   /// with what they hold. One that differs in its base only has moved, and keeps its memory
-  /// (MemoryRegion::at): so a region that is removed, and one just like it that is inserted elsewhere,
-  /// take two steps. Those that are new are mapped, as by map(); the others are let go, as by
-  /// without_region(). A region that is described anew in its place is an error, because what it
-  /// holds would be lost: let it go in a step of its own.
+  /// (MemoryRegion::at): to replace a region by an identical one elsewhere, remap twice. Those that
+  /// are new are mapped, as by map(); the others are let go, as by without_region(). A region whose
+  /// description changed in place is an error, because what it holds would be lost: remove it in a
+  /// separate step first.
   ///
   /// `options.backing` is divided among the new regions only: where regions that stay have parts of
   /// it, `backing_offset` must lie behind those.
   ///
-  /// Errors: `bad_state` for a region described anew, and for regions that are alike but for their
-  /// bases when more than one of them comes or goes; `overlap` for a part of the backing that another
+  /// Errors: `bad_state` for a region whose description changed in place, and when several regions
+  /// that differ only in their base come or go; `overlap` for a part of the backing that another
   /// region has; those of MemoryRegion::at, which `options.move` may allow; those of map(). This
   /// memory stays as it is then. O(n^2) in regions that come and go, and map() for the new ones.
   [[nodiscard]] Result<GuestMemory> remap(const AddressSpaceBase& after,
                                           const MapOptions& options = {}) const;
 
-  /// Maps plain RAM without an address space: a shared memfd for each range.
-  /// Errors: those of from_regions, AddressSpaceRegion::make and MemoryRegion::map.
+  /// Maps plain RAM without an address space: a shared memfd for each range. Errors: those of
+  /// from_regions, AddressSpaceRegion::make and MemoryRegion::map. A few system calls a range.
   [[nodiscard]] static Result<GuestMemory> create(std::span<const GuestRange> ram);
 
   /// These regions and one more. Errors: those of from_regions. O(n).
   [[nodiscard]] Result<GuestMemory> with_region(MemoryRegionPtr region) const;
-  /// These regions without the one that begins at `base`. Errors: `not_found`. O(n). The region is
-  /// unmapped when the last map, view or other holder lets go of it.
+  /// These regions without the one that begins at `base`. Errors: `not_found` when none begins
+  /// there; those of from_regions. O(n). The region is unmapped when the last map, view or other
+  /// holder lets go of it.
   [[nodiscard]] Result<GuestMemory> without_region(GuestAddress base) const;
 
-  /// Sorted by address.
+  /// The regions, sorted by address; valid while this map or a copy of it lives. O(1).
   [[nodiscard]] std::span<const MemoryRegionPtr> regions() const noexcept;
   /// The region that holds `address`; null when none does. O(log n); a reference is taken.
   [[nodiscard]] MemoryRegionPtr find_region(GuestAddress address) const;
-  /// Whether every byte of the range can be accessed; an empty range always.
+  /// Whether every byte of the range can be accessed; an empty range always. O(regions crossed).
   [[nodiscard]] bool contains(GuestRange range, Access access = Access::read) const noexcept;
-  /// As contains(), with the error of every access that says why not.
+  /// Checks that every byte of the range can be accessed. Errors: those of every access. O(regions
+  /// crossed).
   [[nodiscard]] Result<void> check(GuestRange range, Access access) const;
-  /// The bytes of all regions together.
+  /// The bytes of all regions together. O(n).
   [[nodiscard]] std::uint64_t total_size() const noexcept;
-  /// The highest address of any region, inclusive; nothing when there are no regions.
+  /// The highest address of any region, inclusive; nothing when there are no regions. O(1).
   [[nodiscard]] std::optional<GuestAddress> last_addr() const noexcept;
 
   /// Where the range lies in this process, contiguous and writable. After a write through the
-  /// pointer call mark_dirty(), and keep this map for as long as the pointer is used. Errors:
-  /// those of every access; `zero_size`; `out_of_bounds` also for a range that crosses regions.
+  /// pointer call mark_dirty(), and keep this map for as long as the pointer is used. Errors: those
+  /// of every access; `zero_size`; `out_of_bounds` also for a range that crosses regions. O(1).
   [[nodiscard]] Result<std::byte*> host_address(GuestRange range) const;
-  /// As host_address(), for reading: also of read-only regions.
+  /// Where the range lies in this process, contiguous, for reading only: also in read-only regions.
+  /// Errors: those of host_address(), for reading. O(1).
   [[nodiscard]] Result<const std::byte*> const_host_address(GuestRange range) const;
-  /// Records a write that was made through such a pointer, after the write; see dirty_tracking.hpp.
+  /// Records a write that was made through a pointer of host_address(), after the write; see
+  /// dirty_tracking.hpp. Errors: those of every access. O(pages) while tracking is on, else
+  /// O(regions crossed).
   [[nodiscard]] Result<void> mark_dirty(GuestRange range) const;
   /// The guest address of a byte of this process; nothing when it lies in no region. O(log n).
   [[nodiscard]] std::optional<GuestAddress> guest_address(const void* host) const noexcept;
@@ -196,7 +201,7 @@ class VMSPACE_EXPORT GuestMemory {
   // the address is a multiple of the size. A memory order that the operation does not support is
   // taken as seq_cst, the strongest.
 
-  /// Reads the integer in one access.
+  /// Reads the integer in one access. Errors: `misaligned`; those of every access. O(1).
   template <GuestInteger T>
   [[nodiscard]] Result<T> load(GuestAddress address, std::memory_order order) const {
     const auto* entry = translator_.find(address.value(), sizeof(T));
@@ -212,7 +217,8 @@ class VMSPACE_EXPORT GuestMemory {
     }
   }
 
-  /// Writes the integer in one access, then marks its page.
+  /// Writes the integer in one access, then marks its page. Errors: `misaligned`; those of every
+  /// access. O(1).
   template <GuestInteger T>
   [[nodiscard]] Result<void> store(GuestAddress address, T value, std::memory_order order) const {
     const auto* entry = writable_integer<T>(address);
@@ -230,7 +236,8 @@ class VMSPACE_EXPORT GuestMemory {
   }
 
   /// Stores `desired` if the integer equals `expected`, in one step; gives what was there before,
-  /// so it was stored if that equals `expected`. seq_cst.
+  /// so it was stored if that equals `expected`. seq_cst. Errors: `misaligned`; those of every
+  /// access. O(1).
   template <GuestInteger T>
   [[nodiscard]] Result<T> compare_exchange(GuestAddress address, T expected, T desired) const {
     const auto* entry = writable_integer<T>(address);
@@ -245,7 +252,8 @@ class VMSPACE_EXPORT GuestMemory {
     return expected;  // overwritten with what was there when it was not equal
   }
 
-  /// Sets bits in one step; gives the integer as it was before. seq_cst.
+  /// Sets bits in one step; gives the integer as it was before. seq_cst. Errors: `misaligned`;
+  /// those of every access. O(1).
   template <GuestInteger T>
   [[nodiscard]] Result<T> fetch_or(GuestAddress address, T bits) const {
     const auto* entry = writable_integer<T>(address);
@@ -286,20 +294,25 @@ class VMSPACE_EXPORT GuestMemory {
   [[nodiscard]] Result<std::size_t> write_some(GuestAddress address,
                                                std::span<const std::byte> from) const;
 
-  /// Sets every byte of the range.
+  /// Sets every byte of the range, or none. Errors: those of every access. O(bytes).
   [[nodiscard]] Result<void> fill(GuestRange range, std::byte value) const;
-  /// Copies the range `from` to the address `to`; they may overlap, as with memmove. Both are checked
-  /// first.
+  /// Copies the range `from` to the address `to`; they may overlap, as with memmove. Both are
+  /// checked first. Errors: those of every access. O(bytes).
   [[nodiscard]] Result<void> copy(GuestAddress to, GuestRange from) const;
 
   /// The text from `address` to its terminating 0, without it. Errors: `limit_exceeded` when there
-  /// is no 0 among `limit` bytes; those of every access when the memory ends before a 0.
+  /// is no 0 among `limit` bytes; those of every access when the memory ends before a 0. O(bytes);
+  /// allocates.
   [[nodiscard]] Result<std::string> read_string(GuestAddress address, std::size_t limit) const;
 
   // Views, which hold this map. One atomic increment each.
 
-  /// Errors: as host_address(); an empty range gives an empty view.
+  /// The range as bytes to read, kept mapped by the view. Errors: as const_host_address(), but an
+  /// empty range gives an empty view. O(1).
   [[nodiscard]] Result<GuestView> view(GuestRange range) const;
+  /// The range as bytes to read and write, marked dirty when the view ends. Errors: as
+  /// host_address(), but an empty range gives an empty view. O(1), and at the end O(pages) while
+  /// tracking is on.
   [[nodiscard]] Result<MutableGuestView> mutable_view(GuestRange range) const;
   /// A list of pieces for readv(2), which writes to the guest (Access::write), or writev(2): one a
   /// region, so fewer than IOV_MAX. Errors: those of every access; an empty range gives none.

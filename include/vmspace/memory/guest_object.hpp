@@ -10,10 +10,10 @@
 // Writing. The guest reads every byte, so every byte must be part of the value. Padding holds what
 // the stack held before, which may be a secret of the host.
 //
-// Both can be asked of a whole structure without reflection: in a constant expression, std::bit_cast
-// makes no object that has a pointer, a reference or a union anywhere inside, and gives no byte that
-// is padding ([bit.cast]). A bool made of all ones is no constant, or does not come back as all
-// ones.
+// Both can be asked of a whole structure without reflection: in a constant expression,
+// std::bit_cast makes no object that has a pointer, a reference or a union anywhere inside, and
+// gives no byte that is padding ([bit.cast]). A bool made from all ones is not a constant
+// expression, or does not come back as all ones.
 //
 // What that can't see, and the author of a structure has to avoid, is in its members: enumerations
 // without a fixed underlying type, and classes that keep a promise about numbers; with g++, a bool
@@ -67,14 +67,14 @@ constexpr auto pattern_for() {
   return bytes;
 }
 
-/// No constant expression for what has pointers, references or unions inside.
+/// Not a constant expression for a T that contains pointers, references or unions.
 template <typename T>
 constexpr bool is_made_of_bytes() {
   static_cast<void>(std::bit_cast<T>(pattern_for<T>()));
   return true;
 }
 
-/// Whether the bytes come back; no constant expression where one of them is padding.
+/// Whether the bytes come back; not a constant expression where one of them is padding.
 template <typename T>
 constexpr bool gives_bytes_back() {
   constexpr auto bytes = pattern_for<T>();
@@ -118,8 +118,8 @@ concept JudgedReadable = every_pattern_is_valid<T> ||
 }  // namespace detail
 
 /// What can be read from guest memory as it lies there: numbers, enumerations with a fixed
-/// underlying type, std::array and structures of these, and the types of which
-/// every_pattern_is_valid. Not bool, pointers and what has them inside.
+/// underlying type, std::array and structures of these, and types for which every_pattern_is_valid
+/// is specialised. Not bool, pointers, or anything that contains them.
 template <typename T>
 concept GuestObject = std::semiregular<T> && std::is_trivially_copyable_v<T> &&
     detail::JudgedReadable<typename detail::Judged<T>::Type>;

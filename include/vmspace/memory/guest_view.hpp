@@ -26,10 +26,12 @@
 
 namespace vmspace {
 
-/// Bytes of guest memory to read. A handle: copies share the map. Safe to read from any thread.
+/// Bytes of guest memory to read. A handle: copies share the map. Threads: used by one thread at a
+/// time; its bytes may be read from any.
 class GuestView {
  public:
-  /// Contiguous, and mapped for as long as the view lives; null when it is empty.
+  /// The first byte; all size() bytes are contiguous and stay mapped while the view lives. Null
+  /// when empty.
   [[nodiscard]] const std::byte* data() const noexcept { return bytes_.data(); }
   [[nodiscard]] std::size_t size() const noexcept { return bytes_.size(); }
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
@@ -55,7 +57,7 @@ struct DirtyPart {
 }  // namespace detail
 
 /// Bytes of guest memory to write, marked dirty when the view ends (or earlier, by mark()). Moves,
-/// never copies; one thread ends it.
+/// never copies. Threads: used by one thread at a time.
 class MutableGuestView {
  public:
   MutableGuestView(MutableGuestView&& other) noexcept
@@ -71,7 +73,8 @@ class MutableGuestView {
   }
   ~MutableGuestView() { mark(); }
 
-  /// Contiguous, and mapped for as long as the view lives; null when it is empty.
+  /// The first byte; all size() bytes are contiguous and stay mapped while the view lives. Null
+  /// when empty.
   [[nodiscard]] std::byte* data() const noexcept { return bytes_.data(); }
   [[nodiscard]] std::size_t size() const noexcept { return bytes_.size(); }
   [[nodiscard]] std::span<std::byte> bytes() const noexcept { return bytes_; }
@@ -93,7 +96,7 @@ class MutableGuestView {
 };
 
 /// A range of guest memory as iovecs, one for each region that it crosses. Those for writing are
-/// marked dirty when the object ends. Moves, never copies; one thread ends it.
+/// marked dirty when the object ends. Moves, never copies. Threads: used by one thread at a time.
 class GuestIovecs {
  public:
   GuestIovecs(GuestIovecs&&) noexcept = default;

@@ -95,11 +95,12 @@ class VMSPACE_EXPORT MemoryRegion {
   ///
   /// The region holds on to `description`, the object that an AddressSpaceBase holds as well.
   ///
-  /// Errors: `invalid_argument` for a null pointer, and for a region that asks for pages of another
-  /// size than `options.backing` has; those of Backing::open, MemoryMapping::map (`out_of_bounds`
-  /// also for a region that is not inside the arena), bind_to_nodes, use_hugepages and populate.
-  /// Nothing is left of the region then, and the error's text names the region, its guest range and
-  /// its file. A few system calls, and the cost of populate where the region asks for it.
+  /// Errors: `invalid_argument` for a null pointer, for a numa_mode or populate.access that is not
+  /// a named value, needed or not, and for a region that asks for pages of another size than
+  /// `options.backing` has; those of Backing::open, MemoryMapping::map (`out_of_bounds` also for a
+  /// region that is not inside the arena), bind_to_nodes, use_hugepages and populate. Nothing is
+  /// left of the region then, and the error's text names the region, its guest range and its file.
+  /// A few system calls, and the cost of populate where the region asks for it.
   [[nodiscard]] static Result<MemoryRegionPtr> map(AddressSpaceRegionPtr description,
                                                    const MapOptions& options = {});
   /// Maps memory for which no address space has a description. Errors also: those of
@@ -118,8 +119,8 @@ class VMSPACE_EXPORT MemoryRegion {
                                                     Applied huge_pages = Applied::not_applicable);
 
   /// This region moved to another guest address: a new region that shares its memory, which stays
-  /// where it is on the host. While it tracks dirty pages, all of it counts as written, since whoever
-  /// copies the guest has it at its old address.
+  /// where it is on the host. While it tracks dirty pages, all of it counts as written, since a
+  /// copy of the guest has it at its old address.
   ///
   /// Errors: `bad_state` in an arena, where each region lies at the place of its guest address;
   /// `misaligned` for a move after which guest and host address no longer agree modulo the size of a
@@ -128,8 +129,8 @@ class VMSPACE_EXPORT MemoryRegion {
   /// AddressSpaceRegion::make. Allocates; maps nothing.
   [[nodiscard]] Result<MemoryRegionPtr> at(GuestAddress base,
                                            const MoveOptions& options = {}) const;
-  /// Moves it to where `moved` says, which is its description but for the base, as
-  /// AddressSpace::move_region gives it; the new region holds on to that. Errors also:
+  /// Moves the region to the base of `moved`, which must otherwise equal its description, as
+  /// AddressSpace::move_region returns it; the new region holds on to `moved`. Errors also:
   /// `invalid_argument` for a null pointer, or a description that differs in more than its base.
   [[nodiscard]] Result<MemoryRegionPtr> at(AddressSpaceRegionPtr moved,
                                            const MoveOptions& options = {}) const;

@@ -29,17 +29,18 @@ struct RegionDescriptor {
   friend bool operator==(const RegionDescriptor&, const RegionDescriptor&) = default;
 };
 
-/// The regions of `memory`, sorted by address. The descriptors are valid for as long as it is. The
-/// other process can do what they are open for: a memfd can be written, whatever `protection` says
-/// of the guest.
+/// The regions of `memory`, sorted by address. The descriptors are valid for as long as it is.
+/// Threads: any. The other process can do what they are open for: a memfd can be written, whatever
+/// `protection` says of the guest.
 ///
 /// Errors: `unsupported` for a region that can't be shared: anonymous memory, or a private mapping.
+/// O(n).
 [[nodiscard]] VMSPACE_EXPORT Result<std::vector<RegionDescriptor>> describe_regions(
     const GuestMemory& memory);
 
-/// What to do with memory whose owner can still take pages out of it (Backing::can_lose_pages), by
+/// What to do with memory whose owner can still remove pages from it (Backing::can_lose_pages), by
 /// truncating a file that is not sealed against that, or by punching huge pages out of a hugetlb
-/// file. A process that then touches what is gone gets SIGBUS: this one, not the owner.
+/// file. Touching a removed page raises SIGBUS in this process, not in the owner's.
 ///
 /// This library's own memfds of small pages are sealed, and so are those of QEMU's
 /// memory-backend-memfd. QEMU's memory-backend-file, in /dev/shm or hugetlbfs, and DPDK's files and
@@ -51,7 +52,8 @@ enum class Unsealed : std::uint8_t {
 
 /// Maps what another process described, trusting none of it. The descriptors are duplicated; the
 /// caller closes its own. Errors, each naming the region: `access_denied` for memory that can lose
-/// pages, unless that is accepted; `invalid_argument` for unknown protection bits; those of
+/// pages, unless that is accepted; `invalid_argument` for unknown protection bits, and for an
+/// `unsealed` that is not a named value; `limit_exceeded` above GuestMemory::max_regions; those of
 /// Backing::open (a file shorter than described is `out_of_bounds`), AddressSpaceRegion::make,
 /// MemoryRegion::map and GuestMemory::from_regions; nothing stays mapped then. A few system calls a
 /// region.

@@ -8,7 +8,7 @@
 //   0       8     magic: "vmspSNAP"
 //   8       4     version: 1
 //   12      4     number of regions, at most 512
-//   16      8     size of the file: less means that it was cut off
+//   16      8     size of the file: less means that it was truncated
 //   24      8     checksum: FNV-1a, 64 bits, over the header with this field as 0, and the table
 //   32      32    reserved, 0
 //
@@ -79,15 +79,16 @@ struct SnapshotRegion {
 /// memory of this guest or another one of this process, such as what map_snapshot() made of the
 /// file; `access_denied` for a region that may not be read; `limit_exceeded` where the snapshot
 /// would be larger than the largest file: after these the file is as it was. `out_of_bounds` for
-/// memory whose own file was cut off; `os` (ENOSPC, EIO, ...): after these the file is no snapshot.
+/// memory whose own file was truncated; `os` (ENOSPC, EIO, ...): after these the file is not a
+/// snapshot.
 ///
 /// Does not flush to the disk: call fsync(2) where that matters. O(bytes that may not be 0).
 [[nodiscard]] VMSPACE_EXPORT Result<std::uint64_t> save_snapshot(const GuestMemory& memory, int fd,
                                                                  const SaveOptions& options = {});
 
 /// Reads and checks header and table, as every restore does first. Errors: `invalid_argument` for a
-/// file that is not a regular one; `corrupt` for one that is not a snapshot, is cut off, fails its
-/// checksum or contradicts itself; `unsupported` for a newer version; `os`. A few system calls.
+/// file that is not a regular one; `corrupt` for one that is not a snapshot, is truncated, fails
+/// its checksum or contradicts itself; `unsupported` for a newer version; `os`. A few system calls.
 [[nodiscard]] VMSPACE_EXPORT Result<std::vector<SnapshotRegion>> inspect_snapshot(int fd);
 
 /// Copies the snapshot into memory whose regions have equal places and sizes, whatever backing it
@@ -95,9 +96,9 @@ struct SnapshotRegion {
 ///
 /// Errors: those of inspect_snapshot(); `invalid_argument` for another layout; `access_denied` for
 /// a region that may not be read, or that may not be written and differs from the snapshot: after
-/// these nothing has changed. `os` or `corrupt` for a file that can't be read or is cut off
-/// meanwhile, `out_of_bounds` for memory whose own file was cut off, `os` with EFAULT where no page
-/// could be allocated: after these part of the memory has changed.
+/// these nothing has changed. `os` or `corrupt` for a file that can't be read or is truncated
+/// meanwhile, `out_of_bounds` for memory whose own file was truncated, `os` with EFAULT where no
+/// page could be allocated: after these part of the memory has changed.
 ///
 /// O(bytes stored, and bytes of the guest that may not be 0).
 [[nodiscard]] VMSPACE_EXPORT Result<void> restore_snapshot(const GuestMemory& memory, int fd,

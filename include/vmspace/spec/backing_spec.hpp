@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the memory of a region is to be made from, as data. Nothing is opened or mapped here: that
-// is the host layer's (Backing, MemoryMapping).
+// What the memory of a region is to be made of, as data. Nothing is opened or mapped here: that is
+// the host layer's (Backing, MemoryMapping).
 
 #pragma once
 
@@ -63,7 +63,7 @@ struct VMSPACE_EXPORT BackingSpec {
 };
 
 /// The source with this name (`shmem`, `hugeshmem`, `anon`, `hugeanon`, `hugetlbfs`, `file`,
-/// `none`). Errors: `invalid_argument` for any other text, which the error quotes.
+/// `none`). Errors: `invalid_argument` for any other text, which the error quotes. O(1).
 [[nodiscard]] VMSPACE_EXPORT Result<MemorySource> parse_memory_source(std::string_view name);
 
 /// The name of a source, as parse_memory_source() reads it; `unknown` for any other value.

@@ -49,8 +49,8 @@ inline std::string region_text(const RegionOptions& options, const std::string& 
 
 }  // namespace detail
 
-/// As of the region, but with base and size, which need not be valid:
-/// `ram device 0xc0000000+0x4000 none`.
+/// Like the text of a region, but with base and size, which need not be valid: `ram device
+/// 0xc0000000+0x4000 none`.
 [[nodiscard]] inline std::string to_text(const RegionOptions& options) {
   return detail::region_text(options, detail::base_and_size(options.base.value(), options.size));
 }
@@ -110,7 +110,7 @@ std::string layout_text(const std::optional<Range>& ram, std::uint64_t phys_max,
   return detail::layout_text(options.ram, options.phys_max, options.apertures, options.holes);
 }
 
-/// As of its options.
+/// Like the text of LayoutOptions.
 [[nodiscard]] inline std::string to_text(const AddressSpaceLayout& layout) {
   return detail::layout_text(layout.ram_range(), layout.phys_max(), layout.apertures(),
                              layout.holes());

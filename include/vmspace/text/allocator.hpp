@@ -55,7 +55,7 @@ namespace vmspace {
       detail::hex(stats.taken_amount), " taken)");
 }
 
-/// `[0x100-0x1ff] valued nic0`; the value as of a Result.
+/// `[0x100-0x1ff] valued nic0`; the value as in a Result's text.
 template <typename T, typename Print = detail::PrintPlain>
 [[nodiscard]] std::string to_text(const IntervalEntry<T>& entry, const Print& print = {}) {
   std::string text = detail::concat(to_text(entry.range), " ", to_text(entry.state));
@@ -102,7 +102,7 @@ template <typename T, typename Print = detail::PrintPlain>
   return to_text(RangeHolder{lease.range(), lease.tag()});
 }
 
-/// The name, then the ranges as of a tree: `mmio: [0x100-0x1ff] nic0 | free 0x300`.
+/// The name, then the ranges as in a tree's text: `mmio: [0x100-0x1ff] nic0 | free 0x300`.
 [[nodiscard]] inline std::string to_text(const RangePool& pool) {
   return detail::concat(pool.name(), ": ", to_text(pool.snapshot()));
 }

@@ -5,7 +5,7 @@
 //
 // KVM identifies a slot by a number that its user chooses, has a limited number of slots, and takes
 // at most 2^31 - 1 pages a slot. KvmMemslots hides all three: its user sets and clears ranges of
-// any size, and it numbers, splits and counts. What it has set, it also takes away again.
+// any size, and it numbers, splits and counts. It clears whatever it has set.
 //
 // KVM can log which pages the guest writes. The log of a range is switched on and off while vCPUs
 // run; everything else about a slot, read-only included, changes only by clearing the range and
@@ -66,7 +66,7 @@ struct KvmDirtyLog {
 
 /// Sets and clears the memory slots of one virtual machine.
 ///
-/// A range is known from the set() that shows it to the clear() that takes it away.
+/// A range is `known` from the set() that shows it until the clear() that removes it.
 ///
 /// Invariant: every slot that it has set in KVM belongs to exactly one known range, slot numbers
 /// are leased exactly as long as their range is known, and ranges do not overlap.
@@ -97,8 +97,8 @@ class VMSPACE_EXPORT KvmMemslots {
   KvmMemslots(KvmMemslots&&) noexcept;
   /// The slots held before are cleared, as on destruction.
   KvmMemslots& operator=(KvmMemslots&&) noexcept;
-  /// Clears every slot, so that the guest keeps no memory that the host is about to unmap. Of a
-  /// slot that KVM refuses to delete, the number stays taken in the pool.
+  /// Clears every slot, so that the guest keeps no memory that the host is about to unmap. The
+  /// number of a slot that KVM refuses to delete stays taken in the pool.
   ~KvmMemslots();
 
   /// Shows `memory` to the guest, in as many slots as it needs; all of it or nothing.
@@ -109,8 +109,8 @@ class VMSPACE_EXPORT KvmMemslots {
   /// error says what can be switched); `limit_exceeded` when fewer slot numbers are left than it
   /// needs; `unsupported` when it is read-only and this KVM has no read-only slots; `os`, naming
   /// the piece and its slot number, when KVM refuses one. The pieces set before that are taken away
-  /// again. Should KVM refuse even this, which takes a kernel out of memory, the range stays known:
-  /// clear() it.
+  /// again. If KVM refuses even that (which takes a kernel that is out of memory), the range stays
+  /// known: clear() it.
   ///
   /// O(log n), and a system call a slot.
   [[nodiscard]] Result<void> set(const KvmMemory& memory);
@@ -120,7 +120,7 @@ class VMSPACE_EXPORT KvmMemslots {
   /// those of set(const KvmMemory&). The region must live until its range is cleared.
   [[nodiscard]] Result<void> set(const MemoryRegion& region);
 
-  /// Takes away what one set() has shown; `range` is exactly its range. When it succeeds, no vCPU
+  /// Removes what one set() has shown; `range` is exactly its range. When it succeeds, no vCPU
   /// accesses the memory any more, and its dirty log is gone: as with stop_dirty_log(), fetch it
   /// first.
   ///
@@ -137,8 +137,8 @@ class VMSPACE_EXPORT KvmMemslots {
   ///
   /// Errors: `not_found` for any other range; `bad_state` when it is shown only in part after a
   /// failed set() or clear(); `os`, naming the piece and its slot number, when KVM refuses. The
-  /// pieces switched before that are switched back. Should KVM refuse even this, the log is on only
-  /// in part: start or stop it again.
+  /// pieces switched before that are switched back. If KVM refuses even that, the log is on only in
+  /// part: start or stop it again.
   ///
   /// O(log n), and a system call a slot, in which KVM write-protects it.
   [[nodiscard]] Result<void> start_dirty_log(const GuestRange& range);

@@ -28,12 +28,12 @@ class Checker {
   [[nodiscard]] const char* first_broken_rule() noexcept {
     if (root_ == nullptr) {
       const bool nothing = size_ == 0 && height_ == 0 && first_ == nullptr && last_ == nullptr;
-      return nothing ? nullptr : "an empty tree has no size, height or leaves";
+      return nothing ? nullptr : "an empty tree must have no size, height or leaves";
     }
     check(*root_, height_);
     if (broken_ != nullptr) return broken_;
-    if (leaf_ != last_ || last_->next != nullptr) return "the last leaf ends the chain";
-    if (entries_ != size_) return "the size is the number of entries";
+    if (leaf_ != last_ || last_->next != nullptr) return "the last leaf must end the chain";
+    if (entries_ != size_) return "size() must be the number of entries";
     return nullptr;
   }
 
@@ -46,17 +46,17 @@ class Checker {
   /// Checks a subtree; returns its summary.
   FreeSummary check(const Node& node, unsigned level) noexcept {
     const unsigned least = &node != root_ ? node_minimum : level == 0 ? 1 : 2;
-    if (node.count < least) return broken("a node is at least a quarter full");
-    if (node.count > node_capacity) return broken("a node is at most full");
+    if (node.count < least) return broken("a node must be at least a quarter full");
+    if (node.count > node_capacity) return broken("a node must have at most 32 entries");
     if (level == 0) return check_leaf(static_cast<const Leaf<T>&>(node));
 
     const Inner& inner = static_cast<const Inner&>(node);
     for (unsigned i = inner.count; i < node_capacity; ++i) {
       if (inner.key[i] != std::numeric_limits<std::uint64_t>::max()) {
-        return broken("an unused key is 2^64-1");
+        return broken("an unused key must be 2^64-1");
       }
       if (inner.summary_of(i) != FreeSummary{})
-        return broken("an unused child has an empty summary");
+        return broken("the summary of an unused child must be empty");
     }
     for (unsigned i = 0; i < inner.count; ++i) {
       const Node* leftmost = inner.child[i];
@@ -64,10 +64,10 @@ class Checker {
         leftmost = static_cast<const Inner*>(leftmost)->child[0];
       }
       if (inner.key[i] != static_cast<const Leaf<T>*>(leftmost)->min[0]) {
-        return broken("a key is the lowest address below its child");
+        return broken("a key must be the lowest address below its child");
       }
       if (check(*inner.child[i], level - 1) != inner.summary_of(i)) {
-        return broken("a summary is exact for its subtree");
+        return broken("a summary must be exact for its subtree");
       }
     }
     return inner.summary();
@@ -75,21 +75,22 @@ class Checker {
 
   FreeSummary check_leaf(const Leaf<T>& leaf) noexcept {
     if (leaf.prev != leaf_ || (leaf_ == nullptr ? first_ : leaf_->next) != std::addressof(leaf)) {
-      return broken("leaves link to each other in order");
+      return broken("leaves must be linked in order");
     }
     leaf_ = std::addressof(leaf);
     if (leaf.free.from(leaf.count).any() || leaf.valued.from(leaf.count).any()) {
-      return broken("an unused entry has no state");
+      return broken("an unused entry must have no state");
     }
     for (unsigned i = 0; i < leaf.count; ++i) {
-      if (leaf.min[i] > leaf.max[i]) return broken("a range's min is at most its max");
-      if (end_ && leaf.min[i] <= *end_) return broken("ranges ascend and do not overlap");
-      if (leaf.free.test(i) && leaf.valued.test(i)) return broken("a free range has no value");
+      if (leaf.min[i] > leaf.max[i]) return broken("min must not exceed max");
+      if (end_ && leaf.min[i] <= *end_) return broken("ranges must ascend and not overlap");
+      if (leaf.free.test(i) && leaf.valued.test(i))
+        return broken("a free range must have no value");
       end_ = leaf.max[i];
     }
     for (unsigned i = leaf.count; i < node_capacity; ++i) {
       if (leaf.min[i] != std::numeric_limits<std::uint64_t>::max()) {
-        return broken("an unused key is 2^64-1");
+        return broken("an unused key must be 2^64-1");
       }
     }
     entries_ += leaf.count;

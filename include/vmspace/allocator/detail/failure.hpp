@@ -65,7 +65,7 @@ class TreeFailure {
                .first = Operand::size(constraint.size),
                .second = Operand::range(constraint.min, constraint.max)};
     if (!largest) {
-      full.reason = "nothing is free in this window";
+      full.reason = "no free range lies in this window";
     } else {
       full.available = operand(*largest);
       if (largest->max() - largest->min() >= constraint.size - 1) {
@@ -79,28 +79,29 @@ class TreeFailure {
   [[nodiscard, gnu::cold, gnu::noinline]] Failed not_free(Range range) const {
     const std::optional<Coverage> coverage = coverage_of(range);
     if (coverage && coverage->lowest_taken) {
-      return error(Errc::bad_state, range, "already taken", coverage->lowest_taken);
+      return error(Errc::bad_state, range, "part of the range is already taken",
+                   coverage->lowest_taken);
     }
     if (!coverage || !coverage->all_free) {
-      return error(Errc::not_found, range, "part of it is not in the tree");
+      return error(Errc::not_found, range, "part of the range is not in the tree");
     }
-    return error(Errc::bad_state, range, "it spans several free ranges");
+    return error(Errc::bad_state, range, "the range must lie within one free range");
   }
 
   /// The range is not exactly one that is taken.
   [[nodiscard, gnu::cold, gnu::noinline]] Failed not_taken(Range range) const {
     const std::optional<Coverage> coverage = coverage_of(range);
-    if (!coverage) return error(Errc::not_found, range);
-    if (coverage->all_free) return error(Errc::bad_state, range, "it is already free");
-    return error(Errc::overlap, range, "it must be exactly one taken range",
+    if (!coverage) return error(Errc::not_found, range, "no part of the range is in the tree");
+    if (coverage->all_free) return error(Errc::bad_state, range, "the range is already free");
+    return error(Errc::overlap, range, "the range must be exactly one taken range",
                  coverage->lowest_taken.value_or(coverage->lowest));
   }
 
   /// The range is not exactly one of the tree's.
   [[nodiscard, gnu::cold, gnu::noinline]] Failed not_found(Range range) const {
     const std::optional<Coverage> coverage = coverage_of(range);
-    if (!coverage) return error(Errc::not_found, range);
-    return error(Errc::overlap, range, "it must be exactly one range of the tree",
+    if (!coverage) return error(Errc::not_found, range, "no part of the range is in the tree");
+    return error(Errc::overlap, range, "the range must be exactly one of the tree's",
                  coverage->lowest);
   }
 
@@ -132,7 +133,7 @@ class TreeFailure {
     return coverage;
   }
 
-  Failed error(Errc code, Range range, const char* reason = nullptr,
+  Failed error(Errc code, Range range, const char* reason,
                const std::optional<Range>& obstacle = std::nullopt) const {
     return fail({.code = code,
                  .operation = operation_,

@@ -10,8 +10,8 @@
 // once.
 //
 // An aligned load or store of 1, 2, 4 or 8 bytes is one access of the machine, never torn. A larger
-// object is several, cut where aligned integers begin and end: by address, since a packed structure
-// has its aligned integers at odd offsets when it lies at an odd address.
+// object is several, split where aligned integers begin and end: by address, since a packed
+// structure has its aligned integers at odd offsets when it lies at an odd address.
 //
 // ThreadSanitizer takes volatile accesses for ordinary ones and would report every race with the
 // guest, or with another thread that acts for it. Such races are meant, so under it the same
@@ -224,8 +224,8 @@ template <typename T>
 template <typename T>
 concept OneWord = sizeof(T) <= sizeof(std::uint64_t) && std::has_single_bit(sizeof(T));
 
-/// Whether a larger object's words may be cut by offset, which is known when it is compiled, instead
-/// of by address.
+/// Whether a larger object's words may be split by offset, which is known when it is compiled,
+/// instead of by address.
 [[gnu::always_inline]] inline bool is_word_aligned(const std::byte* at) noexcept {
   return reinterpret_cast<std::uintptr_t>(at) % sizeof(std::uint64_t) == 0;
 }

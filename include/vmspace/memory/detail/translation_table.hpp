@@ -3,7 +3,7 @@
 // From a guest physical address to the region that holds it, for the price of three dependent
 // loads.
 //
-// The space from 0 to the last region is cut into slots of a power of two bytes. A hint names for
+// The space from 0 to the last region is split into slots of a power of two bytes. A hint names for
 // each slot the last region that begins at or below the slot's start, so that one shift and one
 // load leave to choose only between that region and those that begin inside the slot. A binary
 // search without branches picks among them. It takes the same number of steps for every slot,
