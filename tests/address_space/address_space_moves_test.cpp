@@ -144,7 +144,7 @@ TEST_F(Moves, RefuseAPlaceThatARegionKeepsNamingBoth) {
   const Error error = failing({{a, elsewhere}, {b, place_c}});
   EXPECT_EQ(error.message(),
             "AddressSpaceBase::move_regions: \"b\": [0xc0020000, 0xc002ffff] overlaps "
-            "[0xc0020000, 0xc002ffff] (the region there: \"c\")");
+            "[0xc0020000, 0xc002ffff] (another region is there: \"c\")");
   // A region keeps its place also when the set says so.
   EXPECT_EQ(failing({{a, place_a}, {b, place_a}}).code, Errc::overlap);
 }
@@ -159,10 +159,10 @@ TEST_F(Moves, RefuseTwoNewPlacesThatOverlapNamingBoth) {
 
 TEST_F(Moves, RefuseWhatTheLayoutHasNoPlaceFor) {
   const std::pair<std::uint64_t, const char*> wrong[] = {
-      {0x5000'0000, "(an aperture for something else: \"ram_low\")"},
-      {0xfbff'8000, "(crosses the edge of an aperture: \"mmio_low\")"},
-      {0xfd'0000'0000, "(a hole: \"hypertransport\")"},
-      {0x4000'0000'0000, "(the guest's address space)"}};
+      {0x5000'0000, "(this aperture does not take regions of this type: \"ram_low\")"},
+      {0xfbff'8000, "(the region must not cross the edge of this aperture: \"mmio_low\")"},
+      {0xfd'0000'0000, "(the layout allows nothing in this hole: \"hypertransport\")"},
+      {0x4000'0000'0000, "(the region must end at or below phys_max)"}};
   for (const auto& [to, why] : wrong) {
     const Error error = failing({{b, place_a}, {a, GuestAddress{to}}});
     EXPECT_THAT(error.message(),
@@ -215,7 +215,7 @@ TEST_F(Moves, OneMoveAloneHasTheNameOfItsCallInItsErrors) {
   ASSERT_THAT(onto_another, HasError(Errc::overlap));
   EXPECT_EQ(onto_another.error().message(),
             "AddressSpaceBase::move_region: \"a\": [0xc0010000, 0xc001ffff] overlaps "
-            "[0xc0010000, 0xc001ffff] (the region there: \"b\")");
+            "[0xc0010000, 0xc001ffff] (another region is there: \"b\")");
 }
 
 TEST_F(Parking, AParkedRegionIsKnownAtNoAddress) {

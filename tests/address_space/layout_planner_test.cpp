@@ -236,7 +236,7 @@ TEST(LayoutPlannerErrors, NameTheRequestItsKindAndItsIndex) {
   EXPECT_EQ(message(pc(), {ram("ram", 1_GiB), mmio32("nic", 0)}),
             "plan_layout: \"mmio32 nic (request 1)\": size is zero");
   EXPECT_EQ(message(pc(), {mmio64("nic", 4_KiB, 3)}),
-            "plan_layout: \"mmio64 nic (request 0)\": alignment is not a power of two: 0x3");
+            "plan_layout: \"mmio64 nic (request 0)\": invalid alignment: 0x3");
   EXPECT_EQ(message(pc(), {ram("ram", 1_GiB + 1)}),
             "plan_layout: \"ram ram (request 0)\": misaligned: 0x40000001 is not a multiple of "
             "0x1000");
@@ -274,17 +274,18 @@ TEST(LayoutPlannerErrors, FixedRangesThatMeetAreBothNamed) {
 TEST(LayoutPlannerErrors, FixedRangesStayInTheFrame) {
   EXPECT_EQ(message(pc(36), {fixed("far", 64_GiB - 4_KiB, 8_KiB)}),
             "plan_layout: \"fixed far (request 0)\": out of bounds: [0xffffff000, 0x1000000fff] is "
-            "not within [0x0, 0xfffffffff] (the guest's address space)");
+            "not within [0x0, 0xfffffffff] (the region must end at or below phys_max)");
   EXPECT_EQ(message(pc(36), {reserve("far", 64_GiB, 1)}),
             "plan_layout: \"reserve far (request 0)\": out of bounds: [0x1000000000, 0x1000000000] "
-            "is not within [0x0, 0xfffffffff] (the guest's address space)");
-  EXPECT_EQ(message(pc(), {fixed("ht", 0xfd'0000'0000, 4_KiB)}),
-            "plan_layout: \"fixed ht (request 0)\": [0xfd00000000, 0xfd00000fff] overlaps "
-            "[0xfd00000000, 0xffffffffff] (a hole: \"hypertransport\")");
+            "is not within [0x0, 0xfffffffff] (the region must end at or below phys_max)");
+  EXPECT_EQ(
+      message(pc(), {fixed("ht", 0xfd'0000'0000, 4_KiB)}),
+      "plan_layout: \"fixed ht (request 0)\": [0xfd00000000, 0xfd00000fff] overlaps "
+      "[0xfd00000000, 0xffffffffff] (the layout allows nothing in this hole: \"hypertransport\")");
   EXPECT_THAT(plan_layout(pc(), {fixed("edge", 4_GiB - 4_KiB, 8_KiB)}),
               HasError(Errc::out_of_bounds));
   EXPECT_EQ(message(pc(), {fixed("wrap", top, 2)}),
-            "plan_layout: \"fixed wrap (request 0)\": passes the end of 64 bits: "
+            "plan_layout: \"fixed wrap (request 0)\": overflow: "
             "0xffffffffffffffff plus 0x2");
   PlacementRequest odd = fixed("odd", 0xffe0'1000, 4_KiB);
   odd.align = 2_MiB;
@@ -316,7 +317,7 @@ TEST(LayoutPlannerErrors, AFrameWithoutAPlaceSaysSo) {
   const auto all_ram = *AddressSpaceLayout::make({.phys_max = top, .ram = Range::whole_domain()});
   EXPECT_EQ(message(all_ram, {mmio64("bars", 4_KiB)}),
             "plan_layout: \"mmio64 bars (request 0)\": no space for 0x1000 in [0x100000000, "
-            "0xffffffffffffffff] (nothing is free in this window)");
+            "0xffffffffffffffff] (no free range lies in this window)");
 }
 
 TEST(LayoutPlannerErrors, HostileNumbersAreErrorsOrPlaces) {

@@ -286,9 +286,7 @@ class Published {
   /// follows sees the edits of this one, whichever threads they are on. `would_deadlock` from
   /// inside an edit of the same value. Cost: the copy, the edit, and the destruction of values that
   /// nobody uses any more. Waits for other writers, never for readers.
-  ///
-  /// `operation` is the function that its own error names, for a class that offers updates under a
-  /// name of its own.
+  /// `operation` is what its own error names.
   template <typename Edit>
   [[nodiscard]] std::invoke_result_t<Edit, T&> update(
       Edit&& edit, const char* operation = "Published::update") const;
