@@ -132,7 +132,7 @@ class Planner {
         return failed(i, {.code = Errc::out_of_bounds,
                           .first = detail::operand(*range),
                           .second = Operand::range(0, frame_.phys_max()),
-                          .reason = "the guest's address space"});
+                          .reason = "the range must end at or below phys_max"});
       }
       if (const auto inserted = given.insert(*range, i); !inserted) {
         Error error = inserted.error();
@@ -359,8 +359,9 @@ Result<std::vector<RamPiece>> AddressSpaceLayout::plan_ram(
     std::span<const std::uint64_t> sizes) const {
   constexpr const char* operation = "AddressSpaceLayout::plan_ram";
   if (sizes.empty()) {
-    return fail(
-        {.code = Errc::invalid_argument, .operation = operation, .reason = "no node is given"});
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .reason = "give the size of at least one node"});
   }
   std::vector<PlacementRequest> nodes;
   for (std::size_t node = 0; node < sizes.size(); ++node) {

@@ -277,7 +277,7 @@ TEST(LayoutPlannerErrors, FixedRangesStayInTheFrame) {
             "not within [0x0, 0xfffffffff] (the region must end at or below phys_max)");
   EXPECT_EQ(message(pc(36), {reserve("far", 64_GiB, 1)}),
             "plan_layout: \"reserve far (request 0)\": out of bounds: [0x1000000000, 0x1000000000] "
-            "is not within [0x0, 0xfffffffff] (the region must end at or below phys_max)");
+            "is not within [0x0, 0xfffffffff] (the range must end at or below phys_max)");
   EXPECT_EQ(
       message(pc(), {fixed("ht", 0xfd'0000'0000, 4_KiB)}),
       "plan_layout: \"fixed ht (request 0)\": [0xfd00000000, 0xfd00000fff] overlaps "

@@ -5,17 +5,15 @@
 // A vCPU thread that handles an exit must know the memory layout now, and cannot afford a lock. So
 // a value is never changed in place: a writer edits a copy and publishes it, and a generation
 // counter goes up. Each reading thread has a Reader, which holds on to one value and before each
-// use asks whether that is still the current one: while nothing changes, one load and one compare.
+// use asks whether that is still current: while nothing changes, one load and one compare.
 //
 //   Published<Map> map{Map{...}};
-//
 //   auto reader = map.reader();  // once a thread
 //   use(reader.current());       // as often as wanted
 //   reader.park();               // before KVM_RUN, before sleeping
 //
-//   // A writer, on any thread; afterwards the old map is gone.
-//   VMSPACE_TRY(map.update([&](Map& draft) { return draft.remove(region); }));
-//   VMSPACE_TRY(map.wait_released(1s));
+//   VMSPACE_TRY(map.update([&](Map& draft) { return draft.remove(region); }));  // a writer
+//   VMSPACE_TRY(map.wait_released(1s));                                         // the old map is gone
 //
 // Old values are destroyed by writers. A value may be large, and what it holds may be slow to give
 // up (mappings), so a reader that lets go last only hands it back; update(), wait_released() and
