@@ -75,7 +75,7 @@ class Planner {
     find_mmio_areas();
   }
 
-  Result<void> check() const {
+  [[nodiscard]] Result<void> check() const {
     std::map<std::string_view, std::size_t> names;
     for (std::size_t i = 0; i < requests_.size(); ++i) {
       const PlacementRequest& request = requests_[i];
@@ -212,8 +212,8 @@ class Planner {
   };
 
   /// The error as the caller's, about this request; `other` is the one in its way.
-  tl::unexpected<Error> failed(std::size_t i, Error error,
-                               std::optional<std::size_t> other = {}) const {
+  [[nodiscard]] tl::unexpected<Error> failed(std::size_t i, Error error,
+                                             std::optional<std::size_t> other = {}) const {
     error.operation = caller_.operation;
     error.text = {caller_.label(requests_[i], i), other ? caller_.label(requests_[*other], *other)
                                                         : std::string(error.text.detail())};
