@@ -18,10 +18,6 @@ namespace {
 
 constexpr std::uint64_t top = ~std::uint64_t{0};
 
-Operand operand(const MemoryRegion& region) {
-  return detail::operand(region.guest_range());
-}
-
 /// The first region that ends at or above `address`.
 std::vector<MemoryRegionPtr>::const_iterator first_reaching(
     const std::vector<MemoryRegionPtr>& regions, GuestAddress address) {
@@ -75,8 +71,8 @@ Result<GuestMemory> GuestMemory::from_regions(std::vector<MemoryRegionPtr> regio
     if (before != nullptr && region->base() <= before->last_addr()) {
       return fail({.code = Errc::overlap,
                    .operation = operation,
-                   .first = operand(*region),
-                   .second = operand(*before)});
+                   .first = detail::operand(region->guest_range()),
+                   .second = detail::operand(before->guest_range())});
     }
     before = region.get();
     // No access can use what may not be read, so it has no entry; range_error() still finds it.
@@ -94,8 +90,8 @@ Result<GuestMemory> GuestMemory::from_regions(std::vector<MemoryRegionPtr> regio
   if (twice != map->by_host.end()) {
     return fail({.code = Errc::overlap,
                  .operation = operation,
-                 .first = operand(**twice),
-                 .second = operand(**std::next(twice)),
+                 .first = detail::operand((*twice)->guest_range()),
+                 .second = detail::operand((*std::next(twice))->guest_range()),
                  .reason = "both regions share one memory (see MemoryRegion::at); a map can hold "
                            "only one of them"});
   }
@@ -165,7 +161,7 @@ Result<const std::byte*> GuestMemory::const_host_address(GuestRange range) const
     return fail({.code = Errc::out_of_bounds,
                  .operation = operation,
                  .first = detail::operand(range),
-                 .second = operand(*find_region(range.base)),
+                 .second = detail::operand(find_region(range.base)->guest_range()),
                  .reason = "the range must lie within one region"});
   }
   return piece.host;
@@ -226,7 +222,7 @@ Error GuestMemory::range_error(const char* operation, GuestRange range, Access a
     return {.code = Errc::access_denied,
             .operation = operation,
             .first = detail::operand(range),
-            .second = operand(*stop),
+            .second = detail::operand(stop->guest_range()),
             .reason = access == Access::write ? "the region may not be written"
                                               : "the region may not be read"};
   }
@@ -239,7 +235,7 @@ Error GuestMemory::range_error(const char* operation, GuestRange range, Access a
   return {.code = Errc::out_of_bounds,
           .operation = operation,
           .first = detail::operand(range),
-          .second = operand(*find_region(GuestAddress(base + (reached - 1)))),
+          .second = detail::operand(find_region(GuestAddress(base + (reached - 1)))->guest_range()),
           .reason = "the range runs past the end of the region into a gap"};
 }
 

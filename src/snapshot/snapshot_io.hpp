@@ -18,10 +18,6 @@ namespace vmspace::detail {
 /// progress bar.
 inline constexpr std::uint64_t snapshot_chunk = std::uint64_t{8} << 20;
 
-inline Operand operand(const MemoryRegion& region) {
-  return Operand::range(region.base().value(), region.last_addr().value());
-}
-
 /// The status of a regular file (fstat(2)); `invalid_argument` for anything else.
 [[nodiscard]] Result<struct stat> check_snapshot_file(const char* operation, int fd);
 

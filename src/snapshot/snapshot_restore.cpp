@@ -102,7 +102,7 @@ Result<void> compare(const MemoryRegion& region, const SnapshotRegion& saved, in
           std::memcmp(bytes + (used.offset - begin), memory, used.size) != 0) {
         return fail({.code = Errc::access_denied,
                      .operation = restoring,
-                     .first = operand(region),
+                     .first = detail::operand(region.guest_range()),
                      .reason = "a read-only region must already hold what the snapshot does"});
       }
       at = used.end();
@@ -130,13 +130,13 @@ Result<void> check_target(const GuestMemory& memory, const detail::SnapshotHead&
     const SnapshotRegion& saved = head.regions[i];
     if (saved.base != region.base() || saved.size != region.size()) {
       return other_layout(
-          Operand::span(saved.base.value(), saved.size), operand(region),
+          Operand::span(saved.base.value(), saved.size), detail::operand(region.guest_range()),
           "each region of the snapshot must match one of the memory in base and size");
     }
     if (!allows(region.protection(), Protection::read)) {
       return fail({.code = Errc::access_denied,
                    .operation = restoring,
-                   .first = operand(region),
+                   .first = detail::operand(region.guest_range()),
                    .reason = "the region must be readable"});
     }
     if (allows(region.protection(), Protection::write)) continue;

@@ -60,14 +60,14 @@ Result<detail::SnapshotHead> lay_out(const GuestMemory& memory) {
     if (!allows(region->protection(), Protection::read)) {
       return fail({.code = Errc::access_denied,
                    .operation = operation,
-                   .first = operand(*region),
+                   .first = detail::operand(region->guest_range()),
                    .reason = "the region must be readable"});
     }
     const std::uint64_t offset = (end + detail::snapshot_align - 1) & ~(detail::snapshot_align - 1);
     if (region->size() > largest_file - offset - detail::snapshot_align) {
       return fail({.code = Errc::limit_exceeded,
                    .operation = operation,
-                   .first = operand(*region),
+                   .first = detail::operand(region->guest_range()),
                    .reason = "the snapshot would exceed 2^63 - 1 bytes, the largest file size"});
     }
     head.regions.push_back({.base = region->base(),

@@ -32,13 +32,16 @@ class Gdb : public testing::Test {
  protected:
   void SetUp() override {
     if (output_of("gdb --version 2>&1").find("GNU gdb") == std::string::npos) {
+      // A build needs no debugger: the bootstrap script installs one, a user may have none.
       GTEST_SKIP() << "gdb is not installed";
     }
     if (output_of("gdb -nx -batch -ex 'python print(6 * 7)' 2>&1").find("42") ==
         std::string::npos) {
+      // The printers are Python, which gdb can be built without (gdb-minimal).
       GTEST_SKIP() << "this gdb was built without Python";
     }
     if (printed("print 6 * 7").find("= 42") == std::string::npos) {
+      // Containers may forbid ptrace(2).
       GTEST_SKIP() << "gdb can't run programs here: " << printed("info program");
     }
   }

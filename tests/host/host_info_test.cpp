@@ -28,6 +28,7 @@ TEST(HostMemorySize, IsAWholeNumberOfPages) {
 }
 
 TEST(HostMemorySize, IsKnownInAJailWithoutProc) {
+  // mkdtemp(3) replaces the six letters at the end.
   std::string root = (std::filesystem::temp_directory_path() / "vmspace-jail-XXXXXX").string();
   ASSERT_NE(::mkdtemp(root.data()), nullptr);
   enum { known, unknown, no_jail };
@@ -39,6 +40,7 @@ TEST(HostMemorySize, IsKnownInAJailWithoutProc) {
   }
   std::filesystem::remove(root);
   ASSERT_TRUE(WIFEXITED(status));
+  // chroot(2) takes CAP_SYS_CHROOT.
   if (WEXITSTATUS(status) == no_jail) GTEST_SKIP() << "may not chroot(2)";
   EXPECT_EQ(WEXITSTATUS(status), known);
 }

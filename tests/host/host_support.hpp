@@ -289,4 +289,14 @@ inline MemoryMapping map_or_die(const BackingSpec& spec, MappingOptions options)
   return std::move(*mapping);
 }
 
+/// A size of huge pages that the kernel has no pool for: no machine has pools of every size.
+inline std::uint64_t missing_huge_page_size() {
+  std::uint64_t missing = std::uint64_t{4} << 20;
+  while (std::filesystem::exists("/sys/kernel/mm/hugepages/hugepages-" +
+                                 std::to_string(missing / 1024) + "kB")) {
+    missing *= 2;
+  }
+  return missing;
+}
+
 }  // namespace vmspace::test

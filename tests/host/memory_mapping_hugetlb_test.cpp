@@ -75,11 +75,7 @@ TEST(MemoryMapping, GiganticPagesWorkOrSayWhatIsMissing) {
 }
 
 TEST(MemoryMapping, ThePageSizeMissingFromTheKernelIsUnsupported) {
-  std::uint64_t missing = 4_MiB;
-  while (std::filesystem::exists("/sys/kernel/mm/hugepages/hugepages-" +
-                                 std::to_string(missing / 1024) + "kB")) {
-    missing *= 2;
-  }
+  const std::uint64_t missing = missing_huge_page_size();
   const auto backing =
       Backing::open({.source = MemorySource::hugeanon, .page_size = missing}, missing);
   ASSERT_THAT(backing, IsOk());

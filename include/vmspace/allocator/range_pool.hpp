@@ -189,7 +189,7 @@ class RangePool {
     return Lease(state_, range);
   }
 
-  /// Who holds what, in address order. O(n).
+  /// Lists the ranges that are held, with their tags, in address order. O(n); allocates.
   [[nodiscard]] std::vector<RangeHolder> holders() const {
     std::vector<RangeHolder> holders;
     const std::lock_guard lock(state_->mutex);
