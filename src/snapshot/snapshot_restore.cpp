@@ -20,7 +20,6 @@ namespace {
 
 using detail::Extent;
 using detail::is_zero;
-using detail::operand;
 using detail::PageScan;
 using detail::Progress;
 using detail::read_all;

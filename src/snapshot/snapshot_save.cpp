@@ -26,7 +26,6 @@ using detail::Extent;
 using detail::fail_os;
 using detail::is_zero;
 using detail::kernel;
-using detail::operand;
 using detail::PageScan;
 using detail::Progress;
 using detail::retry;
