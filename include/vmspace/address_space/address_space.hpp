@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -27,6 +28,9 @@
 #include <vector>
 
 #include "vmspace/address_space/address_space_base.hpp"
+#include "vmspace/address_space/detail/retired_regions.hpp"
+#include "vmspace/address_space/region_ledger.hpp"
+#include "vmspace/base/export.hpp"
 #include "vmspace/base/published.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/base/try.hpp"
@@ -43,7 +47,7 @@ namespace vmspace {
 /// `would_deadlock` for a change from inside a transaction on the same space. Each costs O(n) for
 /// the copy, a pointer a region. See Published for readers, for who destroys what, and for the order
 /// in which to change two spaces at once.
-class AddressSpace {
+class VMSPACE_EXPORT AddressSpace final : public RegionLedger {
  public:
   using Reader = Published<AddressSpaceBase>::Reader;
 
@@ -57,7 +61,13 @@ class AddressSpace {
   }
 
   /// A space that begins as a copy of `first`.
-  explicit AddressSpace(AddressSpaceBase first) : published_(std::move(first)) {}
+  explicit AddressSpace(AddressSpaceBase first)
+      : published_(std::move(first)), retired_(std::make_shared<detail::RetiredRegions>()) {}
+
+  // Copies are handles of one space, and moving copies: every handle can be used at any time.
+  AddressSpace(const AddressSpace&) = default;
+  AddressSpace& operator=(const AddressSpace&) = default;
+  ~AddressSpace() override = default;
 
   /// A reader for one thread: current() is the space now, for one load and one compare. Allocates,
   /// takes a lock briefly.
@@ -66,7 +76,7 @@ class AddressSpace {
   /// The space now, which stays as it is as long as the pointer lives. For cold paths: allocates,
   /// takes a lock briefly. Name the pointer before you borrow from it:
   /// `space.snapshot()->find_region(address)` dangles.
-  [[nodiscard]] std::shared_ptr<const AddressSpaceBase> snapshot() const {
+  [[nodiscard]] std::shared_ptr<const AddressSpaceBase> snapshot() const override {
     return published_.snapshot();
   }
 
@@ -85,7 +95,19 @@ class AddressSpace {
   /// and an error of it leaves the space, its generation and its readers as they were.
   template <typename Edit>
   [[nodiscard]] std::invoke_result_t<Edit, AddressSpaceBase&> transact(Edit&& edit) const {
-    return published_.update(std::forward<Edit>(edit), "AddressSpace::transact");
+    return change(std::forward<Edit>(edit), "AddressSpace::transact");
+  }
+  [[nodiscard]] Result<void> transact(const RegionLedger::Edit& edit) const override {
+    return change(edit, "AddressSpace::transact");
+  }
+
+  void retire(RegionList&& regions) const noexcept override { retired_->add(std::move(regions)); }
+  [[nodiscard]] std::vector<AddressSpaceRegionPtr> retired() const override {
+    return retired_->list();
+  }
+  [[nodiscard]] Result<void> collect() const override {
+    if (retired_->empty()) return {};
+    return change([](AddressSpaceBase&) { return Result<void>(); }, "AddressSpace::collect");
   }
 
   // The calls of AddressSpaceBase, each a transaction of its own, with their errors and those of
@@ -163,7 +185,24 @@ class AddressSpace {
   }
 
  private:
+  /// Every change: what is retired goes first.
+  template <typename Edit>
+  [[nodiscard]] std::invoke_result_t<Edit, AddressSpaceBase&> change(Edit&& edit,
+                                                                     const char* operation) const {
+    std::optional<detail::RetiredRegions::Removal> removal;
+    auto result = published_.update(
+        [&](AddressSpaceBase& draft) {
+          removal.emplace(*retired_);
+          removal->remove_from(draft);
+          return std::forward<Edit>(edit)(draft);
+        },
+        operation);
+    if (result) removal->done();
+    return result;
+  }
+
   Published<AddressSpaceBase> published_;
+  std::shared_ptr<detail::RetiredRegions> retired_;  ///< never null; one for all handles
 };
 
 }  // namespace vmspace

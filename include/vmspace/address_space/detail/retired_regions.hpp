@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The regions of an AddressSpace that its next change takes out.
+
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "vmspace/address_space/address_space_base.hpp"
+#include "vmspace/address_space/address_space_region.hpp"
+#include "vmspace/address_space/region_ledger.hpp"
+
+namespace vmspace::detail {
+
+/// Threads: any call at any time.
+class RetiredRegions {
+ public:
+  /// Takes the regions out of a draft. Destroyed before done() was called, because the change failed,
+  /// it puts them back for the next one.
+  class Removal {
+   public:
+    explicit Removal(RetiredRegions& retired) noexcept : retired_(retired) {
+      if (!retired_.any_.load(std::memory_order_acquire)) return;
+      const std::lock_guard lock(retired_.mutex_);
+      regions_.swap(retired_.regions_);
+      retired_.any_.store(false, std::memory_order_relaxed);
+    }
+    Removal(const Removal&) = delete;
+    Removal& operator=(const Removal&) = delete;
+    ~Removal() { retired_.add(std::move(regions_)); }
+
+    void remove_from(AddressSpaceBase& draft) const {
+      // What somebody else has removed meanwhile is gone already, as it should be.
+      for (const AddressSpaceRegionPtr& region : regions_)
+        static_cast<void>(draft.remove_region(region));
+    }
+    void done() noexcept { regions_.clear(); }
+
+   private:
+    RetiredRegions& retired_;
+    RegionList regions_;
+  };
+
+  void add(RegionList&& regions) noexcept {
+    if (regions.empty()) return;
+    const std::lock_guard lock(mutex_);
+    regions_.splice(regions_.end(), regions);
+    any_.store(true, std::memory_order_release);
+  }
+
+  [[nodiscard]] bool empty() const noexcept { return !any_.load(std::memory_order_acquire); }
+
+  [[nodiscard]] std::vector<AddressSpaceRegionPtr> list() const {
+    const std::lock_guard lock(mutex_);
+    return {regions_.begin(), regions_.end()};
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  RegionList regions_;             ///< under the mutex
+  std::atomic<bool> any_ = false;  ///< so that a change without retired regions takes no lock
+};
+
+}  // namespace vmspace::detail
