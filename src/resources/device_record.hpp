@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What one owner holds. Made when it is acquired, with everything that giving back needs.
+
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "vmspace/address_space/address_space_region.hpp"
+#include "vmspace/address_space/region_ledger.hpp"
+#include "vmspace/allocator/range.hpp"
+#include "vmspace/allocator/range_pool.hpp"
+#include "vmspace/base/export.hpp"
+#include "vmspace/resources/resource_request.hpp"
+
+namespace vmspace::detail {
+
+/// Numbers of a kind.
+struct HeldNumber {
+  ResourceKind kind;
+  Range range;
+  bool shared = false;  ///< an interrupt line that others may hold too
+};
+
+/// A region of the ledger, and what was asked of its place.
+struct HeldRegion {
+  ResourceKind kind;  ///< mmio or memory
+  AddressSpaceRegionPtr region;
+  bool parked = false;
+  std::uint64_t align = 0;  ///< as it was asked
+  MmioReach reach = MmioReach::any;
+  bool prefetchable = false;
+  std::string bridge = {};    ///< of MMIO
+  std::string aperture = {};  ///< of memory, as it was asked
+};
+
+/// A bridge's window. Nothing but what is behind the bridge may lie in it.
+struct HeldWindow {
+  Range range;  ///< where it has been, when it is parked
+  bool parked = false;
+  std::optional<Range> leaving = {};  ///< while a change that moves it away may still fail
+  std::uint64_t align = 0;            ///< as it was asked
+  MmioReach reach = MmioReach::any;
+  bool prefetchable = false;
+  std::string bridge = {};  ///< the bridge that this one is behind
+};
+
+struct VMSPACE_HIDDEN DeviceRecord {
+  std::string owner;
+  std::uint64_t sequence = 0;  ///< ascends in the order in which owners came
+  std::vector<HeldNumber> numbers = {};
+  std::vector<HeldRegion> regions = {};
+  std::vector<HeldWindow> windows = {};
+  std::vector<Lease> slots = {};  ///< of the memory slots among the numbers
+  RegionList retirement = {};     ///< an element for each region, to be filled in when it is retired
+};
+
+/// The alignment that a request for `size` bytes of MMIO means.
+constexpr std::uint64_t mmio_alignment(std::uint64_t size, std::uint64_t align) noexcept {
+  constexpr std::uint64_t page = 4096;
+  constexpr std::uint64_t most = std::uint64_t{1} << 63U;
+  if (align != 0) return align;
+  return size > most ? most : std::max(page, std::bit_ceil(size));
+}
+
+}  // namespace vmspace::detail

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "resources/resource_state.hpp"
+
+#include <algorithm>
+#include <cassert>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "vmspace/base/try.hpp"
+#include "vmspace/resources/resource_manager.hpp"
+
+namespace vmspace::detail {
+
+namespace {
+
+constexpr const char* creating = "ResourceManager::create";
+
+Result<NumberSpace> make_space(const NumberWindow& window, std::uint64_t max, const char* name) {
+  for (const Range& range : window.ranges) {
+    if (range.max() <= max) continue;
+    return fail({.code = Errc::out_of_bounds,
+                 .operation = creating,
+                 .first = operand(range),
+                 .second = Operand::range(0, max),
+                 .text = name});
+  }
+  auto space = NumberSpace::create(window.ranges, window.any);
+  if (space) return space;
+  Error error = space.error().in(creating);
+  error.reason = "a number must be in one range only";
+  error.text = name;
+  return fail(error);
+}
+
+/// `overlap` when an interrupt is both a legacy and a generic one.
+Result<void> check_apart(const NumberSpace& legacy, const NumberSpace& generic) {
+  for (const auto& entry : legacy.numbers()) {
+    const auto both = generic.numbers().overlapping(entry.range);
+    if (both.empty()) continue;
+    return fail({.code = Errc::overlap,
+                 .operation = creating,
+                 .first = operand(entry.range),
+                 .second = operand((*both.begin()).range),
+                 .reason = "legacy and generic interrupts are numbers of one space",
+                 .text = name_of(ResourceKind::legacy_irq)});
+  }
+  return {};
+}
+
+Result<NumberWindow> pci_window(const std::vector<PciBus>& buses) {
+  constexpr std::uint8_t last_device = 31;
+  NumberWindow window;
+  for (const PciBus& bus : buses) {
+    const Operand devices = Operand::range(bus.first_device, bus.last_device);
+    if (bus.first_device > bus.last_device) {
+      return fail({.code = Errc::invalid_range,
+                   .operation = creating,
+                   .first = devices,
+                   .text = name_of(ResourceKind::pci_device)});
+    }
+    if (bus.last_device > last_device) {
+      return fail({.code = Errc::out_of_bounds,
+                   .operation = creating,
+                   .first = devices,
+                   .second = Operand::range(0, last_device),
+                   .text = name_of(ResourceKind::pci_device)});
+    }
+    window.ranges.push_back(unchecked_range(pci_number(bus.segment, bus.bus, bus.first_device),
+                                            pci_number(bus.segment, bus.bus, bus.last_device)));
+  }
+  return window;
+}
+
+}  // namespace
+
+ResourceState::ResourceState(std::shared_ptr<const RegionLedger> region_ledger,
+                             const ResourceLimits& limits)
+    : ledger(std::move(region_ledger)),
+      slots(limits.kvm_slots),
+      has_mac_addresses(limits.mac_addresses.has_value()) {}
+
+Result<std::shared_ptr<ResourceState>> ResourceState::create(
+    std::shared_ptr<const RegionLedger> ledger, const ResourceLimits& limits) {
+  constexpr std::uint64_t max_port = 0xffff;
+  constexpr std::uint64_t max_number = std::numeric_limits<std::uint32_t>::max();
+  constexpr std::uint64_t max_mac_address = (std::uint64_t{1} << 48U) - 1;
+  if (ledger == nullptr) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = creating,
+                 .reason = "the ledger is a null pointer"});
+  }
+  const std::shared_ptr<ResourceState> state(new ResourceState(std::move(ledger), limits));
+  state->pio = VMSPACE_TRY(make_space(limits.pio, max_port, "pio"));
+  state->legacy_irqs = VMSPACE_TRY(make_space(limits.legacy_irqs, max_number, "legacy_irq"));
+  state->generic_irqs = VMSPACE_TRY(make_space(limits.generic_irqs, max_number, "generic_irq"));
+  VMSPACE_TRY(check_apart(state->legacy_irqs, state->generic_irqs));
+  state->msi = VMSPACE_TRY(make_space(limits.msi, max_number, "msi"));
+  const NumberWindow devices = VMSPACE_TRY(pci_window(limits.pci_buses));
+  state->pci_devices =
+      VMSPACE_TRY(make_space(devices, std::numeric_limits<std::uint64_t>::max(), "pci_device"));
+  if (limits.mac_addresses) {
+    const NumberWindow addresses{.ranges = {*limits.mac_addresses}};
+    state->mac_addresses = VMSPACE_TRY(make_space(addresses, max_mac_address, "mac_address"));
+  }
+  return state;
+}
+
+Result<void> ResourceState::enter(DeviceRecord& record) {
+  if (record.owner.empty()) {
+    return fail({.code = Errc::invalid_argument, .reason = "the owner must have a name"});
+  }
+  record.sequence = next_sequence_;
+  if (!owners_.insert(&record).second) {
+    return fail({.code = Errc::bad_state,
+                 .reason = "the owner holds resources already: ask for all of them at once, or "
+                           "under another name",
+                 .text = record.owner});
+  }
+  ++next_sequence_;
+  return {};
+}
+
+void ResourceState::leave(DeviceRecord& record) noexcept {
+  std::erase_if(windows, [&](const WindowOf& entry) { return entry.bridge == &record; });
+  record.windows.clear();
+  while (!record.slots.empty())
+    record.slots.pop_back();
+  for (; !record.numbers.empty(); record.numbers.pop_back()) {
+    const HeldNumber& held = record.numbers.back();
+    if (held.shared) {
+      SharedLine* const line = find_line(held.range.min());
+      assert(line != nullptr);
+      if (--line->holders != 0) continue;
+      *line = shared_lines.back();
+      shared_lines.pop_back();
+    }
+    if (NumberSpace* const space = numbers(held.kind)) space->give_back(held.range);
+  }
+  owners_.erase(&record);
+}
+
+NumberSpace* ResourceState::numbers(ResourceKind kind) noexcept {
+  switch (kind) {
+    case ResourceKind::pio: return &pio;
+    case ResourceKind::legacy_irq: return &legacy_irqs;
+    case ResourceKind::generic_irq: return &generic_irqs;
+    case ResourceKind::msi:
+    case ResourceKind::msix: return &msi;
+    case ResourceKind::pci_device: return &pci_devices;
+    case ResourceKind::mac_address: return &mac_addresses;
+    case ResourceKind::mmio:
+    case ResourceKind::memory:
+    case ResourceKind::bridge_window:
+    case ResourceKind::kvm_slot: break;
+  }
+  return nullptr;
+}
+
+const DeviceRecord* ResourceState::holder(ResourceKind kind, Range range) const noexcept {
+  const auto same_numbers = [](ResourceKind a, ResourceKind b) {
+    const auto is_message = [](ResourceKind any) {
+      return any == ResourceKind::msi || any == ResourceKind::msix;
+    };
+    return a == b || (is_message(a) && is_message(b));
+  };
+  const DeviceRecord* lowest = nullptr;
+  std::uint64_t min = 0;
+  for (const DeviceRecord* record : owners_) {
+    for (const HeldNumber& held : record->numbers) {
+      if (!same_numbers(held.kind, kind) || !held.range.overlaps(range)) continue;
+      // Of those who share a line, the first to come.
+      const bool is_lower =
+          lowest == nullptr || held.range.min() < min ||
+          (held.range.min() == min && record->sequence < lowest->sequence);
+      if (!is_lower) continue;
+      lowest = record;
+      min = held.range.min();
+    }
+  }
+  return lowest;
+}
+
+SharedLine* ResourceState::find_line(std::uint64_t number) noexcept {
+  const auto line = std::find_if(shared_lines.begin(), shared_lines.end(),
+                                 [&](const SharedLine& shared) { return shared.number == number; });
+  return line == shared_lines.end() ? nullptr : &*line;
+}
+
+std::vector<const DeviceRecord*> ResourceState::owners() const {
+  std::vector<const DeviceRecord*> records(owners_.begin(), owners_.end());
+  std::sort(records.begin(), records.end(),
+            [](const auto* a, const auto* b) { return a->sequence < b->sequence; });
+  return records;
+}
+
+}  // namespace vmspace::detail

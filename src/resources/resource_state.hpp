@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the handles of one ResourceManager and the resources that it has given out share.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string_view>
+#include <unordered_set>
+#include <vector>
+
+#include "vmspace/address_space/region_ledger.hpp"
+#include "vmspace/allocator/range_pool.hpp"
+#include "vmspace/base/export.hpp"
+#include "vmspace/base/result.hpp"
+#include "vmspace/resources/resource_request.hpp"
+
+#include "resources/device_record.hpp"
+#include "resources/number_space.hpp"
+
+namespace vmspace {
+
+struct ResourceLimits;
+
+namespace detail {
+
+/// An interrupt line that several may hold.
+struct SharedLine {
+  std::uint64_t number;
+  std::uint32_t holders;
+};
+
+/// A bridge's window, with whose it is.
+struct WindowOf {
+  HeldWindow* window;
+  const DeviceRecord* bridge;
+};
+
+/// Every number, and who holds what.
+///
+/// One mutex guards all of it but the ledger. It is held for as long as one list of requests is met,
+/// never while the ledger waits or publishes; it may be taken inside of a change of the ledger, never
+/// the other way round.
+class VMSPACE_HIDDEN ResourceState {
+ public:
+  [[nodiscard]] static Result<std::shared_ptr<ResourceState>> create(
+      std::shared_ptr<const RegionLedger> ledger, const ResourceLimits& limits);
+
+  /// Enters an owner. `invalid_argument` when it has no name, `bad_state` when its name is taken.
+  [[nodiscard]] Result<void> enter(DeviceRecord& record);
+  /// Gives back all numbers and windows of an owner, the last first, and its name. Its regions are
+  /// the caller's to take out. Never allocates.
+  void leave(DeviceRecord& record) noexcept;
+
+  /// The numbers of a kind; null for kinds that are addresses, and for memory slots.
+  [[nodiscard]] NumberSpace* numbers(ResourceKind kind) noexcept;
+  /// Who holds the lowest of these numbers; null when nobody does. O(all that is held).
+  [[nodiscard]] const DeviceRecord* holder(ResourceKind kind, Range range) const noexcept;
+  /// The shared line of this number; null when there is none.
+  [[nodiscard]] SharedLine* find_line(std::uint64_t number) noexcept;
+  /// All owners, in the order in which they came. Allocates.
+  [[nodiscard]] std::vector<const DeviceRecord*> owners() const;
+
+  const std::shared_ptr<const RegionLedger> ledger;
+  const std::optional<RangePool> slots;
+  const bool has_mac_addresses;
+
+  mutable std::mutex mutex;
+
+  // Under the mutex.
+  NumberSpace pio;
+  NumberSpace legacy_irqs;
+  NumberSpace generic_irqs;
+  NumberSpace msi;
+  NumberSpace pci_devices;  ///< numbered by pci_number()
+  NumberSpace mac_addresses;
+  std::vector<SharedLine> shared_lines;  ///< in no order
+  std::vector<WindowOf> windows;         ///< of all bridges
+
+ private:
+  struct SameOwner {
+    bool operator()(const DeviceRecord* a, const DeviceRecord* b) const noexcept {
+      return a->owner == b->owner;
+    }
+  };
+  struct OwnerHash {
+    std::size_t operator()(const DeviceRecord* record) const noexcept {
+      return std::hash<std::string_view>()(record->owner);
+    }
+  };
+
+  ResourceState(std::shared_ptr<const RegionLedger> ledger, const ResourceLimits& limits);
+
+  std::unordered_set<const DeviceRecord*, OwnerHash, SameOwner> owners_;
+  std::uint64_t next_sequence_ = 0;
+};
+
+/// A device's place among the numbers of all buses.
+constexpr std::uint64_t pci_number(std::uint64_t segment, std::uint64_t bus,
+                                   std::uint64_t device) noexcept {
+  return segment << 13U | bus << 5U | device;
+}
+
+}  // namespace detail
+
+}  // namespace vmspace
