@@ -40,7 +40,8 @@ AddressSpaceRegionPtr region(const char* name, std::uint64_t base) {
       {.name = long_name(name),
        .base = GuestAddress{base},
        .size = 2_MiB,
-       .backing = {.source = MemorySource::file, .path = "/" + long_name(name)}});
+       .backing = {.source = MemorySource::file, .path = "/" + long_name(name)},
+       .owner = long_name("the owner")});
 }
 
 /// Two different values of each type.

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <numeric>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -158,7 +159,7 @@ RegionOptions any_region() {
   return {.type = types[*rc::gen::inRange(0, 3)],
           .base = GuestAddress(*rc::gen::inRange<std::uint64_t>(0, units) * unit),
           .size = *rc::gen::inRange<std::uint64_t>(1, 12) * unit,
-          .owner = *rc::gen::inRange<std::uint64_t>(0, 4)};
+          .owner = std::string(*rc::gen::inRange<std::size_t>(0, 4), 'x')};
 }
 
 GuestAddress any_base(const Model& model) {
