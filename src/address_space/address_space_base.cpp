@@ -135,6 +135,51 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::remove_region(GuestAddress base)
   return *std::move(removed);
 }
 
+Result<Range> AddressSpaceBase::find_place(RegionType type, const Constraint& constraint,
+                                           std::string_view aperture) const {
+  constexpr const char* operation = "AddressSpaceBase::find_place";
+  VMSPACE_TRY_IN(operation, constraint.validate());
+  const Aperture* window = layout_->find_aperture(aperture);
+  if (window == nullptr) {
+    std::string names;
+    for (const Aperture& known : layout_->apertures()) {
+      if (!names.empty()) names += ", ";
+      names += known.name;
+    }
+    return fail(
+        {.code = Errc::not_found,
+         .operation = operation,
+         .reason = names.empty() ? "the layout has no apertures" : "the layout's apertures are",
+         .text = {aperture, names}});
+  }
+  if (!window->takes(type)) {
+    return fail({.code = Errc::bad_state,
+                 .operation = operation,
+                 .first = detail::operand(window->range),
+                 .reason = taken_types(window->use),
+                 .text = {{}, window->name}});
+  }
+  Constraint inside = constraint;
+  inside.min = std::max(constraint.min, window->range.min());
+  inside.max = std::min(constraint.max, window->range.max());
+  if (inside.min > inside.max) {
+    return fail({.code = Errc::no_space,
+                 .operation = operation,
+                 .first = Operand::size(constraint.size),
+                 .second = detail::operand(window->range),
+                 .reason = "the constraint's min and max must overlap the aperture",
+                 .text = {{}, window->name}});
+  }
+  const auto place = regions_.find_place(inside);
+  if (!place) {
+    Error error = place.error().in(operation);
+    if (error.reason == nullptr) error.reason = "no free range in this aperture fits";
+    error.text = {{}, window->name};
+    return fail(error);
+  }
+  return place;
+}
+
 Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions options,
                                                              Constraint constraint,
                                                              std::string_view aperture) {
@@ -154,47 +199,18 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions optio
                  .reason = ".size must be 0 or equal to the constraint's size",
                  .text = options.name});
   }
-  VMSPACE_TRY_IN(operation, constraint.validate());
-  const Aperture* window = layout_->find_aperture(aperture);
-  if (window == nullptr) {
-    std::string names;
-    for (const Aperture& known : layout_->apertures()) {
-      if (!names.empty()) names += ", ";
-      names += known.name;
-    }
-    return fail(
-        {.code = Errc::not_found,
-         .operation = operation,
-         .reason = names.empty() ? "the layout has no apertures" : "the layout's apertures are",
-         .text = {aperture, names}});
-  }
-  if (!window->takes(options.type)) {
-    return fail({.code = Errc::bad_state,
-                 .operation = operation,
-                 .first = detail::operand(window->range),
-                 .reason = taken_types(window->use),
-                 .text = {options.name, window->name}});
-  }
-  constraint.min = std::max(constraint.min, window->range.min());
-  constraint.max = std::min(constraint.max, window->range.max());
-  if (constraint.min > constraint.max) {
-    return fail({.code = Errc::no_space,
-                 .operation = operation,
-                 .first = Operand::size(constraint.size),
-                 .second = detail::operand(window->range),
-                 .reason = "the constraint's min and max must overlap the aperture",
-                 .text = {options.name, window->name}});
-  }
+  const auto failed = [&](Error error) {
+    error.operation = operation;
+    if (error.text.subject().empty()) error.text = error.text.with_subject(options.name);
+    return fail(error);
+  };
   if (options.backing.source != MemorySource::none) {
+    // Checked first: the page size would hide an alignment that is not a power of two.
+    if (const auto valid = constraint.validate(); !valid) return failed(valid.error());
     constraint.align = std::max(constraint.align, options.backing.effective_page_size());
   }
-  const auto place = regions_.find_place(constraint);
-  if (!place) {
-    Error error = place.error().in(operation);
-    if (error.reason == nullptr) error.reason = "no free range in this aperture fits";
-    error.text = {options.name, window->name};
-    return fail(error);
-  }
+  const auto place = find_place(options.type, constraint, aperture);
+  if (!place) return failed(place.error());
   options.base = GuestAddress(place->min());
   options.size = constraint.size;
   const auto region = VMSPACE_TRY_IN(operation, AddressSpaceRegion::make(std::move(options)));

@@ -106,10 +106,10 @@ TEST(Text, ARegionSaysWhatIsNotAsByDefault) {
   options.protection = Protection::read;
   options.numa_node = 1;
   options.huge_pages = options.hotplug = options.populate = true;
-  options.owner = 7;
+  options.owner = "nic0";
   EXPECT_EQ(to_text(**AddressSpaceRegion::make(options)),
             "nic0 BAR0 device [0xc0000000-0xc0003fff] anon r-- node 1 huge_pages hotplug populate "
-            "owner 7");
+            "owner nic0");
   EXPECT_EQ(to_text(RegionOptions{}), "ram 0x0+0x0 none");
 }
 

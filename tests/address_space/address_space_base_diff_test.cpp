@@ -27,7 +27,7 @@ TEST(Diff, NamesWhatOnlyTheOneOrTheOtherHas) {
   AddressSpaceBase after = before;
   ASSERT_THAT(after.remove_region(GuestAddress{0}), IsOk());
   RegionOptions changed = ram(0, 1_GiB);
-  changed.owner = 1;
+  changed.owner = "hotplug";
   ASSERT_THAT(after.insert_region(changed), IsOk());
   ASSERT_THAT(after.move_region(GuestAddress{0xc000'0000}, GuestAddress{0xe000'0000}), IsOk());
   ASSERT_THAT(after.insert_region(ram(8_GiB, 1_GiB)), IsOk());

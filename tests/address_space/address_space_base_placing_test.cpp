@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where place_region puts a region, and what it says where it can't.
+// Where place_region puts a region, what it says where it can't, and that find_place knows both.
 
 #include <cstdint>
+#include <random>
 #include <string_view>
+#include <type_traits>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -87,6 +89,22 @@ TEST(AddressSpaceBase, PlaceRefusesWhatCannotBePlaced) {
   EXPECT_EQ(error(bar, {.size = UINT64_MAX}, "mmio_high").code, Errc::no_space);
 }
 
+TEST(AddressSpaceBase, PlaceIsNotMisledByTheAlignmentOfTheBacking) {
+  AddressSpaceBase space(pc());
+  const auto message = [&](BackingSpec backing, std::uint64_t align) {
+    return failing(space,
+                   [&](AddressSpaceBase& s) {
+                     return s.place_region({.name = "dimm", .backing = backing},
+                                           {.size = 4_KiB, .align = align}, "ram_low");
+                   })
+        .message();
+  };
+  EXPECT_EQ(message({.source = MemorySource::shmem}, 3),
+            "AddressSpaceBase::place_region: \"dimm\": invalid alignment: 0x3");
+  EXPECT_EQ(message({.source = MemorySource::shmem, .page_size = 12_KiB}, 1),
+            "AddressSpaceBase::place_region: \"dimm\": invalid alignment: 0x3000");
+}
+
 TEST(AddressSpaceBase, PlaceSaysWhichAperturesThereAreAndWhatEachTakes) {
   AddressSpaceBase space = example();
   const auto message = [&](RegionOptions options, Constraint constraint,
@@ -112,6 +130,71 @@ TEST(AddressSpaceBase, PlaceSaysWhichAperturesThereAreAndWhatEachTakes) {
   AddressSpaceBase bare(*AddressSpaceLayout::make({.phys_max = UINT64_MAX}));
   EXPECT_EQ(bare.place_region(bar, {.size = 4_KiB}, "x").error().message(),
             "AddressSpaceBase::place_region: \"x\": not found (the layout has no apertures)");
+  EXPECT_THAT(message(bar, {.size = 0}, "mmio_low"), HasSubstr("place_region: \"bar\": "));
+}
+
+TEST(AddressSpaceBase, FindPlaceSaysWhereARegionWouldGoOrWhyNowhere) {
+  const AddressSpaceBase space = example();
+  const auto find = [&](RegionType type, Constraint constraint, std::string_view aperture) {
+    return space.find_place(type, constraint, aperture);
+  };
+  constexpr RegionType bar = RegionType::device_memory;
+  EXPECT_THAT(find(bar, {.size = 64_KiB, .align = 64_KiB}, "mmio_low"),
+              IsOkAndHolds(Range::of(0xc001'0000, 0xc001'ffff)));
+  EXPECT_THAT(find(bar, {.size = 4_KiB, .policy = AllocPolicy::last_match}, "mmio_low"),
+              IsOkAndHolds(Range::of(0xfbff'f000, 0xfbff'ffff)));
+  EXPECT_THAT(find(bar, {.size = 1, .min = 0xd000'0000}, "mmio_low"),
+              IsOkAndHolds(Range::point(0xd000'0000)));
+  EXPECT_EQ(
+      find(bar, {.size = 1_GiB}, "mmio_low").error().message(),
+      "AddressSpaceBase::find_place: no space for 0x40000000 in [0xc0000000, 0xfbffffff]; the "
+      "largest free piece is [0xc0010000, 0xfbffffff] (no free range in this aperture fits: "
+      "\"mmio_low\")");
+  EXPECT_EQ(find(RegionType::default_memory, {.size = 1}, "mmio_low").error().message(),
+            "AddressSpaceBase::find_place: wrong state: [0xc0000000, 0xfbffffff] (this aperture "
+            "takes device_memory, dax_memory and firmware_memory: \"mmio_low\")");
+  EXPECT_THAT(find(bar, {.size = 1, .min = 2, .max = 1}, "mmio_low"),
+              HasError(Errc::invalid_range));
+}
+
+TEST(AddressSpaceBase, PlaceRegionDoesWhatFindPlaceSays) {
+  AddressSpaceBase space = example();
+  std::mt19937_64 random(42);
+  const auto any = [&](auto... choices) {
+    const std::common_type_t<decltype(choices)...> all[] = {choices...};
+    return all[random() % sizeof...(choices)];
+  };
+  int placed = 0;
+  int refused = 0;
+  for (int round = 0; round < 5000; ++round) {
+    const RegionType type = any(RegionType::default_memory, RegionType::device_memory,
+                                RegionType::dax_memory, RegionType::firmware_memory);
+    const Constraint constraint{
+        .size = any(0_KiB, 4_KiB, 8_KiB, 12_KiB, 1_GiB),
+        .min = any(0_KiB, 3_GiB, 3_GiB + 256_MiB, UINT64_MAX),
+        .max = any(4_GiB - 1, UINT64_MAX),
+        .align = any(0_KiB, 1_KiB, 64_KiB, 16_GiB, 3_KiB),
+        .policy = any(AllocPolicy::first_match, AllocPolicy::last_match, AllocPolicy::best_match)};
+    const std::string_view aperture =
+        any("ram_low", "mmio_low", "platform", "ram_high", "mmio_high", "elsewhere");
+    const auto found = space.find_place(type, constraint, aperture);
+    const auto region = space.place_region({.type = type}, constraint, aperture);
+    ASSERT_EQ(found.has_value(), region.has_value()) << "round " << round;
+    if (found) {
+      ASSERT_EQ((*region)->range(), *found) << "round " << round;
+      ++placed;
+      // Not all of them stay, so that there are gaps.
+      if (random() % 2 == 0) {
+        ASSERT_THAT(space.remove_region((*region)->base()), IsOk());
+      }
+    } else {
+      ASSERT_EQ(region.error(), found.error().in("AddressSpaceBase::place_region"));
+      ++refused;
+    }
+  }
+  EXPECT_GT(placed, 500);
+  EXPECT_GT(refused, 500);
+  VMSPACE_EXPECT_OK(space.check_invariants());
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ AddressSpaceRegionPtr made(std::string name, GuestAddress base, std::uint64_t si
                                     .type = RegionType::device_memory,
                                     .base = base,
                                     .size = size,
-                                    .owner = 7});
+                                    .owner = "nic"});
 }
 
 /// Three BARs of 64 KiB that touch, and RAM.
@@ -348,9 +348,9 @@ TEST_F(Parking, TheMemoryMapEndsWithWhatIsParked) {
 
 TEST_F(Moves, HaveATextEach) {
   EXPECT_EQ(to_text(RegionMove{a, elsewhere}),
-            "a device [0xc0000000-0xc000ffff] none owner 7 to 0xd0000000");
+            "a device [0xc0000000-0xc000ffff] none owner nic to 0xd0000000");
   EXPECT_EQ(to_text(RegionMove{a, std::nullopt}),
-            "a device [0xc0000000-0xc000ffff] none owner 7 to be parked");
+            "a device [0xc0000000-0xc000ffff] none owner nic to be parked");
   EXPECT_EQ(to_text(RegionMove{}), "null to be parked");
 }
 

@@ -34,7 +34,7 @@ TEST(Region, SaysWhatItWasMadeFrom) {
        .huge_pages = true,
        .hotplug = true,
        .populate = true,
-       .owner = 42});
+       .owner = "virtio-pmem 0"});
   ASSERT_THAT(region, IsOk());
   EXPECT_EQ((*region)->name(), "pmem0");
   EXPECT_EQ((*region)->type(), RegionType::dax_memory);
@@ -49,7 +49,7 @@ TEST(Region, SaysWhatItWasMadeFrom) {
   EXPECT_TRUE((*region)->wants_huge_pages());
   EXPECT_TRUE((*region)->is_hotplug());
   EXPECT_TRUE((*region)->wants_populate());
-  EXPECT_EQ((*region)->owner(), 42U);
+  EXPECT_EQ((*region)->owner(), "virtio-pmem 0");
   EXPECT_TRUE((*region)->is_mapped());
 }
 
@@ -61,6 +61,7 @@ TEST(Region, DefaultsAreUnbackedReadWriteRamAnywhere) {
   EXPECT_EQ((*region)->numa_node(), std::nullopt);
   EXPECT_FALSE((*region)->is_mapped());
   EXPECT_FALSE((*region)->is_dax());
+  EXPECT_EQ((*region)->owner(), "");
   EXPECT_EQ((*region)->alignment(), 1U);
   EXPECT_EQ((*region)->last_addr(), GuestAddress{0});
 }

@@ -110,6 +110,15 @@ TEST(AddressSpaceFaults, RemovingNeedsNoMemory) {
   EXPECT_TRUE(space.parked().empty());
 }
 
+TEST(AddressSpaceFaults, FindingAPlaceNeedsNoMemory) {
+  const AddressSpaceBase space = filled();
+  test::granted = 0;
+  const auto place = space.find_place(RegionType::device_memory, {.size = 64_KiB}, "mmio_low");
+  test::granted = -1;
+  ASSERT_TRUE(place);
+  EXPECT_EQ(place->min(), 0xc001'0000U);
+}
+
 TEST(AddressSpaceFaults, AnUpdateThatRunsOutOfMemoryPublishesNothing) {
   const AddressSpace space{filled()};
   auto reader = space.reader();

@@ -7,6 +7,7 @@
 // Every public type that owns memory and can be copied is here; views, readers, mappings and
 // harvests can't be, and plain numbers own nothing.
 
+#include <optional>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -40,7 +41,8 @@ AddressSpaceRegionPtr region(const char* name, std::uint64_t base) {
       {.name = long_name(name),
        .base = GuestAddress{base},
        .size = 2_MiB,
-       .backing = {.source = MemorySource::file, .path = "/" + long_name(name)}});
+       .backing = {.source = MemorySource::file, .path = "/" + long_name(name)},
+       .owner = long_name("the owner")});
 }
 
 /// Two different values of each type.
@@ -147,6 +149,36 @@ struct Example<DeviceRange> {
 };
 
 template <>
+struct Example<PlacementRequest> {
+  static constexpr Assignment assignment = Assignment::strong;  // one member allocates, the first
+  static PlacementRequest make(bool first) {
+    return {.name = long_name(first ? "a" : "b, which is longer"),
+            .kind = PlacementKind::ram,
+            .size = first ? 1_GiB : 2_GiB};
+  }
+};
+
+template <>
+struct Example<Placement> {
+  static constexpr Assignment assignment = Assignment::by_member;
+  static Placement make(bool first) {
+    const GuestRange piece{GuestAddress{0}, first ? 1_GiB : 2_GiB};
+    return {.name = long_name(first ? "a" : "b, which is longer"),
+            .kind = PlacementKind::ram,
+            .pieces = std::vector<GuestRange>(first ? 1 : 2, piece)};
+  }
+};
+
+template <>
+struct Example<LayoutPlan> {
+  static constexpr Assignment assignment = Assignment::by_member;
+  static LayoutPlan make(bool first) {
+    const Placement placement = Example<Placement>::make(first);
+    return {.placements = {placement}, .pieces = {{placement.pieces.front(), 0}}};
+  }
+};
+
+template <>
 struct Example<IntervalTree<std::string>> {
   static constexpr Assignment assignment = Assignment::strong;
   static IntervalTree<std::string> make(bool first) {
@@ -169,9 +201,10 @@ struct Example<NumaPolicy> {
 template <typename T>
 struct SpecialMembers : testing::Test {};
 
-using OwnersOfMemory = testing::Types<BackingSpec, RegionOptions, Aperture, Hole, LayoutOptions,
-                                      AddressSpaceLayout, AddressSpaceBase, RegionDiff, DeviceRange,
-                                      IntervalTree<std::string>, NumaPolicy>;
+using OwnersOfMemory =
+    testing::Types<BackingSpec, RegionOptions, Aperture, Hole, LayoutOptions, AddressSpaceLayout,
+                   AddressSpaceBase, RegionDiff, DeviceRange, PlacementRequest, Placement,
+                   LayoutPlan, IntervalTree<std::string>, NumaPolicy>;
 TYPED_TEST_SUITE(SpecialMembers, OwnersOfMemory);
 
 TYPED_TEST(SpecialMembers, CopyingGivesAWholeCopyOrNothing) {
@@ -253,6 +286,8 @@ TEST(SpecialMembersOfHandles, NeedNoMemory) {
       *AddressSpaceLayout::make({.phys_max = 1_GiB - 1, .ram = Range::of(0, 1_GiB - 1)}));
   const AddressSpace space(base);
   expect_free_of_allocations(space, AddressSpace(base));
+  expect_free_of_allocations(RegionMove{region("a", 0), GuestAddress{2_MiB}},
+                             RegionMove{region("b", 2_MiB), std::nullopt});
   expect_free_of_allocations(*RangePool::create(long_name("a"), {Range::of(0, 9)}),
                              *RangePool::create(long_name("b"), {}));
   expect_free_of_allocations(Published<std::string>(long_name("a")),

@@ -7,7 +7,9 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <iterator>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -104,6 +106,18 @@ TEST(GuestMemoryMap, RegionsOfAFileKeepTheirFile) {
   ASSERT_THAT(memory, IsOk());
   EXPECT_THAT(memory->read<char>(GuestAddress(0)), IsOkAndHolds('f'));
   EXPECT_EQ(memory->regions()[1]->mapping().file_offset(), 0U);
+}
+
+TEST(GuestMemoryMap, AParkedRegionIsNotMapped) {
+  auto space = space_of({ram(0, 1_MiB)});
+  const auto parked = AddressSpaceRegion::make(ram(2_MiB, 1_MiB));
+  ASSERT_THAT(parked, IsOk());
+  ASSERT_THAT(space.insert_parked_region(*parked), IsOk());
+  // Nor does it take a part of a backing.
+  const auto memory = GuestMemory::map(space, {.backing = memfd(1_MiB)});
+  ASSERT_THAT(memory, IsOk());
+  EXPECT_EQ(memory->regions().size(), 1U);
+  EXPECT_THAT(memory->read<std::uint8_t>(GuestAddress(2_MiB)), HasError(Errc::not_found));
 }
 
 TEST(GuestMemoryMap, AGuestMayBeLargerThanTheHost) {
@@ -238,6 +252,45 @@ TEST_F(GuestMemoryRemap, ARegionThatMovedKeepsItsContents) {
     VMSPACE_EXPECT_OK(after->check_invariants());
     expect_unchanged();
   }
+}
+
+// A parked region has no address in the guest, so it is no part of the guest's memory: what it holds
+// lives on only where somebody holds its MemoryRegionPtr.
+
+TEST_F(GuestMemoryRemap, AParkedRegionIsLetGoAndComesBackEmpty) {
+  const std::weak_ptr<const MemoryRegion> mapped = memory.regions()[1];
+  const AddressSpaceRegionPtr parked = *std::next(space.begin());
+  ASSERT_THAT(space.move_regions({{parked, std::nullopt}}), IsOk());
+  auto after = memory.remap(space);
+  ASSERT_THAT(after, IsOk());
+  EXPECT_EQ(after->regions().size(), 1U);
+  EXPECT_THAT(after->read<std::uint8_t>(GuestAddress(plugged)), HasError(Errc::not_found));
+  memory = *after;
+  EXPECT_TRUE(mapped.expired());
+  // Back to where it was, the region is the same object in the space, and its memory is new.
+  EXPECT_THAT(space.move_regions({{parked, GuestAddress(plugged)}}),
+              IsOkAndHolds(std::vector{parked}));
+  after = memory.remap(space);
+  ASSERT_THAT(after, IsOk());
+  EXPECT_EQ(at(*after, plugged), 0U);
+}
+
+TEST_F(GuestMemoryRemap, AParkedRegionKeepsWhatItHoldsWhereItsMemoryIsHeld) {
+  const MemoryRegionPtr held = memory.regions()[1];
+  const AddressSpaceRegionPtr parked = *std::next(space.begin());
+  ASSERT_THAT(space.move_regions({{parked, std::nullopt}}), IsOk());
+  const auto without = memory.remap(space);
+  ASSERT_THAT(without, IsOk());
+  const auto back = space.move_regions({{parked, GuestAddress(more)}});
+  ASSERT_THAT(back, IsOk());
+  const auto moved = held->at(back->front());
+  ASSERT_THAT(moved, IsOk());
+  const auto with = without->with_region(*moved);
+  ASSERT_THAT(with, IsOk());
+  EXPECT_EQ(at(*with, more), 0x5678U);
+  const auto after = with->remap(space);
+  ASSERT_THAT(after, IsOk());
+  EXPECT_EQ(after->regions()[1], *moved) << "remap() maps anew what is mapped as described";
 }
 
 TEST_F(GuestMemoryRemap, ARegionMayMoveToWhereAnotherWas) {

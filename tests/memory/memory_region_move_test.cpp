@@ -49,7 +49,7 @@ TEST(MemoryRegion, AMoveTakesTheDescriptionThatTheSpaceHas) {
   const auto moved = (*region)->at(description);
   ASSERT_THAT(moved, IsOk());
   EXPECT_EQ((*moved)->shared_description(), description);
-  options.owner = 3;
+  options.owner = "somebody else";
   EXPECT_THAT((*region)->at(describe(options)), HasError(Errc::invalid_argument));
   EXPECT_THAT((*region)->at(AddressSpaceRegionPtr()), HasError(Errc::invalid_argument));
   EXPECT_THAT((*region)->at(GuestAddress(8_GiB + 1)), HasError(Errc::misaligned));

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <numeric>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -158,7 +159,7 @@ RegionOptions any_region() {
   return {.type = types[*rc::gen::inRange(0, 3)],
           .base = GuestAddress(*rc::gen::inRange<std::uint64_t>(0, units) * unit),
           .size = *rc::gen::inRange<std::uint64_t>(1, 12) * unit,
-          .owner = *rc::gen::inRange<std::uint64_t>(0, 4)};
+          .owner = std::string(*rc::gen::inRange<std::size_t>(0, 4), 'x')};
 }
 
 GuestAddress any_base(const Model& model) {
@@ -241,9 +242,13 @@ RC_GTEST_PROP(AddressSpaceModel, DoesWhatAVectorOfRegionsDoes, ()) {
       case 4: {
         const std::uint64_t size = *rc::gen::inRange<std::uint64_t>(1, 10) * unit;
         const std::uint64_t align = unit << *rc::gen::inRange(0, 4);
-        const auto placed = space.place_region({.type = RegionType::device_memory},
-                                               {.size = size, .align = align}, "mmio");
+        const Constraint constraint{.size = size, .align = align};
+        const auto found = space.find_place(RegionType::device_memory, constraint, "mmio");
+        const auto placed =
+            space.place_region({.type = RegionType::device_memory}, constraint, "mmio");
         const auto expected = model.place(size, align);
+        RC_ASSERT(found.has_value() == expected.has_value());
+        if (found) RC_ASSERT(found->min() == expected->value());
         succeeded = placed.has_value();
         RC_ASSERT(succeeded == expected.has_value());
         if (placed) RC_ASSERT((*placed)->base() == *expected);

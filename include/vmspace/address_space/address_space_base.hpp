@@ -34,6 +34,7 @@
 #include "vmspace/address_space/layout.hpp"
 #include "vmspace/allocator/constraint.hpp"
 #include "vmspace/allocator/interval_tree.hpp"
+#include "vmspace/allocator/range.hpp"
 #include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 
@@ -184,14 +185,20 @@ class VMSPACE_EXPORT AddressSpaceBase {
     return move_regions(std::span(moves.begin(), moves.size()));
   }
 
-  /// Finds a place for a region of `constraint.size` bytes inside the aperture of this name, puts it
-  /// there, and gives it. The constraint's window narrows the aperture; the place is also aligned to
-  /// the backing's page size. `options.base` must be 0, `options.size` 0 or the constraint's.
-  /// Errors: `invalid_argument` when base or size disagree; `not_found`, naming the layout's
-  /// apertures, when it has none of this name; `bad_state`, naming the types that the aperture
-  /// takes, when the region's type is not among them; those of Constraint::validate and
-  /// AddressSpaceRegion::make; `no_space`, with the largest free piece as what is available. Costs
-  /// what IntervalTree::allocate does.
+  /// Where place_region() would put a region of this type: `constraint.size` bytes inside the
+  /// aperture of this name, which the constraint's min and max narrow. Errors: those of
+  /// Constraint::validate; `not_found`, naming the layout's apertures, when it has none of this
+  /// name; `bad_state`, naming the types that the aperture takes, when `type` is not among them;
+  /// `no_space`, with the largest free piece as what is available. Costs what IntervalTree::allocate
+  /// does; allocates nothing but for an error.
+  [[nodiscard]] Result<Range> find_place(RegionType type, const Constraint& constraint,
+                                         std::string_view aperture) const;
+
+  /// Puts a region where find_place() says, and gives it. The place is also aligned to the
+  /// backing's page size. `options.base` must be 0, `options.size` 0 or the constraint's. Errors:
+  /// `invalid_argument` when base or size disagree; those of find_place(), each naming the region
+  /// or the aperture that is not there; those of AddressSpaceRegion::make. Costs what
+  /// IntervalTree::allocate does.
   [[nodiscard]] Result<AddressSpaceRegionPtr> place_region(RegionOptions options,
                                                            Constraint constraint,
                                                            std::string_view aperture);

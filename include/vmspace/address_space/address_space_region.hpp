@@ -47,7 +47,9 @@ struct RegionOptions {
   bool huge_pages = false;                      ///< advise transparent huge pages (MADV_HUGEPAGE)
   bool hotplug = false;                         ///< came, or may go, while the guest runs
   bool populate = false;                        ///< fill with pages before the guest starts
-  std::uint64_t owner = 0;  ///< for the VMM: which device this belongs to; not interpreted here
+  /// The device or part of the VMM that the region belongs to; empty: nobody's in particular. The
+  /// memory map shows it; it is not interpreted here.
+  std::string owner = {};
 
   friend bool operator==(const RegionOptions&, const RegionOptions&) = default;
 };
@@ -108,7 +110,7 @@ class VMSPACE_EXPORT AddressSpaceRegion {
   [[nodiscard]] bool wants_huge_pages() const noexcept { return options_.huge_pages; }
   [[nodiscard]] bool is_hotplug() const noexcept { return options_.hotplug; }
   [[nodiscard]] bool wants_populate() const noexcept { return options_.populate; }
-  [[nodiscard]] std::uint64_t owner() const noexcept { return options_.owner; }
+  [[nodiscard]] const std::string& owner() const noexcept { return options_.owner; }
   [[nodiscard]] bool is_dax() const noexcept { return type() == RegionType::dax_memory; }
   /// Whether the memory layer maps it: it has a backing.
   [[nodiscard]] bool is_mapped() const noexcept {

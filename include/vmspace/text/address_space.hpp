@@ -43,7 +43,7 @@ inline std::string region_text(const RegionOptions& options, const std::string& 
   if (options.huge_pages) text.append(" huge_pages");
   if (options.hotplug) text.append(" hotplug");
   if (options.populate) text.append(" populate");
-  if (options.owner != 0) text.append(" owner ").append(std::to_string(options.owner));
+  if (!options.owner.empty()) text.append(" owner ").append(options.owner);
   return text;
 }
 
@@ -56,7 +56,7 @@ inline std::string region_text(const RegionOptions& options, const std::string& 
 }
 
 /// Name, type, range, backing, and what is not as it is by default:
-/// `nic0 BAR0 device [0xc0000000-0xc0003fff] none r-- node 1 huge_pages hotplug populate owner 7`.
+/// `BAR0 device [0xc0000000-0xc0003fff] none r-- node 1 huge_pages hotplug populate owner nic0`.
 [[nodiscard]] inline std::string to_text(const AddressSpaceRegion& region) {
   return detail::region_text(region.options(), to_text(region.range()));
 }
