@@ -10,6 +10,7 @@
 #include "vmspace/boot.hpp"
 #include "vmspace/host.hpp"
 #include "vmspace/memory.hpp"
+#include "vmspace/resources.hpp"
 #include "vmspace/snapshot.hpp"
 #include "vmspace/spec.hpp"
 #include "vmspace/vmm.hpp"

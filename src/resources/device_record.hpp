@@ -57,7 +57,7 @@ struct VMSPACE_HIDDEN DeviceRecord {
   std::vector<HeldRegion> regions = {};
   std::vector<HeldWindow> windows = {};
   std::vector<Lease> slots = {};  ///< of the memory slots among the numbers
-  RegionList retirement = {};     ///< an element for each region, to be filled in when it is retired
+  RegionList retirement = {};  ///< an element for each region, to be filled in when it is retired
 };
 
 /// The alignment that a request for `size` bytes of MMIO means.

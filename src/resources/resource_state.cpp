@@ -171,9 +171,8 @@ const DeviceRecord* ResourceState::holder(ResourceKind kind, Range range) const 
     for (const HeldNumber& held : record->numbers) {
       if (!same_numbers(held.kind, kind) || !held.range.overlaps(range)) continue;
       // Of those who share a line, the first to come.
-      const bool is_lower =
-          lowest == nullptr || held.range.min() < min ||
-          (held.range.min() == min && record->sequence < lowest->sequence);
+      const bool is_lower = lowest == nullptr || held.range.min() < min ||
+                            (held.range.min() == min && record->sequence < lowest->sequence);
       if (!is_lower) continue;
       lowest = record;
       min = held.range.min();
@@ -186,6 +185,16 @@ SharedLine* ResourceState::find_line(std::uint64_t number) noexcept {
   const auto line = std::find_if(shared_lines.begin(), shared_lines.end(),
                                  [&](const SharedLine& shared) { return shared.number == number; });
   return line == shared_lines.end() ? nullptr : &*line;
+}
+
+std::vector<PlacedRegion> ResourceState::placed_regions() const {
+  std::vector<PlacedRegion> placed;
+  for (const DeviceRecord* record : owners_) {
+    for (const HeldRegion& held : record->regions) {
+      if (!held.parked) placed.push_back({held.region.get(), &held, record});
+    }
+  }
+  return placed;
 }
 
 std::vector<const DeviceRecord*> ResourceState::owners() const {

@@ -18,6 +18,7 @@
 #include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
+#include "vmspace/resources/device_resources.hpp"
 #include "vmspace/resources/resource_request.hpp"
 
 #include "resources/device_record.hpp"
@@ -39,6 +40,13 @@ struct SharedLine {
 struct WindowOf {
   HeldWindow* window;
   const DeviceRecord* bridge;
+};
+
+/// A region at an address, and whose it is.
+struct PlacedRegion {
+  const AddressSpaceRegion* region;
+  const HeldRegion* held;
+  const DeviceRecord* record;
 };
 
 /// Every number, and who holds what.
@@ -63,6 +71,8 @@ class VMSPACE_HIDDEN ResourceState {
   [[nodiscard]] const DeviceRecord* holder(ResourceKind kind, Range range) const noexcept;
   /// The shared line of this number; null when there is none.
   [[nodiscard]] SharedLine* find_line(std::uint64_t number) noexcept;
+  /// All regions at addresses. Allocates.
+  [[nodiscard]] std::vector<PlacedRegion> placed_regions() const;
   /// All owners, in the order in which they came. Allocates.
   [[nodiscard]] std::vector<const DeviceRecord*> owners() const;
 
@@ -104,6 +114,13 @@ class VMSPACE_HIDDEN ResourceState {
 constexpr std::uint64_t pci_number(std::uint64_t segment, std::uint64_t bus,
                                    std::uint64_t device) noexcept {
   return segment << 13U | bus << 5U | device;
+}
+
+/// The device of a place among the numbers of all buses.
+constexpr PciAddress pci_address(std::uint64_t number) noexcept {
+  return {.segment = static_cast<std::uint16_t>(number >> 13U),
+          .bus = static_cast<std::uint8_t>(number >> 5U),
+          .device = static_cast<std::uint8_t>(number & 31U)};
 }
 
 }  // namespace detail

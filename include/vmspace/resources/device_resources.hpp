@@ -105,7 +105,7 @@ class [[nodiscard]] VMSPACE_EXPORT DeviceResources {
   /// The range of a number of this kind.
   [[nodiscard]] Range number(ResourceKind kind, std::size_t index) const noexcept;
 
-  std::shared_ptr<detail::ResourceState> state_;   ///< null exactly when record_ is
+  std::shared_ptr<detail::ResourceState> state_;  ///< null exactly when record_ is
   std::unique_ptr<detail::DeviceRecord> record_;  ///< null when it holds nothing
 };
 

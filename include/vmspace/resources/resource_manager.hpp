@@ -71,9 +71,9 @@ struct ResourceLimits {
                       .any = Range::of(0x1000, 0xffff)};
   /// Interrupt lines. By default those of a PC's two 8259A but timer (0), cascade (2), clock (8) and
   /// coprocessor (13); what is not fixed stays clear of keyboard and serial ports.
-  NumberWindow legacy_irqs = {.ranges = {Range::of(1, 1), Range::of(3, 7), Range::of(9, 12),
-                                         Range::of(14, 15)},
-                              .any = Range::of(5, 15)};
+  NumberWindow legacy_irqs = {
+      .ranges = {Range::of(1, 1), Range::of(3, 7), Range::of(9, 12), Range::of(14, 15)},
+      .any = Range::of(5, 15)};
   /// In one space of numbers with the legacy ones; from the I/O APIC's 24 pins on.
   NumberWindow generic_irqs = {.ranges = {Range::of(24, 1023)}};
   /// For MSI and MSI-X alike. By default numbers that are also free as GSIs, up to the 4096 routes
@@ -88,8 +88,8 @@ struct ResourceLimits {
 /// One of a set of moves: where a device's range goes.
 struct ResourceMove {
   DeviceResources* device = nullptr;
-  std::size_t index = 0;                 ///< which of the device's ranges of this kind
-  std::optional<GuestAddress> to = {};   ///< the new base; unset: it is parked
+  std::size_t index = 0;                   ///< which of the device's ranges of this kind
+  std::optional<GuestAddress> to = {};     ///< the new base; unset: it is parked
   ResourceKind kind = ResourceKind::mmio;  ///< or `bridge_window`
 };
 

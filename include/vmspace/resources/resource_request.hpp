@@ -99,7 +99,7 @@ struct MemoryRange {
 /// others do. It is no region: what is in no BAR is nobody's. A bridge has as many as it likes, such
 /// as one that is prefetchable and one that is not.
 struct BridgeWindow {
-  std::uint64_t size;       ///< bytes; a multiple of 1 MiB (PCI-to-PCI Bridge Architecture, 3.2.5.8)
+  std::uint64_t size;  ///< bytes; a multiple of 1 MiB (PCI-to-PCI Bridge Architecture, 3.2.5.8)
   std::uint64_t align = 0;  ///< a power of two, at least 1 MiB; 0: 1 MiB
   MmioReach reach = MmioReach::any;
   bool prefetchable = false;  ///< takes prefetchable ranges, and is tried first for them

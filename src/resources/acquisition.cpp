@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Numbers; addresses are in acquisition_addresses.cpp.
+
+#include "resources/acquisition.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+#include <string>
+#include <utility>
+#include <variant>
+
+#include "vmspace/base/try.hpp"
+
+namespace vmspace::detail {
+
+namespace {
+
+Result<void> check_alignment(std::uint64_t align) {
+  if ((align & (align - 1)) == 0) return {};  // 0 stands for the usual one
+  return fail({.code = Errc::bad_alignment,
+               .first = Operand::size(align),
+               .reason = "must be a power of two"});
+}
+
+tl::unexpected<Error> wrong_count(std::uint64_t count, const char* rule) {
+  return fail({.code = Errc::invalid_argument, .first = Operand::number(count), .reason = rule});
+}
+
+tl::unexpected<Error> none_of(const char* what) {
+  return fail({.code = Errc::not_found, .reason = what});
+}
+
+}  // namespace
+
+Result<void> Acquisition::take(const ResourceRequest& request, DeviceRecord& record) {
+  return std::visit([&](const auto& alternative) { return take(alternative, record); }, request);
+}
+
+Result<void> Acquisition::take_at(ResourceKind kind, Range range) {
+  const Result<void> taken = state_.numbers(kind)->take_at(range);
+  if (taken) return {};
+  Error error = taken.error();
+  if (error.code == Errc::overlap) {
+    if (const DeviceRecord* holder = state_.holder(kind, range)) error.text = {{}, holder->owner};
+  }
+  return fail(error);
+}
+
+Result<void> Acquisition::take_numbers(const Numbers& wanted, DeviceRecord& record) {
+  if (!wanted.fixed) {
+    const Range taken =
+        VMSPACE_TRY(state_.numbers(wanted.kind)->take(wanted.size, wanted.align, wanted.window));
+    record.numbers.push_back({wanted.kind, taken});
+    return {};
+  }
+  const Range range = VMSPACE_TRY(Range::from_base_size(*wanted.fixed, wanted.size));
+  if (range.min() % wanted.align != 0) {
+    return fail({.code = Errc::misaligned,
+                 .first = Operand::address(range.min()),
+                 .second = Operand::size(wanted.align)});
+  }
+  if (wanted.window && !wanted.window->contains(range)) {
+    return fail({.code = Errc::out_of_bounds,
+                 .first = operand(range),
+                 .second = operand(*wanted.window),
+                 .reason = "it must lie in the window asked for"});
+  }
+  VMSPACE_TRY(take_at(wanted.kind, range));
+  record.numbers.push_back({wanted.kind, range});
+  return {};
+}
+
+Result<void> Acquisition::take(const PioRange& request, DeviceRecord& record) {
+  VMSPACE_TRY(check_alignment(request.align));
+  // Without an alignment, a fixed range is where it is; another one is as PCI has it.
+  constexpr std::uint64_t all_ports = 0x1'0000;
+  std::uint64_t align = request.align;
+  if (align == 0) align = request.fixed ? 1 : std::bit_ceil(std::min(request.size, all_ports));
+  return take_numbers({ResourceKind::pio, request.size, align, request.window, request.fixed},
+                      record);
+}
+
+Result<void> Acquisition::take(const GenericIrq& request, DeviceRecord& record) {
+  return take_numbers(
+      {.kind = ResourceKind::generic_irq, .size = request.count, .fixed = request.fixed}, record);
+}
+
+Result<void> Acquisition::take(const MsiVectors& request, DeviceRecord& record) {
+  constexpr std::uint32_t most = 32;
+  if (!std::has_single_bit(request.count) || request.count > most) {
+    return wrong_count(request.count, "a block of MSI vectors is 1, 2, 4, 8, 16 or 32 of them");
+  }
+  return take_numbers({.kind = ResourceKind::msi,
+                       .size = request.count,
+                       .align = request.count,
+                       .fixed = request.fixed},
+                      record);
+}
+
+Result<void> Acquisition::take(const MsixVectors& request, DeviceRecord& record) {
+  constexpr std::uint32_t most = 2048;
+  if (request.count > most) {
+    return wrong_count(request.count, "a device has at most 2048 MSI-X vectors");
+  }
+  return take_numbers({.kind = ResourceKind::msix, .size = request.count, .fixed = request.fixed},
+                      record);
+}
+
+Result<void> Acquisition::take(const PciDevice& request, DeviceRecord& record) {
+  constexpr std::uint64_t last_bus = 255;
+  constexpr std::uint64_t last_device = 31;
+  if (request.device && !request.bus) {
+    return fail({.code = Errc::invalid_argument,
+                 .first = Operand::number(*request.device),
+                 .reason = "a device number needs the number of its bus"});
+  }
+  if (request.device > last_device) {
+    return wrong_count(*request.device, "a bus has device numbers 0 to 31");
+  }
+  const std::uint64_t segment = request.segment;
+  const Range bus = request.bus ? unchecked_range(pci_number(segment, *request.bus, 0),
+                                                  pci_number(segment, *request.bus, last_device))
+                                : unchecked_range(pci_number(segment, 0, 0),
+                                                  pci_number(segment, last_bus, last_device));
+  const NumberSpace& devices = state_.pci_devices;
+  if (devices.numbers().overlapping(bus).empty()) return none_of("the VM has no such PCI bus");
+  Numbers wanted{.kind = ResourceKind::pci_device, .size = 1, .window = bus};
+  if (request.device) wanted.fixed = pci_number(segment, *request.bus, *request.device);
+  return take_numbers(wanted, record);
+}
+
+Result<void> Acquisition::take(const MacAddress& request, DeviceRecord& record) {
+  if (!state_.has_mac_addresses) return none_of("the VM has no MAC addresses to hand out");
+  return take_numbers({.kind = ResourceKind::mac_address, .size = 1, .fixed = request.fixed},
+                      record);
+}
+
+Result<void> Acquisition::take(const KvmSlots& request, DeviceRecord& record) {
+  if (!state_.slots) return none_of("the VM has no pool of memory slots to share");
+  const Range wanted = VMSPACE_TRY(Range::from_base_size(request.fixed.value_or(0), request.count));
+  auto slots = request.fixed ? state_.slots->acquire_at(wanted, record.owner)
+                             : state_.slots->acquire({.size = request.count}, record.owner);
+  if (!slots) {
+    Error error = slots.error();
+    if (error.code == Errc::not_found) error.code = Errc::out_of_bounds;
+    if (error.code == Errc::bad_state) {
+      error.code = Errc::overlap;
+      error.reason = "held by";
+    }
+    return fail(error);
+  }
+  record.numbers.push_back({ResourceKind::kvm_slot, slots->range()});
+  record.slots.push_back(*std::move(slots));
+  return {};
+}
+
+SharedLine* Acquisition::least_shared() noexcept {
+  const Range any = state_.legacy_irqs.any();
+  SharedLine* least = nullptr;
+  for (SharedLine& line : state_.shared_lines) {
+    if (!any.contains(line.number)) continue;
+    const bool is_less = least == nullptr || line.holders < least->holders ||
+                         (line.holders == least->holders && line.number < least->number);
+    if (is_less) least = &line;
+  }
+  return least;
+}
+
+Result<Range> Acquisition::take_line(std::optional<std::uint32_t> fixed) {
+  if (!fixed) return state_.legacy_irqs.take(1);
+  const Range line = Range::point(*fixed);
+  VMSPACE_TRY(take_at(ResourceKind::legacy_irq, line));
+  return line;
+}
+
+Result<void> Acquisition::take(const LegacyIrq& request, DeviceRecord& record) {
+  std::vector<SharedLine>& lines = state_.shared_lines;
+  if (request.shared && lines.size() == lines.capacity()) lines.reserve(2 * lines.size() + 1);
+  const Result<Range> own = take_line(request.fixed);
+  if (own) {
+    record.numbers.push_back({ResourceKind::legacy_irq, *own, request.shared});
+    if (request.shared) lines.push_back({.number = own->min(), .holders = 1});
+    return {};
+  }
+  SharedLine* const line = request.fixed ? state_.find_line(*request.fixed) : least_shared();
+  if (line == nullptr) return fail(own.error());
+  if (!request.shared) {
+    Error error = own.error();
+    if (request.fixed) error.reason = "the line is shared, and was asked for as exclusive; held by";
+    return fail(error);
+  }
+  ++line->holders;
+  record.numbers.push_back({ResourceKind::legacy_irq, Range::point(line->number), true});
+  return {};
+}
+
+void reserve(DeviceRecord& record, std::span<const ResourceRequest* const> requests) {
+  std::size_t regions = 0;
+  std::size_t windows = 0;
+  std::size_t slots = 0;
+  for (const ResourceRequest* request : requests) {
+    const ResourceKind kind = kind_of(*request);
+    if (kind == ResourceKind::bridge_window) ++windows;
+    if (kind == ResourceKind::mmio || kind == ResourceKind::memory) ++regions;
+    if (kind == ResourceKind::kvm_slot) ++slots;
+  }
+  record.numbers.reserve(requests.size() - regions - windows);
+  record.regions.reserve(regions);
+  record.retirement.resize(regions);
+  record.windows.reserve(windows);
+  record.slots.reserve(slots);
+}
+
+bool is_fixed(const ResourceRequest& request) noexcept {
+  if (const auto* device = std::get_if<PciDevice>(&request)) return device->bus && device->device;
+  return std::visit(
+      [](const auto& alternative) {
+        if constexpr (requires { alternative.fixed; }) return alternative.fixed.has_value();
+        return false;
+      },
+      request);
+}
+
+}  // namespace vmspace::detail

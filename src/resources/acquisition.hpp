@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Meeting requests one by one, so that all of them can be undone.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+
+#include "vmspace/address_space/address_space_base.hpp"
+#include "vmspace/allocator/range.hpp"
+#include "vmspace/base/result.hpp"
+#include "vmspace/resources/resource_request.hpp"
+
+#include "resources/device_record.hpp"
+#include "resources/mmio_windows.hpp"
+#include "resources/resource_state.hpp"
+
+namespace vmspace::detail {
+
+/// Adds what is asked for to records, which reserve() has prepared. Numbers are taken in the state,
+/// whose mutex is held; regions are entered in the draft. A call that fails, or throws, takes nothing.
+class Acquisition {
+ public:
+  /// Without a draft, requests for addresses must not come.
+  Acquisition(ResourceState& state, AddressSpaceBase* draft) noexcept
+      : state_(state), draft_(draft) {}
+
+  /// Meets a request. Errors: those of ResourceManager::acquire, without operation and request.
+  [[nodiscard]] Result<void> take(const ResourceRequest& request, DeviceRecord& record);
+
+ private:
+  [[nodiscard]] Result<void> take(const PioRange& request, DeviceRecord& record);
+  [[nodiscard]] Result<void> take(const MmioRange& request, DeviceRecord& record);
+  [[nodiscard]] Result<void> take(const MemoryRange& request, DeviceRecord& record);
+  [[nodiscard]] Result<void> take(const BridgeWindow& request, DeviceRecord& record);
+  [[nodiscard]] Result<void> take(const LegacyIrq& request, DeviceRecord& record);
+  [[nodiscard]] Result<void> take(const GenericIrq& request, DeviceRecord& record);
+  [[nodiscard]] Result<void> take(const MsiVectors& request, DeviceRecord& record);
+  [[nodiscard]] Result<void> take(const MsixVectors& request, DeviceRecord& record);
+  [[nodiscard]] Result<void> take(const KvmSlots& request, DeviceRecord& record);
+  [[nodiscard]] Result<void> take(const PciDevice& request, DeviceRecord& record);
+  [[nodiscard]] Result<void> take(const MacAddress& request, DeviceRecord& record);
+
+  /// What is asked of numbers.
+  struct Numbers {
+    ResourceKind kind;
+    std::uint64_t size;
+    std::uint64_t align = 1;
+    std::optional<Range> window = {};
+    std::optional<std::uint64_t> fixed = {};
+  };
+  [[nodiscard]] Result<void> take_numbers(const Numbers& wanted, DeviceRecord& record);
+  /// Takes exactly these; an error names who holds some of them.
+  [[nodiscard]] Result<void> take_at(ResourceKind kind, Range range);
+  /// Takes a line that nobody else gets.
+  [[nodiscard]] Result<Range> take_line(std::optional<std::uint32_t> fixed);
+  /// The shared line with the fewest holders; null when no line is shared.
+  [[nodiscard]] SharedLine* least_shared() noexcept;
+
+  /// Where a range of addresses goes: its fixed place, checked, or a free one.
+  [[nodiscard]] Result<Range> place(const MmioPlace& wanted,
+                                    std::optional<GuestAddress> fixed) const;
+  /// Enters a region in the draft and in the record.
+  [[nodiscard]] Result<void> enter(RegionOptions options, HeldRegion held, DeviceRecord& record);
+
+  ResourceState& state_;
+  AddressSpaceBase* draft_;
+};
+
+/// Prepares a record for these requests, so that what is taken can be added without allocating.
+void reserve(DeviceRecord& record, std::span<const ResourceRequest* const> requests);
+
+/// Whether a request asks for guest physical addresses.
+constexpr bool needs_addresses(ResourceKind kind) noexcept {
+  return kind == ResourceKind::mmio || kind == ResourceKind::memory ||
+         kind == ResourceKind::bridge_window;
+}
+
+/// Whether a request says exactly what it must get.
+[[nodiscard]] bool is_fixed(const ResourceRequest& request) noexcept;
+
+/// What was asked of the place of a range.
+[[nodiscard]] MmioPlace place_of(const HeldRegion& held) noexcept;
+[[nodiscard]] MmioPlace place_of(const HeldWindow& held) noexcept;
+
+}  // namespace vmspace::detail

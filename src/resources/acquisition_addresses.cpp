@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Acquisition: guest physical addresses.
+
+#include <algorithm>
+#include <cassert>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "vmspace/base/literals.hpp"
+#include "vmspace/base/try.hpp"
+
+#include "resources/acquisition.hpp"
+
+namespace vmspace::detail {
+
+using namespace literals;
+
+namespace {
+
+constexpr std::uint64_t window_granule = 1_MiB;
+
+Result<void> check_request(std::uint64_t size, std::uint64_t align, std::string_view bridge,
+                           const DeviceRecord& record) {
+  if (size == 0) return fail({.code = Errc::zero_size});
+  if ((align & (align - 1)) != 0) {
+    return fail({.code = Errc::bad_alignment,
+                 .first = Operand::size(align),
+                 .reason = "must be a power of two"});
+  }
+  if (!bridge.empty() && bridge == record.owner) {
+    return fail({.code = Errc::invalid_argument,
+                 .reason = "a bridge's own ranges are not behind it",
+                 .text = {{}, bridge}});
+  }
+  return {};
+}
+
+Result<void> check_reach(MmioReach reach) {
+  switch (reach) {
+    case MmioReach::any:
+    case MmioReach::below_4g:
+    case MmioReach::high: return {};
+  }
+  return fail({.code = Errc::invalid_argument,
+               .first = Operand::number(static_cast<std::uint64_t>(reach)),
+               .reason = "not a value of MmioReach"});
+}
+
+/// The error of the ledger, with the owner of the region in the way.
+Error with_holder(Error error, const AddressSpaceBase& space) {
+  if (error.code == Errc::overlap && error.second.kind == Operand::Kind::range) {
+    const AddressSpaceRegion* other = space.find_region(GuestAddress{error.second.first});
+    // Else it is an aperture or a hole of the layout, which the error names.
+    if (other != nullptr && operand(other->range()) == error.second) {
+      error.reason = "held by";
+      error.text = {{}, other->owner().empty() ? other->name() : other->owner()};
+    }
+  }
+  return error;
+}
+
+}  // namespace
+
+MmioPlace place_of(const HeldRegion& held) noexcept {
+  const std::uint64_t size = held.region->size();
+  return {.type = held.region->type(),
+          .size = size,
+          .align = mmio_alignment(size, held.align),
+          .reach = held.reach,
+          .prefetchable = held.prefetchable,
+          .bridge = held.bridge};
+}
+
+MmioPlace place_of(const HeldWindow& held) noexcept {
+  return {.size = held.range.size(),
+          .align = std::max(window_granule, held.align),
+          .reach = held.reach,
+          .prefetchable = held.prefetchable,
+          .bridge = held.bridge};
+}
+
+Result<Range> Acquisition::place(const MmioPlace& wanted, std::optional<GuestAddress> fixed) const {
+  assert(draft_ != nullptr && "requests for addresses are met in a change of the ledger");
+  const MmioWindows windows(state_.windows, draft_->layout());
+  if (!fixed) return windows.find_place(*draft_, wanted);
+  const Range range = VMSPACE_TRY(Range::from_base_size(fixed->value(), wanted.size));
+  if (range.min() % wanted.align != 0) {
+    return fail({.code = Errc::misaligned,
+                 .first = Operand::address(range.min()),
+                 .second = Operand::size(wanted.align)});
+  }
+  VMSPACE_TRY(windows.check_place(wanted, range));
+  return range;
+}
+
+Result<void> Acquisition::enter(RegionOptions options, HeldRegion held, DeviceRecord& record) {
+  if (options.name.empty()) options.name = record.owner;
+  options.owner = record.owner;
+  auto region = VMSPACE_TRY(AddressSpaceRegion::make(std::move(options)));
+  const auto entered =
+      held.parked ? draft_->insert_parked_region(region) : draft_->insert_region(region);
+  if (!entered) return fail(with_holder(entered.error(), *draft_));
+  held.region = std::move(region);
+  record.regions.push_back(std::move(held));
+  return {};
+}
+
+Result<void> Acquisition::take(const MmioRange& request, DeviceRecord& record) {
+  VMSPACE_TRY(check_request(request.size, request.align, request.bridge, record));
+  VMSPACE_TRY(check_reach(request.reach));
+  RegionOptions options{
+      .name = request.name, .type = RegionType::device_memory, .size = request.size};
+  HeldRegion held{.kind = ResourceKind::mmio,
+                  .region = {},
+                  .parked = request.parked,
+                  .align = request.align,
+                  .reach = request.reach,
+                  .prefetchable = request.prefetchable,
+                  .bridge = request.bridge};
+  if (request.parked) {
+    options.base = request.fixed.value_or(GuestAddress{});
+  } else {
+    // Without an alignment, a fixed range is where it is; another one is as PCI has it.
+    const std::uint64_t natural = request.fixed ? 1 : mmio_alignment(request.size, 0);
+    const MmioPlace wanted{.size = request.size,
+                           .align = request.align != 0 ? request.align : natural,
+                           .reach = request.reach,
+                           .prefetchable = request.prefetchable,
+                           .bridge = request.bridge};
+    const Range found = VMSPACE_TRY(place(wanted, request.fixed));
+    options.base = GuestAddress{found.min()};
+  }
+  return enter(std::move(options), std::move(held), record);
+}
+
+Result<void> Acquisition::take(const MemoryRange& request, DeviceRecord& record) {
+  RegionOptions options = request.region;
+  VMSPACE_TRY(check_request(options.size, request.align, {}, record));
+  if (options.base != GuestAddress{}) {
+    return fail({.code = Errc::invalid_argument,
+                 .first = Operand::address(options.base.value()),
+                 .reason = "the region's base must be 0: `fixed` says where it lies"});
+  }
+  HeldRegion held{.kind = ResourceKind::memory,
+                  .region = {},
+                  .align = request.align,
+                  .aperture = request.aperture};
+  // RAM lies wherever the layout has RAM, also beside apertures.
+  const bool is_ram = options.type == RegionType::default_memory;
+  if (request.fixed && is_ram) {
+    options.base = *request.fixed;
+  } else {
+    const std::uint64_t page =
+        options.backing.source == MemorySource::none ? 1 : options.backing.effective_page_size();
+    const MmioPlace wanted{.type = options.type,
+                           .size = options.size,
+                           .align = std::max({request.align, page, std::uint64_t{1}}),
+                           .aperture = request.aperture};
+    const Range found = VMSPACE_TRY(place(wanted, request.fixed));
+    options.base = GuestAddress{found.min()};
+  }
+  return enter(std::move(options), std::move(held), record);
+}
+
+Result<void> Acquisition::take(const BridgeWindow& request, DeviceRecord& record) {
+  VMSPACE_TRY(check_request(request.size, request.align, request.bridge, record));
+  VMSPACE_TRY(check_reach(request.reach));
+  if (request.size % window_granule != 0) {
+    return fail({.code = Errc::misaligned,
+                 .first = Operand::size(request.size),
+                 .second = Operand::size(window_granule)});
+  }
+  HeldWindow held{.range = unchecked_range(0, request.size - 1),
+                  .parked = request.parked,
+                  .leaving = {},
+                  .align = request.align,
+                  .reach = request.reach,
+                  .prefetchable = request.prefetchable,
+                  .bridge = request.bridge};
+  if (request.parked) {
+    const GuestAddress base = request.fixed.value_or(GuestAddress{});
+    held.range = VMSPACE_TRY(Range::from_base_size(base.value(), request.size));
+  } else {
+    const MmioPlace wanted = place_of(held);
+    held.range = VMSPACE_TRY(place(wanted, request.fixed));
+    // A fixed window, too, begins empty.
+    const auto other = std::find_if(
+        draft_->begin(), draft_->end(),
+        [&](const AddressSpaceRegionPtr& region) { return region->range().overlaps(held.range); });
+    if (other != draft_->end()) {
+      return fail({.code = Errc::overlap,
+                   .first = operand(held.range),
+                   .second = operand((*other)->range()),
+                   .reason = "a bridge's window must be free when it is acquired; there is",
+                   .text = {{}, (*other)->name()}});
+    }
+  }
+  // The state points to a record's windows: reserve() has seen to it that they stay where they are.
+  assert(record.windows.size() < record.windows.capacity());
+  state_.windows.push_back({record.windows.data() + record.windows.size(), &record});
+  record.windows.push_back(std::move(held));
+  return {};
+}
+
+}  // namespace vmspace::detail

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/resources/device_resources.hpp"
+
+#include <algorithm>
+#include <cassert>
+#include <mutex>
+#include <utility>
+
+#include "vmspace/base/try.hpp"
+
+#include "resources/device_record.hpp"
+#include "resources/resource_state.hpp"
+
+namespace vmspace {
+
+namespace {
+
+/// The element of this index among those of a kind. There is one: the index is below the count.
+template <typename Held>
+const Held& nth(const std::vector<Held>& held, ResourceKind kind, std::size_t index) noexcept {
+  for (const Held& entry : held) {
+    if (entry.kind == kind && index-- == 0) return entry;
+  }
+  assert(false && "the index must be below count(kind)");
+  __builtin_unreachable();
+}
+
+}  // namespace
+
+DeviceResources::DeviceResources(std::shared_ptr<detail::ResourceState> state,
+                                 std::unique_ptr<detail::DeviceRecord> record) noexcept
+    : state_(std::move(state)), record_(std::move(record)) {}
+
+DeviceResources::DeviceResources(DeviceResources&& other) noexcept = default;
+
+DeviceResources& DeviceResources::operator=(DeviceResources&& other) noexcept {
+  DeviceResources moved(std::move(other));
+  std::swap(state_, moved.state_);
+  std::swap(record_, moved.record_);
+  return *this;
+}
+
+DeviceResources::~DeviceResources() {
+  if (is_held()) give_back();
+}
+
+void DeviceResources::give_back() noexcept {
+  {
+    const std::lock_guard lock(state_->mutex);
+    auto held = record_->regions.rbegin();
+    for (AddressSpaceRegionPtr& region : record_->retirement)
+      region = (held++)->region;
+    state_->ledger->retire(std::move(record_->retirement));
+    state_->leave(*record_);
+  }
+  record_.reset();  // outside of the lock: what nobody else holds is freed here
+  state_.reset();
+}
+
+Result<void> DeviceResources::release() {
+  constexpr const char* operation = "DeviceResources::release";
+  if (!is_held()) {
+    return fail({.code = Errc::bad_state,
+                 .operation = operation,
+                 .reason = "the resources were already released or moved from"});
+  }
+  if (!record_->regions.empty()) {
+    const RegionLedger::Edit remove = [this](AddressSpaceBase& draft) -> Result<void> {
+      for (auto held = record_->regions.rbegin(); held != record_->regions.rend(); ++held) {
+        VMSPACE_TRY(draft.remove_region(held->region));
+      }
+      return {};
+    };
+    if (const auto removed = state_->ledger->transact(remove); !removed) {
+      return fail(removed.error().in(operation));
+    }
+    const std::lock_guard lock(state_->mutex);
+    record_->regions.clear();
+    record_->retirement.clear();
+  }
+  give_back();
+  return {};
+}
+
+const std::string& DeviceResources::owner() const noexcept {
+  static const std::string nobody;
+  return is_held() ? record_->owner : nobody;
+}
+
+std::size_t DeviceResources::count(ResourceKind kind) const noexcept {
+  if (!is_held()) return 0;
+  if (kind == ResourceKind::bridge_window) return record_->windows.size();
+  const auto is_kind = [kind](const auto& held) { return held.kind == kind; };
+  const auto numbers = std::count_if(record_->numbers.begin(), record_->numbers.end(), is_kind);
+  const auto regions = std::count_if(record_->regions.begin(), record_->regions.end(), is_kind);
+  return static_cast<std::size_t>(numbers + regions);
+}
+
+Range DeviceResources::number(ResourceKind kind, std::size_t index) const noexcept {
+  assert(is_held());
+  return nth(record_->numbers, kind, index).range;
+}
+
+Range DeviceResources::pio(std::size_t index) const noexcept {
+  return number(ResourceKind::pio, index);
+}
+
+const AddressSpaceRegionPtr& DeviceResources::mmio(std::size_t index) const noexcept {
+  assert(is_held());
+  return nth(record_->regions, ResourceKind::mmio, index).region;
+}
+
+bool DeviceResources::is_parked(std::size_t mmio_index) const noexcept {
+  assert(is_held());
+  return nth(record_->regions, ResourceKind::mmio, mmio_index).parked;
+}
+
+const AddressSpaceRegionPtr& DeviceResources::memory(std::size_t index) const noexcept {
+  assert(is_held());
+  return nth(record_->regions, ResourceKind::memory, index).region;
+}
+
+Range DeviceResources::bridge_window(std::size_t index) const noexcept {
+  assert(is_held() && index < record_->windows.size());
+  return record_->windows[index].range;
+}
+
+std::uint32_t DeviceResources::legacy_irq(std::size_t index) const noexcept {
+  return static_cast<std::uint32_t>(number(ResourceKind::legacy_irq, index).min());
+}
+
+Range DeviceResources::generic_irq(std::size_t index) const noexcept {
+  return number(ResourceKind::generic_irq, index);
+}
+
+Range DeviceResources::msi(std::size_t index) const noexcept {
+  return number(ResourceKind::msi, index);
+}
+
+Range DeviceResources::msix(std::size_t index) const noexcept {
+  return number(ResourceKind::msix, index);
+}
+
+Range DeviceResources::kvm_slot(std::size_t index) const noexcept {
+  return number(ResourceKind::kvm_slot, index);
+}
+
+PciAddress DeviceResources::pci_device(std::size_t index) const noexcept {
+  return detail::pci_address(number(ResourceKind::pci_device, index).min());
+}
+
+std::array<std::uint8_t, 6> DeviceResources::mac_address(std::size_t index) const noexcept {
+  const std::uint64_t address = number(ResourceKind::mac_address, index).min();
+  std::array<std::uint8_t, 6> bytes{};
+  for (std::size_t i = 0; i < bytes.size(); ++i)
+    bytes[i] = static_cast<std::uint8_t>(address >> (8 * (bytes.size() - 1 - i)));
+  return bytes;
+}
+
+}  // namespace vmspace

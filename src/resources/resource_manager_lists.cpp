@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// ResourceManager: what is held, by whom, and what is left.
+
+#include <algorithm>
+#include <limits>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "vmspace/resources/resource_manager.hpp"
+
+#include "resources/device_record.hpp"
+#include "resources/mmio_windows.hpp"
+#include "resources/number_space.hpp"
+#include "resources/resource_state.hpp"
+
+namespace vmspace {
+
+namespace {
+
+using detail::DeviceRecord;
+using detail::HeldNumber;
+using detail::HeldRegion;
+using detail::HeldWindow;
+using detail::ResourceState;
+
+constexpr ResourceKind number_kinds[] = {ResourceKind::pio,         ResourceKind::legacy_irq,
+                                         ResourceKind::generic_irq, ResourceKind::msi,
+                                         ResourceKind::pci_device,  ResourceKind::mac_address};
+
+ResourceRequest request_of(const HeldNumber& held) {
+  const std::uint64_t first = held.range.min();
+  const auto number = static_cast<std::uint32_t>(first);
+  const auto count = static_cast<std::uint32_t>(held.range.size());
+  switch (held.kind) {
+    case ResourceKind::pio: break;
+    case ResourceKind::legacy_irq: return LegacyIrq{.fixed = number, .shared = held.shared};
+    case ResourceKind::generic_irq: return GenericIrq{.count = count, .fixed = number};
+    case ResourceKind::msi: return MsiVectors{.count = count, .fixed = number};
+    case ResourceKind::msix: return MsixVectors{.count = count, .fixed = number};
+    case ResourceKind::kvm_slot: return KvmSlots{.count = count, .fixed = number};
+    case ResourceKind::pci_device: {
+      const PciAddress address = detail::pci_address(first);
+      return PciDevice{.segment = address.segment, .bus = address.bus, .device = address.device};
+    }
+    case ResourceKind::mac_address: return MacAddress{.fixed = first};
+    case ResourceKind::mmio:
+    case ResourceKind::memory:
+    case ResourceKind::bridge_window: break;  // no numbers
+  }
+  return PioRange{.size = held.range.size(), .fixed = first};
+}
+
+ResourceRequest request_of(const HeldRegion& held, const std::string& owner) {
+  const AddressSpaceRegion& region = *held.region;
+  if (held.kind == ResourceKind::memory) {
+    MemoryRange memory{.region = region.options(),
+                       .align = held.align,
+                       .aperture = held.aperture,
+                       .fixed = region.base()};
+    memory.region.base = {};
+    memory.region.owner.clear();
+    if (memory.region.name == owner) memory.region.name.clear();
+    return memory;
+  }
+  return MmioRange{.size = region.size(),
+                   .align = held.align,
+                   .reach = held.reach,
+                   .prefetchable = held.prefetchable,
+                   .bridge = held.bridge,
+                   .fixed = region.base(),
+                   .parked = held.parked,
+                   .name = region.name() == owner ? std::string() : region.name()};
+}
+
+ResourceRequest request_of(const HeldWindow& held) {
+  return BridgeWindow{.size = held.range.size(),
+                      .align = held.align,
+                      .reach = held.reach,
+                      .prefetchable = held.prefetchable,
+                      .bridge = held.bridge,
+                      .fixed = GuestAddress{held.range.min()},
+                      .parked = held.parked};
+}
+
+/// How many members the whole domain has, and whatever else passes 2^64-1, is that.
+std::uint64_t saturated_sum(std::uint64_t a, std::uint64_t b) noexcept {
+  constexpr std::uint64_t most = std::numeric_limits<std::uint64_t>::max();
+  return a > most - b ? most : a + b;
+}
+
+ResourceUsage usage_of(std::string_view name, const IntervalTreeStats& stats) {
+  return {.name = std::string(name),
+          .total = saturated_sum(stats.free_amount, stats.taken_amount),
+          .free = stats.free_amount,
+          .largest_free = stats.largest_free};
+}
+
+/// An aperture, of which regions and holes take parts.
+ResourceUsage usage_of(const Aperture& aperture, const AddressSpaceBase& space) {
+  IntervalTree<> addresses;
+  static_cast<void>(addresses.insert(aperture.range));
+  const auto take = [&](const Range& range) {
+    if (const auto part = range.intersection(aperture.range)) {
+      static_cast<void>(addresses.allocate_at(*part));
+    }
+  };
+  for (const AddressSpaceRegionPtr& region : space)
+    take(region->range());
+  for (const Hole& hole : space.layout().holes())
+    take(hole.range);
+  return usage_of(aperture.name, addresses.stats());
+}
+
+}  // namespace
+
+std::vector<ResourceClaim> ResourceManager::claims() const {
+  std::vector<ResourceClaim> claims;
+  const std::lock_guard lock(state_->mutex);
+  for (const DeviceRecord* record : state_->owners()) {
+    for (const HeldNumber& held : record->numbers)
+      claims.push_back({record->owner, request_of(held)});
+    for (const HeldWindow& held : record->windows)
+      claims.push_back({record->owner, request_of(held)});
+    for (const HeldRegion& held : record->regions)
+      claims.push_back({record->owner, request_of(held, record->owner)});
+  }
+  return claims;
+}
+
+std::vector<ResourceHolder> ResourceManager::holders() const {
+  std::vector<ResourceHolder> holders;
+  {
+    const std::lock_guard lock(state_->mutex);
+    for (const DeviceRecord* record : state_->owners()) {
+      for (const HeldNumber& held : record->numbers)
+        holders.push_back({held.kind, held.range, record->owner, held.shared});
+      for (const HeldWindow& held : record->windows) {
+        holders.push_back({.kind = ResourceKind::bridge_window,
+                           .range = held.range,
+                           .owner = record->owner,
+                           .parked = held.parked});
+      }
+      for (const HeldRegion& held : record->regions) {
+        holders.push_back({.kind = held.kind,
+                           .range = held.region->range(),
+                           .owner = record->owner,
+                           .parked = held.parked});
+      }
+    }
+  }
+  // Of those who share a line, in the order in which they came.
+  std::stable_sort(holders.begin(), holders.end(), [](const auto& a, const auto& b) {
+    return std::tie(a.kind, a.parked, a.range) < std::tie(b.kind, b.parked, b.range);
+  });
+  return holders;
+}
+
+std::vector<ResourceUsage> ResourceManager::usage() const {
+  std::vector<ResourceUsage> usage;
+  {
+    const std::lock_guard lock(state_->mutex);
+    for (const ResourceKind kind : number_kinds) {
+      const IntervalTreeStats stats = state_->numbers(kind)->numbers().stats();
+      if (stats.free_ranges + stats.allocated_ranges != 0) {
+        usage.push_back(usage_of(name_of(kind), stats));
+      }
+    }
+  }
+  if (state_->slots) {
+    usage.push_back(usage_of(name_of(ResourceKind::kvm_slot), state_->slots->snapshot().stats()));
+  }
+  const auto space = state_->ledger->snapshot();
+  for (const Aperture& aperture : space->layout().apertures()) {
+    usage.push_back(usage_of(aperture, *space));
+  }
+  return usage;
+}
+
+Result<void> ResourceManager::check_invariants() const {
+  const auto broken = [](const char* rule, std::string_view owner = {}) {
+    return fail({.code = Errc::corrupt,
+                 .operation = "ResourceManager::check_invariants",
+                 .reason = rule,
+                 .text = owner});
+  };
+  const auto space = state_->ledger->snapshot();
+  const auto parked = space->parked();
+  const std::lock_guard lock(state_->mutex);
+
+  // What is taken of each kind is what owners hold, each number once.
+  for (const ResourceKind kind : number_kinds) {
+    std::vector<Range> held_ranges;
+    for (const DeviceRecord* record : state_->owners()) {
+      for (const HeldNumber& held : record->numbers) {
+        if (state_->numbers(held.kind) == state_->numbers(kind)) held_ranges.push_back(held.range);
+      }
+    }
+    std::sort(held_ranges.begin(), held_ranges.end());
+    if (kind == ResourceKind::legacy_irq) {
+      held_ranges.erase(std::unique(held_ranges.begin(), held_ranges.end()), held_ranges.end());
+    }
+    auto next = held_ranges.begin();
+    const IntervalTree<>& numbers = state_->numbers(kind)->numbers();
+    for (const auto& entry : numbers) {
+      if (entry.state == NodeState::free) continue;
+      if (next == held_ranges.end() || *next != entry.range) {
+        return broken("a number that is taken must be held by one owner");
+      }
+      ++next;
+    }
+    if (next != held_ranges.end()) return broken("a number that is held must be taken");
+    if (!numbers.check_invariants()) return broken("the numbers of a kind are corrupt");
+  }
+
+  std::size_t windows = 0;
+  for (const DeviceRecord* record : state_->owners()) {
+    windows += record->windows.size();
+    for (const HeldRegion& held : record->regions) {
+      const AddressSpaceRegion* placed = space->find_region(held.region->base());
+      const bool is_there =
+          held.parked ? std::find(parked.begin(), parked.end(), held.region) != parked.end()
+                      : placed == held.region.get();
+      if (!is_there) return broken("a region that is held must be in the ledger", record->owner);
+    }
+    for (const HeldNumber& held : record->numbers) {
+      if (held.shared && state_->find_line(held.range.min()) == nullptr) {
+        return broken("a line that is held shared must be a shared one", record->owner);
+      }
+    }
+  }
+  for (const detail::SharedLine& line : state_->shared_lines) {
+    std::uint32_t holders = 0;
+    for (const DeviceRecord* record : state_->owners()) {
+      for (const HeldNumber& held : record->numbers)
+        holders += held.shared && held.range.contains(line.number);
+    }
+    if (holders != line.holders) return broken("a shared line must know how many hold it");
+  }
+  if (windows != state_->windows.size()) return broken("a bridge's window must be listed once");
+  if (!detail::check_arrangement(*space, state_->windows, state_->placed_regions(), {})) {
+    return broken("bridge windows, and what is behind bridges, must go together");
+  }
+  return {};
+}
+
+}  // namespace vmspace

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// ResourceManager: sets of moves, judged at their end.
+
+#include <algorithm>
+#include <mutex>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "vmspace/base/try.hpp"
+#include "vmspace/resources/resource_manager.hpp"
+
+#include "resources/acquisition.hpp"
+#include "resources/device_record.hpp"
+#include "resources/mmio_windows.hpp"
+#include "resources/resource_state.hpp"
+
+namespace vmspace {
+
+namespace {
+
+using detail::DeviceRecord;
+using detail::HeldRegion;
+using detail::HeldWindow;
+using detail::MmioPlace;
+using detail::MmioWindows;
+using detail::operand;
+using detail::ResourceState;
+using detail::WindowOf;
+
+constexpr const char* relocating = "ResourceManager::relocate";
+
+Error about(const DeviceRecord& record, const Error& error) noexcept {
+  Error named = error.in(relocating);
+  named.text = named.text.with_subject(record.owner);
+  return named;
+}
+
+/// A region's move.
+struct RegionTurn {
+  DeviceRecord* record;
+  HeldRegion* held;
+  std::optional<GuestAddress> to;
+};
+
+/// A window's move, as it will be.
+struct WindowTurn {
+  DeviceRecord* record;
+  HeldWindow* held;
+  HeldWindow after;
+};
+
+/// A set of moves. Each step is a function of its own: what the set is about, whether its end is
+/// right, and then the change, which a failing ledger has undone.
+class Relocation {
+ public:
+  explicit Relocation(ResourceState& state) noexcept : state_(state) {}
+
+  [[nodiscard]] Result<void> add(DeviceRecord& record, const ResourceMove& move);
+
+  /// Makes the moves in the draft, and in the records, for as long as the state's mutex is held. What
+  /// this throws or fails has changed no record.
+  [[nodiscard]] Result<void> apply(AddressSpaceBase& draft);
+
+  /// The ledger has published the moves, or refused to.
+  void end(bool published) noexcept;
+
+ private:
+  /// All windows as they will be.
+  [[nodiscard]] std::vector<WindowOf> windows_after();
+  [[nodiscard]] Result<void> check_windows();
+  [[nodiscard]] Result<void> check_regions(const AddressSpaceBase& draft);
+  /// Whether windows and regions that did not move still go with those that did.
+  [[nodiscard]] Result<void> check_arrangement(const AddressSpaceBase& draft);
+  void swap_records() noexcept;
+
+  ResourceState& state_;
+  std::vector<RegionTurn> regions_;
+  std::vector<WindowTurn> windows_;
+  std::vector<AddressSpaceRegionPtr>
+      moved_;  ///< in the order of regions_; after apply(), the old ones
+  bool applied_ = false;
+};
+
+Result<void> Relocation::add(DeviceRecord& record, const ResourceMove& move) {
+  const auto refuse = [&](Errc code, Operand operand, const char* reason) {
+    return fail(about(record, {.code = code, .first = operand, .reason = reason}));
+  };
+  const Operand index = Operand::number(move.index);
+  switch (move.kind) {
+    case ResourceKind::mmio: {
+      std::size_t left = move.index;
+      for (HeldRegion& held : record.regions) {
+        if (held.kind != ResourceKind::mmio || left-- != 0) continue;
+        for (const RegionTurn& other : regions_) {
+          if (other.held == &held) {
+            return refuse(Errc::invalid_argument, index, "the range is named twice in the set");
+          }
+        }
+        regions_.push_back({&record, &held, move.to});
+        return {};
+      }
+      return refuse(Errc::out_of_bounds, index, "the device has no MMIO range of this index");
+    }
+    case ResourceKind::bridge_window: {
+      if (move.index >= record.windows.size()) {
+        return refuse(Errc::out_of_bounds, index, "the device has no bridge window of this index");
+      }
+      HeldWindow& held = record.windows[move.index];
+      for (const WindowTurn& other : windows_) {
+        if (other.held == &held) {
+          return refuse(Errc::invalid_argument, index, "the window is named twice in the set");
+        }
+      }
+      HeldWindow after = held;
+      after.parked = !move.to;
+      if (move.to) {
+        const auto range = Range::from_base_size(move.to->value(), held.range.size());
+        if (!range) return fail(about(record, range.error()));
+        after.range = *range;
+      }
+      windows_.push_back({&record, &held, std::move(after)});
+      return {};
+    }
+    default: break;
+  }
+  return refuse(Errc::invalid_argument, index, "only MMIO ranges and bridge windows can be moved");
+}
+
+std::vector<WindowOf> Relocation::windows_after() {
+  std::vector<WindowOf> windows;
+  windows.reserve(state_.windows.size());
+  for (const WindowOf& entry : state_.windows) {
+    const auto turn = std::find_if(windows_.begin(), windows_.end(),
+                                   [&](const WindowTurn& it) { return it.held == entry.window; });
+    windows.push_back(turn == windows_.end() ? entry : WindowOf{&turn->after, entry.bridge});
+  }
+  return windows;
+}
+
+Result<void> Relocation::check_windows() {
+  for (const WindowTurn& turn : windows_) {
+    if (turn.after.parked) continue;
+    const std::uint64_t align = place_of(turn.after).align;
+    if (turn.after.range.min() % align == 0) continue;
+    return fail(about(*turn.record, {.code = Errc::misaligned,
+                                     .first = Operand::address(turn.after.range.min()),
+                                     .second = Operand::size(align)}));
+  }
+  return {};
+}
+
+Result<void> Relocation::check_regions(const AddressSpaceBase& draft) {
+  const std::vector<WindowOf> after = windows_after();
+  const MmioWindows windows(after, draft.layout());
+  for (const RegionTurn& turn : regions_) {
+    if (!turn.to) continue;
+    const MmioPlace wanted = place_of(*turn.held);
+    if (turn.to->value() % wanted.align != 0) {
+      return fail(about(*turn.record, {.code = Errc::misaligned,
+                                       .first = Operand::address(turn.to->value()),
+                                       .second = Operand::size(wanted.align)}));
+    }
+    const auto range = Range::from_base_size(turn.to->value(), wanted.size);
+    if (!range) return fail(about(*turn.record, range.error()));
+    const auto checked = windows.check_place(wanted, *range);
+    if (!checked) return fail(about(*turn.record, checked.error()));
+  }
+  return {};
+}
+
+Result<void> Relocation::check_arrangement(const AddressSpaceBase& draft) {
+  std::vector<detail::PlacedRegion> held = state_.placed_regions();
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    std::erase_if(held, [&](const auto& entry) { return entry.held == regions_[i].held; });
+    if (regions_[i].to) held.push_back({moved_[i].get(), regions_[i].held, regions_[i].record});
+  }
+  std::vector<const HeldWindow*> moved;
+  for (const WindowTurn& turn : windows_)
+    moved.push_back(&turn.after);
+  VMSPACE_TRY_IN(relocating,
+                 detail::check_arrangement(draft, windows_after(), std::move(held), moved));
+  return {};
+}
+
+Result<void> Relocation::apply(AddressSpaceBase& draft) {
+  VMSPACE_TRY(check_windows());
+  VMSPACE_TRY(check_regions(draft));
+  std::vector<RegionMove> moves;
+  moves.reserve(regions_.size());
+  for (const RegionTurn& turn : regions_)
+    moves.push_back({.region = turn.held->region, .to = turn.to});
+  moved_ = VMSPACE_TRY_IN(relocating, draft.move_regions(moves));
+  if (!windows_.empty()) VMSPACE_TRY(check_arrangement(draft));
+  swap_records();
+  for (const WindowTurn& turn : windows_) {
+    if (!turn.after.parked) turn.held->leaving = turn.after.range;
+  }
+  applied_ = true;
+  return {};
+}
+
+void Relocation::swap_records() noexcept {
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    HeldRegion& held = *regions_[i].held;
+    std::swap(held.region, moved_[i]);
+    const bool was_parked = std::exchange(held.parked, !regions_[i].to);
+    regions_[i].to = was_parked ? std::nullopt : std::optional(moved_[i]->base());
+  }
+  for (WindowTurn& turn : windows_)
+    std::swap(*turn.held, turn.after);
+}
+
+void Relocation::end(bool published) noexcept {
+  if (!applied_) return;
+  if (!published) swap_records();
+  for (const WindowTurn& turn : windows_)
+    turn.held->leaving.reset();
+}
+
+}  // namespace
+
+Result<void> ResourceManager::relocate(std::span<const ResourceMove> moves) const {
+  ResourceState& state = *state_;
+  Relocation relocation(state);
+  for (const ResourceMove& move : moves) {
+    if (move.device == nullptr) {
+      return fail({.code = Errc::invalid_argument,
+                   .operation = relocating,
+                   .reason = "the device is a null pointer"});
+    }
+    if (move.device->state_ != state_) {
+      return fail({.code = Errc::bad_state,
+                   .operation = relocating,
+                   .reason = move.device->is_held() ? "the device's resources are another manager's"
+                                                    : "the device holds nothing",
+                   .text = move.device->owner()});
+    }
+    VMSPACE_TRY(relocation.add(*move.device->record_, move));
+  }
+  const RegionLedger::Edit edit = [&](AddressSpaceBase& draft) {
+    const std::lock_guard lock(state.mutex);
+    return relocation.apply(draft);
+  };
+  const auto end = [&](bool published) {
+    const std::lock_guard lock(state.mutex);
+    relocation.end(published);
+  };
+  struct Guard {
+    const decltype(end)& ended;
+    bool published = false;
+    ~Guard() { ended(published); }
+  } guard{end};
+  if (const auto changed = state.ledger->transact(edit); !changed) {
+    return fail(changed.error().in(relocating));
+  }
+  guard.published = true;
+  return {};
+}
+
+}  // namespace vmspace
