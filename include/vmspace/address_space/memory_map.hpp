@@ -18,6 +18,8 @@ struct DeviceRange {
   std::string name;
   Range range;
   std::string owner = {};  ///< as RegionOptions::owner
+  /// It is a bridge's window: around a region of the same range, where registers are inside.
+  bool is_window = false;
 };
 
 /// What a memory map shows besides the space itself.
