@@ -113,7 +113,9 @@ ResourceUsage usage_of(const Aperture& aperture, const AddressSpaceBase& space) 
     take(region->range());
   for (const Hole& hole : space.layout().holes())
     take(hole.range);
-  return usage_of(aperture.name, addresses.stats());
+  ResourceUsage usage = usage_of(aperture.name, addresses.stats());
+  usage.is_aperture = true;
+  return usage;
 }
 
 }  // namespace

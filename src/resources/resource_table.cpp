@@ -5,117 +5,130 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <iterator>
-#include <memory>
 #include <string>
-#include <string_view>
-#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
 
 #include "vmspace/address_space/memory_map.hpp"
-#include "vmspace/base/error_text.hpp"
 #include "vmspace/resources/resource_manager.hpp"
+
+#include "base/size_text.hpp"
+#include "base/text_table.hpp"
+#include "resources/acquisition.hpp"
+#include "resources/resource_state.hpp"
 
 namespace vmspace {
 
 namespace {
 
-/// Names are anything that a VMM was configured with; one line stays one line.
-std::string printable(std::string_view name) {
-  std::string text;
-  while (!name.empty()) {
-    const detail::TextUnit unit = detail::next_unit(name);
-    detail::put_unit(name, unit, [&](char c) { text += c; });
-    name.remove_prefix(unit.read);
-  }
-  return text;
-}
+using detail::grouped;
+using detail::needs_addresses;
+using detail::printable;
+using detail::SizeUnit;
+using detail::TextColumn;
+using detail::TextRow;
+using detail::unit_of;
 
-/// A range as people know its kind: addresses and ports in hexadecimal, PCI and MAC addresses in
-/// their own forms, counted things in decimal.
+/// A range of numbers as people know its kind: ports in hexadecimal, PCI and MAC addresses in their
+/// own forms, counted things in decimal.
 std::string range_text(ResourceKind kind, Range range) {
   const auto [min, max] = range;
-  switch (kind) {
-    case ResourceKind::pio: return fmt::format("{:#06x}-{:#06x}", min, max);
-    case ResourceKind::mmio:
-    case ResourceKind::memory:
-    case ResourceKind::bridge_window: return fmt::format("{:#012x}-{:#012x}", min, max);
-    case ResourceKind::pci_device: {
-      constexpr std::uint64_t devices = 32;
-      constexpr std::uint64_t buses = 256;
-      return fmt::format("{:04x}:{:02x}:{:02x}", min / devices / buses, min / devices % buses,
-                         min % devices);
-    }
-    case ResourceKind::mac_address: {
-      std::string text;
-      for (unsigned shift = 48; shift != 0;) {
-        shift -= 8;
-        fmt::format_to(std::back_inserter(text), "{:02x}{}", min >> shift & 0xffU,
-                       shift == 0 ? "" : ":");
-      }
-      return text;
-    }
-    case ResourceKind::legacy_irq:
-    case ResourceKind::generic_irq:
-    case ResourceKind::msi:
-    case ResourceKind::msix:
-    case ResourceKind::kvm_slot: break;
+  if (kind == ResourceKind::pio) return fmt::format("{:#06x}-{:04x}", min, max);
+  if (kind == ResourceKind::pci_device) {
+    const PciAddress address = detail::pci_address(min);
+    return fmt::format("{:04x}:{:02x}:{:02x}", address.segment, address.bus, address.device);
   }
-  return min == max ? fmt::format("{}", min) : fmt::format("{}-{}", min, max);
+  if (kind == ResourceKind::mac_address) {
+    std::string text = fmt::format("{:012x}", min);
+    for (std::size_t i = text.size() - 2; i > 0; i -= 2)
+      text.insert(i, 1, ':');
+    return text;
+  }
+  return min == max ? fmt::to_string(min) : fmt::format("{}-{}", min, max);
 }
 
-using Row = std::vector<std::string>;
+std::string held_numbers(const std::vector<ResourceHolder>& holders) {
+  const std::vector<TextColumn> columns = {
+      {"kind"}, {"range"}, {"count", true}, {"owner"}, {.heading = "remarks", .is_optional = true}};
+  std::vector<TextRow> rows;
+  for (const ResourceHolder& holder : holders) {
+    if (needs_addresses(holder.kind)) continue;
+    rows.push_back({std::string(name_of(holder.kind)), range_text(holder.kind, holder.range),
+                    grouped(holder.range.size()), printable(holder.owner),
+                    holder.shared ? "shared" : ""});
+  }
+  return rows.empty() ? std::string() : text_table(columns, rows);
+}
 
-/// The rows under a header, in columns as wide as they need to be; `right` says which are numbers.
-std::string table(std::vector<Row> rows, const std::vector<bool>& right) {
-  std::vector<std::size_t> widths(right.size(), 0);
-  for (const Row& row : rows) {
-    for (std::size_t i = 0; i < row.size(); ++i)
-      widths[i] = std::max(widths[i], row[i].size());
+std::string held_addresses(const std::vector<ResourceHolder>& holders) {
+  constexpr std::size_t min_digits = 8;
+  std::uint64_t last = 0;
+  std::uint64_t sizes = 0;
+  for (const ResourceHolder& holder : holders) {
+    if (!needs_addresses(holder.kind)) continue;
+    if (!holder.parked) last = std::max(last, holder.range.max());
+    sizes |= holder.range.size();
   }
-  std::string text;
-  for (const Row& row : rows) {
-    for (std::size_t i = 0; i < row.size(); ++i) {
-      const std::string_view gap = i == 0 ? "" : "  ";
-      if (right[i]) {
-        fmt::format_to(std::back_inserter(text), "{}{:>{}}", gap, row[i], widths[i]);
-      } else {
-        fmt::format_to(std::back_inserter(text), "{}{:<{}}", gap, row[i], widths[i]);
-      }
-    }
-    text.erase(text.find_last_not_of(' ') + 1);
-    text += '\n';
+  const std::size_t digits = std::max(min_digits, fmt::formatted_size("{:x}", last));
+  const SizeUnit& unit = unit_of(sizes);
+
+  const std::vector<TextColumn> columns = {
+      {"kind"}, {"range"}, {fmt::format("size ({})", unit.name), true}, {"owner"}};
+  std::vector<TextRow> rows;
+  for (const ResourceHolder& holder : holders) {
+    if (!needs_addresses(holder.kind)) continue;
+    rows.push_back({std::string(name_of(holder.kind)),
+                    holder.parked ? std::string("parked")
+                                  : fmt::format("{:0{}x}-{:0{}x}", holder.range.min(), digits,
+                                                holder.range.max(), digits),
+                    grouped(holder.range.size() / unit.bytes), printable(holder.owner)});
   }
-  return text;
+  return rows.empty() ? std::string() : text_table(columns, rows);
+}
+
+/// Of numbers, or of apertures.
+std::string free_table(const std::vector<ResourceUsage>& usage, bool of_apertures) {
+  std::uint64_t sizes = 0;
+  for (const ResourceUsage& entry : usage)
+    sizes |= entry.is_aperture ? entry.total | entry.free | entry.largest_free : 0;
+  const SizeUnit unit = of_apertures ? unit_of(sizes) : SizeUnit{1, {}};
+  const auto amount = [&](std::uint64_t bytes) { return grouped(bytes / unit.bytes); };
+
+  const std::vector<TextColumn> columns = {
+      {of_apertures ? fmt::format("addresses ({})", unit.name) : "numbers"},
+      {"total", true},
+      {"free", true},
+      {"largest free", true}};
+  std::vector<TextRow> rows;
+  for (const ResourceUsage& entry : usage) {
+    if (entry.is_aperture != of_apertures) continue;
+    rows.push_back({printable(entry.name), amount(entry.total), amount(entry.free),
+                    amount(entry.largest_free)});
+  }
+  return rows.empty() ? std::string() : text_table(columns, rows);
 }
 
 }  // namespace
 
 std::string resource_table(const ResourceManager& manager) {
-  std::vector<Row> held = {{"kind", "range", "count", "owner", "remarks"}};
-  for (const ResourceHolder& holder : manager.holders()) {
-    std::string remarks;
-    if (holder.shared) remarks = "shared";
-    if (holder.parked) remarks = "parked";
-    held.push_back({std::string(name_of(holder.kind)), range_text(holder.kind, holder.range),
-                    fmt::format("{}", holder.range.size()), printable(holder.owner), remarks});
+  const std::vector<ResourceHolder> holders = manager.holders();
+  const std::vector<ResourceUsage> usage = manager.usage();
+  std::string text;
+  for (const std::string& part : {held_numbers(holders), held_addresses(holders),
+                                  free_table(usage, false), free_table(usage, true)}) {
+    if (!text.empty() && !part.empty()) text += '\n';
+    text += part;
   }
-  std::vector<Row> left = {{"what", "total", "free", "largest free"}};
-  for (const ResourceUsage& usage : manager.usage()) {
-    left.push_back({printable(usage.name), fmt::format("{}", usage.total),
-                    fmt::format("{}", usage.free), fmt::format("{}", usage.largest_free)});
-  }
-  return table(std::move(held), {false, false, true, false, false}) + '\n' +
-         table(std::move(left), {false, true, true, true});
+  return text;
 }
 
 std::string memory_map(const ResourceManager& manager) {
   std::vector<DeviceRange> windows;
   for (const ResourceHolder& holder : manager.holders()) {
     if (holder.kind != ResourceKind::bridge_window || holder.parked) continue;
-    windows.push_back({.name = "bridge window", .range = holder.range});
+    windows.push_back(
+        {.name = holder.owner, .range = holder.range, .owner = holder.owner, .is_window = true});
   }
   return memory_map(*manager.ledger().snapshot(), {.devices = windows});
 }

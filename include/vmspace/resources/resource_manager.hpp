@@ -110,6 +110,7 @@ struct ResourceUsage {
   std::uint64_t total = 0;
   std::uint64_t free = 0;
   std::uint64_t largest_free = 0;  ///< the longest run
+  bool is_aperture = false;        ///< and then in bytes
 
   friend bool operator==(const ResourceUsage&, const ResourceUsage&) = default;
 };
