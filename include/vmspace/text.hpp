@@ -19,6 +19,7 @@
 #include "vmspace/text/boot.hpp"
 #include "vmspace/text/host.hpp"
 #include "vmspace/text/memory.hpp"
+#include "vmspace/text/resources.hpp"
 #include "vmspace/text/snapshot.hpp"
 #include "vmspace/text/spec.hpp"
 #include "vmspace/text/vmm.hpp"

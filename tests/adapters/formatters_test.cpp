@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// fmt.hpp and format.hpp; fmt/ranges.h comes first, which would print trees as lists.
+// fmt.hpp and format.hpp; fmt/ranges.h comes first, which would print trees as lists, and fmt/std.h,
+// which prints variants.
 
 #include <string>
 #include <version>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <fmt/std.h>
 #include <gtest/gtest.h>
 
 #include "vmspace/fmt.hpp"
@@ -61,6 +63,11 @@ TEST(Fmt, ATreeIsOneLineAndAUsersValueIsFormatted) {
   EXPECT_EQ(fmt::format("{}", Result<Device>(Device{"nic0"})), "device nic0");
   EXPECT_EQ(fmt::format("{}", std::vector{Range::of(1, 2), Range::of(3, 4)}),
             "[[0x1-0x2], [0x3-0x4]]");
+}
+
+TEST(Fmt, ARequestIsAVariantToIt) {
+  EXPECT_EQ(fmt::format("{}", vmspace::ResourceRequest(vmspace::LegacyIrq{.fixed = 5})),
+            "variant(legacy_irq at 5)");
 }
 
 TEST(StdFormat, PrintsTheSame) {

@@ -168,15 +168,97 @@ TEST(Text, OfMemorySlots) {
   EXPECT_EQ(to_text(KvmSlot{3, {GuestAddress(0x1000), 0x2000}}), "slot 3 0x1000+0x2000");
 }
 
+TEST(Text, OfRequestsForResources) {
+  EXPECT_EQ(to_text(ResourceKind::legacy_irq), "legacy_irq");
+  EXPECT_EQ(to_text(MmioReach::below_4g), "below_4g");
+  EXPECT_EQ(to_text(PciAddress{.segment = 1, .bus = 0x2a, .device = 0x1f}), "0001:2a:1f");
+  EXPECT_EQ(to_text(PioRange{.size = 0x20}), "pio 0x20");
+  EXPECT_EQ(to_text(PioRange{
+                .size = 0x20, .align = 0x10, .window = Range::of(0x1000, 0x1fff), .fixed = 0x1010}),
+            "pio 0x20 at 0x1010 aligned to 0x10 in [0x1000-0x1fff]");
+  EXPECT_EQ(to_text(MmioRange{.size = 0x4000}), "mmio 0x4000");
+  EXPECT_EQ(to_text(MmioRange{.size = 0x4000,
+                              .align = 0x1000,
+                              .reach = MmioReach::high,
+                              .prefetchable = true,
+                              .bridge = "pcie0",
+                              .fixed = GuestAddress(0xc000'0000),
+                              .parked = true,
+                              .name = "BAR0"}),
+            "mmio 0x4000 at 0xc0000000 aligned to 0x1000 high prefetchable parked behind pcie0 "
+            "named BAR0");
+  EXPECT_EQ(to_text(MemoryRange{.region = {.name = "dimm0", .size = 0x1000},
+                                .align = 0x1000,
+                                .aperture = "ram_high",
+                                .fixed = GuestAddress(0x1'0000'0000)}),
+            "memory dimm0 ram 0x0+0x1000 none at 0x100000000 aligned to 0x1000 in ram_high");
+  EXPECT_EQ(to_text(BridgeWindow{.size = 0x20'0000, .prefetchable = true}),
+            "bridge_window 0x200000 prefetchable");
+  EXPECT_EQ(to_text(LegacyIrq{}), "legacy_irq");
+  EXPECT_EQ(to_text(LegacyIrq{.fixed = 5, .shared = true}), "legacy_irq at 5 shared");
+  EXPECT_EQ(to_text(GenericIrq{.count = 2, .fixed = 24}), "generic_irq 2 at 24");
+  EXPECT_EQ(to_text(MsiVectors{.count = 4}), "msi 4");
+  EXPECT_EQ(to_text(MsixVectors{.count = 3, .fixed = 1024}), "msix 3 at 1024");
+  EXPECT_EQ(to_text(KvmSlots{.count = 1, .fixed = 7}), "kvm_slot 1 at 7");
+  EXPECT_EQ(to_text(PciDevice{}), "pci_device 0000:*:*");
+  EXPECT_EQ(to_text(PciDevice{.segment = 0, .bus = 1, .device = 2}), "pci_device 0000:01:02");
+  EXPECT_EQ(to_text(MacAddress{}), "mac_address");
+  EXPECT_EQ(to_text(MacAddress{.fixed = 0x5254'0012'3456}), "mac_address at 52:54:00:12:34:56");
+}
+
+TEST(Text, OfWhatIsHeldAndWhatIsFree) {
+  EXPECT_EQ(to_text(ResourceClaim{"nic0", LegacyIrq{.fixed = 5, .shared = true}}),
+            "nic0: legacy_irq at 5 shared");
+  EXPECT_EQ(to_text(ResourceHolder{ResourceKind::pio, Range::of(0x1000, 0x101f), "nic0"}),
+            "nic0: pio [0x1000-0x101f]");
+  EXPECT_EQ(to_text(ResourceHolder{ResourceKind::legacy_irq, Range::point(5), "nic0", true}),
+            "nic0: legacy_irq 5 shared");
+  EXPECT_EQ(to_text(ResourceHolder{.kind = ResourceKind::mmio,
+                                   .range = Range::of(0, 0xfff),
+                                   .owner = "nic0",
+                                   .parked = true}),
+            "nic0: mmio [0x0-0xfff] parked");
+  EXPECT_EQ(to_text(ResourceUsage{"pio", 65528, 65496, 61408}),
+            "pio: 65496 of 65528 free, at most 61408 in a row");
+  EXPECT_EQ(to_text(ResourceMove{.to = GuestAddress(0xd000'0000)}), "mmio 0 of null to 0xd0000000");
+}
+
+TEST(Text, OfADevicesResourcesIsAllOfThemByKind) {
+  const auto layout = AddressSpaceLayout::x86_64({.phys_bits = 40});
+  const auto space = AddressSpace::create(*layout);
+  const auto manager = ResourceManager::create(
+      *space, {.kvm_slots = *RangePool::create("slots", {Range::of(0, 508)}),
+               .mac_addresses = Range::of(0x5254'0012'3400, 0x5254'0012'34ff)});
+  ASSERT_TRUE(manager);
+  auto nic = manager->acquire(
+      {MacAddress{}, PciDevice{}, KvmSlots{.count = 2}, MsixVectors{.count = 3},
+       MsiVectors{.count = 1}, GenericIrq{}, LegacyIrq{}, BridgeWindow{.size = 0x10'0000},
+       MemoryRange{.region = {.size = 0x1000}, .aperture = "ram_high"}, MmioRange{.size = 0x1000},
+       MmioRange{.size = 0x1000, .parked = true}, PioRange{.size = 8}},
+      "nic0");
+  ASSERT_TRUE(nic) << nic.error().message();
+  EXPECT_EQ(
+      to_text(*nic),
+      "nic0: {pio [0x1000-0x1007], mmio [0xc0100000-0xc0100fff], mmio [0x0-0xfff] parked, "
+      "memory [0x100000000-0x100000fff], bridge_window [0xc0000000-0xc00fffff], legacy_irq 5, "
+      "generic_irq 24, msi 1027, msix 1024-1026, kvm_slot 0-1, pci_device 0000:00:01, "
+      "mac_address 52:54:00:12:34:00}");
+  EXPECT_EQ(to_text(ResourceMove{.device = &*nic, .index = 1}), "mmio 1 of nic0 to be parked");
+  ASSERT_TRUE(nic->release());
+  EXPECT_EQ(to_text(*nic), "released");
+}
+
 // What appears in nobody's expectation has no text: options that are only ever passed in, and
 // owners of memory that can't be compared.
 template <typename... Types>
 constexpr bool all_textual = (Textual<Types> && ...);
-static_assert(all_textual<Access, Advice, Applied, ApertureUse, Aperture, E820Type, HoleKind, Hole,
-                          MemorySource, MemoryRegion, NumaMode, PageKind, PopulateAccess,
-                          RegionType, Sharing, Unsealed, AddressSpaceBase, Result<GuestMemory>>);
+static_assert(
+    all_textual<Access, Advice, Applied, ApertureUse, Aperture, E820Type, HoleKind, Hole,
+                MemorySource, MemoryRegion, NumaMode, PageKind, PopulateAccess, RegionType,
+                Result<DeviceResources>, Sharing, Unsealed, AddressSpaceBase, Result<GuestMemory>>);
 
 TEST(Text, IsOnlyOfOurTypes) {
+  static_assert(!Textual<ResourceRequest>);  // a std::variant, which libraries print themselves
   static_assert(!Textual<int> && !Textual<std::string> && !Textual<std::vector<Range>> &&
                 !Textual<std::optional<GuestAddress>> && !Textual<std::shared_ptr<Range>>);
 }
