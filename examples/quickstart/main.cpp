@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The first quarter of an hour with vmspace: numbers for devices, addresses for their registers,
-// and a piece of guest memory. Ends with 0 only when everything came out as the comments say.
+// The first quarter of an hour with vmspace: numbers by themselves, all that devices need, and a piece
+// of guest memory. Ends with 0 only when everything came out as the comments say.
 
 #include <cstdint>
 #include <cstdio>
@@ -13,11 +13,17 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/exit_on_error.hpp"
 #include "vmspace/memory.hpp"
+#include "vmspace/resources.hpp"
 
 using namespace vmspace::literals;
 using vmspace::GuestAddress;
 using vmspace::IntervalTree;
+using vmspace::LegacyIrq;
+using vmspace::MmioRange;
+using vmspace::MmioReach;
+using vmspace::PioRange;
 using vmspace::Range;
+using vmspace::ResourceManager;
 using vmspace::value_or_exit;
 
 namespace {
@@ -36,7 +42,7 @@ bool owns(const IntervalTree<std::string>& numbers, std::uint64_t number, std::s
   return owner != nullptr && *owner == who;
 }
 
-// PCI device ids: any numbers will do, each used once.
+// Numbers of your own, such as ids: any will do, each used once.
 void device_ids() {
   IntervalTree<std::string> ids;
   value_or_exit(ids.insert(Range::of(0, 255)));
@@ -51,26 +57,34 @@ void device_ids() {
   check(!ids.allocate_at(nic, "sound"), "an id that is taken is not given twice");
 }
 
-// MMIO ranges: where a range may lie, and what its address must be a multiple of.
-void mmio_ranges() {
-  IntervalTree<std::string> mmio;
-  value_or_exit(mmio.insert(Range::of(0xc000'0000, 0xfbff'ffff)));
-  value_or_exit(mmio.insert(Range::of(0x80'0000'0000, 0xff'ffff'ffff)));
+// What devices need: ports, lines, vectors, registers. A manager hands out all that one asks for, or
+// nothing, and takes it back when the device goes.
+void device_resources() {
+  const auto layout = value_or_exit(vmspace::AddressSpaceLayout::x86_64({.phys_bits = 40}));
+  const auto space = value_or_exit(vmspace::AddressSpace::create(layout));
+  const auto manager = value_or_exit(ResourceManager::create(space));
 
-  const Range registers =
-      value_or_exit(mmio.allocate({.size = 4_KiB, .align = 4_KiB}, "nic registers"));
-  const Range video =
-      value_or_exit(mmio.allocate({.size = 256_MiB, .align = 256_MiB}, "video memory"));
-  const Range queues =
-      value_or_exit(mmio.allocate({.size = 64_KiB, .min = 4_GiB, .align = 64_KiB}, "nic queues"));
-  check(registers == Range::of(0xc000'0000, 0xc000'0fff), "the first range lies at the start");
-  check(video.min() == 0xd000'0000, "an aligned range leaves a gap before it");
-  check(queues.min() == 0x80'0000'0000, "a 64-bit BAR lies above 4 GiB");
-  check(owns(mmio, 0xd123'4567, "video memory"), "any address finds its owner");
+  const auto nic = value_or_exit(manager.acquire(
+      {PioRange{.size = 32}, MmioRange{.size = 4_KiB},
+       MmioRange{.size = 64_KiB, .reach = MmioReach::high}, LegacyIrq{.shared = true}},
+      "nic"));
+  auto gpu = value_or_exit(
+      manager.acquire({MmioRange{.size = 256_MiB}, LegacyIrq{.fixed = 5, .shared = true}}, "gpu"));
+  check(nic.mmio()->base() == GuestAddress{0xc000'0000}, "the first range lies at the start");
+  check(gpu.mmio()->base() == GuestAddress{0xd000'0000}, "an aligned range leaves a gap before it");
+  check(nic.mmio(1)->base() == GuestAddress{0x80'0000'0000}, "a 64-bit BAR lies above 4 GiB");
+  check(nic.legacy_irq() == 5 && gpu.legacy_irq() == 5, "two devices may share a line");
+  check(space.find_region(GuestAddress{0xd123'4567})->owner() == "gpu",
+        "any address finds its owner");
 
-  const auto none = mmio.allocate({.size = 1_GiB, .max = 0xffff'ffff, .align = 1_GiB}, "too big");
+  const auto none = manager.acquire({PioRange{.size = 8}, MmioRange{.size = 1_TiB}}, "fpga");
   check(!none && none.error().code == vmspace::Errc::no_space, "no space is an error...");
   std::printf("    %s\n", none.error().message().c_str());
+  check(manager.holders().size() == 6, "... and leaves everything as it was");
+
+  value_or_exit(gpu.release());
+  check(space.find_region(GuestAddress{0xd123'4567}) == nullptr, "a device gives back what it had");
+  std::printf("%s", resource_table(manager).c_str());
 }
 
 // An address space of one region of memory, and that memory's contents.
@@ -97,7 +111,7 @@ void guest_memory() {
 
 int main() {
   device_ids();
-  mmio_ranges();
+  device_resources();
   guest_memory();
   return 0;
 }

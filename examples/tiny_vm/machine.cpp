@@ -7,12 +7,10 @@
 
 #include "vmspace/base/literals.hpp"
 
-#include "steps.hpp"
-
 namespace tiny_vm {
 
 using namespace vmspace::literals;
-using vmspace::GuestAddress;
+using vmspace::DeviceResources;
 using vmspace::GuestMemory;
 using vmspace::MemoryRegion;
 using vmspace::Result;
@@ -24,48 +22,38 @@ constexpr std::uint64_t plug_alignment = 128_MiB;
 
 }  // namespace
 
-Machine::Machine(vmspace::AddressSpace space, GuestMemory memory)
-    : space_(std::move(space)), memory_(std::move(memory)) {}
+Machine::Machine(const vmspace::ResourceManager& manager, GuestMemory memory)
+    : manager_(manager), memory_(std::move(memory)) {}
 
-Result<Machine> Machine::create(vmspace::AddressSpace space) {
-  auto memory = VMSPACE_TRY(GuestMemory::map(*space.snapshot()));
-  return Machine(std::move(space), std::move(memory));
+Result<Machine> Machine::create(const vmspace::ResourceManager& manager) {
+  auto memory = VMSPACE_TRY(GuestMemory::map(*manager.ledger().snapshot()));
+  return Machine(manager, std::move(memory));
 }
 
-Result<void> Machine::show_to(int vm_fd) {
-  auto slots = VMSPACE_TRY(vmspace::KvmMemslots::create(vm_fd));
+Result<void> Machine::show_to(int vm_fd, const vmspace::RangePool& slot_numbers) {
+  auto slots = VMSPACE_TRY(vmspace::KvmMemslots::create(vm_fd, slot_numbers));
   for (const auto& region : memory_.regions())
     VMSPACE_TRY(slots.set(*region));
   slots_ = std::move(slots);
   return {};
 }
 
-Result<void> Machine::map_and_show(const vmspace::AddressSpaceRegionPtr& description) {
-  const auto region = VMSPACE_TRY(MemoryRegion::map(description));
+Result<DeviceResources> Machine::plug(const vmspace::RegionOptions& options) {
+  const vmspace::MemoryRange ram{
+      .region = options, .align = plug_alignment, .aperture = "ram_high"};
+  auto dimm = VMSPACE_TRY(manager_.acquire({ram}, options.name));
+  const auto region = VMSPACE_TRY(MemoryRegion::map(dimm.memory()));
   const auto with_region = VMSPACE_TRY(memory_.with_region(region));
   if (slots_) VMSPACE_TRY(slots_->set(*region));
   memory_ = with_region;
-  return {};
+  return dimm;
 }
 
-Result<GuestAddress> Machine::plug(const vmspace::RegionOptions& options) {
-  const auto placed = VMSPACE_TRY(
-      space_.place_region(options, {.size = options.size, .align = plug_alignment}, "ram_high"));
-  if (const auto ok = map_and_show(placed); !ok) {
-    VMSPACE_TRY(space_.remove_region(placed->base()));
-    return vmspace::fail(ok.error());
-  }
-  return placed->base();
-}
-
-Result<void> Machine::unplug(GuestAddress base) {
-  const auto region = memory_.find_region(base);
-  VMSPACE_TRY(
-      expect(region != nullptr && region->base() == base, "a region begins at this address"));
+Result<void> Machine::unplug(DeviceResources& dimm) {
+  const auto& region = dimm.memory();
   if (slots_) VMSPACE_TRY(slots_->clear(region->guest_range()));
-  memory_ = VMSPACE_TRY(memory_.without_region(base));
-  VMSPACE_TRY(space_.remove_region(base));
-  return {};
-}  // here `region`, the last holder, unmaps it
+  memory_ = VMSPACE_TRY(memory_.without_region(region->base()));  // and unmaps it
+  return dimm.release();
+}
 
 }  // namespace tiny_vm

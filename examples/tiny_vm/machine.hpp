@@ -9,33 +9,32 @@
 
 #include "vmspace/address_space.hpp"
 #include "vmspace/memory.hpp"
+#include "vmspace/resources.hpp"
 #include "vmspace/vmm.hpp"
 
 namespace tiny_vm {
 
 class Machine {
  public:
-  /// Maps all memory that the space describes. Pages come when they are touched.
-  static vmspace::Result<Machine> create(vmspace::AddressSpace space);
+  /// Maps all memory that the space of the manager describes. Pages come when they are touched.
+  static vmspace::Result<Machine> create(const vmspace::ResourceManager& manager);
 
-  [[nodiscard]] const vmspace::AddressSpace& space() const { return space_; }
   [[nodiscard]] const vmspace::GuestMemory& memory() const { return memory_; }
 
-  /// Shows all memory, and from now on what is plugged, to the guest of this VM.
-  vmspace::Result<void> show_to(int vm_fd);
+  /// Shows all memory, and from now on what is plugged, to the guest of this VM, in slots with
+  /// numbers of this pool.
+  vmspace::Result<void> show_to(int vm_fd, const vmspace::RangePool& slots);
 
-  /// Adds RAM where there is room for it, and says where. It is described first, so that nobody else
-  /// gets the addresses, and the guest sees it last. Nothing is left of it after an error.
-  vmspace::Result<vmspace::GuestAddress> plug(const vmspace::RegionOptions& options);
+  /// Adds RAM where there is room for it. It is described first, so that nobody else gets the
+  /// addresses, and the guest sees it last. After an error the next change of the space takes it out.
+  vmspace::Result<vmspace::DeviceResources> plug(const vmspace::RegionOptions& options);
   /// Takes it away again, in the opposite order.
-  vmspace::Result<void> unplug(vmspace::GuestAddress base);
+  vmspace::Result<void> unplug(vmspace::DeviceResources& dimm);
 
  private:
-  Machine(vmspace::AddressSpace space, vmspace::GuestMemory memory);
+  Machine(const vmspace::ResourceManager& manager, vmspace::GuestMemory memory);
 
-  vmspace::Result<void> map_and_show(const vmspace::AddressSpaceRegionPtr& description);
-
-  vmspace::AddressSpace space_;
+  vmspace::ResourceManager manager_;
   vmspace::GuestMemory memory_;
   std::optional<vmspace::KvmMemslots> slots_;  // destroyed first: no slot outlives its memory
 };

@@ -3,20 +3,18 @@
 // A virtual machine whose memory vmspace plans, allocates, maps and shows to KVM. Every step prints
 // a line; the exit status is 0 when every step held.
 //
-// Read in this order: plan (what lies where), devices (who got what), machine (memory that exists),
-// guest and guest.S (what runs in it), vm (KVM itself).
+// Read in this order: plan (what lies where and who has what), machine (memory that exists), guest and
+// guest.S (what runs in it), vm (KVM itself).
 
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <string_view>
 
 #include "vmspace/base/literals.hpp"
 #include "vmspace/fmt.hpp"
 
-#include "devices.hpp"
 #include "guest.hpp"
 #include "machine.hpp"
 #include "plan.hpp"
@@ -27,6 +25,7 @@ namespace tiny_vm {
 namespace {
 
 using namespace vmspace::literals;
+using vmspace::DeviceResources;
 using vmspace::GuestAddress;
 using vmspace::Result;
 
@@ -50,14 +49,15 @@ Result<void> expect_pattern(const Machine& machine, GuestAddress where, const Pa
   return {};
 }
 
-Result<GuestAddress> plug(Machine& machine) {
-  const GuestAddress base = VMSPACE_TRY(machine.plug(dimm));
-  say("host", "plugged {}: {} MiB at {:#x}", dimm.name, dimm.size / 1_MiB, base.value());
-  return base;
+Result<DeviceResources> plug(Machine& machine) {
+  auto plugged = VMSPACE_TRY(machine.plug(dimm));
+  say("host", "plugged {}: {} MiB at {:#x}", dimm.name, dimm.size / 1_MiB,
+      plugged.memory()->base().value());
+  return plugged;
 }
 
-Result<void> unplug(Machine& machine, GuestAddress base) {
-  VMSPACE_TRY(machine.unplug(base));
+Result<void> unplug(Machine& machine, DeviceResources& plugged) {
+  VMSPACE_TRY(machine.unplug(plugged));
   say("host", "unplugged {}", dimm.name);
   return {};
 }
@@ -70,26 +70,24 @@ Result<void> run_without_guest(Machine& machine) {
   };
   VMSPACE_TRY(use(below_hole));
   VMSPACE_TRY(use(above_hole));
-  const GuestAddress plugged = VMSPACE_TRY(plug(machine));
-  VMSPACE_TRY(use(plugged));
+  auto plugged = VMSPACE_TRY(plug(machine));
+  VMSPACE_TRY(use(plugged.memory()->base()));
   return unplug(machine, plugged);
 }
 
-Result<void> run_guest(Machine& machine, const Buses& buses, const Device& reporter, const Vm& vm) {
-  VMSPACE_TRY(machine.show_to(vm.fd()));
+Result<void> run_guest(Machine& machine, const DeviceResources& reporter, const Vm& vm) {
   const Start start = VMSPACE_TRY(load_guest(
       machine.memory(),
-      {.low = below_hole, .high = above_hole, .seed = seed, .port = reporter.ports.min()}));
+      {.low = below_hole, .high = above_hole, .seed = seed, .port = reporter.pio().min()}));
   const auto vcpu = VMSPACE_TRY(Vcpu::start(vm, start));
   say("guest", "started in 64-bit mode");
 
   const auto expect_report = [&](std::uint32_t report, std::string_view meaning) -> Result<void> {
     const Event event = VMSPACE_TRY(vcpu->next_event(patience));
-    const std::string* device = buses.ports.find_value(event.address);
     VMSPACE_TRY(expect(event.kind == Event::Kind::port_write && event.value == report &&
-                           device != nullptr && *device == reporter.name,
+                           reporter.pio().contains(event.address),
                        fmt::format("the guest reports: {}", meaning)));
-    say("guest", "reports on port {:#x} ({}): {}", event.address, *device, meaning);
+    say("guest", "reports on port {:#x} ({}): {}", event.address, reporter.owner(), meaning);
     return {};
   };
   VMSPACE_TRY(expect_report(REPORT_PATTERNS_WRITTEN, "patterns written below and above 4 GiB"));
@@ -101,16 +99,17 @@ Result<void> run_guest(Machine& machine, const Buses& buses, const Device& repor
     const GuestAddress word{boot_params.value() + field};
     return machine.memory().store(word, value, std::memory_order_release);
   };
-  const GuestAddress plugged = VMSPACE_TRY(plug(machine));
-  VMSPACE_TRY(machine.memory().write(plugged, make_pattern(seed)));
-  VMSPACE_TRY(tell(BOOT_PLUGGED, plugged.value()));
+  auto plugged = VMSPACE_TRY(plug(machine));
+  const GuestAddress base = plugged.memory()->base();
+  VMSPACE_TRY(machine.memory().write(base, make_pattern(seed)));
+  VMSPACE_TRY(tell(BOOT_PLUGGED, base.value()));
   VMSPACE_TRY(expect_report(REPORT_REGION_USED, "inverted what it found in the plugged region"));
-  VMSPACE_TRY(expect_pattern(machine, plugged, inverted(make_pattern(seed))));
+  VMSPACE_TRY(expect_pattern(machine, base, inverted(make_pattern(seed))));
 
   VMSPACE_TRY(unplug(machine, plugged));
   VMSPACE_TRY(tell(BOOT_UNPLUGGED, 1));
   const Event read = VMSPACE_TRY(vcpu->next_event(patience));
-  VMSPACE_TRY(expect(read.kind == Event::Kind::unmapped_read && read.address == plugged.value(),
+  VMSPACE_TRY(expect(read.kind == Event::Kind::unmapped_read && read.address == base.value(),
                      "the guest's read of the unplugged region reaches the host"));
   VMSPACE_TRY(expect_report(REPORT_REGION_GONE, "nothing answers where the region was"));
   const Event last = VMSPACE_TRY(vcpu->next_event(patience));
@@ -119,33 +118,42 @@ Result<void> run_guest(Machine& machine, const Buses& buses, const Device& repor
   return {};
 }
 
+/// What a device had is the next one's as soon as it is gone.
+Result<void> replace(const vmspace::ResourceManager& manager, DeviceResources& nic) {
+  const auto ports = nic.pio();
+  const auto registers = nic.mmio()->range();
+  VMSPACE_TRY(nic.release());
+  say("device", "nic0 is detached");
+  const auto next = VMSPACE_TRY(attach(manager, "nic1", ports.size(), registers.size()));
+  return expect(next.pio() == ports && next.mmio()->range() == registers,
+                "the next device gets the ports and the addresses of the last");
+}
+
 Result<void> run() {
   const auto layout = VMSPACE_TRY(vmspace::AddressSpaceLayout::x86_64({.phys_bits = 40}));
   const auto space = VMSPACE_TRY(plan_ram(layout, 6_GiB));
+  // As many as every KVM has; shared by devices with memory of their own and by the machine's.
+  const auto slots =
+      VMSPACE_TRY(vmspace::RangePool::create("memory slots", {vmspace::Range::of(0, 508)}));
+  const auto manager = VMSPACE_TRY(vmspace::ResourceManager::create(space, {.kvm_slots = slots}));
 
-  Buses buses = VMSPACE_TRY(Buses::create(layout));
-  const Device reporter =
-      VMSPACE_TRY(buses.attach({.name = "reporter", .ports = 4, .bar_size = 4_KiB}));
-  const Device nic = VMSPACE_TRY(buses.attach({.name = "nic0", .ports = 32, .bar_size = 64_KiB}));
-  VMSPACE_TRY(plan_device(space, reporter));
-  VMSPACE_TRY(plan_device(space, nic));
+  const auto reporter = VMSPACE_TRY(attach(manager, "reporter", 4, 4_KiB));
+  auto nic = VMSPACE_TRY(attach(manager, "nic0", 32, 64_KiB));
+  fmt::print("{}", vmspace::resource_table(manager));
 
-  say("pci ids", "{}", buses.pci_ids);
-  say("vectors", "{}", buses.msi_vectors);
-  say("ports", "{}", buses.ports);
-  say("mmio", "{}", buses.mmio);
-
-  Machine machine = VMSPACE_TRY(Machine::create(space));
+  Machine machine = VMSPACE_TRY(Machine::create(manager));
   say("host", "mapped {} regions of memory, to be filled when touched",
       machine.memory().regions().size());
-  fmt::print("{}", vmspace::memory_map(*machine.space().snapshot()));
+  fmt::print("{}", vmspace::memory_map(manager));
 
   if (const auto vm = Vm::create(); vm) {
-    VMSPACE_TRY(run_guest(machine, buses, reporter, *vm));
+    VMSPACE_TRY(machine.show_to(vm->fd(), slots));
+    VMSPACE_TRY(run_guest(machine, reporter, *vm));
   } else {
     say("guest", "skipped, there is no usable KVM: {}", vm.error().message());
     VMSPACE_TRY(run_without_guest(machine));
   }
+  VMSPACE_TRY(replace(manager, nic));
   say("done", "every step held");
   return {};
 }

@@ -25,14 +25,16 @@ Result<vmspace::AddressSpace> plan_ram(const vmspace::AddressSpaceLayout& layout
   return space;
 }
 
-Result<void> plan_device(const vmspace::AddressSpace& space, const Device& device) {
-  VMSPACE_TRY(space.insert_region({.name = device.name + " BAR",
-                                   .type = vmspace::RegionType::device_memory,
-                                   .base = vmspace::GuestAddress{device.bar.min()},
-                                   .size = device.bar.size()}));
-  say("device", "{}: PCI id {}, MSI vector {:#x}, I/O ports {}, BAR {}", device.name, device.pci_id,
-      device.msi_vector, device.ports, device.bar);
-  return {};
+Result<vmspace::DeviceResources> attach(const vmspace::ResourceManager& manager,
+                                        std::string_view name, std::uint64_t ports,
+                                        std::uint64_t registers) {
+  auto device = VMSPACE_TRY(
+      manager.acquire({vmspace::PciDevice{}, vmspace::PioRange{.size = ports},
+                       vmspace::MmioRange{.size = registers}, vmspace::LegacyIrq{.shared = true},
+                       vmspace::MsixVectors{.count = 1}},
+                      name));
+  say("device", "{}", device);
+  return device;
 }
 
 }  // namespace tiny_vm

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The machine on paper: what lies where in its guest physical space, before any of it exists.
+// The machine on paper: what lies where in its guest physical space, and which device has what,
+// before any of it exists.
 
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "vmspace/address_space.hpp"
-
-#include "devices.hpp"
+#include "vmspace/resources.hpp"
 
 namespace tiny_vm {
 
@@ -16,7 +17,10 @@ namespace tiny_vm {
 vmspace::Result<vmspace::AddressSpace> plan_ram(const vmspace::AddressSpaceLayout& layout,
                                                 std::uint64_t ram_size);
 
-/// Enters a device's registers. Nothing backs them: a device model would answer there.
-vmspace::Result<void> plan_device(const vmspace::AddressSpace& space, const Device& device);
+/// Gets a device its place on PCI, ports, registers, a line that it shares, and an MSI-X vector.
+/// Nothing backs the registers: a device model would answer there.
+vmspace::Result<vmspace::DeviceResources> attach(const vmspace::ResourceManager& manager,
+                                                 std::string_view name, std::uint64_t ports,
+                                                 std::uint64_t registers);
 
 }  // namespace tiny_vm
