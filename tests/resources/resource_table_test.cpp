@@ -6,6 +6,7 @@
 #include "vmspace/resources/resource_table.hpp"
 
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gmock/gmock.h>
@@ -50,7 +51,8 @@ class ResourceTable : public testing::Test {
   std::vector<DeviceResources> devices;
 
   void attach(const char* owner, const std::vector<ResourceRequest>& requests) {
-    devices.push_back(VMSPACE_ASSERT_OK(manager.acquire(requests, owner)));
+    auto device = VMSPACE_ASSERT_OK(manager.acquire(requests, owner));
+    devices.push_back(std::move(device));
   }
 
   /// Seven devices that hold something of each kind, two of them behind a bridge.
