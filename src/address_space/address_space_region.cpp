@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
@@ -130,7 +131,7 @@ Result<AddressSpaceRegionPtr> AddressSpaceRegion::make(RegionOptions options) {
   }
   VMSPACE_TRY(check_known(options));
   VMSPACE_TRY(check_backing(options));
-  return AddressSpaceRegionPtr(new AddressSpaceRegion(std::move(options)));
+  return std::make_shared<const AddressSpaceRegion>(Passkey(), std::move(options));
 }
 
 std::string_view name_of(RegionType type) noexcept {

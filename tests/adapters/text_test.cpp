@@ -129,6 +129,8 @@ TEST(Text, OfLayoutsAndWhatLiesInThem) {
   EXPECT_EQ(to_text(E820Entry{GuestAddress(0x9'fc00), 0x6'0400, E820Type::reserved}),
             "reserved 0x9fc00+0x60400");
   EXPECT_EQ(to_text(DeviceRange{"uart", Range::of(0x3f8, 0x3ff)}), "uart [0x3f8-0x3ff]");
+  EXPECT_EQ(to_text(DeviceRange{"uart", Range::of(0x3f8, 0x3ff), "isa"}),
+            "uart [0x3f8-0x3ff] owner isa");
   AddressSpaceBase space(*layout);
   const AddressSpaceBase before = space;
   ASSERT_TRUE(space.insert_region({.name = "ram", .size = 0x1000}));

@@ -12,7 +12,6 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/address_space/address_space.hpp"
-#include "vmspace/address_space/memory_map.hpp"
 #include "vmspace/base/literals.hpp"
 #include "vmspace/testing.hpp"
 #include "vmspace/text.hpp"
@@ -23,7 +22,6 @@ namespace {
 using namespace literals;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
-using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::StartsWith;
@@ -336,14 +334,6 @@ TEST_F(Parking, CountsInCopiesAndInEquality) {
   VMSPACE_EXPECT_OK(one.remove_region(a));
   EXPECT_NE(one, copy);
   EXPECT_THAT(copy.parked(), ElementsAre(a, b));
-}
-
-TEST_F(Parking, TheMemoryMapEndsWithWhatIsParked) {
-  VMSPACE_EXPECT_OK(space.move_regions({{b, std::nullopt}}));
-  EXPECT_THAT(memory_map(space),
-              EndsWith("mmio_high         mmio window         32 TiB\n"
-                       "parked                    : b                 device              64 KiB  "
-                       "-  -\n"));
 }
 
 TEST_F(Moves, HaveATextEach) {

@@ -3,14 +3,10 @@
 // Plans of whole machines against files, which pin every address that a guest sees.
 //
 // A difference is a change of an ABI: snapshots and migration peers of released versions hold the
-// old addresses. A new machine's file is written by running the test once with
-// VMSPACE_WRITE_GOLDEN=1; the same rewrites files after a deliberate change, to be read in review.
+// old addresses. golden.hpp says how a file is written.
 
 #include <cinttypes>
 #include <cstdio>
-#include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <vector>
 
@@ -20,6 +16,8 @@
 #include "vmspace/address_space/layout_planner.hpp"
 #include "vmspace/base/literals.hpp"
 #include "vmspace/testing.hpp"
+
+#include "address_space/golden.hpp"
 
 namespace vmspace {
 namespace {
@@ -138,17 +136,7 @@ class GoldenPlan : public testing::TestWithParam<Machine> {};
 
 TEST_P(GoldenPlan, IsWhatItsFileSays) {
   const LayoutPlan plan = VMSPACE_ASSERT_OK(plan_layout(GetParam().frame, GetParam().requests));
-  const std::string table = table_of(GetParam(), plan);
-  const std::string path = std::string(VMSPACE_GOLDEN_DIR "/") + GetParam().file;
-  if (std::getenv("VMSPACE_WRITE_GOLDEN") != nullptr) {
-    std::ofstream(path) << table;
-    // Asked to write the file, the test has nothing to compare it with.
-    GTEST_SKIP() << "wrote " << path;
-  }
-  std::ifstream file(path);
-  ASSERT_TRUE(file) << path;
-  const std::string expected{std::istreambuf_iterator<char>(file), {}};
-  EXPECT_EQ(table, expected) << path << ": see the head of this test before changing it";
+  test::expect_golden(table_of(GetParam(), plan), GetParam().file);
 }
 
 INSTANTIATE_TEST_SUITE_P(Machines, GoldenPlan, testing::ValuesIn(machines()),

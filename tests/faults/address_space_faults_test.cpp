@@ -110,6 +110,13 @@ TEST(AddressSpaceFaults, RemovingNeedsNoMemory) {
   EXPECT_TRUE(space.parked().empty());
 }
 
+TEST(AddressSpaceFaults, ARegionAndItsReferenceCountAreOneAllocation) {
+  EXPECT_EQ(
+      fail_each_allocation(
+          [] { ASSERT_TRUE(AddressSpaceRegion::make({.name = "ram", .size = 4_KiB})); }, [] {}),
+      1);
+}
+
 TEST(AddressSpaceFaults, FindingAPlaceNeedsNoMemory) {
   const AddressSpaceBase space = filled();
   test::granted = 0;

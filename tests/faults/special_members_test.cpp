@@ -137,14 +137,15 @@ struct Example<RegionDiff> {
 };
 
 bool operator==(const DeviceRange& a, const DeviceRange& b) {
-  return a.name == b.name && a.range == b.range;
+  return a.name == b.name && a.range == b.range && a.owner == b.owner;
 }
 
 template <>
 struct Example<DeviceRange> {
-  static constexpr Assignment assignment = Assignment::strong;  // one member allocates, the first
+  static constexpr Assignment assignment = Assignment::by_member;
   static DeviceRange make(bool first) {
-    return {long_name(first ? "a" : "b, which is longer"), Range::point(first ? 1 : 2)};
+    return {long_name(first ? "a" : "b, which is longer"), Range::point(first ? 1 : 2),
+            long_name(first ? "c" : "d, which is longer")};
   }
 };
 

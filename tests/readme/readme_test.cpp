@@ -3,7 +3,8 @@
 // The examples of README and of the layers' pages are parts of programs that are compiled and run;
 // here the texts are held together. A program marks its part with `// README begin` and
 // `// README end`; the page names the program in a comment before the block:
-// `<!-- examples/readme/allocator.cpp -->`.
+// `<!-- examples/readme/allocator.cpp -->`. What a program prints is shown from a golden file of the
+// tests, which is named in the same way.
 
 #include <algorithm>
 #include <cstddef>
@@ -69,17 +70,17 @@ std::vector<fs::path> pages() {
   return found;
 }
 
-// The C++ blocks of a page by the program that each names, as a path from the top.
+// The blocks of a page by the file that each names, as a path from the top: a program in a C++ block,
+// which must name one, or a golden file.
 std::map<std::string, Lines> blocks_of(const fs::path& page) {
-  constexpr std::string_view opening = "<!-- examples/";
+  constexpr std::string_view opening = "<!-- ";
   std::map<std::string, Lines> blocks;
   Lines* block = nullptr;
   std::string file;
   for (const std::string& line : read_lines(page)) {
     if (line.starts_with(opening)) {
-      const std::size_t begin = line.find("examples/");
-      file = line.substr(begin, line.find(' ', begin) - begin);
-    } else if (block == nullptr && line == "```cpp") {
+      file = line.substr(opening.size(), line.find(' ', opening.size()) - opening.size());
+    } else if (block == nullptr && (line == "```cpp" || (line == "```text" && !file.empty()))) {
       EXPECT_FALSE(file.empty()) << "a C++ block of " << page << " names no file";
       block = &blocks[file];
       file.clear();
@@ -92,11 +93,14 @@ std::map<std::string, Lines> blocks_of(const fs::path& page) {
   return blocks;
 }
 
-TEST(Readme, PagesShowTheMarkedPartOfEveryExampleProgram) {
+TEST(Readme, PagesShowGoldenFilesAndTheMarkedPartOfEveryExampleProgram) {
   std::set<std::string> shown;
   for (const fs::path& page : pages()) {
     for (const auto& [file, block] : blocks_of(page)) {
-      EXPECT_EQ(block, at_left_margin(marked_part(source_dir / file))) << page << " shows " << file;
+      const fs::path path = source_dir / file;
+      const Lines expected =
+          path.extension() == ".txt" ? read_lines(path) : at_left_margin(marked_part(path));
+      EXPECT_EQ(block, expected) << page << " shows " << file;
       shown.insert(file);
     }
   }

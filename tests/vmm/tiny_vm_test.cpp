@@ -129,7 +129,7 @@ bool leave_one_gibibyte_of_addresses() {
 TEST(TinyVm, HoldsEveryStepOnThisMachine) {
   const Outcome demo = run_demo([] { return true; });
   EXPECT_EQ(demo.status, 0) << demo.output;
-  EXPECT_THAT(demo.output, AllOf(HasSubstr(" : ram "), HasSubstr(" : nic0 BAR ")));  // the map
+  EXPECT_THAT(demo.output, AllOf(HasSubstr("  ram "), HasSubstr("  nic0 BAR ")));  // the map
 #if defined(__x86_64__)
   if (may_open_kvm()) {
     EXPECT_THAT(demo.output, AllOf(HasSubstr("reports on port"), Not(HasSubstr("skipped"))));

@@ -69,6 +69,11 @@ using AddressSpaceRegionPtr = std::shared_ptr<const AddressSpaceRegion>;
 ///
 /// Threads: any, at any time.
 class VMSPACE_EXPORT AddressSpaceRegion {
+  /// Nobody else can make one, so that only make() can call the constructor.
+  struct Passkey {
+    explicit Passkey() = default;
+  };
+
  public:
   /// Checks the options and makes the region. Errors, each naming the region: `zero_size`;
   /// `overflow` when base + size passes 2^64, or the part of a file 2^63 - 1 (the largest off_t);
@@ -80,6 +85,8 @@ class VMSPACE_EXPORT AddressSpaceRegion {
   /// nothing of the host but its page size. O(1).
   [[nodiscard]] static Result<AddressSpaceRegionPtr> make(RegionOptions options);
 
+  /// For make(): public so that a region and its reference count are one allocation.
+  AddressSpaceRegion(Passkey, RegionOptions&& options) noexcept : options_(std::move(options)) {}
   AddressSpaceRegion(const AddressSpaceRegion&) = delete;
   AddressSpaceRegion& operator=(const AddressSpaceRegion&) = delete;
   ~AddressSpaceRegion() = default;
@@ -126,8 +133,6 @@ class VMSPACE_EXPORT AddressSpaceRegion {
   friend bool operator==(const AddressSpaceRegion&, const AddressSpaceRegion&) = default;
 
  private:
-  explicit AddressSpaceRegion(RegionOptions options) noexcept : options_(std::move(options)) {}
-
   RegionOptions options_;
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The guest physical space as text for a person, in the manner of /proc/iomem.
+// The guest physical space as a table for people.
 
 #pragma once
 
@@ -13,10 +13,11 @@
 
 namespace vmspace {
 
-/// A range of a device that is not a region of the space: registers, a BAR.
+/// A range of a device that is not a region of the space: registers, a BAR, the window of a bridge.
 struct DeviceRange {
   std::string name;
   Range range;
+  std::string owner = {};  ///< as RegionOptions::owner
 };
 
 /// What a memory map shows besides the space itself.
@@ -25,15 +26,22 @@ struct MemoryMapOptions {
   bool empty_apertures = true;                ///< also apertures in which nothing lies
 };
 
-/// One line for each aperture, hole, region and device range, in address order: the range in
-/// hexadecimal with both ends inclusive, and the name; the kind; the size; of a region, what it is
-/// backed by, its host node and what is special about it. What lies inside something else is
-/// indented below it:
+/// A row for each aperture, hole, region and device range, in address order, below the headings:
 ///
-///   0000000000-00bfffffff : ram_low  ram window    3 GiB
-///     0000000000-003fffffff : ram    ram           1 GiB  shmem  node 0
+///   range              name      kind         size (MiB)  owner  backing  host node  remarks
+///   00000000-bfffffff  ram_low   ram window        3,072
+///   00000000-3fffffff    ram     ram               1,024         shmem    0
+///   40000000-7fffffff    dimm    ram               1,024         shmem    1          hotplug
+///   c0000000-fbffffff  mmio_low  mmio window         960
+///   c0000000-c0ffffff    BAR0    device               16  gpu
+///   parked             BAR0      device                1  nic
 ///
-/// Parked regions follow, with `parked` in place of the range.
+/// Ranges are hexadecimal, and both ends belong to them. The name of what lies inside something else
+/// is indented: a region in its aperture, or in the device range of a bridge; registers in their
+/// region. All sizes are exact and in one unit, the largest of which each is a whole number, so that
+/// they can be compared by eye. Parked regions come last. Owner, backing, host node and remarks are
+/// columns only where a row has something in them. Names are escaped as in error messages: a row
+/// stays on its line.
 ///
 /// O(n log n). Ends with a newline. Threads: any, while `space` does not change.
 [[nodiscard]] VMSPACE_EXPORT std::string memory_map(const AddressSpaceBase& space,

@@ -122,9 +122,11 @@ std::string layout_text(const std::optional<Range>& ram, std::uint64_t phys_max,
                         std::to_string(piece.node));
 }
 
-/// `uart [0x3f8-0x3ff]`.
+/// `uart [0x3f8-0x3ff]`, or with its owner: `uart [0x3f8-0x3ff] owner isa`.
 [[nodiscard]] inline std::string to_text(const DeviceRange& device) {
-  return detail::concat(device.name, " ", to_text(device.range));
+  std::string text = detail::concat(device.name, " ", to_text(device.range));
+  if (!device.owner.empty()) text.append(" owner ").append(device.owner);
+  return text;
 }
 
 /// `removed {ram ...}, added {}`.
