@@ -16,8 +16,10 @@ class Descriptor {
   Descriptor() noexcept = default;
   explicit Descriptor(int fd) noexcept : fd_(fd) {}
   Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  /// Closes what it had, at once.
   Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(fd_, other.fd_);
+    Descriptor moved(std::move(other));
+    std::swap(fd_, moved.fd_);
     return *this;
   }
   ~Descriptor() {

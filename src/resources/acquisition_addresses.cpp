@@ -147,9 +147,9 @@ Result<void> Acquisition::take(const MemoryRange& request, DeviceRecord& record)
                   .region = {},
                   .align = request.align,
                   .aperture = request.aperture};
-  // RAM lies wherever the layout has RAM, also beside apertures.
+  // Fixed RAM lies wherever the layout has RAM, also beside apertures.
   const bool is_ram = options.type == RegionType::default_memory;
-  if (request.fixed && is_ram) {
+  if (request.fixed && is_ram && request.aperture.empty()) {
     options.base = *request.fixed;
   } else {
     const std::uint64_t page =

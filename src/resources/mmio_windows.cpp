@@ -122,14 +122,12 @@ Result<Range> MmioWindows::find_place(const AddressSpaceBase& space,
 
   // Nothing lies in another bridge's window, also while one that moves away may yet come back.
   std::vector<Range> obstacles;
-  if (pieces.front().aperture->use != ApertureUse::ram) {
-    for (const auto& [window, bridge] : windows_) {
-      if (is_behind(wanted.bridge, *bridge)) continue;
-      if (!window->parked) obstacles.push_back(window->range);
-      if (window->leaving) obstacles.push_back(*window->leaving);
-    }
-    std::sort(obstacles.begin(), obstacles.end());
+  for (const auto& [window, bridge] : windows_) {
+    if (is_behind(wanted.bridge, *bridge)) continue;
+    if (!window->parked) obstacles.push_back(window->range);
+    if (window->leaving) obstacles.push_back(*window->leaving);
   }
+  std::sort(obstacles.begin(), obstacles.end());
 
   std::optional<Error> failure;
   for (const Range& choice : choices(wanted)) {
@@ -168,12 +166,14 @@ Result<void> MmioWindows::check_place(const MmioPlace& wanted, Range place) cons
   if (wanted.bridge.empty()) {
     const auto apertures = layout_.apertures();
     const bool in_one = std::any_of(apertures.begin(), apertures.end(), [&](const Aperture& it) {
-      return it.takes(wanted.type) && it.range.contains(place);
+      const bool is_meant = wanted.aperture.empty() || it.name == wanted.aperture;
+      return is_meant && it.takes(wanted.type) && it.range.contains(place);
     });
     if (!in_one) {
       return fail({.code = Errc::out_of_bounds,
                    .first = operand(place),
-                   .reason = "it must lie in one aperture that takes it"});
+                   .reason = "it must lie in one aperture that takes it",
+                   .text = {{}, wanted.aperture}});
     }
   } else {
     const std::vector<Piece> pieces = containers(wanted);

@@ -71,10 +71,10 @@ TEST(MemoryMapGolden, OfAPcOf6GiB) {
                                          .protection = Protection::read}));
   VMSPACE_EXPECT_OK(space.place_region(bar("BAR0", "nic0"), {.size = 16_KiB}, "mmio_low"));
   VMSPACE_EXPECT_OK(space.place_region(bar("BAR2", "gpu0"), {.size = 16_GiB}, "mmio_high"));
-  RegionOptions parked = bar("BAR0", "nvme0");
-  parked.size = 16_KiB;
-  VMSPACE_EXPECT_OK(
-      space.insert_parked_region(VMSPACE_ASSERT_OK(AddressSpaceRegion::make(parked))));
+  RegionOptions unplaced = bar("BAR0", "nvme0");
+  unplaced.size = 16_KiB;
+  const auto parked = VMSPACE_ASSERT_OK(AddressSpaceRegion::make(unplaced));
+  VMSPACE_EXPECT_OK(space.insert_parked_region(parked));
   const DeviceRange devices[] = {page("local apic", 0xfee0'0000), page("i/o apic", 0xfec0'0000),
                                  page("registers", 0x2000'0000'0000, "gpu0")};
   expect_golden(memory_map(space, {.devices = devices}), "map_pc_6g.txt");
