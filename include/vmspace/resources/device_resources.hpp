@@ -48,7 +48,7 @@ struct PciAddress {
 ///
 /// Threads: const calls may run at the same time; any other call excludes all others on this
 /// object, and so does a relocation that names it.
-class [[nodiscard]] VMSPACE_EXPORT DeviceResources {
+class VMSPACE_EXPORT DeviceResources {
  public:
   /// `other` holds nothing afterwards.
   DeviceResources(DeviceResources&& other) noexcept;
