@@ -3,7 +3,7 @@
 #include "vmspace/resources.hpp"
 
 #include <cstdio>
-#include <vector>
+#include <string>
 
 #include "vmspace/base/literals.hpp"
 
@@ -42,11 +42,13 @@ vmspace::Result<void> example() {
       manager.acquire({vmspace::PciDevice{}, vmspace::BridgeWindow{.size = 2_MiB}}, "bridge0"));
   const auto behind = VMSPACE_TRY(
       manager.acquire({vmspace::MmioRange{.size = 4_KiB, .bridge = "bridge0"}}, "nvme0"));
-  // Saved, and restored elsewhere: everything is asked for again, and checked again.
-  const std::vector<vmspace::ResourceClaim> saved = manager.claims();  // format_claims(): as text
+  // Saved as text, and restored elsewhere: everything is asked for again, and checked again.
+  const std::string saved = format_claims(manager.claims());
+  const auto claims = VMSPACE_TRY(vmspace::parse_claims(saved));
   const auto other = VMSPACE_TRY(vmspace::ResourceManager::create(other_space));
-  const auto restored = VMSPACE_TRY(other.adopt(saved));
-  std::printf("%s, ...\n", restored[0].owner().c_str());  // nic0, ...
+  const auto restored = VMSPACE_TRY(other.adopt(claims));
+  std::printf("%s", saved.c_str());                  // pci_device owner="nic0" bus=0 device=1 ...
+  std::printf("%s\n", restored[0].owner().c_str());  // nic0
   // README end
   return {};
 }
