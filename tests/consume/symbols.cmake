@@ -32,6 +32,8 @@ if(NOT "${shown_names}" MATCHES "vmspace::GuestMemory::map\\(")
   message(SEND_ERROR "GuestMemory::map is not visible")
 endif()
 foreach(name IN LISTS shown_names)
+  # What a class with virtual functions has is as visible as the class.
+  string(REGEX REPLACE "^(vtable|typeinfo|typeinfo name) for " "" name "${name}")
   if(NOT name MATCHES "^vmspace::")
     message(SEND_ERROR "not of vmspace, and visible: ${name}")
   elseif(name MATCHES "^vmspace::detail::")
