@@ -11,6 +11,7 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/base/try.hpp"
 
+#include "address_space/known_values.hpp"
 #include "resources/acquisition.hpp"
 
 namespace vmspace::detail {
@@ -143,25 +144,25 @@ Result<void> Acquisition::take(const MemoryRange& request, DeviceRecord& record)
                  .first = Operand::address(options.base.value()),
                  .reason = "the region's base must be 0: `fixed` says where it lies"});
   }
-  HeldRegion held{.kind = ResourceKind::memory,
-                  .region = {},
-                  .align = request.align,
-                  .aperture = request.aperture};
-  // RAM lies wherever the layout has RAM, also beside apertures.
-  const bool is_ram = options.type == RegionType::default_memory;
-  if (request.fixed && is_ram) {
-    options.base = *request.fixed;
-  } else {
-    const std::uint64_t page =
-        options.backing.source == MemorySource::none ? 1 : options.backing.effective_page_size();
-    const MmioPlace wanted{.type = options.type,
-                           .size = options.size,
-                           .align = std::max({request.align, page, std::uint64_t{1}}),
-                           .aperture = request.aperture};
-    const Range found = VMSPACE_TRY(place(wanted, request.fixed));
-    options.base = GuestAddress{found.min()};
+  if (!is_known(options.type)) {
+    return fail({.code = Errc::invalid_argument,
+                 .first = Operand::number(static_cast<std::uint64_t>(options.type)),
+                 .reason = "not a value of RegionType"});
   }
-  return enter(std::move(options), std::move(held), record);
+  const std::uint64_t page =
+      options.backing.source == MemorySource::none ? 1 : options.backing.effective_page_size();
+  const MmioPlace wanted{.type = options.type,
+                         .size = options.size,
+                         .align = std::max({request.align, page, std::uint64_t{1}}),
+                         .aperture = request.aperture};
+  const Range found = VMSPACE_TRY(place(wanted, request.fixed));
+  options.base = GuestAddress{found.min()};
+  return enter(std::move(options),
+               {.kind = ResourceKind::memory,
+                .region = {},
+                .align = request.align,
+                .aperture = request.aperture},
+               record);
 }
 
 Result<void> Acquisition::take(const BridgeWindow& request, DeviceRecord& record) {

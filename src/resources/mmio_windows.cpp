@@ -20,17 +20,18 @@ namespace {
 const Range below_4g = Range::of(0, 0xffff'ffff);
 const Range above_4g = Range::of(0x1'0000'0000, std::numeric_limits<std::uint64_t>::max());
 
-/// The parts of the address space that may be searched, the first choice first.
+/// The parts of the address space that are searched one after the other. What may lie anywhere may
+/// also cross 4 GiB.
 std::vector<Range> choices(const MmioPlace& wanted) {
+  if (wanted.prefetchable && wanted.reach != MmioReach::below_4g) {
+    return {above_4g, Range::whole_domain()};
+  }
   switch (wanted.reach) {
     case MmioReach::below_4g: return {below_4g};
-    case MmioReach::high:
-      if (!wanted.prefetchable) return {above_4g};
-      return {above_4g, below_4g};
+    case MmioReach::high: return {above_4g};
     case MmioReach::any: break;
   }
-  if (wanted.prefetchable) return {above_4g, below_4g};
-  return {below_4g, above_4g};
+  return {below_4g, Range::whole_domain()};
 }
 
 /// How large the largest free piece was, less one.
@@ -89,15 +90,20 @@ Error MmioWindows::no_container(const MmioPlace& wanted) noexcept {
   return error;
 }
 
+const Aperture* MmioWindows::aperture_around(Range place) const noexcept {
+  const auto apertures = layout_.apertures();
+  const auto around = std::ranges::find_if(
+      apertures, [&](const Aperture& aperture) { return aperture.range.contains(place); });
+  return around == apertures.end() ? nullptr : &*around;
+}
+
 std::vector<MmioWindows::Piece> MmioWindows::containers(const MmioPlace& wanted) const {
   std::vector<Piece> pieces;
-  const auto apertures = layout_.apertures();
   if (wanted.bridge.empty()) {
-    for (const Aperture& aperture : apertures) {
-      const bool is_meant = wanted.aperture.empty() ? aperture.takes(wanted.type) &&
-                                                          aperture.use != ApertureUse::platform
+    for (const Aperture& aperture : layout_.apertures()) {
+      const bool is_meant = wanted.aperture.empty() ? aperture.use != ApertureUse::platform
                                                     : aperture.name == wanted.aperture;
-      if (is_meant) pieces.push_back({aperture.range, &aperture});
+      if (is_meant && aperture.takes(wanted.type)) pieces.push_back({aperture.range, &aperture});
     }
     return pieces;
   }
@@ -106,10 +112,8 @@ std::vector<MmioWindows::Piece> MmioWindows::containers(const MmioPlace& wanted)
     for (const auto& [window, bridge] : windows_) {
       if (bridge->owner != wanted.bridge || window->prefetchable != prefetchable) continue;
       if (window->parked) continue;
-      const auto around = std::find_if(
-          apertures.begin(), apertures.end(),
-          [&](const Aperture& aperture) { return aperture.range.contains(window->range); });
-      if (around != apertures.end()) pieces.push_back({window->range, &*around});
+      const Aperture* const around = aperture_around(window->range);
+      if (around != nullptr) pieces.push_back({window->range, around, prefetchable});
     }
   }
   return pieces;
@@ -122,7 +126,9 @@ Result<Range> MmioWindows::find_place(const AddressSpaceBase& space,
 
   // Nothing lies in another bridge's window, also while one that moves away may yet come back.
   std::vector<Range> obstacles;
-  if (pieces.front().aperture->use != ApertureUse::ram) {
+  const bool may_meet_windows = std::ranges::any_of(
+      pieces, [](const Piece& piece) { return piece.aperture->use != ApertureUse::ram; });
+  if (may_meet_windows) {
     for (const auto& [window, bridge] : windows_) {
       if (is_behind(wanted.bridge, *bridge)) continue;
       if (!window->parked) obstacles.push_back(window->range);
@@ -131,19 +137,25 @@ Result<Range> MmioWindows::find_place(const AddressSpaceBase& space,
     std::sort(obstacles.begin(), obstacles.end());
   }
 
-  std::optional<Error> failure;
+  // Where prefetchable ranges have a window of their own, that is tried before other ones.
+  std::vector<Piece> reachable;
   for (const Range& choice : choices(wanted)) {
     for (const Piece& piece : pieces) {
-      const std::optional<Range> reachable = piece.range.intersection(choice);
-      if (!reachable) continue;
-      for (const Range& part : without(*reachable, obstacles)) {
-        const auto place = space.find_place(
-            wanted.type,
-            {.size = wanted.size, .min = part.min(), .max = part.max(), .align = wanted.align},
-            piece.aperture->name);
-        if (place || place.error().code != Errc::no_space) return place;
-        if (!failure || piece_size(place.error()) > piece_size(*failure)) failure = place.error();
-      }
+      const std::optional<Range> part = piece.range.intersection(choice);
+      if (part) reachable.push_back({*part, piece.aperture, piece.prefetchable});
+    }
+  }
+  std::ranges::stable_partition(reachable, &Piece::prefetchable);
+
+  std::optional<Error> failure;
+  for (const Piece& piece : reachable) {
+    for (const Range& part : without(piece.range, obstacles)) {
+      const auto place = space.find_place(
+          wanted.type,
+          {.size = wanted.size, .min = part.min(), .max = part.max(), .align = wanted.align},
+          piece.aperture->name);
+      if (place || place.error().code != Errc::no_space) return place;
+      if (!failure || piece_size(place.error()) > piece_size(*failure)) failure = place.error();
     }
   }
   return fail(failure.value_or(Error{.code = Errc::no_space,
@@ -165,22 +177,11 @@ Result<void> MmioWindows::check_place(const MmioPlace& wanted, Range place) cons
   if (wanted.reach == MmioReach::high && !wanted.prefetchable && !above_4g.contains(place)) {
     return outside(above_4g, "it must lie at 4 GiB or above");
   }
-  if (wanted.bridge.empty()) {
-    const auto apertures = layout_.apertures();
-    const bool in_one = std::any_of(apertures.begin(), apertures.end(), [&](const Aperture& it) {
-      return it.takes(wanted.type) && it.range.contains(place);
-    });
-    if (!in_one) {
-      return fail({.code = Errc::out_of_bounds,
-                   .first = operand(place),
-                   .reason = "it must lie in one aperture that takes it"});
-    }
-  } else {
+  if (!wanted.bridge.empty()) {
     const std::vector<Piece> pieces = containers(wanted);
     if (pieces.empty()) return fail(no_container(wanted));
-    const bool in_one = std::any_of(pieces.begin(), pieces.end(), [&](const Piece& piece) {
-      return piece.range.contains(place);
-    });
+    const bool in_one = std::ranges::any_of(
+        pieces, [&](const Piece& piece) { return piece.range.contains(place); });
     if (!in_one) {
       return fail({.code = Errc::out_of_bounds,
                    .first = operand(place),
@@ -188,7 +189,22 @@ Result<void> MmioWindows::check_place(const MmioPlace& wanted, Range place) cons
                    .reason = "it must lie in a window of its bridge",
                    .text = {{}, wanted.bridge}});
     }
+  } else if (wanted.type != RegionType::default_memory || !wanted.aperture.empty()) {
+    // RAM without an aperture lies wherever the layout has RAM, also beside apertures.
+    const Aperture* const around = aperture_around(place);
+    const bool in_one = around != nullptr && around->takes(wanted.type) &&
+                        (wanted.aperture.empty() || around->name == wanted.aperture);
+    if (!in_one && !wanted.aperture.empty() && containers(wanted).empty()) {
+      return fail(no_container(wanted));
+    }
+    if (!in_one) {
+      return fail({.code = Errc::out_of_bounds,
+                   .first = operand(place),
+                   .reason = "it must lie in one aperture that takes it",
+                   .text = {{}, wanted.aperture}});
+    }
   }
+  VMSPACE_TRY(layout_.check_place(wanted.type, place));
   return check_clear(wanted.bridge, place);
 }
 

@@ -46,8 +46,8 @@ class MmioWindows {
                                          const MmioPlace& wanted) const;
 
   /// Whether what is asked may lie exactly there, whatever else does: `out_of_bounds` when it is out
-  /// of reach, or in no one aperture or window of its bridge; `overlap` when it meets the window of
-  /// another bridge, with that bridge's owner as the detail.
+  /// of reach, or in no one aperture or window of its bridge; the layout's error for the place;
+  /// `overlap` when it meets the window of another bridge, with that bridge's owner as the detail.
   [[nodiscard]] Result<void> check_place(const MmioPlace& wanted, Range place) const;
 
   /// Whether the place meets no window but those that the bridge is behind, itself included: the last
@@ -65,8 +65,11 @@ class MmioWindows {
   struct Piece {
     Range range;
     const Aperture* aperture;
+    bool prefetchable = false;  ///< of a bridge's window
   };
 
+  /// The aperture that contains the place; null when none does.
+  [[nodiscard]] const Aperture* aperture_around(Range place) const noexcept;
   [[nodiscard]] std::vector<Piece> containers(const MmioPlace& wanted) const;
   /// The error of a bridge or an aperture that is not there.
   [[nodiscard]] static Error no_container(const MmioPlace& wanted) noexcept;
