@@ -57,15 +57,26 @@ std::vector<Range> without(Range piece, const std::vector<Range>& obstacles) {
 
 }  // namespace
 
+const HeldWindow* MmioWindows::window_of(std::string_view bridge) const noexcept {
+  const auto entry = std::ranges::find_if(
+      windows_, [&](const WindowOf& it) { return it.bridge->owner == bridge; });
+  return entry == windows_.end() ? nullptr : entry->window;
+}
+
 bool MmioWindows::is_behind(std::string_view bridge, const DeviceRecord& other) const noexcept {
-  // Every step goes to another bridge, unless one that came back is behind itself now.
-  for (std::size_t steps = 0; !bridge.empty() && steps <= windows_.size(); ++steps) {
-    if (bridge == other.owner) return true;
-    const auto window = std::find_if(windows_.begin(), windows_.end(), [&](const WindowOf& entry) {
-      return entry.bridge->owner == bridge;
-    });
-    if (window == windows_.end()) return false;
-    bridge = window->window->bridge;
+  while (!bridge.empty() && bridge != other.owner) {
+    const HeldWindow* const window = window_of(bridge);
+    if (window == nullptr) return false;
+    bridge = window->bridge;
+  }
+  return !bridge.empty();
+}
+
+bool MmioWindows::is_left(std::string_view bridge) const noexcept {
+  while (!bridge.empty()) {
+    const HeldWindow* const window = window_of(bridge);
+    if (window == nullptr) return true;
+    bridge = window->bridge;
   }
   return false;
 }
@@ -208,6 +219,12 @@ Result<void> MmioWindows::check_place(const MmioPlace& wanted, Range place) cons
   return check_clear(wanted.bridge, place);
 }
 
+Result<void> MmioWindows::check_stay(const MmioPlace& wanted, Range place) const {
+  if (is_left(wanted.bridge)) return {};
+  const bool is_held_in_place = wanted.bridge.empty() || has_window(wanted.bridge);
+  return is_held_in_place ? check_place(wanted, place) : check_clear(wanted.bridge, place);
+}
+
 Result<void> MmioWindows::check_clear(std::string_view bridge, Range place) const {
   for (const auto& [window, owner] : windows_) {
     if (window->parked || !window->range.overlaps(place)) continue;
@@ -228,19 +245,30 @@ Error about(std::string_view owner, Error error) noexcept {
   return error;
 }
 
-Result<void> check_nesting(std::span<const WindowOf> all, const AddressSpaceLayout& layout) {
+/// Whether a window is one of these.
+bool is_among(std::span<const HeldWindow* const> windows, const HeldWindow* window) noexcept {
+  return std::ranges::find(windows, window) != windows.end();
+}
+
+Result<void> check_nesting(std::span<const WindowOf> all, const AddressSpaceLayout& layout,
+                           std::span<const HeldWindow* const> moved) {
   const MmioWindows every(all, layout);
+  const auto stays_left = [&](const HeldWindow* window) {
+    return every.is_left(window->bridge) && !is_among(moved, window);
+  };
   for (const auto& [window, owner] : all) {
-    if (window->parked) continue;
+    if (window->parked || stays_left(window)) continue;
     std::vector<WindowOf> others;  // less what is behind it, which may overlap it
     for (const WindowOf& other : all) {
-      const bool is_behind = every.is_behind(other.window->bridge, *owner);
-      if (other.window != window && !is_behind) others.push_back(other);
+      const bool may_overlap = every.is_behind(other.window->bridge, *owner) ||
+                               (stays_left(other.window) && !is_among(moved, window));
+      if (other.window != window && !may_overlap) others.push_back(other);
     }
     const MmioWindows windows(others, layout);
-    const bool is_held_in_place = window->bridge.empty() || windows.has_window(window->bridge);
-    const auto checked = is_held_in_place ? windows.check_place(place_of(*window), window->range)
-                                          : windows.check_clear(window->bridge, window->range);
+    // One that its bridge has left moves to wherever no other window is.
+    const auto checked = every.is_left(window->bridge)
+                             ? windows.check_clear(window->bridge, window->range)
+                             : windows.check_stay(place_of(*window), window->range);
     if (!checked) return fail(about(owner->owner, checked.error()));
   }
   return {};
@@ -251,7 +279,7 @@ Result<void> check_nesting(std::span<const WindowOf> all, const AddressSpaceLayo
 Result<void> check_arrangement(const AddressSpaceBase& space, std::span<const WindowOf> all,
                                std::vector<PlacedRegion> held,
                                std::span<const HeldWindow* const> moved) {
-  VMSPACE_TRY(check_nesting(all, space.layout()));
+  VMSPACE_TRY(check_nesting(all, space.layout(), moved));
   const MmioWindows windows(all, space.layout());
   std::sort(held.begin(), held.end(),
             [](const auto& a, const auto& b) { return std::less<>()(a.region, b.region); });
@@ -259,23 +287,24 @@ Result<void> check_arrangement(const AddressSpaceBase& space, std::span<const Wi
     const auto entry = std::lower_bound(
         held.begin(), held.end(), region.get(),
         [](const auto& it, const auto* wanted) { return std::less<>()(it.region, wanted); });
-    if (entry == held.end() || entry->region != region.get()) {
-      const auto meets = [&](const HeldWindow* window) {
-        return !window->parked && window->range.overlaps(region->range());
-      };
-      const auto window = std::find_if(moved.begin(), moved.end(), meets);
-      if (window == moved.end()) continue;
-      return fail({.code = Errc::overlap,
-                   .first = operand((*window)->range),
-                   .second = operand(region->range()),
-                   .reason = "a bridge's window must not meet the region",
-                   .text = {{}, region->name()}});
+    const bool is_held = entry != held.end() && entry->region == region.get();
+    const std::string_view bridge = is_held ? std::string_view(entry->held->bridge) : "";
+    if (is_held && !windows.is_left(bridge)) {
+      const auto checked = windows.check_stay(place_of(*entry->held), region->range());
+      if (!checked) return fail(about(entry->record->owner, checked.error()));
+      continue;
     }
-    const std::string& bridge = entry->held->bridge;
-    const auto checked = windows.has_window(bridge)
-                             ? windows.check_place(place_of(*entry->held), region->range())
-                             : windows.check_clear(bridge, region->range());
-    if (!checked) return fail(about(entry->record->owner, checked.error()));
+    const auto meets = [&](const WindowOf& it) {
+      return !it.window->parked && it.window->range.overlaps(region->range()) &&
+             is_among(moved, it.window) && !windows.is_behind(bridge, *it.bridge);
+    };
+    const auto window = std::ranges::find_if(all, meets);
+    if (window == all.end()) continue;
+    return fail({.code = Errc::overlap,
+                 .first = operand(window->window->range),
+                 .second = operand(region->range()),
+                 .reason = "a bridge's window must not meet the region",
+                 .text = {window->bridge->owner, region->name()}});
   }
   return {};
 }
