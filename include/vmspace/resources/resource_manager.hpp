@@ -80,7 +80,8 @@ struct ResourceLimits {
   /// that KVM has (KVM_MAX_IRQ_ROUTES).
   NumberWindow msi = {.ranges = {Range::of(1024, 4095)}};
   std::vector<PciBus> pci_buses = {PciBus{}};
-  /// The pool of slot numbers, shared with whoever else takes some, such as KvmMemslots.
+  /// The pool of slot numbers, shared with whoever else takes some, such as KvmMemslots. Of its
+  /// numbers, those up to 2^32-1 are handed out.
   std::optional<RangePool> kvm_slots = {};
   std::optional<Range> mac_addresses = {};  ///< below 2^48; unset: the VM hands out none
 };
@@ -131,8 +132,8 @@ struct ResourceUsage {
 class VMSPACE_EXPORT ResourceManager {
  public:
   /// Creates a manager with everything free. Errors, each naming the limit: `invalid_argument` for a
-  /// null ledger; `out_of_bounds` when ports pass 0xffff, interrupt, MSI and slot numbers 2^32-1,
-  /// MAC addresses 2^48-1, or device numbers 31; `overlap` when a number is in two ranges of a kind,
+  /// null ledger; `out_of_bounds` when ports pass 0xffff, interrupt and MSI numbers 2^32-1, MAC
+  /// addresses 2^48-1, or device numbers 31; `overlap` when a number is in two ranges of a kind,
   /// or is both a legacy and a generic interrupt; `invalid_range` when a bus's first device is above
   /// its last.
   [[nodiscard]] static Result<ResourceManager> create(std::shared_ptr<const RegionLedger> ledger,
