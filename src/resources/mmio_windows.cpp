@@ -227,11 +227,13 @@ Result<void> MmioWindows::check_stay(const MmioPlace& wanted, Range place) const
 
 Result<void> MmioWindows::check_clear(std::string_view bridge, Range place) const {
   for (const auto& [window, owner] : windows_) {
-    if (window->parked || !window->range.overlaps(place)) continue;
-    if (is_behind(bridge, *owner)) continue;
+    std::optional<Range> there;
+    if (!window->parked) there = window->range;
+    if (window->leaving && window->leaving->overlaps(place)) there = window->leaving;
+    if (!there || !there->overlaps(place) || is_behind(bridge, *owner)) continue;
     return fail({.code = Errc::overlap,
                  .first = operand(place),
-                 .second = operand(window->range),
+                 .second = operand(*there),
                  .reason = "that is the window of a bridge",
                  .text = {{}, owner->owner}});
   }
