@@ -175,7 +175,7 @@ Result<Range> MmioWindows::find_place(const AddressSpaceBase& space,
                                      .reason = "nothing within its reach is left"}));
 }
 
-Result<void> MmioWindows::check_place(const MmioPlace& wanted, Range place) const {
+Result<void> MmioWindows::check_within(const MmioPlace& wanted, Range place) const {
   const auto outside = [&](const Range& bounds, const char* reason) {
     return fail({.code = Errc::out_of_bounds,
                  .first = operand(place),
@@ -216,13 +216,20 @@ Result<void> MmioWindows::check_place(const MmioPlace& wanted, Range place) cons
     }
   }
   VMSPACE_TRY(layout_.check_place(wanted.type, place));
+  return {};
+}
+
+Result<void> MmioWindows::check_place(const MmioPlace& wanted, Range place) const {
+  VMSPACE_TRY(check_within(wanted, place));
   return check_clear(wanted.bridge, place);
 }
 
 Result<void> MmioWindows::check_stay(const MmioPlace& wanted, Range place) const {
+  MmioPlace held = wanted;
+  if (!has_window(wanted.bridge)) held.bridge = {};
+  VMSPACE_TRY(check_within(held, place));
   if (is_left(wanted.bridge)) return {};
-  const bool is_held_in_place = wanted.bridge.empty() || has_window(wanted.bridge);
-  return is_held_in_place ? check_place(wanted, place) : check_clear(wanted.bridge, place);
+  return check_clear(wanted.bridge, place);
 }
 
 Result<void> MmioWindows::check_clear(std::string_view bridge, Range place) const {
@@ -259,7 +266,7 @@ Result<void> check_nesting(std::span<const WindowOf> all, const AddressSpaceLayo
     return every.is_left(window->bridge) && !is_among(moved, window);
   };
   for (const auto& [window, owner] : all) {
-    if (window->parked || stays_left(window)) continue;
+    if (window->parked) continue;
     std::vector<WindowOf> others;  // less what is behind it, which may overlap it
     for (const WindowOf& other : all) {
       const bool may_overlap = every.is_behind(other.window->bridge, *owner) ||
@@ -267,10 +274,11 @@ Result<void> check_nesting(std::span<const WindowOf> all, const AddressSpaceLayo
       if (other.window != window && !may_overlap) others.push_back(other);
     }
     const MmioWindows windows(others, layout);
+    auto checked = windows.check_stay(place_of(*window), window->range);
     // One that its bridge has left moves to wherever no other window is.
-    const auto checked = every.is_left(window->bridge)
-                             ? windows.check_clear(window->bridge, window->range)
-                             : windows.check_stay(place_of(*window), window->range);
+    if (checked && is_among(moved, window)) {
+      checked = windows.check_clear(window->bridge, window->range);
+    }
     if (!checked) return fail(about(owner->owner, checked.error()));
   }
   return {};
@@ -291,10 +299,10 @@ Result<void> check_arrangement(const AddressSpaceBase& space, std::span<const Wi
         [](const auto& it, const auto* wanted) { return std::less<>()(it.region, wanted); });
     const bool is_held = entry != held.end() && entry->region == region.get();
     const std::string_view bridge = is_held ? std::string_view(entry->held->bridge) : "";
-    if (is_held && !windows.is_left(bridge)) {
+    if (is_held) {
       const auto checked = windows.check_stay(place_of(*entry->held), region->range());
       if (!checked) return fail(about(entry->record->owner, checked.error()));
-      continue;
+      if (!windows.is_left(bridge)) continue;
     }
     const auto meets = [&](const WindowOf& it) {
       return !it.window->parked && it.window->range.overlaps(region->range()) &&

@@ -75,6 +75,9 @@ class MmioWindows {
     bool prefetchable = false;  ///< of a bridge's window
   };
 
+  /// Whether the place is within reach, in one aperture or window of its bridge, and allowed by the
+  /// layout: the first part of check_place().
+  [[nodiscard]] Result<void> check_within(const MmioPlace& wanted, Range place) const;
   /// The first window of a bridge, parked or not; null when the bridge has none.
   [[nodiscard]] const HeldWindow* window_of(std::string_view bridge) const noexcept;
   /// The aperture that contains the place; null when none does.

@@ -91,7 +91,7 @@ TEST_F(ResourceBridgeTest, AWindowLiesInNoHole) {
   refused_moves(Errc::overlap, {{&bridge, 0, GuestAddress{hole}, ResourceKind::bridge_window}});
 }
 
-TEST_F(ResourceBridgeTest, AFixedWindowMayBehindInItsOuterOneAndNowhereElse) {
+TEST_F(ResourceBridgeTest, AFixedWindowLiesInItsOuterOneAndNowhereElse) {
   const auto outer = take({window(4_MiB, low)}, "outer");
   BridgeWindow inside = window(1_MiB, low + 1_MiB);
   inside.bridge = "outer";
@@ -181,6 +181,25 @@ TEST_F(ResourceBridgeTest, WhatWasLeftBehindByAnInnerBridgeStaysInTheOuterOne) {
   VMSPACE_EXPECT_OK(relocate({{&deep, 0, std::nullopt}}));
 }
 
+TEST_F(ResourceBridgeTest, ABridgeThatAnotherOneHasLeftKeepsWhatIsBehindIt) {
+  std::optional<DeviceResources> outer = take({window(4_MiB, low)}, "outer");
+  auto middle = take({BridgeWindow{.size = 2_MiB, .bridge = "outer"}}, "middle");
+  auto inner = take({BridgeWindow{.size = 1_MiB, .bridge = "middle"}}, "inner");
+  auto deep = take({bar("middle")}, "deep");
+  outer.reset();
+  const GuestAddress to{low + 8_MiB};
+  const ResourceMove middle_moves{&middle, 0, to, ResourceKind::bridge_window};
+  const ResourceMove inner_moves{&inner, 0, to, ResourceKind::bridge_window};
+  const ResourceMove deep_moves{&deep, 0, GuestAddress{low + 9_MiB}};
+  refused_moves(Errc::out_of_bounds, {middle_moves});
+  refused_moves(Errc::out_of_bounds, {middle_moves, inner_moves});
+  refused_moves(Errc::out_of_bounds, {middle_moves, deep_moves});
+  refused_moves(Errc::out_of_bounds, {inner_moves});
+  VMSPACE_EXPECT_OK(relocate({middle_moves, inner_moves, deep_moves}));
+  const auto other = fresh();
+  VMSPACE_EXPECT_OK(other.adopt(manager.claims()));
+}
+
 TEST_F(ResourceBridgeTest, NoWindowMovesOntoWhatABridgeLeftBehind) {
   std::optional<DeviceResources> bridge = take({window(1_MiB, low)}, "br");
   auto behind = take({bar("br")}, "behind");
@@ -201,6 +220,30 @@ TEST_F(ResourceBridgeTest, ABridgeComesBackOnceNothingIsAtAnAddressBehindItsName
   VMSPACE_EXPECT_OK(relocate({{&behind, 0, std::nullopt}}));
   auto again = VMSPACE_ASSERT_OK(manager.acquire({window(1_MiB, low + 8_MiB)}, "br"));
   VMSPACE_EXPECT_OK(relocate({{&behind, 0, GuestAddress{low + 8_MiB}}}));
+}
+
+TEST_F(ResourceBridgeTest, AWindowThatNothingHoldsInPlaceGoesOnlyWhereWindowsMayBe) {
+  std::optional<DeviceResources> outer = take({window(4_MiB, low)}, "outer");
+  auto inner = take({BridgeWindow{.size = 1_MiB, .bridge = "outer"}}, "inner");
+  const auto to = [&](std::uint64_t base) {
+    return ResourceMove{&inner, 0, GuestAddress{base}, ResourceKind::bridge_window};
+  };
+  const auto expect_refused = [&] {
+    refused_moves(Errc::out_of_bounds, {to(1_GiB)});
+    refused_moves(Errc::out_of_bounds, {to(1_TiB)});
+    refused_moves(Errc::overlap, {to(hole)});
+  };
+  VMSPACE_EXPECT_OK(relocate({{&*outer, 0, std::nullopt, ResourceKind::bridge_window}}));
+  expect_refused();
+  VMSPACE_EXPECT_OK(relocate({to(low + 8_MiB)}));
+  outer.reset();
+  expect_refused();
+  VMSPACE_EXPECT_OK(relocate({to(low + 16_MiB)}));
+
+  auto claims = manager.claims();
+  std::get<BridgeWindow>(claims.front().request).fixed = GuestAddress{1_GiB};
+  const auto other = fresh();
+  test::refusal(other, Errc::out_of_bounds, [&] { return other.adopt(claims); });
 }
 
 TEST_F(ResourceBridgeTest, TheWindowsOfADestroyedBridgeAreFreeAtOnce) {
