@@ -57,23 +57,28 @@ Error about(const List& list, const Item& item, const Error& error) noexcept {
 }
 
 /// Orders items so that bridge windows come before what lies in them, whatever order owners came in:
-/// the windows of outer bridges, then those of inner ones, then all else.
+/// the windows of outer bridges, those of inner ones, those that a bridge has left, then all else.
 void put_windows_first(std::vector<Item>& items) {
   std::unordered_map<std::string_view, std::string_view> outer;
   for (const Item& item : items) {
     const auto* window = std::get_if<BridgeWindow>(item.request);
     if (window != nullptr) outer.emplace(item.record->owner, window->bridge);
   }
-  const auto depth = [&](const Item& item) {
-    const std::size_t deepest = outer.size();
-    if (kind_of(*item.request) != ResourceKind::bridge_window) return deepest + 1;
-    std::size_t steps = 0;  // few also where bridges are behind each other, which is refused later
-    for (auto at = outer.find(item.record->owner); at != outer.end() && steps < deepest; ++steps)
-      at = outer.find(at->second);
-    return steps;
-  };
   if (outer.empty()) return;
-  std::ranges::stable_sort(items, std::less<>(), depth);
+  const auto rank = [&](const Item& item) {
+    const std::size_t most = outer.size();
+    if (kind_of(*item.request) != ResourceKind::bridge_window) return most + 2;
+    std::string_view bridge = item.record->owner;
+    // Bridges that are behind each other, which is refused later, make no endless loop here.
+    for (std::size_t steps = 0; steps <= most; ++steps) {
+      if (bridge.empty()) return steps;
+      const auto at = outer.find(bridge);
+      if (at == outer.end()) break;
+      bridge = at->second;
+    }
+    return most + 1;
+  };
+  std::ranges::stable_sort(items, std::less<>(), rank);
 }
 
 /// What is taken for a list, and is given back unless it is kept.

@@ -171,8 +171,8 @@ class VMSPACE_EXPORT ResourceManager {
   /// Acquires what claims() listed, for all owners or for none, and gives each owner's in the order
   /// of their first claims. A claim is a fixed request: errors are those of acquire(), naming the
   /// index of the claim; a claim that clashes names both owners; `invalid_argument` for one that is
-  /// not fixed. Windows of bridges are adopted before what lies in them, wherever they are in the list.
-  /// Costs one change of the ledger.
+  /// not fixed. Windows of bridges are adopted before what lies in them, wherever they are in the list;
+  /// what a bridge has left may lie in any other window. Costs one change of the ledger.
   [[nodiscard]] Result<std::vector<DeviceResources>> adopt(
       std::span<const ResourceClaim> claims) const;
 
