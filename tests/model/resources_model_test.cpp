@@ -61,9 +61,13 @@ std::string any_owner() {
   static constexpr const char* owners[] = {"br0", "br1", "br2", "d0", "d1", "d2", "d3"};
   return owners[any_of(0, 6)];
 }
-std::string any_bridge() {
-  static constexpr const char* bridges[] = {"", "", "br0", "br1", "br2", "d0"};
-  return bridges[any_of(0, 5)];
+/// Mostly none, or one that has windows; else any.
+std::string any_bridge(const ResourcesOracle& oracle) {
+  std::vector<std::string> bridges = {""};
+  for (const OraclePlace& place : oracle.places) {
+    if (place.is_window && !place.parked) bridges.push_back(place.owner);
+  }
+  return one_in(8) ? any_owner() : bridges[any_of(0, bridges.size() - 1)];
 }
 /// A number in or just outside of a range; mostly none.
 std::optional<std::uint32_t> any_fixed(Range range) {
@@ -85,11 +89,11 @@ std::optional<GuestAddress> any_place(std::uint64_t step) {
   return any_address(step);
 }
 
-ResourceRequest any_request() {
+ResourceRequest any_request(const ResourcesOracle& oracle) {
   const auto count = static_cast<std::uint32_t>(any_of(1, 4));
   const std::uint64_t align = one_in(3) ? granule << any_of(0, 4) : 0;
   const auto reach = static_cast<MmioReach>(any_of(0, 2));
-  switch (any_of(0, 14)) {
+  switch (any_of(0, 16)) {
     case 0: {
       PioRange request{.size = any_of(1, 9), .align = one_in(3) ? 1U << any_of(0, 4) : 0};
       if (const auto fixed = any_fixed(test::ports)) {
@@ -119,11 +123,12 @@ ResourceRequest any_request() {
                          .fixed = any_place(granule)};
     case 9:
     case 10:
+    case 11:
       return BridgeWindow{.size = any_of(1, 4) * 1_MiB,
                           .align = align,
                           .reach = reach,
                           .prefetchable = one_in(3),
-                          .bridge = any_bridge(),
+                          .bridge = any_bridge(oracle),
                           .fixed = any_place(1_MiB),
                           .parked = one_in(4)};
     default: break;
@@ -132,14 +137,14 @@ ResourceRequest any_request() {
                    .align = align,
                    .reach = reach,
                    .prefetchable = one_in(3),
-                   .bridge = any_bridge(),
+                   .bridge = any_bridge(oracle),
                    .fixed = any_place(granule),
                    .parked = one_in(5)};
 }
-Requests any_requests() {
+Requests any_requests(const ResourcesOracle& oracle) {
   Requests requests(any_of(0, 5));
   for (ResourceRequest& request : requests)
-    request = any_request();
+    request = any_request(oracle);
   return requests;
 }
 
@@ -184,6 +189,8 @@ std::vector<OracleMove> any_moves(const ResourcesOracle& oracle) {
 
 class Pair {
  public:
+  [[nodiscard]] const ResourcesOracle& oracle() const { return oracle_; }
+
   void acquire(const std::string& owner, const Requests& requests) {
     auto got = manager_.acquire(requests, owner);
     const bool expected = oracle_.acquire(owner, requests);
@@ -338,16 +345,17 @@ RC_GTEST_PROP(ResourcesModel, DoesWhatListsOfWhatIsHeldDo, ()) {
   Pair pair;
   const int steps = *rc::gen::inRange(0, 60);
   for (int step = 0; step < steps; ++step) {
-    switch (any_of(0, 12)) {
+    switch (any_of(0, 15)) {
       case 0: pair.destroy(any_owner()); break;
       case 1: pair.release(any_owner()); break;
       case 2:
       case 3:
-      case 4: pair.relocate(); break;
-      case 5: pair.replay(); break;
-      case 6: pair.fail_to_acquire(any_owner(), any_requests()); break;
-      case 7: pair.collect(); break;
-      default: pair.acquire(any_owner(), any_requests()); break;
+      case 4:
+      case 5: pair.relocate(); break;
+      case 6: pair.replay(); break;
+      case 7: pair.fail_to_acquire(any_owner(), any_requests(pair.oracle())); break;
+      case 8: pair.collect(); break;
+      default: pair.acquire(any_owner(), any_requests(pair.oracle())); break;
     }
     pair.check_same();
   }
