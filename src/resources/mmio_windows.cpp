@@ -150,13 +150,15 @@ Result<Range> MmioWindows::find_place(const AddressSpaceBase& space,
 
   // Where prefetchable ranges have a window of their own, that is tried before other ones.
   std::vector<Piece> reachable;
-  for (const Range& choice : choices(wanted)) {
-    for (const Piece& piece : pieces) {
-      const std::optional<Range> part = piece.range.intersection(choice);
-      if (part) reachable.push_back({*part, piece.aperture, piece.prefetchable});
+  for (const bool prefetchable : {true, false}) {
+    for (const Range& choice : choices(wanted)) {
+      for (const Piece& piece : pieces) {
+        const std::optional<Range> part = piece.range.intersection(choice);
+        if (part && piece.prefetchable == prefetchable)
+          reachable.push_back({*part, piece.aperture});
+      }
     }
   }
-  std::ranges::stable_partition(reachable, &Piece::prefetchable);
 
   std::optional<Error> failure;
   for (const Piece& piece : reachable) {
