@@ -140,14 +140,25 @@ Result<void> Acquisition::take(const MacAddress& request, DeviceRecord& record) 
 Result<void> Acquisition::take(const KvmSlots& request, DeviceRecord& record) {
   if (!state_.slots) return none_of("the VM has no pool of memory slots to share");
   const Range wanted = VMSPACE_TRY(Range::from_base_size(request.fixed.value_or(0), request.count));
-  auto slots = request.fixed ? state_.slots->acquire_at(wanted, record.owner)
-                             : state_.slots->acquire({.size = request.count}, record.owner);
+  constexpr std::uint64_t last = std::numeric_limits<std::uint32_t>::max();
+  if (wanted.max() > last) {
+    return fail({.code = Errc::out_of_bounds,
+                 .first = operand(wanted),
+                 .second = Operand::range(0, last),
+                 .reason = "slots are numbers of 32 bits"});
+  }
+  auto slots = request.fixed
+                   ? state_.slots->acquire_at(wanted, record.owner)
+                   : state_.slots->acquire({.size = request.count, .max = last}, record.owner);
   if (!slots) {
     Error error = slots.error();
-    if (error.code == Errc::not_found) error.code = Errc::out_of_bounds;
-    if (error.code == Errc::bad_state) {
+    const bool is_held = error.code == Errc::bad_state && error.second.kind != Operand::Kind::none;
+    if (is_held) {
       error.code = Errc::overlap;
       error.reason = "held by";
+    } else if (error.code == Errc::not_found || error.code == Errc::bad_state) {
+      error.code = Errc::out_of_bounds;
+      error.reason = "it must lie in one range of the pool";
     }
     return fail(error);
   }

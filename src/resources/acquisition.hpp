@@ -25,9 +25,10 @@ namespace vmspace::detail {
 /// whose mutex is held; regions are entered in the draft. A call that fails, or throws, takes nothing.
 class Acquisition {
  public:
-  /// Without a draft, requests for addresses must not come.
-  Acquisition(ResourceState& state, AddressSpaceBase* draft) noexcept
-      : state_(state), draft_(draft) {}
+  /// Without a draft, requests for addresses must not come. What is adopted may also be where its
+  /// bridge, which has no window at an address, has left it.
+  Acquisition(ResourceState& state, AddressSpaceBase* draft, bool adopts) noexcept
+      : state_(state), draft_(draft), adopts_(adopts) {}
 
   /// Meets a request. Errors: those of ResourceManager::acquire, without operation and request.
   [[nodiscard]] Result<void> take(const ResourceRequest& request, DeviceRecord& record);
@@ -67,8 +68,13 @@ class Acquisition {
   /// Enters a region in the draft and in the record.
   [[nodiscard]] Result<void> enter(RegionOptions options, HeldRegion held, DeviceRecord& record);
 
+  /// Whether a bridge may have this window, wherever it goes.
+  [[nodiscard]] Result<void> check_bridge(const BridgeWindow& request,
+                                          const DeviceRecord& record) const;
+
   ResourceState& state_;
   AddressSpaceBase* draft_;
+  bool adopts_;
 };
 
 /// Prepares a record for these requests, so that what is taken can be added without allocating.

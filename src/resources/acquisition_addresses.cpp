@@ -11,6 +11,7 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/base/try.hpp"
 
+#include "address_space/known_values.hpp"
 #include "resources/acquisition.hpp"
 
 namespace vmspace::detail {
@@ -91,7 +92,7 @@ Result<Range> Acquisition::place(const MmioPlace& wanted, std::optional<GuestAdd
                  .first = Operand::address(range.min()),
                  .second = Operand::size(wanted.align)});
   }
-  VMSPACE_TRY(windows.check_place(wanted, range));
+  VMSPACE_TRY(adopts_ ? windows.check_stay(wanted, range) : windows.check_place(wanted, range));
   return range;
 }
 
@@ -143,30 +144,60 @@ Result<void> Acquisition::take(const MemoryRange& request, DeviceRecord& record)
                  .first = Operand::address(options.base.value()),
                  .reason = "the region's base must be 0: `fixed` says where it lies"});
   }
-  HeldRegion held{.kind = ResourceKind::memory,
-                  .region = {},
-                  .align = request.align,
-                  .aperture = request.aperture};
-  // Fixed RAM lies wherever the layout has RAM, also beside apertures.
-  const bool is_ram = options.type == RegionType::default_memory;
-  if (request.fixed && is_ram && request.aperture.empty()) {
-    options.base = *request.fixed;
-  } else {
-    const std::uint64_t page =
-        options.backing.source == MemorySource::none ? 1 : options.backing.effective_page_size();
-    const MmioPlace wanted{.type = options.type,
-                           .size = options.size,
-                           .align = std::max({request.align, page, std::uint64_t{1}}),
-                           .aperture = request.aperture};
-    const Range found = VMSPACE_TRY(place(wanted, request.fixed));
-    options.base = GuestAddress{found.min()};
+  if (!is_known(options.type)) {
+    return fail({.code = Errc::invalid_argument,
+                 .first = Operand::number(static_cast<std::uint64_t>(options.type)),
+                 .reason = "not a value of RegionType"});
   }
-  return enter(std::move(options), std::move(held), record);
+  const std::uint64_t page =
+      options.backing.source == MemorySource::none ? 1 : options.backing.effective_page_size();
+  const MmioPlace wanted{.type = options.type,
+                         .size = options.size,
+                         .align = std::max({request.align, page, std::uint64_t{1}}),
+                         .aperture = request.aperture};
+  const Range found = VMSPACE_TRY(place(wanted, request.fixed));
+  options.base = GuestAddress{found.min()};
+  return enter(std::move(options),
+               {.kind = ResourceKind::memory,
+                .region = {},
+                .align = request.align,
+                .aperture = request.aperture},
+               record);
+}
+
+Result<void> Acquisition::check_bridge(const BridgeWindow& request,
+                                       const DeviceRecord& record) const {
+  const auto refuse = [](Errc code, const char* reason, std::string_view whose) {
+    return fail({.code = code, .reason = reason, .text = {{}, whose}});
+  };
+  const MmioWindows windows(state_.windows, draft_->layout());
+  if (windows.is_behind(request.bridge, record)) {
+    return refuse(Errc::invalid_argument, "a bridge is not behind itself, by way of another one",
+                  request.bridge);
+  }
+  if (!record.windows.empty()) {
+    if (record.windows.front().bridge == request.bridge) return {};
+    return refuse(Errc::invalid_argument, "all windows of a bridge are behind the same bridge",
+                  request.bridge);
+  }
+  // What an earlier bridge of this name has left is in no window of this one.
+  for (const DeviceRecord* other : state_.owners()) {
+    const auto is_behind = [&](const auto& held) {
+      return !held.parked && windows.is_behind(held.bridge, record);
+    };
+    if (std::ranges::any_of(other->regions, is_behind) ||
+        std::ranges::any_of(other->windows, is_behind)) {
+      return refuse(Errc::bad_state, "an earlier bridge of this name has left at an address",
+                    other->owner);
+    }
+  }
+  return {};
 }
 
 Result<void> Acquisition::take(const BridgeWindow& request, DeviceRecord& record) {
   VMSPACE_TRY(check_request(request.size, request.align, request.bridge, record));
   VMSPACE_TRY(check_reach(request.reach));
+  VMSPACE_TRY(check_bridge(request, record));
   if (request.size % window_granule != 0) {
     return fail({.code = Errc::misaligned,
                  .first = Operand::size(request.size),

@@ -20,17 +20,18 @@ namespace {
 const Range below_4g = Range::of(0, 0xffff'ffff);
 const Range above_4g = Range::of(0x1'0000'0000, std::numeric_limits<std::uint64_t>::max());
 
-/// The parts of the address space that may be searched, the first choice first.
+/// The parts of the address space that are searched one after the other. What may lie anywhere may
+/// also cross 4 GiB.
 std::vector<Range> choices(const MmioPlace& wanted) {
+  if (wanted.prefetchable && wanted.reach != MmioReach::below_4g) {
+    return {above_4g, Range::whole_domain()};
+  }
   switch (wanted.reach) {
     case MmioReach::below_4g: return {below_4g};
-    case MmioReach::high:
-      if (!wanted.prefetchable) return {above_4g};
-      return {above_4g, below_4g};
+    case MmioReach::high: return {above_4g};
     case MmioReach::any: break;
   }
-  if (wanted.prefetchable) return {above_4g, below_4g};
-  return {below_4g, above_4g};
+  return {below_4g, Range::whole_domain()};
 }
 
 /// How large the largest free piece was, less one.
@@ -56,15 +57,26 @@ std::vector<Range> without(Range piece, const std::vector<Range>& obstacles) {
 
 }  // namespace
 
+const HeldWindow* MmioWindows::window_of(std::string_view bridge) const noexcept {
+  const auto entry = std::ranges::find_if(
+      windows_, [&](const WindowOf& it) { return it.bridge->owner == bridge; });
+  return entry == windows_.end() ? nullptr : entry->window;
+}
+
 bool MmioWindows::is_behind(std::string_view bridge, const DeviceRecord& other) const noexcept {
-  // Every step goes to another bridge, unless one that came back is behind itself now.
-  for (std::size_t steps = 0; !bridge.empty() && steps <= windows_.size(); ++steps) {
-    if (bridge == other.owner) return true;
-    const auto window = std::find_if(windows_.begin(), windows_.end(), [&](const WindowOf& entry) {
-      return entry.bridge->owner == bridge;
-    });
-    if (window == windows_.end()) return false;
-    bridge = window->window->bridge;
+  while (!bridge.empty() && bridge != other.owner) {
+    const HeldWindow* const window = window_of(bridge);
+    if (window == nullptr) return false;
+    bridge = window->bridge;
+  }
+  return !bridge.empty();
+}
+
+bool MmioWindows::is_left(std::string_view bridge) const noexcept {
+  while (!bridge.empty()) {
+    const HeldWindow* const window = window_of(bridge);
+    if (window == nullptr) return true;
+    bridge = window->bridge;
   }
   return false;
 }
@@ -89,15 +101,20 @@ Error MmioWindows::no_container(const MmioPlace& wanted) noexcept {
   return error;
 }
 
+const Aperture* MmioWindows::aperture_around(Range place) const noexcept {
+  const auto apertures = layout_.apertures();
+  const auto around = std::ranges::find_if(
+      apertures, [&](const Aperture& aperture) { return aperture.range.contains(place); });
+  return around == apertures.end() ? nullptr : &*around;
+}
+
 std::vector<MmioWindows::Piece> MmioWindows::containers(const MmioPlace& wanted) const {
   std::vector<Piece> pieces;
-  const auto apertures = layout_.apertures();
   if (wanted.bridge.empty()) {
-    for (const Aperture& aperture : apertures) {
-      const bool is_meant = wanted.aperture.empty() ? aperture.takes(wanted.type) &&
-                                                          aperture.use != ApertureUse::platform
+    for (const Aperture& aperture : layout_.apertures()) {
+      const bool is_meant = wanted.aperture.empty() ? aperture.use != ApertureUse::platform
                                                     : aperture.name == wanted.aperture;
-      if (is_meant) pieces.push_back({aperture.range, &aperture});
+      if (is_meant && aperture.takes(wanted.type)) pieces.push_back({aperture.range, &aperture});
     }
     return pieces;
   }
@@ -106,10 +123,8 @@ std::vector<MmioWindows::Piece> MmioWindows::containers(const MmioPlace& wanted)
     for (const auto& [window, bridge] : windows_) {
       if (bridge->owner != wanted.bridge || window->prefetchable != prefetchable) continue;
       if (window->parked) continue;
-      const auto around = std::find_if(
-          apertures.begin(), apertures.end(),
-          [&](const Aperture& aperture) { return aperture.range.contains(window->range); });
-      if (around != apertures.end()) pieces.push_back({window->range, &*around});
+      const Aperture* const around = aperture_around(window->range);
+      if (around != nullptr) pieces.push_back({window->range, around, prefetchable});
     }
   }
   return pieces;
@@ -122,26 +137,38 @@ Result<Range> MmioWindows::find_place(const AddressSpaceBase& space,
 
   // Nothing lies in another bridge's window, also while one that moves away may yet come back.
   std::vector<Range> obstacles;
-  for (const auto& [window, bridge] : windows_) {
-    if (is_behind(wanted.bridge, *bridge)) continue;
-    if (!window->parked) obstacles.push_back(window->range);
-    if (window->leaving) obstacles.push_back(*window->leaving);
+  const bool may_meet_windows = std::ranges::any_of(
+      pieces, [](const Piece& piece) { return piece.aperture->use != ApertureUse::ram; });
+  if (may_meet_windows) {
+    for (const auto& [window, bridge] : windows_) {
+      if (is_behind(wanted.bridge, *bridge)) continue;
+      if (!window->parked) obstacles.push_back(window->range);
+      if (window->leaving) obstacles.push_back(*window->leaving);
+    }
+    std::sort(obstacles.begin(), obstacles.end());
   }
-  std::sort(obstacles.begin(), obstacles.end());
+
+  // Where prefetchable ranges have a window of their own, that is tried before other ones.
+  std::vector<Piece> reachable;
+  for (const bool prefetchable : {true, false}) {
+    for (const Range& choice : choices(wanted)) {
+      for (const Piece& piece : pieces) {
+        const std::optional<Range> part = piece.range.intersection(choice);
+        if (part && piece.prefetchable == prefetchable)
+          reachable.push_back({*part, piece.aperture});
+      }
+    }
+  }
 
   std::optional<Error> failure;
-  for (const Range& choice : choices(wanted)) {
-    for (const Piece& piece : pieces) {
-      const std::optional<Range> reachable = piece.range.intersection(choice);
-      if (!reachable) continue;
-      for (const Range& part : without(*reachable, obstacles)) {
-        const auto place = space.find_place(
-            wanted.type,
-            {.size = wanted.size, .min = part.min(), .max = part.max(), .align = wanted.align},
-            piece.aperture->name);
-        if (place || place.error().code != Errc::no_space) return place;
-        if (!failure || piece_size(place.error()) > piece_size(*failure)) failure = place.error();
-      }
+  for (const Piece& piece : reachable) {
+    for (const Range& part : without(piece.range, obstacles)) {
+      const auto place = space.find_place(
+          wanted.type,
+          {.size = wanted.size, .min = part.min(), .max = part.max(), .align = wanted.align},
+          piece.aperture->name);
+      if (place || place.error().code != Errc::no_space) return place;
+      if (!failure || piece_size(place.error()) > piece_size(*failure)) failure = place.error();
     }
   }
   return fail(failure.value_or(Error{.code = Errc::no_space,
@@ -150,7 +177,7 @@ Result<Range> MmioWindows::find_place(const AddressSpaceBase& space,
                                      .reason = "nothing within its reach is left"}));
 }
 
-Result<void> MmioWindows::check_place(const MmioPlace& wanted, Range place) const {
+Result<void> MmioWindows::check_within(const MmioPlace& wanted, Range place) const {
   const auto outside = [&](const Range& bounds, const char* reason) {
     return fail({.code = Errc::out_of_bounds,
                  .first = operand(place),
@@ -163,24 +190,11 @@ Result<void> MmioWindows::check_place(const MmioPlace& wanted, Range place) cons
   if (wanted.reach == MmioReach::high && !wanted.prefetchable && !above_4g.contains(place)) {
     return outside(above_4g, "it must lie at 4 GiB or above");
   }
-  if (wanted.bridge.empty()) {
-    const auto apertures = layout_.apertures();
-    const bool in_one = std::any_of(apertures.begin(), apertures.end(), [&](const Aperture& it) {
-      const bool is_meant = wanted.aperture.empty() || it.name == wanted.aperture;
-      return is_meant && it.takes(wanted.type) && it.range.contains(place);
-    });
-    if (!in_one) {
-      return fail({.code = Errc::out_of_bounds,
-                   .first = operand(place),
-                   .reason = "it must lie in one aperture that takes it",
-                   .text = {{}, wanted.aperture}});
-    }
-  } else {
+  if (!wanted.bridge.empty()) {
     const std::vector<Piece> pieces = containers(wanted);
     if (pieces.empty()) return fail(no_container(wanted));
-    const bool in_one = std::any_of(pieces.begin(), pieces.end(), [&](const Piece& piece) {
-      return piece.range.contains(place);
-    });
+    const bool in_one = std::ranges::any_of(
+        pieces, [&](const Piece& piece) { return piece.range.contains(place); });
     if (!in_one) {
       return fail({.code = Errc::out_of_bounds,
                    .first = operand(place),
@@ -188,17 +202,47 @@ Result<void> MmioWindows::check_place(const MmioPlace& wanted, Range place) cons
                    .reason = "it must lie in a window of its bridge",
                    .text = {{}, wanted.bridge}});
     }
+  } else if (wanted.type != RegionType::default_memory || !wanted.aperture.empty()) {
+    // RAM without an aperture lies wherever the layout has RAM, also beside apertures.
+    const Aperture* const around = aperture_around(place);
+    const bool in_one = around != nullptr && around->takes(wanted.type) &&
+                        (wanted.aperture.empty() || around->name == wanted.aperture);
+    if (!in_one && !wanted.aperture.empty() && containers(wanted).empty()) {
+      return fail(no_container(wanted));
+    }
+    if (!in_one) {
+      return fail({.code = Errc::out_of_bounds,
+                   .first = operand(place),
+                   .reason = "it must lie in one aperture that takes it",
+                   .text = {{}, wanted.aperture}});
+    }
   }
+  VMSPACE_TRY(layout_.check_place(wanted.type, place));
+  return {};
+}
+
+Result<void> MmioWindows::check_place(const MmioPlace& wanted, Range place) const {
+  VMSPACE_TRY(check_within(wanted, place));
+  return check_clear(wanted.bridge, place);
+}
+
+Result<void> MmioWindows::check_stay(const MmioPlace& wanted, Range place) const {
+  MmioPlace held = wanted;
+  if (!has_window(wanted.bridge)) held.bridge = {};
+  VMSPACE_TRY(check_within(held, place));
+  if (is_left(wanted.bridge)) return {};
   return check_clear(wanted.bridge, place);
 }
 
 Result<void> MmioWindows::check_clear(std::string_view bridge, Range place) const {
   for (const auto& [window, owner] : windows_) {
-    if (window->parked || !window->range.overlaps(place)) continue;
-    if (is_behind(bridge, *owner)) continue;
+    std::optional<Range> there;
+    if (!window->parked) there = window->range;
+    if (window->leaving && window->leaving->overlaps(place)) there = window->leaving;
+    if (!there || !there->overlaps(place) || is_behind(bridge, *owner)) continue;
     return fail({.code = Errc::overlap,
                  .first = operand(place),
-                 .second = operand(window->range),
+                 .second = operand(*there),
                  .reason = "that is the window of a bridge",
                  .text = {{}, owner->owner}});
   }
@@ -212,19 +256,31 @@ Error about(std::string_view owner, Error error) noexcept {
   return error;
 }
 
-Result<void> check_nesting(std::span<const WindowOf> all, const AddressSpaceLayout& layout) {
+/// Whether a window is one of these.
+bool is_among(std::span<const HeldWindow* const> windows, const HeldWindow* window) noexcept {
+  return std::ranges::find(windows, window) != windows.end();
+}
+
+Result<void> check_nesting(std::span<const WindowOf> all, const AddressSpaceLayout& layout,
+                           std::span<const HeldWindow* const> moved) {
   const MmioWindows every(all, layout);
+  const auto stays_left = [&](const HeldWindow* window) {
+    return every.is_left(window->bridge) && !is_among(moved, window);
+  };
   for (const auto& [window, owner] : all) {
     if (window->parked) continue;
     std::vector<WindowOf> others;  // less what is behind it, which may overlap it
     for (const WindowOf& other : all) {
-      const bool is_behind = every.is_behind(other.window->bridge, *owner);
-      if (other.window != window && !is_behind) others.push_back(other);
+      const bool may_overlap = every.is_behind(other.window->bridge, *owner) ||
+                               (stays_left(other.window) && !is_among(moved, window));
+      if (other.window != window && !may_overlap) others.push_back(other);
     }
     const MmioWindows windows(others, layout);
-    const bool is_held_in_place = window->bridge.empty() || windows.has_window(window->bridge);
-    const auto checked = is_held_in_place ? windows.check_place(place_of(*window), window->range)
-                                          : windows.check_clear(window->bridge, window->range);
+    auto checked = windows.check_stay(place_of(*window), window->range);
+    // One that its bridge has left moves to wherever no other window is.
+    if (checked && is_among(moved, window)) {
+      checked = windows.check_clear(window->bridge, window->range);
+    }
     if (!checked) return fail(about(owner->owner, checked.error()));
   }
   return {};
@@ -235,7 +291,7 @@ Result<void> check_nesting(std::span<const WindowOf> all, const AddressSpaceLayo
 Result<void> check_arrangement(const AddressSpaceBase& space, std::span<const WindowOf> all,
                                std::vector<PlacedRegion> held,
                                std::span<const HeldWindow* const> moved) {
-  VMSPACE_TRY(check_nesting(all, space.layout()));
+  VMSPACE_TRY(check_nesting(all, space.layout(), moved));
   const MmioWindows windows(all, space.layout());
   std::sort(held.begin(), held.end(),
             [](const auto& a, const auto& b) { return std::less<>()(a.region, b.region); });
@@ -243,23 +299,24 @@ Result<void> check_arrangement(const AddressSpaceBase& space, std::span<const Wi
     const auto entry = std::lower_bound(
         held.begin(), held.end(), region.get(),
         [](const auto& it, const auto* wanted) { return std::less<>()(it.region, wanted); });
-    if (entry == held.end() || entry->region != region.get()) {
-      const auto meets = [&](const HeldWindow* window) {
-        return !window->parked && window->range.overlaps(region->range());
-      };
-      const auto window = std::find_if(moved.begin(), moved.end(), meets);
-      if (window == moved.end()) continue;
-      return fail({.code = Errc::overlap,
-                   .first = operand((*window)->range),
-                   .second = operand(region->range()),
-                   .reason = "a bridge's window must not meet the region",
-                   .text = {{}, region->name()}});
+    const bool is_held = entry != held.end() && entry->region == region.get();
+    const std::string_view bridge = is_held ? std::string_view(entry->held->bridge) : "";
+    if (is_held) {
+      const auto checked = windows.check_stay(place_of(*entry->held), region->range());
+      if (!checked) return fail(about(entry->record->owner, checked.error()));
+      if (!windows.is_left(bridge)) continue;
     }
-    const std::string& bridge = entry->held->bridge;
-    const auto checked = windows.has_window(bridge)
-                             ? windows.check_place(place_of(*entry->held), region->range())
-                             : windows.check_clear(bridge, region->range());
-    if (!checked) return fail(about(entry->record->owner, checked.error()));
+    const auto meets = [&](const WindowOf& it) {
+      return !it.window->parked && it.window->range.overlaps(region->range()) &&
+             is_among(moved, it.window) && !windows.is_behind(bridge, *it.bridge);
+    };
+    const auto window = std::ranges::find_if(all, meets);
+    if (window == all.end()) continue;
+    return fail({.code = Errc::overlap,
+                 .first = operand(window->window->range),
+                 .second = operand(region->range()),
+                 .reason = "a bridge's window must not meet the region",
+                 .text = {window->bridge->owner, region->name()}});
   }
   return {};
 }

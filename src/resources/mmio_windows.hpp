@@ -46,9 +46,13 @@ class MmioWindows {
                                          const MmioPlace& wanted) const;
 
   /// Whether what is asked may lie exactly there, whatever else does: `out_of_bounds` when it is out
-  /// of reach, or in no one aperture or window of its bridge; `overlap` when it meets the window of
-  /// another bridge, with that bridge's owner as the detail.
+  /// of reach, or in no one aperture or window of its bridge; the layout's error for the place;
+  /// `overlap` when it meets the window of another bridge, with that bridge's owner as the detail.
   [[nodiscard]] Result<void> check_place(const MmioPlace& wanted, Range place) const;
+
+  /// Whether what is held may stay there: check_place(), but that a bridge without a window at an
+  /// address holds nothing in place, and what a bridge has left may be anywhere.
+  [[nodiscard]] Result<void> check_stay(const MmioPlace& wanted, Range place) const;
 
   /// Whether the place meets no window but those that the bridge is behind, itself included: the last
   /// part of check_place().
@@ -56,6 +60,9 @@ class MmioWindows {
 
   /// Whether a bridge is the other one, or behind it.
   [[nodiscard]] bool is_behind(std::string_view bridge, const DeviceRecord& other) const noexcept;
+
+  /// Whether the bridge has gone, or one that it is behind: what was behind it stays where it is.
+  [[nodiscard]] bool is_left(std::string_view bridge) const noexcept;
 
   /// Whether the bridge has a window at an address.
   [[nodiscard]] bool has_window(std::string_view bridge) const noexcept;
@@ -65,8 +72,16 @@ class MmioWindows {
   struct Piece {
     Range range;
     const Aperture* aperture;
+    bool prefetchable = false;  ///< of a bridge's window
   };
 
+  /// Whether the place is within reach, in one aperture or window of its bridge, and allowed by the
+  /// layout: the first part of check_place().
+  [[nodiscard]] Result<void> check_within(const MmioPlace& wanted, Range place) const;
+  /// The first window of a bridge, parked or not; null when the bridge has none.
+  [[nodiscard]] const HeldWindow* window_of(std::string_view bridge) const noexcept;
+  /// The aperture that contains the place; null when none does.
+  [[nodiscard]] const Aperture* aperture_around(Range place) const noexcept;
   [[nodiscard]] std::vector<Piece> containers(const MmioPlace& wanted) const;
   /// The error of a bridge or an aperture that is not there.
   [[nodiscard]] static Error no_container(const MmioPlace& wanted) noexcept;
@@ -76,8 +91,9 @@ class MmioWindows {
 };
 
 /// Whether all windows and regions go together: windows lie in windows of their bridges and meet no
-/// others, regions likewise; and what is in the space besides meets none of the windows in `moved`.
-/// A bridge without a window at an address holds nothing in place. The error names the owner.
+/// others, regions likewise; and what is in the space besides, or was left by a bridge that has gone,
+/// meets none of the windows in `moved`. A bridge without a window at an address holds nothing in
+/// place. The error names the owner.
 /// O(n log n + n w) in regions and windows.
 [[nodiscard]] Result<void> check_arrangement(const AddressSpaceBase& space,
                                              std::span<const WindowOf> windows,

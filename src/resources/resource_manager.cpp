@@ -7,9 +7,11 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <mutex>
 #include <unordered_map>
 #include <utility>
+#include <variant>
 
 #include <fmt/format.h>
 
@@ -31,25 +33,52 @@ using detail::ResourceState;
 struct Item {
   const ResourceRequest* request;
   DeviceRecord* record;
+  std::size_t index;  ///< in the list as it was given
 };
 
 /// A list that is met wholly or not at all.
 struct List {
   const char* operation;
   std::string_view item;  ///< what an error calls one: `request`, `claim`
-  std::vector<Item> items = {};
+  bool adopts = false;
+  std::vector<Item> items = {};  ///< in the order in which they are met
   std::vector<std::unique_ptr<DeviceRecord>> records = {};
 };
 
 /// The error of an item: `"request 3 (mmio) of nic0": ...`. Never allocates.
-Error about(const List& list, std::size_t index, const Error& error) noexcept {
+Error about(const List& list, const Item& item, const Error& error) noexcept {
   std::array<char, 128> text;
-  const Item& item = list.items[index];
-  const auto end = fmt::format_to_n(text.data(), text.size(), "{} {} ({}) of {}", list.item, index,
-                                    name_of(kind_of(*item.request)), item.record->owner);
+  const auto end =
+      fmt::format_to_n(text.data(), text.size(), "{} {} ({}) of {}", list.item, item.index,
+                       name_of(kind_of(*item.request)), item.record->owner);
   Error named = error.in(list.operation);
   named.text = named.text.with_subject({text.data(), std::min(end.size, text.size())});
   return named;
+}
+
+/// Orders items so that bridge windows come before what lies in them, whatever order owners came in:
+/// the windows of outer bridges, those of inner ones, those that a bridge has left, then all else.
+void put_windows_first(std::vector<Item>& items) {
+  std::unordered_map<std::string_view, std::string_view> outer;
+  for (const Item& item : items) {
+    const auto* window = std::get_if<BridgeWindow>(item.request);
+    if (window != nullptr) outer.emplace(item.record->owner, window->bridge);
+  }
+  if (outer.empty()) return;
+  const auto rank = [&](const Item& item) {
+    const std::size_t most = outer.size();
+    if (kind_of(*item.request) != ResourceKind::bridge_window) return most + 2;
+    std::string_view bridge = item.record->owner;
+    // Bridges that are behind each other, which is refused later, make no endless loop here.
+    for (std::size_t steps = 0; steps <= most; ++steps) {
+      if (bridge.empty()) return steps;
+      const auto at = outer.find(bridge);
+      if (at == outer.end()) break;
+      bridge = at->second;
+    }
+    return most + 1;
+  };
+  std::ranges::stable_sort(items, std::less<>(), rank);
 }
 
 /// What is taken for a list, and is given back unless it is kept.
@@ -72,11 +101,10 @@ class Taken {
       VMSPACE_TRY_IN(list_.operation, state_.enter(*record));
       ++entered_;
     }
-    Acquisition acquisition(state_, draft);
-    for (std::size_t i = 0; i < list_.items.size(); ++i) {
-      const Item& item = list_.items[i];
+    Acquisition acquisition(state_, draft, list_.adopts);
+    for (const Item& item : list_.items) {
       if (const auto met = acquisition.take(*item.request, *item.record); !met) {
-        return fail(about(list_, i, met.error()));
+        return fail(about(list_, item, met.error()));
       }
     }
     return {};
@@ -132,7 +160,7 @@ Result<DeviceResources> ResourceManager::acquire(std::span<const ResourceRequest
   pointers.reserve(requests.size());
   list.items.reserve(requests.size());
   for (const ResourceRequest& request : requests) {
-    list.items.push_back({&request, &record});
+    list.items.push_back({&request, &record, list.items.size()});
     pointers.push_back(&request);
   }
   reserve(record, pointers);
@@ -142,7 +170,7 @@ Result<DeviceResources> ResourceManager::acquire(std::span<const ResourceRequest
 
 Result<std::vector<DeviceResources>> ResourceManager::adopt(
     std::span<const ResourceClaim> claims) const {
-  List list{.operation = "ResourceManager::adopt", .item = "claim"};
+  List list{.operation = "ResourceManager::adopt", .item = "claim", .adopts = true};
   std::unordered_map<std::string_view, DeviceRecord*> owners;
   std::unordered_map<DeviceRecord*, std::vector<const ResourceRequest*>> requests;
   list.items.reserve(claims.size());
@@ -152,16 +180,17 @@ Result<std::vector<DeviceResources>> ResourceManager::adopt(
       list.records.push_back(std::make_unique<DeviceRecord>(DeviceRecord{.owner = claim.owner}));
       record = list.records.back().get();
     }
-    list.items.push_back({&claim.request, record});
+    list.items.push_back({&claim.request, record, list.items.size()});
     requests[record].push_back(&claim.request);
     if (!detail::is_fixed(claim.request)) {
-      return fail(about(list, list.items.size() - 1,
+      return fail(about(list, list.items.back(),
                         {.code = Errc::invalid_argument,
                          .reason = "a claim must say exactly what was held: set `fixed`"}));
     }
   }
   for (auto& [record, pointers] : requests)
     reserve(*record, pointers);
+  put_windows_first(list.items);
 
   std::vector<DeviceResources> adopted;
   adopted.reserve(list.records.size());

@@ -58,6 +58,14 @@ void* operator new(std::size_t size) {
 void* operator new(std::size_t size, std::align_val_t align) {
   return vmspace::test::get_memory(size, static_cast<std::size_t>(align));
 }
+// For the buffers of std::stable_sort and its like, which do without when there is none.
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  try {
+    return vmspace::test::get_memory(size, alignof(std::max_align_t));
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
 void operator delete(void* memory) noexcept {
   vmspace::test::put_memory(memory);
 }

@@ -20,7 +20,6 @@
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -189,16 +188,16 @@ class VMSPACE_EXPORT AddressSpace final : public RegionLedger {
   template <typename Edit>
   [[nodiscard]] std::invoke_result_t<Edit, AddressSpaceBase&> change(Edit&& edit,
                                                                      const char* operation) const {
-    std::optional<detail::RetiredRegions::Removal> removal;
-    auto result = published_.update(
+    return published_.update(
         [&](AddressSpaceBase& draft) {
-          removal.emplace(*retired_);
-          removal->remove_from(draft);
-          return std::forward<Edit>(edit)(draft);
+          // Ends before the next change begins, which finds what this one puts back.
+          detail::RetiredRegions::Removal removal(*retired_);
+          removal.remove_from(draft);
+          auto result = std::forward<Edit>(edit)(draft);
+          if (result) removal.done();  // publishing can't fail
+          return result;
         },
         operation);
-    if (result) removal->done();
-    return result;
   }
 
   Published<AddressSpaceBase> published_;

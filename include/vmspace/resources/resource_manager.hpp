@@ -80,7 +80,8 @@ struct ResourceLimits {
   /// that KVM has (KVM_MAX_IRQ_ROUTES).
   NumberWindow msi = {.ranges = {Range::of(1024, 4095)}};
   std::vector<PciBus> pci_buses = {PciBus{}};
-  /// The pool of slot numbers, shared with whoever else takes some, such as KvmMemslots.
+  /// The pool of slot numbers, shared with whoever else takes some, such as KvmMemslots. Of its
+  /// numbers, those up to 2^32-1 are handed out.
   std::optional<RangePool> kvm_slots = {};
   std::optional<Range> mac_addresses = {};  ///< below 2^48; unset: the VM hands out none
 };
@@ -123,16 +124,17 @@ struct ResourceUsage {
 /// Invariant: every number is free or held by one owner, but for shared interrupt lines, which have
 /// one or more; each device's regions are in the ledger, placed or parked; bridge windows overlap
 /// only where one lies in the other; ranges behind a bridge lie in a window of it, and no others meet
-/// one. See check_invariants(). Regions that others enter into the ledger are respected; that they
-/// keep out of bridge windows is up to them.
+/// one. A bridge whose windows are all parked holds nothing in place; what a bridge leaves behind when
+/// it goes stays where it is, until it is parked or goes too. See check_invariants(). Regions that
+/// others enter into the ledger are respected; that they keep out of bridge windows is up to them.
 ///
 /// Threads: all calls may run at the same time, except that a DeviceResources is used by one thread
 /// at a time. Must not be called from inside a change of the ledger: `would_deadlock`.
 class VMSPACE_EXPORT ResourceManager {
  public:
   /// Creates a manager with everything free. Errors, each naming the limit: `invalid_argument` for a
-  /// null ledger; `out_of_bounds` when ports pass 0xffff, interrupt, MSI and slot numbers 2^32-1,
-  /// MAC addresses 2^48-1, or device numbers 31; `overlap` when a number is in two ranges of a kind,
+  /// null ledger; `out_of_bounds` when ports pass 0xffff, interrupt and MSI numbers 2^32-1, MAC
+  /// addresses 2^48-1, or device numbers 31; `overlap` when a number is in two ranges of a kind,
   /// or is both a legacy and a generic interrupt; `invalid_range` when a bus's first device is above
   /// its last.
   [[nodiscard]] static Result<ResourceManager> create(std::shared_ptr<const RegionLedger> ledger,
@@ -150,11 +152,13 @@ class VMSPACE_EXPORT ResourceManager {
   /// Errors of the list: `invalid_argument` when the owner's name is empty; `bad_state` when the
   /// owner holds something already. Errors of a request name its index, its kind and the owner:
   /// `zero_size`; `bad_alignment`; `invalid_argument` for anything else that can't be met on any
-  /// machine, such as three MSI vectors or a device number without a bus; `not_found` when there is
-  /// no such window, aperture, bridge, bus or pool; `out_of_bounds` when a fixed range lies outside
-  /// of all windows, or of its bridge's; `misaligned` when it is not a multiple of its alignment;
-  /// `overlap` when a part of it is held, naming the holder; `no_space`, with the largest free piece
-  /// as what is available; those of AddressSpaceRegion::make. And those of RegionLedger::transact.
+  /// machine, such as three MSI vectors, a device number without a bus, or a bridge behind itself or
+  /// behind two others; `not_found` when there is no such window, aperture, bridge, bus or pool;
+  /// `out_of_bounds` when a fixed range lies outside of all windows, or of its bridge's;
+  /// `misaligned` when it is not a multiple of its alignment; `overlap` when a part of it is held,
+  /// naming the holder; `bad_state` for a bridge when an earlier one of its name has left something
+  /// at an address, naming whose it is; `no_space`, with the largest free piece as what is
+  /// available; those of AddressSpaceRegion::make. And those of RegionLedger::transact.
   ///
   /// A list without addresses costs O(log n) a request; one with addresses also a change of the
   /// ledger, whatever their number.
@@ -168,7 +172,8 @@ class VMSPACE_EXPORT ResourceManager {
   /// Acquires what claims() listed, for all owners or for none, and gives each owner's in the order
   /// of their first claims. A claim is a fixed request: errors are those of acquire(), naming the
   /// index of the claim; a claim that clashes names both owners; `invalid_argument` for one that is
-  /// not fixed. Costs one change of the ledger.
+  /// not fixed. Windows of bridges are adopted before what lies in them, wherever they are in the list;
+  /// what a bridge has left may lie in any other window. Costs one change of the ledger.
   [[nodiscard]] Result<std::vector<DeviceResources>> adopt(
       std::span<const ResourceClaim> claims) const;
 
@@ -177,10 +182,11 @@ class VMSPACE_EXPORT ResourceManager {
   /// `invalid_argument` when a device is null or a kind can't move, or a range is named twice;
   /// `bad_state` when a device holds nothing, or is of another manager; `out_of_bounds` when the
   /// device has no such range, when the new place is outside of every window, out of its reach
-  /// (MmioReach), or not in a window of its bridge; `misaligned` when it is not a multiple of the
-  /// range's alignment; `overlap` when it meets a range that stays or another new place, naming
-  /// both, or a bridge's window; those of RegionLedger::transact. Costs one change of the ledger; O(n)
-  /// in all ranges when a bridge's window moves.
+  /// (MmioReach), or not in a window of its bridge; `not_found` when its bridge has no window at an
+  /// address; `misaligned` when it is not a multiple of the range's alignment; `overlap` when it
+  /// meets a region that stays or another new place, naming both regions, or a bridge's window; those
+  /// of RegionLedger::transact. Costs one change of the ledger; O(n) in all ranges when a bridge's
+  /// window moves.
   [[nodiscard]] Result<void> relocate(std::span<const ResourceMove> moves) const;
   [[nodiscard]] Result<void> relocate(std::initializer_list<ResourceMove> moves) const {
     return relocate(std::span(moves.begin(), moves.size()));
@@ -193,7 +199,7 @@ class VMSPACE_EXPORT ResourceManager {
   /// Who holds what, by kind, then in ascending order. O(n log n); allocates.
   [[nodiscard]] std::vector<ResourceHolder> holders() const;
 
-  /// How much there is of each kind that the VM has, and of each aperture for devices. O(n).
+  /// How much there is of each kind that the VM has, and of each aperture of the layout. O(n).
   [[nodiscard]] std::vector<ResourceUsage> usage() const;
 
   /// The regions that destroyed DeviceResources have left for the next change of the ledger.

@@ -18,15 +18,14 @@ namespace vmspace::detail {
 /// Threads: any call at any time.
 class RetiredRegions {
  public:
-  /// Takes the regions out of a draft. Destroyed before done() was called, because the change failed,
-  /// it puts them back for the next one.
+  /// Takes the regions out of a draft, while no other change runs. Destroyed before done() was called,
+  /// because the change failed, it puts them back for the next one.
   class Removal {
    public:
     explicit Removal(RetiredRegions& retired) noexcept : retired_(retired) {
-      if (!retired_.any_.load(std::memory_order_acquire)) return;
+      if (retired_.empty()) return;
       const std::lock_guard lock(retired_.mutex_);
       regions_.swap(retired_.regions_);
-      retired_.any_.store(false, std::memory_order_relaxed);
     }
     Removal(const Removal&) = delete;
     Removal& operator=(const Removal&) = delete;
@@ -37,7 +36,12 @@ class RetiredRegions {
       for (const AddressSpaceRegionPtr& region : regions_)
         static_cast<void>(draft.remove_region(region));
     }
-    void done() noexcept { regions_.clear(); }
+    void done() noexcept {
+      if (regions_.empty()) return;
+      regions_.clear();
+      const std::lock_guard lock(retired_.mutex_);
+      retired_.any_.store(!retired_.regions_.empty(), std::memory_order_release);
+    }
 
    private:
     RetiredRegions& retired_;
@@ -51,6 +55,7 @@ class RetiredRegions {
     any_.store(true, std::memory_order_release);
   }
 
+  /// Whether none are retired, nor about to be taken out by a change that may yet fail.
   [[nodiscard]] bool empty() const noexcept { return !any_.load(std::memory_order_acquire); }
 
   [[nodiscard]] std::vector<AddressSpaceRegionPtr> list() const {
