@@ -43,7 +43,10 @@ Result<void> Acquisition::take_at(ResourceKind kind, Range range) {
   if (taken) return {};
   Error error = taken.error();
   if (error.code == Errc::overlap) {
-    if (const DeviceRecord* holder = state_.holder(kind, range)) error.text = {{}, holder->owner};
+    if (const auto holding = state_.holding(kind, range)) {
+      error.second = operand(holding->range);
+      error.text = {{}, holding->record->owner};
+    }
   }
   return fail(error);
 }
@@ -124,8 +127,7 @@ Result<void> Acquisition::take(const PciDevice& request, DeviceRecord& record) {
                                                   pci_number(segment, *request.bus, last_device))
                                 : unchecked_range(pci_number(segment, 0, 0),
                                                   pci_number(segment, last_bus, last_device));
-  const NumberSpace& devices = state_.pci_devices;
-  if (devices.numbers().overlapping(bus).empty()) return none_of("the VM has no such PCI bus");
+  if (!state_.pci_devices.has_any_of(bus)) return none_of("the VM has no such PCI bus");
   Numbers wanted{.kind = ResourceKind::pci_device, .size = 1, .window = bus};
   if (request.device) wanted.fixed = pci_number(segment, *request.bus, *request.device);
   return take_numbers(wanted, record);

@@ -36,13 +36,14 @@ Result<NumberSpace> make_space(const NumberWindow& window, std::uint64_t max, co
 
 /// `overlap` when an interrupt is both a legacy and a generic one.
 Result<void> check_apart(const NumberSpace& legacy, const NumberSpace& generic) {
-  for (const auto& entry : legacy.numbers()) {
-    const auto both = generic.numbers().overlapping(entry.range);
-    if (both.empty()) continue;
+  for (const Range& lines : legacy.windows()) {
+    const auto both = std::find_if(generic.windows().begin(), generic.windows().end(),
+                                   [&](const Range& numbers) { return numbers.overlaps(lines); });
+    if (both == generic.windows().end()) continue;
     return fail({.code = Errc::overlap,
                  .operation = creating,
-                 .first = operand(entry.range),
-                 .second = operand((*both.begin()).range),
+                 .first = operand(lines),
+                 .second = operand(*both),
                  .reason = "legacy and generic interrupts are numbers of one space",
                  .text = name_of(ResourceKind::legacy_irq)});
   }
@@ -158,24 +159,16 @@ NumberSpace* ResourceState::numbers(ResourceKind kind) noexcept {
   return nullptr;
 }
 
-const DeviceRecord* ResourceState::holder(ResourceKind kind, Range range) const noexcept {
-  const auto same_numbers = [](ResourceKind a, ResourceKind b) {
-    const auto is_message = [](ResourceKind any) {
-      return any == ResourceKind::msi || any == ResourceKind::msix;
-    };
-    return a == b || (is_message(a) && is_message(b));
-  };
-  const DeviceRecord* lowest = nullptr;
-  std::uint64_t min = 0;
+std::optional<Holding> ResourceState::holding(ResourceKind kind, Range range) noexcept {
+  std::optional<Holding> lowest;
   for (const DeviceRecord* record : owners_) {
     for (const HeldNumber& held : record->numbers) {
-      if (!same_numbers(held.kind, kind) || !held.range.overlaps(range)) continue;
+      if (numbers(held.kind) != numbers(kind) || !held.range.overlaps(range)) continue;
       // Of those who share a line, the first to come.
-      const bool is_lower = lowest == nullptr || held.range.min() < min ||
-                            (held.range.min() == min && record->sequence < lowest->sequence);
-      if (!is_lower) continue;
-      lowest = record;
-      min = held.range.min();
+      const bool is_lower =
+          !lowest || held.range.min() < lowest->range.min() ||
+          (held.range == lowest->range && record->sequence < lowest->record->sequence);
+      if (is_lower) lowest = {record, held.range};
     }
   }
   return lowest;

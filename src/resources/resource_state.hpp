@@ -36,6 +36,12 @@ struct SharedLine {
   std::uint32_t holders;
 };
 
+/// Numbers that are held, and whose they are.
+struct Holding {
+  const DeviceRecord* record;
+  Range range;
+};
+
 /// A bridge's window, with whose it is.
 struct WindowOf {
   HeldWindow* window;
@@ -67,8 +73,8 @@ class VMSPACE_HIDDEN ResourceState {
 
   /// The numbers of a kind; null for kinds that are addresses, and for memory slots.
   [[nodiscard]] NumberSpace* numbers(ResourceKind kind) noexcept;
-  /// Who holds the lowest of these numbers; null when nobody does. O(all that is held).
-  [[nodiscard]] const DeviceRecord* holder(ResourceKind kind, Range range) const noexcept;
+  /// Who holds the lowest of these numbers; empty when nobody does. O(all that is held).
+  [[nodiscard]] std::optional<Holding> holding(ResourceKind kind, Range range) noexcept;
   /// The shared line of this number; null when there is none.
   [[nodiscard]] SharedLine* find_line(std::uint64_t number) noexcept;
   /// All regions at addresses. Allocates.
