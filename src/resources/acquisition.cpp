@@ -179,40 +179,45 @@ Result<Range> Acquisition::take_line(std::optional<std::uint32_t> fixed) {
 
 Result<void> Acquisition::take(const LegacyIrq& request, DeviceRecord& record) {
   std::vector<SharedLine>& lines = state_.shared_lines;
-  if (request.shared && lines.size() == lines.capacity()) lines.reserve(2 * lines.size() + 1);
-  const Result<Range> own = take_line(request.fixed);
-  if (own) {
-    record.numbers.push_back({ResourceKind::legacy_irq, *own, request.shared});
-    if (request.shared) lines.push_back({.number = own->min(), .holders = 1});
+  SharedLine* const line = request.fixed ? state_.find_line(*request.fixed) : least_shared();
+  const bool joins = request.shared && line != nullptr &&
+                     (request.fixed.has_value() || !state_.legacy_irqs.has_free());
+  if (joins) {
+    ++line->holders;
+    record.numbers.push_back({ResourceKind::legacy_irq, Range::point(line->number), true});
     return {};
   }
-  SharedLine* const line = request.fixed ? state_.find_line(*request.fixed) : least_shared();
-  if (line == nullptr) return fail(own.error());
-  if (!request.shared) {
+  if (request.shared && lines.size() == lines.capacity()) lines.reserve(2 * lines.size() + 1);
+  const Result<Range> own = take_line(request.fixed);
+  if (!own) {
     Error error = own.error();
-    if (request.fixed) error.reason = "the line is shared, and was asked for as exclusive; held by";
+    if (request.fixed && line != nullptr) {
+      error.reason = "the line is shared, and was asked for as exclusive; held by";
+    }
     return fail(error);
   }
-  ++line->holders;
-  record.numbers.push_back({ResourceKind::legacy_irq, Range::point(line->number), true});
+  record.numbers.push_back({ResourceKind::legacy_irq, *own, request.shared});
+  if (request.shared) lines.push_back({.number = own->min(), .holders = 1});
   return {};
 }
 
-void reserve(DeviceRecord& record, std::span<const ResourceRequest* const> requests) {
-  std::size_t regions = 0;
-  std::size_t windows = 0;
-  std::size_t slots = 0;
-  for (const ResourceRequest* request : requests) {
-    const ResourceKind kind = kind_of(*request);
-    if (kind == ResourceKind::bridge_window) ++windows;
-    if (kind == ResourceKind::mmio || kind == ResourceKind::memory) ++regions;
-    if (kind == ResourceKind::kvm_slot) ++slots;
+void RecordSize::add(ResourceKind kind) noexcept {
+  if (kind == ResourceKind::bridge_window) {
+    ++windows;
+  } else if (needs_addresses(kind)) {
+    ++regions;
+  } else {
+    ++numbers;
+    slots += kind == ResourceKind::kvm_slot;
   }
-  record.numbers.reserve(requests.size() - regions - windows);
-  record.regions.reserve(regions);
-  record.retirement.resize(regions);
-  record.windows.reserve(windows);
-  record.slots.reserve(slots);
+}
+
+void reserve(DeviceRecord& record, const RecordSize& size) {
+  record.numbers.reserve(size.numbers);
+  record.regions.reserve(size.regions);
+  record.retirement.resize(size.regions);
+  record.windows.reserve(size.windows);
+  record.slots.reserve(size.slots);
 }
 
 bool is_fixed(const ResourceRequest& request) noexcept {

@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <string_view>
 
 #include "vmspace/address_space/address_space_base.hpp"
@@ -71,8 +70,20 @@ class Acquisition {
   AddressSpaceBase* draft_;
 };
 
-/// Prepares a record for these requests, so that what is taken can be added without allocating.
-void reserve(DeviceRecord& record, std::span<const ResourceRequest* const> requests);
+/// How much a record holds at most.
+struct RecordSize {
+  std::size_t numbers = 0;
+  std::size_t regions = 0;
+  std::size_t windows = 0;
+  std::size_t slots = 0;
+
+  /// Counts a request.
+  void add(ResourceKind kind) noexcept;
+  [[nodiscard]] bool has_addresses() const noexcept { return regions + windows != 0; }
+};
+
+/// Prepares a record for so much, so that what is taken can be added without allocating.
+void reserve(DeviceRecord& record, const RecordSize& size);
 
 /// Whether a request asks for guest physical addresses.
 constexpr bool needs_addresses(ResourceKind kind) noexcept {

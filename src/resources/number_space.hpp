@@ -61,6 +61,8 @@ class NumberSpace {
   [[nodiscard]] bool is_any_held(Range range) const noexcept;
   /// How many numbers exist.
   [[nodiscard]] std::uint64_t total() const noexcept;
+  /// Whether take() without a window finds a number. O(log n).
+  [[nodiscard]] bool has_free() const noexcept { return !free_.overlapping(any_).empty(); }
   /// The numbers that are free.
   [[nodiscard]] const IntervalTree<>& free() const noexcept { return free_; }
   /// Where numbers that are not fixed come from.

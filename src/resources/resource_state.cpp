@@ -112,14 +112,12 @@ Result<void> ResourceState::enter(DeviceRecord& record) {
   if (record.owner.empty()) {
     return fail({.code = Errc::invalid_argument, .reason = "the owner must have a name"});
   }
-  record.sequence = next_sequence_;
-  if (!owners_.insert(&record).second) {
+  if (!owners_.insert(record)) {
     return fail({.code = Errc::bad_state,
                  .reason = "the owner holds resources already: ask for all of them at once, or "
                            "under another name",
                  .text = record.owner});
   }
-  ++next_sequence_;
   return {};
 }
 
@@ -139,7 +137,7 @@ void ResourceState::leave(DeviceRecord& record) noexcept {
     }
     if (NumberSpace* const space = numbers(held.kind)) space->give_back(held.range);
   }
-  owners_.erase(&record);
+  owners_.erase(record);
 }
 
 NumberSpace* ResourceState::numbers(ResourceKind kind) noexcept {
@@ -165,10 +163,7 @@ std::optional<Holding> ResourceState::holding(ResourceKind kind, Range range) no
     for (const HeldNumber& held : record->numbers) {
       if (numbers(held.kind) != numbers(kind) || !held.range.overlaps(range)) continue;
       // Of those who share a line, the first to come.
-      const bool is_lower =
-          !lowest || held.range.min() < lowest->range.min() ||
-          (held.range == lowest->range && record->sequence < lowest->record->sequence);
-      if (is_lower) lowest = {record, held.range};
+      if (!lowest || held.range.min() < lowest->range.min()) lowest = {record, held.range};
     }
   }
   return lowest;
@@ -188,13 +183,6 @@ std::vector<PlacedRegion> ResourceState::placed_regions() const {
     }
   }
   return placed;
-}
-
-std::vector<const DeviceRecord*> ResourceState::owners() const {
-  std::vector<const DeviceRecord*> records(owners_.begin(), owners_.end());
-  std::sort(records.begin(), records.end(),
-            [](const auto* a, const auto* b) { return a->sequence < b->sequence; });
-  return records;
 }
 
 }  // namespace vmspace::detail

@@ -6,12 +6,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <string_view>
-#include <unordered_set>
 #include <vector>
 
 #include "vmspace/address_space/region_ledger.hpp"
@@ -23,6 +20,7 @@
 
 #include "resources/device_record.hpp"
 #include "resources/number_space.hpp"
+#include "resources/owner_table.hpp"
 
 namespace vmspace {
 
@@ -79,8 +77,8 @@ class VMSPACE_HIDDEN ResourceState {
   [[nodiscard]] SharedLine* find_line(std::uint64_t number) noexcept;
   /// All regions at addresses. Allocates.
   [[nodiscard]] std::vector<PlacedRegion> placed_regions() const;
-  /// All owners, in the order in which they came. Allocates.
-  [[nodiscard]] std::vector<const DeviceRecord*> owners() const;
+  /// All owners, in the order in which they came.
+  [[nodiscard]] const OwnerTable& owners() const noexcept { return owners_; }
 
   const std::shared_ptr<const RegionLedger> ledger;
   const std::optional<RangePool> slots;
@@ -99,21 +97,9 @@ class VMSPACE_HIDDEN ResourceState {
   std::vector<WindowOf> windows;         ///< of all bridges
 
  private:
-  struct SameOwner {
-    bool operator()(const DeviceRecord* a, const DeviceRecord* b) const noexcept {
-      return a->owner == b->owner;
-    }
-  };
-  struct OwnerHash {
-    std::size_t operator()(const DeviceRecord* record) const noexcept {
-      return std::hash<std::string_view>()(record->owner);
-    }
-  };
-
   ResourceState(std::shared_ptr<const RegionLedger> ledger, const ResourceLimits& limits);
 
-  std::unordered_set<const DeviceRecord*, OwnerHash, SameOwner> owners_;
-  std::uint64_t next_sequence_ = 0;
+  OwnerTable owners_;
 };
 
 /// A device's place among the numbers of all buses.

@@ -198,7 +198,7 @@ class BPlusTree {
       leaf.max[path.pos + 1] = hi;
       leaf.free.set(path.pos + 1);
     }
-    propagate(path, leaf);
+    propagate_cut(path, lo, hi, piece);
   }
 
   /// Takes `piece` out of the free entry at the path and out of the tree; what is left on either side
@@ -206,8 +206,9 @@ class BPlusTree {
   void extract(Path& path, const Range& piece) noexcept {
     Leaf<T>& leaf = *path.leaf;
     const unsigned pos = path.pos;
+    const std::uint64_t lo = leaf.min[pos];
     const std::uint64_t hi = leaf.max[pos];
-    const bool head = piece.min() != leaf.min[pos];
+    const bool head = piece.min() != lo;
     const bool tail = piece.max() != hi;
     if (!head && !tail) {
       remove(path, 1);
@@ -224,7 +225,7 @@ class BPlusTree {
       leaf.min[pos] = piece.max() + 1;
       if (pos == 0) propagate_key(path);
     }
-    propagate(path, leaf);
+    propagate_cut(path, lo, hi, piece);
   }
 
   /// Which free entries touch a range that is not in the tree. The path is where upper_bound() finds
@@ -363,6 +364,18 @@ class BPlusTree {
       if (above.node->summary_of(above.slot).is_unchanged_by(before, summary)) return;
       summary = node.summary();
     }
+  }
+
+  /// The free entry [lo, hi] of the leaf has shrunk to what is left of it around `piece`.
+  void propagate_cut(const Path& path, std::uint64_t lo, std::uint64_t hi,
+                     const Range& piece) noexcept {
+    if (height_ == 0) return;
+    FreeSummary rest;
+    if (piece.min() != lo) rest.merge(FreeSummary::of(lo, piece.min() - 1));
+    if (piece.max() != hi) rest.merge(FreeSummary::of(piece.max() + 1, hi));
+    const PathStep& above = path.ancestors[0];
+    if (above.node->summary_of(above.slot).is_unchanged_by(FreeSummary::of(lo, hi), rest)) return;
+    propagate(path, *path.leaf);
   }
 
   /// The leaf has gained a free entry with this summary: updates the summaries of its ancestors.

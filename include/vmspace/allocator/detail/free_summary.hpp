@@ -76,6 +76,41 @@ struct FreeSummary {
   friend constexpr bool operator==(const FreeSummary&, const FreeSummary&) = default;
 };
 
+/// The summary of many free ranges, for less than merging those of each: the largest of several
+/// logarithms is that of all numbers OR-ed together.
+class FreeSummaryBuilder {
+ public:
+  /// Adds the free range [lo, hi].
+  constexpr void add(std::uint64_t lo, std::uint64_t hi) noexcept {
+    if (lo == 0) {
+      from_zero_ = FreeSummary::of(lo, hi);
+      return;
+    }
+    // As in FreeSummary::of(); `parting` is not 0, as lo - 1 is below hi.
+    const std::uint64_t parting = (lo - 1) ^ hi;
+    const std::uint64_t middle = hi & (~std::uint64_t{0} << (63 - __builtin_clzll(parting)));
+    partings_ |= parting;
+    sides_ |= std::max(middle - lo, hi - middle + 1);
+    extent_ = std::max(extent_, hi - lo);
+  }
+
+  [[nodiscard]] constexpr FreeSummary summary() const noexcept {
+    FreeSummary summary = from_zero_;
+    if (partings_ != 0) {
+      summary.merge({.longest = extent_ + 1,  // without 0, never 2^64
+                     .order = static_cast<std::uint8_t>(std::bit_width(sides_) - 1),
+                     .zeros = static_cast<std::uint8_t>(std::bit_width(partings_) - 1)});
+    }
+    return summary;
+  }
+
+ private:
+  FreeSummary from_zero_;
+  std::uint64_t partings_ = 0;
+  std::uint64_t sides_ = 0;
+  std::uint64_t extent_ = 0;
+};
+
 /// A valid Constraint, made ready for comparing.
 class Request {
  public:

@@ -173,11 +173,10 @@ struct Leaf : Node {
   [[nodiscard]] std::uint64_t first_key() const noexcept { return min[0]; }
 
   [[nodiscard]] FreeSummary summary() const noexcept {
-    FreeSummary summary;
-    for (Bits left = free; left.any(); left.reset_lowest()) {
-      summary.merge(FreeSummary::of(min[left.lowest()], max[left.lowest()]));
-    }
-    return summary;
+    FreeSummaryBuilder all;
+    for (Bits left = free; left.any(); left.reset_lowest())
+      all.add(min[left.lowest()], max[left.lowest()]);
+    return all.summary();
   }
 
   /// Makes space for `n` entries at `pos`, in state allocated, for the caller to fill in.
