@@ -201,17 +201,6 @@ Result<void> Acquisition::take(const LegacyIrq& request, DeviceRecord& record) {
   return {};
 }
 
-void RecordSize::add(ResourceKind kind) noexcept {
-  if (kind == ResourceKind::bridge_window) {
-    ++windows;
-  } else if (needs_addresses(kind)) {
-    ++regions;
-  } else {
-    ++numbers;
-    slots += kind == ResourceKind::kvm_slot;
-  }
-}
-
 void reserve(DeviceRecord& record, const RecordSize& size) {
   record.numbers.reserve(size.numbers);
   record.regions.reserve(size.regions);

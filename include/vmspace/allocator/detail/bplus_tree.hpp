@@ -79,7 +79,7 @@ class BPlusTree {
   }
 
   /// Keeps enough nodes for `n` entries. Throws std::bad_alloc.
-  void reserve(std::size_t n) { stock_.reserve(NodeCounts::most_for(n)); }
+  void reserve(std::size_t n) { stock_.reserve(n); }
 
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   [[nodiscard]] Node* root() const noexcept { return root_; }
@@ -171,7 +171,7 @@ class BPlusTree {
   void insert(Path& path, const Range& range, NodeState state) noexcept {
     add_entry(path, range, state);
     if (path.pos == 0) propagate_key(path);
-    if (state == NodeState::free) propagate_growth(path, FreeSummary::of(range.min(), range.max()));
+    if (state == NodeState::free) propagate_growth(path, range.min(), range.max());
   }
 
   /// Takes `piece` out of the free entry at the path; what is left on either side stays free, and
@@ -254,7 +254,7 @@ class BPlusTree {
       --path.pos;
       path.leaf->max[path.pos] = touching.right ? after.leaf->max[after.pos] : range.max();
     }
-    propagate_growth(path, FreeSummary::of(path.leaf->min[path.pos], path.leaf->max[path.pos]));
+    propagate_growth(path, path.leaf->min[path.pos], path.leaf->max[path.pos]);
     if (!touching.left || !touching.right) return;
     // The entry on the left has grown over the one on the right, which goes.
     if (right_elsewhere) {
@@ -291,7 +291,7 @@ class BPlusTree {
       Path before;
       locate_key(left->min[left_pos], before);
       left->max[left_pos] = hi;
-      propagate_growth(before, FreeSummary::of(left->min[left_pos], hi));
+      propagate_growth(before, left->min[left_pos], hi);
       remove(path, 1 + right_here);
     } else {
       path.pos = pos - merge_left;
@@ -300,7 +300,7 @@ class BPlusTree {
       const unsigned gone = merge_left + right_here;
       if (gone != 0) leaf.close_gap(path.pos + 1, gone);
       size_ -= gone;
-      propagate_growth(path, FreeSummary::of(leaf.min[path.pos], hi));
+      propagate_growth(path, leaf.min[path.pos], hi);
       if (gone != 0) rebalance(path);
     }
     if (right_elsewhere) {
@@ -378,8 +378,10 @@ class BPlusTree {
     propagate(path, *path.leaf);
   }
 
-  /// The leaf has gained a free entry with this summary: updates the summaries of its ancestors.
-  void propagate_growth(const Path& path, const FreeSummary& added) noexcept {
+  /// The leaf has gained the free entry [lo, hi]: updates the summaries of its ancestors.
+  void propagate_growth(const Path& path, std::uint64_t lo, std::uint64_t hi) noexcept {
+    if (height_ == 0) return;
+    const FreeSummary added = FreeSummary::of(lo, hi);
     for (unsigned level = 0; level < height_; ++level) {
       Inner& node = *path.ancestors[level].node;
       const unsigned slot = path.ancestors[level].slot;

@@ -143,6 +143,7 @@ class Request {
   /// The lowest place in the free range [lo, hi] that satisfies the request.
   [[nodiscard]] constexpr std::optional<std::uint64_t> lowest_in(std::uint64_t lo,
                                                                  std::uint64_t hi) const noexcept {
+    if (hi - lo < extent()) return std::nullopt;  // most of those in a leaf that are no place
     lo = std::max(lo, min_);
     hi = std::min(hi, max_);
     const std::uint64_t place = (lo + low_bits_) & ~low_bits_;

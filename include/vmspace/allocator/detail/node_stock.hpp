@@ -48,6 +48,7 @@ class NodeStock {
     std::swap(leaves_, other.leaves_);
     std::swap(inner_, other.inner_);
     std::swap(reserved_, other.reserved_);
+    std::swap(entries_, other.entries_);
   }
 
   /// Forgets what is reserved and destroys what is in stock. Nodes that are in use do not count any
@@ -60,17 +61,21 @@ class NodeStock {
     leaves_ = {};
     inner_ = {};
     reserved_ = {};
+    entries_ = 0;
   }
 
-  /// Reserves these many nodes in all, those in use included. What std::bad_alloc has left in stock
-  /// stays there.
-  void reserve(const NodeCounts& counts) {
+  /// Reserves the nodes of a tree of `entries`, those in use included. What std::bad_alloc has left
+  /// in stock stays there.
+  void reserve(std::size_t entries) {
+    if (entries <= entries_) return;
+    const NodeCounts counts = NodeCounts::most_for(entries);
     reserved_ = {std::max(reserved_.leaves, counts.leaves),
                  std::max(reserved_.inner, counts.inner)};
     while (leaves_.total < reserved_.leaves)
       add_leaf();
     while (inner_.total < reserved_.inner)
       add_inner();
+    entries_ = entries;
   }
 
   /// Has these many in stock.
@@ -141,6 +146,7 @@ class NodeStock {
   Shelf<Leaf<T>> leaves_;
   Shelf<Inner> inner_;
   NodeCounts reserved_;
+  std::size_t entries_ = 0;  ///< that nodes are reserved for
 };
 
 }  // namespace vmspace::detail
