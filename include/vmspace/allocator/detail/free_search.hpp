@@ -23,13 +23,16 @@ namespace vmspace::detail {
 template <bool ascending, typename T, typename Visit>
 bool search_leaf(const Request& request, Leaf<T>* leaf, TreePath<T>& path, Visit& visit) {
   path.leaf = leaf;
-  for (Bits left = leaf->free; left.any(); left.reset(path.pos)) {
-    path.pos = ascending ? left.lowest() : left.highest();
-    const std::uint64_t lo = leaf->min[path.pos];
-    const std::uint64_t hi = leaf->max[path.pos];
+  for (Bits left = leaf->free; left.any();) {
+    const unsigned pos = ascending ? left.lowest() : left.highest();
+    left.reset(pos);
+    const std::uint64_t lo = leaf->min[pos];
+    const std::uint64_t hi = leaf->max[pos];
     const std::optional<std::uint64_t> place =
         ascending ? request.lowest_in(lo, hi) : request.highest_in(lo, hi);
-    if (place && visit(path, *place)) return true;
+    if (!place) continue;
+    path.pos = pos;
+    if (visit(path, *place)) return true;
   }
   return false;
 }

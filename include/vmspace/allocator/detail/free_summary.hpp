@@ -76,8 +76,9 @@ struct FreeSummary {
   friend constexpr bool operator==(const FreeSummary&, const FreeSummary&) = default;
 };
 
-/// The summary of many free ranges, for less than merging those of each: the largest of several
-/// logarithms is that of all numbers OR-ed together.
+/// The summary of many free ranges, for less than merging those of each. The largest of several
+/// logarithms is that of all numbers OR-ed together, and a range that is shorter than a block twice
+/// as large as the largest so far needs no look for one.
 class FreeSummaryBuilder {
  public:
   /// Adds the free range [lo, hi].
@@ -86,19 +87,18 @@ class FreeSummaryBuilder {
       from_zero_ = FreeSummary::of(lo, hi);
       return;
     }
-    // As in FreeSummary::of(); `parting` is not 0, as lo - 1 is below hi.
-    const std::uint64_t parting = (lo - 1) ^ hi;
-    const std::uint64_t middle = hi & (~std::uint64_t{0} << (63 - __builtin_clzll(parting)));
-    partings_ |= parting;
-    sides_ |= std::max(middle - lo, hi - middle + 1);
+    partings_ |= (lo - 1) ^ hi;  // see FreeSummary::of(); never 0, as lo - 1 is below hi
     extent_ = std::max(extent_, hi - lo);
+    if (hi - lo < larger_extent_) return;
+    order_ = std::max(order_, FreeSummary::of(lo, hi).order);
+    larger_extent_ = (std::uint64_t{2} << order_) - 1;
   }
 
   [[nodiscard]] constexpr FreeSummary summary() const noexcept {
     FreeSummary summary = from_zero_;
     if (partings_ != 0) {
       summary.merge({.longest = extent_ + 1,  // without 0, never 2^64
-                     .order = static_cast<std::uint8_t>(std::bit_width(sides_) - 1),
+                     .order = order_,
                      .zeros = static_cast<std::uint8_t>(std::bit_width(partings_) - 1)});
     }
     return summary;
@@ -107,8 +107,9 @@ class FreeSummaryBuilder {
  private:
   FreeSummary from_zero_;
   std::uint64_t partings_ = 0;
-  std::uint64_t sides_ = 0;
   std::uint64_t extent_ = 0;
+  std::uint8_t order_ = 0;           ///< at most 63, without 0
+  std::uint64_t larger_extent_ = 0;  ///< hi - lo of the shortest range that may have a larger order
 };
 
 /// A valid Constraint, made ready for comparing.
