@@ -106,9 +106,10 @@ std::vector<MmioWindows::Piece> MmioWindows::containers(const MmioPlace& wanted)
     for (const auto& [window, bridge] : windows_) {
       if (bridge->owner != wanted.bridge || window->prefetchable != prefetchable) continue;
       if (window->parked) continue;
-      const auto around = std::find_if(
-          apertures.begin(), apertures.end(),
-          [&](const Aperture& aperture) { return aperture.range.contains(window->range); });
+      const auto around = std::find_if(apertures.begin(), apertures.end(),
+                                       [&range = window->range](const Aperture& aperture) {
+                                         return aperture.range.contains(range);
+                                       });
       if (around != apertures.end()) pieces.push_back({window->range, &*around});
     }
   }

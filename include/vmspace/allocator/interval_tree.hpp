@@ -27,6 +27,8 @@
 // For other combinations it may test candidates that are long enough and aligned well enough, but
 // not in one piece. Splitting a free range and merging one back change entries in place: a
 // neighbour grows or shrinks, and at most two entries are added or removed beside it.
+//
+// Longer than other headers: it is one class, whose calls are short, and most of it says what they do.
 
 #pragma once
 
@@ -277,7 +279,7 @@ class IntervalTree {
 
   /// Adds a free range and merges it with the free ranges that end right before it and begin right
   /// after it. `overlap`, naming the lowest range in the way, when any part of it is in the tree.
-  /// O(log n); allocates nothing while the tree has less ranges than reserve() has been told.
+  /// O(log n); allocates nothing while there are fewer ranges than reserve() was given.
   [[nodiscard]] Result<void> restore(Range range) {
     typename Tree::Path at;
     if (empty()) {

@@ -16,6 +16,9 @@
 // Only reserve(), prepare_split() and insert_first() allocate, and nothing else can fail. Adding an
 // entry allocates first, then moves the value, then changes the tree. Removal merges or evens out
 // existing siblings, so it needs no memory. Nodes come from a stock (detail/node_stock.hpp).
+//
+// Longer than other headers: each change below needs the same private steps, which keep keys and
+// summaries right.
 
 #pragma once
 
