@@ -43,7 +43,10 @@ Result<void> Acquisition::take_at(ResourceKind kind, Range range) {
   if (taken) return {};
   Error error = taken.error();
   if (error.code == Errc::overlap) {
-    if (const DeviceRecord* holder = state_.holder(kind, range)) error.text = {{}, holder->owner};
+    if (const auto holding = state_.holding(kind, range)) {
+      error.second = operand(holding->range);
+      error.text = {{}, holding->record->owner};
+    }
   }
   return fail(error);
 }
@@ -124,8 +127,7 @@ Result<void> Acquisition::take(const PciDevice& request, DeviceRecord& record) {
                                                   pci_number(segment, *request.bus, last_device))
                                 : unchecked_range(pci_number(segment, 0, 0),
                                                   pci_number(segment, last_bus, last_device));
-  const NumberSpace& devices = state_.pci_devices;
-  if (devices.numbers().overlapping(bus).empty()) return none_of("the VM has no such PCI bus");
+  if (!state_.pci_devices.has_any_of(bus)) return none_of("the VM has no such PCI bus");
   Numbers wanted{.kind = ResourceKind::pci_device, .size = 1, .window = bus};
   if (request.device) wanted.fixed = pci_number(segment, *request.bus, *request.device);
   return take_numbers(wanted, record);
@@ -188,40 +190,34 @@ Result<Range> Acquisition::take_line(std::optional<std::uint32_t> fixed) {
 
 Result<void> Acquisition::take(const LegacyIrq& request, DeviceRecord& record) {
   std::vector<SharedLine>& lines = state_.shared_lines;
-  if (request.shared && lines.size() == lines.capacity()) lines.reserve(2 * lines.size() + 1);
-  const Result<Range> own = take_line(request.fixed);
-  if (own) {
-    record.numbers.push_back({ResourceKind::legacy_irq, *own, request.shared});
-    if (request.shared) lines.push_back({.number = own->min(), .holders = 1});
+  SharedLine* const line = request.fixed ? state_.find_line(*request.fixed) : least_shared();
+  const bool joins = request.shared && line != nullptr &&
+                     (request.fixed.has_value() || !state_.legacy_irqs.has_free());
+  if (joins) {
+    ++line->holders;
+    record.numbers.push_back({ResourceKind::legacy_irq, Range::point(line->number), true});
     return {};
   }
-  SharedLine* const line = request.fixed ? state_.find_line(*request.fixed) : least_shared();
-  if (line == nullptr) return fail(own.error());
-  if (!request.shared) {
+  if (request.shared && lines.size() == lines.capacity()) lines.reserve(2 * lines.size() + 1);
+  const Result<Range> own = take_line(request.fixed);
+  if (!own) {
     Error error = own.error();
-    if (request.fixed) error.reason = "the line is shared, and was asked for as exclusive; held by";
+    if (request.fixed && line != nullptr) {
+      error.reason = "the line is shared, and was asked for as exclusive; held by";
+    }
     return fail(error);
   }
-  ++line->holders;
-  record.numbers.push_back({ResourceKind::legacy_irq, Range::point(line->number), true});
+  record.numbers.push_back({ResourceKind::legacy_irq, *own, request.shared});
+  if (request.shared) lines.push_back({.number = own->min(), .holders = 1});
   return {};
 }
 
-void reserve(DeviceRecord& record, std::span<const ResourceRequest* const> requests) {
-  std::size_t regions = 0;
-  std::size_t windows = 0;
-  std::size_t slots = 0;
-  for (const ResourceRequest* request : requests) {
-    const ResourceKind kind = kind_of(*request);
-    if (kind == ResourceKind::bridge_window) ++windows;
-    if (kind == ResourceKind::mmio || kind == ResourceKind::memory) ++regions;
-    if (kind == ResourceKind::kvm_slot) ++slots;
-  }
-  record.numbers.reserve(requests.size() - regions - windows);
-  record.regions.reserve(regions);
-  record.retirement.resize(regions);
-  record.windows.reserve(windows);
-  record.slots.reserve(slots);
+void reserve(DeviceRecord& record, const RecordSize& size) {
+  record.numbers.reserve(size.numbers);
+  record.regions.reserve(size.regions);
+  record.retirement.resize(size.regions);
+  record.windows.reserve(size.windows);
+  record.slots.reserve(size.slots);
 }
 
 bool is_fixed(const ResourceRequest& request) noexcept {

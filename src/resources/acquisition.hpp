@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <string_view>
 
 #include "vmspace/address_space/address_space_base.hpp"
@@ -77,14 +76,35 @@ class Acquisition {
   bool adopts_;
 };
 
-/// Prepares a record for these requests, so that what is taken can be added without allocating.
-void reserve(DeviceRecord& record, std::span<const ResourceRequest* const> requests);
-
 /// Whether a request asks for guest physical addresses.
 constexpr bool needs_addresses(ResourceKind kind) noexcept {
   return kind == ResourceKind::mmio || kind == ResourceKind::memory ||
          kind == ResourceKind::bridge_window;
 }
+
+/// How much a record holds at most.
+struct RecordSize {
+  std::size_t numbers = 0;
+  std::size_t regions = 0;
+  std::size_t windows = 0;
+  std::size_t slots = 0;
+
+  /// Counts a request.
+  void add(ResourceKind kind) noexcept {
+    if (kind == ResourceKind::bridge_window) {
+      ++windows;
+    } else if (needs_addresses(kind)) {
+      ++regions;
+    } else {
+      ++numbers;
+      slots += kind == ResourceKind::kvm_slot;
+    }
+  }
+  [[nodiscard]] bool has_addresses() const noexcept { return regions + windows != 0; }
+};
+
+/// Prepares a record for so much, so that what is taken can be added without allocating.
+void reserve(DeviceRecord& record, const RecordSize& size);
 
 /// Whether a request says exactly what it must get.
 [[nodiscard]] bool is_fixed(const ResourceRequest& request) noexcept;

@@ -6,9 +6,12 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "vmspace/address_space/address_space_region.hpp"
@@ -51,13 +54,21 @@ struct HeldWindow {
 };
 
 struct VMSPACE_HIDDEN DeviceRecord {
-  std::string owner;
-  std::uint64_t sequence = 0;  ///< ascends in the order in which owners came
+  explicit DeviceRecord(std::string_view owner_name)
+      : owner(owner_name), hash(std::hash<std::string_view>()(owner_name)) {}
+
+  const std::string owner;
+  const std::size_t hash;  ///< of the owner
   std::vector<HeldNumber> numbers = {};
   std::vector<HeldRegion> regions = {};
   std::vector<HeldWindow> windows = {};
   std::vector<Lease> slots = {};  ///< of the memory slots among the numbers
   RegionList retirement = {};  ///< an element for each region, to be filled in when it is retired
+
+  // For OwnerTable.
+  DeviceRecord* next_in_bucket = nullptr;
+  DeviceRecord* before = nullptr;  ///< the owner that came before this one
+  DeviceRecord* after = nullptr;
 };
 
 /// The alignment that a request for `size` bytes of MMIO means.

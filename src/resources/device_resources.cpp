@@ -48,10 +48,12 @@ DeviceResources::~DeviceResources() {
 void DeviceResources::give_back() noexcept {
   {
     const std::lock_guard lock(state_->mutex);
-    auto held = record_->regions.rbegin();
-    for (AddressSpaceRegionPtr& region : record_->retirement)
-      region = (held++)->region;
-    state_->ledger->retire(std::move(record_->retirement));
+    if (!record_->regions.empty()) {
+      auto held = record_->regions.rbegin();
+      for (AddressSpaceRegionPtr& region : record_->retirement)
+        region = (held++)->region;
+      state_->ledger->retire(std::move(record_->retirement));
+    }
     state_->leave(*record_);
   }
   record_.reset();  // outside of the lock: what nobody else holds is freed here

@@ -3,7 +3,8 @@
 #include "resources/number_space.hpp"
 
 #include <algorithm>
-#include <utility>
+#include <cstdint>
+#include <optional>
 
 #include "vmspace/base/try.hpp"
 
@@ -17,19 +18,44 @@ Result<NumberSpace> NumberSpace::create(std::vector<Range> ranges, std::optional
     Range joined = *range;
     while (++range != ranges.end() && joined.adjacent(*range))
       joined = unchecked_range(joined.min(), range->max());
-    VMSPACE_TRY(space.numbers_.insert(joined));
+    VMSPACE_TRY(space.free_.insert(joined));
+    space.windows_.push_back(joined);
   }
   return space;
 }
 
 Result<void> NumberSpace::take_at(Range range) {
-  const Result<Range> taken = numbers_.allocate_at(range);
+  reserve_one_more();
+  const Result<Range> taken = free_.extract_at(range);
+  held_ += taken.has_value();
   if (taken) return {};
   Error error = taken.error();
-  // Free ranges that touch are always one, so what is in the way is held.
-  error.code = error.code == Errc::not_found ? Errc::out_of_bounds : Errc::overlap;
-  error.reason = error.code == Errc::overlap ? "held by" : "outside of the numbers that exist";
+  const bool is_held = is_any_held(range);
+  error.code = is_held ? Errc::overlap : Errc::out_of_bounds;
+  error.reason = is_held ? "held by" : "outside of the numbers that exist";
   return fail(error);
+}
+
+bool NumberSpace::is_any_held(Range range) const noexcept {
+  // Free ranges that touch are always one.
+  return std::any_of(windows_.begin(), windows_.end(), [&](const Range& window) {
+    const std::optional<Range> part = window.intersection(range);
+    return part && !free_.get_superset(*part);
+  });
+}
+
+bool NumberSpace::has_any_of(Range range) const noexcept {
+  const auto first = std::lower_bound(
+      windows_.begin(), windows_.end(), range.min(),
+      [](const Range& window, std::uint64_t number) { return window.max() < number; });
+  return first != windows_.end() && first->overlaps(range);
+}
+
+std::uint64_t NumberSpace::total() const noexcept {
+  std::uint64_t total = 0;
+  for (const Range& window : windows_)
+    total += window.size();
+  return total;
 }
 
 }  // namespace vmspace::detail

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The numbers of one kind, free or taken. By whom is in the owners' records.
+// The numbers of one kind, of which those that are free are kept. Who holds the others is in the
+// owners' records.
 
 #pragma once
 
 #include <cassert>
+#include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "vmspace/allocator/constraint.hpp"
@@ -32,8 +34,11 @@ class NumberSpace {
   [[nodiscard]] Result<Range> take(std::uint64_t size, std::uint64_t align = 1,
                                    std::optional<Range> window = {}) {
     const Range bounds = window.value_or(any_);
-    return numbers_.allocate(
-        {.size = size, .min = bounds.min(), .max = bounds.max(), .align = align});
+    reserve_one_more();
+    const Result<Range> taken =
+        free_.extract({.size = size, .min = bounds.min(), .max = bounds.max(), .align = align});
+    held_ += taken.has_value();
+    return taken;
   }
 
   /// Takes exactly these numbers. `out_of_bounds` when some of them do not exist, `overlap` when some
@@ -42,18 +47,35 @@ class NumberSpace {
 
   /// Frees what was taken. O(log n); never allocates.
   void give_back(Range range) noexcept {
-    const auto freed = numbers_.free(range);
-    assert(freed && "what is held is taken");
+    const auto freed = free_.restore(range);
+    assert(freed && "what is held is not free");
     static_cast<void>(freed);
+    --held_;
   }
 
-  /// Free and taken numbers, for inspection.
-  [[nodiscard]] const IntervalTree<>& numbers() const noexcept { return numbers_; }
+  /// The numbers that exist, in ascending order and apart.
+  [[nodiscard]] std::span<const Range> windows() const noexcept { return windows_; }
+  /// Whether any number in the range exists. O(windows).
+  [[nodiscard]] bool has_any_of(Range range) const noexcept;
+  /// Whether any number in the range exists and is taken. O(windows).
+  [[nodiscard]] bool is_any_held(Range range) const noexcept;
+  /// How many numbers exist.
+  [[nodiscard]] std::uint64_t total() const noexcept;
+  /// Whether take() without a window finds a number. O(log n).
+  [[nodiscard]] bool has_free() const noexcept { return !free_.overlapping(any_).empty(); }
+  /// The numbers that are free.
+  [[nodiscard]] const IntervalTree<>& free() const noexcept { return free_; }
   /// Where numbers that are not fixed come from.
   [[nodiscard]] Range any() const noexcept { return any_; }
 
  private:
-  IntervalTree<> numbers_;
+  /// Free ranges are kept apart by ends of windows and by what is held: as much memory as they may
+  /// come to need is reserved when something is taken, so that giving back needs none.
+  void reserve_one_more() { free_.reserve(windows_.size() + held_ + 1); }
+
+  std::vector<Range> windows_;
+  IntervalTree<> free_;
+  std::size_t held_ = 0;  ///< ranges that are taken
   Range any_ = Range::whole_domain();
 };
 

@@ -27,31 +27,60 @@ namespace {
 
 using detail::Acquisition;
 using detail::DeviceRecord;
+using detail::RecordSize;
 using detail::ResourceState;
 
-/// A request or a claim of a list, and whose it is.
+// Lists that are met wholly or not at all.
+
+/// The requests of one owner.
+struct RequestsOfOne {
+  static constexpr const char* operation = "ResourceManager::acquire";
+  static constexpr std::string_view item = "request";  ///< what an error calls one
+  static constexpr bool adopts = false;
+
+  std::span<const ResourceRequest> requests;
+  DeviceRecord* record;
+
+  [[nodiscard]] std::span<DeviceRecord* const> records() const noexcept { return {&record, 1}; }
+  [[nodiscard]] std::size_t size() const noexcept { return requests.size(); }
+  [[nodiscard]] const ResourceRequest& request(std::size_t i) const noexcept { return requests[i]; }
+  [[nodiscard]] DeviceRecord& record_of(std::size_t) const noexcept { return *record; }
+  [[nodiscard]] static std::size_t index_of(std::size_t i) noexcept { return i; }
+};
+
+/// A claim, and whose it is.
 struct Item {
   const ResourceRequest* request;
   DeviceRecord* record;
   std::size_t index;  ///< in the list as it was given
 };
 
-/// A list that is met wholly or not at all.
-struct List {
-  const char* operation;
-  std::string_view item;  ///< what an error calls one: `request`, `claim`
-  bool adopts = false;
-  std::vector<Item> items = {};  ///< in the order in which they are met
-  std::vector<std::unique_ptr<DeviceRecord>> records = {};
+/// The claims of many.
+struct Claims {
+  static constexpr const char* operation = "ResourceManager::adopt";
+  static constexpr std::string_view item = "claim";
+  static constexpr bool adopts = true;
+
+  std::vector<DeviceRecord*> owners = {};  ///< each once
+  std::vector<Item> items = {};            ///< in the order in which they are met
+
+  [[nodiscard]] std::span<DeviceRecord* const> records() const noexcept { return owners; }
+  [[nodiscard]] std::size_t size() const noexcept { return items.size(); }
+  [[nodiscard]] const ResourceRequest& request(std::size_t i) const noexcept {
+    return *items[i].request;
+  }
+  [[nodiscard]] DeviceRecord& record_of(std::size_t i) const noexcept { return *items[i].record; }
+  [[nodiscard]] std::size_t index_of(std::size_t i) const noexcept { return items[i].index; }
 };
 
 /// The error of an item: `"request 3 (mmio) of nic0": ...`. Never allocates.
-Error about(const List& list, const Item& item, const Error& error) noexcept {
+template <typename List>
+Error about(const List& list, std::size_t i, const Error& error) noexcept {
   std::array<char, 128> text;
   const auto end =
-      fmt::format_to_n(text.data(), text.size(), "{} {} ({}) of {}", list.item, item.index,
-                       name_of(kind_of(*item.request)), item.record->owner);
-  Error named = error.in(list.operation);
+      fmt::format_to_n(text.data(), text.size(), "{} {} ({}) of {}", List::item, list.index_of(i),
+                       name_of(kind_of(list.request(i))), list.record_of(i).owner);
+  Error named = error.in(List::operation);
   named.text = named.text.with_subject({text.data(), std::min(end.size, text.size())});
   return named;
 }
@@ -82,29 +111,30 @@ void put_windows_first(std::vector<Item>& items) {
 }
 
 /// What is taken for a list, and is given back unless it is kept.
+template <typename List>
 class Taken {
  public:
-  Taken(ResourceState& state, List& list) noexcept : state_(state), list_(list) {}
+  Taken(ResourceState& state, const List& list) noexcept : state_(state), list_(list) {}
   Taken(const Taken&) = delete;
   Taken& operator=(const Taken&) = delete;
   ~Taken() {
     if (entered_ == 0) return;
     const std::lock_guard lock(state_.mutex);
     while (entered_ != 0)
-      state_.leave(*list_.records[--entered_]);
+      state_.leave(*list_.records()[--entered_]);
   }
 
   /// Meets the list; with a draft where it asks for addresses.
   [[nodiscard]] Result<void> take(AddressSpaceBase* draft) {
     const std::lock_guard lock(state_.mutex);
-    for (const auto& record : list_.records) {
-      VMSPACE_TRY_IN(list_.operation, state_.enter(*record));
+    for (DeviceRecord* const record : list_.records()) {
+      VMSPACE_TRY_IN(List::operation, state_.enter(*record));
       ++entered_;
     }
-    Acquisition acquisition(state_, draft, list_.adopts);
-    for (const Item& item : list_.items) {
-      if (const auto met = acquisition.take(*item.request, *item.record); !met) {
-        return fail(about(list_, item, met.error()));
+    Acquisition acquisition(state_, draft, List::adopts);
+    for (std::size_t i = 0; i < list_.size(); ++i) {
+      if (const auto met = acquisition.take(list_.request(i), list_.record_of(i)); !met) {
+        return fail(about(list_, i, met.error()));
       }
     }
     return {};
@@ -114,20 +144,18 @@ class Taken {
 
  private:
   ResourceState& state_;
-  List& list_;
+  const List& list_;
   std::size_t entered_ = 0;
 };
 
 /// Meets a list by one change of the ledger, or without one where it asks for no address.
-Result<void> meet(ResourceState& state, List& list) {
-  Taken taken(state, list);
-  const bool needs_draft = std::any_of(list.items.begin(), list.items.end(), [](const Item& item) {
-    return detail::needs_addresses(kind_of(*item.request));
-  });
+template <typename List>
+Result<void> meet(ResourceState& state, const List& list, bool needs_draft) {
+  Taken<List> taken(state, list);
   if (needs_draft) {
     const RegionLedger::Edit edit = [&](AddressSpaceBase& draft) { return taken.take(&draft); };
     if (const auto changed = state.ledger->transact(edit); !changed) {
-      return fail(changed.error().in(list.operation));
+      return fail(changed.error().in(List::operation));
     }
   } else {
     VMSPACE_TRY(taken.take(nullptr));
@@ -153,50 +181,51 @@ Result<ResourceManager> ResourceManager::create(const AddressSpace& space, Resou
 
 Result<DeviceResources> ResourceManager::acquire(std::span<const ResourceRequest> requests,
                                                  std::string_view owner) const {
-  List list{.operation = "ResourceManager::acquire", .item = "request"};
-  list.records.push_back(std::make_unique<DeviceRecord>(DeviceRecord{.owner = std::string(owner)}));
-  DeviceRecord& record = *list.records.front();
-  std::vector<const ResourceRequest*> pointers;
-  pointers.reserve(requests.size());
-  list.items.reserve(requests.size());
-  for (const ResourceRequest& request : requests) {
-    list.items.push_back({&request, &record, list.items.size()});
-    pointers.push_back(&request);
-  }
-  reserve(record, pointers);
-  VMSPACE_TRY(meet(*state_, list));
-  return DeviceResources(state_, std::move(list.records.front()));
+  auto record = std::make_unique<DeviceRecord>(owner);
+  RecordSize size;
+  for (const ResourceRequest& request : requests)
+    size.add(kind_of(request));
+  reserve(*record, size);
+  VMSPACE_TRY(meet(*state_, RequestsOfOne{requests, record.get()}, size.has_addresses()));
+  return DeviceResources(state_, std::move(record));
 }
 
 Result<std::vector<DeviceResources>> ResourceManager::adopt(
     std::span<const ResourceClaim> claims) const {
-  List list{.operation = "ResourceManager::adopt", .item = "claim", .adopts = true};
-  std::unordered_map<std::string_view, DeviceRecord*> owners;
-  std::unordered_map<DeviceRecord*, std::vector<const ResourceRequest*>> requests;
+  struct Owner {
+    std::unique_ptr<DeviceRecord> record;
+    RecordSize size = {};
+  };
+  std::vector<Owner> owners;
+  std::unordered_map<std::string_view, std::size_t> indices;
+  Claims list;
+  bool needs_draft = false;
   list.items.reserve(claims.size());
   for (const ResourceClaim& claim : claims) {
-    DeviceRecord*& record = owners[claim.owner];
-    if (record == nullptr) {
-      list.records.push_back(std::make_unique<DeviceRecord>(DeviceRecord{.owner = claim.owner}));
-      record = list.records.back().get();
+    const auto [index, is_new] = indices.try_emplace(claim.owner, owners.size());
+    if (is_new) {
+      owners.push_back({std::make_unique<DeviceRecord>(claim.owner)});
+      list.owners.push_back(owners.back().record.get());
     }
-    list.items.push_back({&claim.request, record, list.items.size()});
-    requests[record].push_back(&claim.request);
+    Owner& owner = owners[index->second];
+    list.items.push_back({&claim.request, owner.record.get(), list.items.size()});
+    owner.size.add(kind_of(claim.request));
+    needs_draft = needs_draft || detail::needs_addresses(kind_of(claim.request));
     if (!detail::is_fixed(claim.request)) {
-      return fail(about(list, list.items.back(),
+      return fail(about(list, list.items.size() - 1,
                         {.code = Errc::invalid_argument,
                          .reason = "a claim must say exactly what was held: set `fixed`"}));
     }
   }
-  for (auto& [record, pointers] : requests)
-    reserve(*record, pointers);
+  for (const Owner& owner : owners)
+    reserve(*owner.record, owner.size);
   put_windows_first(list.items);
 
   std::vector<DeviceResources> adopted;
-  adopted.reserve(list.records.size());
-  VMSPACE_TRY(meet(*state_, list));
-  for (auto& record : list.records)
-    adopted.push_back(DeviceResources(state_, std::move(record)));
+  adopted.reserve(owners.size());
+  VMSPACE_TRY(meet(*state_, list, needs_draft));
+  for (Owner& owner : owners)
+    adopted.push_back(DeviceResources(state_, std::move(owner.record)));
   return adopted;
 }
 

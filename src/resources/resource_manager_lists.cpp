@@ -3,6 +3,7 @@
 // ResourceManager: what is held, by whom, and what is left.
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <mutex>
 #include <optional>
@@ -167,10 +168,13 @@ std::vector<ResourceUsage> ResourceManager::usage() const {
   {
     const std::lock_guard lock(state_->mutex);
     for (const ResourceKind kind : number_kinds) {
-      const IntervalTreeStats stats = state_->numbers(kind)->numbers().stats();
-      if (stats.free_ranges + stats.allocated_ranges != 0) {
-        usage.push_back(usage_of(name_of(kind), stats));
-      }
+      const detail::NumberSpace& numbers = *state_->numbers(kind);
+      if (numbers.windows().empty()) continue;
+      const IntervalTreeStats stats = numbers.free().stats();
+      usage.push_back({.name = std::string(name_of(kind)),
+                       .total = numbers.total(),
+                       .free = stats.free_amount,
+                       .largest_free = stats.largest_free});
     }
   }
   if (state_->slots) {
@@ -194,29 +198,31 @@ Result<void> ResourceManager::check_invariants() const {
   const auto parked = space->parked();
   const std::lock_guard lock(state_->mutex);
 
-  // What is taken of each kind is what owners hold, each number once.
+  // Of each kind, what owners hold and what is free are all numbers, each once.
   for (const ResourceKind kind : number_kinds) {
+    const detail::NumberSpace& numbers = *state_->numbers(kind);
     std::vector<Range> held_ranges;
     for (const DeviceRecord* record : state_->owners()) {
       for (const HeldNumber& held : record->numbers) {
-        if (state_->numbers(held.kind) == state_->numbers(kind)) held_ranges.push_back(held.range);
+        if (state_->numbers(held.kind) == &numbers) held_ranges.push_back(held.range);
       }
     }
     std::sort(held_ranges.begin(), held_ranges.end());
     if (kind == ResourceKind::legacy_irq) {
       held_ranges.erase(std::unique(held_ranges.begin(), held_ranges.end()), held_ranges.end());
     }
-    auto next = held_ranges.begin();
-    const IntervalTree<>& numbers = state_->numbers(kind)->numbers();
-    for (const auto& entry : numbers) {
-      if (entry.state == NodeState::free) continue;
-      if (next == held_ranges.end() || *next != entry.range) {
-        return broken("a number that is taken must be held by one owner");
+    std::uint64_t amount = numbers.free().stats().free_amount;
+    for (auto held = held_ranges.begin(); held != held_ranges.end(); ++held) {
+      amount += held->size();
+      if (held != held_ranges.begin() && std::prev(held)->overlaps(*held)) {
+        return broken("a number must be held by one owner");
       }
-      ++next;
+      if (!numbers.free().overlapping(*held).empty()) {
+        return broken("a number that is held must not be free");
+      }
     }
-    if (next != held_ranges.end()) return broken("a number that is held must be taken");
-    if (!numbers.check_invariants()) return broken("the numbers of a kind are corrupt");
+    if (amount != numbers.total()) return broken("a number must be held or free");
+    if (!numbers.free().check_invariants()) return broken("the free numbers of a kind are corrupt");
   }
 
   std::size_t windows = 0;

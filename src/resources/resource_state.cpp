@@ -36,13 +36,14 @@ Result<NumberSpace> make_space(const NumberWindow& window, std::uint64_t max, co
 
 /// `overlap` when an interrupt is both a legacy and a generic one.
 Result<void> check_apart(const NumberSpace& legacy, const NumberSpace& generic) {
-  for (const auto& entry : legacy.numbers()) {
-    const auto both = generic.numbers().overlapping(entry.range);
-    if (both.empty()) continue;
+  for (const Range& lines : legacy.windows()) {
+    const auto both = std::find_if(generic.windows().begin(), generic.windows().end(),
+                                   [&](const Range& numbers) { return numbers.overlaps(lines); });
+    if (both == generic.windows().end()) continue;
     return fail({.code = Errc::overlap,
                  .operation = creating,
-                 .first = operand(entry.range),
-                 .second = operand((*both.begin()).range),
+                 .first = operand(lines),
+                 .second = operand(*both),
                  .reason = "legacy and generic interrupts are numbers of one space",
                  .text = name_of(ResourceKind::legacy_irq)});
   }
@@ -111,14 +112,12 @@ Result<void> ResourceState::enter(DeviceRecord& record) {
   if (record.owner.empty()) {
     return fail({.code = Errc::invalid_argument, .reason = "the owner must have a name"});
   }
-  record.sequence = next_sequence_;
-  if (!owners_.insert(&record).second) {
+  if (!owners_.insert(record)) {
     return fail({.code = Errc::bad_state,
                  .reason = "the owner holds resources already: ask for all of them at once, or "
                            "under another name",
                  .text = record.owner});
   }
-  ++next_sequence_;
   return {};
 }
 
@@ -138,7 +137,7 @@ void ResourceState::leave(DeviceRecord& record) noexcept {
     }
     if (NumberSpace* const space = numbers(held.kind)) space->give_back(held.range);
   }
-  owners_.erase(&record);
+  owners_.erase(record);
 }
 
 NumberSpace* ResourceState::numbers(ResourceKind kind) noexcept {
@@ -158,24 +157,13 @@ NumberSpace* ResourceState::numbers(ResourceKind kind) noexcept {
   return nullptr;
 }
 
-const DeviceRecord* ResourceState::holder(ResourceKind kind, Range range) const noexcept {
-  const auto same_numbers = [](ResourceKind a, ResourceKind b) {
-    const auto is_message = [](ResourceKind any) {
-      return any == ResourceKind::msi || any == ResourceKind::msix;
-    };
-    return a == b || (is_message(a) && is_message(b));
-  };
-  const DeviceRecord* lowest = nullptr;
-  std::uint64_t min = 0;
+std::optional<Holding> ResourceState::holding(ResourceKind kind, Range range) noexcept {
+  std::optional<Holding> lowest;
   for (const DeviceRecord* record : owners_) {
     for (const HeldNumber& held : record->numbers) {
-      if (!same_numbers(held.kind, kind) || !held.range.overlaps(range)) continue;
+      if (numbers(held.kind) != numbers(kind) || !held.range.overlaps(range)) continue;
       // Of those who share a line, the first to come.
-      const bool is_lower = lowest == nullptr || held.range.min() < min ||
-                            (held.range.min() == min && record->sequence < lowest->sequence);
-      if (!is_lower) continue;
-      lowest = record;
-      min = held.range.min();
+      if (!lowest || held.range.min() < lowest->range.min()) lowest = {record, held.range};
     }
   }
   return lowest;
@@ -195,13 +183,6 @@ std::vector<PlacedRegion> ResourceState::placed_regions() const {
     }
   }
   return placed;
-}
-
-std::vector<const DeviceRecord*> ResourceState::owners() const {
-  std::vector<const DeviceRecord*> records(owners_.begin(), owners_.end());
-  std::sort(records.begin(), records.end(),
-            [](const auto* a, const auto* b) { return a->sequence < b->sequence; });
-  return records;
 }
 
 }  // namespace vmspace::detail

@@ -6,12 +6,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <string_view>
-#include <unordered_set>
 #include <vector>
 
 #include "vmspace/address_space/region_ledger.hpp"
@@ -23,6 +20,7 @@
 
 #include "resources/device_record.hpp"
 #include "resources/number_space.hpp"
+#include "resources/owner_table.hpp"
 
 namespace vmspace {
 
@@ -34,6 +32,12 @@ namespace detail {
 struct SharedLine {
   std::uint64_t number;
   std::uint32_t holders;
+};
+
+/// Numbers that are held, and whose they are.
+struct Holding {
+  const DeviceRecord* record;
+  Range range;
 };
 
 /// A bridge's window, with whose it is.
@@ -67,14 +71,14 @@ class VMSPACE_HIDDEN ResourceState {
 
   /// The numbers of a kind; null for kinds that are addresses, and for memory slots.
   [[nodiscard]] NumberSpace* numbers(ResourceKind kind) noexcept;
-  /// Who holds the lowest of these numbers; null when nobody does. O(all that is held).
-  [[nodiscard]] const DeviceRecord* holder(ResourceKind kind, Range range) const noexcept;
+  /// Who holds the lowest of these numbers; empty when nobody does. O(all that is held).
+  [[nodiscard]] std::optional<Holding> holding(ResourceKind kind, Range range) noexcept;
   /// The shared line of this number; null when there is none.
   [[nodiscard]] SharedLine* find_line(std::uint64_t number) noexcept;
   /// All regions at addresses. Allocates.
   [[nodiscard]] std::vector<PlacedRegion> placed_regions() const;
-  /// All owners, in the order in which they came. Allocates.
-  [[nodiscard]] std::vector<const DeviceRecord*> owners() const;
+  /// All owners, in the order in which they came.
+  [[nodiscard]] const OwnerTable& owners() const noexcept { return owners_; }
 
   const std::shared_ptr<const RegionLedger> ledger;
   const std::optional<RangePool> slots;
@@ -93,21 +97,9 @@ class VMSPACE_HIDDEN ResourceState {
   std::vector<WindowOf> windows;         ///< of all bridges
 
  private:
-  struct SameOwner {
-    bool operator()(const DeviceRecord* a, const DeviceRecord* b) const noexcept {
-      return a->owner == b->owner;
-    }
-  };
-  struct OwnerHash {
-    std::size_t operator()(const DeviceRecord* record) const noexcept {
-      return std::hash<std::string_view>()(record->owner);
-    }
-  };
-
   ResourceState(std::shared_ptr<const RegionLedger> ledger, const ResourceLimits& limits);
 
-  std::unordered_set<const DeviceRecord*, OwnerHash, SameOwner> owners_;
-  std::uint64_t next_sequence_ = 0;
+  OwnerTable owners_;
 };
 
 /// A device's place among the numbers of all buses.

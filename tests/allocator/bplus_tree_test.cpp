@@ -26,8 +26,7 @@ void fill(TestTree& tree, std::uint64_t n) {
       tree.insert_first(range, state, at);
     } else {
       tree.upper_bound(range.min(), at);
-      auto nodes = tree.allocate_split_nodes(at, 1);
-      tree.split_if_full(at, nodes);
+      tree.split_if(tree.prepare_split(at, 1), at);
       tree.insert(at, range, state);
     }
     if (state == NodeState::allocated) {
@@ -69,8 +68,7 @@ TEST(BPlusTree, IsSoundAfterEachEntryThatComesOrGoes) {
         tree.insert_first(range, NodeState::free, at);
       } else {
         tree.upper_bound(range.min(), at);
-        auto nodes = tree.allocate_split_nodes(at, 1);
-        tree.split_if_full(at, nodes);
+        tree.split_if(tree.prepare_split(at, 1), at);
         tree.insert(at, range, NodeState::free);
       }
       ASSERT_EQ(tree.check(), nullptr) << n << " " << tree.check();

@@ -8,6 +8,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/allocator/range.hpp"
+
 namespace vmspace::detail {
 namespace {
 
@@ -79,6 +81,30 @@ TEST(FreeSummary, IsUnchangedByAPartOnlyIfTheWholeStaysAsItWas) {
   EXPECT_TRUE((FreeSummary{.longest = 9, .order = 3, .zeros = 5})
                   .is_unchanged_by({.longest = 9, .order = 3, .zeros = 5},
                                    {.longest = 9, .order = 3, .zeros = 5}));
+}
+
+TEST(FreeSummary, OfManyRangesIsWhatMergingThoseOfEachGives) {
+  const std::vector<Range> ranges = {Range::of(0, 4),       Range::point(7),
+                                     Range::of(9, 15),      Range::of(16, 16),
+                                     Range::of(31, 32),     Range::of(1024, 4095),
+                                     Range::of(5000, 5003), Range::of(1 << 20, top - 9),
+                                     Range::of(top, top),   Range::of(top - 4, top)};
+  for (unsigned chosen = 0; chosen < 1U << ranges.size(); ++chosen) {
+    FreeSummary merged;
+    FreeSummaryBuilder built;
+    for (unsigned i = 0; i < ranges.size(); ++i) {
+      if ((chosen >> i & 1U) == 0) continue;
+      merged.merge(FreeSummary::of(ranges[i].min(), ranges[i].max()));
+      built.add(ranges[i].min(), ranges[i].max());
+    }
+    ASSERT_EQ(built.summary(), merged) << chosen;
+  }
+  FreeSummaryBuilder whole;
+  whole.add(0, top);
+  EXPECT_EQ(whole.summary(), FreeSummary::of(0, top));
+  FreeSummaryBuilder rest;
+  rest.add(1, top);
+  EXPECT_EQ(rest.summary(), FreeSummary::of(1, top));
 }
 
 TEST(FreeSummary, NothingFreeSatisfiesNoRequest) {

@@ -88,6 +88,17 @@ TEST(IntervalTreeFaults, AFailedInsertOrAllocateLeavesTheTreeAsItWas) {
     most = std::max(most, fail_each_allocation(tree, [](Tree& t) {
                       ASSERT_TRUE(t.allocate({.size = 10, .policy = AllocPolicy::best_match}));
                     }));
+    most = std::max(most, fail_each_allocation(tree, [](Tree& t) {
+                      ASSERT_TRUE(t.extract({.size = 10, .min = 20'001}));
+                    }));
+    most = std::max(most, fail_each_allocation(tree, [](Tree& t) {
+                      ASSERT_TRUE(t.extract_at(Range::of(50'000, 50'001)));
+                    }));
+    most = std::max(
+        most, fail_each_allocation(tree, [](Tree& t) { ASSERT_TRUE(t.restore(Range::point(1))); }));
+    most = std::max(most, fail_each_allocation(tree, [](Tree& t) {
+                      ASSERT_TRUE(t.restore(Range::of(5001, 5002)));
+                    }));
   }
   EXPECT_EQ(most, 2);  // a leaf and a root, at 32 and 33 ranges
 }
@@ -160,6 +171,59 @@ TEST(IntervalTreeFaults, FreeEraseAndUpdateNeverAskForMemory) {
       EXPECT_EQ((*tree.begin()).range, Range::whole_domain());
     }
   }
+}
+
+/// In an order that leaves holes, and in both orders that fill nodes least.
+TEST(IntervalTreeFaults, NothingAsksForMoreMemoryThanIsReserved) {
+  constexpr std::uint64_t count = 3001;
+  const std::vector<std::uint64_t (*)(std::uint64_t)> orders = {
+      [](std::uint64_t n) { return n; },
+      [](std::uint64_t n) { return count - 1 - n; },
+      [](std::uint64_t n) { return n * 1'009 % count; },
+  };
+  for (const auto& order : orders) {
+    for (std::uint64_t kept = 1; kept < 11; ++kept) {
+      IntervalTree<> tree;
+      tree.reserve(count);
+      asked = 0;
+      granted = 0;
+      for (int round = 0; round < 3; ++round) {
+        for (std::uint64_t i = 0; i < count; ++i)
+          ASSERT_TRUE(tree.restore(Range::point(2 * order(i))));
+        // Of so many, one stays: nodes empty until they are merged, and fill up again.
+        for (std::uint64_t i = 0; i < count; ++i) {
+          if (i % kept == 0) continue;
+          ASSERT_TRUE(tree.extract_at(Range::point(2 * i)));
+        }
+        for (std::uint64_t i = 0; i < count; ++i) {
+          if (i % kept == 0) continue;
+          ASSERT_TRUE(tree.restore(Range::point(2 * i)));
+        }
+        while (!tree.empty())
+          ASSERT_TRUE(tree.extract({.size = 1}));
+      }
+      granted = -1;
+      EXPECT_EQ(asked, 0);
+      EXPECT_TRUE(tree.check_invariants());
+    }
+  }
+}
+
+TEST(IntervalTreeFaults, AFailedReserveLeavesTheTreeAsItWas) {
+  EXPECT_GT(fail_each_allocation(tree_of(40), [](Tree& t) { t.reserve(1000); }), 100);
+}
+
+TEST(IntervalTreeFaults, RestoreThatMergesAsksForNoMemory) {
+  IntervalTree<> tree;
+  for (std::uint64_t i = 0; i < 1000; ++i)
+    ASSERT_TRUE(tree.insert(*Range::make(4 * i, 4 * i + 1)));
+  asked = 0;
+  for (std::uint64_t i = 0; i < 1000; ++i)
+    ASSERT_TRUE(tree.restore(Range::point(4 * i + 2)));
+  for (std::uint64_t i = 0; i < 1000; ++i)
+    ASSERT_TRUE(tree.restore(Range::point(4 * i + 3)));
+  EXPECT_EQ(asked, 0);
+  EXPECT_EQ(tree.size(), 1U);
 }
 
 TEST(IntervalTreeFaults, CallsThatFailOrChangeNothingAskForNoMemory) {

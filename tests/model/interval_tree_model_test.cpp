@@ -76,6 +76,8 @@ void grow_and_shrink(std::uint64_t origin, unsigned seed) {
   }
   for (int i = 0; i < 1000; ++i)
     apply(next(2, 12));
+  for (int i = 0; i < 1000; ++i)
+    apply(next(16, 18));
   for (int i = 0; i < 10'000 && both.tree().size() > 20; ++i)
     apply(next(10, 13));
   EXPECT_LE(both.tree().size(), 20U);

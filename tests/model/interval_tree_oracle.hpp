@@ -62,6 +62,14 @@ class Oracle {
     return *place;
   }
 
+  Result<Range> extract(const Constraint& constraint) { return without(allocate(constraint, {})); }
+  Result<Range> extract_at(const Range& range) { return without(allocate_at(range, {})); }
+
+  Result<void> restore(const Range& range) {
+    if (auto added = insert(range, 0); !added) return added;
+    return free(range).map([](const Taken&) {});
+  }
+
   Result<Range> allocate_at(const Range& range, Taken value) {
     u128 managed = 0;
     std::optional<std::size_t> around;
@@ -128,6 +136,11 @@ class Oracle {
   }
 
  private:
+  /// What was taken is in no state any more.
+  Result<Range> without(Result<Range> taken) {
+    if (taken) static_cast<void>(erase(*taken));
+    return taken;
+  }
   static std::uint64_t extent(const Range& range) { return range.max() - range.min(); }
   /// The part of a range that the window leaves; they must meet.
   static Range clip(const Item& item, const Constraint& constraint) {

@@ -92,6 +92,22 @@ class SideBySide {
     return some_range(step);
   }
 
+  /// What is between two ranges of the tree, or the first or last part of that, or any range.
+  Range gap(const Step& step) const {
+    const auto& items = oracle_.items();
+    if (items.size() < 2 || step.shape % 8 == 7) return some_range(step);
+    const std::size_t i = step.a % (items.size() - 1);
+    const std::uint64_t lo = items[i].range.max() + 1;
+    const std::uint64_t end = items[i + 1].range.min();
+    if (lo == end) return some_range(step);
+    const std::uint64_t part = step.b % std::min<std::uint64_t>(end - lo, 64);
+    switch (step.shape % 8) {
+      case 6: return *Range::make(lo, lo + part);
+      case 5: return *Range::make(end - 1 - part, end - 1);
+      default: return *Range::make(lo, end - 1);
+    }
+  }
+
   Constraint some_constraint(const Step& step) const {
     Constraint constraint{.size = 1 + step.b % 16u};
     if (step.b % 64 == 63) constraint.size = std::array{0UL, UINT64_MAX, 1UL << 63}[step.a % 3];
@@ -141,7 +157,7 @@ class SideBySide {
   std::string call(const Step& step) {
     // Kinds are repeated so that trees grow, shrink, and grow again.
     const int value = step.a + 1;
-    switch (step.kind % 16) {
+    switch (step.kind % 20) {
       case 0: return same(tree_.insert(some_range(step)), oracle_.insert(some_range(step), {}));
       case 1: {
         const Range range = some_range(step);
@@ -191,7 +207,20 @@ class SideBySide {
         return same(tree_.erase(range), oracle_.erase(range));
       }
       case 14: return look(step);
-      default: return copy_and_move();
+      case 15: return copy_and_move();
+      case 16: {
+        const Constraint constraint = some_constraint(step);
+        return same(tree_.extract(constraint), oracle_.extract(constraint));
+      }
+      case 17: {
+        const Range range = free_part(step);
+        return same(tree_.extract_at(range), oracle_.extract_at(range));
+      }
+      case 18: {
+        const Range range = gap(step);
+        return same(tree_.restore(range), oracle_.restore(range));
+      }
+      default: tree_.reserve(step.a % 256U); return {};
     }
   }
 

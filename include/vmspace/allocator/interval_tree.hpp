@@ -27,6 +27,8 @@
 // For other combinations it may test candidates that are long enough and aligned well enough, but
 // not in one piece. Splitting a free range and merging one back change entries in place: a
 // neighbour grows or shrinks, and at most two entries are added or removed beside it.
+//
+// Longer than other headers: it is one class, whose calls are short, and most of it says what they do.
 
 #pragma once
 
@@ -252,6 +254,59 @@ class IntervalTree {
     return before;
   }
 
+  // -- free ranges alone ---------------------------------------------------------------------
+  //
+  // For who knows elsewhere what is taken: a tree that holds what is free, and nothing else, stays
+  // small.
+
+  /// Takes a range that satisfies the constraint out of a free one and out of the tree; the rest of
+  /// the free one stays. Errors and cost: as allocate().
+  [[nodiscard]] Result<Range> extract(const Constraint& constraint) {
+    typename Tree::Path at;
+    const Result<Range> place = find_place(constraint, "IntervalTree::extract", at);
+    if (place) take_out(at, *place);
+    return place;
+  }
+
+  /// Takes exactly this range out of the free one around it, and out of the tree. Errors and cost:
+  /// as allocate_at().
+  [[nodiscard]] Result<Range> extract_at(Range range) {
+    typename Tree::Path at;
+    if (!locate_free(range, at)) return failure("IntervalTree::extract_at").not_free(range);
+    take_out(at, range);
+    return range;
+  }
+
+  /// Adds a free range and merges it with the free ranges that end right before it and begin right
+  /// after it. `overlap`, naming the lowest range in the way, when any part of it is in the tree.
+  /// O(log n); allocates nothing while there are fewer ranges than reserve() was given.
+  [[nodiscard]] Result<void> restore(Range range) {
+    typename Tree::Path at;
+    if (empty()) {
+      tree_.insert_first(range, NodeState::free, at);
+      return {};
+    }
+    tree_.upper_bound(range.min(), at);
+    const typename Tree::Position after = tree_.entry_after(at);
+    if ((at.pos > 0 && at.leaf->max[at.pos - 1] >= range.min()) ||
+        (after.leaf != nullptr && after.leaf->min[after.pos] <= range.max())) {
+      return failure("IntervalTree::restore").overlap(range);
+    }
+    const typename Tree::FreeNeighbours touching = tree_.free_neighbours(at, range);
+    if (touching.left || touching.right) {
+      tree_.join(at, range, touching);
+    } else {
+      tree_.split_if(tree_.prepare_split(at, 1), at);
+      tree_.insert(at, range, NodeState::free);
+    }
+    return {};
+  }
+
+  /// Keeps as much memory as `n` ranges may need, so that no call allocates until the tree has more;
+  /// never less than it was told before. clear(), moving and assigning give it up. O(n) in what there
+  /// is not yet.
+  void reserve(std::size_t n) { tree_.reserve(n); }
+
   // -- looking up ----------------------------------------------------------------------------
 
   /// The entry that is exactly this range; empty when there is none. O(log n).
@@ -419,9 +474,9 @@ class IntervalTree {
     }
     tree_.upper_bound(range.min(), at);
     if (!overlapping(range).empty()) return failure("IntervalTree::insert").overlap(range);
-    auto nodes = tree_.allocate_split_nodes(at, 1);
+    const bool must_split = tree_.prepare_split(at, 1);
     std::optional<T> held = hold(value);
-    tree_.split_if_full(at, nodes);
+    tree_.split_if(must_split, at);
     tree_.insert(at, range, state);
     return put_value(at, held);
   }
@@ -430,11 +485,19 @@ class IntervalTree {
   T* take(typename Tree::Path& at, Range piece, T* value) {
     const unsigned ends =
         (piece.min() != at.leaf->min[at.pos]) + (piece.max() != at.leaf->max[at.pos]);
-    auto nodes = tree_.allocate_split_nodes(at, ends);
+    const bool must_split = tree_.prepare_split(at, ends);
     std::optional<T> held = hold(value);
-    tree_.split_if_full(at, nodes);
+    tree_.split_if(must_split, at);
     tree_.split_entry(at, piece);
     return put_value(at, held);
+  }
+
+  /// Takes `piece` of the free entry at the path out of the tree.
+  void take_out(typename Tree::Path& at, Range piece) {
+    const bool is_inside =
+        piece.min() != at.leaf->min[at.pos] && piece.max() != at.leaf->max[at.pos];
+    tree_.split_if(tree_.prepare_split(at, is_inside), at);
+    tree_.extract(at, piece);
   }
 
   Tree tree_;

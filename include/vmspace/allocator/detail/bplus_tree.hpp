@@ -13,9 +13,12 @@
 // then its summary is propagated towards the root until an ancestor's stays the same, which is
 // nearly always the first or the second.
 //
-// Only allocate_split_nodes() and insert_first() allocate, and nothing else can fail. Adding an
+// Only reserve(), prepare_split() and insert_first() allocate, and nothing else can fail. Adding an
 // entry allocates first, then moves the value, then changes the tree. Removal merges or evens out
-// existing siblings, so it needs no memory.
+// existing siblings, so it needs no memory. Nodes come from a stock (detail/node_stock.hpp).
+//
+// Longer than other headers: each change below needs the same private steps, which keep keys and
+// summaries right.
 
 #pragma once
 
@@ -23,13 +26,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <type_traits>
 #include <utility>
 
 #include "vmspace/allocator/detail/checker.hpp"
 #include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/detail/node.hpp"
+#include "vmspace/allocator/detail/node_stock.hpp"
 #include "vmspace/allocator/detail/subtree.hpp"
 #include "vmspace/allocator/detail/tree_path.hpp"
 #include "vmspace/allocator/interval_entry.hpp"
@@ -44,13 +47,6 @@ class BPlusTree {
  public:
   using Path = TreePath<T>;
 
-  /// Nodes allocated before a split, so that the split cannot fail.
-  struct SplitNodes {
-    std::unique_ptr<Leaf<T>> leaf;
-    std::unique_ptr<Inner> inner[max_height];
-    std::unique_ptr<Inner> root;
-  };
-
   BPlusTree() noexcept = default;
   ~BPlusTree() { clear(); }
 
@@ -60,6 +56,7 @@ class BPlusTree {
     if (other.root_ == nullptr) return;
     height_ = other.height_;
     size_ = other.size_;
+    stock_.count_as(other.stock_);
     clone_subtree(root_, *other.root_, height_, first_, last_);
   }
   BPlusTree(BPlusTree&& other) noexcept : BPlusTree() { swap(other); }
@@ -71,15 +68,21 @@ class BPlusTree {
     std::swap(last_, other.last_);
     std::swap(height_, other.height_);
     std::swap(size_, other.size_);
+    stock_.swap(other.stock_);
   }
 
+  /// Destroys all entries, and what is reserved.
   void clear() noexcept {
     destroy_subtree<T>(root_, height_);
     root_ = nullptr;
     first_ = last_ = nullptr;
     height_ = 0;
     size_ = 0;
+    stock_.clear();
   }
+
+  /// Keeps enough nodes for `n` entries. Throws std::bad_alloc.
+  void reserve(std::size_t n) { stock_.reserve(n); }
 
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   [[nodiscard]] Node* root() const noexcept { return root_; }
@@ -88,6 +91,12 @@ class BPlusTree {
   [[nodiscard]] Leaf<T>* last() const noexcept { return last_; }
 
   // -- looking up ------------------------------------------------------------------------------
+
+  /// Which sides of a range have a free entry that touches it.
+  struct FreeNeighbours {
+    bool left;
+    bool right;
+  };
 
   /// An entry's place in the leaves; no leaf means none.
   struct Position {
@@ -130,23 +139,32 @@ class BPlusTree {
     return path.leaf->min[path.pos] == range.min() && path.leaf->max[path.pos] == range.max();
   }
 
+  /// The entry at the path's position, which may be the end of its leaf; no leaf when there is none.
+  [[nodiscard]] Position entry_after(const Path& path) const noexcept {
+    if (path.pos < path.leaf->count) return {path.leaf, path.pos};
+    return {path.leaf->next, 0};
+  }
+
   // -- changing --------------------------------------------------------------------------------
 
-  /// The nodes that a split needs so that the leaf can take `n` more entries (1 or 2); none when it
-  /// has the space. Throws std::bad_alloc.
-  [[nodiscard]] std::optional<SplitNodes> allocate_split_nodes(const Path& path, unsigned n) const {
-    if (path.leaf->count + n <= node_capacity) return std::nullopt;
-    return make_split_nodes(path);
+  /// Whether the leaf must be split to take `n` more entries (1 or 2); if so, has the nodes for it in
+  /// stock. Throws std::bad_alloc.
+  [[nodiscard]] bool prepare_split(const Path& path, unsigned n) {
+    if (path.leaf->count + n <= node_capacity) return false;
+    prepare_split_nodes(path);
+    return true;
   }
 
-  /// Splits the leaf if allocate_split_nodes() found it too full. The path stays at its entry.
-  void split_if_full(Path& path, std::optional<SplitNodes>& nodes) noexcept {
-    if (nodes) split_leaf(path, *nodes);
+  /// Splits the leaf, as prepared. The path stays at its entry.
+  void split_if(bool prepared, Path& path) noexcept {
+    if (prepared) split_leaf(path);
   }
 
-  /// Inserts the first entry of an empty tree.
+  /// Inserts the first entry of an empty tree. Throws std::bad_alloc.
   void insert_first(const Range& range, NodeState state, Path& path) {
-    root_ = first_ = last_ = path.leaf = new Leaf<T>;
+    stock_.prepare({.leaves = 1});
+    root_ = first_ = last_ = path.leaf = stock_.take_leaf();
+    path.leaf->prev = path.leaf->next = nullptr;
     path.pos = 0;
     add_entry(path, range, state);
   }
@@ -156,7 +174,7 @@ class BPlusTree {
   void insert(Path& path, const Range& range, NodeState state) noexcept {
     add_entry(path, range, state);
     if (path.pos == 0) propagate_key(path);
-    if (state == NodeState::free) propagate_growth(path, FreeSummary::of(range.min(), range.max()));
+    if (state == NodeState::free) propagate_growth(path, range.min(), range.max());
   }
 
   /// Takes `piece` out of the free entry at the path; what is left on either side stays free, and
@@ -183,7 +201,73 @@ class BPlusTree {
       leaf.max[path.pos + 1] = hi;
       leaf.free.set(path.pos + 1);
     }
-    propagate(path, leaf);
+    propagate_cut(path, lo, hi, piece);
+  }
+
+  /// Takes `piece` out of the free entry at the path and out of the tree; what is left on either side
+  /// stays free. The leaf must have space for one more entry where both sides are left.
+  void extract(Path& path, const Range& piece) noexcept {
+    Leaf<T>& leaf = *path.leaf;
+    const unsigned pos = path.pos;
+    const std::uint64_t lo = leaf.min[pos];
+    const std::uint64_t hi = leaf.max[pos];
+    const bool head = piece.min() != lo;
+    const bool tail = piece.max() != hi;
+    if (!head && !tail) {
+      remove(path, 1);
+      return;
+    }
+    if (head) leaf.max[pos] = piece.min() - 1;
+    if (head && tail) {
+      leaf.open_gap(pos + 1, 1);
+      ++size_;
+      leaf.min[pos + 1] = piece.max() + 1;
+      leaf.max[pos + 1] = hi;
+      leaf.free.set(pos + 1);
+    } else if (tail) {
+      leaf.min[pos] = piece.max() + 1;
+      if (pos == 0) propagate_key(path);
+    }
+    propagate_cut(path, lo, hi, piece);
+  }
+
+  /// Which free entries touch a range that is not in the tree. The path is where upper_bound() finds
+  /// its first member, and what is before it is therefore in the same leaf.
+  [[nodiscard]] FreeNeighbours free_neighbours(const Path& path,
+                                               const Range& range) const noexcept {
+    const Leaf<T>& leaf = *path.leaf;
+    const Position after = entry_after(path);
+    return {.left = path.pos > 0 && leaf.free.test(path.pos - 1) &&
+                    leaf.max[path.pos - 1] + 1 == range.min(),
+            .right = after.leaf != nullptr && after.leaf->free.test(after.pos) &&
+                     after.leaf->min[after.pos] - 1 == range.max()};
+  }
+
+  /// Adds a range that is not in the tree to the free entries that touch it, of which there is one
+  /// or two. The path is as for free_neighbours().
+  void join(Path& path, const Range& range, FreeNeighbours touching) noexcept {
+    const Position after = entry_after(path);
+    const bool right_elsewhere = touching.right && after.leaf != path.leaf;
+    const std::uint64_t right_key = right_elsewhere ? after.leaf->min[0] : 0;
+    if (!touching.left) {
+      if (right_elsewhere) locate_key(right_key, path);
+      path.leaf->min[path.pos] = range.min();
+      if (path.pos == 0) propagate_key(path);
+    } else {
+      --path.pos;
+      path.leaf->max[path.pos] = touching.right ? after.leaf->max[after.pos] : range.max();
+    }
+    propagate_growth(path, path.leaf->min[path.pos], path.leaf->max[path.pos]);
+    if (!touching.left || !touching.right) return;
+    // The entry on the left has grown over the one on the right, which goes.
+    if (right_elsewhere) {
+      locate_key(right_key, path);
+      remove(path, 1);
+    } else {
+      path.leaf->close_gap(path.pos + 1, 1);
+      --size_;
+      rebalance(path);
+    }
   }
 
   /// Frees the taken entry at the path, whose value has been destroyed, and merges it with the free
@@ -208,10 +292,9 @@ class BPlusTree {
     const unsigned right_here = merge_right && !right_elsewhere;
     if (merge_left && left != path.leaf) {
       Path before;
-      upper_bound(left->min[left_pos], before);
-      --before.pos;
+      locate_key(left->min[left_pos], before);
       left->max[left_pos] = hi;
-      propagate_growth(before, FreeSummary::of(left->min[left_pos], hi));
+      propagate_growth(before, left->min[left_pos], hi);
       remove(path, 1 + right_here);
     } else {
       path.pos = pos - merge_left;
@@ -220,12 +303,11 @@ class BPlusTree {
       const unsigned gone = merge_left + right_here;
       if (gone != 0) leaf.close_gap(path.pos + 1, gone);
       size_ -= gone;
-      propagate_growth(path, FreeSummary::of(leaf.min[path.pos], hi));
+      propagate_growth(path, leaf.min[path.pos], hi);
       if (gone != 0) rebalance(path);
     }
     if (right_elsewhere) {
-      upper_bound(right_key, path);
-      --path.pos;
+      locate_key(right_key, path);
       remove(path, 1);
     }
   }
@@ -235,8 +317,9 @@ class BPlusTree {
     Leaf<T>& leaf = *path.leaf;
     leaf.close_gap(path.pos, n);
     size_ -= n;
-    if (leaf.count == 0) {
-      clear();
+    if (leaf.count == 0) {  // the root, as other leaves never get as empty
+      root_ = first_ = last_ = nullptr;
+      stock_.put(path.leaf);
       return;
     }
     if (path.pos == 0) propagate_key(path);
@@ -260,6 +343,12 @@ class BPlusTree {
     ++size_;
   }
 
+  /// The path to the entry that begins at `key`, which there is.
+  void locate_key(std::uint64_t key, Path& path) const noexcept {
+    upper_bound(key, path);
+    --path.pos;
+  }
+
   // -- summaries and keys ----------------------------------------------------------------------
 
   /// Free entries of the leaf have shrunk or gone: updates the summaries of its ancestors, as far up
@@ -280,8 +369,22 @@ class BPlusTree {
     }
   }
 
-  /// The leaf has gained a free entry with this summary: updates the summaries of its ancestors.
-  void propagate_growth(const Path& path, const FreeSummary& added) noexcept {
+  /// The free entry [lo, hi] of the leaf has shrunk to what is left of it around `piece`.
+  void propagate_cut(const Path& path, std::uint64_t lo, std::uint64_t hi,
+                     const Range& piece) noexcept {
+    if (height_ == 0) return;
+    FreeSummary rest;
+    if (piece.min() != lo) rest.merge(FreeSummary::of(lo, piece.min() - 1));
+    if (piece.max() != hi) rest.merge(FreeSummary::of(piece.max() + 1, hi));
+    const PathStep& above = path.ancestors[0];
+    if (above.node->summary_of(above.slot).is_unchanged_by(FreeSummary::of(lo, hi), rest)) return;
+    propagate(path, *path.leaf);
+  }
+
+  /// The leaf has gained the free entry [lo, hi]: updates the summaries of its ancestors.
+  void propagate_growth(const Path& path, std::uint64_t lo, std::uint64_t hi) noexcept {
+    if (height_ == 0) return;
+    const FreeSummary added = FreeSummary::of(lo, hi);
     for (unsigned level = 0; level < height_; ++level) {
       Inner& node = *path.ancestors[level].node;
       const unsigned slot = path.ancestors[level].slot;
@@ -302,23 +405,19 @@ class BPlusTree {
 
   // -- splitting -------------------------------------------------------------------------------
 
-  /// The nodes to split the leaf, each ancestor that is full in turn, and the root if it is one.
-  [[nodiscard, gnu::noinline]] std::optional<SplitNodes> make_split_nodes(const Path& path) const {
-    std::optional<SplitNodes> made(std::in_place);
-    SplitNodes& nodes = *made;
-    nodes.leaf = std::make_unique<Leaf<T>>();
+  /// Has the nodes in stock to split the leaf, each ancestor that is full in turn, and the root if it
+  /// is one.
+  [[gnu::noinline]] void prepare_split_nodes(const Path& path) {
     unsigned level = 0;
-    while (level < height_ && path.ancestors[level].node->count == node_capacity) {
-      nodes.inner[level++] = std::make_unique<Inner>();
-    }
-    if (level == height_) nodes.root = std::make_unique<Inner>();
-    return made;
+    while (level < height_ && path.ancestors[level].node->count == node_capacity)
+      ++level;
+    stock_.prepare({.leaves = 1, .inner = level + (level == height_)});
   }
 
   /// Splits the leaf, and every ancestor that is full in turn.
-  [[gnu::noinline]] void split_leaf(Path& path, SplitNodes& nodes) noexcept {
+  [[gnu::noinline]] void split_leaf(Path& path) noexcept {
     Leaf<T>* const left = path.leaf;
-    Leaf<T>* const right = nodes.leaf.release();
+    Leaf<T>* const right = stock_.take_leaf();
     right->prev = left;
     right->next = left->next;
     (left->next != nullptr ? left->next->prev : last_) = right;
@@ -329,11 +428,11 @@ class BPlusTree {
                           right == last_ ? left->count - node_minimum : left->count / 2);
 
     if (height_ == 0) {
-      grow_root(path, left->min[0], left->summary(), nodes);
+      grow_root(path, left->min[0], left->summary());
     } else {
       path.ancestors[0].node->set_summary(path.ancestors[0].slot, left->summary());
     }
-    insert_child_after(path, 0, right, right->min[0], right->summary(), nodes);
+    insert_child_after(path, 0, right, right->min[0], right->summary());
     if (path.pos >= left->count) {
       path.pos -= left->count;
       path.leaf = right;
@@ -343,20 +442,20 @@ class BPlusTree {
 
   /// Inserts `node` right after the path's child at this level. The path keeps its child.
   void insert_child_after(Path& path, unsigned level, Node* node, std::uint64_t key,
-                          const FreeSummary& summary, SplitNodes& nodes) noexcept {
+                          const FreeSummary& summary) noexcept {
     PathStep& step = path.ancestors[level];
     const bool full = step.node->count == node_capacity;
     if (full) {
       Inner* const left = step.node;
-      Inner* const right = nodes.inner[level].release();
+      Inner* const right = stock_.take_inner();
       Inner::redistribute(*left, *right, node_capacity / 2);
       if (level + 1 == height_) {
-        grow_root(path, left->key[0], left->summary(), nodes);
+        grow_root(path, left->key[0], left->summary());
       } else {
         path.ancestors[level + 1].node->set_summary(path.ancestors[level + 1].slot,
                                                     left->summary());
       }
-      insert_child_after(path, level + 1, right, right->key[0], right->summary(), nodes);
+      insert_child_after(path, level + 1, right, right->key[0], right->summary());
       if (step.slot >= left->count) {
         step = {right, step.slot - left->count};
         ++path.ancestors[level + 1].slot;
@@ -373,9 +472,8 @@ class BPlusTree {
   }
 
   /// Makes the root the only child of a new root.
-  void grow_root(Path& path, std::uint64_t key, const FreeSummary& summary,
-                 SplitNodes& nodes) noexcept {
-    Inner* const root = nodes.root.release();
+  void grow_root(Path& path, std::uint64_t key, const FreeSummary& summary) noexcept {
+    Inner* const root = stock_.take_inner();
     root->insert(0, root_, key, summary);
     root_ = root;
     path.ancestors[height_++] = {root, 0};
@@ -397,7 +495,8 @@ class BPlusTree {
       if (node->count > 1) return;
       root_ = node->child[0];
       --height_;
-      delete node;
+      node->close_gap(0, 1);
+      stock_.put(node);
     } else if (node->count < node_minimum) {
       if (merge_or_redistribute<Inner>(path.ancestors[level + 1])) rebalance_inner(path, level + 1);
     }
@@ -427,7 +526,7 @@ class BPlusTree {
       left.next = right.next;
       (right.next != nullptr ? right.next->prev : last_) = left_node;
     }
-    delete right_node;
+    stock_.put(right_node);
     return true;
   }
 
@@ -436,6 +535,7 @@ class BPlusTree {
   Leaf<T>* last_ = nullptr;
   std::size_t size_ = 0;
   unsigned height_ = 0;  ///< levels of inner nodes; 0 when the root is a leaf
+  NodeStock<T> stock_;
 };
 
 }  // namespace vmspace::detail

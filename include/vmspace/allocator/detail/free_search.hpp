@@ -23,28 +23,42 @@ namespace vmspace::detail {
 template <bool ascending, typename T, typename Visit>
 bool search_leaf(const Request& request, Leaf<T>* leaf, TreePath<T>& path, Visit& visit) {
   path.leaf = leaf;
-  for (Bits left = leaf->free; left.any(); left.reset(path.pos)) {
-    path.pos = ascending ? left.lowest() : left.highest();
-    const std::uint64_t lo = leaf->min[path.pos];
-    const std::uint64_t hi = leaf->max[path.pos];
+  for (Bits left = leaf->free; left.any();) {
+    const unsigned pos = ascending ? left.lowest() : left.highest();
+    left.reset(pos);
+    const std::uint64_t lo = leaf->min[pos];
+    const std::uint64_t hi = leaf->max[pos];
     const std::optional<std::uint64_t> place =
         ascending ? request.lowest_in(lo, hi) : request.highest_in(lo, hi);
-    if (place && visit(path, *place)) return true;
+    if (!place) continue;
+    path.pos = pos;
+    if (visit(path, *place)) return true;
   }
   return false;
 }
 
-/// The children of an inner node, down to the leaves; see for_each_fit().
 template <bool ascending, typename T, typename Visit>
-bool search_subtree(const Request& request, Node* node, unsigned level, TreePath<T>& path,
-                    Visit& visit) {
+bool search_children(const Request& request, Inner& inner, unsigned level, TreePath<T>& path,
+                     Visit& visit);
+
+/// A node and what is below it; see for_each_fit(). The root of a small tree is a leaf, and searched
+/// without a call.
+template <bool ascending, typename T, typename Visit>
+bool search_node(const Request& request, Node* node, unsigned level, TreePath<T>& path,
+                 Visit& visit) {
   if (level == 0) {
     return search_leaf<ascending>(request, static_cast<Leaf<T>*>(node), path, visit);
   }
-  Inner& inner = *static_cast<Inner*>(node);
+  return search_children<ascending>(request, *static_cast<Inner*>(node), level, path, visit);
+}
+
+/// The children of an inner node; see for_each_fit().
+template <bool ascending, typename T, typename Visit>
+bool search_children(const Request& request, Inner& inner, unsigned level, TreePath<T>& path,
+                     Visit& visit) {
   const auto enter = [&](unsigned slot) {
     path.ancestors[level - 1] = {&inner, slot};
-    return search_subtree<ascending>(request, inner.child[slot], level - 1, path, visit);
+    return search_node<ascending>(request, inner.child[slot], level - 1, path, visit);
   };
   if constexpr (ascending) {
     const unsigned start = request.min() == 0 ? 0 : inner.child_for(request.min());
@@ -68,7 +82,7 @@ template <bool ascending, typename T, typename Visit>
 bool for_each_fit(const BPlusTree<T>& tree, const Request& request, TreePath<T>& path,
                   Visit&& visit) {
   return tree.root() != nullptr &&
-         search_subtree<ascending>(request, tree.root(), tree.height(), path, visit);
+         search_node<ascending>(request, tree.root(), tree.height(), path, visit);
 }
 
 /// Finds the place for the request: the free entry at the path, and the first address in it. False

@@ -76,6 +76,42 @@ struct FreeSummary {
   friend constexpr bool operator==(const FreeSummary&, const FreeSummary&) = default;
 };
 
+/// The summary of many free ranges, for less than merging those of each. The largest of several
+/// logarithms is that of all numbers OR-ed together, and a range that is shorter than a block twice
+/// as large as the largest so far needs no look for one.
+class FreeSummaryBuilder {
+ public:
+  /// Adds the free range [lo, hi].
+  constexpr void add(std::uint64_t lo, std::uint64_t hi) noexcept {
+    if (lo == 0) {
+      from_zero_ = FreeSummary::of(lo, hi);
+      return;
+    }
+    partings_ |= (lo - 1) ^ hi;  // see FreeSummary::of(); never 0, as lo - 1 is below hi
+    extent_ = std::max(extent_, hi - lo);
+    if (hi - lo < larger_extent_) return;
+    order_ = std::max(order_, FreeSummary::of(lo, hi).order);
+    larger_extent_ = (std::uint64_t{2} << order_) - 1;
+  }
+
+  [[nodiscard]] constexpr FreeSummary summary() const noexcept {
+    FreeSummary summary = from_zero_;
+    if (partings_ != 0) {
+      summary.merge({.longest = extent_ + 1,  // without 0, never 2^64
+                     .order = order_,
+                     .zeros = static_cast<std::uint8_t>(std::bit_width(partings_) - 1)});
+    }
+    return summary;
+  }
+
+ private:
+  FreeSummary from_zero_;
+  std::uint64_t partings_ = 0;
+  std::uint64_t extent_ = 0;
+  std::uint8_t order_ = 0;           ///< at most 63, without 0
+  std::uint64_t larger_extent_ = 0;  ///< hi - lo of the shortest range that may have a larger order
+};
+
 /// A valid Constraint, made ready for comparing.
 class Request {
  public:
@@ -108,6 +144,7 @@ class Request {
   /// The lowest place in the free range [lo, hi] that satisfies the request.
   [[nodiscard]] constexpr std::optional<std::uint64_t> lowest_in(std::uint64_t lo,
                                                                  std::uint64_t hi) const noexcept {
+    if (hi - lo < extent()) return std::nullopt;  // most of those in a leaf that are no place
     lo = std::max(lo, min_);
     hi = std::min(hi, max_);
     const std::uint64_t place = (lo + low_bits_) & ~low_bits_;

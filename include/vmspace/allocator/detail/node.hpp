@@ -173,11 +173,10 @@ struct Leaf : Node {
   [[nodiscard]] std::uint64_t first_key() const noexcept { return min[0]; }
 
   [[nodiscard]] FreeSummary summary() const noexcept {
-    FreeSummary summary;
-    for (Bits left = free; left.any(); left.reset_lowest()) {
-      summary.merge(FreeSummary::of(min[left.lowest()], max[left.lowest()]));
-    }
-    return summary;
+    FreeSummaryBuilder all;
+    for (Bits left = free; left.any(); left.reset_lowest())
+      all.add(min[left.lowest()], max[left.lowest()]);
+    return all.summary();
   }
 
   /// Makes space for `n` entries at `pos`, in state allocated, for the caller to fill in.
@@ -224,8 +223,14 @@ struct Leaf : Node {
   /// position `to` in a leaf that may be this one.
   void move_entries(Leaf& target, unsigned from, unsigned to, unsigned n) noexcept {
     if (std::addressof(target) == this && from == to) return;
-    std::memmove(target.min.at + to, min.at + from, n * sizeof min.at[0]);
-    std::memmove(target.max + to, max + from, n * sizeof max[0]);
+    if (n == 0) return;
+    if (n == 1) {  // as often in a tree of a few ranges, which two calls would cost more than this
+      target.min.at[to] = min.at[from];
+      target.max[to] = max[from];
+    } else {
+      std::memmove(target.min.at + to, min.at + from, n * sizeof min.at[0]);
+      std::memmove(target.max + to, max + from, n * sizeof max[0]);
+    }
     if constexpr (std::is_empty_v<ValueSlots<T>>) {
       return;
     } else if constexpr (std::is_trivially_copyable_v<T>) {
