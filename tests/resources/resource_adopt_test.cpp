@@ -67,7 +67,8 @@ TEST_F(ResourceAdoptTest, WhatWasClaimedIsHeldAgainByTheSameOwners) {
 }
 
 TEST_F(ResourceAdoptTest, NothingClaimedIsNothingAdopted) {
-  EXPECT_THAT(VMSPACE_ASSERT_OK(manager.adopt({})), IsEmpty());
+  const auto adopted = VMSPACE_ASSERT_OK(manager.adopt({}));
+  EXPECT_THAT(adopted, IsEmpty());
   EXPECT_THAT(manager.holders(), IsEmpty());
 }
 

@@ -171,7 +171,8 @@ TEST_F(ResourceLimitsTest, UsageCountsWhatThereIsAndWhatIsLeft) {
               Contains(ResourceUsage{"pio", 0x1'0000 - 8, 0x1'0000 - 8 - 0x10, 0xffff - 0xd17}));
   EXPECT_THAT(usage, Contains(ResourceUsage{"legacy_irq", 12, 11, 4}));
   EXPECT_THAT(usage, Contains(ResourceUsage{"kvm_slot", 509, 509, 509}));
-  EXPECT_THAT(usage, Contains(ResourceUsage{"mmio_low", 0x3c00'0000, 0x3bf0'0000, 0x3be0'0000}));
+  EXPECT_THAT(usage,
+              Contains(ResourceUsage{"mmio_low", 0x3c00'0000, 0x3bf0'0000, 0x3be0'0000, true}));
   std::vector<std::string> names;
   for (const ResourceUsage& entry : usage)
     names.push_back(entry.name);

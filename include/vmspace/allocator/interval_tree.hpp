@@ -28,7 +28,7 @@
 // not in one piece. Splitting a free range and merging one back change entries in place: a
 // neighbour grows or shrinks, and at most two entries are added or removed beside it.
 //
-// Longer than other headers: it is one class, whose calls are short, and most of it says what they do.
+// Longer than 450 lines: it is one class, whose calls are short, and most of it says what they do.
 
 #pragma once
 

@@ -17,7 +17,7 @@
 // entry allocates first, then moves the value, then changes the tree. Removal merges or evens out
 // existing siblings, so it needs no memory. Nodes come from a stock (detail/node_stock.hpp).
 //
-// Longer than other headers: each change below needs the same private steps, which keep keys and
+// Longer than 450 lines: each change below needs the same private steps, which keep keys and
 // summaries right.
 
 #pragma once
