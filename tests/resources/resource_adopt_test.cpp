@@ -67,7 +67,8 @@ TEST_F(ResourceAdoptTest, WhatWasClaimedIsHeldAgainByTheSameOwners) {
 }
 
 TEST_F(ResourceAdoptTest, NothingClaimedIsNothingAdopted) {
-  EXPECT_THAT(VMSPACE_ASSERT_OK(manager.adopt({})), IsEmpty());
+  const auto nothing = VMSPACE_ASSERT_OK(manager.adopt({}));
+  EXPECT_THAT(nothing, IsEmpty());
   EXPECT_THAT(manager.holders(), IsEmpty());
 }
 

@@ -188,7 +188,8 @@ TEST_F(ResourceIrqTest, PciDevicesAreOfSegmentsAndBuses) {
                          .value();
   std::vector<ResourceClaim> claims = wide.claims();
   std::erase_if(claims, [](const ResourceClaim& claim) { return claim.owner != "last"; });
-  EXPECT_EQ(VMSPACE_ASSERT_OK(again.adopt(claims)).front().pci_device(1), last.pci_device(1));
+  const auto adopted = VMSPACE_ASSERT_OK(again.adopt(claims));
+  EXPECT_EQ(adopted.front().pci_device(1), last.pci_device(1));
 }
 
 TEST_F(ResourceIrqTest, MacAddressesAreGivenByteByByte) {

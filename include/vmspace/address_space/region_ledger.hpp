@@ -38,7 +38,7 @@ class VMSPACE_EXPORT RegionLedger {
   virtual ~RegionLedger() = default;
 
   /// Changes the space by what `edit` does to a draft of it, at once or not at all; retired regions
-  /// are not in the draft any more. Errors: those of `edit`; `would_deadlock` from inside an edit of
+  /// are not in the draft any more. `edit` is called once at most. Errors: those of `edit`; `would_deadlock` from inside an edit of
   /// this ledger; those of what stands behind it.
   [[nodiscard]] virtual Result<void> transact(const Edit& edit) const = 0;
 
