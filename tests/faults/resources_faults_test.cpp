@@ -36,11 +36,15 @@ class Ledger final : public RegionLedger {
   mutable Fault fault = Fault::none;
   mutable std::function<void()> between = {};  ///< runs once the edit is made, and not published
 
+  /// What the last change would have made that came while another one was staged.
+  mutable std::shared_ptr<const AddressSpaceBase> refused_space = {};
+
   [[nodiscard]] Result<void> transact(const Edit& edit) const override {
     if (reserved_ !=
         nullptr) {  // while another change is staged, as a ledger that maps memory does
       AddressSpaceBase draft = *reserved_;
       VMSPACE_TRY(edit(draft));
+      refused_space = std::make_shared<AddressSpaceBase>(std::move(draft));
       return refused();
     }
     if (fault == Fault::before) return refused();
@@ -305,7 +309,11 @@ TEST_F(ResourcesFaults, TheWindowOfABridgeThatMayComeBackIsNobodyElses) {
       EXPECT_THAT(observed.acquire({BridgeWindow{.size = 1_MiB, .fixed = at}}, name),
                   HasError(Errc::overlap));
     }
-    EXPECT_THAT(observed.acquire({MmioRange{.size = 64_KiB}}, name), HasError(Errc::timed_out));
+    // What may lie anywhere goes past both.
+    EXPECT_THAT(observed.acquire(Requests(4, MmioRange{.size = 8_MiB}), name),
+                HasError(Errc::timed_out));
+    EXPECT_EQ(ledger->refused_space->find_region(GuestAddress{low + 16_MiB}), nullptr);
+    EXPECT_NE(ledger->refused_space->find_region(GuestAddress{low + 24_MiB}), nullptr);
   };
   EXPECT_THAT(observed.relocate(moves), HasError(Errc::timed_out));
   ledger->between = {};

@@ -67,8 +67,8 @@ TEST_F(ResourceAdoptTest, WhatWasClaimedIsHeldAgainByTheSameOwners) {
 }
 
 TEST_F(ResourceAdoptTest, NothingClaimedIsNothingAdopted) {
-  const auto adopted = VMSPACE_ASSERT_OK(manager.adopt({}));
-  EXPECT_THAT(adopted, IsEmpty());
+  const auto nothing = VMSPACE_ASSERT_OK(manager.adopt({}));
+  EXPECT_THAT(nothing, IsEmpty());
   EXPECT_THAT(manager.holders(), IsEmpty());
 }
 

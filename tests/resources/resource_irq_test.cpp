@@ -70,6 +70,16 @@ TEST_F(ResourceIrqTest, AnUnsetSharedLineIsAFreeOneThenTheOneWithTheFewestHolder
   EXPECT_NE(fifth.legacy_irq(), 1U);
 }
 
+TEST_F(ResourceIrqTest, OfLinesWithAsManyHoldersTheLowestIsShared) {
+  const auto exclusive = take(Requests(6, LegacyIrq{}), "exclusive");
+  const auto shared =
+      take({LegacyIrq{.fixed = 15, .shared = true}, LegacyIrq{.fixed = 12, .shared = true},
+            LegacyIrq{.fixed = 14, .shared = true}},
+           "shared");
+  const auto next = take({LegacyIrq{.shared = true}}, "next");
+  EXPECT_EQ(next.legacy_irq(), 12U);
+}
+
 TEST_F(ResourceIrqTest, ALineIsFreeAgainOnlyAfterItsLastHolder) {
   auto a =
       take({LegacyIrq{.fixed = 9, .shared = true}, LegacyIrq{.fixed = 9, .shared = true}}, "a");

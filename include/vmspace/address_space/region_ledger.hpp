@@ -38,8 +38,8 @@ class VMSPACE_EXPORT RegionLedger {
   virtual ~RegionLedger() = default;
 
   /// Changes the space by what `edit` does to a draft of it, at once or not at all; retired regions
-  /// are not in the draft any more. Errors: those of `edit`; `would_deadlock` from inside an edit of
-  /// this ledger; those of what stands behind it.
+  /// are not in the draft any more. `edit` is called once at most. Errors: those of `edit`;
+  /// `would_deadlock` from inside an edit of this ledger; those of what stands behind it.
   [[nodiscard]] virtual Result<void> transact(const Edit& edit) const = 0;
 
   /// The space now, retired regions included, which stays as it is as long as the pointer lives.

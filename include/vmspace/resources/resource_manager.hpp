@@ -129,7 +129,8 @@ struct ResourceUsage {
 /// others enter into the ledger are respected; that they keep out of bridge windows is up to them.
 ///
 /// Threads: all calls may run at the same time, except that a DeviceResources is used by one thread
-/// at a time. Must not be called from inside a change of the ledger: `would_deadlock`.
+/// at a time. From inside a change of the ledger, calls that change addresses are refused:
+/// `would_deadlock`.
 class VMSPACE_EXPORT ResourceManager {
  public:
   /// Creates a manager with everything free. Errors, each naming the limit: `invalid_argument` for a
