@@ -55,7 +55,7 @@ Result<void> Acquisition::take_numbers(const Numbers& wanted, DeviceRecord& reco
   if (!wanted.fixed) {
     const Range taken =
         VMSPACE_TRY(state_.numbers(wanted.kind)->take(wanted.size, wanted.align, wanted.window));
-    record.numbers.push_back({wanted.kind, taken});
+    record.numbers.push_back({.kind = wanted.kind, .range = taken});
     return {};
   }
   const Range range = VMSPACE_TRY(Range::from_base_size(*wanted.fixed, wanted.size));
@@ -71,7 +71,7 @@ Result<void> Acquisition::take_numbers(const Numbers& wanted, DeviceRecord& reco
                  .reason = "it must lie in the window asked for"});
   }
   VMSPACE_TRY(take_at(wanted.kind, range));
-  record.numbers.push_back({wanted.kind, range});
+  record.numbers.push_back({.kind = wanted.kind, .range = range});
   return {};
 }
 
@@ -164,8 +164,8 @@ Result<void> Acquisition::take(const KvmSlots& request, DeviceRecord& record) {
     }
     return fail(error);
   }
-  record.numbers.push_back({ResourceKind::kvm_slot, slots->range()});
-  record.slots.push_back(*std::move(slots));
+  const Range range = slots->range();
+  record.numbers.push_back({ResourceKind::kvm_slot, range, false, *std::move(slots)});
   return {};
 }
 
@@ -195,7 +195,8 @@ Result<void> Acquisition::take(const LegacyIrq& request, DeviceRecord& record) {
                      (request.fixed.has_value() || !state_.legacy_irqs.has_free());
   if (joins) {
     ++line->holders;
-    record.numbers.push_back({ResourceKind::legacy_irq, Range::point(line->number), true});
+    record.numbers.push_back(
+        {.kind = ResourceKind::legacy_irq, .range = Range::point(line->number), .shared = true});
     return {};
   }
   if (request.shared && lines.size() == lines.capacity()) lines.reserve(2 * lines.size() + 1);
@@ -207,7 +208,8 @@ Result<void> Acquisition::take(const LegacyIrq& request, DeviceRecord& record) {
     }
     return fail(error);
   }
-  record.numbers.push_back({ResourceKind::legacy_irq, *own, request.shared});
+  record.numbers.push_back(
+      {.kind = ResourceKind::legacy_irq, .range = *own, .shared = request.shared});
   if (request.shared) lines.push_back({.number = own->min(), .holders = 1});
   return {};
 }
@@ -217,7 +219,6 @@ void reserve(DeviceRecord& record, const RecordSize& size) {
   record.regions.reserve(size.regions);
   record.retirement.resize(size.regions);
   record.windows.reserve(size.windows);
-  record.slots.reserve(size.slots);
 }
 
 bool is_fixed(const ResourceRequest& request) noexcept {

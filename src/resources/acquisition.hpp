@@ -87,7 +87,6 @@ struct RecordSize {
   std::size_t numbers = 0;
   std::size_t regions = 0;
   std::size_t windows = 0;
-  std::size_t slots = 0;
 
   /// Counts a request.
   void add(ResourceKind kind) noexcept {
@@ -97,7 +96,6 @@ struct RecordSize {
       ++regions;
     } else {
       ++numbers;
-      slots += kind == ResourceKind::kvm_slot;
     }
   }
   [[nodiscard]] bool has_addresses() const noexcept { return regions + windows != 0; }

@@ -27,7 +27,8 @@ namespace vmspace::detail {
 struct HeldNumber {
   ResourceKind kind;
   Range range;
-  bool shared = false;  ///< an interrupt line that others may hold too
+  bool shared = false;              ///< an interrupt line that others may hold too
+  std::optional<Lease> slots = {};  ///< of numbers that are the pool's of memory slots
 };
 
 /// A region of the ledger, and what was asked of its place.
@@ -62,8 +63,9 @@ struct VMSPACE_HIDDEN DeviceRecord {
   std::vector<HeldNumber> numbers = {};
   std::vector<HeldRegion> regions = {};
   std::vector<HeldWindow> windows = {};
-  std::vector<Lease> slots = {};  ///< of the memory slots among the numbers
   RegionList retirement = {};  ///< an element for each region, to be filled in when it is retired
+
+  DeviceRecord* next_returned = nullptr;  ///< for ResourceState
 
   // For OwnerTable.
   DeviceRecord* next_in_bucket = nullptr;

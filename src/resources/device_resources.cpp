@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cassert>
-#include <mutex>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
@@ -46,17 +45,13 @@ DeviceResources::~DeviceResources() {
 }
 
 void DeviceResources::give_back() noexcept {
-  {
-    const std::lock_guard lock(state_->mutex);
-    if (!record_->regions.empty()) {
-      auto held = record_->regions.rbegin();
-      for (AddressSpaceRegionPtr& region : record_->retirement)
-        region = (held++)->region;
-      state_->ledger->retire(std::move(record_->retirement));
-    }
-    state_->leave(*record_);
+  if (!record_->regions.empty()) {
+    auto held = record_->regions.rbegin();
+    for (AddressSpaceRegionPtr& region : record_->retirement)
+      region = (held++)->region;
+    state_->ledger->retire(std::move(record_->retirement));
   }
-  record_.reset();  // outside of the lock: what nobody else holds is freed here
+  state_->give_back(std::move(record_));
   state_.reset();
 }
 
@@ -77,7 +72,7 @@ Result<void> DeviceResources::release() {
     if (const auto removed = state_->ledger->transact(remove); !removed) {
       return fail(removed.error().in(operation));
     }
-    const std::lock_guard lock(state_->mutex);
+    const detail::ResourceState::Lock lock(*state_);
     record_->regions.clear();
     record_->retirement.clear();
   }

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <array>
 #include <functional>
-#include <mutex>
 #include <unordered_map>
 #include <utility>
 #include <variant>
@@ -119,14 +118,14 @@ class Taken {
   Taken& operator=(const Taken&) = delete;
   ~Taken() {
     if (entered_ == 0) return;
-    const std::lock_guard lock(state_.mutex);
+    const ResourceState::Lock lock(state_);
     while (entered_ != 0)
       state_.leave(*list_.records()[--entered_]);
   }
 
   /// Meets the list; with a draft where it asks for addresses.
   [[nodiscard]] Result<void> take(AddressSpaceBase* draft) {
-    const std::lock_guard lock(state_.mutex);
+    const ResourceState::Lock lock(state_);
     for (DeviceRecord* const record : list_.records()) {
       VMSPACE_TRY_IN(List::operation, state_.enter(*record));
       ++entered_;

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <iterator>
 #include <limits>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -123,7 +122,7 @@ ResourceUsage usage_of(const Aperture& aperture, const AddressSpaceBase& space) 
 
 std::vector<ResourceClaim> ResourceManager::claims() const {
   std::vector<ResourceClaim> claims;
-  const std::lock_guard lock(state_->mutex);
+  const ResourceState::Lock lock(*state_);
   for (const DeviceRecord* record : state_->owners()) {
     for (const HeldNumber& held : record->numbers)
       claims.push_back({record->owner, request_of(held)});
@@ -138,7 +137,7 @@ std::vector<ResourceClaim> ResourceManager::claims() const {
 std::vector<ResourceHolder> ResourceManager::holders() const {
   std::vector<ResourceHolder> holders;
   {
-    const std::lock_guard lock(state_->mutex);
+    const ResourceState::Lock lock(*state_);
     for (const DeviceRecord* record : state_->owners()) {
       for (const HeldNumber& held : record->numbers)
         holders.push_back({held.kind, held.range, record->owner, held.shared});
@@ -166,7 +165,7 @@ std::vector<ResourceHolder> ResourceManager::holders() const {
 std::vector<ResourceUsage> ResourceManager::usage() const {
   std::vector<ResourceUsage> usage;
   {
-    const std::lock_guard lock(state_->mutex);
+    const ResourceState::Lock lock(*state_);
     for (const ResourceKind kind : number_kinds) {
       const detail::NumberSpace& numbers = *state_->numbers(kind);
       if (numbers.windows().empty()) continue;
@@ -196,7 +195,7 @@ Result<void> ResourceManager::check_invariants() const {
   };
   const auto space = state_->ledger->snapshot();
   const auto parked = space->parked();
-  const std::lock_guard lock(state_->mutex);
+  const ResourceState::Lock lock(*state_);
 
   // Of each kind, what owners hold and what is free are all numbers, each once.
   for (const ResourceKind kind : number_kinds) {

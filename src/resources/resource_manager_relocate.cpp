@@ -3,7 +3,6 @@
 // ResourceManager: sets of moves, judged at their end.
 
 #include <algorithm>
-#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -240,11 +239,11 @@ Result<void> ResourceManager::relocate(std::span<const ResourceMove> moves) cons
     VMSPACE_TRY(relocation.add(*move.device->record_, move));
   }
   const RegionLedger::Edit edit = [&](AddressSpaceBase& draft) {
-    const std::lock_guard lock(state.mutex);
+    const ResourceState::Lock lock(state);
     return relocation.apply(draft);
   };
   const auto end = [&](bool published) {
-    const std::lock_guard lock(state.mutex);
+    const ResourceState::Lock lock(state);
     relocation.end(published);
   };
   struct Guard {

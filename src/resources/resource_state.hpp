@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -58,8 +59,28 @@ struct PlacedRegion {
 /// One mutex guards all of it but the ledger. It is held for as long as one list of requests is met,
 /// never while the ledger waits or publishes; it may be taken inside of a change of the ledger, never
 /// the other way round.
+///
+/// A destructor must not wait for it. Where another thread has it, what is given back is left for that
+/// thread, which looks for it after it has unlocked; and so does everybody who locks.
 class VMSPACE_HIDDEN ResourceState {
  public:
+  /// Has the mutex. Everything that was given back before is free.
+  class Lock {
+   public:
+    explicit Lock(ResourceState& state) noexcept;
+    Lock(const Lock&) = delete;
+    Lock& operator=(const Lock&) = delete;
+    ~Lock();
+
+   private:
+    ResourceState& state_;
+    DeviceRecord* gone_;  ///< to be destroyed without the lock
+  };
+
+  ~ResourceState();
+  ResourceState(const ResourceState&) = delete;
+  ResourceState& operator=(const ResourceState&) = delete;
+
   [[nodiscard]] static Result<std::shared_ptr<ResourceState>> create(
       std::shared_ptr<const RegionLedger> ledger, const ResourceLimits& limits);
 
@@ -68,6 +89,9 @@ class VMSPACE_HIDDEN ResourceState {
   /// Gives back all numbers and windows of an owner, the last first, and its name. Its regions are
   /// the caller's to take out. Never allocates.
   void leave(DeviceRecord& record) noexcept;
+  /// Has an owner leave, at once or as soon as another thread unlocks. Without the lock; never waits
+  /// and never allocates.
+  void give_back(std::unique_ptr<DeviceRecord> record) noexcept;
 
   /// The numbers of a kind; null for kinds that are addresses, and for memory slots.
   [[nodiscard]] NumberSpace* numbers(ResourceKind kind) noexcept;
@@ -84,8 +108,6 @@ class VMSPACE_HIDDEN ResourceState {
   const std::optional<RangePool> slots;
   const bool has_mac_addresses;
 
-  mutable std::mutex mutex;
-
   // Under the mutex.
   NumberSpace pio;
   NumberSpace legacy_irqs;
@@ -99,7 +121,14 @@ class VMSPACE_HIDDEN ResourceState {
  private:
   ResourceState(std::shared_ptr<const RegionLedger> ledger, const ResourceLimits& limits);
 
+  /// With the mutex: those that were left have left. They are to be destroyed without it.
+  [[nodiscard]] DeviceRecord* admit_returned() noexcept;
+  /// After unlocking: looks for what was left meanwhile.
+  void look_for_returned() noexcept;
+
+  std::mutex mutex_;
   OwnerTable owners_;
+  std::atomic<DeviceRecord*> returned_ = nullptr;  ///< linked by next_returned
 };
 
 /// A device's place among the numbers of all buses.

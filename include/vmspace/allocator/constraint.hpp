@@ -30,22 +30,25 @@ struct Constraint {
   std::uint64_t align = 1;  ///< of the first address; a power of two; 0 means 1
   AllocPolicy policy = AllocPolicy::first_match;
 
+  /// Whether the constraint makes sense, as validate() has it. O(1).
+  [[nodiscard]] constexpr bool is_valid() const noexcept {
+    // Not std::has_single_bit: without a popcount instruction that is a call, on every allocation.
+    return size != 0 && min <= max && (align & (align - 1)) == 0;
+  }
+
   /// Checks that the constraint makes sense: `zero_size` when size is 0, `invalid_range` when
   /// min > max, `bad_alignment` when align is neither 0 nor a power of two. Every allocation calls
   /// it. O(1).
   [[nodiscard]] constexpr Result<void> validate() const {
     constexpr const char* operation = "Constraint::validate";
+    if (is_valid()) return {};
     if (size == 0) return fail({.code = Errc::zero_size, .operation = operation});
     if (min > max) {
       return fail(
           {.code = Errc::invalid_range, .operation = operation, .first = Operand::range(min, max)});
     }
-    // Not std::has_single_bit: without a popcount instruction that is a call, on every allocation.
-    if ((align & (align - 1)) != 0) {
-      return fail(
-          {.code = Errc::bad_alignment, .operation = operation, .first = Operand::size(align)});
-    }
-    return {};
+    return fail(
+        {.code = Errc::bad_alignment, .operation = operation, .first = Operand::size(align)});
   }
 
   friend constexpr bool operator==(const Constraint&, const Constraint&) = default;

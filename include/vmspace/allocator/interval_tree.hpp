@@ -421,7 +421,8 @@ class IntervalTree {
   /// What satisfies the constraint, with the path to the free entry that contains it.
   [[nodiscard]] Result<Range> find_place(const Constraint& constraint, const char* operation,
                                          typename Tree::Path& at) const {
-    VMSPACE_TRY_IN(operation, constraint.validate());
+    if (!constraint.is_valid()) [[unlikely]]
+      return fail(constraint.validate().error().in(operation));
     const detail::Request request(constraint);
     std::uint64_t base = 0;
     if (!detail::find_fit(tree_, request, constraint.policy, at, base)) {

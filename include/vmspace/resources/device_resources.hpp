@@ -36,12 +36,11 @@ struct PciAddress {
 /// What a ResourceManager has given to one owner, by kind and in the order asked.
 ///
 /// Destroying it gives everything back, the last acquired first, on any thread, also when the
-/// manager's handles are gone. That never allocates or fails, and waits at most for a short call of
-/// another thread on the same manager; never for a change of the address space. Numbers are free at
-/// once. Regions can't leave the address space without a change of it, so they are *retired*
-/// (RegionLedger::retire): they stay visible, their addresses taken, until the next change takes
-/// them out; ResourceManager::acquire() is one, ResourceManager::collect() does only that. To have
-/// them out at once, and to learn of errors, call release() first.
+/// manager's handles are gone. That never allocates, fails or waits. Numbers are free for every call
+/// that begins later. Regions can't leave the address space without a change of it, so they are
+/// *retired* (RegionLedger::retire): they stay visible, their addresses taken, until the next change
+/// takes them out; ResourceManager::acquire() is one, ResourceManager::collect() does only that. To
+/// have them out at once, and to learn of errors, call release() first.
 ///
 /// An accessor's `index` counts what was asked of its kind, from 0, and must be below count(kind).
 /// One that was moved from or released holds nothing; it may be assigned to.
