@@ -158,6 +158,7 @@ std::string memory_map(const AddressSpaceBase& space, const MemoryMapOptions& op
       {.heading = "host node", .is_optional = true},
       {.heading = "remarks", .is_optional = true}};
   std::vector<TextRow> rows;
+  rows.reserve(lines.size());
   for (Line& line : lines) {
     rows.push_back({line.parked ? std::string("parked")
                                 : fmt::format("{:0{}x}-{:0{}x}", line.range.min(), digits,

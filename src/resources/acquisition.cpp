@@ -221,7 +221,7 @@ void reserve(DeviceRecord& record, const RecordSize& size) {
   record.windows.reserve(size.windows);
 }
 
-bool is_fixed(const ResourceRequest& request) noexcept {
+bool is_fixed(const ResourceRequest& request) {
   if (const auto* device = std::get_if<PciDevice>(&request)) return device->bus && device->device;
   return std::visit(
       [](const auto& alternative) {

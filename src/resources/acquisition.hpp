@@ -105,7 +105,7 @@ struct RecordSize {
 void reserve(DeviceRecord& record, const RecordSize& size);
 
 /// Whether a request says exactly what it must get.
-[[nodiscard]] bool is_fixed(const ResourceRequest& request) noexcept;
+[[nodiscard]] bool is_fixed(const ResourceRequest& request);
 
 /// What was asked of the place of a range.
 [[nodiscard]] MmioPlace place_of(const HeldRegion& held) noexcept;

@@ -82,7 +82,8 @@ Result<void> DeviceResources::release() {
 
 const std::string& DeviceResources::owner() const noexcept {
   static const std::string nobody;
-  return is_held() ? record_->owner : nobody;
+  if (record_ == nullptr) return nobody;
+  return record_->owner;
 }
 
 std::size_t DeviceResources::count(ResourceKind kind) const noexcept {

@@ -74,7 +74,7 @@ struct Claims {
 
 /// The error of an item: `"request 3 (mmio) of nic0": ...`. Never allocates.
 template <typename List>
-Error about(const List& list, std::size_t i, const Error& error) noexcept {
+Error about(const List& list, std::size_t i, const Error& error) {
   std::array<char, 128> text;
   const auto end =
       fmt::format_to_n(text.data(), text.size(), "{} {} ({}) of {}", List::item, list.index_of(i),
@@ -169,13 +169,14 @@ ResourceManager::ResourceManager(std::shared_ptr<ResourceState> state) noexcept
     : state_(std::move(state)) {}
 
 Result<ResourceManager> ResourceManager::create(std::shared_ptr<const RegionLedger> ledger,
-                                                ResourceLimits limits) {
+                                                const ResourceLimits& limits) {
   auto state = VMSPACE_TRY(ResourceState::create(std::move(ledger), limits));
   return ResourceManager(std::move(state));
 }
 
-Result<ResourceManager> ResourceManager::create(const AddressSpace& space, ResourceLimits limits) {
-  return create(std::make_shared<AddressSpace>(space), std::move(limits));
+Result<ResourceManager> ResourceManager::create(const AddressSpace& space,
+                                                const ResourceLimits& limits) {
+  return create(std::make_shared<AddressSpace>(space), limits);
 }
 
 Result<DeviceResources> ResourceManager::acquire(std::span<const ResourceRequest> requests,

@@ -24,7 +24,6 @@ using detail::HeldRegion;
 using detail::HeldWindow;
 using detail::MmioPlace;
 using detail::MmioWindows;
-using detail::operand;
 using detail::ResourceState;
 using detail::WindowOf;
 

@@ -96,14 +96,18 @@ class VMSPACE_EXPORT AddressSpace final : public RegionLedger {
   [[nodiscard]] std::invoke_result_t<Edit, AddressSpaceBase&> transact(Edit&& edit) const {
     return change(std::forward<Edit>(edit), "AddressSpace::transact");
   }
+  /// RegionLedger::transact.
   [[nodiscard]] Result<void> transact(const RegionLedger::Edit& edit) const override {
     return change(edit, "AddressSpace::transact");
   }
 
+  /// RegionLedger::retire.
   void retire(RegionList&& regions) const noexcept override { retired_->add(std::move(regions)); }
+  /// RegionLedger::retired.
   [[nodiscard]] std::vector<AddressSpaceRegionPtr> retired() const override {
     return retired_->list();
   }
+  /// RegionLedger::collect.
   [[nodiscard]] Result<void> collect() const override {
     if (retired_->empty()) return {};
     return change([](AddressSpaceBase&) { return Result<void>(); }, "AddressSpace::collect");

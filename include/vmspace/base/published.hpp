@@ -302,7 +302,7 @@ class Published {
 
   /// Destroys the old values that were handed back since the last call of a writer, and says how
   /// many: for a thread on the writer's side that has time. Never waits for readers.
-  std::size_t collect() const { return state_->collect(); }
+  std::size_t collect() const { return state_->collect(); }  // NOLINT(modernize-use-nodiscard)
 
   /// Whether both are handles of one value.
   [[nodiscard]] bool same_as(const Published& other) const noexcept {

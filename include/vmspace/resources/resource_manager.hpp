@@ -139,10 +139,10 @@ class VMSPACE_EXPORT ResourceManager {
   /// or is both a legacy and a generic interrupt; `invalid_range` when a bus's first device is above
   /// its last.
   [[nodiscard]] static Result<ResourceManager> create(std::shared_ptr<const RegionLedger> ledger,
-                                                      ResourceLimits limits = {});
+                                                      const ResourceLimits& limits = {});
   /// A manager whose regions are entered in `space`.
   [[nodiscard]] static Result<ResourceManager> create(const AddressSpace& space,
-                                                      ResourceLimits limits = {});
+                                                      const ResourceLimits& limits = {});
 
   ResourceManager(const ResourceManager&) noexcept = default;
   ResourceManager& operator=(const ResourceManager&) noexcept = default;
