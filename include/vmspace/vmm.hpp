@@ -6,3 +6,4 @@
 
 #include "vmspace/memory.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
+#include "vmspace/vmm/memory_listener.hpp"
