@@ -19,19 +19,15 @@
 // up (mappings), so a reader that lets go last only hands it back; update(), wait_released() and
 // collect() destroy what was handed back, outside of all locks.
 //
-// Two locks, always taken in this order: `writing`, held by a writer for the whole of its update;
-// `guard`, held for a few instructions around the list of values and who holds them. No code of T
-// runs under `guard`, so a reader that takes it never waits for the building of a value.
+// A change that takes time, or that others take part in, goes in steps: a Writer keeps other writers
+// out while it reserves what the change will need; it is given up while the change is made ready;
+// another one publishes the draft, or rolls back what was reserved.
 
 #pragma once
 
-#include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <iterator>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -39,204 +35,10 @@
 #include <type_traits>
 #include <utility>
 
+#include "vmspace/base/detail/published_state.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
-
-namespace detail {
-
-/// Two of these never share a cache line, so that a thread that writes one does not slow down those
-/// that read another. 64 bytes on x86-64 and on most of aarch64.
-inline constexpr std::size_t cache_line = 64;
-
-/// The values of one Published<T>, and who holds which.
-///
-/// Invariant: `values` is in order of generations and never empty; its last is the current one, and
-/// each other has a holder. `handed_back` has no holders. A value's `holders` is the number of
-/// Holder entries that name it. `existing` has the generation of every value that is not yet
-/// destroyed, in order: those of both lists, and those whose destructors run.
-template <typename T>
-struct PublishedState {
-  using Generations = std::list<std::uint64_t>;
-  struct Value {
-    T value;
-    std::uint64_t generation;
-    Generations::iterator entry;  ///< in `existing`
-    std::size_t holders = 0;
-  };
-  using ValueRef = typename std::list<Value>::iterator;
-
-  /// A Reader or a snapshot. A Reader that is parked goes on holding its value, so that to park and
-  /// to come back touches nothing but this cache line; whoever publishes takes it away.
-  struct alignas(cache_line) Holder {
-    enum State : unsigned char {
-      empty,   ///< holds nothing
-      parked,  ///< holds `value`, and does not use it
-      in_use,  ///< holds `value`, for as long as it likes
-    };
-
-    std::atomic<State> state{empty};
-    ValueRef value{};                       ///< under `guard`; means something unless empty
-    std::shared_ptr<PublishedState> owner;  ///< so that what is held outlives the handles
-  };
-  using HolderRef = typename std::list<Holder>::iterator;
-
-  explicit PublishedState(T first) {
-    existing.push_back(1);
-    values.push_back({std::move(first), 1, existing.begin()});
-    current.store(&values.back(), std::memory_order_relaxed);
-  }
-  PublishedState(const PublishedState&) = delete;
-  PublishedState& operator=(const PublishedState&) = delete;
-
-  // On a line of its own: all that a reader touches while nothing changes. Its address identifies
-  // the generation, as that of a held value is not reused; only holders use it.
-  alignas(cache_line) std::atomic<const Value*> current;
-  std::atomic<std::uint64_t> generation{1};
-
-  alignas(cache_line) std::mutex writing;
-  /// The thread that holds `writing`, or none: only that thread ever sees its own identity here, so
-  /// a reused id does no harm. std::thread::id rather than the address of a thread_local, because
-  /// each shared object with hidden symbols has its own copy of one.
-  std::atomic<std::thread::id> writer{};
-
-  std::mutex guard;
-  std::condition_variable released;  ///< a value was handed back, or is destroyed
-  std::list<Value> values;           ///< under `guard`
-  std::list<Value> handed_back;      ///< under `guard`
-  Generations existing;              ///< under `guard`
-  std::list<Holder> holders;         ///< under `guard`
-
-  /// Whether the calling thread is inside an edit. Only it stores its own identity, so that a stale
-  /// read of another's does no harm.
-  [[nodiscard]] bool is_writer() const noexcept {
-    return writer.load(std::memory_order_relaxed) == std::this_thread::get_id();
-  }
-
-  /// With `guard` held: `holder` begins to hold the current value.
-  void hold_current(Holder& holder) noexcept {
-    holder.value = std::prev(values.end());
-    ++holder.value->holders;
-    holder.state.store(Holder::in_use, std::memory_order_relaxed);
-  }
-
-  /// With `guard` held: `holder` lets go of what it holds, if anything.
-  void let_go(Holder& holder) noexcept {
-    if (holder.state.exchange(Holder::empty, std::memory_order_relaxed) == Holder::empty) return;
-    release(holder.value);
-  }
-
-  /// With `guard` held: one holder less.
-  void release(ValueRef value) noexcept {
-    if (--value->holders == 0 && std::next(value) != values.end()) hand_back(value);
-  }
-
-  /// With `guard` held; an old value without holders.
-  void hand_back(ValueRef value) noexcept {
-    handed_back.splice(handed_back.end(), values, value);
-    released.notify_all();
-  }
-
-  /// Makes `holder`, a Reader's, hold the current value, and returns that.
-  [[gnu::noinline]] const Value* refresh(Holder& holder) noexcept {
-    auto expected = Holder::parked;
-    // Where nobody took the value while it was parked, it likely is still the current one.
-    if (!holder.state.compare_exchange_strong(expected, Holder::in_use) ||
-        &*holder.value != current.load(std::memory_order_acquire)) {
-      const std::lock_guard lock(guard);
-      let_go(holder);
-      hold_current(holder);
-    }
-    return &*holder.value;
-  }
-
-  /// Makes `holder`, a Reader's which uses the value `seen`, let others take it.
-  void park(Holder& holder, const Value* seen) noexcept {
-    // The value is left in place for the next refresh(). Either the publisher, who stores what is
-    // current and then looks at this state, sees it parked and takes it; or this thread, which
-    // stores the state and then looks at what is current, sees the change and gives it up. Both
-    // pairs are sequentially consistent, so that not both can miss the other.
-    holder.state.store(Holder::parked, std::memory_order_seq_cst);
-    if (current.load(std::memory_order_seq_cst) == seen) return;
-    const std::lock_guard lock(guard);
-    let_go(holder);
-  }
-
-  /// A holder that holds nothing yet. Allocates.
-  [[nodiscard]] static HolderRef add_holder(std::shared_ptr<PublishedState> state) {
-    std::list<Holder> fresh(1);
-    const HolderRef holder = fresh.begin();
-    PublishedState& self = *state;
-    holder->owner = std::move(state);
-    const std::lock_guard lock(self.guard);
-    self.holders.splice(self.holders.end(), fresh);
-    return holder;
-  }
-
-  /// Releases what `holder` holds and removes it. May destroy all of this, if there is no other.
-  [[gnu::noinline]] static void remove_holder(HolderRef holder) noexcept {
-    const std::shared_ptr<PublishedState> self = std::move(holder->owner);
-    std::list<Holder> gone;  // freed after the lock
-    const std::lock_guard lock(self->guard);
-    self->let_go(*holder);
-    gone.splice(gone.end(), self->holders, holder);
-  }
-
-  /// With `guard` held by `lock`, which is given up while destructors run: destroys what was handed
-  /// back of generations below `end`. A thread that collects only what was old when it began
-  /// therefore finishes, however many values others publish meanwhile. Returns how many.
-  std::size_t collect(std::unique_lock<std::mutex>& lock, std::uint64_t end) {
-    std::size_t count = 0;
-    Generations gone;  // freed while the lock is given up, but for the last
-    for (;;) {
-      const auto old = std::find_if(handed_back.begin(), handed_back.end(),
-                                    [end](const Value& value) { return value.generation < end; });
-      if (old == handed_back.end()) return count;
-      std::list<Value> rubbish;
-      rubbish.splice(rubbish.end(), handed_back, old);
-      const auto entry = old->entry;
-      lock.unlock();
-      rubbish.clear();
-      gone.clear();
-      ++count;
-      lock.lock();
-      gone.splice(gone.end(), existing, entry);
-      released.notify_all();
-    }
-  }
-
-  /// Destroys what was handed back; with no lock held.
-  std::size_t collect() {
-    std::unique_lock lock(guard);
-    return collect(lock, values.back().generation);
-  }
-
-  /// Collects when it goes out of scope.
-  struct Collector {
-    PublishedState& state;
-    ~Collector() { state.collect(); }
-  };
-
-  /// Makes the one value of `draft` current, whose generation is in `entry`. With `writing` held.
-  void publish(std::list<Value>& draft, Generations& entry) noexcept {
-    const std::lock_guard lock(guard);
-    const ValueRef before = std::prev(values.end());
-    values.splice(values.end(), draft);
-    existing.splice(existing.end(), entry);
-    // Sequentially consistent, as the store and the load of park(): see there.
-    current.store(&values.back(), std::memory_order_seq_cst);
-    // After what it counts: a thread that sees the generation also sees the value.
-    generation.store(values.back().generation, std::memory_order_release);
-    if (before->holders == 0) hand_back(before);
-    for (Holder& holder : holders) {
-      auto expected = Holder::parked;
-      // Acquires what the reader did before it parked, so that it comes before the destruction.
-      if (holder.state.compare_exchange_strong(expected, Holder::empty)) release(holder.value);
-    }
-  }
-};
-
-}  // namespace detail
 
 /// A value that any thread may read while others replace it.
 ///
@@ -256,6 +58,7 @@ class Published {
 
  public:
   class Reader;
+  class Writer;
 
   /// Publishes `first` as generation 1.
   explicit Published(T first) : state_(std::make_shared<State>(std::move(first))) {}
@@ -288,6 +91,18 @@ class Published {
   template <typename Edit>
   [[nodiscard]] std::invoke_result_t<Edit, T&> update(
       Edit&& edit, const char* operation = "Published::update") const;
+
+  /// The turn to change the value, for changes in steps; update() is one that edits and publishes at
+  /// once. Waits for other writers. `would_deadlock` when the calling thread has a Writer of this
+  /// value, or is inside an edit. `operation` is what that error names.
+  [[nodiscard]] Result<Writer> writer(const char* operation = "Published::writer") const {
+    if (state_->is_writer()) {
+      return fail({.code = Errc::would_deadlock,
+                   .operation = operation,
+                   .reason = "must not be called from inside an edit of the same value"});
+    }
+    return Writer(state_);
+  }
 
   /// Waits until every value older than the current one is let go of by all who held it, and
   /// destroyed, by this call or by another writer. What becomes old while it waits is not waited
@@ -372,6 +187,79 @@ class Published<T>::Reader {
   const typename State::Value* seen_ = nullptr;  ///< what holder_ holds; null while parked
 };
 
+/// The turn to change a published value: while it lives, nobody else publishes.
+///
+/// What a change needs beside the value (places reserved for it, tables of others that follow the
+/// value) can be kept under the same turn, rather than under a lock of its own.
+///
+/// Threads: made, used and destroyed by one thread. Readers go on meanwhile.
+template <typename T>
+class Published<T>::Writer {
+ public:
+  /// Moves leave a Writer that may only be assigned to or destroyed.
+  Writer(Writer&&) noexcept = default;
+  Writer& operator=(Writer&& other) noexcept {
+    if (this != &other) {
+      end();
+      state_ = std::move(other.state_);
+      draft_ = std::move(other.draft_);
+      entry_ = std::move(other.entry_);
+    }
+    return *this;
+  }
+  /// Drops a draft that was not published, lets the next writer in, and then destroys old values
+  /// that nobody uses any more.
+  ~Writer() { end(); }
+
+  /// The current value, which stays until this Writer publishes another.
+  [[nodiscard]] const T& current() const noexcept {
+    // Only a writer replaces it, and this is the one.
+    return state_->current.load(std::memory_order_relaxed)->value;
+  }
+
+  /// What publish() makes current: a copy of the current value, made when first asked for, and
+  /// again after each publication.
+  [[nodiscard]] T& draft() {
+    if (draft_.empty()) {
+      const auto* before = state_->current.load(std::memory_order_relaxed);
+      if (entry_.empty()) entry_.push_back(0);
+      entry_.front() = before->generation + 1;
+      draft_.push_back({before->value, entry_.front(), entry_.begin()});
+    }
+    return draft_.back().value;
+  }
+
+  /// Makes the draft current: one store, which readers see wholly or not at all. Does nothing
+  /// without a draft. Never allocates.
+  void publish() noexcept {
+    if (!draft_.empty()) state_->publish(draft_, entry_);
+  }
+
+  /// Drops the draft.
+  void roll_back() noexcept { draft_.clear(); }
+
+ private:
+  friend Published;
+
+  explicit Writer(std::shared_ptr<State> state) : state_(std::move(state)) {
+    state_->writing.lock();
+    state_->writer.store(std::this_thread::get_id(), std::memory_order_relaxed);
+  }
+
+  void end() noexcept {
+    if (state_ == nullptr) return;
+    state_->writer.store({}, std::memory_order_relaxed);
+    state_->writing.unlock();
+    draft_.clear();
+    state_->collect();
+    state_.reset();
+  }
+
+  std::shared_ptr<State> state_;  ///< null after a move
+  std::list<typename State::Value> draft_;
+  typename State::Generations entry_;  ///< the draft's
+};
+
 template <typename T>
 std::shared_ptr<const T> Published<T>::snapshot() const {
   const auto holder = State::add_holder(state_);
@@ -388,28 +276,10 @@ std::shared_ptr<const T> Published<T>::snapshot() const {
 template <typename T>
 template <typename Edit>
 std::invoke_result_t<Edit, T&> Published<T>::update(Edit&& edit, const char* operation) const {
-  State& state = *state_;
-  if (state.is_writer()) {
-    return fail({.code = Errc::would_deadlock,
-                 .operation = operation,
-                 .reason = "must not be called from inside an edit of the same value"});
-  }
-  const typename State::Collector collector{state};  // runs after the locks are gone
-  std::list<typename State::Value> draft;
-  typename State::Generations entry(1);
-  const std::lock_guard lock(state.writing);
-  struct Mark {
-    std::atomic<std::thread::id>& writer;
-    ~Mark() { writer.store({}, std::memory_order_relaxed); }
-  } mark{state.writer};
-  state.writer.store(std::this_thread::get_id(), std::memory_order_relaxed);
-
-  // Only a writer replaces the current value, and this is the one.
-  const auto* current = state.current.load(std::memory_order_relaxed);
-  entry.front() = current->generation + 1;
-  draft.push_back({current->value, entry.front(), entry.begin()});
-  auto result = std::forward<Edit>(edit)(draft.back().value);
-  if (result) state.publish(draft, entry);
+  auto turn = writer(operation);
+  if (!turn) return fail(turn.error());
+  auto result = std::forward<Edit>(edit)(turn->draft());
+  if (result) turn->publish();
   return result;
 }
 
