@@ -166,6 +166,14 @@ TEST(Text, OfMemorySlots) {
                               .log_dirty = true}),
             "0x1000+0x2000 at host 0x7f0000000000 read_only log_dirty");
   EXPECT_EQ(to_text(KvmSlot{3, {GuestAddress(0x1000), 0x2000}}), "slot 3 0x1000+0x2000");
+  const auto region = MemoryRegion::map({.name = "rom",
+                                         .base = GuestAddress(0x10'0000),
+                                         .size = 0x4000,
+                                         .backing = {.source = MemorySource::anon},
+                                         .protection = Protection::read});
+  ASSERT_TRUE(region);
+  EXPECT_EQ(to_text(MemorySection(*region)), "rom [0x100000-0x103fff] r--");
+  EXPECT_EQ(to_text(MemorySection(*region, 0x1000, 0x2000)), "rom+0x1000 [0x101000-0x102fff] r--");
 }
 
 TEST(Text, OfRequestsForResources) {

@@ -24,4 +24,14 @@ namespace vmspace {
   return detail::concat("slot ", std::to_string(slot.number), " ", to_text(slot.range));
 }
 
+/// Name, guest range, protection: `ram0 [0x0-0x3fff] rw-`, and for a part that begins 0x1000 bytes
+/// into its region `ram0+0x1000 [0x1000-0x1fff] rw-`.
+[[nodiscard]] inline std::string to_text(const MemorySection& section) {
+  const std::uint64_t base = section.base().value();
+  const std::uint64_t offset = section.region_offset();
+  return detail::concat(section.name(), offset == 0 ? std::string() : "+" + detail::hex(offset),
+                        " ", to_text(detail::unchecked_range(base, base + (section.size() - 1))),
+                        " ", to_text(section.protection()));
+}
+
 }  // namespace vmspace
