@@ -10,6 +10,7 @@
 #include "vmspace/memory/guest_memory.hpp"
 
 #include "memory/alike_regions.hpp"
+#include "memory/map_descriptions.hpp"
 
 namespace vmspace {
 
@@ -41,8 +42,8 @@ const MemoryRegion* find_alias(const Backing& backing, std::uint64_t offset, std
 
 /// Whether the backing has a part for each region that takes one, which no region in `kept` has
 /// already; asked before anything is mapped.
-Result<void> check_parts(const Descriptions& descriptions, std::span<const MemoryRegionPtr> kept,
-                         const MapOptions& options) {
+Result<void> check_parts(std::span<const AddressSpaceRegionPtr> descriptions,
+                         std::span<const MemoryRegionPtr> kept, const MapOptions& options) {
   if (!options.backing) return {};
   const std::uint64_t size = options.backing->size();
   std::uint64_t left = size - std::min(options.backing_offset, size);
@@ -72,28 +73,6 @@ Result<void> check_parts(const Descriptions& descriptions, std::span<const Memor
     left -= description.size();
   }
   return {};
-}
-
-/// Maps the described regions, then populates those that want it; appends them to `regions`, with
-/// which they share no part of a backing.
-Result<void> map_descriptions(const Descriptions& descriptions, const MapOptions& options,
-                              std::vector<MemoryRegionPtr>& regions) {
-  VMSPACE_TRY(check_parts(descriptions, regions, options));
-  std::uint64_t next_part = options.backing_offset;
-  MapOptions mapping = options;
-  mapping.defer_populate = true;
-  std::vector<MemoryRegionPtr> to_populate;
-  for (const AddressSpaceRegionPtr& region : descriptions) {
-    const AddressSpaceRegion& description = *region;
-    const bool part = takes_part(description, options);
-    mapping.backing = part ? options.backing : std::nullopt;
-    mapping.backing_offset = part ? std::exchange(next_part, next_part + description.size()) : 0;
-    auto mapped = VMSPACE_TRY(MemoryRegion::map(region, mapping));
-    if (description.wants_populate() && !options.defer_populate) to_populate.push_back(mapped);
-    regions.push_back(std::move(mapped));
-  }
-  if (to_populate.empty()) return {};
-  return populate(to_populate, options.populate);
 }
 
 /// What a change of the address space means for mapped regions.
@@ -179,6 +158,27 @@ Result<void> check_places(const Change& change) {
 
 }  // namespace
 
+Result<void> detail::map_descriptions(std::span<const AddressSpaceRegionPtr> descriptions,
+                                      const MapOptions& options,
+                                      std::vector<MemoryRegionPtr>& regions) {
+  VMSPACE_TRY(check_parts(descriptions, regions, options));
+  std::uint64_t next_part = options.backing_offset;
+  MapOptions mapping = options;
+  mapping.defer_populate = true;
+  std::vector<MemoryRegionPtr> to_populate;
+  for (const AddressSpaceRegionPtr& region : descriptions) {
+    const AddressSpaceRegion& description = *region;
+    const bool part = takes_part(description, options);
+    mapping.backing = part ? options.backing : std::nullopt;
+    mapping.backing_offset = part ? std::exchange(next_part, next_part + description.size()) : 0;
+    auto mapped = VMSPACE_TRY(MemoryRegion::map(region, mapping));
+    if (description.wants_populate() && !options.defer_populate) to_populate.push_back(mapped);
+    regions.push_back(std::move(mapped));
+  }
+  if (to_populate.empty()) return {};
+  return populate(to_populate, options.populate);
+}
+
 Result<GuestMemory> GuestMemory::map(const AddressSpaceBase& space, const MapOptions& options) {
   return VMSPACE_TRY_IN("GuestMemory::map", GuestMemory().remap(space, options));
 }
@@ -189,7 +189,7 @@ Result<GuestMemory> GuestMemory::remap(const AddressSpaceBase& after,
   Change change = change_to(after, *this);
   VMSPACE_TRY_IN(operation, keep_moved(change, options.move));
   VMSPACE_TRY(check_places(change));
-  VMSPACE_TRY_IN(operation, map_descriptions(change.coming, options, change.kept));
+  VMSPACE_TRY_IN(operation, detail::map_descriptions(change.coming, options, change.kept));
   return VMSPACE_TRY_IN(operation, from_regions(std::move(change.kept)));
 }
 

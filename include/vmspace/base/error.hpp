@@ -41,6 +41,7 @@ enum class Errc : int {
   corrupt,            ///< stored data fails its own checks
   unsupported,        ///< this kernel, machine or build can't do it
   os,                 ///< a system call failed; `os_errno` says how
+  inconsistent,       ///< undoing a failed change failed as well; `reason` says what is left
 };
 
 /// One operand of a failed operation: a number, an address, a size in bytes, or a range.
@@ -153,6 +154,7 @@ constexpr ErrcPhrase phrase(Errc code) noexcept {
     case Errc::corrupt: return {"corrupt data:", "against"};
     case Errc::unsupported: return {"unsupported:", "for"};
     case Errc::os: return {"failed:", "at"};
+    case Errc::inconsistent: return {"left inconsistent:", "at"};
   }
   return {"unknown error", "and"};
 }

@@ -104,6 +104,7 @@ std::string list_text(const Values& values) {
     case Errc::corrupt: return "corrupt";
     case Errc::unsupported: return "unsupported";
     case Errc::os: return "os";
+    case Errc::inconsistent: return "inconsistent";
   }
   return "Errc " + std::to_string(static_cast<int>(code));
 }

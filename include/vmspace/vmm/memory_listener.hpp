@@ -60,9 +60,10 @@ class MemorySection {
   /// Where it begins in the region, in bytes.
   [[nodiscard]] std::uint64_t region_offset() const noexcept { return offset_; }
 
-  /// Whether both are the same bytes of the same region.
+  /// Whether both are the same bytes at the same guest address, whatever they are called.
   friend bool operator==(const MemorySection& a, const MemorySection& b) noexcept {
-    return a.region_ == b.region_ && a.offset_ == b.offset_ && a.size_ == b.size_;
+    return a.base() == b.base() && a.size_ == b.size_ && a.offset_ == b.offset_ &&
+           a.region_->shares_memory_with(*b.region_);
   }
 
  private:

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmm/listener_table.hpp"
+
+#include <algorithm>
+#include <iterator>
+#include <ranges>
+#include <utility>
+
+#include "vmspace/address_space/guest_range.hpp"
+#include "vmspace/base/try.hpp"
+
+namespace vmspace::detail {
+
+namespace {
+
+constexpr TableTask opposite(TableTask task) noexcept {
+  return task == TableTask::add ? TableTask::remove : TableTask::add;
+}
+
+Error thrown_error(const char* operation) noexcept {
+  return {.code = Errc::bad_state, .operation = operation, .reason = "the listener threw"};
+}
+
+}  // namespace
+
+Result<void> ListenerTable::apply(TableChange& change, VmGate* gate) {
+  std::vector<MemorySection> removed = change.removed_first;
+  removed.insert(removed.end(), change.removed_last.begin(), change.removed_last.end());
+  if (removed.empty() && change.added.empty()) return {};
+  std::ranges::sort(removed, {}, &MemorySection::base);
+  const MemoryChange description{
+      .removed = removed, .added = change.added, .disruptive = !change.removed_first.empty()};
+  if (description.disruptive && gate == nullptr) {
+    const MemorySection& section = change.removed_first.front();
+    return fail({.code = Errc::bad_state,
+                 .operation = "VmMemory::transact",
+                 .first = operand(section.guest_range()),
+                 .reason = "the range would change what it is in one step, and there is no gate to "
+                           "pause the vCPUs meanwhile: set_gate(), or remove it first",
+                 .text = section.name()});
+  }
+  change.spare = spare_for(entries_.size(), change);
+  thrown_ = nullptr;
+
+  for (Entry& entry : entries_)
+    VMSPACE_TRY(prepare(entry, description));
+  if (description.disruptive) {
+    VMSPACE_TRY(gate->pause(description));
+    change.paused.reset(gate);
+  }
+
+  // From here on, all that was done is undone in reverse order.
+  const std::size_t unsettled_before = unsettled_.size();
+  std::size_t removed_from = 0;  // so many entries, from the last
+  std::size_t added_to = 0;      // so many entries, from the first
+  Result<void> done;
+  for (Entry& entry : entries_ | std::views::reverse) {
+    done = attempt(entry, TableTask::remove, change.removed_first, change.spare);
+    if (!done) break;
+    ++removed_from;
+  }
+  if (done) {
+    for (Entry& entry : entries_) {
+      done = attempt(entry, TableTask::add, change.added, change.spare);
+      if (!done) break;
+      ++added_to;
+    }
+  }
+  if (!done) {
+    while (added_to > 0)
+      undo(entries_[--added_to], TableTask::remove, change.added, change.spare);
+    while (removed_from > 0)
+      undo(entries_[entries_.size() - removed_from--], TableTask::add, change.removed_first,
+           change.spare);
+    change.paused.reset();
+    forget_gone();
+    return refused(done.error(), unsettled_before);
+  }
+  return {};
+}
+
+void ListenerTable::finish(TableChange& change) noexcept {
+  for (Entry& entry : entries_ | std::views::reverse)
+    undo(entry, TableTask::remove, change.removed_last, change.spare);
+  change.paused.reset();
+  forget_gone();
+  thrown_ = nullptr;
+}
+
+Result<void> ListenerTable::settle() noexcept {
+  Result<void> first;
+  for (auto next = unsettled_.begin(); next != unsettled_.end();) {
+    const auto task = next++;
+    auto done = tell(*task->listener, task->task, task->section);
+    if (done) done = commit(*task->listener);
+    if (done || task->listener->is_gone()) {
+      unsettled_.erase(task);
+    } else if (first) {
+      first = done;
+    }
+  }
+  thrown_ = nullptr;
+  return first;
+}
+
+bool ListenerTable::has_retired(GuestRange range) const noexcept {
+  return std::ranges::any_of(unsettled_, [&](const UnsettledTask& task) {
+    return task.task == TableTask::remove && task.section.guest_range().overlaps(range);
+  });
+}
+
+Result<void> ListenerTable::add(std::shared_ptr<MemoryListener> listener, bool required,
+                                std::vector<MemorySection> sections) {
+  const auto same = [&](const Entry& entry) { return entry.listener == listener; };
+  if (std::ranges::any_of(entries_, same)) {
+    return fail({.code = Errc::bad_state,
+                 .operation = "VmMemory::add_listener",
+                 .reason = "the listener was added before",
+                 .text = listener->name()});
+  }
+  entries_.reserve(entries_.size() + 1);
+  const TableChange change{.removed_first = {}, .added = std::move(sections), .removed_last = {}};
+  UnsettledTasks spare = spare_for(1, change);
+  thrown_ = nullptr;
+  const std::size_t unsettled_before = unsettled_.size();
+  // A listener that goes while it is being added is not added.
+  Entry entry{.listener = std::move(listener), .required = true};
+  VMSPACE_TRY(prepare(entry, {.removed = {}, .added = change.added}));
+  if (const auto done = attempt(entry, TableTask::add, change.added, spare); !done)
+    return refused(done.error(), unsettled_before);
+  entry.required = required;
+  entries_.push_back(std::move(entry));
+  return {};
+}
+
+Result<void> ListenerTable::remove(const MemoryListener& listener,
+                                   std::vector<MemorySection> sections) {
+  const auto entry = std::ranges::find_if(
+      entries_, [&](const Entry& each) { return each.listener.get() == &listener; });
+  if (entry == entries_.end()) {
+    return fail({.code = Errc::not_found,
+                 .operation = "VmMemory::remove_listener",
+                 .reason = "the listener was not added, or has gone",
+                 .text = listener.name()});
+  }
+  const TableChange change{.removed_first = std::move(sections), .added = {}, .removed_last = {}};
+  UnsettledTasks spare = spare_for(1, change);
+  thrown_ = nullptr;
+  const std::size_t unsettled_before = unsettled_.size();
+  const auto done = attempt(*entry, TableTask::remove, change.removed_first, spare);
+  if (!done && !entry->is_gone) return refused(done.error(), unsettled_before);
+  entries_.erase(entry);
+  return {};
+}
+
+std::vector<std::shared_ptr<MemoryListener>> ListenerTable::list() const {
+  std::vector<std::shared_ptr<MemoryListener>> all;
+  all.reserve(entries_.size());
+  for (const Entry& entry : entries_)
+    all.push_back(entry.listener);
+  return all;
+}
+
+bool ListenerTable::remove_all(const GuestMemory& memory) noexcept {
+  bool all = settle().has_value();
+  for (Entry& entry : entries_ | std::views::reverse) {
+    bool let_go = true;
+    for (const MemoryRegionPtr& region : memory.regions() | std::views::reverse)
+      let_go &= tell(*entry.listener, TableTask::remove, MemorySection(region)).has_value();
+    let_go &= commit(*entry.listener).has_value();
+    all &= let_go || entry.listener->is_gone();
+  }
+  return all;
+}
+
+/// Whether the listener could; one that has gone could do anything, unless it is required.
+Result<void> ListenerTable::prepare(Entry& entry, const MemoryChange& change) {
+  if (entry.is_gone) {
+    return fail(
+        {.code = Errc::bad_state,
+         .operation = "VmMemory::transact",
+         .reason = "a listener that is required has gone: remove_listener(), and add it anew",
+         .text = entry.listener->name()});
+  }
+  auto done = entry.listener->prepare(change);
+  if (!done && is_lost(entry) && !entry.required) return {};
+  return done;
+}
+
+/// Tells a listener all, or after an error nothing.
+Result<void> ListenerTable::attempt(Entry& entry, TableTask task, Sections sections,
+                                    UnsettledTasks& spare) {
+  if (entry.is_gone || sections.empty()) return {};
+  Result<void> done;
+  std::size_t count = 0;
+  while (count < sections.size()) {
+    // What it lacks, because to add it has failed before, it need not remove.
+    if (task == TableTask::remove && forget(*entry.listener, TableTask::add, sections[count])) {
+      ++count;
+      continue;
+    }
+    done = tell(*entry.listener, task, sections[count]);
+    if (!done) break;
+    ++count;
+  }
+  if (done) {
+    done = commit(*entry.listener);  // on an error, nothing counts as done
+    if (done) return {};
+  } else if (!is_lost(entry)) {
+    undo(entry, opposite(task), sections.first(count), spare);
+  }
+  if (is_lost(entry) && !entry.required) return {};
+  return done;
+}
+
+/// Tells a listener as much as it takes, and notes the rest as unsettled.
+void ListenerTable::undo(Entry& entry, TableTask task, Sections sections,
+                         UnsettledTasks& spare) noexcept {
+  if (entry.is_gone || sections.empty()) return;
+  const auto note = [&](const MemorySection& section) {
+    spare.front().listener = entry.listener;
+    spare.front().section = section;
+    spare.front().task = task;
+    unsettled_.splice(unsettled_.end(), spare, spare.begin());
+  };
+  std::ptrdiff_t noted = 0;
+  for (const MemorySection& section : sections) {
+    if (forget(*entry.listener, opposite(task), section)) continue;
+    if (tell(*entry.listener, task, section)) continue;
+    if (is_lost(entry)) return;
+    note(section);
+    ++noted;
+  }
+  if (commit(*entry.listener)) return;
+  if (is_lost(entry)) return;
+  const auto first_noted = std::prev(unsettled_.end(), noted);
+  for (const MemorySection& section : sections) {
+    const auto same = [&](const UnsettledTask& each) { return each.section == section; };
+    if (std::none_of(first_noted, unsettled_.end(), same)) note(section);
+  }
+}
+
+Result<void> ListenerTable::tell(MemoryListener& listener, TableTask task,
+                                 const MemorySection& section) noexcept {
+  try {
+    return task == TableTask::add ? listener.add(section) : listener.remove(section);
+  } catch (...) {
+    if (thrown_ == nullptr) thrown_ = std::current_exception();
+    return fail(thrown_error("MemoryListener"));
+  }
+}
+
+Result<void> ListenerTable::commit(MemoryListener& listener) noexcept {
+  try {
+    return listener.commit();
+  } catch (...) {
+    if (thrown_ == nullptr) thrown_ = std::current_exception();
+    return fail(thrown_error("MemoryListener"));
+  }
+}
+
+/// After an error of a listener: whether it has gone. Nothing is left for it to do then.
+bool ListenerTable::is_lost(Entry& entry) noexcept {
+  if (!entry.is_gone && entry.listener->is_gone()) {
+    entry.is_gone = true;
+    std::erase_if(unsettled_,
+                  [&](const UnsettledTask& task) { return task.listener == entry.listener; });
+  }
+  return entry.is_gone;
+}
+
+/// Whether it was unsettled, and is not any more.
+bool ListenerTable::forget(const MemoryListener& listener, TableTask task,
+                           const MemorySection& section) noexcept {
+  return std::erase_if(unsettled_, [&](const UnsettledTask& each) {
+           return each.listener.get() == &listener && each.task == task && each.section == section;
+         }) != 0;
+}
+
+/// Lets go of listeners that have gone; of a required one only when it is removed.
+void ListenerTable::forget_gone() noexcept {
+  std::erase_if(entries_, [](const Entry& entry) { return entry.is_gone && !entry.required; });
+}
+
+/// As many notes as all calls of a change can need if each fails.
+UnsettledTasks ListenerTable::spare_for(std::size_t listeners, const TableChange& change) const {
+  UnsettledTasks spare;
+  for (const auto* sections : {&change.removed_first, &change.added, &change.removed_last}) {
+    for (std::size_t i = 0; i < sections->size() * listeners; ++i)
+      spare.push_back({nullptr, sections->front(), TableTask::remove});
+  }
+  return spare;
+}
+
+/// The outcome of a change that was refused with `error`, and undone.
+Result<void> ListenerTable::refused(Error error, std::size_t unsettled_before) {
+  if (unsettled_.size() > unsettled_before) {
+    const UnsettledTask& left = unsettled_.back();
+    thrown_ = nullptr;
+    return fail(
+        {.code = Errc::inconsistent,
+         .operation = "VmMemory::transact",
+         .first = operand(left.section.guest_range()),
+         .reason = left.task == TableTask::remove
+                       ? "the change was refused, and this listener did not let go of the "
+                         "region: it stays mapped and its addresses stay taken, until "
+                         "collect() succeeds"
+                       : "the change was refused, and this listener did not take the region "
+                         "back: it stays published, and the listener lacks it until "
+                         "collect() succeeds",
+         .text = {left.section.name(), left.listener->name()}});
+  }
+  if (thrown_ != nullptr) std::rethrow_exception(std::exchange(thrown_, nullptr));
+  return fail(error);
+}
+
+}  // namespace vmspace::detail

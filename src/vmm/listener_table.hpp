@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The listeners of a VmMemory: telling all of them of a change, or none.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <list>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "vmspace/base/result.hpp"
+#include "vmspace/vmm/memory_listener.hpp"
+#include "vmspace/vmm/vm_gate.hpp"
+#include "vmspace/vmm/vm_memory.hpp"
+
+namespace vmspace::detail {
+
+/// What a listener is to do with a section.
+enum class TableTask : std::uint8_t { add, remove };
+
+/// What a listener could not be told.
+struct UnsettledTask {
+  std::shared_ptr<MemoryListener> listener;
+  MemorySection section;  ///< so that it stays mapped
+  TableTask task;
+};
+using UnsettledTasks = std::list<UnsettledTask>;
+
+/// What a change does to the tables of the listeners, and what it needs to be undone.
+struct TableChange {
+  std::vector<MemorySection> removed_first;  ///< in the way of additions
+  std::vector<MemorySection> added;
+  std::vector<MemorySection> removed_last;
+
+  /// Made before the first call, so that to note a failure takes no memory.
+  UnsettledTasks spare = {};
+  /// While the vCPUs are paused.
+  std::unique_ptr<VmGate, void (*)(VmGate*)> paused{nullptr, [](VmGate* gate) { gate->resume(); }};
+};
+
+/// Threads: one at a time.
+class ListenerTable {
+ public:
+  /// Steps 3 to 5 of a change: all of it in all tables but for `removed_last`, or an error (or what a
+  /// listener has thrown) and nothing, but for what is unsettled then.
+  [[nodiscard]] Result<void> apply(TableChange& change, VmGate* gate);
+  /// Step 7. What a listener refuses is unsettled.
+  void finish(TableChange& change) noexcept;
+
+  /// Tries all that is unsettled again; gives the first error.
+  [[nodiscard]] Result<void> settle() noexcept;
+  [[nodiscard]] const UnsettledTasks& unsettled() const noexcept { return unsettled_; }
+  /// Whether a listener may still have memory of this range that it should have let go.
+  [[nodiscard]] bool has_retired(GuestRange range) const noexcept;
+
+  [[nodiscard]] Result<void> add(std::shared_ptr<MemoryListener> listener, bool required,
+                                 std::vector<MemorySection> sections);
+  [[nodiscard]] Result<void> remove(const MemoryListener& listener,
+                                    std::vector<MemorySection> sections);
+  [[nodiscard]] std::vector<std::shared_ptr<MemoryListener>> list() const;
+
+  /// Takes all memory out of all tables, for good; whether every listener has let go of everything.
+  [[nodiscard]] bool remove_all(const GuestMemory& memory) noexcept;
+  [[nodiscard]] UnsettledTasks take_unsettled() noexcept { return std::move(unsettled_); }
+
+ private:
+  struct Entry {
+    std::shared_ptr<MemoryListener> listener;
+    bool required;
+    bool is_gone = false;
+  };
+  using Sections = std::span<const MemorySection>;
+
+  [[nodiscard]] Result<void> prepare(Entry& entry, const MemoryChange& change);
+  [[nodiscard]] Result<void> attempt(Entry& entry, TableTask task, Sections sections,
+                                     UnsettledTasks& spare);
+  void undo(Entry& entry, TableTask task, Sections sections, UnsettledTasks& spare) noexcept;
+  [[nodiscard]] Result<void> tell(MemoryListener& listener, TableTask task,
+                                  const MemorySection& section) noexcept;
+  [[nodiscard]] Result<void> commit(MemoryListener& listener) noexcept;
+  [[nodiscard]] bool is_lost(Entry& entry) noexcept;
+  [[nodiscard]] bool forget(const MemoryListener& listener, TableTask task,
+                            const MemorySection& section) noexcept;
+  void forget_gone() noexcept;
+  [[nodiscard]] UnsettledTasks spare_for(std::size_t listeners, const TableChange& change) const;
+  [[nodiscard]] Result<void> refused(Error error, std::size_t unsettled_before);
+
+  std::vector<Entry> entries_;
+  UnsettledTasks unsettled_;
+  std::exception_ptr thrown_;  ///< what a listener has thrown during the change
+};
+
+}  // namespace vmspace::detail

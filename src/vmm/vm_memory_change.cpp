@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The steps of a change; see vm_memory.hpp.
+
+#include <algorithm>
+#include <utility>
+
+#include "vmspace/base/try.hpp"
+
+#include "memory/map_descriptions.hpp"
+#include "vmm/vm_memory_state.hpp"
+
+namespace vmspace {
+
+namespace {
+
+constexpr const char* transact_name = "VmMemory::transact";
+
+void erase(std::vector<AddressSpaceRegionPtr>& from, const AddressSpaceRegionPtr& region) noexcept {
+  const auto at = std::ranges::find(from, region);
+  if (at != from.end()) from.erase(at);
+}
+
+}  // namespace
+
+/// Step 1. What the change adds has its place in `taken`, by holds: regions without memory that others
+/// can't get past, and that only this object takes out again.
+class VmMemory::State::Reservation {
+ public:
+  explicit Reservation(State& state) noexcept : state_(state) {}
+  Reservation(const Reservation&) = delete;
+  Reservation& operator=(const Reservation&) = delete;
+  /// Gives up what is still held, in a turn of its own.
+  ~Reservation() {
+    if (is_empty()) return;
+    const auto turn =
+        state_.map.writer(transact_name);  // an error says that this thread has it already
+    end();
+  }
+
+  [[nodiscard]] Result<void> take(const detail::VmChange& change) {
+    state_.changing.reserve(state_.changing.size() + change.regions.removed.size() +
+                            change.regions.unparked.size());
+    for (const AddressSpaceRegionPtr& region : change.regions.added)
+      VMSPACE_TRY(hold(state_.taken, *region, holds_));
+    for (const auto* regions : {&change.regions.removed, &change.regions.unparked})
+      leaving_.insert(leaving_.end(), regions->begin(), regions->end());
+    state_.changing.insert(state_.changing.end(), leaving_.begin(), leaving_.end());
+    state_.changing.insert(state_.changing.end(), holds_.begin(), holds_.end());
+    return {};
+  }
+
+  [[nodiscard]] const std::vector<AddressSpaceRegionPtr>& holds() const noexcept { return holds_; }
+
+  /// The change is made: `taken` has it, and these holds instead.
+  void replace_holds(std::vector<AddressSpaceRegionPtr>&& holds) noexcept {
+    forget_changing();
+    leaving_.clear();
+    holds_ = std::move(holds);
+  }
+
+  /// In a turn. Holds where a listener has not let go stay, as those of retired ranges; memory for
+  /// that was reserved.
+  void end() noexcept {
+    forget_changing();
+    leaving_.clear();
+    for (AddressSpaceRegionPtr& hold : holds_) {
+      if (state_.listeners.has_retired(hold->guest_range())) {
+        state_.retired_holds.push_back(std::move(hold));
+      } else {
+        static_cast<void>(state_.taken.remove_region(hold));
+      }
+    }
+    holds_.clear();
+  }
+
+ private:
+  [[nodiscard]] bool is_empty() const noexcept { return holds_.empty() && leaving_.empty(); }
+  void forget_changing() noexcept {
+    for (const auto* regions : {&leaving_, &holds_}) {
+      for (const AddressSpaceRegionPtr& region : *regions)
+        erase(state_.changing, region);
+    }
+  }
+
+  State& state_;
+  std::vector<AddressSpaceRegionPtr> holds_;
+  std::vector<AddressSpaceRegionPtr> leaving_;
+};
+
+Result<void> VmMemory::State::hold(AddressSpaceBase& space, const AddressSpaceRegion& region,
+                                   std::vector<AddressSpaceRegionPtr>& holds) {
+  const auto take = [&](std::uint64_t first, std::uint64_t last) -> Result<void> {
+    auto made = VMSPACE_TRY(AddressSpaceRegion::make({.name = region.name(),
+                                                      .type = region.type(),
+                                                      .base = GuestAddress(first),
+                                                      .size = last - first + 1,
+                                                      .owner = region.owner()}));
+    holds.reserve(holds.size() + 1);
+    auto held = VMSPACE_TRY(space.insert_region(std::move(made)));
+    holds.push_back(std::move(held));
+    return {};
+  };
+  std::uint64_t first = region.base().value();
+  const std::uint64_t last = region.last_addr().value();
+  if (take(first, last)) return {};  // as nearly always
+
+  // What the change itself removes lies in the place, and keeps others out there already.
+  std::vector<Range> gaps;
+  for (const AddressSpaceRegionPtr& there : space) {
+    if (!there->guest_range().overlaps(region.guest_range())) continue;
+    if (there->base().value() > first)
+      gaps.push_back(detail::unchecked_range(first, there->base().value() - 1));
+    if (there->last_addr().value() >= last) {
+      first = 0;
+      break;
+    }
+    first = there->last_addr().value() + 1;
+  }
+  if (first != 0) gaps.push_back(detail::unchecked_range(first, last));
+  for (const Range& gap : gaps)
+    VMSPACE_TRY(take(gap.min(), gap.max()));
+  return {};
+}
+
+Result<void> VmMemory::State::check_not_changing(const detail::RegionChange& change) const {
+  for (const auto* regions : {&change.removed, &change.unparked}) {
+    for (const AddressSpaceRegionPtr& region : *regions) {
+      const bool is_changing = std::ranges::find(changing, region) != changing.end();
+      if (!is_changing && std::ranges::find(retired_holds, region) == retired_holds.end()) continue;
+      return fail({.code = Errc::bad_state,
+                   .operation = transact_name,
+                   .first = detail::operand(region->guest_range()),
+                   .reason = is_changing ? "another change of this region has not finished"
+                                         : "the range is retired: collect() may free it",
+                   .text = region->name()});
+    }
+  }
+  return {};
+}
+
+Result<detail::VmChange> VmMemory::State::change(const Edit& edit, const MapOptions& how,
+                                                 const char* operation) {
+  detail::VmChange change;  // so that memory that goes is unmapped after the turn
+  auto turn = VMSPACE_TRY(map.writer(operation));
+  static_cast<void>(settle(turn));  // unsettled() and collect() say what could not be
+
+  AddressSpaceBase draft = taken;
+  VMSPACE_TRY(edit(draft));
+  auto regions = detail::RegionChange::between(taken, draft);
+  VMSPACE_TRY(check_not_changing(regions));
+  if (regions.empty()) return change;
+  change = VMSPACE_TRY(
+      detail::VmChange::make(std::move(regions), turn.current().memory, parked, how.move));
+  if (!change.has_memory()) {
+    VMSPACE_TRY(change.regions.apply_to(turn.draft().space));
+    turn.publish();
+    taken = std::move(draft);
+    return change;
+  }
+
+  Reservation reservation(*this);
+  VMSPACE_TRY(reservation.take(change));
+  if (!change.to_map.empty()) {
+    const auto kept = turn.current().memory.regions();
+    std::vector<MemoryRegionPtr> all(kept.begin(), kept.end());
+    const std::size_t count = all.size();
+    { const Turn given_up = std::move(turn); }  // others need not wait for what may take long
+    const auto staged = detail::map_descriptions(change.to_map, how, all);
+    turn = VMSPACE_TRY(map.writer(operation));
+    if (!staged) {
+      reservation.end();
+      return fail(staged.error().in(operation));
+    }
+    change.mapped.insert(change.mapped.end(), all.begin() + static_cast<std::ptrdiff_t>(count),
+                         all.end());
+  }
+  const auto done = commit(turn, change, reservation);
+  reservation.end();
+  if (!done) return fail(done.error());
+  return change;
+}
+
+Result<void> VmMemory::State::commit(Turn& turn, detail::VmChange& change,
+                                     Reservation& reservation) {
+  // All that can fail for want of memory comes first.
+  VmMap& next = turn.draft();
+  VMSPACE_TRY(change.regions.apply_to(next.space));
+  next.memory = VMSPACE_TRY(change.apply_to(next.memory));
+  std::vector<MemoryRegionPtr> parked_after = change.parked_after(parked);
+  detail::TableChange tables = change.table_change();
+
+  AddressSpaceBase taken_after = taken;
+  for (const AddressSpaceRegionPtr& each : reservation.holds())
+    VMSPACE_TRY(taken_after.remove_region(each));
+  VMSPACE_TRY(change.regions.apply_to(taken_after));
+  // Where memory goes once the change is published, nobody may come before it has gone.
+  std::vector<AddressSpaceRegionPtr> holds_after;
+  for (const MemorySection& section : tables.removed_last)
+    VMSPACE_TRY(hold(taken_after, section.region()->description(), holds_after));
+  retired_holds.reserve(retired_holds.size() +
+                        std::max(reservation.holds().size(), holds_after.size()));
+
+  VMSPACE_TRY(listeners.apply(tables, gate.get()));
+  turn.publish();
+  taken = std::move(taken_after);
+  parked = std::move(parked_after);
+  reservation.replace_holds(std::move(holds_after));
+  listeners.finish(tables);
+  return {};
+}
+
+Result<void> VmMemory::State::settle(Turn& turn) {
+  Result<void> settled;
+  if (!listeners.unsettled().empty()) {
+    settled = listeners.settle();
+    release_retired_holds();
+  }
+  if (retired.empty()) return settled;
+  detail::RetiredRegions::Removal removal(retired);
+  AddressSpaceBase draft = taken;
+  removal.remove_from(draft);
+  auto regions = detail::RegionChange::between(taken, draft);
+  VMSPACE_TRY(check_not_changing(regions));
+  if (!regions.empty()) {
+    auto change =
+        VMSPACE_TRY(detail::VmChange::make(std::move(regions), turn.current().memory, parked, {}));
+    Reservation reservation(*this);
+    VMSPACE_TRY(reservation.take(change));
+    const auto done = commit(turn, change, reservation);
+    reservation.end();
+    if (!done) {
+      turn.roll_back();
+      return done;
+    }
+  }
+  removal.done();
+  return settled;
+}
+
+void VmMemory::State::release_retired_holds() noexcept {
+  std::erase_if(retired_holds, [&](const AddressSpaceRegionPtr& hold) {
+    if (listeners.has_retired(hold->guest_range())) return false;
+    static_cast<void>(taken.remove_region(hold));
+    return true;
+  });
+}
+
+}  // namespace vmspace

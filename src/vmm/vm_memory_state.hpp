@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the handles of a VmMemory share.
+
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "vmspace/address_space/detail/retired_regions.hpp"
+#include "vmspace/vmm/vm_memory.hpp"
+
+#include "vmm/listener_table.hpp"
+#include "vmm/vm_change.hpp"
+
+namespace vmspace {
+
+/// Everything but `map`, `options` and `retired` belongs to who has the turn of `map` (its Writer).
+///
+/// Invariant: `taken` has what the published space has, and the holds of changes that have not
+/// finished and of retired ranges. `changing` are the regions of `taken` that such changes remove,
+/// and all holds.
+struct VMSPACE_HIDDEN VmMemory::State {
+  using Turn = Published<VmMap>::Writer;
+
+  State(VmMap first, const MapOptions& map_options)
+      : map(std::move(first)), options(map_options), taken(map.snapshot()->space) {}
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  ~State();
+
+  /// Changes all, or nothing; says what was changed.
+  [[nodiscard]] Result<detail::VmChange> change(const Edit& edit, const MapOptions& how,
+                                                const char* operation);
+  /// Takes retired regions out, and has listeners told what they have refused before.
+  [[nodiscard]] Result<void> settle(Turn& turn);
+  /// The sections of the published map.
+  [[nodiscard]] static std::vector<MemorySection> sections(const VmMap& now);
+  /// The first broken rule, or null.
+  [[nodiscard]] const char* broken_rule(const VmMap& now) const;
+
+  Published<VmMap> map;
+  const MapOptions options;
+  detail::RetiredRegions retired;
+
+  AddressSpaceBase taken;
+  std::vector<AddressSpaceRegionPtr> changing;
+  std::vector<AddressSpaceRegionPtr> retired_holds;  ///< in the place of retired ranges
+  std::vector<MemoryRegionPtr> parked;               ///< memory of parked regions
+  detail::ListenerTable listeners;
+  std::shared_ptr<VmGate> gate;
+
+ private:
+  /// The places that a change has taken, for as long as it runs.
+  class Reservation;
+
+  /// Memory that a listener did not let go when the rest of this was destroyed.
+  struct Kept {
+    GuestMemory memory;
+    detail::UnsettledTasks tasks;
+  };
+
+  [[nodiscard]] Result<void> check_not_changing(const detail::RegionChange& change) const;
+  /// Steps 3 to 7.
+  [[nodiscard]] Result<void> commit(Turn& turn, detail::VmChange& change, Reservation& reservation);
+  /// Regions of no memory that take the parts of `range` which are free in `space`, and are in it.
+  [[nodiscard]] static Result<void> hold(AddressSpaceBase& space, const AddressSpaceRegion& region,
+                                         std::vector<AddressSpaceRegionPtr>& holds);
+  void release_retired_holds() noexcept;
+
+  std::unique_ptr<Kept> kept_ = std::make_unique<Kept>();
+};
+
+}  // namespace vmspace

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What others can do, and can't, while the memory of a change is being made.
+
+#include <sys/mman.h>
+
+#include <chrono>
+#include <functional>
+#include <future>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "faults/injector.hpp"
+#include "vm_memory_support.hpp"
+
+namespace vmspace::test {
+namespace {
+
+using namespace std::chrono_literals;
+using testing::IsEmpty;
+
+/// Runs a piece of code in the middle of the next staging, when the kernel is asked for memory.
+class VmMemoryStaging : public VmMemoryTest {
+ protected:
+  VmMemoryStaging() {
+    while_staging = nullptr;
+    injector.table().memfd_create = [](const char* name, unsigned flags) {
+      if (const auto body = std::exchange(while_staging, nullptr)) body();
+      return detail::real_system_calls.memfd_create(name, flags);
+    };
+  }
+
+  /// `body` on another thread, since a change may not wait for itself.
+  template <typename Body>
+  void meanwhile(Body body) {
+    while_staging = [body = std::move(body)] {
+      auto other = std::async(std::launch::async, body);
+      ASSERT_EQ(other.wait_for(20s), std::future_status::ready) << "staging holds others up";
+      other.get();
+    };
+  }
+
+  /// Without a snapshot that would outlive the call.
+  AddressSpaceRegionPtr described(std::uint64_t base) const {
+    return memory.map()->memory.find_region(GuestAddress(base))->shared_description();
+  }
+
+  inline static std::function<void()> while_staging;
+  Injector injector;
+};
+
+TEST_F(VmMemoryStaging, OthersChangeWhatIsNotInvolved) {
+  meanwhile([&] {
+    VMSPACE_EXPECT_OK(memory.plug(dimm(8_GiB)));
+    EXPECT_FALSE(memory.map()->memory.contains({GuestAddress(4_GiB), 1}));
+    VMSPACE_EXPECT_OK(memory.unplug(described(8_GiB), 1s));
+    VMSPACE_EXPECT_OK(memory.plug(dimm(16_GiB)));
+  });
+  VMSPACE_EXPECT_OK(memory.plug(dimm(4_GiB)));
+  EXPECT_EQ(memory.map()->memory.regions().size(), 3u);
+  expect_tables_agree();
+}
+
+TEST_F(VmMemoryStaging, ThePlaceIsTakenFromTheBeginning) {
+  meanwhile([&] {
+    EXPECT_THAT(memory.plug(dimm(4_GiB + 1_MiB)), HasError(Errc::overlap));
+    // Nor may what holds it be taken out.
+    EXPECT_THAT(
+        edit([](AddressSpaceBase& draft) { return draft.remove_region(GuestAddress(4_GiB)); }),
+        HasError(Errc::bad_state));
+    VMSPACE_EXPECT_OK(memory.check_invariants());
+  });
+  VMSPACE_EXPECT_OK(memory.plug(dimm(4_GiB)));
+  expect_tables_agree();
+}
+
+TEST_F(VmMemoryStaging, WhatTheChangeRemovesIsLeftAlone) {
+  const auto old = memory.plug(dimm(8_GiB)).value()->shared_description();
+  meanwhile([&] {
+    EXPECT_THAT(memory.unplug(old, 1s), HasError(Errc::bad_state));
+    EXPECT_THAT(memory.relocate(old, GuestAddress(16_GiB)), HasError(Errc::bad_state));
+  });
+  VMSPACE_EXPECT_OK(edit([&](AddressSpaceBase& draft) -> Result<AddressSpaceRegionPtr> {
+    VMSPACE_TRY(draft.remove_region(old));
+    auto other = dimm(4_GiB);
+    other.name = "other";
+    return draft.insert_region(other);
+  }));
+  expect_tables_agree();
+}
+
+TEST_F(VmMemoryStaging, WhatIsPartlyReplacedIsTakenWhole) {
+  VMSPACE_ASSERT_OK(memory.set_gate(gate));
+  const auto old = memory.plug(dimm(5_GiB, 2_MiB)).value()->shared_description();
+  meanwhile([&] {
+    for (const std::uint64_t base : {5_GiB - 1_MiB, 5_GiB, 5_GiB + 1_MiB, 5_GiB + 2_MiB})
+      EXPECT_THAT(memory.plug(dimm(base, 4_KiB)), HasError(Errc::overlap)) << base;
+  });
+  VMSPACE_EXPECT_OK(edit([&](AddressSpaceBase& draft) -> Result<AddressSpaceRegionPtr> {
+    VMSPACE_TRY(draft.remove_region(old));
+    return draft.insert_region(dimm(5_GiB - 1_MiB, 4_MiB));
+  }));
+  expect_tables_agree();
+}
+
+TEST_F(VmMemoryStaging, AFailureAtAnySystemCallGivesThePlaceBack) {
+  auto was = before();
+  injector.table().memfd_create = [](const char* name, unsigned flags) {
+    return detail::real_system_calls.memfd_create(name, flags);
+  };
+  Injector counting;
+  for (std::size_t call = 0;; ++call) {
+    counting.fail_call(call, ENOMEM);
+    const auto done = memory.plug(dimm());
+    if (!counting.has_failed()) {
+      VMSPACE_EXPECT_OK(done);
+      EXPECT_GT(call, 3u);
+      break;
+    }
+    if (!done) {
+      expect_unchanged(was);
+    }
+    was.map.reset();  // what unplug() waits for
+    if (done) {       // what fails is advice only
+      VMSPACE_ASSERT_OK(memory.unplug((*done)->shared_description(), 1s));
+    }
+    counting.fail_none();
+    const auto again = memory.plug(dimm());
+    VMSPACE_ASSERT_OK(again);
+    VMSPACE_ASSERT_OK(memory.unplug((*again)->shared_description(), 1s));
+    was = before();
+  }
+  expect_tables_agree();
+}
+
+TEST_F(VmMemoryStaging, ListenersThatComeMeanwhileSeeTheChange) {
+  const auto late = std::make_shared<MemoryRecorder>("late");
+  meanwhile([&] {
+    VMSPACE_EXPECT_OK(memory.remove_listener(*second));
+    VMSPACE_EXPECT_OK(memory.add_listener(late));
+  });
+  VMSPACE_EXPECT_OK(memory.plug(dimm()));
+  EXPECT_EQ(late->table(), first->table());
+  EXPECT_THAT(second->table(), IsEmpty());
+}
+
+}  // namespace
+}  // namespace vmspace::test
