@@ -8,5 +8,6 @@
 #include "vmspace/vmm/kvm_memslots.hpp"
 #include "vmspace/vmm/memory_listener.hpp"
 #include "vmspace/vmm/memory_recorder.hpp"
+#include "vmspace/vmm/vm_dirty_log.hpp"
 #include "vmspace/vmm/vm_gate.hpp"
 #include "vmspace/vmm/vm_memory.hpp"

@@ -7,6 +7,7 @@
 #include "vmspace/base/try.hpp"
 
 #include "memory/start_tracking.hpp"
+#include "memory/take_dirty.hpp"
 
 namespace vmspace {
 
@@ -39,9 +40,8 @@ void disable_dirty_tracking(const GuestMemory& memory) noexcept {
     region->dirty().disable();
 }
 
-Result<std::vector<GuestRange>> harvest_dirty(const GuestMemory& memory) {
-  constexpr const char* operation = "harvest_dirty";
-  DirtyHarvest harvest;
+Result<std::vector<GuestRange>> detail::take_dirty(const GuestMemory& memory,
+                                                   DirtyHarvest& harvest) {
   std::vector<GuestRange> ranges;
   for (const MemoryRegionPtr& region : memory.regions()) {
     const auto taken = harvest.take(region->dirty());
@@ -49,7 +49,7 @@ Result<std::vector<GuestRange>> harvest_dirty(const GuestMemory& memory) {
     if (!region->dirty().is_enabled()) {
       return fail(
           {.code = Errc::bad_state,
-           .operation = operation,
+           .operation = "harvest_dirty",
            .first = detail::operand(region->guest_range()),
            .reason = "tracking is off for this region: call enable_dirty_tracking() first"});
     }
@@ -62,7 +62,13 @@ Result<std::vector<GuestRange>> harvest_dirty(const GuestMemory& memory) {
       }
     }
   }
-  VMSPACE_TRY_IN(operation, harvest.finish());
+  return ranges;
+}
+
+Result<std::vector<GuestRange>> harvest_dirty(const GuestMemory& memory) {
+  DirtyHarvest harvest;
+  auto ranges = VMSPACE_TRY(detail::take_dirty(memory, harvest));
+  VMSPACE_TRY_IN("harvest_dirty", harvest.finish());
   return ranges;
 }
 

@@ -15,11 +15,22 @@ namespace vmspace::detail {
 namespace {
 
 constexpr TableTask opposite(TableTask task) noexcept {
-  return task == TableTask::add ? TableTask::remove : TableTask::add;
+  return task == TableTask::remove ? TableTask::add : TableTask::remove;
 }
 
-Error thrown_error(const char* operation) noexcept {
-  return {.code = Errc::bad_state, .operation = operation, .reason = "the listener threw"};
+/// After an undo in which this failed.
+const char* what_is_left(TableTask failed) noexcept {
+  switch (failed) {
+    case TableTask::add:
+      return "the change was refused, and this listener did not take the region back: it stays "
+             "published, and the listener lacks it until collect() succeeds";
+    case TableTask::remove:
+      return "the change was refused, and this listener did not let go of the region: it stays "
+             "mapped and its addresses stay taken until collect() succeeds";
+    case TableTask::log: break;
+  }
+  return "the change was refused, and this listener does not log writes to the region any more: no "
+         "dirty log can be harvested until it does";
 }
 
 }  // namespace
@@ -93,7 +104,11 @@ Result<void> ListenerTable::settle() noexcept {
   for (auto next = unsettled_.begin(); next != unsettled_.end();) {
     const auto task = next++;
     auto done = tell(*task->listener, task->task, task->section);
-    if (done) done = commit(*task->listener);
+    if (done && task->task != TableTask::log) done = commit(*task->listener);
+    if (done && task->task == TableTask::add && is_logging_) {
+      task->task = TableTask::log;
+      done = tell(*task->listener, task->task, task->section);
+    }
     if (done || task->listener->is_gone()) {
       unsettled_.erase(task);
     } else if (first) {
@@ -162,6 +177,68 @@ std::vector<std::shared_ptr<MemoryListener>> ListenerTable::list() const {
   return all;
 }
 
+Result<void> ListenerTable::start_log(const GuestMemory& memory) {
+  thrown_ = nullptr;
+  Result<void> done;
+  for (Entry& entry : entries_) {
+    if (entry.is_gone) continue;
+    for (const MemoryRegionPtr& region : memory.regions()) {
+      done = guarded([&] { return entry.listener->log_start(MemorySection(region)); });
+      if (!done) break;
+    }
+    if (!done && is_lost(entry) && !entry.required) done = {};
+    if (!done) break;
+  }
+  if (!done) {
+    static_cast<void>(stop_log(memory));
+    return refused(done.error(), unsettled_.size());
+  }
+  is_logging_ = true;
+  return {};
+}
+
+Result<void> ListenerTable::sync_log(const GuestMemory& memory) noexcept {
+  Result<void> first;
+  for (auto next = unsettled_.begin(); next != unsettled_.end();) {
+    const auto task = next++;
+    if (task->task != TableTask::log) continue;
+    const auto done = tell(*task->listener, TableTask::log, task->section);
+    if (done) {
+      unsettled_.erase(task);
+    } else if (first) {
+      first = done;
+    }
+  }
+  for (Entry& entry : entries_) {
+    for (const MemoryRegionPtr& region : memory.regions()) {
+      if (entry.is_gone) break;
+      const MemorySection section(region);
+      const auto is_unsettled = [&](const UnsettledTask& task) {
+        return task.listener == entry.listener && task.section == section;
+      };
+      if (std::ranges::any_of(unsettled_, is_unsettled)) continue;
+      const auto done = guarded([&] { return entry.listener->log_sync(section); });
+      if (!done && !is_lost(entry) && first) first = done;
+    }
+  }
+  thrown_ = nullptr;
+  return first;
+}
+
+Result<void> ListenerTable::stop_log(const GuestMemory& memory) noexcept {
+  is_logging_ = false;
+  Result<void> first;
+  for (Entry& entry : entries_) {
+    for (const MemoryRegionPtr& region : memory.regions()) {
+      if (entry.is_gone) break;
+      const auto done = guarded([&] { return entry.listener->log_stop(MemorySection(region)); });
+      if (!done && !is_lost(entry) && first) first = done;
+    }
+  }
+  std::erase_if(unsettled_, [](const UnsettledTask& task) { return task.task == TableTask::log; });
+  return first;
+}
+
 bool ListenerTable::remove_all(const GuestMemory& memory) noexcept {
   bool all = settle().has_value();
   for (Entry& entry : entries_ | std::views::reverse) {
@@ -202,10 +279,19 @@ Result<void> ListenerTable::attempt(Entry& entry, TableTask task, Sections secti
     }
     done = tell(*entry.listener, task, sections[count]);
     if (!done) break;
+    if (task == TableTask::remove)
+      static_cast<void>(forget(*entry.listener, TableTask::log, sections[count]));
     ++count;
   }
   if (done) {
     done = commit(*entry.listener);  // on an error, nothing counts as done
+    if (done && task == TableTask::add && is_logging_) {
+      for (const MemorySection& section : sections) {
+        done = tell(*entry.listener, TableTask::log, section);
+        if (!done) break;
+      }
+      if (!done && !is_lost(entry)) undo(entry, TableTask::remove, sections, spare);
+    }
     if (done) return {};
   } else if (!is_lost(entry)) {
     undo(entry, opposite(task), sections.first(count), spare);
@@ -218,46 +304,67 @@ Result<void> ListenerTable::attempt(Entry& entry, TableTask task, Sections secti
 void ListenerTable::undo(Entry& entry, TableTask task, Sections sections,
                          UnsettledTasks& spare) noexcept {
   if (entry.is_gone || sections.empty()) return;
-  const auto note = [&](const MemorySection& section) {
+  const auto note = [&](const MemorySection& section, TableTask what) {
     spare.front().listener = entry.listener;
     spare.front().section = section;
-    spare.front().task = task;
+    spare.front().task = what;
     unsettled_.splice(unsettled_.end(), spare, spare.begin());
   };
   std::ptrdiff_t noted = 0;
   for (const MemorySection& section : sections) {
     if (forget(*entry.listener, opposite(task), section)) continue;
+    if (task == TableTask::remove)
+      static_cast<void>(forget(*entry.listener, TableTask::log, section));
     if (tell(*entry.listener, task, section)) continue;
     if (is_lost(entry)) return;
-    note(section);
+    note(section, task);
     ++noted;
   }
-  if (commit(*entry.listener)) return;
+  const auto committed = commit(*entry.listener);
   if (is_lost(entry)) return;
   const auto first_noted = std::prev(unsettled_.end(), noted);
   for (const MemorySection& section : sections) {
     const auto same = [&](const UnsettledTask& each) { return each.section == section; };
-    if (std::none_of(first_noted, unsettled_.end(), same)) note(section);
+    if (std::any_of(first_noted, unsettled_.end(), same)) continue;
+    if (!committed) {
+      note(section, task);
+    } else if (task == TableTask::add && is_logging_ &&
+               !tell(*entry.listener, TableTask::log, section)) {
+      note(section, TableTask::log);
+    }
+  }
+}
+
+/// A call of a listener; what it throws is kept for the end of the change.
+template <typename Call>
+Result<void> ListenerTable::guarded(Call call) noexcept {
+  try {
+    return call();
+  } catch (...) {
+    if (thrown_ == nullptr) thrown_ = std::current_exception();
+    return fail({.code = Errc::bad_state,
+                 .operation = "VmMemory::transact",
+                 .reason = "the listener threw an exception"});
   }
 }
 
 Result<void> ListenerTable::tell(MemoryListener& listener, TableTask task,
                                  const MemorySection& section) noexcept {
-  try {
-    return task == TableTask::add ? listener.add(section) : listener.remove(section);
-  } catch (...) {
-    if (thrown_ == nullptr) thrown_ = std::current_exception();
-    return fail(thrown_error("MemoryListener"));
-  }
+  return guarded([&] {
+    switch (task) {
+      case TableTask::add: return listener.add(section);
+      case TableTask::remove: return listener.remove(section);
+      case TableTask::log: break;
+    }
+    auto done = listener.log_start(section);
+    // Whatever was written before is in no log.
+    if (done) section.region()->dirty().mark(section.region_offset(), section.size());
+    return done;
+  });
 }
 
 Result<void> ListenerTable::commit(MemoryListener& listener) noexcept {
-  try {
-    return listener.commit();
-  } catch (...) {
-    if (thrown_ == nullptr) thrown_ = std::current_exception();
-    return fail(thrown_error("MemoryListener"));
-  }
+  return guarded([&] { return listener.commit(); });
 }
 
 /// After an error of a listener: whether it has gone. Nothing is left for it to do then.
@@ -298,18 +405,11 @@ Result<void> ListenerTable::refused(Error error, std::size_t unsettled_before) {
   if (unsettled_.size() > unsettled_before) {
     const UnsettledTask& left = unsettled_.back();
     thrown_ = nullptr;
-    return fail(
-        {.code = Errc::inconsistent,
-         .operation = "VmMemory::transact",
-         .first = operand(left.section.guest_range()),
-         .reason = left.task == TableTask::remove
-                       ? "the change was refused, and this listener did not let go of the "
-                         "region: it stays mapped and its addresses stay taken, until "
-                         "collect() succeeds"
-                       : "the change was refused, and this listener did not take the region "
-                         "back: it stays published, and the listener lacks it until "
-                         "collect() succeeds",
-         .text = {left.section.name(), left.listener->name()}});
+    return fail({.code = Errc::inconsistent,
+                 .operation = "VmMemory::transact",
+                 .first = operand(left.section.guest_range()),
+                 .reason = what_is_left(left.task),
+                 .text = {left.section.name(), left.listener->name()}});
   }
   if (thrown_ != nullptr) std::rethrow_exception(std::exchange(thrown_, nullptr));
   return fail(error);

@@ -19,8 +19,8 @@
 
 namespace vmspace::detail {
 
-/// What a listener is to do with a section.
-enum class TableTask : std::uint8_t { add, remove };
+/// What a listener is to do with a section. `log` is to log an added one.
+enum class TableTask : std::uint8_t { add, remove, log };
 
 /// What a listener could not be told.
 struct UnsettledTask {
@@ -63,6 +63,17 @@ class ListenerTable {
                                     std::vector<MemorySection> sections);
   [[nodiscard]] std::vector<std::shared_ptr<MemoryListener>> list() const;
 
+  // The log of what is written through the tables; see MemoryListener::log_start(). While it is on,
+  // what is added is logged as well.
+
+  /// All tables log, or none and the first error.
+  [[nodiscard]] Result<void> start_log(const GuestMemory& memory);
+  /// Has everybody mark what was written; the first error of a listener that does not, or does not
+  /// log at all.
+  [[nodiscard]] Result<void> sync_log(const GuestMemory& memory) noexcept;
+  /// Ends the log in all tables; the first error.
+  [[nodiscard]] Result<void> stop_log(const GuestMemory& memory) noexcept;
+
   /// Takes all memory out of all tables, for good; whether every listener has let go of everything.
   [[nodiscard]] bool remove_all(const GuestMemory& memory) noexcept;
   [[nodiscard]] UnsettledTasks take_unsettled() noexcept { return std::move(unsettled_); }
@@ -82,6 +93,8 @@ class ListenerTable {
   [[nodiscard]] Result<void> tell(MemoryListener& listener, TableTask task,
                                   const MemorySection& section) noexcept;
   [[nodiscard]] Result<void> commit(MemoryListener& listener) noexcept;
+  template <typename Call>
+  [[nodiscard]] Result<void> guarded(Call call) noexcept;
   [[nodiscard]] bool is_lost(Entry& entry) noexcept;
   [[nodiscard]] bool forget(const MemoryListener& listener, TableTask task,
                             const MemorySection& section) noexcept;
@@ -91,6 +104,7 @@ class ListenerTable {
 
   std::vector<Entry> entries_;
   UnsettledTasks unsettled_;
+  bool is_logging_ = false;
   std::exception_ptr thrown_;  ///< what a listener has thrown during the change
 };
 

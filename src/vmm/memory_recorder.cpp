@@ -27,6 +27,14 @@ std::string text_of(const MemorySection& section) {
       .append("]");
 }
 
+Error unknown(const char* operation, const MemorySection& section) {
+  return {.code = Errc::not_found,
+          .operation = operation,
+          .first = detail::operand(section.guest_range()),
+          .reason = "the table does not have exactly this section",
+          .text = section.name()};
+}
+
 tl::unexpected<Error> differs(const MemorySection& section, const char* how) {
   return fail({.code = Errc::corrupt,
                .operation = "MemoryRecorder::check_equals",
@@ -109,16 +117,12 @@ Result<void> MemoryRecorder::add(const MemorySection& section) {
 Result<void> MemoryRecorder::remove(const MemorySection& section) {
   try {
     return record("remove " + text_of(section), [&]() -> Result<void> {
-      for (Entry& entry : entries_) {
-        if (!entry.is_there || !(entry.section == section)) continue;
-        entry.is_there = false;
-        return {};
-      }
-      return fail({.code = Errc::not_found,
-                   .operation = "MemoryRecorder::remove",
-                   .first = detail::operand(section.guest_range()),
-                   .reason = "the table does not have exactly this section",
-                   .text = section.name()});
+      Entry* const entry = find(section);
+      if (entry == nullptr) return fail(unknown("MemoryRecorder::remove", section));
+      mark_written(*entry);
+      entry->is_logged = false;
+      entry->is_there = false;
+      return {};
     });
   } catch (const std::bad_alloc&) {
     return fail({.code = Errc::os,
@@ -127,6 +131,54 @@ Result<void> MemoryRecorder::remove(const MemorySection& section) {
                  .os_errno = ENOMEM,
                  .text = section.name()});
   }
+}
+
+Result<void> MemoryRecorder::log_start(const MemorySection& section) {
+  return log("log_start ", section, true);
+}
+
+Result<void> MemoryRecorder::log_sync(const MemorySection& section) {
+  return log("log_sync ", section, true);
+}
+
+Result<void> MemoryRecorder::log_stop(const MemorySection& section) {
+  return log("log_stop ", section, false);
+}
+
+/// The three calls about logs mark what there is to mark, and differ in what comes after.
+Result<void> MemoryRecorder::log(const char* call, const MemorySection& section, bool is_logged) {
+  return record(call + text_of(section), [&]() -> Result<void> {
+    Entry* const entry = find(section);
+    if (entry == nullptr) return fail(unknown("MemoryRecorder::log", section));
+    mark_written(*entry);
+    entry->is_logged = is_logged;
+    return {};
+  });
+}
+
+void MemoryRecorder::wrote(const GuestRange& range) {
+  for (Entry& entry : entries_) {
+    const GuestRange has = entry.section.guest_range();
+    if (!entry.is_there || !entry.is_logged || !has.overlaps(range)) continue;
+    const std::uint64_t first = std::max(range.base.value(), has.base.value());
+    const std::uint64_t last =
+        std::min(range.base.value() + (range.size - 1), has.base.value() + (has.size - 1));
+    entry.written.push_back({.offset = entry.section.region_offset() + (first - has.base.value()),
+                             .size = last - first + 1});
+  }
+}
+
+/// The entry of exactly this section; null when the table does not have it.
+MemoryRecorder::Entry* MemoryRecorder::find(const MemorySection& section) noexcept {
+  const auto found = std::ranges::find_if(
+      entries_, [&](const Entry& entry) { return entry.is_there && entry.section == section; });
+  return found == entries_.end() ? nullptr : &*found;
+}
+
+void MemoryRecorder::mark_written(Entry& entry) noexcept {
+  for (const DirtyRange& written : entry.written)
+    entry.section.region()->dirty().mark(written.offset, written.size);
+  entry.written.clear();
 }
 
 Result<void> MemoryRecorder::commit() {

@@ -12,6 +12,19 @@
 
 namespace vmspace {
 
+namespace {
+
+Unsettled unsettled_as(detail::TableTask task) noexcept {
+  switch (task) {
+    case detail::TableTask::add: return Unsettled::missing;
+    case detail::TableTask::remove: return Unsettled::retired;
+    case detail::TableTask::log: break;
+  }
+  return Unsettled::unlogged;
+}
+
+}  // namespace
+
 VmMemory::State::~State() {
   // Nobody else has a handle, so this is nobody's turn.
   const auto turn = map.writer();
@@ -167,13 +180,11 @@ Result<void> VmMemory::collect() const {
 Result<std::vector<UnsettledSection>> VmMemory::unsettled() const {
   const auto turn = VMSPACE_TRY(state_->map.writer("VmMemory::unsettled"));
   std::vector<UnsettledSection> all;
-  std::ranges::transform(state_->listeners.unsettled(), std::back_inserter(all),
-                         [](const detail::UnsettledTask& task) {
-                           return UnsettledSection{
-                               .listener = task.listener->name(),
-                               .range = task.section.guest_range(),
-                               .is_retired = task.task == detail::TableTask::remove};
-                         });
+  for (const detail::UnsettledTask& task : state_->listeners.unsettled()) {
+    all.push_back({.listener = task.listener->name(),
+                   .range = task.section.guest_range(),
+                   .how = unsettled_as(task.task)});
+  }
   return all;
 }
 

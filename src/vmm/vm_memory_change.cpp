@@ -211,9 +211,10 @@ Result<void> VmMemory::State::commit(Turn& turn, detail::VmChange& change,
 }
 
 Result<void> VmMemory::State::settle(Turn& turn) {
-  Result<void> settled;
+  Result<void> settled = drop_stopped_logs(turn.current().memory);
   if (!listeners.unsettled().empty()) {
-    settled = listeners.settle();
+    const auto told = listeners.settle();
+    if (settled) settled = told;
     release_retired_holds();
   }
   if (retired.empty()) return settled;

@@ -9,12 +9,19 @@
 #include <vector>
 
 #include "vmspace/address_space/detail/retired_regions.hpp"
+#include "vmspace/vmm/vm_dirty_log.hpp"
 #include "vmspace/vmm/vm_memory.hpp"
 
 #include "vmm/listener_table.hpp"
+#include "vmm/range_list.hpp"
 #include "vmm/vm_change.hpp"
 
 namespace vmspace {
+
+/// What was written since this log was harvested, in ranges of memory that there was.
+struct VMSPACE_HIDDEN VmDirtyLog::Pending {
+  detail::RangeList ranges;
+};
 
 /// Everything but `map`, `options` and `retired` belongs to who has the turn of `map` (its Writer).
 ///
@@ -37,6 +44,12 @@ struct VMSPACE_HIDDEN VmMemory::State {
   [[nodiscard]] Result<void> settle(Turn& turn);
   /// The sections of the published map.
   [[nodiscard]] static std::vector<MemorySection> sections(const VmMap& now);
+  /// Begins to track all writes, or nothing and an error.
+  [[nodiscard]] Result<void> start_log(const GuestMemory& memory);
+  /// Hands what was written to every log.
+  [[nodiscard]] Result<void> fan_out(const GuestMemory& memory);
+  /// Forgets logs that nobody has any more; without any, tracking ends.
+  [[nodiscard]] Result<void> drop_stopped_logs(const GuestMemory& memory) noexcept;
   /// The first broken rule, or null.
   [[nodiscard]] const char* broken_rule(const VmMap& now) const;
 
@@ -50,6 +63,7 @@ struct VMSPACE_HIDDEN VmMemory::State {
   std::vector<MemoryRegionPtr> parked;               ///< memory of parked regions
   detail::ListenerTable listeners;
   std::shared_ptr<VmGate> gate;
+  std::vector<std::weak_ptr<VmDirtyLog::Pending>> logs;  ///< tracking is on while there are any
 
  private:
   /// The places that a change has taken, for as long as it runs.

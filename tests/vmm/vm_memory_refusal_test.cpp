@@ -115,7 +115,7 @@ TEST_F(VmMemoryRefusal, ARemovalThatFailsAfterPublicationRetiresTheRange) {
   VMSPACE_ASSERT_OK(change());
   EXPECT_THAT(memory.unsettled().value(),
               ElementsAre(UnsettledSection{
-                  .listener = "second", .range = gone->guest_range(), .is_retired = true}));
+                  .listener = "second", .range = gone->guest_range(), .how = Unsettled::retired}));
   // Absent to readers, still mapped, and taken.
   EXPECT_FALSE(memory.map()->memory.contains(gone->guest_range()));
   const auto left = second->table();
@@ -190,7 +190,7 @@ TEST_F(VmMemoryRefusal, WhatAListenerLacksIsNotTakenFromItAgain) {
   second->on_call({});
   EXPECT_THAT(memory.unsettled().value(),
               ElementsAre(UnsettledSection{
-                  .listener = "first", .range = a->guest_range(), .is_retired = false}));
+                  .listener = "first", .range = a->guest_range(), .how = Unsettled::missing}));
   VMSPACE_ASSERT_OK(memory.unplug(a, 1s));
   first->on_call({});
   EXPECT_THAT(memory.unsettled().value(), IsEmpty());

@@ -118,6 +118,29 @@ class VMSPACE_EXPORT MemoryListener {
   /// does it here. After an error none of the additions, or of the removals, counts as done.
   [[nodiscard]] virtual Result<void> commit() { return {}; }
 
+  // The log of what is written through the table, where it can keep one. The calls are made for
+  // sections that add() was given. What nobody can log, such as the DMA of a device behind an IOMMU, is
+  // in no log: a listener for that leaves these three as they are.
+
+  /// Has writes to the section logged from now on. Does nothing where it is logged already.
+  [[nodiscard]] virtual Result<void> log_start(const MemorySection& section) {
+    static_cast<void>(section);
+    return {};
+  }
+  /// Marks what was written since the last call in the DirtyBitmap of the section's region, and has it
+  /// logged anew; the data is read after this returns. After an error nothing is lost: what was not
+  /// marked is by a later call.
+  [[nodiscard]] virtual Result<void> log_sync(const MemorySection& section) {
+    static_cast<void>(section);
+    return {};
+  }
+  /// Marks what was written, as log_sync() does, and has nothing logged any more. Does nothing where
+  /// it is not logged. (remove() marks what was written as well, where it ends a log.)
+  [[nodiscard]] virtual Result<void> log_stop(const MemorySection& section) {
+    static_cast<void>(section);
+    return {};
+  }
+
   /// Whether it has lost its table for good, as when a peer has gone: nobody uses the memory through
   /// it any more. Asked after each of its errors. VmMemory then lets go of it; whether the change
   /// goes on without it says ListenerOptions::required.

@@ -23,6 +23,7 @@
 
 #include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
+#include "vmspace/memory/dirty_bitmap.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/vmm/memory_listener.hpp"
 
@@ -54,6 +55,15 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
   /// After an error the table is what it was after the last successful commit(). O(sections).
   [[nodiscard]] Result<void> commit() override;
 
+  /// Errors of these three also: `not_found` for a section that is not in the table. log_sync() marks
+  /// what wrote() has said since, and so do log_stop() and remove() at the end of a log. O(sections).
+  [[nodiscard]] Result<void> log_start(const MemorySection& section) override;
+  [[nodiscard]] Result<void> log_sync(const MemorySection& section) override;
+  [[nodiscard]] Result<void> log_stop(const MemorySection& section) override;
+  /// Plays a guest that has written to every page of the range: what is in a section that is logged
+  /// will be marked. O(sections).
+  void wrote(const GuestRange& range);
+
   /// Refuses the n-th call from now (0 is the next one) and those after it, `count` in all. Replaces
   /// what refuse() and run_out_of_memory() said before.
   void refuse(std::size_t n, std::size_t count = 1) noexcept;
@@ -66,7 +76,7 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
 
   /// The calls so far, a line each: `prepare -rom [0xf0000-0xfffff] +ram0 [0x0-0x9ffff]`, with
   /// ` disruptive` at its end where the change is; `add ram0 [0x0-0x9ffff]`; `remove rom [...]`;
-  /// `commit`. `ram0+0x1000 [0x1000-0x1fff]` is the part of ram0 from its byte 0x1000. A call that
+  /// `commit`; `log_start rom [...]`, `log_sync` and `log_stop`. `ram0+0x1000 [0x1000-0x1fff]` is the part of ram0 from its byte 0x1000. A call that
   /// returned an error or threw ends with `: failed`.
   [[nodiscard]] const std::vector<std::string>& calls() const noexcept { return calls_; }
   /// Those lines, each ended by a newline.
@@ -87,11 +97,16 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
     MemorySection section;
     bool is_there = true;        ///< in the table
     bool was_committed = false;  ///< in the table of the last commit()
+    bool is_logged = false;
+    std::vector<DirtyRange> written = {};  ///< of the section, since it was logged anew
   };
 
   [[nodiscard]] Result<void> answer(std::string_view line);
+  [[nodiscard]] Result<void> log(const char* call, const MemorySection& section, bool is_logged);
   template <typename Body>
   [[nodiscard]] Result<void> record(std::string line, Body body);
+  [[nodiscard]] Entry* find(const MemorySection& section) noexcept;
+  static void mark_written(Entry& entry) noexcept;
   void settle(bool Entry::*into, bool Entry::*from) noexcept;
 
   std::string name_;

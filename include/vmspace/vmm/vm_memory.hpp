@@ -48,6 +48,8 @@
 
 namespace vmspace {
 
+class VmDirtyLog;
+
 /// What readers see, as one value.
 struct VmMap {
   AddressSpaceBase space;  ///< what each range is
@@ -62,13 +64,18 @@ struct ListenerOptions {
   friend bool operator==(const ListenerOptions&, const ListenerOptions&) = default;
 };
 
+/// Where a listener's table is not what it should be.
+enum class Unsettled : std::uint8_t {
+  retired,   ///< it still has memory that is no longer published
+  missing,   ///< it lacks memory that is published
+  unlogged,  ///< it does not log what is written to memory, though the dirty log is on
+};
+
 /// A section that a listener should have been told of, and could not be.
 struct UnsettledSection {
   std::string_view listener;  ///< its name; valid while the listener lives
   GuestRange range;           ///< where the guest sees it, or saw it
-  /// The listener still has memory that is no longer published (a retired range); else it lacks
-  /// memory that is.
-  bool is_retired;
+  Unsettled how;
 
   friend bool operator==(const UnsettledSection&, const UnsettledSection&) = default;
 };
@@ -175,6 +182,12 @@ class VMSPACE_EXPORT VmMemory final : public RegionLedger {
   /// Sets the gate for disruptive changes; null for none. `would_deadlock`.
   [[nodiscard]] Result<void> set_gate(std::shared_ptr<VmGate> gate) const;
 
+  /// Starts a log of what is written to guest memory, by this process and through the tables of
+  /// listeners: see VmDirtyLog. Copy all memory after it returns, then harvest. Errors: those of
+  /// DirtyBitmap::enable; those of the listeners' log_start(), and then no log has started;
+  /// `would_deadlock`. The first allocates a bit a page.
+  [[nodiscard]] Result<VmDirtyLog> start_dirty_log() const;
+
   /// Waits until nobody uses a map from before the last change; see Published::wait_released().
   [[nodiscard]] Result<void> wait_released(std::chrono::nanoseconds timeout) const;
 
@@ -188,6 +201,7 @@ class VMSPACE_EXPORT VmMemory final : public RegionLedger {
   [[nodiscard]] Result<void> check_invariants() const;
 
  private:
+  friend VmDirtyLog;
   struct State;
   explicit VmMemory(std::shared_ptr<State> state) noexcept;
 

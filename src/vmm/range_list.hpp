@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Sets of guest addresses as lists of ranges, in address order, without overlaps or empty ranges. A
+// list in one piece of memory, since dirty pages come in great numbers and are walked in order.
+
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "vmspace/address_space/guest_range.hpp"
+
+namespace vmspace::detail {
+
+using RangeList = std::vector<GuestRange>;
+
+/// What is in either; adjacent ranges are joined. O(n).
+[[nodiscard]] RangeList union_of(std::span<const GuestRange> a, std::span<const GuestRange> b);
+/// What is in both. O(n).
+[[nodiscard]] RangeList intersection_of(std::span<const GuestRange> a,
+                                        std::span<const GuestRange> b);
+/// What is in `a` and not in `b`. O(n).
+[[nodiscard]] RangeList difference_of(std::span<const GuestRange> a, std::span<const GuestRange> b);
+
+}  // namespace vmspace::detail

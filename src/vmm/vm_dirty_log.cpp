@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/vmm/vm_dirty_log.hpp"
+
+#include <algorithm>
+#include <iterator>
+#include <optional>
+#include <utility>
+
+#include "vmspace/base/try.hpp"
+#include "vmspace/memory/dirty_tracking.hpp"
+
+#include "memory/start_tracking.hpp"
+#include "memory/take_dirty.hpp"
+#include "vmm/vm_memory_state.hpp"
+
+namespace vmspace {
+
+namespace {
+
+detail::RangeList ranges_of(const GuestMemory& memory) {
+  detail::RangeList ranges;
+  ranges.reserve(memory.regions().size());
+  for (const MemoryRegionPtr& region : memory.regions())
+    ranges.push_back(region->guest_range());
+  return ranges;
+}
+
+}  // namespace
+
+Result<void> VmMemory::State::start_log(const GuestMemory& memory) {
+  const auto started = VMSPACE_TRY(detail::start_tracking(memory.regions()));
+  const auto done = listeners.start_log(memory);
+  if (!done) {
+    for (DirtyBitmap* bitmap : started)
+      bitmap->disable();
+  }
+  return done;
+}
+
+Result<void> VmMemory::State::fan_out(const GuestMemory& memory) {
+  VMSPACE_TRY(listeners.sync_log(memory));
+  DirtyHarvest harvest;
+  const auto fresh = VMSPACE_TRY(detail::take_dirty(memory, harvest));
+  if (!fresh.empty()) {
+    std::vector<std::pair<std::shared_ptr<VmDirtyLog::Pending>, detail::RangeList>> merged;
+    for (const auto& each : logs) {
+      if (auto log = each.lock()) {
+        auto ranges = detail::union_of(log->ranges, fresh);
+        merged.emplace_back(std::move(log), std::move(ranges));
+      }
+    }
+    VMSPACE_TRY(harvest.finish());
+    for (auto& [log, ranges] : merged)
+      log->ranges = std::move(ranges);
+  }
+  return {};
+}
+
+Result<void> VmMemory::State::drop_stopped_logs(const GuestMemory& memory) noexcept {
+  if (logs.empty()) return {};
+  std::erase_if(logs, [](const auto& log) { return log.expired(); });
+  if (!logs.empty()) return {};
+  const auto done = listeners.stop_log(memory);
+  disable_dirty_tracking(memory);
+  for (const MemoryRegionPtr& region : parked)
+    region->dirty().disable();
+  return done;
+}
+
+Result<VmDirtyLog> VmMemory::start_dirty_log() const {
+  constexpr const char* operation = "VmMemory::start_dirty_log";
+  const auto turn = VMSPACE_TRY(state_->map.writer(operation));
+  const GuestMemory& memory = turn.current().memory;
+  auto pending = std::make_shared<VmDirtyLog::Pending>();
+  static_cast<void>(state_->drop_stopped_logs(memory));
+  state_->logs.reserve(state_->logs.size() + 1);
+  if (state_->logs.empty()) {
+    VMSPACE_TRY(state_->start_log(memory));
+  } else {
+    VMSPACE_TRY(state_->fan_out(memory));  // what was written before is not for the new log
+  }
+  state_->logs.push_back(pending);
+  return VmDirtyLog(*this, std::move(pending));
+}
+
+VmDirtyLog::VmDirtyLog(VmMemory memory, std::shared_ptr<Pending> pending) noexcept
+    : memory_(std::move(memory)), pending_(std::move(pending)) {}
+
+VmDirtyLog::VmDirtyLog(VmDirtyLog&& other) noexcept = default;
+
+VmDirtyLog& VmDirtyLog::operator=(VmDirtyLog&& other) noexcept {
+  if (this == &other) return *this;
+  static_cast<void>(stop());
+  memory_ = other.memory_;
+  pending_ = std::move(other.pending_);
+  return *this;
+}
+
+VmDirtyLog::~VmDirtyLog() {
+  static_cast<void>(stop());
+}
+
+Result<std::vector<GuestRange>> VmDirtyLog::harvest() {
+  return harvest(std::optional<GuestRange>());
+}
+
+Result<std::vector<GuestRange>> VmDirtyLog::harvest(GuestRange within) {
+  return harvest(std::optional(within));
+}
+
+/// Without a range, all of memory.
+Result<std::vector<GuestRange>> VmDirtyLog::harvest(std::optional<GuestRange> within) {
+  constexpr const char* operation = "VmDirtyLog::harvest";
+  if (pending_ == nullptr) {
+    return fail({.code = Errc::bad_state,
+                 .operation = operation,
+                 .reason = "the log was stopped: start_dirty_log() begins another"});
+  }
+  if (within && !within->empty()) VMSPACE_TRY_IN(operation, within->range());
+  const auto turn = VMSPACE_TRY(memory_.state_->map.writer(operation));
+  const GuestMemory& memory = turn.current().memory;
+  VMSPACE_TRY(memory_.state_->fan_out(memory));
+  // Of what was unplugged since, nothing is left to read.
+  detail::RangeList written = detail::intersection_of(pending_->ranges, ranges_of(memory));
+  detail::RangeList rest;
+  if (within) {
+    const std::vector<GuestRange> asked(within->empty() ? 0 : 1, *within);
+    rest = detail::difference_of(written, asked);
+    written = detail::intersection_of(written, asked);
+  }
+  written = detail::union_of(written, {});  // adjacent regions were taken apart
+  pending_->ranges = std::move(rest);
+  return written;
+}
+
+Result<void> VmDirtyLog::stop() {
+  if (pending_ == nullptr) return {};
+  pending_.reset();
+  VmMemory::State& state = *memory_.state_;
+  const auto turn = VMSPACE_TRY(state.map.writer("VmDirtyLog::stop"));
+  return state.drop_stopped_logs(turn.current().memory);
+}
+
+}  // namespace vmspace
