@@ -105,6 +105,8 @@ Result<void> ListenerTable::settle() noexcept {
     const auto task = next++;
     auto done = tell(*task->listener, task->task, task->section);
     if (done && task->task != TableTask::log) done = commit(*task->listener);
+    // A commit that failed meanwhile may have taken back the addition that was to be undone.
+    if (!done && task->task == TableTask::remove && done.error().code == Errc::not_found) done = {};
     if (done && task->task == TableTask::add && is_logging_) {
       task->task = TableTask::log;
       done = tell(*task->listener, task->task, task->section);
@@ -282,57 +284,69 @@ Result<void> ListenerTable::attempt(Entry& entry, TableTask task, Sections secti
     if (task == TableTask::remove)
       static_cast<void>(forget(*entry.listener, TableTask::log, sections[count]));
     ++count;
+    if (task == TableTask::add && is_logging_) {
+      done = tell(*entry.listener, TableTask::log, sections[count - 1]);
+      if (!done) break;
+    }
   }
   if (done) {
     done = commit(*entry.listener);  // on an error, nothing counts as done
-    if (done && task == TableTask::add && is_logging_) {
-      for (const MemorySection& section : sections) {
-        done = tell(*entry.listener, TableTask::log, section);
-        if (!done) break;
-      }
-      if (!done && !is_lost(entry)) undo(entry, TableTask::remove, sections, spare);
-    }
     if (done) return {};
   } else if (!is_lost(entry)) {
-    undo(entry, opposite(task), sections.first(count), spare);
+    // Nothing was committed yet, so nothing of it need be.
+    take_back(entry, opposite(task), sections.first(count), spare);
   }
   if (is_lost(entry) && !entry.required) return {};
   return done;
 }
 
-/// Tells a listener as much as it takes, and notes the rest as unsettled.
-void ListenerTable::undo(Entry& entry, TableTask task, Sections sections,
-                         UnsettledTasks& spare) noexcept {
-  if (entry.is_gone || sections.empty()) return;
-  const auto note = [&](const MemorySection& section, TableTask what) {
-    spare.front().listener = entry.listener;
-    spare.front().section = section;
-    spare.front().task = what;
-    unsettled_.splice(unsettled_.end(), spare, spare.begin());
-  };
+/// Tells a listener as much as it takes, and notes the rest as unsettled; gives how many it noted, at
+/// the end of the list.
+std::ptrdiff_t ListenerTable::take_back(Entry& entry, TableTask task, Sections sections,
+                                        UnsettledTasks& spare) noexcept {
   std::ptrdiff_t noted = 0;
   for (const MemorySection& section : sections) {
     if (forget(*entry.listener, opposite(task), section)) continue;
     if (task == TableTask::remove)
       static_cast<void>(forget(*entry.listener, TableTask::log, section));
-    if (tell(*entry.listener, task, section)) continue;
-    if (is_lost(entry)) return;
-    note(section, task);
+    TableTask failed = task;
+    auto done = tell(*entry.listener, task, section);
+    if (done && task == TableTask::add && is_logging_) {
+      failed = TableTask::log;
+      done = tell(*entry.listener, failed, section);
+    }
+    if (done) continue;
+    if (is_lost(entry)) return 0;
+    note(entry, failed, section, spare);
     ++noted;
   }
-  const auto committed = commit(*entry.listener);
-  if (is_lost(entry)) return;
+  return noted;
+}
+
+/// take_back(), and has it committed.
+void ListenerTable::undo(Entry& entry, TableTask task, Sections sections,
+                         UnsettledTasks& spare) noexcept {
+  if (entry.is_gone || sections.empty()) return;
+  const std::ptrdiff_t noted = take_back(entry, task, sections, spare);
+  if (entry.is_gone) return;
+  if (commit(*entry.listener) || is_lost(entry)) return;
+  // None of it counts as done.
   const auto first_noted = std::prev(unsettled_.end(), noted);
   for (const MemorySection& section : sections) {
     const auto same = [&](const UnsettledTask& each) { return each.section == section; };
-    if (std::any_of(first_noted, unsettled_.end(), same)) continue;
-    if (!committed) {
-      note(section, task);
-    } else if (task == TableTask::add && is_logging_ &&
-               !tell(*entry.listener, TableTask::log, section)) {
-      note(section, TableTask::log);
+    const auto there = std::find_if(first_noted, unsettled_.end(), same);
+    if (there == unsettled_.end()) {
+      note(entry, task, section, spare);
+    } else {
+      there->task = task;
     }
   }
+}
+
+void ListenerTable::note(const Entry& entry, TableTask task, const MemorySection& section,
+                         UnsettledTasks& spare) noexcept {
+  spare.front() = {.listener = entry.listener, .section = section, .task = task};
+  unsettled_.splice(unsettled_.end(), spare, spare.begin());
 }
 
 /// A call of a listener; what it throws is kept for the end of the change.

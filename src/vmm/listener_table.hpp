@@ -89,6 +89,10 @@ class ListenerTable {
   [[nodiscard]] Result<void> prepare(Entry& entry, const MemoryChange& change);
   [[nodiscard]] Result<void> attempt(Entry& entry, TableTask task, Sections sections,
                                      UnsettledTasks& spare);
+  std::ptrdiff_t take_back(Entry& entry, TableTask task, Sections sections,
+                           UnsettledTasks& spare) noexcept;
+  void note(const Entry& entry, TableTask task, const MemorySection& section,
+            UnsettledTasks& spare) noexcept;
   void undo(Entry& entry, TableTask task, Sections sections, UnsettledTasks& spare) noexcept;
   [[nodiscard]] Result<void> tell(MemoryListener& listener, TableTask task,
                                   const MemorySection& section) noexcept;

@@ -120,8 +120,7 @@ Result<void> MemoryRecorder::remove(const MemorySection& section) {
       Entry* const entry = find(section);
       if (entry == nullptr) return fail(unknown("MemoryRecorder::remove", section));
       mark_written(*entry);
-      entry->is_logged = false;
-      entry->is_there = false;
+      entry->is_there = false;  // with its log, unless commit() fails
       return {};
     });
   } catch (const std::bad_alloc&) {
@@ -134,25 +133,40 @@ Result<void> MemoryRecorder::remove(const MemorySection& section) {
 }
 
 Result<void> MemoryRecorder::log_start(const MemorySection& section) {
-  return log("log_start ", section, true);
+  return log("log_start ", section, [](Entry& entry) -> Result<void> {
+    entry.is_logged = true;
+    return {};
+  });
 }
 
 Result<void> MemoryRecorder::log_sync(const MemorySection& section) {
-  return log("log_sync ", section, true);
+  return log("log_sync ", section, [&](Entry& entry) -> Result<void> {
+    if (!entry.is_logged) {
+      return fail({.code = Errc::bad_state,
+                   .operation = "MemoryRecorder::log_sync",
+                   .first = detail::operand(section.guest_range()),
+                   .reason = "the section is not logged",
+                   .text = section.name()});
+    }
+    mark_written(entry);
+    return {};
+  });
 }
 
 Result<void> MemoryRecorder::log_stop(const MemorySection& section) {
-  return log("log_stop ", section, false);
+  return log("log_stop ", section, [](Entry& entry) -> Result<void> {
+    mark_written(entry);
+    entry.is_logged = false;
+    return {};
+  });
 }
 
-/// The three calls about logs mark what there is to mark, and differ in what comes after.
-Result<void> MemoryRecorder::log(const char* call, const MemorySection& section, bool is_logged) {
+template <typename Body>
+Result<void> MemoryRecorder::log(const char* call, const MemorySection& section, Body body) {
   return record(call + text_of(section), [&]() -> Result<void> {
     Entry* const entry = find(section);
-    if (entry == nullptr) return fail(unknown("MemoryRecorder::log", section));
-    mark_written(*entry);
-    entry->is_logged = is_logged;
-    return {};
+    if (entry == nullptr) return fail(unknown("MemoryRecorder::log_sync", section));
+    return body(*entry);
   });
 }
 

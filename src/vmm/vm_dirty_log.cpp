@@ -38,6 +38,12 @@ Result<void> VmMemory::State::start_log(const GuestMemory& memory) {
   return done;
 }
 
+Result<void> VmMemory::State::track(const GuestMemory& memory) {
+  for (DirtyBitmap* bitmap : VMSPACE_TRY(detail::start_tracking(memory.regions())))
+    bitmap->mark(0, bitmap->size());
+  return {};
+}
+
 Result<void> VmMemory::State::fan_out(const GuestMemory& memory) {
   VMSPACE_TRY(listeners.sync_log(memory));
   DirtyHarvest harvest;

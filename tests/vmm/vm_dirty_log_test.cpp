@@ -101,6 +101,16 @@ TEST_F(VmDirtyLogTest, WhatIsPluggedCountsAsWrittenAndIsLogged) {
   EXPECT_THAT(harvest(log), ElementsAre(GuestRange{GuestAddress(4_GiB), page}));
 }
 
+TEST_F(VmDirtyLogTest, BeginsBeforeThereIsAnyMemory) {
+  const VmMemory own = VmMemory::create(*AddressSpaceLayout::x86_64({.phys_bits = 40})).value();
+  auto log = own.start_dirty_log().value();
+  EXPECT_THAT(harvest(log), IsEmpty());
+  VMSPACE_ASSERT_OK(own.plug(dimm()));
+  EXPECT_THAT(harvest(log), ElementsAre(GuestRange{GuestAddress(4_GiB), 2_MiB}));
+  VMSPACE_EXPECT_OK(own.map()->memory.write(GuestAddress(4_GiB), 'x'));
+  EXPECT_THAT(harvest(log), ElementsAre(GuestRange{GuestAddress(4_GiB), page}));
+}
+
 TEST_F(VmDirtyLogTest, WhatIsUnpluggedIsForgotten) {
   const auto description = memory.plug(dimm()).value()->shared_description();
   auto log = memory.start_dirty_log().value();
@@ -138,6 +148,25 @@ TEST_F(VmDirtyLogTest, ARemovalThatIsUndoneForgetsNothing) {
   first->wrote({GuestAddress(a->base().value() + 5 * page), page});
   EXPECT_THAT(harvest(log),
               ElementsAre(GuestRange{GuestAddress(a->base().value() + 5 * page), page}));
+}
+
+TEST_F(VmDirtyLogTest, WhatAListenerTakesBackBeforeItCommitsIsLoggedAgain) {
+  VMSPACE_ASSERT_OK(memory.set_gate(gate));
+  const auto a = memory.plug(bar("a", 0xe000'0000)).value()->shared_description();
+  const auto b = memory.plug(bar("b", 0xe001'0000)).value()->shared_description();
+  auto log = memory.start_dirty_log().value();
+  second->on_call([](std::string_view line) -> Result<void> {
+    if (!line.starts_with("remove b")) return {};
+    return fail({.code = Errc::os, .operation = "own"});
+  });
+  EXPECT_THAT(
+      edit([&](AddressSpaceBase& draft) {
+        return draft.move_regions({{.region = a, .to = b->base()}, {.region = b, .to = a->base()}});
+      }),
+      HasError(Errc::os));
+  static_cast<void>(harvest(log));
+  second->wrote({a->base(), 1});
+  EXPECT_THAT(harvest(log), ElementsAre(GuestRange{a->base(), page}));
 }
 
 TEST_F(VmDirtyLogTest, ANewListenerLogsAsWell) {

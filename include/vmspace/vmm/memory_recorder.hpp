@@ -55,8 +55,9 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
   /// After an error the table is what it was after the last successful commit(). O(sections).
   [[nodiscard]] Result<void> commit() override;
 
-  /// Errors of these three also: `not_found` for a section that is not in the table. log_sync() marks
-  /// what wrote() has said since, and so do log_stop() and remove() at the end of a log. O(sections).
+  /// Errors of these three also: `not_found` for a section that is not in the table, and `bad_state`
+  /// for log_sync() of one that is not logged. It marks what wrote() has said since, and so do
+  /// log_stop() and remove() at the end of a log. O(sections).
   [[nodiscard]] Result<void> log_start(const MemorySection& section) override;
   [[nodiscard]] Result<void> log_sync(const MemorySection& section) override;
   [[nodiscard]] Result<void> log_stop(const MemorySection& section) override;
@@ -102,7 +103,8 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
   };
 
   [[nodiscard]] Result<void> answer(std::string_view line);
-  [[nodiscard]] Result<void> log(const char* call, const MemorySection& section, bool is_logged);
+  template <typename Body>
+  [[nodiscard]] Result<void> log(const char* call, const MemorySection& section, Body body);
   template <typename Body>
   [[nodiscard]] Result<void> record(std::string line, Body body);
   [[nodiscard]] Entry* find(const MemorySection& section) noexcept;
