@@ -12,7 +12,6 @@
 #include <optional>
 #include <utility>
 
-#include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/memory_region.hpp"
 
@@ -21,6 +20,7 @@
 #include "os/page_size.hpp"
 #include "os/system_calls.hpp"
 #include "vmm/kvm_mapping.hpp"
+#include "vmm/kvm_memslots_state.hpp"
 
 namespace vmspace {
 
@@ -29,15 +29,6 @@ using detail::kernel;
 using detail::require_multiple;
 using Mapping = detail::KvmMapping;
 using Shown = Mapping::Shown;
-
-struct VMSPACE_HIDDEN KvmMemslots::State {
-  detail::Descriptor vm;
-  std::uint32_t limit;
-  bool can_read_only;
-  RangePool numbers;
-  std::uint32_t used = 0;
-  IntervalTree<Mapping> mappings = {};  ///< by guest physical addresses
-};
 
 namespace {
 
@@ -204,39 +195,6 @@ void KvmMemslots::forget(const GuestRange& range) noexcept {
   const auto erased = state_->mappings.erase(*range.range());
   assert(erased && *erased);
   state_->used -= static_cast<std::uint32_t>((*erased)->size());
-}
-
-Result<void> KvmMemslots::switch_log(const GuestRange& range, bool on, const char* operation) {
-  Mapping* const mapping = VMSPACE_TRY(find(range, operation));
-  if (!mapping->is_whole()) {
-    return fail({.code = Errc::bad_state,
-                 .operation = operation,
-                 .first = detail::operand(range),
-                 .reason = "the range is shown only in part after an earlier failure: clear() it"});
-  }
-  return mapping->show(state_->vm.value(), on ? Shown::logged : Shown::yes, operation);
-}
-
-Result<void> KvmMemslots::start_dirty_log(const GuestRange& range) {
-  return switch_log(range, true, "KvmMemslots::start_dirty_log");
-}
-
-Result<void> KvmMemslots::stop_dirty_log(const GuestRange& range) {
-  return switch_log(range, false, "KvmMemslots::stop_dirty_log");
-}
-
-Result<KvmDirtyLog> KvmMemslots::fetch_dirty_log(const GuestRange& range) {
-  constexpr const char* operation = "KvmMemslots::fetch_dirty_log";
-  Mapping* const mapping = VMSPACE_TRY(find(range, operation));
-  if (const auto shown = mapping->shown(); shown != Shown::logged) {
-    return fail(
-        {.code = Errc::bad_state,
-         .operation = operation,
-         .first = detail::operand(range),
-         .reason = shown ? "the dirty log is off: call start_dirty_log() first"
-                         : "the range is shown or logged only in part after an earlier failure"});
-  }
-  return mapping->fetch_log(state_->vm.value(), operation);
 }
 
 Result<std::vector<KvmSlot>> KvmMemslots::slots(const GuestRange& range) const {
