@@ -60,6 +60,10 @@ std::optional<KvmMapping::Shown> KvmMapping::shown() const noexcept {
   return first;
 }
 
+bool KvmMapping::is_logged() const noexcept {
+  return std::ranges::count(pieces_, Shown::logged, &Piece::shown) != 0;
+}
+
 bool KvmMapping::is_whole() const noexcept {
   return std::ranges::count(pieces_, Shown::no, &Piece::shown) == 0;
 }

@@ -7,10 +7,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base/result.hpp"
+#include "vmspace/memory/memory_region.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
 
 #include "vmm/kvm_pieces.hpp"
@@ -34,9 +36,19 @@ class KvmMapping {
     std::swap(memory_, other.memory_);
     std::swap(cut_, other.cut_);
     std::swap(pieces_, other.pieces_);
+    std::swap(region_, other.region_);
+    std::swap(is_leftover_, other.is_leftover_);
     return *this;
   }
   ~KvmMapping();
+
+  /// Keeps a region mapped for as long as this mapping lives.
+  void keep(MemoryRegionPtr region) noexcept { region_ = std::move(region); }
+  /// The region that it keeps; null for memory that the user keeps.
+  [[nodiscard]] const MemoryRegionPtr& region() const noexcept { return region_; }
+  /// It is shown in part, and whoever asked for it was told that it is not shown at all.
+  void set_leftover() noexcept { is_leftover_ = true; }
+  [[nodiscard]] bool is_leftover() const noexcept { return is_leftover_; }
 
   /// How many slots it has.
   [[nodiscard]] std::size_t size() const noexcept { return pieces_.size(); }
@@ -44,6 +56,8 @@ class KvmMapping {
   [[nodiscard]] std::vector<KvmSlot> slots() const;
   /// How all of it is shown; nothing when an earlier failure has left it in part.
   [[nodiscard]] std::optional<Shown> shown() const noexcept;
+  /// Whether KVM logs any piece.
+  [[nodiscard]] bool is_logged() const noexcept;
   /// Whether KVM has every piece, with or without its log.
   [[nodiscard]] bool is_whole() const noexcept;
 
@@ -79,6 +93,8 @@ class KvmMapping {
   KvmMemory memory_;
   KvmPieces cut_;
   std::vector<Piece> pieces_;
+  MemoryRegionPtr region_;
+  bool is_leftover_ = false;
 };
 
 }  // namespace vmspace::detail

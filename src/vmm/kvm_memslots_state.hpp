@@ -6,9 +6,12 @@
 
 #include <cstdint>
 
+#include "vmspace/address_space/guest_range.hpp"
 #include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base/export.hpp"
+#include "vmspace/base/result.hpp"
+#include "vmspace/spec/protection.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
 
 #include "os/descriptor.hpp"
@@ -24,5 +27,19 @@ struct VMSPACE_HIDDEN KvmMemslots::State {
   std::uint32_t used = 0;
   IntervalTree<detail::KvmMapping> mappings = {};  ///< by guest physical addresses
 };
+
+namespace detail {
+
+/// `access_denied` for memory that the guest may not read.
+[[nodiscard]] inline Result<void> require_readable(Protection protection, const GuestRange& range,
+                                                   const char* operation) {
+  if (allows(protection, Protection::read)) return {};
+  return fail({.code = Errc::access_denied,
+               .operation = operation,
+               .first = operand(range),
+               .reason = "a guest can read every slot, so the region must be readable"});
+}
+
+}  // namespace detail
 
 }  // namespace vmspace

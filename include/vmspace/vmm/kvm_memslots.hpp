@@ -7,6 +7,9 @@
 // at most 2^31 - 1 pages a slot. KvmMemslots hides all three: its user sets and clears ranges of
 // any size, and it numbers, splits and counts. It clears whatever it has set.
 //
+// It is a MemoryListener: whoever changes the guest's memory tells it of each section, and it sets
+// and clears them. set() and clear() are for memory that nobody tells it of, such as a device's.
+//
 // KVM can log which pages the guest writes. The log of a range is switched on and off while vCPUs
 // run; everything else about a slot, read-only included, changes only by clearing the range and
 // setting it again.
@@ -19,6 +22,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <vector>
 
 #include "vmspace/address_space/guest_address.hpp"
@@ -26,10 +30,10 @@
 #include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
+#include "vmspace/memory/memory_region.hpp"
+#include "vmspace/vmm/memory_listener.hpp"
 
 namespace vmspace {
-
-class MemoryRegion;
 
 namespace detail {
 class KvmMapping;
@@ -66,22 +70,24 @@ struct KvmDirtyLog {
 
 /// Sets and clears the memory slots of one virtual machine.
 ///
-/// A range is `known` from the set() that shows it until the clear() that removes it.
+/// A range is `known` from the set() that shows it until the clear() that removes it; a section is
+/// known from add() to remove() in the same way, and its range can be used in every call but clear().
 ///
 /// Invariant: every slot that it has set in KVM belongs to exactly one known range, slot numbers
 /// are leased exactly as long as their range is known, and ranges do not overlap.
 ///
 /// Slot numbers (of KVM's address space 0) come from a pool. By default that is a pool of its own
 /// with all numbers of the machine, and nobody else may set slots; others that do must share a pool
-/// with it and lease their numbers there. The memory behind a range is not owned: it must stay
-/// mapped until the range is cleared or this object is destroyed.
+/// with it and lease their numbers there. The memory behind a range that was set() is not owned: it
+/// must stay mapped until the range is cleared or this object is destroyed. A section stays mapped
+/// by itself for as long as KVM may have a slot of it.
 ///
 /// A moved-from object holds nothing: its calls are `bad_state`, its limit is 0, and it can be
 /// assigned to.
 ///
 /// Threads: one at a time. vCPUs may run meanwhile; they see a range of several slots come and go
 /// slot by slot.
-class VMSPACE_EXPORT KvmMemslots {
+class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
  public:
   /// Takes over the slots of the machine behind `vm_fd` (from KVM_CREATE_VM), numbered from
   /// `slot_numbers`; by default from a pool of its own with every number below KVM's limit. Slots
@@ -99,7 +105,7 @@ class VMSPACE_EXPORT KvmMemslots {
   KvmMemslots& operator=(KvmMemslots&&) noexcept;
   /// Clears every slot, so that the guest keeps no memory that the host is about to unmap. The
   /// number of a slot that KVM refuses to delete stays taken in the pool.
-  ~KvmMemslots();
+  ~KvmMemslots() override;
 
   /// Shows `memory` to the guest, in as many slots as it needs; all of it or nothing.
   ///
@@ -124,7 +130,7 @@ class VMSPACE_EXPORT KvmMemslots {
   /// accesses the memory any more, and its dirty log is gone: as with stop_dirty_log(), fetch it
   /// first.
   ///
-  /// Errors: `not_found` for any other range; `os` when KVM refuses: then the pieces cleared before
+  /// Errors: `not_found` for any other range; `bad_state` for a section's, which remove() takes; `os` when KVM refuses: then the pieces cleared before
   /// are set again (where their dirty log was on, the next fetch reports all of them dirty), the
   /// range stays known, and clear() may be called again.
   ///
@@ -165,6 +171,31 @@ class VMSPACE_EXPORT KvmMemslots {
   /// range. O(slots).
   [[nodiscard]] Result<std::vector<KvmSlot>> slots(const GuestRange& range) const;
 
+  /// "kvm".
+  [[nodiscard]] std::string_view name() const noexcept override;
+
+  /// Says whether KVM could show the sections that are added: errors, each naming the section, are
+  /// `access_denied` for one that may not be read, since a guest can read every slot; `unsupported`
+  /// for one that may not be written, where this KVM has no read-only slots; `misaligned` unless
+  /// guest and host address and size are multiples of the host's page size; `limit_exceeded` when
+  /// they need more slots than there are numbers left. The numbers of removed sections count as left
+  /// where an added one lies over them, because those are removed first. O(slot numbers).
+  [[nodiscard]] Result<void> prepare(const MemoryChange& change) override;
+
+  /// Shows a section to the guest, read-only unless it may be written, with its dirty log off.
+  /// Errors, each naming the section: those of prepare() and set(). Should KVM also refuse to take
+  /// away the pieces that it had taken (see set()), they are tried again by the next add() over
+  /// them.
+  [[nodiscard]] Result<void> add(const MemorySection& section) override;
+
+  /// Removes what add() has shown. Where its dirty log is on, the log is fetched first and merged
+  /// into the region's DirtyBitmap, if that is on; should fetching fail, all of the section counts
+  /// as dirty. What a vCPU writes after that and before the slot is gone is in no log: where the
+  /// memory is to be used again, stop the vCPUs, as for a disruptive change.
+  ///
+  /// Errors, each naming the section: `not_found` unless add() was given it; those of clear().
+  [[nodiscard]] Result<void> remove(const MemorySection& section) override;
+
   /// How many slots KVM has for this machine. O(1).
   [[nodiscard]] std::uint32_t limit() const noexcept;
   /// How many of them this object uses. O(1).
@@ -182,6 +213,11 @@ class VMSPACE_EXPORT KvmMemslots {
   /// The mapping of exactly this range; `not_found`, or `bad_state` after a move.
   [[nodiscard]] Result<detail::KvmMapping*> find(const GuestRange& range,
                                                  const char* operation) const;
+  /// Shows the memory, and keeps its region, if it has one, for as long as the range is known.
+  [[nodiscard]] Result<void> show(const KvmMemory& memory, MemoryRegionPtr region,
+                                  const char* operation);
+  [[nodiscard]] Result<void> check(const KvmMemory& memory, const char* operation) const;
+  void clear_leftovers(const GuestRange& range) noexcept;
   [[nodiscard]] Result<void> switch_log(const GuestRange& range, bool on, const char* operation);
   void forget(const GuestRange& range) noexcept;
   void clear_all() noexcept;
