@@ -5,6 +5,10 @@
 #pragma once
 
 #include "vmspace/memory.hpp"
+#include "vmspace/vmm/dma_callbacks.hpp"
+#include "vmspace/vmm/dma_mappings.hpp"
+#include "vmspace/vmm/dma_target.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
 #include "vmspace/vmm/memory_listener.hpp"
 #include "vmspace/vmm/memory_recorder.hpp"
+#include "vmspace/vmm/vfio_container.hpp"
