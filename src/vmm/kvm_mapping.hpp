@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -67,8 +68,15 @@ class KvmMapping {
   [[nodiscard]] Result<void> show(int vm_fd, Shown to, const char* operation) noexcept;
   /// Deletes every slot that KVM lets go, whatever it says of the others.
   void take_away(int vm_fd) noexcept;
-  /// What KVM has logged; see KvmMemslots::fetch_dirty_log().
-  [[nodiscard]] Result<KvmDirtyLog> fetch_log(int vm_fd, const char* operation);
+  /// What KVM has logged; it forgets it unless it clears logs only when it is told to (`manual`).
+  /// See KvmMemslots::read_dirty_log().
+  [[nodiscard]] Result<KvmDirtyLog> read_log(int vm_fd, bool manual, const char* operation);
+  /// What KVM has logged, and is told to forget; see KvmMemslots::fetch_dirty_log().
+  [[nodiscard]] Result<KvmDirtyLog> fetch_log(int vm_fd, bool manual, const char* operation);
+  /// Has KVM forget the pages whose bits are set, from the `first`-th word of the range's log; see
+  /// KvmMemslots::clear_dirty_log().
+  [[nodiscard]] Result<void> clear_log(int vm_fd, std::uint64_t first,
+                                       std::span<const std::uint64_t> words, const char* operation);
 
   /// The first broken rule, or null.
   [[nodiscard]] const char* broken_rule() const noexcept;
@@ -86,6 +94,14 @@ class KvmMapping {
 
   explicit KvmMapping(const KvmMemory& memory) noexcept : memory_(memory), cut_(memory) {}
 
+  /// The words that the piece has in the log of the range.
+  struct Words {
+    std::uint64_t first;
+    std::uint64_t count;
+  };
+  [[nodiscard]] Words words_of(std::size_t index) const noexcept;
+  [[nodiscard]] bool clear_piece(int vm_fd, std::size_t index, std::uint64_t first,
+                                 std::span<const std::uint64_t> words) noexcept;
   [[nodiscard]] bool show_piece(int vm_fd, std::size_t index, Shown to, bool log_lost) noexcept;
   [[nodiscard]] tl::unexpected<Error> refused(std::size_t index, int error, const char* operation,
                                               const char* reason) const noexcept;

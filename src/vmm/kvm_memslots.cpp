@@ -204,6 +204,7 @@ void KvmMemslots::clear_all() noexcept {
     Mapping& mapping = *state_->mappings.find_value(entry.range.min());
     mapping.take_away(state_->vm.value());
   }
+  if (state_->manual_protect) static_cast<void>(state_->set_manual_protect(false));
 }
 
 void KvmMemslots::forget(const GuestRange& range) noexcept {

@@ -53,13 +53,13 @@ std::uint64_t count_free(const RangePool& numbers, std::uint32_t limit) {
 
 /// Brings what KVM has logged of a section to the region's bitmap: all of it where the log can't be
 /// had, since a page may be called dirty that is not, but never the other way round.
-void keep_log(Mapping& mapping, int vm_fd, const MemorySection& section,
+void keep_log(Mapping& mapping, int vm_fd, bool manual, const MemorySection& section,
               const char* operation) noexcept {
   DirtyBitmap& dirty = section.region()->dirty();
   if (!mapping.is_logged() || !dirty.is_enabled()) return;
   try {
     if (mapping.shown() == Shown::logged) {
-      const auto log = mapping.fetch_log(vm_fd, operation);
+      const auto log = mapping.read_log(vm_fd, manual, operation);
       if (log && dirty.merge(section.region_offset(), log->bits, log->unit)) return;
     }
   } catch (const std::bad_alloc&) {  // as for any other failure
@@ -141,7 +141,7 @@ Result<void> KvmMemslots::remove(const MemorySection& section) {
                  .text = section.name()});
   }
   Mapping& mapping = **found;
-  keep_log(mapping, state_->vm.value(), section, operation);
+  keep_log(mapping, state_->vm.value(), state_->manual_protect, section, operation);
   VMSPACE_TRY(named(mapping.show(state_->vm.value(), Shown::no, operation), section));
   forget(range);
   return {};

@@ -4,6 +4,8 @@
 
 #pragma once
 
+#include <linux/kvm.h>
+
 #include <cstdint>
 
 #include "vmspace/address_space/guest_range.hpp"
@@ -15,6 +17,7 @@
 #include "vmspace/vmm/kvm_memslots.hpp"
 
 #include "os/descriptor.hpp"
+#include "os/system_calls.hpp"
 #include "vmm/kvm_mapping.hpp"
 
 namespace vmspace {
@@ -25,7 +28,18 @@ struct VMSPACE_HIDDEN KvmMemslots::State {
   bool can_read_only;
   RangePool numbers;
   std::uint32_t used = 0;
+  bool manual_protect = false;                     ///< KVM clears logs only when it is told to
   IntervalTree<detail::KvmMapping> mappings = {};  ///< by guest physical addresses
+
+  /// Switches KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2; false, with errno, when KVM refuses.
+  [[nodiscard]] bool set_manual_protect(bool on) noexcept {
+    kvm_enable_cap request{};
+    request.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
+    request.args[0] = on ? KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE : 0;
+    if (detail::kernel().ioctl(vm.value(), KVM_ENABLE_CAP, &request) < 0) return false;
+    manual_protect = on;
+    return true;
+  }
 };
 
 namespace detail {

@@ -14,8 +14,8 @@
 // run; everything else about a slot, read-only included, changes only by clearing the range and
 // setting it again.
 //
-// Source: the kernel's Documentation/virt/kvm/api.rst, KVM_SET_USER_MEMORY_REGION and
-// KVM_GET_DIRTY_LOG.
+// Source: the kernel's Documentation/virt/kvm/api.rst, KVM_SET_USER_MEMORY_REGION,
+// KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG.
 
 #pragma once
 
@@ -51,7 +51,7 @@ struct KvmMemory {
   friend bool operator==(const KvmMemory&, const KvmMemory&) = default;
 };
 
-/// One slot as KVM knows it, for the calls that name it (KVM_CLEAR_DIRTY_LOG).
+/// One slot as KVM knows it, for the calls of KVM that name it.
 struct KvmSlot {
   std::uint32_t number;  ///< what KVM calls it
   GuestRange range;      ///< the guest memory it covers
@@ -59,7 +59,8 @@ struct KvmSlot {
   friend bool operator==(const KvmSlot&, const KvmSlot&) = default;
 };
 
-/// Which pages of a range the guest has written, as merge_dirty_log() takes them.
+/// Which pages of a range the guest has written, as merge_dirty_log() and clear_dirty_log() take
+/// them.
 struct KvmDirtyLog {
   GuestAddress base;                ///< where the range begins
   std::uint64_t unit;               ///< the bytes that each bit covers: the host's page size
@@ -157,14 +158,39 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
 
   /// Fetches what the guest has written to a known range since the last fetch, or since the log
   /// began, and clears it: those pages are logged again from then on. Fetch, then read the memory.
-  /// Where the VMM has enabled KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM clears nothing until
-  /// KVM_CLEAR_DIRTY_LOG. What the host itself writes is in no log of KVM's; see
-  /// enable_dirty_tracking().
+  /// What the host itself writes is in no log of KVM's; see enable_dirty_tracking().
   ///
   /// Errors: `not_found` for any other range; `bad_state` when its log is off, or on only in part;
   /// `os` when KVM refuses. Nothing is lost: what KVM had reported and cleared before it refused is
-  /// dirty in the next fetch, as whole slots. Allocates one bit a page; a system call a slot.
+  /// dirty in the next fetch, as whole slots. Allocates one bit a page; a system call a slot, and
+  /// one more after enable_manual_protect().
   [[nodiscard]] Result<KvmDirtyLog> fetch_dirty_log(const GuestRange& range);
+
+  /// Has KVM take a log apart from clearing it (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), for all of this
+  /// machine's logs, also those that are on: read_dirty_log() and clear_dirty_log() can be used then.
+  /// Whoever sends memory piece by piece clears each piece just before it is read, so that a page
+  /// which the guest writes again meanwhile is sent once; and KVM write-protects a piece at a time.
+  /// Does nothing when it is on; destruction switches it off. Nobody else switches it.
+  ///
+  /// Errors: `unsupported` when this KVM can't; `os` when it refuses. Two system calls.
+  [[nodiscard]] Result<void> enable_manual_protect();
+
+  /// Reads what the guest has written to a known range since it was last cleared, and clears nothing.
+  /// A slot of which KVM has lost the log (see clear()) is dirty as a whole, until it is cleared as a
+  /// whole or fetched. Errors: those of fetch_dirty_log(); `bad_state` unless enable_manual_protect()
+  /// was called. Allocates one bit a page; a system call a slot.
+  [[nodiscard]] Result<KvmDirtyLog> read_dirty_log(const GuestRange& range);
+
+  /// Clears the pages whose bits are set: they are logged again from then on. Clear, then read the
+  /// memory. `log` is one that read_dirty_log() gave, or a part of one: it begins at a multiple of 64
+  /// pages from the base of a known range, and ends with the range or at such a multiple.
+  ///
+  /// Errors: `not_found` when `log` does not begin in a known range; `bad_state` as for
+  /// read_dirty_log(); `misaligned` when it does not begin at a multiple of 64 pages; `bad_alignment`
+  /// when its unit is not the host's page size; `out_of_bounds` for a set bit past the end of the
+  /// range; `os` when KVM refuses: pages may be cleared then, so they are to be sent all the same.
+  /// O(words), and a system call for each slot with a set bit, in which KVM write-protects the pages.
+  [[nodiscard]] Result<void> clear_dirty_log(const KvmDirtyLog& log);
 
   /// The slots that KVM has for one known range, in address order. They do not cover a range that
   /// is shown only in part after a failed set() or clear(). Errors: `not_found` for any other
@@ -218,6 +244,10 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
                                   const char* operation);
   [[nodiscard]] Result<void> check(const KvmMemory& memory, const char* operation) const;
   void clear_leftovers(const GuestRange& range) noexcept;
+  /// The mapping of exactly this range, all of whose log is on.
+  [[nodiscard]] Result<detail::KvmMapping*> find_logged(const GuestRange& range,
+                                                        const char* operation) const;
+  [[nodiscard]] Result<void> check_manual(const char* operation) const;
   [[nodiscard]] Result<void> switch_log(const GuestRange& range, bool on, const char* operation);
   void forget(const GuestRange& range) noexcept;
   void clear_all() noexcept;
