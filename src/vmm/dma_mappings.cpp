@@ -199,7 +199,8 @@ Result<void> DmaMappings::State::map(const MemorySection& section, const char* o
 Result<void> DmaMappings::add(const MemorySection& section) {
   constexpr const char* operation = "DmaMappings::add";
   VMSPACE_TRY(check_not_moved_from(operation));
-  // Known before it is mapped, and until after it is unmapped: is_mapped() says yes rather too long.
+  // Known before it is mapped, and until after it is unmapped: is_mapped() says yes rather too
+  // long.
   const auto entry = state_->remember(section);
   if (!entry) return fail(named(entry.error(), section, operation));
   Result<void> mapped;

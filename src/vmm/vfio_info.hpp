@@ -21,11 +21,12 @@ namespace vmspace::detail {
 /// No answer is larger: a capability has some 20 bytes, a range 16.
 inline constexpr std::size_t max_vfio_info_size = std::size_t{1} << 20;
 
-/// A buffer for the answer. Whatever the kernel, or what stands in for it, wrote there, nothing beyond
-/// the buffer is read.
+/// A buffer for the answer. Whatever the kernel, or what stands in for it, wrote there, nothing
+/// beyond the buffer is read.
 class VfioInfo {
  public:
-  /// The question, with room for an answer of `size` bytes, which is at least that of its fixed part.
+  /// The question, with room for an answer of `size` bytes, which is at least that of its fixed
+  /// part.
   explicit VfioInfo(std::size_t size);
 
   [[nodiscard]] void* data() noexcept { return bytes_.data(); }

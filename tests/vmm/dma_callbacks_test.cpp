@@ -148,7 +148,8 @@ TEST_F(SpdkTest, MemoryThatMovesStaysRegisteredOnce) {
   EXPECT_THAT(registered, IsEmpty()) << "destruction unregisters it once";
 }
 
-// --- libvfio-user (libvfio-user.h): a device in this process gets the callbacks of its DMA ---------
+// --- libvfio-user (libvfio-user.h): a device in this process gets the callbacks of its DMA
+// ---------
 
 struct vfu_dma_info_t {
   iovec iova;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// KvmMemslots as a MemoryListener: sections of regions, against KVM's rules, with every call failing.
+// KvmMemslots as a MemoryListener: sections of regions, against KVM's rules, with every call
+// failing.
 
 #include <linux/kvm.h>
 

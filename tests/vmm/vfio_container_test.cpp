@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// VfioContainer against the kernel's rules: what it says of itself, whatever that is, and each call.
+// VfioContainer against the kernel's rules: what it says of itself, whatever that is, and each
+// call.
 
 #include "vmspace/vmm/vfio_container.hpp"
 

@@ -6,14 +6,18 @@
 //
 //   const DmaFunctions spdk{
 //       .name = "spdk",
-//       .map = [](void*, const DmaMapping* m) { return spdk_mem_register(m->host_address, m->size); },
-//       .unmap = [](void*, const DmaMapping* m) { return spdk_mem_unregister(m->host_address, m->size); },
+//       .map = [](void*, const DmaMapping* m) {
+//         return spdk_mem_register(m->host_address, m->size);
+//       },
+//       .unmap = [](void*, const DmaMapping* m) {
+//         return spdk_mem_unregister(m->host_address, m->size);
+//       },
 //       .page_size = 2_MiB,
 //       .by_host_address = true};
 //   auto dma = VMSPACE_TRY(DmaMappings::create(VMSPACE_TRY(DmaCallbacks::make(spdk))));
 //
-// A client of vfio-user (libvfio-user at the other end) sends VFIO_USER_DMA_MAP with `iova`, `size`,
-// `fd` and `file_offset`; an emulated device in this process gets its DMA callbacks called.
+// A client of vfio-user (libvfio-user at the other end) sends VFIO_USER_DMA_MAP with `iova`,
+// `size`, `fd` and `file_offset`; an emulated device in this process gets its DMA callbacks called.
 
 #pragma once
 
@@ -35,8 +39,8 @@ struct DmaFunctions {
   const char* name = "dma";  ///< in errors; outlives the target
   void* context = nullptr;
   int (*map)(void* context, const DmaMapping* mapping) = nullptr;
-  /// Gets exactly what `map` got, but for another `iova` where memory has moved and the library goes
-  /// by host addresses. After 0 the library does not touch the memory any more.
+  /// Gets exactly what `map` got, but for another `iova` where memory has moved and the library
+  /// goes by host addresses. After 0 the library does not touch the memory any more.
   int (*unmap)(void* context, const DmaMapping* mapping) = nullptr;
   /// DmaLimits::page_size.
   std::uint64_t page_size = 4096;

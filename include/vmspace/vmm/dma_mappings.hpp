@@ -9,8 +9,8 @@
 // pages, and devices keep writing to them, whatever this process does to its own mapping. So
 // discarding it (a balloon, MADV_DONTNEED, a hole in its file) frees nothing and gives the guest
 // new pages that devices don't see; ask is_mapped() first. And what devices write is in no dirty
-// log: neither in KVM's nor in a DirtyBitmap. Whoever copies the memory of a running guest stops such
-// devices first, or copies all that is mapped once more after they have stopped.
+// log: neither in KVM's nor in a DirtyBitmap. Whoever copies the memory of a running guest stops
+// such devices first, or copies all that is mapped once more after they have stopped.
 
 #pragma once
 
@@ -39,8 +39,8 @@ struct UnmappedWindow {
 ///
 /// RAM and firmware must be mapped, since a guest may use any of it for DMA: where that fails, the
 /// change is refused. The memory of other devices (RegionType::device_memory and dax_memory) is a
-/// window: a device accesses another's memory only in peer-to-peer transfers, and often can't. Where a
-/// window can't be mapped, the change goes on, and unmapped_windows() tells.
+/// window: a device accesses another's memory only in peer-to-peer transfers, and often can't.
+/// Where a window can't be mapped, the change goes on, and unmapped_windows() tells.
 ///
 /// Memory that the guest may not write is mapped so that devices can't write it either.
 ///
@@ -53,8 +53,8 @@ struct UnmappedWindow {
 /// the object is moved or destroyed; all else one at a time.
 class VMSPACE_EXPORT DmaMappings final : public MemoryListener {
  public:
-  /// Takes over a target, which has no mappings of guest memory yet. Errors: `invalid_argument` for a
-  /// null pointer; those of DmaTarget::limits().
+  /// Takes over a target, which has no mappings of guest memory yet. Errors: `invalid_argument` for
+  /// a null pointer; those of DmaTarget::limits().
   [[nodiscard]] static Result<DmaMappings> create(std::unique_ptr<DmaTarget> target);
 
   DmaMappings(DmaMappings&&) noexcept;
@@ -68,11 +68,11 @@ class VMSPACE_EXPORT DmaMappings final : public MemoryListener {
   [[nodiscard]] std::string_view name() const noexcept override;
 
   /// Asks the target what it can map now, and checks all that is added but windows. Errors, each
-  /// naming the section: `access_denied` for memory that the guest may not read; `misaligned` unless
-  /// guest address, host address and size are multiples of the target's page size; `out_of_bounds`
-  /// when it does not lie within one of the target's IOVA ranges; `limit_exceeded` when the target
-  /// has not enough mappings left (those of removed sections count as left where an added one lies
-  /// over them, because those are removed first); those of DmaTarget::limits().
+  /// naming the section: `access_denied` for memory that the guest may not read; `misaligned`
+  /// unless guest address, host address and size are multiples of the target's page size;
+  /// `out_of_bounds` when it does not lie within one of the target's IOVA ranges; `limit_exceeded`
+  /// when the target has not enough mappings left (those of removed sections count as left where an
+  /// added one lies over them, because those are removed first); those of DmaTarget::limits().
   /// O(sections * IOVA ranges).
   [[nodiscard]] Result<void> prepare(const MemoryChange& change) override;
 
@@ -85,8 +85,8 @@ class VMSPACE_EXPORT DmaMappings final : public MemoryListener {
   /// `not_found` unless add() was given it; those of DmaTarget::unmap(): then it stays mapped.
   [[nodiscard]] Result<void> remove(const MemorySection& section) override;
 
-  /// Whether any byte of the range is mapped for DMA, or may be; false for no memory at all. O(log n)
-  /// and the windows in the range.
+  /// Whether any byte of the range is mapped for DMA, or may be; false for no memory at all. O(log
+  /// n) and the windows in the range.
   [[nodiscard]] bool is_mapped(const GuestRange& range) const noexcept;
 
   /// The windows that could not be mapped, in address order. They are not tried again unless they

@@ -17,8 +17,8 @@
 
 namespace vmspace {
 
-/// One stretch of guest memory that devices may access; an aggregate of plain values, so that C code
-/// can be handed it.
+/// One stretch of guest memory that devices may access; an aggregate of plain values, so that C
+/// code can be handed it.
 struct DmaMapping {
   std::uint64_t iova = 0;         ///< what devices address it by: its guest physical address
   std::uint64_t size = 0;         ///< bytes
@@ -61,9 +61,9 @@ class VMSPACE_EXPORT DmaTarget {
   /// memory any more; after an error it is called again later.
   [[nodiscard]] virtual Result<void> unmap(const DmaMapping& mapping) noexcept = 0;
 
-  /// Whether it knows memory by host address alone. Then memory that the guest sees at two addresses
-  /// for a while, because it moves, is mapped once for both, and unmapped with the address that it
-  /// had last.
+  /// Whether it knows memory by host address alone. Then memory that the guest sees at two
+  /// addresses for a while, because it moves, is mapped once for both, and unmapped with the
+  /// address that it had last.
   [[nodiscard]] virtual bool is_by_host_address() const noexcept { return false; }
 
  protected:

@@ -72,7 +72,8 @@ struct KvmDirtyLog {
 /// Sets and clears the memory slots of one virtual machine.
 ///
 /// A range is `known` from the set() that shows it until the clear() that removes it; a section is
-/// known from add() to remove() in the same way, and its range can be used in every call but clear().
+/// known from add() to remove() in the same way, and its range can be used in every call but
+/// clear().
 ///
 /// Invariant: every slot that it has set in KVM belongs to exactly one known range, slot numbers
 /// are leased exactly as long as their range is known, and ranges do not overlap.
@@ -104,8 +105,8 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
   KvmMemslots(KvmMemslots&&) noexcept;
   /// The slots held before are cleared, as on destruction.
   KvmMemslots& operator=(KvmMemslots&&) noexcept;
-  /// Clears every slot, so that the guest keeps no memory that the host is about to unmap. The
-  /// number of a slot that KVM refuses to delete stays taken in the pool.
+  /// Clears every slot, so that the guest keeps no memory that the host is about to unmap. Their
+  /// dirty logs are gone. The number of a slot that KVM refuses to delete stays taken in the pool.
   ~KvmMemslots() override;
 
   /// Shows `memory` to the guest, in as many slots as it needs; all of it or nothing.
@@ -131,9 +132,10 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
   /// accesses the memory any more, and its dirty log is gone: as with stop_dirty_log(), fetch it
   /// first.
   ///
-  /// Errors: `not_found` for any other range; `bad_state` for a section's, which remove() takes; `os` when KVM refuses: then the pieces cleared before
-  /// are set again (where their dirty log was on, the next fetch reports all of them dirty), the
-  /// range stays known, and clear() may be called again.
+  /// Errors: `not_found` for any other range; `bad_state` for that of a section, which remove()
+  /// takes; `os` when KVM refuses: then the pieces cleared before are set again (where their dirty
+  /// log was on, the next fetch reports all of them dirty), the range stays known, and clear() may
+  /// be called again.
   ///
   /// O(log n), and a system call a slot, which waits for all vCPUs to notice.
   [[nodiscard]] Result<void> clear(const GuestRange& range);
@@ -167,29 +169,30 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
   [[nodiscard]] Result<KvmDirtyLog> fetch_dirty_log(const GuestRange& range);
 
   /// Has KVM take a log apart from clearing it (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), for all of this
-  /// machine's logs, also those that are on: read_dirty_log() and clear_dirty_log() can be used then.
-  /// Whoever sends memory piece by piece clears each piece just before it is read, so that a page
-  /// which the guest writes again meanwhile is sent once; and KVM write-protects a piece at a time.
-  /// Does nothing when it is on; destruction switches it off. Nobody else switches it.
+  /// machine's logs, also those that are on: read_dirty_log() and clear_dirty_log() can be used
+  /// then. Whoever sends memory piece by piece clears each piece just before it is read, so that a
+  /// page which the guest writes again meanwhile is sent once; and KVM write-protects a piece at a
+  /// time. Does nothing when it is on; destruction switches it off. Nobody else switches it.
   ///
   /// Errors: `unsupported` when this KVM can't; `os` when it refuses. Two system calls.
   [[nodiscard]] Result<void> enable_manual_protect();
 
-  /// Reads what the guest has written to a known range since it was last cleared, and clears nothing.
-  /// A slot of which KVM has lost the log (see clear()) is dirty as a whole, until it is cleared as a
-  /// whole or fetched. Errors: those of fetch_dirty_log(); `bad_state` unless enable_manual_protect()
-  /// was called. Allocates one bit a page; a system call a slot.
+  /// Reads what the guest has written to a known range since it was last cleared, and clears
+  /// nothing. A slot of which KVM has lost the log (see clear()) is dirty as a whole, until it is
+  /// cleared as a whole or fetched. Errors: those of fetch_dirty_log(); `bad_state` unless
+  /// enable_manual_protect() was called. Allocates one bit a page; a system call a slot.
   [[nodiscard]] Result<KvmDirtyLog> read_dirty_log(const GuestRange& range);
 
   /// Clears the pages whose bits are set: they are logged again from then on. Clear, then read the
-  /// memory. `log` is one that read_dirty_log() gave, or a part of one: it begins at a multiple of 64
-  /// pages from the base of a known range, and ends with the range or at such a multiple.
+  /// memory. `log` is one that read_dirty_log() gave, or a part of one: it begins at a multiple of
+  /// 64 pages from the base of a known range, and ends with the range or at such a multiple.
   ///
   /// Errors: `not_found` when `log` does not begin in a known range; `bad_state` as for
-  /// read_dirty_log(); `misaligned` when it does not begin at a multiple of 64 pages; `bad_alignment`
-  /// when its unit is not the host's page size; `out_of_bounds` for a set bit past the end of the
-  /// range; `os` when KVM refuses: pages may be cleared then, so they are to be sent all the same.
-  /// O(words), and a system call for each slot with a set bit, in which KVM write-protects the pages.
+  /// read_dirty_log(); `misaligned` when it does not begin at a multiple of 64 pages;
+  /// `bad_alignment` when its unit is not the host's page size; `out_of_bounds` for a set bit past
+  /// the end of the range; `os` when KVM refuses: pages may be cleared then, so they are to be sent
+  /// all the same. O(words), and a system call for each slot with a set bit, in which KVM
+  /// write-protects the pages.
   [[nodiscard]] Result<void> clear_dirty_log(const KvmDirtyLog& log);
 
   /// The slots that KVM has for one known range, in address order. They do not cover a range that
@@ -204,8 +207,8 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
   /// `access_denied` for one that may not be read, since a guest can read every slot; `unsupported`
   /// for one that may not be written, where this KVM has no read-only slots; `misaligned` unless
   /// guest and host address and size are multiples of the host's page size; `limit_exceeded` when
-  /// they need more slots than there are numbers left. The numbers of removed sections count as left
-  /// where an added one lies over them, because those are removed first. O(slot numbers).
+  /// they need more slots than there are numbers left. The numbers of removed sections count as
+  /// left where an added one lies over them, because those are removed first. O(slot numbers).
   [[nodiscard]] Result<void> prepare(const MemoryChange& change) override;
 
   /// Shows a section to the guest, read-only unless it may be written, with its dirty log off.
@@ -217,7 +220,7 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
   /// Removes what add() has shown. Where its dirty log is on, the log is fetched first and merged
   /// into the region's DirtyBitmap, if that is on; should fetching fail, all of the section counts
   /// as dirty. What a vCPU writes after that and before the slot is gone is in no log: where the
-  /// memory is to be used again, stop the vCPUs, as for a disruptive change.
+  /// memory is to be used again, stop the vCPUs, as a disruptive change does.
   ///
   /// Errors, each naming the section: `not_found` unless add() was given it; those of clear().
   [[nodiscard]] Result<void> remove(const MemorySection& section) override;

@@ -54,8 +54,8 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
   /// After an error the table is what it was after the last successful commit(). O(sections).
   [[nodiscard]] Result<void> commit() override;
 
-  /// Refuses the n-th call from now (0 is the next one) and those after it, `count` in all. Replaces
-  /// what refuse() and run_out_of_memory() said before.
+  /// Refuses the n-th call from now (0 is the next one) and those after it, `count` in all.
+  /// Replaces what refuse() and run_out_of_memory() said before.
   void refuse(std::size_t n, std::size_t count = 1) noexcept;
   /// Fails the n-th call from now as if memory had run out: with std::bad_alloc, or with an error
   /// when it is a remove(), which may not throw. Replaces what refuse() and this said before.
