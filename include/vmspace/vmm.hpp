@@ -5,9 +5,13 @@
 #pragma once
 
 #include "vmspace/memory.hpp"
+#include "vmspace/vmm/dma_callbacks.hpp"
+#include "vmspace/vmm/dma_mappings.hpp"
+#include "vmspace/vmm/dma_target.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
 #include "vmspace/vmm/memory_listener.hpp"
 #include "vmspace/vmm/memory_recorder.hpp"
+#include "vmspace/vmm/vfio_container.hpp"
 #include "vmspace/vmm/vm_dirty_log.hpp"
 #include "vmspace/vmm/vm_gate.hpp"
 #include "vmspace/vmm/vm_memory.hpp"

@@ -6,11 +6,9 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <span>
 #include <string>
 #include <utility>
 
-#include "os/page_size.hpp"
 #include "os/system_calls.hpp"
 
 namespace vmspace::detail {
@@ -58,6 +56,10 @@ std::optional<KvmMapping::Shown> KvmMapping::shown() const noexcept {
   const auto differs = [first](const Piece& piece) { return piece.shown != first; };
   if (std::ranges::any_of(pieces_, differs)) return std::nullopt;
   return first;
+}
+
+bool KvmMapping::is_logged() const noexcept {
+  return std::ranges::count(pieces_, Shown::logged, &Piece::shown) != 0;
 }
 
 bool KvmMapping::is_whole() const noexcept {
@@ -118,38 +120,6 @@ bool KvmMapping::show_piece(int vm_fd, std::size_t index, Shown to, bool log_los
   piece.shown = to;
   piece.log_lost = to == Shown::logged && log_lost;
   return true;
-}
-
-Result<KvmDirtyLog> KvmMapping::fetch_log(int vm_fd, const char* operation) {
-  const std::uint64_t unit = base_page_size();
-  const auto words_of = [unit](std::uint64_t size) { return (size / unit - 1) / 64 + 1; };
-  KvmDirtyLog log{.base = memory_.base,
-                  .unit = unit,
-                  .bits = std::vector<std::uint64_t>(words_of(memory_.size))};
-  // Each piece has words of its own; see KvmPieces.
-  const auto words = [&](std::size_t index) {
-    const KvmMemory part = cut_[index];
-    const std::uint64_t offset = part.base.value() - log.base.value();
-    return std::span(log.bits).subspan(offset / unit / 64, words_of(part.size));
-  };
-  for (std::size_t i = 0; i < pieces_.size(); ++i) {
-    kvm_dirty_log request{};
-    request.slot = pieces_[i].slot();
-    request.dirty_bitmap = words(i).data();
-    if (kernel().ioctl(vm_fd, KVM_GET_DIRTY_LOG, &request) >= 0) continue;
-    const int error = errno;
-    // KVM has forgotten what it gave, and may have forgotten what it failed to give.
-    for (std::size_t given = 0; given <= i; ++given)
-      pieces_[given].log_lost = true;
-    return refused(i, error, operation, "KVM_GET_DIRTY_LOG refused this slot");
-  }
-  for (std::size_t i = 0; i < pieces_.size(); ++i) {
-    if (!std::exchange(pieces_[i].log_lost, false)) continue;
-    std::ranges::fill(words(i), ~std::uint64_t{0});
-    const std::uint64_t rest = cut_[i].size / unit % 64;
-    if (rest != 0) words(i).back() >>= 64 - rest;
-  }
-  return log;
 }
 
 const char* KvmMapping::broken_rule() const noexcept {

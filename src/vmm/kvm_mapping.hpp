@@ -7,10 +7,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base/result.hpp"
+#include "vmspace/memory/memory_region.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
 
 #include "vmm/kvm_pieces.hpp"
@@ -34,9 +37,19 @@ class KvmMapping {
     std::swap(memory_, other.memory_);
     std::swap(cut_, other.cut_);
     std::swap(pieces_, other.pieces_);
+    std::swap(region_, other.region_);
+    std::swap(is_leftover_, other.is_leftover_);
     return *this;
   }
   ~KvmMapping();
+
+  /// Keeps a region mapped for as long as this mapping lives.
+  void keep(MemoryRegionPtr region) noexcept { region_ = std::move(region); }
+  /// The region that it keeps; null for memory that the user keeps.
+  [[nodiscard]] const MemoryRegionPtr& region() const noexcept { return region_; }
+  /// It is shown in part, and whoever asked for it was told that it is not shown at all.
+  void set_leftover() noexcept { is_leftover_ = true; }
+  [[nodiscard]] bool is_leftover() const noexcept { return is_leftover_; }
 
   /// How many slots it has.
   [[nodiscard]] std::size_t size() const noexcept { return pieces_.size(); }
@@ -44,6 +57,8 @@ class KvmMapping {
   [[nodiscard]] std::vector<KvmSlot> slots() const;
   /// How all of it is shown; nothing when an earlier failure has left it in part.
   [[nodiscard]] std::optional<Shown> shown() const noexcept;
+  /// Whether KVM logs any piece.
+  [[nodiscard]] bool is_logged() const noexcept;
   /// Whether KVM has every piece, with or without its log.
   [[nodiscard]] bool is_whole() const noexcept;
 
@@ -53,8 +68,15 @@ class KvmMapping {
   [[nodiscard]] Result<void> show(int vm_fd, Shown to, const char* operation) noexcept;
   /// Deletes every slot that KVM lets go, whatever it says of the others.
   void take_away(int vm_fd) noexcept;
-  /// What KVM has logged; see KvmMemslots::fetch_dirty_log().
-  [[nodiscard]] Result<KvmDirtyLog> fetch_log(int vm_fd, const char* operation);
+  /// What KVM has logged; it forgets it unless it clears logs only when it is told to (`manual`).
+  /// See KvmMemslots::read_dirty_log().
+  [[nodiscard]] Result<KvmDirtyLog> read_log(int vm_fd, bool manual, const char* operation);
+  /// What KVM has logged, and is told to forget; see KvmMemslots::fetch_dirty_log().
+  [[nodiscard]] Result<KvmDirtyLog> fetch_log(int vm_fd, bool manual, const char* operation);
+  /// Has KVM forget the pages whose bits are set, from the `first`-th word of the range's log; see
+  /// KvmMemslots::clear_dirty_log().
+  [[nodiscard]] Result<void> clear_log(int vm_fd, std::uint64_t first,
+                                       std::span<const std::uint64_t> words, const char* operation);
 
   /// The first broken rule, or null.
   [[nodiscard]] const char* broken_rule() const noexcept;
@@ -72,6 +94,14 @@ class KvmMapping {
 
   explicit KvmMapping(const KvmMemory& memory) noexcept : memory_(memory), cut_(memory) {}
 
+  /// The words that the piece has in the log of the range.
+  struct Words {
+    std::uint64_t first;
+    std::uint64_t count;
+  };
+  [[nodiscard]] Words words_of(std::size_t index) const noexcept;
+  [[nodiscard]] bool clear_piece(int vm_fd, std::size_t index, std::uint64_t first,
+                                 std::span<const std::uint64_t> words) noexcept;
   [[nodiscard]] bool show_piece(int vm_fd, std::size_t index, Shown to, bool log_lost) noexcept;
   [[nodiscard]] tl::unexpected<Error> refused(std::size_t index, int error, const char* operation,
                                               const char* reason) const noexcept;
@@ -79,6 +109,8 @@ class KvmMapping {
   KvmMemory memory_;
   KvmPieces cut_;
   std::vector<Piece> pieces_;
+  MemoryRegionPtr region_;
+  bool is_leftover_ = false;
 };
 
 }  // namespace vmspace::detail

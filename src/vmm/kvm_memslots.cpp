@@ -12,7 +12,6 @@
 #include <optional>
 #include <utility>
 
-#include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/memory_region.hpp"
 
@@ -21,6 +20,7 @@
 #include "os/page_size.hpp"
 #include "os/system_calls.hpp"
 #include "vmm/kvm_mapping.hpp"
+#include "vmm/kvm_memslots_state.hpp"
 
 namespace vmspace {
 
@@ -30,15 +30,6 @@ using detail::require_multiple;
 using Mapping = detail::KvmMapping;
 using Shown = Mapping::Shown;
 
-struct VMSPACE_HIDDEN KvmMemslots::State {
-  detail::Descriptor vm;
-  std::uint32_t limit;
-  bool can_read_only;
-  RangePool numbers;
-  std::uint32_t used = 0;
-  IntervalTree<Mapping> mappings = {};  ///< by guest physical addresses
-};
-
 namespace {
 
 /// What KVM says of an extension.
@@ -47,34 +38,6 @@ Result<int> ask(const detail::Descriptor& vm, std::uintptr_t extension, Operand 
       kernel().ioctl(vm.value(), KVM_CHECK_EXTENSION, reinterpret_cast<void*>(extension));
   if (answer < 0) return fail_os("KvmMemslots::create", which, "KVM_CHECK_EXTENSION");
   return answer;
-}
-
-/// The range of a request, or what is wrong with the request by itself.
-Result<Range> check(const KvmMemory& memory, const char* operation) {
-  const auto host = reinterpret_cast<std::uintptr_t>(memory.host_address);
-  const Range range =
-      VMSPACE_TRY_IN(operation, Range::from_base_size(memory.base.value(), memory.size));
-  if (host == 0) {
-    return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
-                 .first = detail::operand(range),
-                 .reason = "the host address is a null pointer"});
-  }
-  if (memory.size - 1 > std::numeric_limits<std::uint64_t>::max() - host) {
-    return fail({.code = Errc::overflow,
-                 .operation = operation,
-                 .first = Operand::address(host),
-                 .second = Operand::size(memory.size),
-                 .reason = "host_address + size must not exceed 2^64"});
-  }
-  const std::uint64_t page = detail::base_page_size();
-  VMSPACE_TRY(require_multiple(operation, Operand::address(memory.base.value()), page,
-                               "the base must be a multiple of the host's page size"));
-  VMSPACE_TRY(require_multiple(operation, Operand::size(memory.size), page,
-                               "the size must be a multiple of the host's page size"));
-  VMSPACE_TRY(require_multiple(operation, Operand::address(host), page,
-                               "the host address must be a multiple of the host's page size"));
-  return range;
 }
 
 }  // namespace
@@ -140,17 +103,51 @@ Result<Mapping*> KvmMemslots::find(const GuestRange& range, const char* operatio
   return state_->mappings.find_value(bounds->min());
 }
 
-Result<void> KvmMemslots::set(const KvmMemory& memory) {
-  constexpr const char* operation = "KvmMemslots::set";
-  VMSPACE_TRY(check_not_moved_from(operation));
-  const Range range = VMSPACE_TRY(check(memory, operation));
+/// What is wrong with a request, whatever else is shown.
+Result<void> KvmMemslots::check(const KvmMemory& memory, const char* operation) const {
+  const auto host = reinterpret_cast<std::uintptr_t>(memory.host_address);
+  const Range range =
+      VMSPACE_TRY_IN(operation, Range::from_base_size(memory.base.value(), memory.size));
+  if (host == 0) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = detail::operand(range),
+                 .reason = "the host address is a null pointer"});
+  }
+  if (memory.size - 1 > std::numeric_limits<std::uint64_t>::max() - host) {
+    return fail({.code = Errc::overflow,
+                 .operation = operation,
+                 .first = Operand::address(host),
+                 .second = Operand::size(memory.size),
+                 .reason = "host_address + size must not exceed 2^64"});
+  }
+  const std::uint64_t page = detail::base_page_size();
+  VMSPACE_TRY(require_multiple(operation, Operand::address(memory.base.value()), page,
+                               "the base must be a multiple of the host's page size"));
+  VMSPACE_TRY(require_multiple(operation, Operand::size(memory.size), page,
+                               "the size must be a multiple of the host's page size"));
+  VMSPACE_TRY(require_multiple(operation, Operand::address(host), page,
+                               "the host address must be a multiple of the host's page size"));
   if (memory.read_only && !state_->can_read_only) {
     return fail({.code = Errc::unsupported,
                  .operation = operation,
                  .first = detail::operand(range),
                  .reason = "this KVM has no read-only slots"});
   }
+  return {};
+}
+
+Result<void> KvmMemslots::set(const KvmMemory& memory) {
+  return show(memory, nullptr, "KvmMemslots::set");
+}
+
+Result<void> KvmMemslots::show(const KvmMemory& memory, MemoryRegionPtr region,
+                               const char* operation) {
+  VMSPACE_TRY(check_not_moved_from(operation));
+  VMSPACE_TRY(check(memory, operation));
+  const Range range = VMSPACE_TRY(Range::from_base_size(memory.base.value(), memory.size));
   Mapping made = VMSPACE_TRY(Mapping::make(memory, state_->numbers, state_->limit, operation));
+  made.keep(std::move(region));
   const auto inserted = state_->mappings.insert(range, std::move(made));
   if (!inserted) {
     Error error = inserted.error().in(operation);
@@ -165,17 +162,19 @@ Result<void> KvmMemslots::set(const KvmMemory& memory) {
   state_->used += static_cast<std::uint32_t>(mapping.size());
   auto done =
       mapping.show(state_->vm.value(), memory.log_dirty ? Shown::logged : Shown::yes, operation);
-  if (!done && mapping.shown() == Shown::no) forget({memory.base, memory.size});
+  if (!done) {
+    if (mapping.shown() == Shown::no) {
+      forget({memory.base, memory.size});
+    } else if (mapping.region() != nullptr) {
+      mapping.set_leftover();
+    }
+  }
   return done;
 }
 
 Result<void> KvmMemslots::set(const MemoryRegion& region) {
-  if (!allows(region.protection(), Protection::read)) {
-    return fail({.code = Errc::access_denied,
-                 .operation = "KvmMemslots::set",
-                 .first = detail::operand(region.guest_range()),
-                 .reason = "a guest can read every slot, so the region must be readable"});
-  }
+  VMSPACE_TRY(
+      detail::require_readable(region.protection(), region.guest_range(), "KvmMemslots::set"));
   return set(KvmMemory{.base = region.base(),
                        .size = region.size(),
                        .host_address = region.host_base(),
@@ -185,6 +184,13 @@ Result<void> KvmMemslots::set(const MemoryRegion& region) {
 Result<void> KvmMemslots::clear(const GuestRange& range) {
   constexpr const char* operation = "KvmMemslots::clear";
   Mapping* const mapping = VMSPACE_TRY(find(range, operation));
+  if (mapping->region() != nullptr) {
+    return fail({.code = Errc::bad_state,
+                 .operation = operation,
+                 .first = detail::operand(range),
+                 .reason = "the range is a section's: use remove(), which keeps its dirty log",
+                 .text = mapping->region()->description().name()});
+  }
   VMSPACE_TRY(mapping->show(state_->vm.value(), Shown::no, operation));
   forget(range);
   return {};
@@ -198,45 +204,13 @@ void KvmMemslots::clear_all() noexcept {
     Mapping& mapping = *state_->mappings.find_value(entry.range.min());
     mapping.take_away(state_->vm.value());
   }
+  if (state_->manual_protect) static_cast<void>(state_->set_manual_protect(false));
 }
 
 void KvmMemslots::forget(const GuestRange& range) noexcept {
   const auto erased = state_->mappings.erase(*range.range());
   assert(erased && *erased);
   state_->used -= static_cast<std::uint32_t>((*erased)->size());
-}
-
-Result<void> KvmMemslots::switch_log(const GuestRange& range, bool on, const char* operation) {
-  Mapping* const mapping = VMSPACE_TRY(find(range, operation));
-  if (!mapping->is_whole()) {
-    return fail({.code = Errc::bad_state,
-                 .operation = operation,
-                 .first = detail::operand(range),
-                 .reason = "the range is shown only in part after an earlier failure: clear() it"});
-  }
-  return mapping->show(state_->vm.value(), on ? Shown::logged : Shown::yes, operation);
-}
-
-Result<void> KvmMemslots::start_dirty_log(const GuestRange& range) {
-  return switch_log(range, true, "KvmMemslots::start_dirty_log");
-}
-
-Result<void> KvmMemslots::stop_dirty_log(const GuestRange& range) {
-  return switch_log(range, false, "KvmMemslots::stop_dirty_log");
-}
-
-Result<KvmDirtyLog> KvmMemslots::fetch_dirty_log(const GuestRange& range) {
-  constexpr const char* operation = "KvmMemslots::fetch_dirty_log";
-  Mapping* const mapping = VMSPACE_TRY(find(range, operation));
-  if (const auto shown = mapping->shown(); shown != Shown::logged) {
-    return fail(
-        {.code = Errc::bad_state,
-         .operation = operation,
-         .first = detail::operand(range),
-         .reason = shown ? "the dirty log is off: call start_dirty_log() first"
-                         : "the range is shown or logged only in part after an earlier failure"});
-  }
-  return mapping->fetch_log(state_->vm.value(), operation);
 }
 
 Result<std::vector<KvmSlot>> KvmMemslots::slots(const GuestRange& range) const {

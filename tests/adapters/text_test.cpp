@@ -176,6 +176,26 @@ TEST(Text, OfMemorySlots) {
   EXPECT_EQ(to_text(MemorySection(*region, 0x1000, 0x2000)), "rom+0x1000 [0x101000-0x102fff] r--");
 }
 
+TEST(Text, OfMemoryForDma) {
+  DmaMapping mapping{
+      .iova = 0x1000, .size = 0x2000, .host_address = reinterpret_cast<void*>(0x7f00'0000'0000)};
+  EXPECT_EQ(to_text(mapping), "0x1000+0x2000 at host 0x7f0000000000");
+  mapping.fd = 5;
+  mapping.file_offset = 0x3000;
+  mapping.read_only = true;
+  EXPECT_EQ(to_text(mapping), "0x1000+0x2000 at host 0x7f0000000000 fd 5+0x3000 read_only");
+  EXPECT_EQ(to_text(DmaLimits{}), "pages of 0x1000 in {[0x0-0xffffffffffffffff]}");
+  EXPECT_EQ(
+      to_text(DmaLimits{
+          .iova_ranges = {Range::of(0, 1), Range::of(4, 5)}, .page_size = 0x10000, .available = 7}),
+      "pages of 0x10000 in {[0x0-0x1], [0x4-0x5]}, 7 mappings left");
+  const auto region = MemoryRegion::map(
+      {.name = "BAR1", .size = 0x4000, .backing = {.source = MemorySource::anon}});
+  ASSERT_TRUE(region);
+  EXPECT_EQ(to_text(UnmappedWindow{MemorySection(*region), overlap}),
+            "BAR1 [0x0-0x3fff] rw-: " + overlap.message());
+}
+
 TEST(Text, OfRequestsForResources) {
   EXPECT_EQ(to_text(ResourceKind::legacy_irq), "legacy_irq");
   EXPECT_EQ(to_text(MmioReach::below_4g), "below_4g");

@@ -84,6 +84,11 @@ class FakeKvm : public testing::Test {
   std::optional<int> fail_from;    // or of the first of all that do
   int fetches = 0;                 // calls that ask for a dirty log
   std::optional<int> fail_fetch;   // the index of the one that fails with EFAULT
+  int manual_flags = 3;      // what KVM answers to whether it can clear apart; below 0, an error
+  bool manual = false;       // it clears logs only when it is told to
+  bool fail_enable = false;  // refuses to
+  int clears = 0;            // calls that clear a part of a log
+  std::optional<int> fail_clear;  // the index of the one that fails with EFAULT
 
   KvmMemslots make() {
     auto memslots = KvmMemslots::create(vm_fd);
@@ -126,6 +131,9 @@ class FakeKvm : public testing::Test {
       case KVM_CHECK_EXTENSION: {
         const auto extension = reinterpret_cast<std::uintptr_t>(argument);
         if (extension == KVM_CAP_NR_MEMSLOTS) return slot_limit < 0 ? refuse(ENOTTY) : slot_limit;
+        if (extension == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) {
+          return manual_flags < 0 ? refuse(EPERM) : manual_flags;
+        }
         EXPECT_EQ(extension, static_cast<std::uintptr_t>(KVM_CAP_READONLY_MEM));
         return read_only_slots < 0 ? refuse(EPERM) : read_only_slots;
       }
@@ -134,6 +142,9 @@ class FakeKvm : public testing::Test {
         if (index == fail_change || (fail_from && index >= *fail_from)) return refuse(ENOMEM);
         return set_region(*static_cast<const kvm_userspace_memory_region*>(argument));
       }
+      case KVM_ENABLE_CAP: return enable(*static_cast<const kvm_enable_cap*>(argument));
+      case KVM_CLEAR_DIRTY_LOG:
+        return clear_dirty_log(*static_cast<const kvm_clear_dirty_log*>(argument));
       case KVM_GET_DIRTY_LOG: return get_dirty_log(*static_cast<const kvm_dirty_log*>(argument));
       default: ADD_FAILURE() << "an unknown request: " << request; return refuse(ENOTTY);
     }
@@ -187,7 +198,8 @@ class FakeKvm : public testing::Test {
     if (slot == slots.end() || (slot->second.flags & KVM_MEM_LOG_DIRTY_PAGES) == 0) {
       return refuse(ENOENT);
     }
-    const std::set<std::uint64_t> pages = std::exchange(dirty_[request.slot], {});
+    const std::set<std::uint64_t> pages =
+        manual ? dirty_[request.slot] : std::exchange(dirty_[request.slot], {});
     if (index == fail_fetch) return refuse(EFAULT);
     auto* const words = static_cast<std::uint64_t*>(request.dirty_bitmap);
     // The kernel stores every word; two are enough to find a buffer that is too short.
@@ -195,6 +207,37 @@ class FakeKvm : public testing::Test {
     for (const std::uint64_t page : pages)
       words[page / 64] |= std::uint64_t{1} << (page % 64);
     return 0;
+  }
+
+  // kvm_vm_ioctl_enable_cap_generic()
+  int enable(const kvm_enable_cap& request) {
+    if (fail_enable) return refuse(EPERM);
+    EXPECT_EQ(request.cap, static_cast<std::uint32_t>(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2));
+    if (request.flags != 0 || (request.args[0] & ~1ULL) != 0) return refuse(EINVAL);
+    manual = request.args[0] != 0;
+    return 0;
+  }
+
+  // kvm_clear_dirty_log_protect(): whole words, but at the end of a slot. A failure comes half-way.
+  int clear_dirty_log(const kvm_clear_dirty_log& request) {
+    const int index = clears++;
+    const auto slot = slots.find(request.slot);
+    if (slot == slots.end() || (slot->second.flags & KVM_MEM_LOG_DIRTY_PAGES) == 0) {
+      return refuse(ENOENT);
+    }
+    const std::uint64_t pages = slot->second.range.size() / page_size;
+    if (request.first_page % 64 != 0 || request.first_page > pages ||
+        request.num_pages > pages - request.first_page ||
+        (request.num_pages < pages - request.first_page && request.num_pages % 64 != 0)) {
+      return refuse(EINVAL);
+    }
+    const auto* const words = static_cast<const std::uint64_t*>(request.dirty_bitmap);
+    std::erase_if(dirty_[request.slot], [&](std::uint64_t page) {
+      if (page < request.first_page || page - request.first_page >= request.num_pages) return false;
+      const std::uint64_t bit = page - request.first_page;
+      return (words[bit / 64] >> bit % 64 & 1) != 0;
+    });
+    return index == fail_clear ? refuse(EFAULT) : 0;
   }
 
   std::map<std::uint32_t, std::set<std::uint64_t>> dirty_;  // by slot

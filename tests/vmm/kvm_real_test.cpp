@@ -200,8 +200,52 @@ TEST_F(RealKvmDirtyLog, StartsAndStopsOnALiveSlot) {
   EXPECT_EQ(written(*memslots), Pages{});
 }
 
+TEST_F(RealKvmDirtyLog, IsClearedApartFromBeingRead) {
+  auto memslots = KvmMemslots::create(vm_.value());
+  ASSERT_THAT(memslots, IsOk());
+  if (const auto enabled = memslots->enable_manual_protect(); !enabled) {
+    GTEST_SKIP() << enabled.error().message();
+  }
+  VMSPACE_ASSERT_OK(memslots->set(
+      {.base = GuestAddress(0), .size = size, .host_address = memory_, .log_dirty = true}));
+  for (int round = 0; round < 3; ++round) {
+    run_guest();
+    const auto log = memslots->read_dirty_log(range);
+    ASSERT_THAT(log, IsOk());
+    EXPECT_EQ(log->bits.front(), (1u << first / 4096 | 1u << second / 4096));
+    EXPECT_EQ(memslots->read_dirty_log(range)->bits, log->bits) << "it is still there";
+    VMSPACE_ASSERT_OK(memslots->clear_dirty_log(
+        {.base = log->base, .unit = log->unit, .bits = {std::uint64_t{1} << first / 4096}}));
+    EXPECT_EQ(memslots->read_dirty_log(range)->bits.front(), 1u << second / 4096);
+    run_guest();
+    EXPECT_EQ(written(*memslots), (Pages{first, second})) << "a cleared page is logged again";
+    EXPECT_EQ(written(*memslots), Pages{});
+  }
+}
+
+TEST_F(RealKvmDirtyLog, ARemovedSectionBringsItsLog) {
+  const auto region = MemoryRegion::map({.name = "ram",
+                                         .base = GuestAddress(0),
+                                         .size = size,
+                                         .backing = {.source = MemorySource::anon}});
+  ASSERT_THAT(region, IsOk());
+  auto memslots = KvmMemslots::create(vm_.value());
+  ASSERT_THAT(memslots, IsOk());
+  std::memcpy((*region)->host_base() + code, memory_ + code, 16);
+  VMSPACE_ASSERT_OK((*region)->dirty().enable());
+  const MemorySection section(*region);
+  VMSPACE_ASSERT_OK(memslots->prepare({.added = {&section, 1}}));
+  VMSPACE_ASSERT_OK(memslots->add(section));
+  VMSPACE_ASSERT_OK(memslots->start_dirty_log(range));
+  run_guest();
+  VMSPACE_ASSERT_OK(memslots->remove(section));
+  EXPECT_THAT(
+      (*region)->dirty().harvest(),
+      IsOkAndHolds(testing::ElementsAre(DirtyRange{first, 4096}, DirtyRange{second, 4096})));
+}
+
 // What the fake rests on, so that both are known to agree.
-TEST_F(RealKvmDirtyLog, KvmItselfRefusesToSwitchReadOnlyAndToGiveALogThatIsOff) {
+TEST_F(RealKvmDirtyLog, KvmItselfRefusesWhatTheFakeRefuses) {
   auto memslots = KvmMemslots::create(vm_.value());
   ASSERT_THAT(memslots, IsOk());
   VMSPACE_ASSERT_OK(
@@ -217,6 +261,18 @@ TEST_F(RealKvmDirtyLog, KvmItselfRefusesToSwitchReadOnlyAndToGiveALogThatIsOff) 
   request.dirty_bitmap = bits.data();
   EXPECT_EQ(::ioctl(vm_.value(), KVM_GET_DIRTY_LOG, &request), -1);
   EXPECT_EQ(errno, ENOENT);
+  VMSPACE_ASSERT_OK(memslots->start_dirty_log(range));
+  const auto refuses_to_clear = [&](std::uint64_t page, std::uint32_t count) {
+    kvm_clear_dirty_log cleared{};
+    cleared.first_page = page;
+    cleared.num_pages = count;
+    cleared.dirty_bitmap = bits.data();
+    return ::ioctl(vm_.value(), KVM_CLEAR_DIRTY_LOG, &cleared) == -1 && errno == EINVAL;
+  };
+  EXPECT_TRUE(refuses_to_clear(1, 64));
+  EXPECT_TRUE(refuses_to_clear(0, 63));
+  EXPECT_TRUE(refuses_to_clear(size / 4096 - 64, 128));
+  EXPECT_FALSE(refuses_to_clear(size / 4096 - 64, 64));
 }
 
 }  // namespace

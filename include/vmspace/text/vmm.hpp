@@ -34,4 +34,29 @@ namespace vmspace {
                         " ", to_text(section.protection()));
 }
 
+/// `0x1000+0x2000 at host 0x7f0000000000 fd 5+0x1000 read_only`.
+[[nodiscard]] inline std::string to_text(const DmaMapping& mapping) {
+  std::string text =
+      detail::concat(detail::base_and_size(mapping.iova, mapping.size), " at host ",
+                     detail::hex(reinterpret_cast<std::uintptr_t>(mapping.host_address)));
+  if (mapping.fd >= 0) {
+    text.append(" fd ").append(std::to_string(mapping.fd)).append("+");
+    text.append(detail::hex(mapping.file_offset));
+  }
+  return text.append(mapping.read_only ? " read_only" : "");
+}
+
+/// `pages of 0x1000 in {[0x0-0xfedfffff]}, 65535 mappings left`, where there is a limit of them.
+[[nodiscard]] inline std::string to_text(const DmaLimits& limits) {
+  std::string text = detail::concat("pages of ", detail::hex(limits.page_size), " in ",
+                                    detail::list_text(limits.iova_ranges));
+  if (limits.available == DmaLimits{}.available) return text;
+  return text.append(", ").append(std::to_string(limits.available)).append(" mappings left");
+}
+
+/// The section and why: `BAR1 [0x0-0xfff] rw-: DmaMappings::add: ...`.
+[[nodiscard]] inline std::string to_text(const UnmappedWindow& window) {
+  return detail::concat(to_text(window.section), ": ", to_text(window.why));
+}
+
 }  // namespace vmspace

@@ -7,18 +7,22 @@
 // at most 2^31 - 1 pages a slot. KvmMemslots hides all three: its user sets and clears ranges of
 // any size, and it numbers, splits and counts. It clears whatever it has set.
 //
+// It is a MemoryListener: whoever changes the guest's memory tells it of each section, and it sets
+// and clears them. set() and clear() are for memory that nobody tells it of, such as a device's.
+//
 // KVM can log which pages the guest writes. The log of a range is switched on and off while vCPUs
 // run; everything else about a slot, read-only included, changes only by clearing the range and
 // setting it again.
 //
-// Source: the kernel's Documentation/virt/kvm/api.rst, KVM_SET_USER_MEMORY_REGION and
-// KVM_GET_DIRTY_LOG.
+// Source: the kernel's Documentation/virt/kvm/api.rst, KVM_SET_USER_MEMORY_REGION,
+// KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG.
 
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <vector>
 
 #include "vmspace/address_space/guest_address.hpp"
@@ -26,10 +30,10 @@
 #include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
+#include "vmspace/memory/memory_region.hpp"
+#include "vmspace/vmm/memory_listener.hpp"
 
 namespace vmspace {
-
-class MemoryRegion;
 
 namespace detail {
 class KvmMapping;
@@ -47,7 +51,7 @@ struct KvmMemory {
   friend bool operator==(const KvmMemory&, const KvmMemory&) = default;
 };
 
-/// One slot as KVM knows it, for the calls that name it (KVM_CLEAR_DIRTY_LOG).
+/// One slot as KVM knows it, for the calls of KVM that name it.
 struct KvmSlot {
   std::uint32_t number;  ///< what KVM calls it
   GuestRange range;      ///< the guest memory it covers
@@ -55,7 +59,8 @@ struct KvmSlot {
   friend bool operator==(const KvmSlot&, const KvmSlot&) = default;
 };
 
-/// Which pages of a range the guest has written, as merge_dirty_log() takes them.
+/// Which pages of a range the guest has written, as merge_dirty_log() and clear_dirty_log() take
+/// them.
 struct KvmDirtyLog {
   GuestAddress base;                ///< where the range begins
   std::uint64_t unit;               ///< the bytes that each bit covers: the host's page size
@@ -66,22 +71,25 @@ struct KvmDirtyLog {
 
 /// Sets and clears the memory slots of one virtual machine.
 ///
-/// A range is `known` from the set() that shows it until the clear() that removes it.
+/// A range is `known` from the set() that shows it until the clear() that removes it; a section is
+/// known from add() to remove() in the same way, and its range can be used in every call but
+/// clear().
 ///
 /// Invariant: every slot that it has set in KVM belongs to exactly one known range, slot numbers
 /// are leased exactly as long as their range is known, and ranges do not overlap.
 ///
 /// Slot numbers (of KVM's address space 0) come from a pool. By default that is a pool of its own
 /// with all numbers of the machine, and nobody else may set slots; others that do must share a pool
-/// with it and lease their numbers there. The memory behind a range is not owned: it must stay
-/// mapped until the range is cleared or this object is destroyed.
+/// with it and lease their numbers there. The memory behind a range that was set() is not owned: it
+/// must stay mapped until the range is cleared or this object is destroyed. A section stays mapped
+/// by itself for as long as KVM may have a slot of it.
 ///
 /// A moved-from object holds nothing: its calls are `bad_state`, its limit is 0, and it can be
 /// assigned to.
 ///
 /// Threads: one at a time. vCPUs may run meanwhile; they see a range of several slots come and go
 /// slot by slot.
-class VMSPACE_EXPORT KvmMemslots {
+class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
  public:
   /// Takes over the slots of the machine behind `vm_fd` (from KVM_CREATE_VM), numbered from
   /// `slot_numbers`; by default from a pool of its own with every number below KVM's limit. Slots
@@ -97,9 +105,9 @@ class VMSPACE_EXPORT KvmMemslots {
   KvmMemslots(KvmMemslots&&) noexcept;
   /// The slots held before are cleared, as on destruction.
   KvmMemslots& operator=(KvmMemslots&&) noexcept;
-  /// Clears every slot, so that the guest keeps no memory that the host is about to unmap. The
-  /// number of a slot that KVM refuses to delete stays taken in the pool.
-  ~KvmMemslots();
+  /// Clears every slot, so that the guest keeps no memory that the host is about to unmap. Their
+  /// dirty logs are gone. The number of a slot that KVM refuses to delete stays taken in the pool.
+  ~KvmMemslots() override;
 
   /// Shows `memory` to the guest, in as many slots as it needs; all of it or nothing.
   ///
@@ -124,9 +132,10 @@ class VMSPACE_EXPORT KvmMemslots {
   /// accesses the memory any more, and its dirty log is gone: as with stop_dirty_log(), fetch it
   /// first.
   ///
-  /// Errors: `not_found` for any other range; `os` when KVM refuses: then the pieces cleared before
-  /// are set again (where their dirty log was on, the next fetch reports all of them dirty), the
-  /// range stays known, and clear() may be called again.
+  /// Errors: `not_found` for any other range; `bad_state` for that of a section, which remove()
+  /// takes; `os` when KVM refuses: then the pieces cleared before are set again (where their dirty
+  /// log was on, the next fetch reports all of them dirty), the range stays known, and clear() may
+  /// be called again.
   ///
   /// O(log n), and a system call a slot, which waits for all vCPUs to notice.
   [[nodiscard]] Result<void> clear(const GuestRange& range);
@@ -151,19 +160,70 @@ class VMSPACE_EXPORT KvmMemslots {
 
   /// Fetches what the guest has written to a known range since the last fetch, or since the log
   /// began, and clears it: those pages are logged again from then on. Fetch, then read the memory.
-  /// Where the VMM has enabled KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM clears nothing until
-  /// KVM_CLEAR_DIRTY_LOG. What the host itself writes is in no log of KVM's; see
-  /// enable_dirty_tracking().
+  /// What the host itself writes is in no log of KVM's; see enable_dirty_tracking().
   ///
   /// Errors: `not_found` for any other range; `bad_state` when its log is off, or on only in part;
   /// `os` when KVM refuses. Nothing is lost: what KVM had reported and cleared before it refused is
-  /// dirty in the next fetch, as whole slots. Allocates one bit a page; a system call a slot.
+  /// dirty in the next fetch, as whole slots. Allocates one bit a page; a system call a slot, and
+  /// one more after enable_manual_protect().
   [[nodiscard]] Result<KvmDirtyLog> fetch_dirty_log(const GuestRange& range);
+
+  /// Has KVM take a log apart from clearing it (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), for all of this
+  /// machine's logs, also those that are on: read_dirty_log() and clear_dirty_log() can be used
+  /// then. Whoever sends memory piece by piece clears each piece just before it is read, so that a
+  /// page which the guest writes again meanwhile is sent once; and KVM write-protects a piece at a
+  /// time. Does nothing when it is on; destruction switches it off. Nobody else switches it.
+  ///
+  /// Errors: `unsupported` when this KVM can't; `os` when it refuses. Two system calls.
+  [[nodiscard]] Result<void> enable_manual_protect();
+
+  /// Reads what the guest has written to a known range since it was last cleared, and clears
+  /// nothing. A slot of which KVM has lost the log (see clear()) is dirty as a whole, until it is
+  /// cleared as a whole or fetched. Errors: those of fetch_dirty_log(); `bad_state` unless
+  /// enable_manual_protect() was called. Allocates one bit a page; a system call a slot.
+  [[nodiscard]] Result<KvmDirtyLog> read_dirty_log(const GuestRange& range);
+
+  /// Clears the pages whose bits are set: they are logged again from then on. Clear, then read the
+  /// memory. `log` is one that read_dirty_log() gave, or a part of one: it begins at a multiple of
+  /// 64 pages from the base of a known range, and ends with the range or at such a multiple.
+  ///
+  /// Errors: `not_found` when `log` does not begin in a known range; `bad_state` as for
+  /// read_dirty_log(); `misaligned` when it does not begin at a multiple of 64 pages;
+  /// `bad_alignment` when its unit is not the host's page size; `out_of_bounds` for a set bit past
+  /// the end of the range; `os` when KVM refuses: pages may be cleared then, so they are to be sent
+  /// all the same. O(words), and a system call for each slot with a set bit, in which KVM
+  /// write-protects the pages.
+  [[nodiscard]] Result<void> clear_dirty_log(const KvmDirtyLog& log);
 
   /// The slots that KVM has for one known range, in address order. They do not cover a range that
   /// is shown only in part after a failed set() or clear(). Errors: `not_found` for any other
   /// range. O(slots).
   [[nodiscard]] Result<std::vector<KvmSlot>> slots(const GuestRange& range) const;
+
+  /// "kvm".
+  [[nodiscard]] std::string_view name() const noexcept override;
+
+  /// Says whether KVM could show the sections that are added: errors, each naming the section, are
+  /// `access_denied` for one that may not be read, since a guest can read every slot; `unsupported`
+  /// for one that may not be written, where this KVM has no read-only slots; `misaligned` unless
+  /// guest and host address and size are multiples of the host's page size; `limit_exceeded` when
+  /// they need more slots than there are numbers left. The numbers of removed sections count as
+  /// left where an added one lies over them, because those are removed first. O(slot numbers).
+  [[nodiscard]] Result<void> prepare(const MemoryChange& change) override;
+
+  /// Shows a section to the guest, read-only unless it may be written, with its dirty log off.
+  /// Errors, each naming the section: those of prepare() and set(). Should KVM also refuse to take
+  /// away the pieces that it had taken (see set()), they are tried again by the next add() over
+  /// them.
+  [[nodiscard]] Result<void> add(const MemorySection& section) override;
+
+  /// Removes what add() has shown. Where its dirty log is on, the log is fetched first and merged
+  /// into the region's DirtyBitmap, if that is on; should fetching fail, all of the section counts
+  /// as dirty. What a vCPU writes after that and before the slot is gone is in no log: where the
+  /// memory is to be used again, stop the vCPUs, as a disruptive change does.
+  ///
+  /// Errors, each naming the section: `not_found` unless add() was given it; those of clear().
+  [[nodiscard]] Result<void> remove(const MemorySection& section) override;
 
   /// How many slots KVM has for this machine. O(1).
   [[nodiscard]] std::uint32_t limit() const noexcept;
@@ -182,6 +242,15 @@ class VMSPACE_EXPORT KvmMemslots {
   /// The mapping of exactly this range; `not_found`, or `bad_state` after a move.
   [[nodiscard]] Result<detail::KvmMapping*> find(const GuestRange& range,
                                                  const char* operation) const;
+  /// Shows the memory, and keeps its region, if it has one, for as long as the range is known.
+  [[nodiscard]] Result<void> show(const KvmMemory& memory, MemoryRegionPtr region,
+                                  const char* operation);
+  [[nodiscard]] Result<void> check(const KvmMemory& memory, const char* operation) const;
+  void clear_leftovers(const GuestRange& range) noexcept;
+  /// The mapping of exactly this range, all of whose log is on.
+  [[nodiscard]] Result<detail::KvmMapping*> find_logged(const GuestRange& range,
+                                                        const char* operation) const;
+  [[nodiscard]] Result<void> check_manual(const char* operation) const;
   [[nodiscard]] Result<void> switch_log(const GuestRange& range, bool on, const char* operation);
   void forget(const GuestRange& range) noexcept;
   void clear_all() noexcept;

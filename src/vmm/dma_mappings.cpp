@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/vmm/dma_mappings.hpp"
+
+#include <algorithm>
+#include <cassert>
+#include <cstdint>
+#include <limits>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+#include "vmspace/allocator/interval_tree.hpp"
+#include "vmspace/base/try.hpp"
+
+#include "os/argument_checks.hpp"
+
+namespace vmspace {
+
+using detail::require_multiple;
+
+namespace {
+
+/// A section that add() was given.
+struct Entry {
+  MemorySection section;
+  std::optional<Error> refused = {};  // of a window: why it is not mapped
+};
+
+}  // namespace
+
+struct VMSPACE_HIDDEN DmaMappings::State {
+  std::unique_ptr<DmaTarget> target;
+  IntervalTree<Entry> entries = {};  ///< by guest physical addresses
+  mutable std::mutex mutex = {};     ///< guards the entries, not the target
+
+  /// Whether the target needs a mapping of its own for the section: one that goes by host addresses
+  /// may have the memory already, at another guest address.
+  [[nodiscard]] bool needs_mapping(const MemorySection& section) const noexcept {
+    if (!target->is_by_host_address()) return true;
+    return std::ranges::none_of(entries, [&](const auto& entry) {
+      const MemorySection& other = entry.value->section;
+      return !entry.value->refused && other.base() != section.base() &&
+             other.host_base() == section.host_base() && other.size() == section.size();
+    });
+  }
+  [[nodiscard]] Entry* find(const MemorySection& section) noexcept {
+    Entry* const entry = entries.find_value(section.base().value());
+    return entry != nullptr && entry->section == section ? entry : nullptr;
+  }
+  Result<Entry*> remember(const MemorySection& section) {
+    const Range range = VMSPACE_TRY(section.guest_range().range());
+    const std::lock_guard lock(mutex);
+    return VMSPACE_TRY(entries.insert(range, Entry{section}));
+  }
+  void forget(const MemorySection& section) noexcept {
+    // The entry goes after the lock, because with it the region may go.
+    const auto erased = [&] {
+      const std::lock_guard lock(mutex);
+      return entries.erase(*section.guest_range().range());
+    }();
+    assert(erased && *erased);
+    static_cast<void>(erased);
+  }
+  Result<void> map(const MemorySection& section, const char* operation) const;
+};
+
+namespace {
+
+/// Whether it is another device's memory rather than what a guest uses for DMA.
+bool is_window(const MemorySection& section) noexcept {
+  return section.type() == RegionType::device_memory || section.type() == RegionType::dax_memory;
+}
+
+DmaMapping mapping_of(const MemorySection& section) noexcept {
+  return {.iova = section.base().value(),
+          .size = section.size(),
+          .host_address = section.host_base(),
+          .fd = section.fd(),
+          .file_offset = section.fd() < 0 ? 0 : section.file_offset(),
+          .read_only = !allows(section.protection(), Protection::write)};
+}
+
+/// The error as one of this operation about this section.
+Error named(const Error& error, const MemorySection& section, const char* operation) noexcept {
+  Error known = error.in(operation);
+  known.text = error.text.with_subject(section.name());
+  return known;
+}
+
+Result<void> check(const MemorySection& section, const DmaLimits& limits, const char* operation) {
+  const GuestRange range = section.guest_range();
+  if (!allows(section.protection(), Protection::read)) {
+    return fail({.code = Errc::access_denied,
+                 .operation = operation,
+                 .first = detail::operand(range),
+                 .reason = "a device can read all that is mapped, so the region must be readable"});
+  }
+  VMSPACE_TRY(require_multiple(operation, Operand::address(range.base.value()), limits.page_size,
+                               "the guest address must be a multiple of the page size for DMA"));
+  VMSPACE_TRY(require_multiple(operation, Operand::size(range.size), limits.page_size,
+                               "the size must be a multiple of the page size for DMA"));
+  VMSPACE_TRY(require_multiple(
+      operation, Operand::address(reinterpret_cast<std::uintptr_t>(section.host_base())),
+      limits.page_size, "the host address must be a multiple of the page size for DMA"));
+  const Range bounds = VMSPACE_TRY_IN(operation, range.range());
+  const Range* around_base = nullptr;
+  for (const Range& iova : limits.iova_ranges) {
+    if (iova.contains(bounds)) return {};
+    if (iova.contains(bounds.min())) around_base = &iova;
+  }
+  return fail({.code = Errc::out_of_bounds,
+               .operation = operation,
+               .first = detail::operand(range),
+               .second = around_base == nullptr ? Operand{} : detail::operand(*around_base),
+               .reason = "the section must lie within one of the IOVA ranges for DMA"});
+}
+
+}  // namespace
+
+DmaMappings::DmaMappings(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+DmaMappings::DmaMappings(DmaMappings&&) noexcept = default;
+
+DmaMappings& DmaMappings::operator=(DmaMappings&& other) noexcept {
+  if (this == &other) return *this;
+  unmap_all();
+  state_ = std::move(other.state_);
+  return *this;
+}
+
+DmaMappings::~DmaMappings() {
+  unmap_all();
+}
+
+Result<DmaMappings> DmaMappings::create(std::unique_ptr<DmaTarget> target) {
+  constexpr const char* operation = "DmaMappings::create";
+  if (target == nullptr) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .reason = "the target is a null pointer"});
+  }
+  VMSPACE_TRY_IN(operation, target->limits());
+  return DmaMappings(std::unique_ptr<State>(new State{.target = std::move(target)}));
+}
+
+std::string_view DmaMappings::name() const noexcept {
+  return state_ ? state_->target->name() : "dma";
+}
+
+Result<void> DmaMappings::check_not_moved_from(const char* operation) const {
+  if (state_) return {};
+  return fail({.code = Errc::bad_state,
+               .operation = operation,
+               .reason = "the object has been moved from"});
+}
+
+Result<void> DmaMappings::prepare(const MemoryChange& change) {
+  constexpr const char* operation = "DmaMappings::prepare";
+  VMSPACE_TRY(check_not_moved_from(operation));
+  if (change.added.empty()) return {};
+  const DmaLimits limits = VMSPACE_TRY_IN(operation, state_->target->limits());
+  std::uint64_t needed = 0;
+  const MemorySection* last = nullptr;
+  for (const MemorySection& section : change.added) {
+    // Windows take what is left, if anything.
+    if (is_window(section)) continue;
+    const auto checked = check(section, limits, operation);
+    if (!checked) return fail(named(checked.error(), section, operation));
+    if (!state_->needs_mapping(section)) continue;
+    ++needed;
+    last = &section;
+  }
+  std::uint64_t freed = 0;
+  for (const MemorySection& removed : change.removed) {
+    const auto goes_first = [&](const MemorySection& added) {
+      return added.guest_range().overlaps(removed.guest_range());
+    };
+    const Entry* const entry = state_->find(removed);
+    if (entry != nullptr && !entry->refused && std::ranges::any_of(change.added, goes_first)) {
+      ++freed;
+    }
+  }
+  if (needed <= freed || needed - freed <= limits.available) return {};
+  return fail({.code = Errc::limit_exceeded,
+               .operation = operation,
+               .first = Operand::number(needed),
+               .second = Operand::number(limits.available + freed),
+               .reason = "the added memory needs more mappings for DMA than are left",
+               .text = last->name()});
+}
+
+Result<void> DmaMappings::State::map(const MemorySection& section, const char* operation) const {
+  const DmaLimits limits = VMSPACE_TRY(target->limits());
+  VMSPACE_TRY(check(section, limits, operation));
+  if (!needs_mapping(section)) return {};
+  return target->map(mapping_of(section));
+}
+
+Result<void> DmaMappings::add(const MemorySection& section) {
+  constexpr const char* operation = "DmaMappings::add";
+  VMSPACE_TRY(check_not_moved_from(operation));
+  // Known before it is mapped, and until after it is unmapped: is_mapped() says yes rather too
+  // long.
+  const auto entry = state_->remember(section);
+  if (!entry) return fail(named(entry.error(), section, operation));
+  Result<void> mapped;
+  try {
+    mapped = state_->map(section, operation);
+  } catch (...) {
+    state_->forget(section);
+    throw;
+  }
+  if (mapped) return {};
+  const Error error = named(mapped.error(), section, operation);
+  if (!is_window(section)) {
+    state_->forget(section);
+    return fail(error);
+  }
+  const std::lock_guard lock(state_->mutex);
+  (*entry)->refused = error;
+  return {};
+}
+
+Result<void> DmaMappings::remove(const MemorySection& section) {
+  constexpr const char* operation = "DmaMappings::remove";
+  VMSPACE_TRY(check_not_moved_from(operation));
+  const Entry* const entry = state_->find(section);
+  if (entry == nullptr) {
+    return fail({.code = Errc::not_found,
+                 .operation = operation,
+                 .first = detail::operand(section.guest_range()),
+                 .reason = "add() was not given this section",
+                 .text = section.name()});
+  }
+  if (!entry->refused && state_->needs_mapping(section)) {
+    const auto unmapped = state_->target->unmap(mapping_of(section));
+    if (!unmapped) return fail(named(unmapped.error(), section, operation));
+  }
+  state_->forget(section);
+  return {};
+}
+
+void DmaMappings::unmap_all() noexcept {
+  if (!state_) return;
+  while (!state_->entries.empty()) {
+    const Entry& entry = *(*state_->entries.begin()).value;
+    const MemorySection section = entry.section;
+    // A failure can no longer be reported.
+    if (!entry.refused && state_->needs_mapping(section))
+      static_cast<void>(state_->target->unmap(mapping_of(section)));
+    state_->forget(section);
+  }
+}
+
+bool DmaMappings::is_mapped(const GuestRange& range) const noexcept {
+  const auto bounds = range.range();
+  if (!state_ || !bounds) return false;
+  const std::lock_guard lock(state_->mutex);
+  return std::ranges::any_of(state_->entries.overlapping(*bounds),
+                             [](const auto& entry) { return !entry.value->refused; });
+}
+
+std::vector<UnmappedWindow> DmaMappings::unmapped_windows() const {
+  std::vector<UnmappedWindow> windows;
+  if (!state_) return windows;
+  const std::lock_guard lock(state_->mutex);
+  for (const auto& entry : state_->entries) {
+    if (entry.value->refused) windows.push_back({entry.value->section, *entry.value->refused});
+  }
+  return windows;
+}
+
+Result<void> DmaMappings::check_invariants() const {
+  if (!state_) return {};
+  const auto broken = [](const char* rule) {
+    return fail(
+        {.code = Errc::corrupt, .operation = "DmaMappings::check_invariants", .reason = rule});
+  };
+  const std::lock_guard lock(state_->mutex);
+  for (const auto& entry : state_->entries) {
+    if (entry.value == nullptr) return broken("a range must have its section");
+    const auto range = entry.value->section.guest_range().range();
+    if (!range || *range != entry.range) return broken("a section must be known by its range");
+    if (entry.value->refused && !is_window(entry.value->section))
+      return broken("only a window may be unmapped");
+  }
+  return {};
+}
+
+}  // namespace vmspace

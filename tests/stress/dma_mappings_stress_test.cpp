@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Threads that ask what is mapped for DMA while another maps and unmaps.
+
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "vmspace/base/literals.hpp"
+#include "vmspace/memory/memory_region.hpp"
+#include "vmspace/testing.hpp"
+#include "vmspace/vmm/dma_callbacks.hpp"
+#include "vmspace/vmm/dma_mappings.hpp"
+
+namespace vmspace {
+namespace {
+
+using namespace literals;
+
+TEST(DmaMappingsStress, QuestionsAreAnsweredWhileSectionsComeAndGo) {
+  // What stays, what comes and goes, and a window that the target refuses.
+  const auto region = [](std::uint64_t base, RegionType type) {
+    return *MemoryRegion::map({.type = type,
+                               .base = GuestAddress(base),
+                               .size = 1_MiB,
+                               .backing = {.source = MemorySource::anon}});
+  };
+  const MemorySection stays(region(0, RegionType::default_memory));
+  const MemorySection moves(region(1_GiB, RegionType::default_memory));
+  const MemorySection window(region(2_GiB, RegionType::device_memory));
+  auto target = DmaCallbacks::make(
+      {.map = [](void*, const DmaMapping* m) { return m->iova == 2_GiB ? -EFAULT : 0; },
+       .unmap = [](void*, const DmaMapping*) { return 0; }});
+  ASSERT_TRUE(target);
+  auto dma = DmaMappings::create(*std::move(target));
+  ASSERT_TRUE(dma);
+  ASSERT_TRUE(dma->add(stays));
+
+  std::atomic<bool> done{false};
+  std::atomic<bool> sound{true};
+  std::atomic<int> asked{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t) {
+    threads.emplace_back([&] {
+      while (!done) {
+        if (!dma->is_mapped(stays.guest_range())) sound = false;
+        if (dma->is_mapped({GuestAddress(3_GiB), 1_GiB})) sound = false;
+        static_cast<void>(dma->is_mapped(moves.guest_range()));
+        for (const UnmappedWindow& refused : dma->unmapped_windows()) {
+          if (!(refused.section == window) || refused.why.os_errno != EFAULT) sound = false;
+        }
+        ++asked;
+      }
+    });
+  }
+  for (int round = 0; round < 2000 || asked < 100; ++round) {
+    for (const MemorySection& section : {moves, window}) {
+      if (!dma->add(section)) sound = false;
+    }
+    for (const MemorySection& section : {window, moves}) {
+      if (!dma->remove(section)) sound = false;
+    }
+  }
+  done = true;
+  for (std::thread& thread : threads)
+    thread.join();
+  EXPECT_TRUE(sound);
+  VMSPACE_EXPECT_OK(dma->check_invariants());
+}
+
+}  // namespace
+}  // namespace vmspace
