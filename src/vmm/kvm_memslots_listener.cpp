@@ -133,7 +133,8 @@ Result<void> KvmMemslots::remove(const MemorySection& section) {
   VMSPACE_TRY(check_not_moved_from(operation));
   const GuestRange range = section.guest_range();
   const auto found = find(range, operation);
-  if (!found || (*found)->region() != section.region()) {
+  if (!found || (*found)->region() == nullptr ||
+      !(*found)->region()->shares_memory_with(*section.region())) {
     return fail({.code = Errc::not_found,
                  .operation = operation,
                  .first = detail::operand(range),
@@ -145,6 +146,30 @@ Result<void> KvmMemslots::remove(const MemorySection& section) {
   VMSPACE_TRY(named(mapping.show(state_->vm.value(), Shown::no, operation), section));
   forget(range);
   return {};
+}
+
+Result<void> KvmMemslots::log_start(const MemorySection& section) {
+  return named(switch_log(section.guest_range(), true, "KvmMemslots::log_start"), section);
+}
+
+Result<void> KvmMemslots::log_sync(const MemorySection& section) {
+  constexpr const char* operation = "KvmMemslots::log_sync";
+  const auto mapping = find_logged(section.guest_range(), operation);
+  if (!mapping) return named(fail(mapping.error()), section);
+  const auto log = (*mapping)->fetch_log(state_->vm.value(), state_->manual_protect, operation);
+  if (!log) return named(fail(log.error()), section);
+  // KVM has forgotten it, so it must not get lost here: units that KVM gives always fit.
+  VMSPACE_TRY_IN(operation,
+                 section.region()->dirty().merge(section.region_offset(), log->bits, log->unit));
+  return {};
+}
+
+Result<void> KvmMemslots::log_stop(const MemorySection& section) {
+  constexpr const char* operation = "KvmMemslots::log_stop";
+  const auto mapping = find(section.guest_range(), operation);
+  if (!mapping) return named(fail(mapping.error()), section);
+  keep_log(**mapping, state_->vm.value(), state_->manual_protect, section, operation);
+  return named(switch_log(section.guest_range(), false, operation), section);
 }
 
 }  // namespace vmspace

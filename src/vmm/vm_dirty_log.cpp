@@ -38,9 +38,11 @@ Result<void> VmMemory::State::start_log(const GuestMemory& memory) {
   return done;
 }
 
-Result<void> VmMemory::State::track(const GuestMemory& memory) {
-  for (DirtyBitmap* bitmap : VMSPACE_TRY(detail::start_tracking(memory.regions())))
-    bitmap->mark(0, bitmap->size());
+Result<void> VmMemory::State::track(const GuestMemory& memory,
+                                    std::span<const MemoryRegionPtr> joined) {
+  VMSPACE_TRY(detail::start_tracking(memory.regions()));
+  for (const MemoryRegionPtr& region : joined)
+    region->dirty().mark(0, region->size());
   return {};
 }
 

@@ -187,7 +187,7 @@ Result<void> VmMemory::State::commit(Turn& turn, detail::VmChange& change,
   VmMap& next = turn.draft();
   VMSPACE_TRY(change.regions.apply_to(next.space));
   next.memory = VMSPACE_TRY(change.apply_to(next.memory));
-  if (!logs.empty()) VMSPACE_TRY(track(next.memory));
+  if (!logs.empty()) VMSPACE_TRY(track(next.memory, change.mapped));
   std::vector<MemoryRegionPtr> parked_after = change.parked_after(parked);
   detail::TableChange tables = change.table_change();
 

@@ -46,8 +46,10 @@ struct VMSPACE_HIDDEN VmMemory::State {
   [[nodiscard]] static std::vector<MemorySection> sections(const VmMap& now);
   /// Begins to track all writes, or nothing and an error.
   [[nodiscard]] Result<void> start_log(const GuestMemory& memory);
-  /// Has every region track its writes; what did not before counts as written.
-  [[nodiscard]] static Result<void> track(const GuestMemory& memory);
+  /// Has every region track its writes. What has joined counts as written, also a region that was
+  /// tracked before it was parked.
+  [[nodiscard]] static Result<void> track(const GuestMemory& memory,
+                                          std::span<const MemoryRegionPtr> joined);
   /// Hands what was written to every log.
   [[nodiscard]] Result<void> fan_out(const GuestMemory& memory);
   /// Forgets logs that nobody has any more; without any, tracking ends.

@@ -129,6 +129,23 @@ TEST_F(VmDirtyLogTest, WhatIsMovedCountsAsWrittenAtItsNewPlace) {
   EXPECT_THAT(harvest(log), ElementsAre(GuestRange{GuestAddress(0xe100'0000), 64_KiB}));
 }
 
+TEST_F(VmDirtyLogTest, WhatReturnsFromParkingCountsAsWritten) {
+  const auto device = memory.plug(bar("bar", 0xe000'0000)).value()->shared_description();
+  auto log = memory.start_dirty_log().value();
+  auto other = memory.start_dirty_log().value();
+  write(0xe000'0000);
+  EXPECT_THAT(harvest(other), SizeIs(1));  // so that it is pending in the first
+  const auto move = [&](std::optional<GuestAddress> to) {
+    return edit([&](AddressSpaceBase& draft) {
+      return draft.move_regions({{.region = device, .to = to}});
+    });
+  };
+  VMSPACE_ASSERT_OK(move({}));
+  EXPECT_THAT(harvest(log), IsEmpty());
+  VMSPACE_ASSERT_OK(move(device->base()));
+  EXPECT_THAT(harvest(log), ElementsAre(device->guest_range()));
+}
+
 TEST_F(VmDirtyLogTest, ARemovalThatIsUndoneForgetsNothing) {
   VMSPACE_ASSERT_OK(memory.set_gate(gate));
   const auto a = memory.plug(bar("a", 0xe000'0000)).value()->shared_description();

@@ -225,6 +225,15 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
   /// Errors, each naming the section: `not_found` unless add() was given it; those of clear().
   [[nodiscard]] Result<void> remove(const MemorySection& section) override;
 
+  /// start_dirty_log() for a section, with its errors, each naming the section.
+  [[nodiscard]] Result<void> log_start(const MemorySection& section) override;
+  /// fetch_dirty_log(), merged into the region's DirtyBitmap. Errors: those of fetch_dirty_log(), each
+  /// naming the section.
+  [[nodiscard]] Result<void> log_sync(const MemorySection& section) override;
+  /// Brings the log to the region's DirtyBitmap, as remove() does, and stop_dirty_log(). Errors: those
+  /// of stop_dirty_log(), each naming the section.
+  [[nodiscard]] Result<void> log_stop(const MemorySection& section) override;
+
   /// How many slots KVM has for this machine. O(1).
   [[nodiscard]] std::uint32_t limit() const noexcept;
   /// How many of them this object uses. O(1).
