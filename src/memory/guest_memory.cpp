@@ -29,95 +29,160 @@ std::vector<MemoryRegionPtr>::const_iterator first_reaching(
 Result<void> join_tracking(std::span<const MemoryRegionPtr> regions) {
   const auto tracks = [](const MemoryRegionPtr& region) { return region->dirty().is_enabled(); };
   if (std::ranges::none_of(regions, tracks)) return {};
-  const auto started = VMSPACE_TRY_IN("GuestMemory::from_regions", detail::start_tracking(regions));
+  const auto started = VMSPACE_TRY(detail::start_tracking(regions));
   for (DirtyBitmap* bitmap : started)
     bitmap->mark(0, bitmap->size());
   return {};
 }
 
-}  // namespace
-
-GuestMemory::Map::Map(std::vector<MemoryRegionPtr> sorted,
-                      std::span<const detail::TranslationEntry> entries)
-    : regions(std::move(sorted)), table(entries) {
-  by_host.reserve(regions.size());
-  for (const MemoryRegionPtr& region : regions)
-    by_host.push_back(region.get());
+/// A sorted list without some elements and with others, which are sorted as well.
+template <typename T, typename IsGone, typename Key>
+std::vector<T> with_changes_in(std::span<const T> before, IsGone is_gone,
+                               const std::vector<T>& added, Key key) {
+  std::vector<T> after;
+  after.reserve(before.size() + added.size());
+  auto next = added.begin();
   // std::less orders pointers of different arrays too; operator< need not.
-  std::ranges::sort(by_host, std::less<const std::byte*>{}, &MemoryRegion::host_base);
+  const std::less<> less;
+  for (const T& element : before) {
+    if (is_gone(element)) continue;
+    while (next != added.end() && less(std::invoke(key, *next), std::invoke(key, element)))
+      after.push_back(*next++);
+    after.push_back(element);
+  }
+  after.insert(after.end(), next, added.end());
+  return after;
 }
+
+Result<void> check_overlap(const MemoryRegion& lower, const MemoryRegion& upper) {
+  if (upper.base() > lower.last_addr()) return {};
+  return fail({.code = Errc::overlap,
+               .operation = "GuestMemory::with_changes",
+               .first = detail::operand(upper.guest_range()),
+               .second = detail::operand(lower.guest_range())});
+}
+
+/// `overlap` of a region with those beside it in a sorted list that has it.
+Result<void> check_neighbours(std::span<const MemoryRegionPtr> sorted, const MemoryRegion& region) {
+  auto at = std::ranges::lower_bound(sorted, region.base(), {},
+                                     [](const MemoryRegionPtr& each) { return each->base(); });
+  while (at->get() != &region)
+    ++at;
+  if (at != sorted.begin()) VMSPACE_TRY(check_overlap(**std::prev(at), region));
+  if (std::next(at) != sorted.end()) VMSPACE_TRY(check_overlap(region, **std::next(at)));
+  return {};
+}
+
+/// `overlap` of a region with one of the same memory. A byte of this process has one guest address, and
+/// a dirty page is reported once.
+Result<void> check_memory(std::span<const MemoryRegion* const> by_host,
+                          const MemoryRegion& region) {
+  const auto alike = std::ranges::equal_range(
+      by_host, region.host_base(), std::less<const std::byte*>{}, &MemoryRegion::host_base);
+  if (alike.size() == 1) return {};
+  const MemoryRegion& other = alike.front() == &region ? *alike.back() : *alike.front();
+  const bool is_lower = region.base() < other.base();
+  return fail({.code = Errc::overlap,
+               .operation = "GuestMemory::with_changes",
+               .first = detail::operand((is_lower ? region : other).guest_range()),
+               .second = detail::operand((is_lower ? other : region).guest_range()),
+               .reason = "both regions share one memory (see MemoryRegion::at); a map can hold "
+                         "only one of them"});
+}
+
+}  // namespace
 
 GuestMemory::GuestMemory(std::shared_ptr<const Map> map) noexcept
     : translator_(map->table.translator()), map_(std::move(map)) {}
 
 Result<GuestMemory> GuestMemory::from_regions(std::vector<MemoryRegionPtr> regions) {
-  constexpr const char* operation = "GuestMemory::from_regions";
-  if (regions.size() > max_regions) {
-    return fail({.code = Errc::limit_exceeded,
-                 .operation = operation,
-                 .first = Operand::number(regions.size()),
-                 .second = Operand::number(max_regions)});
-  }
-  if (std::ranges::find(regions, nullptr) != regions.end()) {
+  return VMSPACE_TRY_IN("GuestMemory::from_regions",
+                        GuestMemory().with_changes({}, std::move(regions)));
+}
+
+Result<GuestMemory> GuestMemory::with_changes(std::span<const MemoryRegionPtr> removed,
+                                              std::vector<MemoryRegionPtr> added) const {
+  constexpr const char* operation = "GuestMemory::with_changes";
+  if (std::ranges::find(added, nullptr) != added.end()) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
                  .reason = "a region is a null pointer"});
   }
-  std::ranges::sort(regions, {}, [](const MemoryRegionPtr& region) { return region->base(); });
-  std::vector<detail::TranslationEntry> entries;
-  entries.reserve(regions.size());
-  const MemoryRegion* before = nullptr;
-  for (const MemoryRegionPtr& region : regions) {
-    if (before != nullptr && region->base() <= before->last_addr()) {
-      return fail({.code = Errc::overlap,
-                   .operation = operation,
-                   .first = detail::operand(region->guest_range()),
-                   .second = detail::operand(before->guest_range())});
-    }
-    before = region.get();
-    // No access can use what may not be read, so it has no entry; range_error() still finds it.
+  const auto base_of = [](const MemoryRegionPtr& region) { return region->base(); };
+  std::ranges::sort(added, {}, base_of);
+  std::vector<const MemoryRegion*> gone;
+  for (const MemoryRegionPtr& region : removed)
+    gone.push_back(region.get());
+  std::ranges::sort(gone);
+  const auto is_gone = [&](const MemoryRegion* region) {
+    return std::ranges::binary_search(gone, region);
+  };
+
+  Map changed;
+  changed.regions = with_changes_in(
+      regions(), [&](const MemoryRegionPtr& region) { return is_gone(region.get()); }, added,
+      base_of);
+  if (changed.regions.size() + removed.size() != regions().size() + added.size()) {
+    return fail({.code = Errc::not_found,
+                 .operation = operation,
+                 .first = Operand::number(removed.size()),
+                 .reason = "a region to be removed is not in the map, or named twice"});
+  }
+  if (changed.regions.size() > max_regions) {
+    return fail({.code = Errc::limit_exceeded,
+                 .operation = operation,
+                 .first = Operand::number(changed.regions.size()),
+                 .second = Operand::number(max_regions)});
+  }
+  for (const MemoryRegionPtr& region : added)
+    VMSPACE_TRY(check_neighbours(changed.regions, *region));
+  if (changed.regions.empty()) return GuestMemory();
+
+  // No access can use what may not be read, so it has no entry; range_error() still finds it.
+  std::vector<detail::TranslationEntry> new_entries;
+  for (const MemoryRegionPtr& region : added) {
     if (!allows(region->protection(), Protection::read)) continue;
     const bool writable = allows(region->protection(), Protection::write);
-    entries.push_back({.first = region->base().value(),
-                       .size = region->size(),
-                       .host = region->host_base(),
-                       .dirty = writable ? &region->dirty() : nullptr});
+    new_entries.push_back({.first = region->base().value(),
+                           .size = region->size(),
+                           .host = region->host_base(),
+                           .dirty = writable ? &region->dirty() : nullptr});
   }
-  if (regions.empty()) return GuestMemory();
-  auto map = std::make_shared<const Map>(std::move(regions), entries);
-  // A byte of this process has one guest address, and a dirty page is reported once.
-  const auto twice = std::ranges::adjacent_find(map->by_host, {}, &MemoryRegion::host_base);
-  if (twice != map->by_host.end()) {
-    return fail({.code = Errc::overlap,
-                 .operation = operation,
-                 .first = detail::operand((*twice)->guest_range()),
-                 .second = detail::operand((*std::next(twice))->guest_range()),
-                 .reason = "both regions share one memory (see MemoryRegion::at); a map can hold "
-                           "only one of them"});
-  }
-  VMSPACE_TRY(join_tracking(map->regions));
-  return GuestMemory(std::move(map));
+  const auto entry_is_gone = [&](const detail::TranslationEntry& entry) {
+    return std::ranges::any_of(removed, [&](const MemoryRegionPtr& region) {
+      return region->base().value() == entry.first;
+    });
+  };
+  changed.table = detail::TranslationTable(with_changes_in(
+      map_ == nullptr ? std::span<const detail::TranslationEntry>() : map_->table.entries(),
+      entry_is_gone, new_entries, &detail::TranslationEntry::first));
+
+  std::vector<const MemoryRegion*> added_by_host;
+  for (const MemoryRegionPtr& region : added)
+    added_by_host.push_back(region.get());
+  std::ranges::sort(added_by_host, std::less<const std::byte*>{}, &MemoryRegion::host_base);
+  changed.by_host = with_changes_in(
+      map_ == nullptr ? std::span<const MemoryRegion* const>() : std::span(map_->by_host), is_gone,
+      added_by_host, &MemoryRegion::host_base);
+  for (const MemoryRegion* region : added_by_host)
+    VMSPACE_TRY(check_memory(changed.by_host, *region));
+  VMSPACE_TRY(join_tracking(changed.regions));
+  return GuestMemory(std::make_shared<const Map>(std::move(changed)));
 }
 
 Result<GuestMemory> GuestMemory::with_region(MemoryRegionPtr region) const {
-  std::vector<MemoryRegionPtr> changed;
-  changed.reserve(regions().size() + 1);
-  changed.assign(regions().begin(), regions().end());
-  changed.push_back(std::move(region));
-  return VMSPACE_TRY_IN("GuestMemory::with_region", from_regions(std::move(changed)));
+  return VMSPACE_TRY_IN("GuestMemory::with_region", with_changes({}, {std::move(region)}));
 }
 
 Result<GuestMemory> GuestMemory::without_region(GuestAddress base) const {
-  std::vector<MemoryRegionPtr> changed(regions().begin(), regions().end());
-  const auto removed =
-      std::erase_if(changed, [&](const MemoryRegionPtr& region) { return region->base() == base; });
-  if (removed == 0) {
+  const MemoryRegionPtr region = find_region(base);
+  if (region == nullptr || region->base() != base) {
     return fail({.code = Errc::not_found,
                  .operation = "GuestMemory::without_region",
                  .first = Operand::address(base.value()),
                  .reason = "no region begins at this address"});
   }
-  return VMSPACE_TRY_IN("GuestMemory::without_region", from_regions(std::move(changed)));
+  return VMSPACE_TRY_IN("GuestMemory::without_region", with_changes({&region, 1}, {}));
 }
 
 std::span<const MemoryRegionPtr> GuestMemory::regions() const noexcept {

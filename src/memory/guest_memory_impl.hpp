@@ -18,10 +18,8 @@ namespace vmspace {
 
 /// Immutable once built.
 struct VMSPACE_HIDDEN GuestMemory::Map {
-  Map(std::vector<MemoryRegionPtr> sorted, std::span<const detail::TranslationEntry> entries);
-
-  std::vector<MemoryRegionPtr> regions;
-  detail::TranslationTable table;            ///< the regions that can be read
+  std::vector<MemoryRegionPtr> regions;      ///< by guest address
+  detail::TranslationTable table{{}};        ///< the regions that can be read
   std::vector<const MemoryRegion*> by_host;  ///< regions, by host address
 };
 

@@ -83,14 +83,22 @@ TranslationTable::TranslationTable(std::span<const TranslationEntry> entries)
   std::uninitialized_fill(table + entries.size(), table + padded, entries.back());
   entries_ = {table, entries.size()};
 
-  std::size_t candidate = 0;
-  for (std::uint64_t slot = 0; slot < TranslationBlock::slots; ++slot) {
-    // No slot past that of the last region is looked up for an address that is in one.
-    const std::uint64_t start = std::min(slot, limit >> shift) << shift;
-    while (candidate + 1 < entries.size() && entries[candidate + 1].first <= start)
-      ++candidate;
-    block_->hints[slot] = TranslationBlock::hint_of(std::min(candidate, padded - reach));
+  // A slot's hint is the last entry that begins at or below the slot's first address. Filled in runs,
+  // an entry at a time: slot by slot, this takes longer than the system calls that map a region.
+  const std::uint64_t last_slot = limit >> shift;  // no slot past it is looked up for a region
+  std::uint64_t slot = 0;
+  const auto fill_below = [&](std::uint64_t end, std::size_t index) {
+    const std::uint16_t hint = TranslationBlock::hint_of(std::min(index, padded - reach));
+    std::fill(block_->hints + slot, block_->hints + end, hint);
+    slot = end;
+  };
+  std::size_t index = 0;
+  for (; index + 1 < entries.size(); ++index) {
+    const std::uint64_t begin = ((entries[index + 1].first - 1) >> shift) + 1;  // rounded up
+    if (begin > last_slot) break;
+    fill_below(begin, index);
   }
+  fill_below(TranslationBlock::slots, index);
   translator_ = {.block = block_.get(),
                  .shape = shift | (static_cast<std::uint64_t>(steps - 1) << 6)};
 }

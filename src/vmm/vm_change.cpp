@@ -73,13 +73,11 @@ Result<VmChange> VmChange::make(RegionChange regions, const GuestMemory& memory,
 }
 
 Result<GuestMemory> VmChange::apply_to(const GuestMemory& memory) const {
-  std::vector<MemoryRegionPtr> after;
-  after.reserve(memory.regions().size() + mapped.size());
-  for (const MemoryRegionPtr& region : memory.regions()) {
-    if (!has(regions.removed, region->shared_description())) after.push_back(region);
-  }
-  after.insert(after.end(), mapped.begin(), mapped.end());
-  return GuestMemory::from_regions(std::move(after));
+  std::vector<MemoryRegionPtr> removed;
+  std::ranges::copy_if(sources, std::back_inserter(removed), [&](const MemoryRegionPtr& region) {
+    return has(regions.removed, region->shared_description());
+  });
+  return memory.with_changes(removed, mapped);
 }
 
 std::vector<MemoryRegionPtr> VmChange::parked_after(std::span<const MemoryRegionPtr> parked) const {

@@ -3,6 +3,7 @@
 // The steps of a change; see vm_memory.hpp.
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
@@ -23,8 +24,8 @@ void erase(std::vector<AddressSpaceRegionPtr>& from, const AddressSpaceRegionPtr
 
 }  // namespace
 
-/// Step 1. What the change adds has its place in `taken`, by holds: regions without memory that others
-/// can't get past, and that only this object takes out again.
+/// Step 1. What the change adds has its place in `taken`, and what it removes keeps its own until that
+/// has gone from every table: nobody else gets at either.
 class VmMemory::State::Reservation {
  public:
   explicit Reservation(State& state) noexcept : state_(state) {}
@@ -32,26 +33,41 @@ class VmMemory::State::Reservation {
   Reservation& operator=(const Reservation&) = delete;
   /// Gives up what is still held, in a turn of its own.
   ~Reservation() {
-    if (is_empty()) return;
-    const auto turn =
-        state_.map.writer(transact_name);  // an error says that this thread has it already
+    if (holds_.empty() && leaving_.empty()) return;
+    const auto turn = state_.map.writer(transact_name);  // fails when this thread has it already
     end();
   }
 
-  [[nodiscard]] Result<void> take(const detail::VmChange& change) {
-    state_.changing.reserve(state_.changing.size() + change.regions.removed.size() +
-                            change.regions.unparked.size());
-    for (const AddressSpaceRegionPtr& region : change.regions.added)
-      VMSPACE_TRY(hold(state_.taken, *region, holds_));
-    for (const auto* regions : {&change.regions.removed, &change.regions.unparked})
+  [[nodiscard]] Result<void> take(const detail::RegionChange& change) {
+    for (const auto* regions : {&change.removed, &change.unparked})
       leaving_.insert(leaving_.end(), regions->begin(), regions->end());
-    state_.changing.insert(state_.changing.end(), leaving_.begin(), leaving_.end());
-    state_.changing.insert(state_.changing.end(), holds_.begin(), holds_.end());
+    is_in_place_ = change.parked.empty() && change.unparked.empty();
+    for (const AddressSpaceRegionPtr& region : change.added) {
+      holds_.reserve(holds_.size() + 1);
+      if (state_.taken.insert_region(region)) {
+        holds_.push_back(region);
+      } else {  // something that leaves lies in the place, or the region itself is parked
+        is_in_place_ = false;
+        VMSPACE_TRY(hold(state_.taken, *region, holds_));
+      }
+    }
+    state_.changing.reserve(state_.changing.size() + leaving_.size() + holds_.size());
+    for (const auto* regions : {&leaving_, &holds_})
+      state_.changing.insert(state_.changing.end(), regions->begin(), regions->end());
     return {};
   }
 
+  /// What has a place in `taken`: the added regions themselves where all of theirs was free.
   [[nodiscard]] const std::vector<AddressSpaceRegionPtr>& holds() const noexcept { return holds_; }
+  /// Whether `taken` needs nothing but the removal of what leaves, once the change is made.
+  [[nodiscard]] bool is_in_place() const noexcept { return is_in_place_; }
 
+  /// The change is made, in place: what leaves goes at the end.
+  void make_in_place() noexcept {
+    forget_changing();
+    holds_.swap(leaving_);
+    leaving_.clear();
+  }
   /// The change is made: `taken` has it, and these holds instead.
   void replace_holds(std::vector<AddressSpaceRegionPtr>&& holds) noexcept {
     forget_changing();
@@ -75,7 +91,6 @@ class VmMemory::State::Reservation {
   }
 
  private:
-  [[nodiscard]] bool is_empty() const noexcept { return holds_.empty() && leaving_.empty(); }
   void forget_changing() noexcept {
     for (const auto* regions : {&leaving_, &holds_}) {
       for (const AddressSpaceRegionPtr& region : *regions)
@@ -86,6 +101,7 @@ class VmMemory::State::Reservation {
   State& state_;
   std::vector<AddressSpaceRegionPtr> holds_;
   std::vector<AddressSpaceRegionPtr> leaving_;
+  bool is_in_place_ = true;
 };
 
 Result<void> VmMemory::State::hold(AddressSpaceBase& space, const AddressSpaceRegion& region,
@@ -160,7 +176,7 @@ Result<detail::VmChange> VmMemory::State::change(const Edit& edit, const MapOpti
   }
 
   Reservation reservation(*this);
-  VMSPACE_TRY(reservation.take(change));
+  VMSPACE_TRY(reservation.take(change.regions));
   if (!change.to_map.empty()) {
     const auto kept = turn.current().memory.regions();
     std::vector<MemoryRegionPtr> all(kept.begin(), kept.end());
@@ -191,22 +207,29 @@ Result<void> VmMemory::State::commit(Turn& turn, detail::VmChange& change,
   std::vector<MemoryRegionPtr> parked_after = change.parked_after(parked);
   detail::TableChange tables = change.table_change();
 
-  AddressSpaceBase taken_after = taken;
-  for (const AddressSpaceRegionPtr& each : reservation.holds())
-    VMSPACE_TRY(taken_after.remove_region(each));
-  VMSPACE_TRY(change.regions.apply_to(taken_after));
-  // Where memory goes once the change is published, nobody may come before it has gone.
+  std::optional<AddressSpaceBase> taken_after;
   std::vector<AddressSpaceRegionPtr> holds_after;
-  for (const MemorySection& section : tables.removed_last)
-    VMSPACE_TRY(hold(taken_after, section.region()->description(), holds_after));
-  retired_holds.reserve(retired_holds.size() +
-                        std::max(reservation.holds().size(), holds_after.size()));
+  if (!reservation.is_in_place()) {
+    taken_after = taken;
+    for (const AddressSpaceRegionPtr& each : reservation.holds())
+      VMSPACE_TRY(taken_after->remove_region(each));
+    VMSPACE_TRY(change.regions.apply_to(*taken_after));
+    // Where memory goes once the change is published, nobody may come before it has gone.
+    for (const MemorySection& section : tables.removed_last)
+      VMSPACE_TRY(hold(*taken_after, section.region()->description(), holds_after));
+  }
+  retired_holds.reserve(retired_holds.size() + reservation.holds().size() +
+                        change.regions.removed.size() + holds_after.size());
 
   VMSPACE_TRY(listeners.apply(tables, gate.get()));
   turn.publish();
-  taken = std::move(taken_after);
   parked = std::move(parked_after);
-  reservation.replace_holds(std::move(holds_after));
+  if (taken_after) {
+    taken = *std::move(taken_after);
+    reservation.replace_holds(std::move(holds_after));
+  } else {
+    reservation.make_in_place();
+  }
   listeners.finish(tables);
   return {};
 }
@@ -228,7 +251,7 @@ Result<void> VmMemory::State::settle(Turn& turn) {
     auto change =
         VMSPACE_TRY(detail::VmChange::make(std::move(regions), turn.current().memory, parked, {}));
     Reservation reservation(*this);
-    VMSPACE_TRY(reservation.take(change));
+    VMSPACE_TRY(reservation.take(change.regions));
     const auto done = commit(turn, change, reservation);
     reservation.end();
     if (!done) {

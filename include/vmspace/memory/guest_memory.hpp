@@ -114,6 +114,12 @@ class VMSPACE_EXPORT GuestMemory {
   /// holder lets go of it.
   [[nodiscard]] Result<GuestMemory> without_region(GuestAddress base) const;
 
+  /// These regions without those `removed`, which this map has, and with those `added`: all of it, or
+  /// an error. Errors: `not_found` for a region to be removed that is not in the map; those of
+  /// from_regions. O(n), and O(m log m) in the changes.
+  [[nodiscard]] Result<GuestMemory> with_changes(std::span<const MemoryRegionPtr> removed,
+                                                 std::vector<MemoryRegionPtr> added) const;
+
   /// The regions, sorted by address; valid while this map or a copy of it lives. O(1).
   [[nodiscard]] std::span<const MemoryRegionPtr> regions() const noexcept;
   /// The region that holds `address`; null when none does. O(log n); a reference is taken.
