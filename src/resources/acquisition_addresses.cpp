@@ -84,7 +84,7 @@ MmioPlace place_of(const HeldWindow& held) noexcept {
 
 Result<Range> Acquisition::place(const MmioPlace& wanted, std::optional<GuestAddress> fixed) const {
   assert(draft_ != nullptr && "requests for addresses are met in a change of the ledger");
-  const MmioWindows windows(state_.windows, draft_->layout());
+  const MmioWindows windows(state_.windows, draft_->layout(), caller_);
   if (!fixed) return windows.find_place(*draft_, wanted);
   const Range range = VMSPACE_TRY(Range::from_base_size(fixed->value(), wanted.size));
   if (range.min() % wanted.align != 0) {
@@ -183,7 +183,7 @@ Result<void> Acquisition::check_bridge(const BridgeWindow& request,
   // What an earlier bridge of this name has left is in no window of this one.
   for (const DeviceRecord* other : state_.owners()) {
     const auto is_behind = [&](const auto& held) {
-      return !held.parked && windows.is_behind(held.bridge, record);
+      return (!held.parked || held.leaving) && windows.is_behind(held.bridge, record);
     };
     if (std::ranges::any_of(other->regions, is_behind) ||
         std::ranges::any_of(other->windows, is_behind)) {
@@ -206,6 +206,7 @@ Result<void> Acquisition::take(const BridgeWindow& request, DeviceRecord& record
   HeldWindow held{.range = unchecked_range(0, request.size - 1),
                   .parked = request.parked,
                   .leaving = {},
+                  .unsettled_by = caller_,
                   .align = request.align,
                   .reach = request.reach,
                   .prefetchable = request.prefetchable,

@@ -83,8 +83,16 @@ bool MmioWindows::is_left(std::string_view bridge) const noexcept {
 
 bool MmioWindows::has_window(std::string_view bridge) const noexcept {
   return std::any_of(windows_.begin(), windows_.end(), [&](const WindowOf& entry) {
-    return entry.bridge->owner == bridge && !entry.window->parked;
+    const HeldWindow& window = *entry.window;
+    return entry.bridge->owner == bridge &&
+           (!window.parked || (window.leaving && !is_settled(window)));
   });
+}
+
+std::optional<Range> MmioWindows::offered(const HeldWindow& window) const noexcept {
+  if (window.parked) return std::nullopt;
+  if (is_settled(window)) return window.range;
+  return window.leaving ? window.range.intersection(*window.leaving) : std::nullopt;
 }
 
 Error MmioWindows::no_container(const MmioPlace& wanted) noexcept {
@@ -122,9 +130,9 @@ std::vector<MmioWindows::Piece> MmioWindows::containers(const MmioPlace& wanted)
     if (prefetchable && !wanted.prefetchable) continue;
     for (const auto& [window, bridge] : windows_) {
       if (bridge->owner != wanted.bridge || window->prefetchable != prefetchable) continue;
-      if (window->parked) continue;
-      const Aperture* const around = aperture_around(window->range);
-      if (around != nullptr) pieces.push_back({window->range, around, prefetchable});
+      const std::optional<Range> range = offered(*window);
+      const Aperture* const around = range ? aperture_around(*range) : nullptr;
+      if (around != nullptr) pieces.push_back({*range, around, prefetchable});
     }
   }
   return pieces;
@@ -275,12 +283,12 @@ Result<void> check_nesting(std::span<const WindowOf> all, const AddressSpaceLayo
                                (stays_left(other.window) && !is_among(moved, window));
       if (other.window != window && !may_overlap) others.push_back(other);
     }
-    const MmioWindows windows(others, layout);
+    const bool is_moved = is_among(moved, window);
+    const MmioWindows windows =
+        is_moved ? MmioWindows(others, layout, nullptr) : MmioWindows(others, layout);
     auto checked = windows.check_stay(place_of(*window), window->range);
     // One that its bridge has left moves to wherever no other window is.
-    if (checked && is_among(moved, window)) {
-      checked = windows.check_clear(window->bridge, window->range);
-    }
+    if (checked && is_moved) checked = windows.check_clear(window->bridge, window->range);
     if (!checked) return fail(about(owner->owner, checked.error()));
   }
   return {};

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -32,12 +33,20 @@ struct MmioPlace {
   std::string_view aperture = {};  ///< of the layout, by name; empty: any that is for MMIO
 };
 
-/// The windows of all bridges, as they are.
+/// The windows of all bridges.
+///
+/// A change of a window may still fail after the state's mutex was unlocked, and is undone then. Until
+/// it is settled, others are offered only those addresses of the window that are in it either way.
 class MmioWindows {
  public:
-  /// Both must stay as they are for as long as this object lives.
+  /// As they are in the records, settled or not. All arguments must stay as they are for as long as
+  /// this object lives.
   MmioWindows(std::span<const WindowOf> windows, const AddressSpaceLayout& layout) noexcept
-      : windows_(windows), layout_(layout) {}
+      : windows_(windows), layout_(layout), takes_all_as_settled_(true) {}
+  /// As they are offered to a call, which takes what it has changed itself as settled.
+  MmioWindows(std::span<const WindowOf> windows, const AddressSpaceLayout& layout,
+              const void* caller) noexcept
+      : windows_(windows), layout_(layout), caller_(caller) {}
 
   /// The first free place, in the order that reach and prefetchable ask for. `not_found` without a
   /// window of the bridge, or such an aperture; `no_space`, with the largest free piece of all that
@@ -64,7 +73,7 @@ class MmioWindows {
   /// Whether the bridge has gone, or one that it is behind: what was behind it stays where it is.
   [[nodiscard]] bool is_left(std::string_view bridge) const noexcept;
 
-  /// Whether the bridge has a window at an address.
+  /// Whether the bridge has a window at an address, or may come to have one.
   [[nodiscard]] bool has_window(std::string_view bridge) const noexcept;
 
  private:
@@ -83,11 +92,19 @@ class MmioWindows {
   /// The aperture that contains the place; null when none does.
   [[nodiscard]] const Aperture* aperture_around(Range place) const noexcept;
   [[nodiscard]] std::vector<Piece> containers(const MmioPlace& wanted) const;
+  [[nodiscard]] bool is_settled(const HeldWindow& window) const noexcept {
+    return takes_all_as_settled_ || window.unsettled_by == nullptr ||
+           window.unsettled_by == caller_;
+  }
+  /// The addresses of a window that are in it whether or not its change is undone.
+  [[nodiscard]] std::optional<Range> offered(const HeldWindow& window) const noexcept;
   /// The error of a bridge or an aperture that is not there.
   [[nodiscard]] static Error no_container(const MmioPlace& wanted) noexcept;
 
   std::span<const WindowOf> windows_;
   const AddressSpaceLayout& layout_;
+  const void* caller_ = nullptr;
+  bool takes_all_as_settled_ = false;
 };
 
 /// Whether all windows and regions go together: windows lie in windows of their bridges and meet no

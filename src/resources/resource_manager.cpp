@@ -130,7 +130,7 @@ class Taken {
       VMSPACE_TRY_IN(List::operation, state_.enter(*record));
       ++entered_;
     }
-    Acquisition acquisition(state_, draft, List::adopts);
+    Acquisition acquisition(state_, draft, List::adopts, this);
     for (std::size_t i = 0; i < list_.size(); ++i) {
       if (const auto met = acquisition.take(list_.request(i), list_.record_of(i)); !met) {
         return fail(about(list_, i, met.error()));
@@ -139,7 +139,17 @@ class Taken {
     return {};
   }
 
-  void keep() noexcept { entered_ = 0; }
+  /// The change stands.
+  void keep() noexcept {
+    entered_ = 0;
+    const auto has_windows = [](const DeviceRecord* record) { return !record->windows.empty(); };
+    if (!std::ranges::any_of(list_.records(), has_windows)) return;
+    const ResourceState::Lock lock(state_);
+    for (DeviceRecord* const record : list_.records()) {
+      for (detail::HeldWindow& window : record->windows)
+        window.unsettled_by = nullptr;
+    }
+  }
 
  private:
   ResourceState& state_;

@@ -130,7 +130,9 @@ struct ResourceUsage {
 ///
 /// Threads: all calls may run at the same time, except that a DeviceResources is used by one thread
 /// at a time. From inside a change of the ledger, calls that change addresses are refused:
-/// `would_deadlock`.
+/// `would_deadlock`. Until a call returns, its change may yet be undone, and others get what is right
+/// either way: a window that is being acquired or placed offers them nothing, one that moves only
+/// what its old and its new place have in common, and neither place to what is not behind the bridge.
 class VMSPACE_EXPORT ResourceManager {
  public:
   /// Creates a manager with everything free. Errors, each naming the limit: `invalid_argument` for a
@@ -180,14 +182,15 @@ class VMSPACE_EXPORT ResourceManager {
 
   /// Moves, parks and places ranges of devices, wholly or not at all; only the end counts, so that
   /// ranges may swap, or go where another of the set has been. Errors, naming the owner:
-  /// `invalid_argument` when a device is null or a kind can't move, or a range is named twice;
-  /// `bad_state` when a device holds nothing, or is of another manager; `out_of_bounds` when the
-  /// device has no such range, when the new place is outside of every window, out of its reach
-  /// (MmioReach), or not in a window of its bridge; `not_found` when its bridge has no window at an
-  /// address; `misaligned` when it is not a multiple of the range's alignment; `overlap` when it
-  /// meets a region that stays or another new place, naming both regions, or a bridge's window; those
-  /// of RegionLedger::transact. Costs one change of the ledger; O(n) in all ranges when a bridge's
-  /// window moves.
+  /// `invalid_argument` when a device is null, a kind can't move, or a range is named twice;
+  /// `bad_state` when a device holds nothing or is another manager's, or when a bridge's window moves
+  /// while another call moves what is behind that bridge; `out_of_bounds` when the device has no such
+  /// range, or when the new place is outside of every window, out of its reach (MmioReach), or not in
+  /// a window of its bridge; `not_found` when its bridge has no window at an address; `misaligned`
+  /// when the place is not a multiple of the range's alignment; `overlap` when it meets a region that
+  /// stays or another new place, naming both regions, or a bridge's window; those of
+  /// RegionLedger::transact. Costs one change of the ledger; O(n) in all ranges for each window when
+  /// bridges' windows move.
   [[nodiscard]] Result<void> relocate(std::span<const ResourceMove> moves) const;
   [[nodiscard]] Result<void> relocate(std::initializer_list<ResourceMove> moves) const {
     return relocate(std::span(moves.begin(), moves.size()));
