@@ -84,7 +84,7 @@ MmioPlace place_of(const HeldWindow& held) noexcept {
 
 Result<Range> Acquisition::place(const MmioPlace& wanted, std::optional<GuestAddress> fixed) const {
   assert(draft_ != nullptr && "requests for addresses are met in a change of the ledger");
-  const MmioWindows windows(state_.windows, draft_->layout(), caller_);
+  const MmioWindows windows(state_.owners(), state_.windows, draft_->layout(), caller_);
   if (!fixed) return windows.find_place(*draft_, wanted);
   const Range range = VMSPACE_TRY(Range::from_base_size(fixed->value(), wanted.size));
   if (range.min() % wanted.align != 0) {
@@ -170,7 +170,7 @@ Result<void> Acquisition::check_bridge(const BridgeWindow& request,
   const auto refuse = [](Errc code, const char* reason, std::string_view whose) {
     return fail({.code = code, .reason = reason, .text = {{}, whose}});
   };
-  const MmioWindows windows(state_.windows, draft_->layout());
+  const MmioWindows windows(state_.owners(), state_.windows, draft_->layout());
   if (windows.is_behind(request.bridge, record)) {
     return refuse(Errc::invalid_argument, "a bridge is not behind itself, by way of another one",
                   request.bridge);
@@ -181,7 +181,14 @@ Result<void> Acquisition::check_bridge(const BridgeWindow& request,
                   request.bridge);
   }
   // What an earlier bridge of this name has left is in no window of this one.
+  std::size_t deepest_behind = 0;
+  const auto names_it = [&](const auto& held) { return held.bridge == record.owner; };
+  const bool is_named = std::ranges::any_of(state_.owners(), [&](const DeviceRecord* other) {
+    return std::ranges::any_of(other->regions, names_it) ||
+           std::ranges::any_of(other->windows, names_it);
+  });
   for (const DeviceRecord* other : state_.owners()) {
+    if (!is_named) break;  // then nothing is behind it, directly or not
     const auto is_behind = [&](const auto& held) {
       return (!held.parked || held.leaving) && windows.is_behind(held.bridge, record);
     };
@@ -190,6 +197,13 @@ Result<void> Acquisition::check_bridge(const BridgeWindow& request,
       return refuse(Errc::bad_state, "an earlier bridge of this name has left at an address",
                     other->owner);
     }
+    if (other->windows.empty()) continue;
+    if (const auto depth = windows.depth_below(other->windows.front().bridge, record)) {
+      deepest_behind = std::max(deepest_behind, *depth + 1);
+    }
+  }
+  if (windows.bridges_around(request.bridge).size() + 1 + deepest_behind > max_bridge_depth) {
+    return refuse(Errc::invalid_argument, "bridges may be nested 256 deep", request.bridge);
   }
   return {};
 }

@@ -249,7 +249,8 @@ Result<void> ResourceManager::check_invariants() const {
     if (holders != line.holders) return broken("a shared line must know how many hold it");
   }
   if (windows != state_->windows.size()) return broken("a bridge's window must be listed once");
-  if (!detail::check_arrangement(*space, state_->windows, state_->placed_regions(), {})) {
+  if (!detail::check_arrangement(*space, state_->owners(), state_->windows,
+                                 state_->placed_regions(), {})) {
     return broken("bridge windows, and what is behind bridges, must go together");
   }
   return {};

@@ -153,7 +153,7 @@ Result<void> Relocation::check_windows() {
 
 Result<void> Relocation::check_regions(const AddressSpaceBase& draft) {
   const std::vector<WindowOf> after = windows_after();
-  const MmioWindows windows(after, draft.layout(), this);
+  const MmioWindows windows(state_.owners(), after, draft.layout(), this);
   for (const RegionTurn& turn : regions_) {
     if (!turn.to) continue;
     const MmioPlace wanted = place_of(*turn.held);
@@ -171,7 +171,7 @@ Result<void> Relocation::check_regions(const AddressSpaceBase& draft) {
 }
 
 Result<void> Relocation::check_settled(const AddressSpaceBase& draft) {
-  const MmioWindows windows(state_.windows, draft.layout());
+  const MmioWindows windows(state_.owners(), state_.windows, draft.layout());
   for (const WindowTurn& turn : windows_) {
     const auto is_moving = [&](const auto& held) {
       return held.leaving && windows.is_behind(held.bridge, *turn.record);
@@ -200,7 +200,8 @@ Result<void> Relocation::check_arrangement(const AddressSpaceBase& draft) {
   std::vector<const HeldWindow*> moved;
   for (const WindowTurn& turn : windows_)
     moved.push_back(&turn.after);
-  VMSPACE_TRY_IN(relocating, detail::check_arrangement(draft, after, std::move(held), moved));
+  VMSPACE_TRY_IN(relocating,
+                 detail::check_arrangement(draft, state_.owners(), after, std::move(held), moved));
   return {};
 }
 

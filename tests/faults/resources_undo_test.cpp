@@ -250,6 +250,17 @@ TEST_F(ResourcesUndo, NoWindowComesToWhereARangeIsAboutToReturn) {
   VMSPACE_EXPECT_OK(observed.check_invariants());
 }
 
+TEST_F(ResourcesUndo, NoWindowComesToWhereADeeperOneMayReturn) {
+  auto outer = get({window(2_MiB, low)}, "outer");
+  auto inner = get({window(1_MiB, low, "outer")}, "inner");
+  auto other = get({window(1_MiB, low + 16_MiB)}, "other");
+  VMSPACE_EXPECT_OK(observed.relocate({window_to(outer, std::nullopt)}));
+  change_while(
+      [&] { return observed.relocate({window_to(inner, std::nullopt)}); },
+      [&] { EXPECT_THAT(observed.relocate({window_to(other, low)}), HasError(Errc::overlap)); });
+  VMSPACE_EXPECT_OK(observed.relocate({window_to(other, low)}));
+}
+
 TEST_F(ResourcesUndo, ABridgeIsAcquiredAgainAfterItsLedgerRefusedIt) {
   ledger->refuses = true;
   ledger->meanwhile = [&] {

@@ -155,13 +155,14 @@ class VMSPACE_EXPORT ResourceManager {
   /// Errors of the list: `invalid_argument` when the owner's name is empty; `bad_state` when the
   /// owner holds something already. Errors of a request name its index, its kind and the owner:
   /// `zero_size`; `bad_alignment`; `invalid_argument` for anything else that can't be met on any
-  /// machine, such as three MSI vectors, a device number without a bus, or a bridge behind itself or
-  /// behind two others; `not_found` when there is no such window, aperture, bridge, bus or pool;
-  /// `out_of_bounds` when a fixed range lies outside of all windows, or of its bridge's;
-  /// `misaligned` when it is not a multiple of its alignment; `overlap` when a part of it is held,
-  /// naming the holder; `bad_state` for a bridge when an earlier one of its name has left something
-  /// at an address, naming whose it is; `no_space`, with the largest free piece as what is
-  /// available; those of AddressSpaceRegion::make. And those of RegionLedger::transact.
+  /// machine, such as three MSI vectors, a device number without a bus, or a bridge that is behind
+  /// itself, behind two others, or nested more than 256 deep; `not_found` when there is no such
+  /// window, aperture, bridge, bus or pool; `out_of_bounds` when a fixed range lies outside of all
+  /// windows, or of its bridge's; `misaligned` when it is not a multiple of its alignment; `overlap`
+  /// when a part of it is held, naming the holder; `bad_state` for a bridge when an earlier one of its
+  /// name has left something at an address, naming whose it is; `no_space`, with the largest free
+  /// piece as what is available; those of AddressSpaceRegion::make. And those of
+  /// RegionLedger::transact.
   ///
   /// A list without addresses costs O(log n) a request; one with addresses also a change of the
   /// ledger, whatever their number.

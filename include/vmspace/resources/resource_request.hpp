@@ -103,7 +103,8 @@ struct BridgeWindow {
   std::uint64_t align = 0;  ///< a power of two, at least 1 MiB; 0: 1 MiB
   MmioReach reach = MmioReach::any;
   bool prefetchable = false;  ///< takes prefetchable ranges, and is tried first for them
-  std::string bridge = {};    ///< the owner of the window that it lies in, for a bridge behind one
+  /// The owner of the window that it lies in, for a bridge behind one. Bridges nest 256 deep at most.
+  std::string bridge = {};
   std::optional<GuestAddress> fixed = {};  ///< where it begins
   bool parked = false;  ///< at no address until relocate() places it, as MmioRange::parked
 
