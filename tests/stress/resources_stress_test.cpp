@@ -222,6 +222,27 @@ TEST_F(ResourcesStress, BridgesMoveAndGoWhileDevicesComeBehindThem) {
   expect_empty();
 }
 
+TEST_F(ResourcesStress, SlotsAreFreeOnceReleaseHasReturned) {
+  const std::vector<ResourceRequest> long_list(200, GenericIrq{});
+  std::atomic<bool> is_working{true};
+  Verdict verdict;
+  std::thread other([&] {  // has the manager most of the time
+    while (is_working)
+      verdict.check(manager.acquire(long_list, "other"));
+  });
+  for (unsigned round = 0; round < 50 * rounds; ++round) {
+    auto device = manager.acquire({KvmSlots{.fixed = 7}}, "device");
+    verdict.check(device);
+    if (!device) break;
+    verdict.check(device->release());
+    verdict.check(slots.acquire_at(Range::point(7), "somebody else"));
+  }
+  is_working = false;
+  other.join();
+  EXPECT_EQ(verdict.wrong(), "");
+  expect_empty();
+}
+
 TEST_F(ResourcesStress, ThoseWhoTakeRangesInOneOrderOrAnotherNeverWaitForEachOther) {
   // Lists with and without addresses, sets of moves of two devices, and destruction inside changes.
   Verdict verdict;
