@@ -68,7 +68,7 @@ MmioPlace place_of(const HeldRegion& held) noexcept {
   const std::uint64_t size = held.region->size();
   return {.type = held.region->type(),
           .size = size,
-          .align = mmio_alignment(size, held.align),
+          .align = held.unaligned ? 1 : mmio_alignment(size, held.align),
           .reach = held.reach,
           .prefetchable = held.prefetchable,
           .bridge = held.bridge};
@@ -120,13 +120,13 @@ Result<void> Acquisition::take(const MmioRange& request, DeviceRecord& record) {
                   .reach = request.reach,
                   .prefetchable = request.prefetchable,
                   .bridge = request.bridge};
+  const std::uint64_t align = mmio_alignment(request.size, request.align);
+  held.unaligned = request.align == 0 && request.fixed && request.fixed->value() % align != 0;
   if (request.parked) {
     options.base = request.fixed.value_or(GuestAddress{});
   } else {
-    // Without an alignment, a fixed range is where it is; another one is as PCI has it.
-    const std::uint64_t natural = request.fixed ? 1 : mmio_alignment(request.size, 0);
     const MmioPlace wanted{.size = request.size,
-                           .align = request.align != 0 ? request.align : natural,
+                           .align = held.unaligned ? 1 : align,
                            .reach = request.reach,
                            .prefetchable = request.prefetchable,
                            .bridge = request.bridge};

@@ -36,6 +36,7 @@ struct HeldRegion {
   ResourceKind kind;  ///< mmio or memory
   AddressSpaceRegionPtr region;
   bool parked = false;
+  bool unaligned = false;  ///< MMIO that was fixed where no BAR can be: it may move anywhere
   std::optional<Range> leaving = {};  ///< while a change that moves it away may still fail
   std::uint64_t align = 0;            ///< as it was asked
   MmioReach reach = MmioReach::any;

@@ -67,8 +67,11 @@ ResourceRequest request_of(const HeldRegion& held, const std::string& owner) {
     if (memory.region.name == owner) memory.region.name.clear();
     return memory;
   }
+  // One that may be anywhere, but is where a BAR can be, has to say so.
+  const std::uint64_t bar_alignment = detail::mmio_alignment(region.size(), 0);
+  const bool looks_aligned = held.unaligned && region.base().value() % bar_alignment == 0;
   return MmioRange{.size = region.size(),
-                   .align = held.align,
+                   .align = looks_aligned ? 1 : held.align,
                    .reach = held.reach,
                    .prefetchable = held.prefetchable,
                    .bridge = held.bridge,

@@ -66,7 +66,8 @@ enum class MmioReach : std::uint8_t {
 struct MmioRange {
   std::uint64_t size;  ///< bytes; at least 1
   /// A power of two. 0: the size rounded up to one, as PCI requires, and at least 4 KiB, so that no
-  /// two devices share a page.
+  /// two devices share a page; but 1 when `fixed` is not a multiple of that: it is no BAR, and may move
+  /// anywhere.
   std::uint64_t align = 0;
   MmioReach reach = MmioReach::any;
   bool prefetchable = false;  ///< reading has no side effects; lies high if it can
