@@ -130,9 +130,12 @@ struct ResourceUsage {
 ///
 /// Threads: all calls may run at the same time, except that a DeviceResources is used by one thread
 /// at a time. From inside a change of the ledger, calls that change addresses are refused:
-/// `would_deadlock`. Until a call returns, its change may yet be undone, and others get what is right
-/// either way: a window that is being acquired or placed offers them nothing, one that moves only
-/// what its old and its new place have in common, and neither place to what is not behind the bridge.
+/// `would_deadlock`.
+///
+/// Until a call returns, the ledger may yet refuse its change, and others are given only what is right
+/// either way. While a bridge's window moves, both its places are taken (`overlap`) for what is not
+/// behind the bridge, and only what they have in common is there for what is (`out_of_bounds`, or
+/// `not_found` when that is nothing, as for a window that is being acquired or placed).
 class VMSPACE_EXPORT ResourceManager {
  public:
   /// Creates a manager with everything free. Errors, each naming the limit: `invalid_argument` for a
@@ -198,7 +201,8 @@ class VMSPACE_EXPORT ResourceManager {
   }
 
   /// What all owners hold, as requests for exactly that, in the order in which owners came: what to
-  /// save of a VM. O(n log n); allocates.
+  /// save of a VM. To be called while nothing changes the manager: what a call that has not returned
+  /// has got so far, and may have to give back, is listed too. O(n); allocates.
   [[nodiscard]] std::vector<ResourceClaim> claims() const;
 
   /// Who holds what, by kind, then in ascending order. O(n log n); allocates.
