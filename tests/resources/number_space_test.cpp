@@ -4,6 +4,7 @@
 
 #include "resources/number_space.hpp"
 
+#include <cstdint>
 #include <optional>
 #include <type_traits>
 #include <utility>
@@ -34,7 +35,7 @@ TEST(NumberSpaceTest, EverySecondNumberComesBackWithoutMemoryAlsoAfterAMove) {
   numbers = std::move(taken);
   const int asked = test::asked;
   test::granted = 0;
-  for (const std::uint64_t first : {0, 1}) {  // every range that comes first stands alone
+  for (const std::uint64_t first : {0U, 1U}) {  // every range that comes first stands alone
     for (std::uint64_t number = first; number < count; number += 2)
       numbers.give_back(Range::point(number));
   }
