@@ -24,10 +24,11 @@ namespace vmspace::detail {
 /// whose mutex is held; regions are entered in the draft. A call that fails, or throws, takes nothing.
 class Acquisition {
  public:
-  /// Without a draft, requests for addresses must not come. What is adopted may also be where its
-  /// bridge, which has no window at an address, has left it.
-  Acquisition(ResourceState& state, AddressSpaceBase* draft, bool adopts) noexcept
-      : state_(state), draft_(draft), adopts_(adopts) {}
+  /// Without a draft, there must be no requests for addresses. What is adopted may also be where a
+  /// bridge that has no window at an address has left it. Windows are `caller`'s to settle.
+  Acquisition(ResourceState& state, AddressSpaceBase* draft, bool adopts,
+              const void* caller) noexcept
+      : state_(state), draft_(draft), adopts_(adopts), caller_(caller) {}
 
   /// Meets a request. Errors: those of ResourceManager::acquire, without operation and request.
   [[nodiscard]] Result<void> take(const ResourceRequest& request, DeviceRecord& record);
@@ -74,6 +75,7 @@ class Acquisition {
   ResourceState& state_;
   AddressSpaceBase* draft_;
   bool adopts_;
+  const void* caller_;
 };
 
 /// Whether a request asks for guest physical addresses.

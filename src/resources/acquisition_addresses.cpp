@@ -68,7 +68,7 @@ MmioPlace place_of(const HeldRegion& held) noexcept {
   const std::uint64_t size = held.region->size();
   return {.type = held.region->type(),
           .size = size,
-          .align = mmio_alignment(size, held.align),
+          .align = held.unaligned ? 1 : mmio_alignment(size, held.align),
           .reach = held.reach,
           .prefetchable = held.prefetchable,
           .bridge = held.bridge};
@@ -84,7 +84,7 @@ MmioPlace place_of(const HeldWindow& held) noexcept {
 
 Result<Range> Acquisition::place(const MmioPlace& wanted, std::optional<GuestAddress> fixed) const {
   assert(draft_ != nullptr && "requests for addresses are met in a change of the ledger");
-  const MmioWindows windows(state_.windows, draft_->layout());
+  const MmioWindows windows(state_.owners(), state_.windows, draft_->layout(), caller_);
   if (!fixed) return windows.find_place(*draft_, wanted);
   const Range range = VMSPACE_TRY(Range::from_base_size(fixed->value(), wanted.size));
   if (range.min() % wanted.align != 0) {
@@ -120,13 +120,13 @@ Result<void> Acquisition::take(const MmioRange& request, DeviceRecord& record) {
                   .reach = request.reach,
                   .prefetchable = request.prefetchable,
                   .bridge = request.bridge};
+  const std::uint64_t align = mmio_alignment(request.size, request.align);
+  held.unaligned = request.align == 0 && request.fixed && request.fixed->value() % align != 0;
   if (request.parked) {
     options.base = request.fixed.value_or(GuestAddress{});
   } else {
-    // Without an alignment, a fixed range is where it is; another one is as PCI has it.
-    const std::uint64_t natural = request.fixed ? 1 : mmio_alignment(request.size, 0);
     const MmioPlace wanted{.size = request.size,
-                           .align = request.align != 0 ? request.align : natural,
+                           .align = held.unaligned ? 1 : align,
                            .reach = request.reach,
                            .prefetchable = request.prefetchable,
                            .bridge = request.bridge};
@@ -170,7 +170,7 @@ Result<void> Acquisition::check_bridge(const BridgeWindow& request,
   const auto refuse = [](Errc code, const char* reason, std::string_view whose) {
     return fail({.code = code, .reason = reason, .text = {{}, whose}});
   };
-  const MmioWindows windows(state_.windows, draft_->layout());
+  const MmioWindows windows(state_.owners(), state_.windows, draft_->layout());
   if (windows.is_behind(request.bridge, record)) {
     return refuse(Errc::invalid_argument, "a bridge is not behind itself, by way of another one",
                   request.bridge);
@@ -181,15 +181,29 @@ Result<void> Acquisition::check_bridge(const BridgeWindow& request,
                   request.bridge);
   }
   // What an earlier bridge of this name has left is in no window of this one.
+  std::size_t deepest_behind = 0;
+  const auto names_it = [&](const auto& held) { return held.bridge == record.owner; };
+  const bool is_named = std::ranges::any_of(state_.owners(), [&](const DeviceRecord* other) {
+    return std::ranges::any_of(other->regions, names_it) ||
+           std::ranges::any_of(other->windows, names_it);
+  });
   for (const DeviceRecord* other : state_.owners()) {
+    if (!is_named) break;  // then nothing is behind it, directly or not
     const auto is_behind = [&](const auto& held) {
-      return !held.parked && windows.is_behind(held.bridge, record);
+      return (!held.parked || held.leaving) && windows.is_behind(held.bridge, record);
     };
     if (std::ranges::any_of(other->regions, is_behind) ||
         std::ranges::any_of(other->windows, is_behind)) {
       return refuse(Errc::bad_state, "an earlier bridge of this name has left at an address",
                     other->owner);
     }
+    if (other->windows.empty()) continue;
+    if (const auto depth = windows.depth_below(other->windows.front().bridge, record)) {
+      deepest_behind = std::max(deepest_behind, *depth + 1);
+    }
+  }
+  if (windows.bridges_around(request.bridge).size() + 1 + deepest_behind > max_bridge_depth) {
+    return refuse(Errc::invalid_argument, "bridges may be nested 256 deep", request.bridge);
   }
   return {};
 }
@@ -206,6 +220,7 @@ Result<void> Acquisition::take(const BridgeWindow& request, DeviceRecord& record
   HeldWindow held{.range = unchecked_range(0, request.size - 1),
                   .parked = request.parked,
                   .leaving = {},
+                  .unsettled_by = caller_,
                   .align = request.align,
                   .reach = request.reach,
                   .prefetchable = request.prefetchable,

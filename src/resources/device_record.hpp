@@ -36,7 +36,9 @@ struct HeldRegion {
   ResourceKind kind;  ///< mmio or memory
   AddressSpaceRegionPtr region;
   bool parked = false;
-  std::uint64_t align = 0;  ///< as it was asked
+  bool unaligned = false;  ///< MMIO that was fixed where no BAR can be: it may move anywhere
+  std::optional<Range> leaving = {};  ///< while a change that moves it away may still fail
+  std::uint64_t align = 0;            ///< as it was asked
   MmioReach reach = MmioReach::any;
   bool prefetchable = false;
   std::string bridge = {};    ///< of MMIO
@@ -48,7 +50,9 @@ struct HeldWindow {
   Range range;  ///< where it has been, when it is parked
   bool parked = false;
   std::optional<Range> leaving = {};  ///< while a change that moves it away may still fail
-  std::uint64_t align = 0;            ///< as it was asked
+  /// The call that has acquired or moved it, and may still fail; null once that is settled.
+  const void* unsettled_by = nullptr;
+  std::uint64_t align = 0;  ///< as it was asked
   MmioReach reach = MmioReach::any;
   bool prefetchable = false;
   std::string bridge = {};  ///< the bridge that this one is behind

@@ -72,11 +72,13 @@ Result<void> DeviceResources::release() {
     if (const auto removed = state_->ledger->transact(remove); !removed) {
       return fail(removed.error().in(operation));
     }
-    const detail::ResourceState::Lock lock(*state_);
-    record_->regions.clear();
-    record_->retirement.clear();
   }
-  give_back();
+  {
+    const detail::ResourceState::Lock lock(*state_);
+    state_->leave(*record_);
+  }
+  record_.reset();
+  state_.reset();
   return {};
 }
 

@@ -57,34 +57,62 @@ std::vector<Range> without(Range piece, const std::vector<Range>& obstacles) {
 
 }  // namespace
 
-const HeldWindow* MmioWindows::window_of(std::string_view bridge) const noexcept {
-  const auto entry = std::ranges::find_if(
-      windows_, [&](const WindowOf& it) { return it.bridge->owner == bridge; });
-  return entry == windows_.end() ? nullptr : entry->window;
+const DeviceRecord* MmioWindows::bridge_of(std::string_view name) const noexcept {
+  if (name.empty()) return nullptr;
+  const DeviceRecord* const owner = owners_.find(name);
+  return owner == nullptr || owner->windows.empty() ? nullptr : owner;
 }
 
-bool MmioWindows::is_behind(std::string_view bridge, const DeviceRecord& other) const noexcept {
-  while (!bridge.empty() && bridge != other.owner) {
-    const HeldWindow* const window = window_of(bridge);
-    if (window == nullptr) return false;
-    bridge = window->bridge;
+std::vector<const DeviceRecord*> MmioWindows::bridges_around(std::string_view bridge) const {
+  std::vector<const DeviceRecord*> around;
+  while (const DeviceRecord* const owner = bridge_of(bridge)) {
+    around.push_back(owner);
+    bridge = owner->windows.front().bridge;
   }
-  return !bridge.empty();
+  std::ranges::sort(around, std::less<>());
+  return around;
+}
+
+std::optional<std::size_t> MmioWindows::depth_below(std::string_view bridge,
+                                                    const DeviceRecord& other) const noexcept {
+  std::size_t depth = 0;
+  while (bridge != other.owner) {
+    const DeviceRecord* const owner = bridge_of(bridge);
+    if (owner == nullptr) return std::nullopt;
+    ++depth;
+    bridge = owner->windows.front().bridge;
+  }
+  return depth;
 }
 
 bool MmioWindows::is_left(std::string_view bridge) const noexcept {
   while (!bridge.empty()) {
-    const HeldWindow* const window = window_of(bridge);
-    if (window == nullptr) return true;
-    bridge = window->bridge;
+    const DeviceRecord* const owner = bridge_of(bridge);
+    if (owner == nullptr) return true;
+    bridge = owner->windows.front().bridge;
   }
   return false;
 }
 
 bool MmioWindows::has_window(std::string_view bridge) const noexcept {
-  return std::any_of(windows_.begin(), windows_.end(), [&](const WindowOf& entry) {
-    return entry.bridge->owner == bridge && !entry.window->parked;
-  });
+  const DeviceRecord* const owner = bridge_of(bridge);
+  return owner != nullptr && std::ranges::any_of(windows_, [&](const WindowOf& entry) {
+           const HeldWindow& window = *entry.window;
+           return entry.bridge == owner &&
+                  (!window.parked || (window.leaving && !is_settled(window)));
+         });
+}
+
+std::optional<Range> MmioWindows::taken_by(const HeldWindow& window, Range place) noexcept {
+  if (window.leaving && window.leaving->overlaps(place)) return window.leaving;
+  if (!window.parked && window.range.overlaps(place)) return window.range;
+  return std::nullopt;
+}
+
+std::optional<Range> MmioWindows::offered(const HeldWindow& window) const noexcept {
+  if (window.parked) return std::nullopt;
+  if (is_settled(window)) return window.range;
+  return window.leaving ? window.range.intersection(*window.leaving) : std::nullopt;
 }
 
 Error MmioWindows::no_container(const MmioPlace& wanted) noexcept {
@@ -118,13 +146,14 @@ std::vector<MmioWindows::Piece> MmioWindows::containers(const MmioPlace& wanted)
     }
     return pieces;
   }
+  const DeviceRecord* const owner = bridge_of(wanted.bridge);
   for (const bool prefetchable : {true, false}) {
     if (prefetchable && !wanted.prefetchable) continue;
     for (const auto& [window, bridge] : windows_) {
-      if (bridge->owner != wanted.bridge || window->prefetchable != prefetchable) continue;
-      if (window->parked) continue;
-      const Aperture* const around = aperture_around(window->range);
-      if (around != nullptr) pieces.push_back({window->range, around, prefetchable});
+      if (bridge != owner || window->prefetchable != prefetchable) continue;
+      const std::optional<Range> range = offered(*window);
+      const Aperture* const around = range ? aperture_around(*range) : nullptr;
+      if (around != nullptr) pieces.push_back({*range, around, prefetchable});
     }
   }
   return pieces;
@@ -226,27 +255,23 @@ Result<void> MmioWindows::check_place(const MmioPlace& wanted, Range place) cons
   return check_clear(wanted.bridge, place);
 }
 
-Result<void> MmioWindows::check_stay(const MmioPlace& wanted, Range place) const {
+Result<void> MmioWindows::check_stay_within(const MmioPlace& wanted, Range place) const {
   MmioPlace held = wanted;
   if (!has_window(wanted.bridge)) held.bridge = {};
-  VMSPACE_TRY(check_within(held, place));
+  return check_within(held, place);
+}
+
+Result<void> MmioWindows::check_stay(const MmioPlace& wanted, Range place) const {
+  VMSPACE_TRY(check_stay_within(wanted, place));
   if (is_left(wanted.bridge)) return {};
   return check_clear(wanted.bridge, place);
 }
 
 Result<void> MmioWindows::check_clear(std::string_view bridge, Range place) const {
-  for (const auto& [window, owner] : windows_) {
-    std::optional<Range> there;
-    if (!window->parked) there = window->range;
-    if (window->leaving && window->leaving->overlaps(place)) there = window->leaving;
-    if (!there || !there->overlaps(place) || is_behind(bridge, *owner)) continue;
-    return fail({.code = Errc::overlap,
-                 .first = operand(place),
-                 .second = operand(*there),
-                 .reason = "that is the window of a bridge",
-                 .text = {{}, owner->owner}});
-  }
-  return {};
+  const std::vector<const DeviceRecord*> around = bridges_around(bridge);
+  return check_clear_but(place, [&](const WindowOf& it) {
+    return std::ranges::binary_search(around, it.bridge, std::less<>());
+  });
 }
 
 namespace {
@@ -261,38 +286,57 @@ bool is_among(std::span<const HeldWindow* const> windows, const HeldWindow* wind
   return std::ranges::find(windows, window) != windows.end();
 }
 
-Result<void> check_nesting(std::span<const WindowOf> all, const AddressSpaceLayout& layout,
+/// Whether windows lie in the windows of their bridges, as those are offered when the windows move, and
+/// meet no others.
+Result<void> check_nesting(const MmioWindows& every, const MmioWindows& offered,
+                           std::span<const WindowOf> all,
                            std::span<const HeldWindow* const> moved) {
-  const MmioWindows every(all, layout);
-  const auto stays_left = [&](const HeldWindow* window) {
-    return every.is_left(window->bridge) && !is_among(moved, window);
+  struct Standing {
+    std::size_t depth;
+    bool is_moved;
+    bool is_left;
   };
-  for (const auto& [window, owner] : all) {
+  std::vector<Standing> standings;
+  standings.reserve(all.size());
+  for (const WindowOf& it : all) {
+    standings.push_back({every.bridges_around(it.window->bridge).size(), is_among(moved, it.window),
+                         every.is_left(it.window->bridge)});
+  }
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const auto [window, bridge] = all[i];
     if (window->parked) continue;
-    std::vector<WindowOf> others;  // less what is behind it, which may overlap it
-    for (const WindowOf& other : all) {
-      const bool may_overlap = every.is_behind(other.window->bridge, *owner) ||
-                               (stays_left(other.window) && !is_among(moved, window));
-      if (other.window != window && !may_overlap) others.push_back(other);
-    }
-    const MmioWindows windows(others, layout);
-    auto checked = windows.check_stay(place_of(*window), window->range);
-    // One that its bridge has left moves to wherever no other window is.
-    if (checked && is_among(moved, window)) {
-      checked = windows.check_clear(window->bridge, window->range);
-    }
-    if (!checked) return fail(about(owner->owner, checked.error()));
+    const Standing& own = standings[i];
+    const MmioPlace wanted = place_of(*window);
+    auto checked = (own.is_moved ? offered : every).check_stay_within(wanted, window->range);
+    if (!checked) return fail(about(bridge->owner, checked.error()));
+
+    const std::vector<const DeviceRecord*> around = every.bridges_around(window->bridge);
+    const auto may_meet = [&, bridge = bridge](const WindowOf& it) {
+      const auto other = static_cast<std::size_t>(&it - all.data());
+      const Standing& its = standings[other];
+      if (other == i) return true;
+      // What a bridge has left stays where it is, but moves to where no other window is.
+      if (!own.is_moved && !its.is_moved && (own.is_left || its.is_left)) return true;
+      if (its.depth > own.depth) {
+        // It finds this one around it, or else in its way, but where it may have to go back to.
+        return !it.window->leaving || every.is_behind(it.window->bridge, *bridge);
+      }
+      return std::ranges::binary_search(around, it.bridge, std::less<>());
+    };
+    checked = every.check_clear_but(window->range, may_meet);
+    if (!checked) return fail(about(bridge->owner, checked.error()));
   }
   return {};
 }
 
 }  // namespace
 
-Result<void> check_arrangement(const AddressSpaceBase& space, std::span<const WindowOf> all,
-                               std::vector<PlacedRegion> held,
+Result<void> check_arrangement(const AddressSpaceBase& space, const OwnerTable& owners,
+                               std::span<const WindowOf> all, std::vector<PlacedRegion> held,
                                std::span<const HeldWindow* const> moved) {
-  VMSPACE_TRY(check_nesting(all, space.layout(), moved));
-  const MmioWindows windows(all, space.layout());
+  const MmioWindows windows(owners, all, space.layout());
+  const MmioWindows offered(owners, all, space.layout(), nullptr);
+  VMSPACE_TRY(check_nesting(windows, offered, all, moved));
   std::sort(held.begin(), held.end(),
             [](const auto& a, const auto& b) { return std::less<>()(a.region, b.region); });
   for (const AddressSpaceRegionPtr& region : space) {

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -17,9 +18,14 @@
 #include "vmspace/base/result.hpp"
 #include "vmspace/resources/resource_request.hpp"
 
+#include "resources/owner_table.hpp"
 #include "resources/resource_state.hpp"
 
 namespace vmspace::detail {
+
+/// How many bridges lie within each other at most. PCI has 256 buses in a segment; and a limit keeps
+/// what a hostile file can cost within bounds.
+inline constexpr std::size_t max_bridge_depth = 256;
 
 /// What is asked of a place.
 struct MmioPlace {
@@ -32,12 +38,21 @@ struct MmioPlace {
   std::string_view aperture = {};  ///< of the layout, by name; empty: any that is for MMIO
 };
 
-/// The windows of all bridges, as they are.
+/// The windows of all bridges.
+///
+/// A change of a window may still fail after the state's mutex was unlocked, and is undone then. Until
+/// it is settled, others are offered only those addresses of the window that are in it either way.
 class MmioWindows {
  public:
-  /// Both must stay as they are for as long as this object lives.
-  MmioWindows(std::span<const WindowOf> windows, const AddressSpaceLayout& layout) noexcept
-      : windows_(windows), layout_(layout) {}
+  /// As they are in the records, settled or not. All arguments must stay as they are for as long as
+  /// this object lives.
+  MmioWindows(const OwnerTable& owners, std::span<const WindowOf> windows,
+              const AddressSpaceLayout& layout) noexcept
+      : owners_(owners), windows_(windows), layout_(layout), takes_all_as_settled_(true) {}
+  /// As they are offered to a call, which takes what it has changed itself as settled.
+  MmioWindows(const OwnerTable& owners, std::span<const WindowOf> windows,
+              const AddressSpaceLayout& layout, const void* caller) noexcept
+      : owners_(owners), windows_(windows), layout_(layout), caller_(caller) {}
 
   /// The first free place, in the order that reach and prefetchable ask for. `not_found` without a
   /// window of the bridge, or such an aperture; `no_space`, with the largest free piece of all that
@@ -53,18 +68,44 @@ class MmioWindows {
   /// Whether what is held may stay there: check_place(), but that a bridge without a window at an
   /// address holds nothing in place, and what a bridge has left may be anywhere.
   [[nodiscard]] Result<void> check_stay(const MmioPlace& wanted, Range place) const;
+  /// The first part of check_stay(): without what the place may meet.
+  [[nodiscard]] Result<void> check_stay_within(const MmioPlace& wanted, Range place) const;
 
   /// Whether the place meets no window but those that the bridge is behind, itself included: the last
   /// part of check_place().
   [[nodiscard]] Result<void> check_clear(std::string_view bridge, Range place) const;
+  /// Whether `may_meet(WindowOf)`, an element of the windows, holds for all windows that the place
+  /// meets; the error is check_clear()'s.
+  template <typename MayMeet>
+  [[nodiscard]] Result<void> check_clear_but(Range place, MayMeet may_meet) const {
+    for (const WindowOf& entry : windows_) {
+      const std::optional<Range> there = taken_by(*entry.window, place);
+      if (!there || may_meet(entry)) continue;
+      return fail({.code = Errc::overlap,
+                   .first = operand(place),
+                   .second = operand(*there),
+                   .reason = "that is the window of a bridge",
+                   .text = {{}, entry.bridge->owner}});
+    }
+    return {};
+  }
 
+  /// The bridge, and those that it is behind, as far as they have windows; in the order of std::less.
+  /// O(n log n) in them; allocates.
+  [[nodiscard]] std::vector<const DeviceRecord*> bridges_around(std::string_view bridge) const;
+  /// How many bridges there are between them: 0 when the bridge is the other one, 1 when it is behind
+  /// the other one. Empty when it is neither, nor behind such a one. O(n) in them.
+  [[nodiscard]] std::optional<std::size_t> depth_below(std::string_view bridge,
+                                                       const DeviceRecord& other) const noexcept;
   /// Whether a bridge is the other one, or behind it.
-  [[nodiscard]] bool is_behind(std::string_view bridge, const DeviceRecord& other) const noexcept;
+  [[nodiscard]] bool is_behind(std::string_view bridge, const DeviceRecord& other) const noexcept {
+    return depth_below(bridge, other).has_value();
+  }
 
   /// Whether the bridge has gone, or one that it is behind: what was behind it stays where it is.
   [[nodiscard]] bool is_left(std::string_view bridge) const noexcept;
 
-  /// Whether the bridge has a window at an address.
+  /// Whether the bridge has a window at an address, or may come to have one.
   [[nodiscard]] bool has_window(std::string_view bridge) const noexcept;
 
  private:
@@ -78,16 +119,28 @@ class MmioWindows {
   /// Whether the place is within reach, in one aperture or window of its bridge, and allowed by the
   /// layout: the first part of check_place().
   [[nodiscard]] Result<void> check_within(const MmioPlace& wanted, Range place) const;
-  /// The first window of a bridge, parked or not; null when the bridge has none.
-  [[nodiscard]] const HeldWindow* window_of(std::string_view bridge) const noexcept;
+  /// The owner of this name, if it has windows; null otherwise. O(1).
+  [[nodiscard]] const DeviceRecord* bridge_of(std::string_view name) const noexcept;
+  /// What the window has, or may have, of the place; empty when it has nothing.
+  [[nodiscard]] static std::optional<Range> taken_by(const HeldWindow& window,
+                                                     Range place) noexcept;
   /// The aperture that contains the place; null when none does.
   [[nodiscard]] const Aperture* aperture_around(Range place) const noexcept;
   [[nodiscard]] std::vector<Piece> containers(const MmioPlace& wanted) const;
+  [[nodiscard]] bool is_settled(const HeldWindow& window) const noexcept {
+    return takes_all_as_settled_ || window.unsettled_by == nullptr ||
+           window.unsettled_by == caller_;
+  }
+  /// The addresses of a window that are in it whether or not its change is undone.
+  [[nodiscard]] std::optional<Range> offered(const HeldWindow& window) const noexcept;
   /// The error of a bridge or an aperture that is not there.
   [[nodiscard]] static Error no_container(const MmioPlace& wanted) noexcept;
 
+  const OwnerTable& owners_;
   std::span<const WindowOf> windows_;
   const AddressSpaceLayout& layout_;
+  const void* caller_ = nullptr;
+  bool takes_all_as_settled_ = false;
 };
 
 /// Whether all windows and regions go together: windows lie in windows of their bridges and meet no
@@ -96,6 +149,7 @@ class MmioWindows {
 /// place. The error names the owner.
 /// O(n log n + n w) in regions and windows.
 [[nodiscard]] Result<void> check_arrangement(const AddressSpaceBase& space,
+                                             const OwnerTable& owners,
                                              std::span<const WindowOf> windows,
                                              std::vector<PlacedRegion> held,
                                              std::span<const HeldWindow* const> moved);

@@ -24,6 +24,12 @@ class NumberSpace {
  public:
   /// No numbers.
   NumberSpace() = default;
+  NumberSpace(NumberSpace&&) noexcept = default;
+  NumberSpace& operator=(NumberSpace&&) noexcept = default;
+  /// A copy would lack the memory that give_back() needs.
+  NumberSpace(const NumberSpace&) = delete;
+  NumberSpace& operator=(const NumberSpace&) = delete;
+  ~NumberSpace() = default;
 
   /// All of these free. Ranges that touch become one. `overlap` when two of them overlap.
   [[nodiscard]] static Result<NumberSpace> create(std::vector<Range> ranges,
@@ -49,8 +55,7 @@ class NumberSpace {
   void give_back(Range range) noexcept {
     const auto freed = free_.restore(range);
     assert(freed && "what is held is not free");
-    static_cast<void>(freed);
-    --held_;
+    if (freed) --held_;
   }
 
   /// The numbers that exist, in ascending order and apart.

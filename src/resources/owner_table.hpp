@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <iterator>
+#include <string_view>
 #include <vector>
 
 #include "resources/device_record.hpp"
@@ -63,6 +65,16 @@ class OwnerTable {
     last_ = &record;
     ++size_;
     return true;
+  }
+
+  /// The owner of this name; null when there is none. O(1).
+  [[nodiscard]] const DeviceRecord* find(std::string_view owner) const noexcept {
+    if (buckets_.empty()) return nullptr;
+    const std::size_t hash = std::hash<std::string_view>()(owner);
+    const DeviceRecord* record = buckets_[hash & (buckets_.size() - 1)];
+    while (record != nullptr && (record->hash != hash || record->owner != owner))
+      record = record->next_in_bucket;
+    return record;
   }
 
   /// The record is there. O(1).

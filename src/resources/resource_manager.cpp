@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <limits>
 #include <unordered_map>
 #include <utility>
 #include <variant>
@@ -51,7 +52,8 @@ struct RequestsOfOne {
 struct Item {
   const ResourceRequest* request;
   DeviceRecord* record;
-  std::size_t index;  ///< in the list as it was given
+  std::size_t index;     ///< in the list as it was given
+  std::size_t rank = 0;  ///< those of lower ranks are met first
 };
 
 /// The claims of many.
@@ -84,29 +86,70 @@ Error about(const List& list, std::size_t i, const Error& error) {
   return named;
 }
 
+/// The bridges of a list of claims: which of them come first.
+class BridgeOrder {
+ public:
+  explicit BridgeOrder(const std::vector<Item>& items) {
+    for (const Item& item : items) {
+      const auto* window = std::get_if<BridgeWindow>(item.request);
+      if (window != nullptr) bridges_.emplace(item.record->owner, Bridge{window->bridge});
+    }
+  }
+
+  [[nodiscard]] bool empty() const noexcept { return bridges_.empty(); }
+
+  /// Bridges with windows within each other have ascending ranks; all that nothing holds in place, and
+  /// what is behind them, comes after those that are; what is no window is last. O(1) amortised.
+  [[nodiscard]] std::size_t rank_of(const Item& item) {
+    if (kind_of(*item.request) != ResourceKind::bridge_window) return last + 1;
+    std::vector<Bridge*> inner;  // those that wait for the rank of the one they are behind
+    std::size_t rank = 0;
+    for (std::string_view name = item.record->owner; !name.empty();) {
+      const auto at = bridges_.find(name);
+      if (at == bridges_.end()) {  // a bridge has left it
+        rank = bridges_.size();
+        break;
+      }
+      Bridge& bridge = at->second;
+      if (bridge.is_waiting) {  // bridges that are behind each other, which is refused later
+        rank = last;
+        break;
+      }
+      if (bridge.rank != 0) {
+        rank = bridge.rank;
+        break;
+      }
+      bridge.is_waiting = true;
+      inner.push_back(&bridge);
+      name = bridge.outer;
+    }
+    for (; !inner.empty(); inner.pop_back()) {
+      rank = std::min(rank + 1, last);
+      *inner.back() = {inner.back()->outer, rank};
+    }
+    return rank;
+  }
+
+ private:
+  struct Bridge {
+    std::string_view outer;  ///< the bridge that it is behind
+    std::size_t rank = 0;    ///< 0: not known yet
+    bool is_waiting = false;
+  };
+
+  static constexpr std::size_t last = std::numeric_limits<std::size_t>::max() - 1;
+
+  std::unordered_map<std::string_view, Bridge> bridges_;
+};
+
 /// Orders items so that bridge windows come before what lies in them, whatever order owners came in:
 /// the windows of outer bridges, those of inner ones, those that a bridge has left, then all else.
 void put_windows_first(std::vector<Item>& items) {
-  std::unordered_map<std::string_view, std::string_view> outer;
-  for (const Item& item : items) {
-    const auto* window = std::get_if<BridgeWindow>(item.request);
-    if (window != nullptr) outer.emplace(item.record->owner, window->bridge);
-  }
-  if (outer.empty()) return;
-  const auto rank = [&](const Item& item) {
-    const std::size_t most = outer.size();
-    if (kind_of(*item.request) != ResourceKind::bridge_window) return most + 2;
-    std::string_view bridge = item.record->owner;
-    // Bridges that are behind each other, which is refused later, make no endless loop here.
-    for (std::size_t steps = 0; steps <= most; ++steps) {
-      if (bridge.empty()) return steps;
-      const auto at = outer.find(bridge);
-      if (at == outer.end()) break;
-      bridge = at->second;
-    }
-    return most + 1;
-  };
-  std::ranges::stable_sort(items, std::less<>(), rank);
+  BridgeOrder order(items);
+  if (order.empty()) return;
+  for (Item& item : items)
+    item.rank = order.rank_of(item);
+  std::ranges::stable_sort(items, std::less<>(), &Item::rank);
 }
 
 /// What is taken for a list, and is given back unless it is kept.
@@ -130,7 +173,7 @@ class Taken {
       VMSPACE_TRY_IN(List::operation, state_.enter(*record));
       ++entered_;
     }
-    Acquisition acquisition(state_, draft, List::adopts);
+    Acquisition acquisition(state_, draft, List::adopts, this);
     for (std::size_t i = 0; i < list_.size(); ++i) {
       if (const auto met = acquisition.take(list_.request(i), list_.record_of(i)); !met) {
         return fail(about(list_, i, met.error()));
@@ -139,7 +182,17 @@ class Taken {
     return {};
   }
 
-  void keep() noexcept { entered_ = 0; }
+  /// The change stands.
+  void keep() noexcept {
+    entered_ = 0;
+    const auto has_windows = [](const DeviceRecord* record) { return !record->windows.empty(); };
+    if (!std::ranges::any_of(list_.records(), has_windows)) return;
+    const ResourceState::Lock lock(state_);
+    for (DeviceRecord* const record : list_.records()) {
+      for (detail::HeldWindow& window : record->windows)
+        window.unsettled_by = nullptr;
+    }
+  }
 
  private:
   ResourceState& state_;

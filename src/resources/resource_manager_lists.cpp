@@ -67,8 +67,11 @@ ResourceRequest request_of(const HeldRegion& held, const std::string& owner) {
     if (memory.region.name == owner) memory.region.name.clear();
     return memory;
   }
+  // One that may be anywhere, but is where a BAR can be, has to say so.
+  const std::uint64_t bar_alignment = detail::mmio_alignment(region.size(), 0);
+  const bool looks_aligned = held.unaligned && region.base().value() % bar_alignment == 0;
   return MmioRange{.size = region.size(),
-                   .align = held.align,
+                   .align = looks_aligned ? 1 : held.align,
                    .reach = held.reach,
                    .prefetchable = held.prefetchable,
                    .bridge = held.bridge,
@@ -249,7 +252,8 @@ Result<void> ResourceManager::check_invariants() const {
     if (holders != line.holders) return broken("a shared line must know how many hold it");
   }
   if (windows != state_->windows.size()) return broken("a bridge's window must be listed once");
-  if (!detail::check_arrangement(*space, state_->windows, state_->placed_regions(), {})) {
+  if (!detail::check_arrangement(*space, state_->owners(), state_->windows,
+                                 state_->placed_regions(), {})) {
     return broken("bridge windows, and what is behind bridges, must go together");
   }
   return {};

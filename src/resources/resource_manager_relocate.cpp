@@ -69,6 +69,8 @@ class Relocation {
   [[nodiscard]] std::vector<WindowOf> windows_after();
   [[nodiscard]] Result<void> check_windows();
   [[nodiscard]] Result<void> check_regions(const AddressSpaceBase& draft);
+  /// `bad_state` while another call moves what is behind a bridge of the set: it may have to go back.
+  [[nodiscard]] Result<void> check_settled(const AddressSpaceBase& draft);
   /// Whether windows and regions that did not move still go with those that did.
   [[nodiscard]] Result<void> check_arrangement(const AddressSpaceBase& draft);
   void swap_records() noexcept;
@@ -151,7 +153,7 @@ Result<void> Relocation::check_windows() {
 
 Result<void> Relocation::check_regions(const AddressSpaceBase& draft) {
   const std::vector<WindowOf> after = windows_after();
-  const MmioWindows windows(after, draft.layout());
+  const MmioWindows windows(state_.owners(), after, draft.layout(), this);
   for (const RegionTurn& turn : regions_) {
     if (!turn.to) continue;
     const MmioPlace wanted = place_of(*turn.held);
@@ -168,17 +170,38 @@ Result<void> Relocation::check_regions(const AddressSpaceBase& draft) {
   return {};
 }
 
+Result<void> Relocation::check_settled(const AddressSpaceBase& draft) {
+  const MmioWindows windows(state_.owners(), state_.windows, draft.layout());
+  for (const WindowTurn& turn : windows_) {
+    const auto is_moving = [&](const auto& held) {
+      return held.leaving && windows.is_behind(held.bridge, *turn.record);
+    };
+    for (const DeviceRecord* other : state_.owners()) {
+      if (!std::ranges::any_of(other->regions, is_moving) &&
+          !std::ranges::any_of(other->windows, is_moving)) {
+        continue;
+      }
+      Error error{.code = Errc::bad_state,
+                  .reason = "another call is moving what is behind the bridge",
+                  .text = {{}, other->owner}};
+      return fail(about(*turn.record, error));
+    }
+  }
+  return {};
+}
+
 Result<void> Relocation::check_arrangement(const AddressSpaceBase& draft) {
   std::vector<detail::PlacedRegion> held = state_.placed_regions();
   for (std::size_t i = 0; i < regions_.size(); ++i) {
     std::erase_if(held, [&](const auto& entry) { return entry.held == regions_[i].held; });
     if (regions_[i].to) held.push_back({moved_[i].get(), regions_[i].held, regions_[i].record});
   }
+  const std::vector<WindowOf> after = windows_after();
   std::vector<const HeldWindow*> moved;
   for (const WindowTurn& turn : windows_)
     moved.push_back(&turn.after);
   VMSPACE_TRY_IN(relocating,
-                 detail::check_arrangement(draft, windows_after(), std::move(held), moved));
+                 detail::check_arrangement(draft, state_.owners(), after, std::move(held), moved));
   return {};
 }
 
@@ -190,10 +213,17 @@ Result<void> Relocation::apply(AddressSpaceBase& draft) {
   for (const RegionTurn& turn : regions_)
     moves.push_back({.region = turn.held->region, .to = turn.to});
   moved_ = VMSPACE_TRY_IN(relocating, draft.move_regions(moves));
-  if (!windows_.empty()) VMSPACE_TRY(check_arrangement(draft));
+  if (!windows_.empty()) {
+    VMSPACE_TRY(check_settled(draft));
+    VMSPACE_TRY(check_arrangement(draft));
+  }
   swap_records();
+  for (std::size_t i = 0; i < regions_.size(); ++i) {
+    if (regions_[i].to) regions_[i].held->leaving = moved_[i]->range();
+  }
   for (const WindowTurn& turn : windows_) {
     if (!turn.after.parked) turn.held->leaving = turn.after.range;
+    turn.held->unsettled_by = this;
   }
   applied_ = true;
   return {};
@@ -213,8 +243,12 @@ void Relocation::swap_records() noexcept {
 void Relocation::end(bool published) noexcept {
   if (!applied_) return;
   if (!published) swap_records();
-  for (const WindowTurn& turn : windows_)
+  for (const RegionTurn& turn : regions_)
     turn.held->leaving.reset();
+  for (const WindowTurn& turn : windows_) {
+    turn.held->leaving.reset();
+    turn.held->unsettled_by = nullptr;
+  }
 }
 
 }  // namespace

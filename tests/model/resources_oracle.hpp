@@ -361,10 +361,9 @@ class ResourcesOracle {
     const std::uint64_t align = it.align == 0 ? std::bit_ceil(it.size) : it.align;
     OraclePlace place{owner,    false,           0,         it,       it.size, align,
                       it.reach, it.prefetchable, it.bridge, it.parked};
-    if (it.fixed && it.align == 0) place.align = granule;  // it is where it is
-    if (!enter(place, it.fixed)) return false;
-    places.back().align = align;
-    return true;
+    // Where no BAR can be, it is where it is, and moves anywhere.
+    if (it.fixed && it.align == 0 && it.fixed->value() % align != 0) place.align = granule;
+    return enter(place, it.fixed);
   }
   bool take(const std::string& owner, const MemoryRange& it) {
     const std::uint64_t align = std::max(it.align, granule);
@@ -427,6 +426,9 @@ class ResourcesOracle {
     if (auto* mmio = std::get_if<MmioRange>(&claim)) {
       mmio->fixed = GuestAddress{it.base};
       mmio->parked = it.parked;
+      const std::uint64_t natural = std::bit_ceil(it.size);
+      const bool looks_aligned = it.align < natural && it.base % natural == 0;
+      if (mmio->align == 0 && looks_aligned) mmio->align = 1;
     } else if (auto* window = std::get_if<BridgeWindow>(&claim)) {
       window->fixed = GuestAddress{it.base};
       window->parked = it.parked;

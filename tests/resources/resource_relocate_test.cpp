@@ -84,6 +84,34 @@ TEST_F(ResourceRelocateTest, AParkedRangeIsAtNoAddressAndComesBack) {
   EXPECT_EQ(space.find_region(at(1)), b.mmio());
 }
 
+TEST_F(ResourceRelocateTest, ARangeThatWasFixedWhereNoBarCanBeReturnsThereAndMovesAnywhere) {
+  const GuestAddress odd{at(8).value() + 4_KiB};
+  auto device = take({MmioRange{.size = size, .fixed = odd}}, "device");
+  VMSPACE_EXPECT_OK(relocate({{&device, 0, std::nullopt}}));
+  VMSPACE_EXPECT_OK(relocate({{&device, 0, odd}}));
+  EXPECT_EQ(device.mmio()->base(), odd);
+  VMSPACE_EXPECT_OK(relocate({{&device, 0, GuestAddress{at(9).value() + 8_KiB}}}));
+  VMSPACE_EXPECT_OK(relocate({{&device, 0, at(10)}}));
+  // Restored at a place that a BAR could have, it is none yet.
+  const auto claims = manager.claims();
+  EXPECT_EQ(std::get<MmioRange>(claims.back().request).align, 1U);
+  const ResourceManager other = fresh();
+  auto adopted = VMSPACE_ASSERT_OK(other.adopt(claims));
+  VMSPACE_EXPECT_OK(other.relocate({{&adopted.back(), 0, odd}}));
+  // So does one that was parked when it was acquired.
+  auto parked = take({MmioRange{.size = size, .fixed = odd, .parked = true}}, "parked");
+  VMSPACE_EXPECT_OK(relocate({{&parked, 0, odd}}));
+}
+
+TEST_F(ResourceRelocateTest, ARangeThatWasFixedWhereABarCanBeMovesToSuchPlacesOnly) {
+  auto device = take({MmioRange{.size = size, .fixed = at(8)},
+                      MmioRange{.size = size, .align = 4_KiB, .fixed = at(9)}},
+                     "device");
+  const GuestAddress odd{at(16).value() + 4_KiB};
+  refused_moves(Errc::misaligned, {{&device, 0, odd}});
+  VMSPACE_EXPECT_OK(relocate({{&device, 1, odd}}));
+}
+
 TEST_F(ResourceRelocateTest, ReturningToAPlaceThatWasTakenNamesBoth) {
   VMSPACE_EXPECT_OK(relocate({{&b, 0, std::nullopt}}));
   VMSPACE_EXPECT_OK(relocate({{&c, 0, at(1)}}));

@@ -7,6 +7,8 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <set>
@@ -19,6 +21,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/base/try.hpp"
 #include "vmspace/resources.hpp"
 #include "vmspace/testing.hpp"
 
@@ -71,6 +74,34 @@ class Handover {
  private:
   std::mutex mutex_;
   std::vector<DeviceResources> devices_;
+};
+
+/// An AddressSpace that refuses every third change once it is made.
+class RefusingLedger final : public RegionLedger {
+ public:
+  explicit RefusingLedger(AddressSpace space) : space_(std::move(space)) {}
+
+  [[nodiscard]] Result<void> transact(const Edit& edit) const override {
+    const auto changed = space_.transact([&](AddressSpaceBase& draft) -> Result<void> {
+      VMSPACE_TRY(edit(draft));
+      if (++changes_ % 3 == 0) return fail({.code = Errc::timed_out});
+      return {};
+    });
+    std::this_thread::yield();  // others come before the caller knows
+    return changed;
+  }
+  [[nodiscard]] std::shared_ptr<const AddressSpaceBase> snapshot() const override {
+    return space_.snapshot();
+  }
+  void retire(RegionList&& regions) const noexcept override { space_.retire(std::move(regions)); }
+  [[nodiscard]] std::vector<AddressSpaceRegionPtr> retired() const override {
+    return space_.retired();
+  }
+  [[nodiscard]] Result<void> collect() const override { return space_.collect(); }
+
+ private:
+  AddressSpace space_;
+  mutable std::atomic<unsigned> changes_ = 0;
 };
 
 class ResourcesStress : public testing::Test {
@@ -218,6 +249,76 @@ TEST_F(ResourcesStress, BridgesMoveAndGoWhileDevicesComeBehindThem) {
   });
   for (std::thread& thread : threads)
     thread.join();
+  EXPECT_EQ(verdict.wrong(), "");
+  expect_empty();
+}
+
+TEST_F(ResourcesStress, BridgesAndDevicesGoTogetherWhileChangesAreRefused) {
+  const auto refusing =
+      ResourceManager::create(std::make_shared<RefusingLedger>(space), {.kvm_slots = slots})
+          .value();
+  // What the threads have last is judged when they have ended.
+  std::optional<DeviceResources> bridge;
+  std::optional<DeviceResources> behind;
+  std::vector<DeviceResources> restored;
+  const auto plug_bridge = [&] {
+    bridge.reset();
+    auto got = refusing.acquire({BridgeWindow{.size = 2_MiB}}, "bridge");
+    if (!got) return;
+    bridge = *std::move(got);
+    for (const std::uint64_t base : {0xd000'0000, 0xd010'0000, 0xd000'0000}) {
+      static_cast<void>(
+          refusing.relocate({{&*bridge, 0, GuestAddress{base}, ResourceKind::bridge_window}}));
+    }
+  };
+  const auto plug_device = [&] {
+    behind.reset();
+    auto got = refusing.acquire({MmioRange{.size = 64_KiB, .bridge = "bridge"}}, "behind");
+    if (!got) return;
+    behind = *std::move(got);
+    const GuestAddress next{behind->mmio()->base().value() + 1_MiB};
+    static_cast<void>(refusing.relocate({{&*behind, 0, next}}));
+  };
+  const std::vector<ResourceClaim> claims = {
+      {"inner",
+       BridgeWindow{.size = 1_MiB, .bridge = "bridge", .fixed = GuestAddress{0xd010'0000}}},
+      {"deep", MmioRange{.size = 64_KiB, .bridge = "inner", .fixed = GuestAddress{0xd010'0000}}}};
+  const auto restore = [&] {
+    restored.clear();
+    if (auto got = refusing.adopt(claims)) restored = *std::move(got);
+  };
+  for (unsigned round = 0; round < rounds; ++round) {
+    const std::vector<std::function<void()>> calls = {plug_bridge, plug_device, restore};
+    std::vector<std::thread> threads;
+    for (const auto& call : calls) {
+      threads.emplace_back([&call] {
+        for (unsigned i = 0; i < 8; ++i)
+          call();
+      });
+    }
+    for (std::thread& thread : threads)
+      thread.join();
+    ASSERT_THAT(refusing.check_invariants(), IsOk()) << round;
+  }
+}
+
+TEST_F(ResourcesStress, SlotsAreFreeOnceReleaseHasReturned) {
+  const std::vector<ResourceRequest> long_list(200, GenericIrq{});
+  std::atomic<bool> is_working{true};
+  Verdict verdict;
+  std::thread other([&] {  // has the manager most of the time
+    while (is_working)
+      verdict.check(manager.acquire(long_list, "other"));
+  });
+  for (unsigned round = 0; round < 50 * rounds; ++round) {
+    auto device = manager.acquire({KvmSlots{.fixed = 7}}, "device");
+    verdict.check(device);
+    if (!device) break;
+    verdict.check(device->release());
+    verdict.check(slots.acquire_at(Range::point(7), "somebody else"));
+  }
+  is_working = false;
+  other.join();
   EXPECT_EQ(verdict.wrong(), "");
   expect_empty();
 }

@@ -36,11 +36,12 @@ struct PciAddress {
 /// What a ResourceManager has given to one owner, by kind and in the order asked.
 ///
 /// Destroying it gives everything back, the last acquired first, on any thread, also when the
-/// manager's handles are gone. That never allocates, fails or waits. Numbers are free for every call
-/// that begins later. Regions can't leave the address space without a change of it, so they are
+/// manager's handles are gone. That never allocates, fails or waits. Numbers are free for every later
+/// call of the manager; memory slots, whose pool others use too, at the latest when the next call of
+/// the manager unlocks it. Regions can't leave the address space without a change of it, so they are
 /// *retired* (RegionLedger::retire): they stay visible, their addresses taken, until the next change
 /// takes them out; ResourceManager::acquire() is one, ResourceManager::collect() does only that. To
-/// have them out at once, and to learn of errors, call release() first.
+/// have everything free at once, and to learn of errors, call release() first.
 ///
 /// An accessor's `index` counts what was asked of its kind, from 0, and must be below count(kind).
 /// One that was moved from or released holds nothing; it may be assigned to.
@@ -55,8 +56,9 @@ class VMSPACE_EXPORT DeviceResources {
   DeviceResources& operator=(DeviceResources&& other) noexcept;
   ~DeviceResources();
 
-  /// Gives everything back now, regions by one change of the address space. Errors: `bad_state` when
-  /// it holds nothing; `not_found`, naming the region, when somebody else has removed one; those of
+  /// Gives everything back, regions by one change of the address space; all of it is free when this
+  /// returns. Waits for other calls of the manager and the ledger. Errors: `bad_state` when it holds
+  /// nothing; `not_found`, naming the region, when somebody else has removed one; those of
   /// RegionLedger::transact. After an error it holds everything as before.
   [[nodiscard]] Result<void> release();
 

@@ -131,6 +131,11 @@ struct ResourceUsage {
 /// Threads: all calls may run at the same time, except that a DeviceResources is used by one thread
 /// at a time. From inside a change of the ledger, calls that change addresses are refused:
 /// `would_deadlock`.
+///
+/// Until a call returns, the ledger may yet refuse its change, and others are given only what is right
+/// either way. While a bridge's window moves, both its places are taken (`overlap`) for what is not
+/// behind the bridge, and only what they have in common is there for what is (`out_of_bounds`, or
+/// `not_found` when that is nothing, as for a window that is being acquired or placed).
 class VMSPACE_EXPORT ResourceManager {
  public:
   /// Creates a manager with everything free. Errors, each naming the limit: `invalid_argument` for a
@@ -153,13 +158,14 @@ class VMSPACE_EXPORT ResourceManager {
   /// Errors of the list: `invalid_argument` when the owner's name is empty; `bad_state` when the
   /// owner holds something already. Errors of a request name its index, its kind and the owner:
   /// `zero_size`; `bad_alignment`; `invalid_argument` for anything else that can't be met on any
-  /// machine, such as three MSI vectors, a device number without a bus, or a bridge behind itself or
-  /// behind two others; `not_found` when there is no such window, aperture, bridge, bus or pool;
-  /// `out_of_bounds` when a fixed range lies outside of all windows, or of its bridge's;
-  /// `misaligned` when it is not a multiple of its alignment; `overlap` when a part of it is held,
-  /// naming the holder; `bad_state` for a bridge when an earlier one of its name has left something
-  /// at an address, naming whose it is; `no_space`, with the largest free piece as what is
-  /// available; those of AddressSpaceRegion::make. And those of RegionLedger::transact.
+  /// machine, such as three MSI vectors, a device number without a bus, or a bridge that is behind
+  /// itself, behind two others, or nested more than 256 deep; `not_found` when there is no such
+  /// window, aperture, bridge, bus or pool; `out_of_bounds` when a fixed range lies outside of all
+  /// windows, or of its bridge's; `misaligned` when it is not a multiple of its alignment; `overlap`
+  /// when a part of it is held, naming the holder; `bad_state` for a bridge when an earlier one of its
+  /// name has left something at an address, naming whose it is; `no_space`, with the largest free
+  /// piece as what is available; those of AddressSpaceRegion::make. And those of
+  /// RegionLedger::transact.
   ///
   /// A list without addresses costs O(log n) a request; one with addresses also a change of the
   /// ledger, whatever their number.
@@ -180,21 +186,23 @@ class VMSPACE_EXPORT ResourceManager {
 
   /// Moves, parks and places ranges of devices, wholly or not at all; only the end counts, so that
   /// ranges may swap, or go where another of the set has been. Errors, naming the owner:
-  /// `invalid_argument` when a device is null or a kind can't move, or a range is named twice;
-  /// `bad_state` when a device holds nothing, or is of another manager; `out_of_bounds` when the
-  /// device has no such range, when the new place is outside of every window, out of its reach
-  /// (MmioReach), or not in a window of its bridge; `not_found` when its bridge has no window at an
-  /// address; `misaligned` when it is not a multiple of the range's alignment; `overlap` when it
-  /// meets a region that stays or another new place, naming both regions, or a bridge's window; those
-  /// of RegionLedger::transact. Costs one change of the ledger; O(n) in all ranges when a bridge's
-  /// window moves.
+  /// `invalid_argument` when a device is null, a kind can't move, or a range is named twice;
+  /// `bad_state` when a device holds nothing or is another manager's, or when a bridge's window moves
+  /// while another call moves what is behind that bridge; `out_of_bounds` when the device has no such
+  /// range, or when the new place is outside of every window, out of its reach (MmioReach), or not in
+  /// a window of its bridge; `not_found` when its bridge has no window at an address; `misaligned`
+  /// when the place is not a multiple of the range's alignment; `overlap` when it meets a region that
+  /// stays or another new place, naming both regions, or a bridge's window; those of
+  /// RegionLedger::transact. Costs one change of the ledger; O(n) in all ranges for each window when
+  /// bridges' windows move.
   [[nodiscard]] Result<void> relocate(std::span<const ResourceMove> moves) const;
   [[nodiscard]] Result<void> relocate(std::initializer_list<ResourceMove> moves) const {
     return relocate(std::span(moves.begin(), moves.size()));
   }
 
   /// What all owners hold, as requests for exactly that, in the order in which owners came: what to
-  /// save of a VM. O(n log n); allocates.
+  /// save of a VM. To be called while nothing changes the manager: what a call that has not returned
+  /// has got so far, and may have to give back, is listed too. O(n); allocates.
   [[nodiscard]] std::vector<ResourceClaim> claims() const;
 
   /// Who holds what, by kind, then in ascending order. O(n log n); allocates.

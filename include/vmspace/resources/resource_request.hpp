@@ -66,7 +66,8 @@ enum class MmioReach : std::uint8_t {
 struct MmioRange {
   std::uint64_t size;  ///< bytes; at least 1
   /// A power of two. 0: the size rounded up to one, as PCI requires, and at least 4 KiB, so that no
-  /// two devices share a page.
+  /// two devices share a page; but 1 when `fixed` is not a multiple of that: it is no BAR, and may move
+  /// anywhere.
   std::uint64_t align = 0;
   MmioReach reach = MmioReach::any;
   bool prefetchable = false;  ///< reading has no side effects; lies high if it can
@@ -103,7 +104,8 @@ struct BridgeWindow {
   std::uint64_t align = 0;  ///< a power of two, at least 1 MiB; 0: 1 MiB
   MmioReach reach = MmioReach::any;
   bool prefetchable = false;  ///< takes prefetchable ranges, and is tried first for them
-  std::string bridge = {};    ///< the owner of the window that it lies in, for a bridge behind one
+  /// The owner of the window that it lies in, for a bridge behind one. Bridges nest 256 deep at most.
+  std::string bridge = {};
   std::optional<GuestAddress> fixed = {};  ///< where it begins
   bool parked = false;  ///< at no address until relocate() places it, as MmioRange::parked
 
