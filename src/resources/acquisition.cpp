@@ -92,7 +92,8 @@ Result<void> Acquisition::take(const GenericIrq& request, DeviceRecord& record) 
 
 Result<void> Acquisition::take(const MsiVectors& request, DeviceRecord& record) {
   constexpr std::uint32_t most = 32;
-  if (!std::has_single_bit(request.count) || request.count > most) {
+  // Not std::has_single_bit: without a popcount instruction that is a call.
+  if (request.count == 0 || (request.count & (request.count - 1)) != 0 || request.count > most) {
     return wrong_count(request.count, "a block of MSI vectors is 1, 2, 4, 8, 16 or 32 of them");
   }
   return take_numbers({.kind = ResourceKind::msi,
@@ -127,10 +128,11 @@ Result<void> Acquisition::take(const PciDevice& request, DeviceRecord& record) {
                                                   pci_number(segment, *request.bus, last_device))
                                 : unchecked_range(pci_number(segment, 0, 0),
                                                   pci_number(segment, last_bus, last_device));
-  if (!state_.pci_devices.has_any_of(bus)) return none_of("the VM has no such PCI bus");
   Numbers wanted{.kind = ResourceKind::pci_device, .size = 1, .window = bus};
   if (request.device) wanted.fixed = pci_number(segment, *request.bus, *request.device);
-  return take_numbers(wanted, record);
+  const Result<void> taken = take_numbers(wanted, record);
+  if (!taken && !state_.pci_devices.has_any_of(bus)) return none_of("the VM has no such PCI bus");
+  return taken;
 }
 
 Result<void> Acquisition::take(const MacAddress& request, DeviceRecord& record) {
