@@ -151,9 +151,13 @@ Result<void> Acquisition::take(const KvmSlots& request, DeviceRecord& record) {
                  .second = Operand::range(0, last),
                  .reason = "slots are numbers of 32 bits"});
   }
-  auto slots = request.fixed
-                   ? state_.slots->acquire_at(wanted, record.owner)
-                   : state_.slots->acquire({.size = request.count, .max = last}, record.owner);
+  RangePoolState& pool = state_of(*state_.slots);
+  const auto make = [&]() -> PoolHolding& {
+    return record.slots.emplace_back(PoolHolding{.tag = record.owner});
+  };
+  const Result<Range> slots = request.fixed
+                                  ? pool.acquire_at(wanted, make)
+                                  : pool.acquire({.size = request.count, .max = last}, make);
   if (!slots) {
     Error error = slots.error();
     const bool is_held = error.code == Errc::bad_state && error.second.kind != Operand::Kind::none;
@@ -166,8 +170,7 @@ Result<void> Acquisition::take(const KvmSlots& request, DeviceRecord& record) {
     }
     return fail(error);
   }
-  const Range range = slots->range();
-  record.numbers.push_back({ResourceKind::kvm_slot, range, false, *std::move(slots)});
+  record.numbers.push_back({.kind = ResourceKind::kvm_slot, .range = *slots});
   return {};
 }
 
@@ -218,6 +221,7 @@ Result<void> Acquisition::take(const LegacyIrq& request, DeviceRecord& record) {
 
 void reserve(DeviceRecord& record, const RecordSize& size) {
   record.numbers.reserve(size.numbers);
+  record.slots.reserve(size.slots);
   record.regions.reserve(size.regions);
   record.retirement.resize(size.regions);
   record.windows.reserve(size.windows);
