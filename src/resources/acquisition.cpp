@@ -92,7 +92,8 @@ Result<void> Acquisition::take(const GenericIrq& request, DeviceRecord& record) 
 
 Result<void> Acquisition::take(const MsiVectors& request, DeviceRecord& record) {
   constexpr std::uint32_t most = 32;
-  if (!std::has_single_bit(request.count) || request.count > most) {
+  // Not std::has_single_bit: without a popcount instruction that is a call.
+  if (request.count == 0 || (request.count & (request.count - 1)) != 0 || request.count > most) {
     return wrong_count(request.count, "a block of MSI vectors is 1, 2, 4, 8, 16 or 32 of them");
   }
   return take_numbers({.kind = ResourceKind::msi,
@@ -127,10 +128,11 @@ Result<void> Acquisition::take(const PciDevice& request, DeviceRecord& record) {
                                                   pci_number(segment, *request.bus, last_device))
                                 : unchecked_range(pci_number(segment, 0, 0),
                                                   pci_number(segment, last_bus, last_device));
-  if (!state_.pci_devices.has_any_of(bus)) return none_of("the VM has no such PCI bus");
   Numbers wanted{.kind = ResourceKind::pci_device, .size = 1, .window = bus};
   if (request.device) wanted.fixed = pci_number(segment, *request.bus, *request.device);
-  return take_numbers(wanted, record);
+  const Result<void> taken = take_numbers(wanted, record);
+  if (!taken && !state_.pci_devices.has_any_of(bus)) return none_of("the VM has no such PCI bus");
+  return taken;
 }
 
 Result<void> Acquisition::take(const MacAddress& request, DeviceRecord& record) {
@@ -149,9 +151,13 @@ Result<void> Acquisition::take(const KvmSlots& request, DeviceRecord& record) {
                  .second = Operand::range(0, last),
                  .reason = "slots are numbers of 32 bits"});
   }
-  auto slots = request.fixed
-                   ? state_.slots->acquire_at(wanted, record.owner)
-                   : state_.slots->acquire({.size = request.count, .max = last}, record.owner);
+  RangePoolState& pool = state_of(*state_.slots);
+  const auto make = [&]() -> PoolHolding& {
+    return record.slots.emplace_back(PoolHolding{.tag = record.owner});
+  };
+  const Result<Range> slots = request.fixed
+                                  ? pool.acquire_at(wanted, make)
+                                  : pool.acquire({.size = request.count, .max = last}, make);
   if (!slots) {
     Error error = slots.error();
     const bool is_held = error.code == Errc::bad_state && error.second.kind != Operand::Kind::none;
@@ -164,8 +170,7 @@ Result<void> Acquisition::take(const KvmSlots& request, DeviceRecord& record) {
     }
     return fail(error);
   }
-  const Range range = slots->range();
-  record.numbers.push_back({ResourceKind::kvm_slot, range, false, *std::move(slots)});
+  record.numbers.push_back({.kind = ResourceKind::kvm_slot, .range = *slots});
   return {};
 }
 
@@ -216,6 +221,7 @@ Result<void> Acquisition::take(const LegacyIrq& request, DeviceRecord& record) {
 
 void reserve(DeviceRecord& record, const RecordSize& size) {
   record.numbers.reserve(size.numbers);
+  record.slots.reserve(size.slots);
   record.regions.reserve(size.regions);
   record.retirement.resize(size.regions);
   record.windows.reserve(size.windows);

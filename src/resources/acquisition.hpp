@@ -87,6 +87,7 @@ constexpr bool needs_addresses(ResourceKind kind) noexcept {
 /// How much a record holds at most.
 struct RecordSize {
   std::size_t numbers = 0;
+  std::size_t slots = 0;  ///< of the numbers
   std::size_t regions = 0;
   std::size_t windows = 0;
 
@@ -98,6 +99,7 @@ struct RecordSize {
       ++regions;
     } else {
       ++numbers;
+      slots += kind == ResourceKind::kvm_slot;
     }
   }
   [[nodiscard]] bool has_addresses() const noexcept { return regions + windows != 0; }

@@ -16,8 +16,8 @@
 
 #include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/region_ledger.hpp"
+#include "vmspace/allocator/detail/range_pool_state.hpp"
 #include "vmspace/allocator/range.hpp"
-#include "vmspace/allocator/range_pool.hpp"
 #include "vmspace/base/export.hpp"
 #include "vmspace/resources/resource_request.hpp"
 
@@ -27,8 +27,7 @@ namespace vmspace::detail {
 struct HeldNumber {
   ResourceKind kind;
   Range range;
-  bool shared = false;              ///< an interrupt line that others may hold too
-  std::optional<Lease> slots = {};  ///< of numbers that are the pool's of memory slots
+  bool shared = false;  ///< an interrupt line that others may hold too
 };
 
 /// A region of the ledger, and what was asked of its place.
@@ -65,6 +64,7 @@ struct VMSPACE_HIDDEN DeviceRecord {
   const std::string owner;
   const std::size_t hash;  ///< of the owner
   std::vector<HeldNumber> numbers = {};
+  std::vector<PoolHolding> slots = {};  ///< of those numbers that are memory slots; never moved
   std::vector<HeldRegion> regions = {};
   std::vector<HeldWindow> windows = {};
   RegionList retirement = {};  ///< an element for each region, to be filled in when it is retired

@@ -135,7 +135,12 @@ void ResourceState::leave(DeviceRecord& record) noexcept {
       *line = shared_lines.back();
       shared_lines.pop_back();
     }
-    if (NumberSpace* const space = numbers(held.kind)) space->give_back(held.range);
+    if (held.kind == ResourceKind::kvm_slot) {
+      state_of(*slots).give_back(record.slots.back());
+      record.slots.pop_back();
+    } else {
+      numbers(held.kind)->give_back(held.range);
+    }
   }
   owners_.erase(record);
 }
@@ -174,7 +179,7 @@ ResourceState::Lock::~Lock() {
 }
 
 ResourceState::~ResourceState() {
-  destroy_all(returned_.load());
+  destroy_all(admit_returned());
 }
 
 DeviceRecord* ResourceState::admit_returned() noexcept {

@@ -103,6 +103,19 @@ TEST(RangePool, RangesCanBeAddedLater) {
             "RangePool::insert: \"slots\": [0x3, 0x9] overlaps [0x0, 0x3] (\"a\")");
 }
 
+TEST(RangePool, AnAddedRangeIsRefusedForTheLowestOneInItsWay) {
+  const RangePool pool = *RangePool::create("slots", {Range::of(0, 9), Range::of(20, 29)});
+  const auto nic = pool.acquire_at(Range::of(4, 5), "nic0");
+  const auto disk = pool.acquire_at(Range::of(2, 3), "disk0");
+  ASSERT_TRUE(nic && disk);
+  EXPECT_EQ(pool.insert(Range::of(2, 40)).error().message(),
+            "RangePool::insert: \"slots\": [0x2, 0x28] overlaps [0x2, 0x3] (\"disk0\")");
+  EXPECT_EQ(pool.insert(Range::of(1, 40)).error().message(),
+            "RangePool::insert: \"slots\": [0x1, 0x28] overlaps [0x0, 0x1]");
+  EXPECT_EQ(pool.insert(Range::of(7, 40)).error().message(),
+            "RangePool::insert: \"slots\": [0x7, 0x28] overlaps [0x6, 0x9]");
+}
+
 TEST(RangePool, CanNotBeCreatedOfRangesThatOverlap) {
   const auto pool = RangePool::create("GSI", {Range::of(0, 9), Range::of(9, 12)});
   ASSERT_FALSE(pool);

@@ -238,7 +238,7 @@ class IntervalTree {
   [[nodiscard]] Result<std::optional<T>> free(Range range) {
     typename Tree::Path at;
     if (!locate_taken(range, at)) return failure("IntervalTree::free").not_taken(range);
-    std::optional<T> before = take_value(at);
+    Result<std::optional<T>> before = take_value(at);
     tree_.free_and_coalesce(at);
     return before;
   }
@@ -249,7 +249,7 @@ class IntervalTree {
   [[nodiscard]] Result<std::optional<T>> erase(Range range) {
     typename Tree::Path at;
     if (!tree_.locate(range, at)) return failure("IntervalTree::erase").not_found(range);
-    std::optional<T> before = take_value(at);
+    Result<std::optional<T>> before = take_value(at);
     tree_.remove(at, 1);
     return before;
   }

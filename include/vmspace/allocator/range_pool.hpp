@@ -12,17 +12,13 @@
 
 #pragma once
 
-#include <cassert>
 #include <memory>
-#include <mutex>
-#include <optional>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "vmspace/allocator/constraint.hpp"
-#include "vmspace/allocator/interval_entry.hpp"
+#include "vmspace/allocator/detail/range_pool_state.hpp"
 #include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/base/result.hpp"
@@ -34,14 +30,9 @@ class RangePool;
 
 namespace detail {
 
-/// What the handles and the leases of one pool share.
-struct RangePoolState {
-  explicit RangePoolState(std::string pool_name) noexcept : name(std::move(pool_name)) {}
-
-  const std::string name;
-  std::mutex mutex;
-  IntervalTree<std::string> tree;  ///< guarded by the mutex; a taken range holds its tag
-};
+/// The pool of a handle, for holders that keep the handle for as long as they have ranges of it, and
+/// have a place of their own for what they hold. They need no lease, with a reference to the pool.
+[[nodiscard]] RangePoolState& state_of(const RangePool& pool) noexcept;
 
 }  // namespace detail
 
@@ -55,12 +46,13 @@ struct RangePoolState {
 class [[nodiscard]] Lease {
  public:
   /// `other` holds nothing afterwards.
-  Lease(Lease&& other) noexcept : pool_(std::move(other.pool_)), range_(other.range_) {}
+  Lease(Lease&& other) noexcept = default;
   /// Returns the range that this lease holds, if any, and takes over that of `other`, which holds
   /// nothing afterwards. Assigning a lease to itself changes nothing.
   Lease& operator=(Lease&& other) noexcept {
     Lease moved(std::move(other));
     std::swap(pool_, moved.pool_);
+    std::swap(holding_, moved.holding_);
     std::swap(range_, moved.range_);
     return *this;
   }
@@ -74,13 +66,8 @@ class [[nodiscard]] Lease {
   /// The range that it holds; when it holds nothing, the one that it held last. O(1).
   [[nodiscard]] Range range() const noexcept { return range_; }
 
-  /// The tag that the range was acquired with, copied; empty when it holds nothing. Takes the pool's
-  /// lock; O(log n).
-  [[nodiscard]] std::string tag() const {
-    if (!is_held()) return {};
-    const std::lock_guard lock(pool_->mutex);
-    return *pool_->tree.find_value(range_.min());
-  }
+  /// The tag that the range was acquired with, copied; empty when it holds nothing.
+  [[nodiscard]] std::string tag() const { return is_held() ? holding_->text : std::string(); }
 
   /// Returns the range now instead of on destruction. `bad_state`, without the
   /// pool's name, when it holds nothing. O(log n); never allocates.
@@ -98,26 +85,26 @@ class [[nodiscard]] Lease {
   /// Gives up the lease and leaves its range taken, under its tag, for as long as the pool lives: for
   /// a range that nobody may get again, because what it numbers could not be taken down. Does
   /// nothing when it holds nothing. O(1).
-  void abandon() noexcept { pool_.reset(); }
+  void abandon() noexcept {
+    static_cast<void>(holding_.release());  // the pool's
+    pool_.reset();
+  }
 
  private:
   friend class RangePool;
 
-  Lease(std::shared_ptr<detail::RangePoolState> pool, Range range) noexcept
-      : pool_(std::move(pool)), range_(range) {}
+  Lease(std::shared_ptr<detail::RangePoolState> pool,
+        std::unique_ptr<detail::LeaseHolding> holding) noexcept
+      : pool_(std::move(pool)), holding_(std::move(holding)), range_(holding_->range) {}
 
   void give_back() noexcept {
-    // The tag comes out of the tree, and is destroyed after the lock is released.
-    const Result<std::optional<std::string>> freed = [this] {
-      const std::lock_guard lock(pool_->mutex);
-      return pool_->tree.free(range_);
-    }();
-    assert(freed.has_value() && "a leased range is taken in its pool");
-    static_cast<void>(freed);
+    pool_->give_back(*holding_);
+    holding_.reset();
     pool_.reset();
   }
 
-  std::shared_ptr<detail::RangePoolState> pool_;  ///< null when it holds nothing
+  std::shared_ptr<detail::RangePoolState> pool_;   ///< null when it holds nothing
+  std::unique_ptr<detail::LeaseHolding> holding_;  ///< null exactly when pool_ is
   Range range_;
 };
 
@@ -148,9 +135,7 @@ class RangePool {
                                                 const std::vector<Range>& ranges) {
     RangePool pool(std::make_shared<detail::RangePoolState>(std::move(name)));
     for (const Range& range : ranges) {
-      if (const Result<void> added = pool.state_->tree.insert(range); !added) {
-        return fail(pool.named(added.error(), "RangePool::create"));
-      }
+      VMSPACE_TRY(pool.state_->insert(range, "RangePool::create"));
     }
     return pool;
   }
@@ -160,89 +145,68 @@ class RangePool {
   ~RangePool() = default;
 
   /// The name that the pool was created with; valid as long as any handle or lease. O(1).
-  [[nodiscard]] const std::string& name() const noexcept { return state_->name; }
+  [[nodiscard]] const std::string& name() const noexcept { return state_->name(); }
 
   /// Adds a free range. `overlap`, naming the lowest range in the way, when any part of it is in the
-  /// pool. O(log n).
+  /// pool. O(n) in what is held.
   [[nodiscard]] Result<void> insert(Range range) const {
-    const std::lock_guard lock(state_->mutex);
-    const Result<void> added = state_->tree.insert(range);
-    if (!added) return fail(named(added.error(), "RangePool::insert"));
-    return {};
+    return state_->insert(range, "RangePool::insert");
   }
 
   /// Acquires a range that satisfies the constraint. The tag says who holds it, and appears in
   /// holders() and in errors. Errors and cost are those of IntervalTree::allocate.
   [[nodiscard]] Result<Lease> acquire(const Constraint& constraint, std::string tag) const {
-    const std::lock_guard lock(state_->mutex);
-    const auto range = state_->tree.allocate(constraint, std::move(tag));
-    if (!range) return fail(named(range.error(), "RangePool::acquire"));
-    return Lease(state_, *range);
+    std::unique_ptr<detail::LeaseHolding> holding;
+    VMSPACE_TRY(state_->acquire(constraint, detail::MakeLeaseHolding{holding, tag}));
+    return Lease(state_, std::move(holding));
   }
 
   /// Acquires exactly this range. Errors and cost are those of IntervalTree::allocate_at; where a
-  /// part of it is held, the error has the tag of the lowest holder as the detail of its text.
+  /// part of it is held, the error has the tag of the lowest holder as the detail of its text, and
+  /// costs O(n) in what is held.
   [[nodiscard]] Result<Lease> acquire_at(Range range, std::string tag) const {
-    const std::lock_guard lock(state_->mutex);
-    const auto taken = state_->tree.allocate_at(range, std::move(tag));
-    if (!taken) return fail(named(taken.error(), "RangePool::acquire_at"));
-    return Lease(state_, range);
+    std::unique_ptr<detail::LeaseHolding> holding;
+    VMSPACE_TRY(state_->acquire_at(range, detail::MakeLeaseHolding{holding, tag}));
+    return Lease(state_, std::move(holding));
   }
 
-  /// Lists the ranges that are held, with their tags, in address order. O(n); allocates.
+  /// Lists the ranges that are held, with their tags, in address order. O(n log n); allocates.
   [[nodiscard]] std::vector<RangeHolder> holders() const {
     std::vector<RangeHolder> holders;
-    const std::lock_guard lock(state_->mutex);
-    for (const auto& entry : state_->tree) {
-      if (entry.value != nullptr) holders.push_back({entry.range, *entry.value});
-    }
+    state_->for_each_held([&](const detail::PoolHolding& holding) {
+      holders.push_back({holding.range, std::string(holding.tag)});
+    });
     return holders;
   }
 
-  /// A copy of the pool's ranges as they are now, free and held, for inspection: stats(),
-  /// free_ranges(), who holds an address. O(n).
-  [[nodiscard]] IntervalTree<std::string> snapshot() const {
-    const std::lock_guard lock(state_->mutex);
-    return state_->tree;
-  }
+  /// The pool's ranges as they are now, free and held, for inspection: stats(), free_ranges(), who
+  /// holds an address. O(n log n); allocates.
+  [[nodiscard]] IntervalTree<std::string> snapshot() const { return *state_->snapshot(); }
 
   /// Checks the invariants of the pool, in release builds too: `corrupt`, with the first rule that is
-  /// broken as the reason, which means a defect of this library or a stray write. O(n).
-  [[nodiscard]] Result<void> check_invariants() const noexcept {
-    constexpr const char* operation = "RangePool::check_invariants";
-    const std::lock_guard lock(state_->mutex);
-    if (const auto sound = state_->tree.check_invariants(); !sound) {
-      return fail(named(sound.error(), operation));
-    }
-    for (const auto& entry : state_->tree) {
-      if (entry.state == NodeState::allocated) {
-        return fail(
-            named({.code = Errc::corrupt, .reason = "a held range must have a tag"}, operation));
-      }
-    }
-    return {};
+  /// broken as the reason, which means a defect of this library or a stray write. O(n log n);
+  /// allocates.
+  [[nodiscard]] Result<void> check_invariants() const {
+    const char* const broken = state_->check();
+    if (broken == nullptr) return {};
+    return fail(
+        state_->named({.code = Errc::corrupt, .reason = broken}, "RangePool::check_invariants"));
   }
 
   /// Whether two handles are of one pool.
   friend bool operator==(const RangePool&, const RangePool&) noexcept = default;
 
  private:
+  friend detail::RangePoolState& detail::state_of(const RangePool& pool) noexcept;
+
   explicit RangePool(std::shared_ptr<detail::RangePoolState> state) noexcept
       : state_(std::move(state)) {}
 
-  /// This error as one of an operation of the pool, with its name and the tag of the holder that is
-  /// in the way, if there is one. The lock is held.
-  [[nodiscard]] Error named(const Error& error, const char* operation) const noexcept {
-    Error named = error.in(operation);
-    const std::string* holder = nullptr;
-    if (error.second.kind == Operand::Kind::range && error.code != Errc::no_space) {
-      holder = state_->tree.find_value(error.second.first);
-    }
-    named.text = {name(), holder == nullptr ? std::string_view() : std::string_view(*holder)};
-    return named;
-  }
-
   std::shared_ptr<detail::RangePoolState> state_;  ///< never null
 };
+
+inline detail::RangePoolState& detail::state_of(const RangePool& pool) noexcept {
+  return *pool.state_;
+}
 
 }  // namespace vmspace

@@ -214,7 +214,9 @@ class BPlusTree {
     const bool head = piece.min() != lo;
     const bool tail = piece.max() != hi;
     if (!head && !tail) {
-      remove(path, 1);
+      if (!drop_entries(path, 1)) return;
+      propagate_cut(path, lo, hi, piece);
+      rebalance(path);
       return;
     }
     if (head) leaf.max[pos] = piece.min() - 1;
@@ -314,16 +316,8 @@ class BPlusTree {
 
   /// Removes `n` entries at the path, whose values have been destroyed.
   void remove(Path& path, unsigned n) noexcept {
-    Leaf<T>& leaf = *path.leaf;
-    leaf.close_gap(path.pos, n);
-    size_ -= n;
-    if (leaf.count == 0) {  // the root, as other leaves never get as empty
-      root_ = first_ = last_ = nullptr;
-      stock_.put(path.leaf);
-      return;
-    }
-    if (path.pos == 0) propagate_key(path);
-    propagate(path, leaf);
+    if (!drop_entries(path, n)) return;
+    propagate(path, *path.leaf);
     rebalance(path);
   }
 
@@ -341,6 +335,21 @@ class BPlusTree {
     leaf.max[path.pos] = range.max();
     if (state == NodeState::free) leaf.free.set(path.pos);
     ++size_;
+  }
+
+  /// Removes entries at the path, without telling the ancestors what is free no longer. False when
+  /// the tree is empty then, and has no leaf.
+  [[nodiscard]] bool drop_entries(Path& path, unsigned n) noexcept {
+    Leaf<T>& leaf = *path.leaf;
+    leaf.close_gap(path.pos, n);
+    size_ -= n;
+    if (leaf.count == 0) {  // the root, as other leaves never get as empty
+      root_ = first_ = last_ = nullptr;
+      stock_.put(path.leaf);
+      return false;
+    }
+    if (path.pos == 0) propagate_key(path);
+    return true;
   }
 
   /// The path to the entry that begins at `key`, which there is.

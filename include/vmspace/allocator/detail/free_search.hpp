@@ -25,7 +25,11 @@ bool search_leaf(const Request& request, Leaf<T>* leaf, TreePath<T>& path, Visit
   path.leaf = leaf;
   for (Bits left = leaf->free; left.any();) {
     const unsigned pos = ascending ? left.lowest() : left.highest();
-    left.reset(pos);
+    if constexpr (ascending) {
+      left.reset_lowest();
+    } else {
+      left.reset(pos);
+    }
     const std::uint64_t lo = leaf->min[pos];
     const std::uint64_t hi = leaf->max[pos];
     const std::optional<std::uint64_t> place =
