@@ -204,6 +204,11 @@ TEST_F(DmaMappingsTest, PrepareCountsTheMappingsThatAreLeft) {
   EXPECT_THAT(prepare(dma, {dimm}, {ram}), HasError(Errc::limit_exceeded))
       << "removed only after the addition";
   VMSPACE_EXPECT_OK(prepare(dma, {}, {ram}));
+  VMSPACE_ASSERT_OK(dma.add(bar));  // not mapped: nothing is left
+  ASSERT_THAT(dma.unmapped_windows(), SizeIs(1));
+  const MemorySection over_bar(map_region({.name = "dimm", .base = GuestAddress(8_GiB)}));
+  EXPECT_THAT(prepare(dma, {over_bar}, {bar}), HasError(Errc::limit_exceeded))
+      << "a window that is not mapped leaves nothing";
   const auto added = dma.add(dimm);
   ASSERT_THAT(added, HasError(Errc::os));
   EXPECT_THAT(added.error().message(), HasSubstr("no mapping left"));

@@ -172,6 +172,13 @@ TEST_F(VfioContainerTest, ABrokenAnswerIsAnErrorWhereverItIsBroken) {
       set(first + next, 1 << 16),  // or leaves
       set(first + 8, ~0u),         // more ranges than there are bytes
       [](Bytes& answer) { put(answer, first + 16, vfio_iova_range{.start = 2, .end = 1}); },
+      [](Bytes& answer) {  // the only capability, with half of its range
+        put(answer, first + next, std::uint32_t{0});
+        put(answer, 0, std::uint32_t{first + 16 + 8});
+      },
+      [](Bytes& answer) {  // the number of mappings that are left, without its end
+        put(answer, 0, static_cast<std::uint32_t>(answer.size() - 1));
+      },
   };
   int number = 0;
   for (const auto& edit : broken) {
