@@ -7,3 +7,4 @@
 #include "vmspace/memory.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
 #include "vmspace/vmm/memory_listener.hpp"
+#include "vmspace/vmm/vhost_user_message.hpp"
