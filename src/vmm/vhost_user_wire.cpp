@@ -113,7 +113,7 @@ Result<void> receive_bytes(int socket_fd, std::span<std::byte> to, std::span<Des
     const bool fits = take_fds(message, fds, fd_count);
     if (!fits || (message.msg_flags & MSG_CTRUNC) != 0) {
       return corrupt(operation, {},
-                     fds.empty() ? "descriptors must come with the header"
+                     fds.empty() ? "descriptors came where none belong"
                                  : "the message has too many descriptors, or this process has no "
                                    "room for them");
     }

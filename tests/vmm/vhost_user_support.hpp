@@ -16,6 +16,7 @@
 #include <cstring>
 #include <optional>
 #include <span>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -23,6 +24,7 @@
 
 #include "vmspace/memory/memory_region.hpp"
 #include "vmspace/testing.hpp"
+#include "vmspace/vmm/vhost_user_backend.hpp"
 #include "vmspace/vmm/vhost_user_message.hpp"
 
 #include "host/host_support.hpp"
@@ -117,5 +119,48 @@ inline MemoryRegionPtr shared_ram(std::uint64_t base, std::uint64_t size,
   EXPECT_TRUE(region) << region.error().message();
   return region.value_or(nullptr);
 }
+
+/// A back-end as a device would run it, in a thread: its memory, and what it answers to the rest.
+class Backend {
+ public:
+  explicit Backend(Descriptor socket, const VhostUserBackendOptions& options = {})
+      : memory(std::move(*VhostUserBackendMemory::create(options))),
+        socket_(std::move(socket)),
+        thread_([this] { run(); }) {}
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+  /// Returns when the front-end has closed its side.
+  ~Backend() {
+    if (thread_.joinable()) thread_.join();
+  }
+
+  /// Waits until the front-end has closed its side.
+  void join() { thread_.join(); }
+
+  VhostUserBackendMemory memory;
+  /// The numbers of the requests that came and the errors of those refused: to be read after join(),
+  /// or after the reply to the last request.
+  std::vector<std::uint32_t> requests;
+  std::vector<Error> errors;
+
+ private:
+  void run() {
+    for (;;) {
+      const auto message = VhostUserMessage::receive(socket_.value(), long_enough);
+      if (!message) return;
+      requests.push_back(message->request());
+      const auto served = memory.serve(socket_.value(), *message);
+      if (!served) errors.push_back(served.error());
+      if (!served && !message->needs_reply()) break;
+      if (served && !*served && message->request() == vhost_user::get_features) {
+        EXPECT_TRUE(message->reply(socket_.value(), 0, long_enough));
+      }
+    }
+    socket_ = {};
+  }
+
+  Descriptor socket_;
+  std::thread thread_;
+};
 
 }  // namespace vmspace::test
