@@ -9,4 +9,5 @@
 #include "vmspace/vmm/memory_listener.hpp"
 #include "vmspace/vmm/vhost_user_backend.hpp"
 #include "vmspace/vmm/vhost_user_log.hpp"
+#include "vmspace/vmm/vhost_user_memory.hpp"
 #include "vmspace/vmm/vhost_user_message.hpp"
