@@ -41,8 +41,8 @@ struct LogAndBits {
 };
 
 TEST(VhostUserLog, MarksEveryPageThatARangeTouchesAndNoOther) {
-  for (const std::uint64_t first : {0, 1, 7, 8, 13, 64}) {
-    for (const std::uint64_t count : {1, 2, 7, 8, 9, 16, 33}) {
+  for (const std::uint64_t first : {0U, 1U, 7U, 8U, 13U, 64U}) {
+    for (const std::uint64_t count : {1U, 2U, 7U, 8U, 9U, 16U, 33U}) {
       const LogAndBits made(64);
       // From the last byte of the first page to the first of the last, or one byte.
       const std::uint64_t base = first * 4_KiB + 4095;

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <thread>
@@ -136,10 +137,12 @@ class Backend {
 
   /// Waits until the front-end has closed its side.
   void join() { thread_.join(); }
+  /// Keeps the thread from serving messages, so that another may look at what it works with.
+  [[nodiscard]] std::unique_lock<std::mutex> pause() { return std::unique_lock(serving_); }
 
   VhostUserBackendMemory memory;
-  /// The numbers of the requests that came and the errors of those refused: to be read after join(),
-  /// or after the reply to the last request.
+  /// The numbers of the requests that came and the errors of those refused: to be read after join()
+  /// or under pause().
   std::vector<std::uint32_t> requests;
   std::vector<Error> errors;
 
@@ -148,6 +151,7 @@ class Backend {
     for (;;) {
       const auto message = VhostUserMessage::receive(socket_.value(), long_enough);
       if (!message) return;
+      const std::lock_guard lock(serving_);
       requests.push_back(message->request());
       const auto served = memory.serve(socket_.value(), *message);
       if (!served) errors.push_back(served.error());
@@ -160,6 +164,7 @@ class Backend {
   }
 
   Descriptor socket_;
+  std::mutex serving_;
   std::thread thread_;
 };
 
