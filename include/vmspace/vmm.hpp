@@ -7,6 +7,7 @@
 #include "vmspace/memory.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
 #include "vmspace/vmm/memory_listener.hpp"
+#include "vmspace/vmm/vhost_kernel_memory.hpp"
 #include "vmspace/vmm/vhost_user_backend.hpp"
 #include "vmspace/vmm/vhost_user_log.hpp"
 #include "vmspace/vmm/vhost_user_memory.hpp"

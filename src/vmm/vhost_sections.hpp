@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -59,6 +60,31 @@ class VhostSections {
 
   /// Without those that are leaving.
   [[nodiscard]] std::size_t count() const noexcept;
+  /// Calls `call(section)` for each that is not leaving.
+  template <typename Call>
+  void for_each(Call call) const {
+    for (const Entry& entry : entries_) {
+      if (entry.state != State::leaving) call(entry.section);
+    }
+  }
+
+  /// How many bytes a table of so many regions takes.
+  [[nodiscard]] static constexpr std::size_t table_size(std::size_t regions) noexcept {
+    return sizeof(WireTable) + regions * sizeof(WireRegion);
+  }
+  /// Writes the table that the device is to have, with `region_of(section)` for each that is not
+  /// leaving, and returns it. `room` is large enough.
+  template <typename RegionOf>
+  [[nodiscard]] std::span<std::byte> write_table(std::span<std::byte> room,
+                                                 RegionOf region_of) const {
+    WireTable head{};
+    for_each([&](const MemorySection& section) {
+      const WireRegion region = region_of(section);
+      std::memcpy(room.data() + table_size(head.count++), &region, sizeof region);
+    });
+    std::memcpy(room.data(), &head, sizeof head);
+    return room.first(table_size(head.count));
+  }
   [[nodiscard]] std::span<const Entry> entries() const noexcept { return entries_; }
 
  private:

@@ -32,7 +32,6 @@ using detail::WireHeader;
 using detail::WireLog;
 using detail::WireRegion;
 using detail::WireSingle;
-using detail::WireTable;
 namespace vhost_user = detail::vhost_user;
 
 static constexpr bool is_known(VhostUserAddresses addresses) noexcept {
@@ -301,28 +300,22 @@ Result<void> VhostUserMemory::remove(const MemorySection& section) {
 Result<void> VhostUserMemory::commit() {
   constexpr const char* operation = "VhostUserMemory::commit";
   if (!state_->sections.has_changes()) return {};
-  struct {
-    WireTable head;
-    std::array<WireRegion, vhost_user::max_table> regions;
-  } table{};
+  std::array<std::byte, VhostSections::table_size(vhost_user::max_table)> room;
+  const auto table = state_->sections.write_table(
+      room, [&](const MemorySection& section) { return state_->region(section); });
   std::array<int, vhost_user::max_table> fds{};
-  for (const auto& [section, state] : state_->sections.entries()) {
-    if (state == VhostSections::State::leaving) continue;
-    fds[table.head.count] = section.fd();
-    table.regions[table.head.count++] = state_->region(section);
-  }
-  const auto payload = std::as_bytes(std::span(&table, 1))
-                           .first(sizeof(WireTable) + table.head.count * sizeof(WireRegion));
+  std::size_t count = 0;
+  state_->sections.for_each([&](const MemorySection& section) { fds[count++] = section.fd(); });
   auto done = state_->check_not_gone(operation);
   if (done) {
     done = state_->or_give_up([&]() -> Result<void> {
-      const std::uint64_t refused = VMSPACE_TRY(state_->change(
-          vhost_user::set_mem_table, payload, std::span(fds).first(table.head.count), operation));
+      const std::uint64_t refused = VMSPACE_TRY(
+          state_->change(vhost_user::set_mem_table, table, std::span(fds).first(count), operation));
       if (refused == 0) return {};
       // Many a device has dropped the old table by then.
       return fail({.code = Errc::bad_state,
                    .operation = operation,
-                   .first = Operand::number(table.head.count),
+                   .first = Operand::number(count),
                    .reason = "the device has refused the table of that many regions, and what it "
                              "has now is unknown"});
     }());

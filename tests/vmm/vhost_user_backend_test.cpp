@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <string>
 
+#include "faults/failing_new.hpp"
 #include "faults/injector.hpp"
 #include "vmm/vhost_user_support.hpp"
 
@@ -399,6 +400,30 @@ TEST_F(VhostUserBackend, EveryFailingCallLeavesWhatWasThere) {
       reset();
       EXPECT_EQ(open_descriptors(), before);
     }
+  }
+}
+
+TEST_F(VhostUserBackend, RunningOutOfMemoryLeavesWhatWasThere) {
+  expect_done(add(region(1_MiB, 64_KiB)));
+  send_request(pair_.front.value(), vhost_user::add_mem_reg,
+               bytes_of(WireSingle{.region = region(0, 64_KiB)}), {file_.value()});
+  send_request(pair_.front.value(), vhost_user::set_mem_table,
+               bytes_of(WireTable{.count = 1, .padding = 0}, region(2_MiB, 64_KiB)),
+               {file_.value()});
+  for (int i = 0; i < 2; ++i) {
+    const auto message =
+        VMSPACE_ASSERT_OK(VhostUserMessage::receive(pair_.back.value(), long_enough));
+    const auto before = regions().size();
+    Result<bool> served;
+    const int failed =
+        fail_each_allocation([&] { served = memory_.serve(pair_.back.value(), message); },
+                             [&] {
+                               VMSPACE_EXPECT_OK(memory_.check_invariants());
+                               EXPECT_THAT(regions(), SizeIs(before));
+                             });
+    EXPECT_GT(failed, 0);
+    EXPECT_THAT(served, IsOkAndHolds(true));
+    VMSPACE_EXPECT_OK(memory_.check_invariants());
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cerrno>
 
+#include "faults/failing_new.hpp"
 #include "faults/injector.hpp"
 #include "vmm/vhost_user_front_support.hpp"
 
@@ -164,6 +165,34 @@ TEST(VhostUserMemoryFaults, EveryFailingCallIsReportedAndLeavesNoDescriptor) {
         EXPECT_EQ(open_descriptors(), before);
       }
     }
+  }
+}
+
+TEST(VhostUserMemoryFaults, RunningOutOfMemoryLeavesTheTableAndRemovingNeedsNone) {
+  for (const std::uint64_t features : {acks, slots | acks}) {
+    const SocketPair pair;
+    if ((features & slots) != 0) will_reply(pair, vhost_user::get_max_mem_slots, 32);
+    const auto memory = memory_for(pair, with(features));
+    const MemorySection ram(shared_ram(0, 64_KiB));
+    const bool one = (features & slots) != 0;
+    will_reply(pair, one ? vhost_user::add_mem_reg : vhost_user::set_mem_table, 0);
+    Result<void> done;
+    const int failed = fail_each_allocation([&] { done = memory->add(ram); },
+                                            [&] { EXPECT_EQ(memory->used(), 0U); });
+    EXPECT_GT(failed, 0);
+    VMSPACE_ASSERT_OK(done);
+    granted = 0;
+    done = memory->commit();
+    granted = -1;
+    VMSPACE_ASSERT_OK(done);
+
+    will_reply(pair, one ? vhost_user::rem_mem_reg : vhost_user::set_mem_table, 0);
+    granted = 0;
+    done = memory->remove(ram);
+    if (done) done = memory->commit();
+    granted = -1;
+    VMSPACE_EXPECT_OK(done);
+    EXPECT_EQ(memory->used(), 0U);
   }
 }
 
