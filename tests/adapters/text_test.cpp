@@ -166,6 +166,10 @@ TEST(Text, OfMemorySlots) {
                               .log_dirty = true}),
             "0x1000+0x2000 at host 0x7f0000000000 read_only log_dirty");
   EXPECT_EQ(to_text(KvmSlot{3, {GuestAddress(0x1000), 0x2000}}), "slot 3 0x1000+0x2000");
+  EXPECT_EQ(to_text(VhostUserAddresses::host), "host");
+  EXPECT_EQ(to_text(VhostUserAddresses::guest), "guest");
+  EXPECT_EQ(to_text(VhostUserLogArea{.fd = 5, .size = 0x1000, .offset = 0x2000}),
+            "0x1000 bytes of fd 5 offset 0x2000");
 }
 
 TEST(Text, OfRequestsForResources) {

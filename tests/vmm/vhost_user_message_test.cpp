@@ -35,6 +35,7 @@ TEST(VhostUserMessage, IsReceivedWithPayloadAndDescriptors) {
     EXPECT_EQ(message.request(), 9U);
     EXPECT_TRUE(message.needs_reply());
     EXPECT_FALSE(message.is_reply());
+    EXPECT_EQ(to_text(message), "request 9 payload 0x8 fds 2 needs_reply");
     EXPECT_THAT(message.payload(), ElementsAreArray(payload));
     EXPECT_THAT(message.number(), IsOkAndHolds(0x1122334455667788U));
     ASSERT_THAT(message.fds(), SizeIs(2));
@@ -94,6 +95,7 @@ TEST(VhostUserMessage, ReplyCarriesTheRequestAndTheReplyFlagAlone) {
   EXPECT_EQ(reply.request(), 36U);
   EXPECT_TRUE(reply.is_reply());
   EXPECT_FALSE(reply.needs_reply());
+  EXPECT_EQ(to_text(reply), "reply to request 36 payload 0x8 fds 0");
   EXPECT_THAT(reply.number(), IsOkAndHolds(509U));
   const std::vector<std::byte> too_long(VhostUserMessage::max_payload + 1);
   EXPECT_THAT(request.reply(pair.back.value(), too_long, long_enough),
