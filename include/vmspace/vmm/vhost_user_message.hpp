@@ -79,7 +79,8 @@ class VMSPACE_EXPORT VhostUserMessage {
   [[nodiscard]] std::span<const int> fds() const noexcept {
     return std::span(fds_).first(fd_count_);
   }
-  /// Hands all descriptors over to the caller, who closes them; fds() is empty afterwards.
+  /// Hands all descriptors over to the caller, who closes them; behind the last come numbers of -1.
+  /// fds() is empty afterwards.
   [[nodiscard]] std::array<int, max_fds> release_fds() noexcept;
 
   /// Sends the reply to this request. Errors: `invalid_argument` above max_payload; `timed_out`;
