@@ -6,19 +6,12 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "memory/known_values.hpp"
 #include "memory/region_error.hpp"
 #include "os/argument_checks.hpp"
 #include "spec/known_values.hpp"
 
 namespace vmspace {
-
-static constexpr bool is_known(Unsealed unsealed) noexcept {
-  switch (unsealed) {
-    case Unsealed::accept:
-    case Unsealed::refuse: return true;
-  }
-  return false;
-}
 
 namespace {
 

@@ -58,6 +58,10 @@ constinit const SystemCalls real_system_calls{
         },
     .ioctl = [](int fd, unsigned long request,
                 void* argument) { return ::ioctl(fd, request, argument); },
+    .sendmsg = ::sendmsg,
+    .recvmsg = ::recvmsg,
+    .poll = ::poll,
+    .shutdown = ::shutdown,
     .sysinfo = ::sysinfo,
     .pthread_create = ::pthread_create,
 };

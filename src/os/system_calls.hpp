@@ -10,8 +10,10 @@
 #pragma once
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/sysinfo.h>
@@ -57,6 +59,10 @@ struct SystemCalls {
   ssize_t (*pwrite)(int fd, const void* buffer, std::size_t size, off_t offset);
   int (*membarrier)(int command, unsigned flags);
   int (*ioctl)(int fd, unsigned long request, void* argument);
+  ssize_t (*sendmsg)(int fd, const struct msghdr* message, int flags);
+  ssize_t (*recvmsg)(int fd, struct msghdr* message, int flags);
+  int (*poll)(struct pollfd* fds, nfds_t count, int timeout);
+  int (*shutdown)(int fd, int how);
   int (*sysinfo)(struct sysinfo* out);
 
   /// Returns the error instead of setting errno, as its man page says.

@@ -196,6 +196,13 @@ TEST(Text, OfMemoryForDma) {
             "BAR1 [0x0-0x3fff] rw-: " + overlap.message());
 }
 
+TEST(Text, OfVhostUser) {
+  EXPECT_EQ(to_text(VhostUserAddresses::host), "host");
+  EXPECT_EQ(to_text(VhostUserAddresses::guest), "guest");
+  EXPECT_EQ(to_text(VhostUserLogArea{.fd = 5, .size = 0x1000, .offset = 0x2000}),
+            "0x1000 bytes of fd 5 offset 0x2000");
+}
+
 TEST(Text, OfRequestsForResources) {
   EXPECT_EQ(to_text(ResourceKind::legacy_irq), "legacy_irq");
   EXPECT_EQ(to_text(MmioReach::below_4g), "below_4g");

@@ -56,6 +56,10 @@ class Injector {
     route<&detail::SystemCalls::pwrite>("pwrite");
     route<&detail::SystemCalls::membarrier>("membarrier");
     route<&detail::SystemCalls::ioctl>("ioctl");
+    route<&detail::SystemCalls::sendmsg>("sendmsg");
+    route<&detail::SystemCalls::recvmsg>("recvmsg");
+    route<&detail::SystemCalls::poll>("poll");
+    route<&detail::SystemCalls::shutdown>("shutdown");
     route<&detail::SystemCalls::sysinfo>("sysinfo");
     route<&detail::SystemCalls::pthread_create>("pthread_create");
     state() = {};

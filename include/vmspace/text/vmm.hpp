@@ -59,4 +59,23 @@ namespace vmspace {
   return detail::concat(to_text(window.section), ": ", to_text(window.why));
 }
 
+/// The enumerator's name.
+[[nodiscard]] inline std::string to_text(VhostUserAddresses addresses) {
+  return addresses == VhostUserAddresses::guest ? "guest" : "host";
+}
+
+/// `0x1000 bytes of fd 5 offset 0x0`.
+[[nodiscard]] inline std::string to_text(const VhostUserLogArea& log) {
+  return detail::concat(detail::hex(log.size), " bytes of fd ", std::to_string(log.fd), " offset ",
+                        detail::hex(log.offset));
+}
+
+/// `request 37 payload 0x28 fds 1 needs_reply`, or `reply to request 37 ...`.
+[[nodiscard]] inline std::string to_text(const VhostUserMessage& message) {
+  return detail::concat(
+      message.is_reply() ? "reply to request " : "request ", std::to_string(message.request()),
+      " payload ", detail::hex(message.payload().size()), " fds ",
+      std::to_string(message.fds().size()), message.needs_reply() ? " needs_reply" : "");
+}
+
 }  // namespace vmspace

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Whether a value of an enumeration of the memory layer is one of its enumerators.
+
+#pragma once
+
+#include "vmspace/memory/region_descriptor.hpp"
+
+namespace vmspace {
+
+constexpr bool is_known(Unsealed unsealed) noexcept {
+  switch (unsealed) {
+    case Unsealed::accept:
+    case Unsealed::refuse: return true;
+  }
+  return false;
+}
+
+}  // namespace vmspace
