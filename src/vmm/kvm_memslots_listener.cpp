@@ -43,8 +43,7 @@ Result<void> named(Result<void> result, const MemorySection& section) noexcept {
 /// How many numbers below `limit` are free.
 std::uint64_t count_free(const RangePool& numbers, std::uint32_t limit) {
   std::uint64_t count = 0;
-  const auto ranges = numbers.snapshot();
-  for (const Range& free : ranges.free_ranges()) {
+  for (const Range& free : numbers.free_ranges()) {
     if (free.min() < limit)
       count += std::min<std::uint64_t>(free.max(), limit - 1) - free.min() + 1;
   }

@@ -234,6 +234,12 @@ TEST(Lease, CanBeDestroyedOnAnotherThread) {
   EXPECT_THAT(pool.holders(), IsEmpty());
 }
 
+TEST(RangePool, ListsWhatIsFree) {
+  const RangePool pool = pool_of(Range::of(0, 0xf));
+  const Lease lease = *pool.acquire_at(Range::of(4, 5), "nic0");
+  EXPECT_THAT(pool.free_ranges(), ElementsAre(Range::of(0, 3), Range::of(6, 0xf)));
+}
+
 TEST(RangePool, PrintsItsNameAndItsRanges) {
   const RangePool pool = pool_of(Range::of(0, 0xf));
   Lease lease = *pool.acquire({.size = 2}, "nic0");

@@ -179,6 +179,9 @@ class RangePool {
     return holders;
   }
 
+  /// Lists the ranges that are free, in address order. O(n) in them; allocates.
+  [[nodiscard]] std::vector<Range> free_ranges() const { return state_->free_ranges(); }
+
   /// The pool's ranges as they are now, free and held, for inspection: stats(), free_ranges(), who
   /// holds an address. O(n log n); allocates.
   [[nodiscard]] IntervalTree<std::string> snapshot() const { return *state_->snapshot(); }

@@ -126,6 +126,13 @@ class RangePoolState {
       visit(*holding);
   }
 
+  /// What is free, in address order. Allocates.
+  [[nodiscard]] std::vector<Range> free_ranges() {
+    const std::lock_guard lock(mutex_);
+    const auto free = free_.free_ranges();
+    return {free.begin(), free.end()};
+  }
+
   /// Everything, free and held, as one tree. `overlap` when something is in the pool twice, which is
   /// a defect. Allocates.
   [[nodiscard]] Result<IntervalTree<std::string>> snapshot() {
