@@ -8,10 +8,15 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <memory>
+#include <utility>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/text.hpp"
 
 using namespace vmspace::literals;
 
@@ -19,22 +24,34 @@ namespace {
 
 vmspace::Result<void> example(int vm_fd) {
   // README begin
+  // A machine with 64 MiB of RAM, all of it mapped.
+  vmspace::AddressSpaceBase plan(VMSPACE_TRY(vmspace::AddressSpaceLayout::x86_64({})));
+  VMSPACE_TRY(plan.insert_region(
+      {.name = "ram", .size = 64_MiB, .backing = {.source = vmspace::MemorySource::shmem}}));
+  const auto memory = VMSPACE_TRY(vmspace::VmMemory::create(plan));
+
+  // KVM is told of what there is, and from now on of every change.
   auto slots = VMSPACE_TRY(vmspace::KvmMemslots::create(vm_fd));
+  VMSPACE_TRY(memory.add_listener(std::make_shared<vmspace::KvmMemslots>(std::move(slots))));
 
-  // A ROM: filled by the host, then shown. Guest writes to it exit to the VMM.
-  const auto description = VMSPACE_TRY(
-      vmspace::AddressSpaceRegion::make({.name = "firmware",
-                                         .type = vmspace::RegionType::firmware_memory,
-                                         .base = vmspace::GuestAddress{0xffe0'0000},
-                                         .size = 2_MiB,
-                                         .backing = {.source = vmspace::MemorySource::anon},
-                                         .protection = vmspace::Protection::read}));
-  const auto rom = VMSPACE_TRY(vmspace::MemoryRegion::map(description));
-  const std::byte hlt[] = {std::byte{0xf4}};
-  VMSPACE_TRY(rom->load_image(2_MiB - 16, hlt));
-  VMSPACE_TRY(slots.set(*rom));
+  // A DIMM comes: readers and the guest see it at once, or nobody does and this is an error.
+  const auto dimm = VMSPACE_TRY(memory.plug({.name = "dimm0",
+                                             .base = vmspace::GuestAddress{4_GiB},
+                                             .size = 256_MiB,
+                                             .backing = {.source = vmspace::MemorySource::shmem},
+                                             .hotplug = true}));
+  auto reader = memory.reader();  // one for each thread
+  VMSPACE_TRY(reader->memory.write(dimm->base(), std::uint64_t{42}));
 
-  std::printf("%u of %u slots\n", slots.used(), slots.limit());  // 1 of 32764, or what KVM has
+  // Who migrates the machine asks what was written since it last looked.
+  auto log = VMSPACE_TRY(memory.start_dirty_log());
+  VMSPACE_TRY(reader->memory.write(dimm->base(), std::uint64_t{43}));
+  for (const vmspace::GuestRange& dirty : VMSPACE_TRY(log.harvest()))
+    std::printf("written: %s\n", to_text(dirty).c_str());  // 0x100000000+0x1000
+
+  // And goes again, unmapped when this returns: no reader may hold on to an old map meanwhile.
+  reader.park();
+  VMSPACE_TRY(memory.unplug(dimm->shared_description(), std::chrono::seconds(1)));
   // README end
   return {};
 }

@@ -196,6 +196,15 @@ TEST(Text, OfMemoryForDma) {
             "BAR1 [0x0-0x3fff] rw-: " + overlap.message());
 }
 
+TEST(Text, OfWhatIsUnsettled) {
+  EXPECT_EQ(to_text(UnsettledSection{.listener = "kvm",
+                                     .range = {GuestAddress(0x1000), 0x2000},
+                                     .how = Unsettled::retired}),
+            "kvm: 0x1000+0x2000 retired");
+  EXPECT_EQ(to_text(Unsettled::missing), "missing");
+  EXPECT_EQ(to_text(Unsettled::unlogged), "unlogged");
+}
+
 TEST(Text, OfVhostUser) {
   EXPECT_EQ(to_text(VhostUserAddresses::host), "host");
   EXPECT_EQ(to_text(VhostUserAddresses::guest), "guest");

@@ -78,4 +78,19 @@ namespace vmspace {
       std::to_string(message.fds().size()), message.needs_reply() ? " needs_reply" : "");
 }
 
+/// The enumerator's name.
+[[nodiscard]] inline std::string to_text(Unsettled how) {
+  switch (how) {
+    case Unsettled::retired: return "retired";
+    case Unsettled::missing: return "missing";
+    case Unsettled::unlogged: return "unlogged";
+  }
+  return "Unsettled " + std::to_string(static_cast<int>(how));
+}
+
+/// `kvm: 0x1000+0x2000 retired`.
+[[nodiscard]] inline std::string to_text(const UnsettledSection& section) {
+  return detail::concat(section.listener, ": ", to_text(section.range), " ", to_text(section.how));
+}
+
 }  // namespace vmspace
