@@ -197,10 +197,10 @@ TEST(Text, OfMemoryForDma) {
 }
 
 TEST(Text, OfWhatIsUnsettled) {
-  EXPECT_EQ(to_text(UnsettledSection{.listener = "kvm",
-                                     .range = {GuestAddress(0x1000), 0x2000},
-                                     .how = Unsettled::retired}),
-            "kvm: 0x1000+0x2000 retired");
+  EXPECT_EQ(
+      to_text(UnsettledSection{
+          .listener = "kvm", .range = {GuestAddress(0x1000), 0x2000}, .how = Unsettled::retired}),
+      "kvm: 0x1000+0x2000 retired");
   EXPECT_EQ(to_text(Unsettled::missing), "missing");
   EXPECT_EQ(to_text(Unsettled::unlogged), "unlogged");
 }

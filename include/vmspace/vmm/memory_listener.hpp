@@ -72,7 +72,8 @@ class MemorySection {
   std::uint64_t size_;
 };
 
-/// What one change does to mapped memory.
+/// What one change does to mapped memory. Removed sections that overlap an added one are removed
+/// first, all others last.
 struct MemoryChange {
   std::span<const MemorySection> removed = {};  ///< in address order
   std::span<const MemorySection> added = {};    ///< in address order
@@ -87,12 +88,13 @@ struct MemoryChange {
 ///
 /// For one change the calls are: prepare(); then remove() for each section and commit(), where
 /// there are any to be removed first; then add() for each and commit(); then, once it is published,
-/// remove() for each other and commit(). Where some listener refuses, what was done is undone by
-/// the opposite calls, in reverse order.
+/// remove() for each other and commit(). Where some listener refuses, what was done is undone by the
+/// opposite calls, and a commit(), in reverse order. (What a listener has not committed yet is undone
+/// without one.)
 ///
-/// A call that returns an error, or throws, has changed nothing. Any call but remove() may throw
-/// std::bad_alloc. A call into the VmMemory that is making the change is an error there
-/// (`would_deadlock`).
+/// A call that returns an error, or throws, has changed nothing. Any call may throw; remove() and
+/// log_stop() should need no memory, since they are what undoes and frees. A call into the VmMemory
+/// that is making the change is an error there (`would_deadlock`).
 ///
 /// Threads: VmMemory makes one call at a time, from the thread that makes the change.
 class VMSPACE_EXPORT MemoryListener {
