@@ -92,7 +92,7 @@ Result<Vm> Vm::create() {
 
 Result<std::unique_ptr<Vcpu>> Vcpu::start(const Vm& vm, const Start& start,
                                           std::shared_ptr<const vmspace::VcpuGate> gate) {
-  Descriptor vcpu(::ioctl(vm.fd(), KVM_CREATE_VCPU, 0));
+  Descriptor vcpu(::ioctl(vm.fd(), KVM_CREATE_VCPU, start.id));
   if (vcpu.get() < 0) return os_failure("KVM_CREATE_VCPU");
 
   kvm_sregs sregs{};

@@ -66,6 +66,7 @@ struct Start {
   /// Without privileges, but for I/O ports: HLT is not allowed then. A KVM without help from the
   /// hardware runs such code natively, and emulates all other.
   bool user_mode = false;
+  unsigned id = 0;  ///< of the processor; each has one of its own
 };
 
 /// What the guest did that the host has to look at.
