@@ -25,7 +25,8 @@ Descriptor::~Descriptor() = default;
 vmspace::Result<Vm> Vm::create() {
   return wrong_host();
 }
-vmspace::Result<std::unique_ptr<Vcpu>> Vcpu::start(const Vm&, const Start&) {
+vmspace::Result<std::unique_ptr<Vcpu>> Vcpu::start(const Vm&, const Start&,
+                                                   std::shared_ptr<const vmspace::VcpuGate>) {
   return wrong_host();
 }
 vmspace::Result<Event> Vcpu::next_event(std::chrono::seconds) {

@@ -29,16 +29,17 @@ using Table = std::array<std::uint64_t, 512>;
 /// Guest virtual addresses are guest physical ones, up to 16 GiB. Pages of 2 MiB, because not every
 /// processor has those of 1 GiB.
 Result<void> write_page_tables(const vmspace::GuestMemory& memory) {
-  constexpr std::uint64_t present = 1 << 0, writable = 1 << 1, large = 1 << 7;
-  Table top{page_directories.value() | present | writable};
+  constexpr std::uint64_t present = 1 << 0, writable = 1 << 1, user = 1 << 2, large = 1 << 7;
+  constexpr std::uint64_t open = present | writable | user;
+  Table top{page_directories.value() | open};
   VMSPACE_TRY(memory.write(page_map, top));
   Table directories{};
   for (std::uint64_t gib = 0; gib < mapped_gibibytes; ++gib) {
     const GuestAddress where{first_directory.value() + gib * sizeof(Table)};
-    directories[gib] = where.value() | present | writable;
+    directories[gib] = where.value() | open;
     Table pages;
     for (std::uint64_t i = 0; i < pages.size(); ++i) {
-      pages[i] = (gib * 1_GiB + i * 2_MiB) | present | writable | large;
+      pages[i] = (gib * 1_GiB + i * 2_MiB) | open | large;
     }
     VMSPACE_TRY(memory.write(where, pages));
   }
@@ -62,9 +63,14 @@ Pattern inverted(const Pattern& pattern) {
 }
 
 Result<Start> load_guest(const vmspace::GuestMemory& memory, const BootParams& params) {
-  VMSPACE_TRY(write_page_tables(memory));
   VMSPACE_TRY(memory.write(boot_params, params));
-  VMSPACE_TRY(memory.write_slice(code, std::span(guest_code_begin, guest_code_end)));
+  return load_code(memory, std::span(guest_code_begin, guest_code_end));
+}
+
+Result<Start> load_code(const vmspace::GuestMemory& memory,
+                        std::span<const std::byte> instructions) {
+  VMSPACE_TRY(write_page_tables(memory));
+  VMSPACE_TRY(memory.write_slice(code, instructions));
   return Start{.code = code, .page_tables = page_map, .argument = boot_params};
 }
 

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "vmspace/memory.hpp"
 
@@ -37,7 +38,11 @@ static_assert(offsetof(BootParams, unplugged) == BOOT_UNPLUGGED);
 /// Where the boot parameters lie.
 inline constexpr vmspace::GuestAddress boot_params{0x1000};
 
-/// Writes code, page tables and boot parameters to the first 2 MiB of memory.
+/// Writes code and page tables to the first 2 MiB of memory; boot parameters are for the caller.
+vmspace::Result<Start> load_code(const vmspace::GuestMemory& memory,
+                                 std::span<const std::byte> instructions);
+
+/// Writes the guest of this demo and its boot parameters there.
 vmspace::Result<Start> load_guest(const vmspace::GuestMemory& memory, const BootParams& params);
 
 }  // namespace tiny_vm

@@ -12,9 +12,9 @@ namespace tiny_vm {
 using namespace vmspace::literals;
 using vmspace::Result;
 
-Result<vmspace::AddressSpace> plan_ram(const vmspace::AddressSpaceLayout& layout,
-                                       std::uint64_t ram_size) {
-  const auto space = VMSPACE_TRY(vmspace::AddressSpace::create(layout));
+Result<vmspace::AddressSpaceBase> plan_ram(const vmspace::AddressSpaceLayout& layout,
+                                           std::uint64_t ram_size) {
+  vmspace::AddressSpaceBase space(layout);
   for (const vmspace::RamPiece& piece : VMSPACE_TRY(layout.plan_ram({ram_size}))) {
     VMSPACE_TRY(space.insert_region({.name = "ram",
                                      .base = piece.base,

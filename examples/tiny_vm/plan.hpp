@@ -14,8 +14,8 @@
 namespace tiny_vm {
 
 /// An address space with `ram_size` bytes of RAM, each piece on a memfd, around the MMIO hole.
-vmspace::Result<vmspace::AddressSpace> plan_ram(const vmspace::AddressSpaceLayout& layout,
-                                                std::uint64_t ram_size);
+vmspace::Result<vmspace::AddressSpaceBase> plan_ram(const vmspace::AddressSpaceLayout& layout,
+                                                    std::uint64_t ram_size);
 
 /// Gets a device its place on PCI, ports, registers, a line that it shares, and an MSI-X vector.
 /// Nothing backs the registers: a device model would answer there.

@@ -21,16 +21,16 @@ using vmspace::Result;
 
 namespace {
 
-auto os_failure(const char* operation) {
-  return fail({.code = Errc::os, .operation = operation, .os_errno = errno});
+auto os_failure(const char* operation, int error = errno) {
+  return fail({.code = Errc::os, .operation = operation, .os_errno = error});
 }
 
 /// 64-bit mode without firmware: paging on, flat segments (AMD64 manual volume 2, section 14.6).
-void enter_long_mode(kvm_sregs& sregs, vmspace::GuestAddress page_tables) {
+void enter_long_mode(kvm_sregs& sregs, const Start& start) {
   constexpr std::uint64_t cr0_protected = 1u << 0, cr0_paging = 1u << 31;
   constexpr std::uint64_t cr4_physical_address_extension = 1u << 5;
   constexpr std::uint64_t efer_long_mode_enable = 1u << 8, efer_long_mode_active = 1u << 10;
-  sregs.cr3 = page_tables.value();
+  sregs.cr3 = start.page_tables.value();
   sregs.cr4 = cr4_physical_address_extension;
   sregs.cr0 = cr0_protected | cr0_paging;
   sregs.efer = efer_long_mode_enable | efer_long_mode_active;
@@ -40,12 +40,13 @@ void enter_long_mode(kvm_sregs& sregs, vmspace::GuestAddress page_tables) {
   flat.present = 1;
   flat.s = 1;  // code or data
   flat.g = 1;  // the limit counts pages
+  flat.dpl = start.user_mode ? 3 : 0;
   kvm_segment code = flat;
-  code.selector = 0x08;
+  code.selector = start.user_mode ? 0x33 : 0x08;
   code.type = 11;  // execute, read, accessed
   code.l = 1;      // 64-bit
   kvm_segment data = flat;
-  data.selector = 0x10;
+  data.selector = start.user_mode ? 0x2b : 0x10;
   data.type = 3;  // read, write, accessed
   data.db = 1;
   sregs.cs = code;
@@ -89,19 +90,21 @@ Result<Vm> Vm::create() {
   return Vm(std::move(vm), static_cast<std::size_t>(run_size));
 }
 
-Result<std::unique_ptr<Vcpu>> Vcpu::start(const Vm& vm, const Start& start) {
-  Descriptor vcpu(::ioctl(vm.fd(), KVM_CREATE_VCPU, 0));
+Result<std::unique_ptr<Vcpu>> Vcpu::start(const Vm& vm, const Start& start,
+                                          std::shared_ptr<const vmspace::VcpuGate> gate) {
+  Descriptor vcpu(::ioctl(vm.fd(), KVM_CREATE_VCPU, start.id));
   if (vcpu.get() < 0) return os_failure("KVM_CREATE_VCPU");
 
   kvm_sregs sregs{};
   if (::ioctl(vcpu.get(), KVM_GET_SREGS, &sregs) < 0) return os_failure("KVM_GET_SREGS");
-  enter_long_mode(sregs, start.page_tables);
+  enter_long_mode(sregs, start);
   if (::ioctl(vcpu.get(), KVM_SET_SREGS, &sregs) < 0) return os_failure("KVM_SET_SREGS");
 
   kvm_regs regs{};
   regs.rip = start.code.value();
   regs.rdi = start.argument.value();
-  regs.rflags = 2;  // the bit that is always set; interrupts off
+  constexpr std::uint64_t always_set = 1u << 1, ports_for_all = 3u << 12;
+  regs.rflags = always_set | (start.user_mode ? ports_for_all : 0);  // interrupts off
   if (::ioctl(vcpu.get(), KVM_SET_REGS, &regs) < 0) return os_failure("KVM_SET_REGS");
 
   void* run = ::mmap(nullptr, vm.run_size(), PROT_READ | PROT_WRITE, MAP_SHARED, vcpu.get(), 0);
@@ -111,18 +114,28 @@ Result<std::unique_ptr<Vcpu>> Vcpu::start(const Vm& vm, const Start& start) {
   action.sa_handler = on_kick;
   ::sigaction(kick_signal, &action, nullptr);
   return std::unique_ptr<Vcpu>(
-      new Vcpu(std::move(vcpu), static_cast<kvm_run*>(run), vm.run_size()));
+      new Vcpu(std::move(vcpu), static_cast<kvm_run*>(run), vm.run_size(), std::move(gate)));
 }
 
-Vcpu::Vcpu(Descriptor vcpu, kvm_run* run, std::size_t run_size)
-    : vcpu_(std::move(vcpu)), run_(run), run_size_(run_size), thread_([this] { run_loop(); }) {}
+Vcpu::Vcpu(Descriptor vcpu, kvm_run* run, std::size_t run_size,
+           std::shared_ptr<const vmspace::VcpuGate> gate)
+    : vcpu_(std::move(vcpu)),
+      run_(run),
+      run_size_(run_size),
+      gate_(std::move(gate)),
+      thread_([this] { run_loop(); }) {}
 
 Vcpu::~Vcpu() {
-  // The flag stops the processor at its next entry, the signal when it is in the guest now.
-  __atomic_store_n(&run_->immediate_exit, std::uint8_t{1}, __ATOMIC_SEQ_CST);
-  ::pthread_kill(thread_.native_handle(), kick_signal);
+  is_to_stop_ = true;
+  kick(thread_.native_handle());
   thread_.join();
   ::munmap(run_, run_size_);
+}
+
+/// The flag stops the processor at its next entry, the signal when it is in the guest now.
+void Vcpu::kick(pthread_t thread) {
+  __atomic_store_n(&run_->immediate_exit, std::uint8_t{1}, __ATOMIC_SEQ_CST);
+  ::pthread_kill(thread, kick_signal);
 }
 
 Result<Event> Vcpu::next_event(std::chrono::seconds limit) {
@@ -144,15 +157,20 @@ void Vcpu::post(Result<Event> event) {
   posted_.notify_one();
 }
 
+/// KVM_RUN; gives what it failed with, or 0.
+int Vcpu::run(const vmspace::VcpuGate::Vcpu& vcpu) {
+  const auto inside = vcpu.enter();
+  return ::ioctl(vcpu_.get(), KVM_RUN, 0) < 0 ? errno : 0;
+}
+
 void Vcpu::run_loop() {
+  const auto vcpu = gate_->add_vcpu([this, thread = ::pthread_self()] { kick(thread); });
   for (;;) {
-    if (::ioctl(vcpu_.get(), KVM_RUN, 0) < 0) {
-      const bool asked_to_stop = __atomic_load_n(&run_->immediate_exit, __ATOMIC_SEQ_CST) != 0;
-      if (errno == EINTR && !asked_to_stop) continue;
-      if (!asked_to_stop) post(os_failure("KVM_RUN"));
-      return;
-    }
-    const Result<Event> event = handle_exit();
+    const int error = run(vcpu);
+    __atomic_store_n(&run_->immediate_exit, std::uint8_t{0}, __ATOMIC_SEQ_CST);
+    if (is_to_stop_) return;  // looked at after that: who stops it sets both in the opposite order
+    if (error == EINTR) continue;
+    const Result<Event> event = error == 0 ? handle_exit() : os_failure("KVM_RUN", error);
     post(event);
     if (!event || event->kind == Event::Kind::halted) return;
   }

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A virtual machine of one processor under /dev/kvm, as plain as it can be: no interrupt
+// A virtual machine under /dev/kvm, as plain as it can be: no interrupt
 // controller, no timer, no firmware, and no memory of its own. Source: the kernel's
 // Documentation/virt/kvm/api.rst.
 
 #pragma once
 
+#include <pthread.h>
+
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -18,6 +21,7 @@
 
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/base/result.hpp"
+#include "vmspace/vmm/vcpu_gate.hpp"
 
 struct kvm_run;
 
@@ -59,6 +63,10 @@ struct Start {
   vmspace::GuestAddress code;
   vmspace::GuestAddress page_tables;
   vmspace::GuestAddress argument;
+  /// Without privileges, but for I/O ports: HLT is not allowed then. A KVM without help from the
+  /// hardware runs such code natively, and emulates all other.
+  bool user_mode = false;
+  unsigned id = 0;  ///< of the processor; each has one of its own
 };
 
 /// What the guest did that the host has to look at.
@@ -75,13 +83,15 @@ struct Event {
 };
 
 /// A processor that runs on a thread of its own from construction until it halts, fails or is
-/// destroyed.
+/// destroyed, and stays out of the guest while the gate is closed.
 class Vcpu {
  public:
-  static vmspace::Result<std::unique_ptr<Vcpu>> start(const Vm& vm, const Start& start);
+  static vmspace::Result<std::unique_ptr<Vcpu>> start(
+      const Vm& vm, const Start& start, std::shared_ptr<const vmspace::VcpuGate> gate);
   Vcpu(const Vcpu&) = delete;
   Vcpu& operator=(const Vcpu&) = delete;
-  /// Takes the processor out of the guest, wherever it is there, and ends its thread.
+  /// Takes the processor out of the guest, wherever it is there, and ends its thread. Not during a
+  /// pause, which the thread may be waiting for.
   ~Vcpu();
 
   /// The next event, in order; waits for it. `timed_out` when none comes within `limit`; an error
@@ -89,14 +99,19 @@ class Vcpu {
   vmspace::Result<Event> next_event(std::chrono::seconds limit);
 
  private:
-  Vcpu(Descriptor vcpu, kvm_run* run, std::size_t run_size);
+  Vcpu(Descriptor vcpu, kvm_run* run, std::size_t run_size,
+       std::shared_ptr<const vmspace::VcpuGate> gate);
   void run_loop();
+  int run(const vmspace::VcpuGate::Vcpu& vcpu);
+  void kick(pthread_t thread);
   vmspace::Result<Event> handle_exit();
   void post(vmspace::Result<Event> event);
 
   Descriptor vcpu_;
   kvm_run* run_;
   std::size_t run_size_;
+  std::shared_ptr<const vmspace::VcpuGate> gate_;
+  std::atomic<bool> is_to_stop_{false};
   std::mutex mutex_;
   std::condition_variable posted_;
   std::deque<vmspace::Result<Event>> events_;

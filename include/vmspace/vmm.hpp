@@ -11,6 +11,7 @@
 #include "vmspace/vmm/kvm_memslots.hpp"
 #include "vmspace/vmm/memory_listener.hpp"
 #include "vmspace/vmm/memory_recorder.hpp"
+#include "vmspace/vmm/vcpu_gate.hpp"
 #include "vmspace/vmm/vfio_container.hpp"
 #include "vmspace/vmm/vhost_kernel_memory.hpp"
 #include "vmspace/vmm/vhost_user_backend.hpp"

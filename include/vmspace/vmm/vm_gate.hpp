@@ -3,7 +3,8 @@
 // How VmMemory keeps vCPUs out of the guest while an address range changes what it is.
 //
 // A slot of KVM that is replaced has to go before the next one comes, and an access in between is
-// answered as if nothing were there. Only the VMM can keep its vCPUs from making one.
+// answered as if nothing were there. Only the VMM can keep its vCPUs from making one; VcpuGate
+// (vcpu_gate.hpp) does where they are threads that call KVM_RUN.
 
 #pragma once
 
