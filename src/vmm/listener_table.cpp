@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <iterator>
-#include <ranges>
 #include <utility>
 
 #include "vmspace/address_space/guest_range.hpp"
@@ -66,8 +65,8 @@ Result<void> ListenerTable::apply(TableChange& change, VmGate* gate) {
   std::size_t removed_from = 0;  // so many entries, from the last
   std::size_t added_to = 0;      // so many entries, from the first
   Result<void> done;
-  for (Entry& entry : entries_ | std::views::reverse) {
-    done = attempt(entry, TableTask::remove, change.removed_first, change.spare);
+  for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
+    done = attempt(*entry, TableTask::remove, change.removed_first, change.spare);
     if (!done) break;
     ++removed_from;
   }
@@ -92,8 +91,8 @@ Result<void> ListenerTable::apply(TableChange& change, VmGate* gate) {
 }
 
 void ListenerTable::finish(TableChange& change) noexcept {
-  for (Entry& entry : entries_ | std::views::reverse)
-    undo(entry, TableTask::remove, change.removed_last, change.spare);
+  for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry)
+    undo(*entry, TableTask::remove, change.removed_last, change.spare);
   change.paused.reset();
   forget_gone();
   thrown_ = nullptr;
@@ -243,12 +242,14 @@ Result<void> ListenerTable::stop_log(const GuestMemory& memory) noexcept {
 
 bool ListenerTable::remove_all(const GuestMemory& memory) noexcept {
   bool all = settle().has_value();
-  for (Entry& entry : entries_ | std::views::reverse) {
+  const auto regions = memory.regions();
+  for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
+    MemoryListener& listener = *entry->listener;
     bool let_go = true;
-    for (const MemoryRegionPtr& region : memory.regions() | std::views::reverse)
-      let_go &= tell(*entry.listener, TableTask::remove, MemorySection(region)).has_value();
-    let_go &= commit(*entry.listener).has_value();
-    all &= let_go || entry.listener->is_gone();
+    for (auto region = regions.rbegin(); region != regions.rend(); ++region)
+      let_go &= tell(listener, TableTask::remove, MemorySection(*region)).has_value();
+    let_go &= commit(listener).has_value();
+    all &= let_go || listener.is_gone();
   }
   return all;
 }

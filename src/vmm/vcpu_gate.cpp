@@ -16,12 +16,11 @@
 
 namespace vmspace {
 
-/// One vCPU.
+/// One vCPU, on cache lines of its own, because its thread writes to it at every entry and exit.
 struct VMSPACE_HIDDEN VcpuGate::Seat {
-  Kick kick;
-  std::thread::id thread = std::this_thread::get_id();
-  /// On a cache line of its own, because the vCPU's thread writes it at every entry and exit.
   alignas(64) std::atomic<bool> is_inside{false};
+  std::thread::id thread = std::this_thread::get_id();
+  Kick kick;
 };
 
 /// Who enters stores is_inside and then loads is_closed; who pauses stores is_closed and then loads
