@@ -25,7 +25,8 @@ namespace {
 vmspace::Result<void> example(int vm_fd) {
   // README begin
   // A machine with 64 MiB of RAM, all of it mapped.
-  vmspace::AddressSpaceBase plan(VMSPACE_TRY(vmspace::AddressSpaceLayout::x86_64({})));
+  auto layout = VMSPACE_TRY(vmspace::AddressSpaceLayout::x86_64({.phys_bits = 40}));
+  vmspace::AddressSpaceBase plan(std::move(layout));
   VMSPACE_TRY(plan.insert_region(
       {.name = "ram", .size = 64_MiB, .backing = {.source = vmspace::MemorySource::shmem}}));
   const auto memory = VMSPACE_TRY(vmspace::VmMemory::create(plan));

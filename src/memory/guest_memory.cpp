@@ -166,8 +166,9 @@ Result<GuestMemory> GuestMemory::with_changes(std::span<const MemoryRegionPtr> r
       added_by_host, &MemoryRegion::host_base);
   for (const MemoryRegion* region : added_by_host)
     VMSPACE_TRY(check_memory(changed.by_host, *region));
-  VMSPACE_TRY(join_tracking(changed.regions));
-  return GuestMemory(std::make_shared<const Map>(std::move(changed)));
+  auto map = std::make_shared<const Map>(std::move(changed));
+  VMSPACE_TRY(join_tracking(map->regions));  // last, since nothing undoes it
+  return GuestMemory(std::move(map));
 }
 
 Result<GuestMemory> GuestMemory::with_region(MemoryRegionPtr region) const {
