@@ -77,7 +77,7 @@ MmioPlace place_of(const HeldRegion& held) noexcept {
 MmioPlace place_of(const HeldWindow& held) noexcept {
   return {.size = held.range.size(),
           .align = std::max(window_granule, held.align),
-          .reach = held.reach,
+          .reach = held.prefetchable ? held.reach : MmioReach::below_4g,
           .prefetchable = held.prefetchable,
           .bridge = held.bridge};
 }
@@ -212,6 +212,10 @@ Result<void> Acquisition::take(const BridgeWindow& request, DeviceRecord& record
   VMSPACE_TRY(check_request(request.size, request.align, request.bridge, record));
   VMSPACE_TRY(check_reach(request.reach));
   VMSPACE_TRY(check_bridge(request, record));
+  if (request.reach == MmioReach::high && !request.prefetchable) {
+    return fail({.code = Errc::invalid_argument,
+                 .reason = "a bridge window that is not prefetchable must be below 4 GiB"});
+  }
   if (request.size % window_granule != 0) {
     return fail({.code = Errc::misaligned,
                  .first = Operand::size(request.size),

@@ -378,7 +378,9 @@ class ResourcesOracle {
     for (const OraclePlace& other : places) {
       if (own == nullptr && !other.parked && is_behind(other.bridge, owner)) return false;
     }
-    return enter({owner, true, 0, it, it.size, std::max(it.align, 1_MiB), it.reach, it.prefetchable,
+    if (it.reach == MmioReach::high && !it.prefetchable) return false;
+    const MmioReach reach = it.prefetchable ? it.reach : MmioReach::below_4g;
+    return enter({owner, true, 0, it, it.size, std::max(it.align, 1_MiB), reach, it.prefetchable,
                   it.bridge, it.parked},
                  it.fixed);
   }

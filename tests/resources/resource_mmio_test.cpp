@@ -207,10 +207,11 @@ TEST_F(ResourceMmioTest, TheLastAddressesAreGivenAndComeBack) {
       manager_of({.phys_max = last,
                   .apertures = {{"mmio", Range::of(last - 1_GiB + 1, last), ApertureUse::mmio}}});
   {
-    auto got = VMSPACE_ASSERT_OK(
-        top.acquire({MmioRange{.size = 4_KiB, .fixed = GuestAddress{last - 4_KiB + 1}},
-                     BridgeWindow{.size = 1_MiB, .fixed = GuestAddress{last - 2_MiB + 1}}},
-                    "dev"));
+    auto got = VMSPACE_ASSERT_OK(top.acquire(
+        {MmioRange{.size = 4_KiB, .fixed = GuestAddress{last - 4_KiB + 1}},
+         BridgeWindow{
+             .size = 1_MiB, .prefetchable = true, .fixed = GuestAddress{last - 2_MiB + 1}}},
+        "dev"));
     EXPECT_EQ(got.mmio()->range().max(), last);
     test::refusal(top, Errc::overlap, [&] {
       return top.acquire({MmioRange{.size = 1, .fixed = GuestAddress{last}}}, "b");
@@ -219,8 +220,8 @@ TEST_F(ResourceMmioTest, TheLastAddressesAreGivenAndComeBack) {
     VMSPACE_EXPECT_OK(
         top.relocate({{&got, 0, GuestAddress{last - 1_MiB + 1}, ResourceKind::bridge_window},
                       {&got, 0, std::nullopt}}));
-    const auto behind =
-        VMSPACE_ASSERT_OK(top.acquire({MmioRange{.size = 1_MiB, .bridge = "dev"}}, "behind"));
+    const auto behind = VMSPACE_ASSERT_OK(
+        top.acquire({MmioRange{.size = 1_MiB, .prefetchable = true, .bridge = "dev"}}, "behind"));
     EXPECT_EQ(behind.mmio()->range().max(), last);
     test::refusal(top, Errc::no_space,
                   [&] { return top.acquire({MmioRange{.size = 1_GiB, .align = 1}}, "b"); });

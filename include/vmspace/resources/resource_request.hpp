@@ -102,6 +102,8 @@ struct MemoryRange {
 struct BridgeWindow {
   std::uint64_t size;  ///< bytes; a multiple of 1 MiB (PCI-to-PCI Bridge Architecture, 3.2.5.8)
   std::uint64_t align = 0;  ///< a power of two, at least 1 MiB; 0: 1 MiB
+  /// A window that is not prefetchable is always below 4 GiB: PCI has no upper base and limit
+  /// registers for it (3.2.5.8, 3.2.5.9). `high` is an error for it.
   MmioReach reach = MmioReach::any;
   bool prefetchable = false;  ///< takes prefetchable ranges, and is tried first for them
   /// The owner of the window that it lies in, for a bridge behind one. Bridges nest 256 deep at most.
