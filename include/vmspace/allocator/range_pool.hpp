@@ -224,7 +224,9 @@ class RangePool {
   }
 
   /// Whether two handles are of one pool.
-  friend bool operator==(const RangePool&, const RangePool&) noexcept = default;
+  [[nodiscard]] bool same_as(const RangePool& other) const noexcept {
+    return state_ == other.state_;
+  }
 
  private:
   explicit RangePool(std::shared_ptr<detail::RangePoolState> state) noexcept
