@@ -52,7 +52,7 @@ Result<DeviceResources> Machine::plug(const vmspace::RegionOptions& options) {
 Result<void> Machine::unplug(DeviceResources& dimm) {
   const auto& region = dimm.memory();
   if (slots_) VMSPACE_TRY(slots_->clear(region->guest_range()));
-  memory_ = VMSPACE_TRY(memory_.without_region(region->base()));  // and unmaps it
+  memory_ = VMSPACE_TRY(memory_.without_region(region->base()));  // this unmaps it
   return dimm.release();
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The machine's memory in its three shapes, which change together: described (the address space),
-// mapped on the host (guest memory), and shown to the guest (KVM's slots).
+// The machine's memory in its three forms, which change together: described (the address space),
+// mapped on the host (guest memory) and visible to the guest (KVM memory slots).
 
 #pragma once
 
@@ -16,19 +16,20 @@ namespace tiny_vm {
 
 class Machine {
  public:
-  /// Maps all memory that the space of the manager describes. Pages come when they are touched.
+  /// Maps all memory that the space of the manager describes. Pages are allocated on first touch.
   static vmspace::Result<Machine> create(const vmspace::ResourceManager& manager);
 
   [[nodiscard]] const vmspace::GuestMemory& memory() const { return memory_; }
 
-  /// Shows all memory, and from now on what is plugged, to the guest of this VM, in slots with
-  /// numbers of this pool.
+  /// Makes all memory, including what is plugged later, visible to the VM's guest, in slots
+  /// numbered from this pool.
   vmspace::Result<void> show_to(int vm_fd, const vmspace::RangePool& slots);
 
-  /// Adds RAM where there is room for it. It is described first, so that nobody else gets the
-  /// addresses, and the guest sees it last. After an error the next change of the space takes it out.
+  /// Adds RAM where there is room for it. The region is inserted into the space first, which
+  /// reserves its addresses, and becomes visible to the guest last. On error, the next change of
+  /// the space removes it.
   vmspace::Result<vmspace::DeviceResources> plug(const vmspace::RegionOptions& options);
-  /// Takes it away again, in the opposite order.
+  /// Unplugs it, in the reverse order.
   vmspace::Result<void> unplug(vmspace::DeviceResources& dimm);
 
  private:

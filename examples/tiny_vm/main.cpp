@@ -32,7 +32,7 @@ using vmspace::Result;
 constexpr GuestAddress below_hole{2_GiB};
 constexpr GuestAddress above_hole{5_GiB};
 constexpr std::uint64_t seed = 0x1234'5678'9abc'0000;
-constexpr std::chrono::seconds patience{20};  // for a guest that needs microseconds
+constexpr std::chrono::seconds patience{20};  // the guest itself needs microseconds
 
 const vmspace::RegionOptions dimm{
     .name = "dimm0",
@@ -62,7 +62,7 @@ Result<void> unplug(Machine& machine, DeviceResources& plugged) {
   return {};
 }
 
-/// What remains where no guest can run: the host alone uses the memory.
+/// Used where no guest can run: the host exercises the memory alone.
 Result<void> run_without_guest(Machine& machine) {
   const auto use = [&machine](GuestAddress where) -> Result<void> {
     VMSPACE_TRY(machine.memory().write(where, make_pattern(seed)));
@@ -118,7 +118,7 @@ Result<void> run_guest(Machine& machine, const DeviceResources& reporter, const 
   return {};
 }
 
-/// What a device had is the next one's as soon as it is gone.
+/// The resources of a released device are available to the next one immediately.
 Result<void> replace(const vmspace::ResourceManager& manager, DeviceResources& nic) {
   const auto ports = nic.pio();
   const auto registers = nic.mmio()->range();
@@ -126,13 +126,14 @@ Result<void> replace(const vmspace::ResourceManager& manager, DeviceResources& n
   say("device", "nic0 is detached");
   const auto next = VMSPACE_TRY(attach(manager, "nic1", ports.size(), registers.size()));
   return expect(next.pio() == ports && next.mmio()->range() == registers,
-                "the next device gets the ports and the addresses of the last");
+                "the next device gets the same ports and addresses");
 }
 
 Result<void> run() {
   const auto layout = VMSPACE_TRY(vmspace::AddressSpaceLayout::x86_64({.phys_bits = 40}));
   const auto space = VMSPACE_TRY(plan_ram(layout, 6_GiB));
-  // As many as every KVM has; shared by devices with memory of their own and by the machine's.
+  // The least that any KVM offers; shared by the machine's RAM and by devices with memory of their
+  // own.
   const auto slots =
       VMSPACE_TRY(vmspace::RangePool::create("memory slots", {vmspace::Range::of(0, 508)}));
   const auto manager = VMSPACE_TRY(vmspace::ResourceManager::create(space, {.kvm_slots = slots}));

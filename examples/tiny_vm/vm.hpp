@@ -40,7 +40,7 @@ class Descriptor {
 /// A virtual machine without memory and without processors.
 class Vm {
  public:
-  /// Fails where KVM is not there, not allowed, or too old: its message says which.
+  /// Fails if KVM is missing, inaccessible or too old; the message says which.
   static vmspace::Result<Vm> create();
 
   [[nodiscard]] int fd() const { return vm_.get(); }
@@ -81,11 +81,11 @@ class Vcpu {
   static vmspace::Result<std::unique_ptr<Vcpu>> start(const Vm& vm, const Start& start);
   Vcpu(const Vcpu&) = delete;
   Vcpu& operator=(const Vcpu&) = delete;
-  /// Takes the processor out of the guest, wherever it is there, and ends its thread.
+  /// Forces the processor out of the guest and joins its thread.
   ~Vcpu();
 
-  /// The next event, in order; waits for it. `timed_out` when none comes within `limit`; an error
-  /// that names the exit when the processor could not go on.
+  /// Waits for the next event. `timed_out` if none arrives within `limit`; an error that names the
+  /// exit if the processor could not continue.
   vmspace::Result<Event> next_event(std::chrono::seconds limit);
 
  private:
