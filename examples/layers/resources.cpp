@@ -6,6 +6,7 @@
 #include <string>
 
 #include "vmspace/base/literals.hpp"
+#include "vmspace/text.hpp"
 
 using namespace vmspace::literals;
 
@@ -22,27 +23,29 @@ vmspace::Result<void> example() {
       {vmspace::PciDevice{}, vmspace::PioRange{.size = 32}, vmspace::MmioRange{.size = 64_KiB},
        vmspace::LegacyIrq{.shared = true}, vmspace::MsixVectors{.count = 3}},
       "nic0"));
-  std::printf("%llx\n", nic.mmio()->base().value() + 0ULL);  // c0000000
-  std::printf("line %u\n", nic.legacy_irq());                // line 5
+  // nic0: {pio [0x1000-0x101f], mmio [0xc0000000-0xc000ffff], legacy_irq 5, msix 1024-1026, ...}
+  std::printf("%s\n", to_text(nic).c_str());
 
-  // All or nothing: the disk's ports are free again, because its BAR fits nowhere. The error says
+  // All or nothing: no aperture can hold the disk's BAR, so its ports are released too. The error:
   // "ResourceManager::acquire: "request 1 (mmio) of disk0": no space for 0x800000000000 in [...]".
   const auto disk = manager.acquire(
       {vmspace::PioRange{.size = 16}, vmspace::MmioRange{.size = 128_TiB}}, "disk0");
   if (!disk) std::printf("%s\n", disk.error().message().c_str());
 
-  // The guest swaps two BARs, one register at a time: decoding off, both written, decoding on.
+  // The guest swaps two BARs: it disables decoding, writes both registers, and enables it again.
   auto gpu = VMSPACE_TRY(manager.acquire({vmspace::MmioRange{.size = 64_KiB}}, "gpu0"));
   const auto nic_base = nic.mmio()->base();
   const auto gpu_base = gpu.mmio()->base();
-  VMSPACE_TRY(manager.relocate({{&nic}, {&gpu}}));  // parked
-  VMSPACE_TRY(manager.relocate({{&nic, 0, gpu_base}, {&gpu, 0, nic_base}}));
-  // A bridge, and a device behind it: in its window, where nobody else is.
+  VMSPACE_TRY(
+      manager.relocate({vmspace::ResourceMove::park(nic), vmspace::ResourceMove::park(gpu)}));
+  VMSPACE_TRY(manager.relocate(
+      {vmspace::ResourceMove::place(nic, gpu_base), vmspace::ResourceMove::place(gpu, nic_base)}));
+  // A bridge and a device behind it: the BAR is placed in the bridge's window.
   const auto bridge = VMSPACE_TRY(
       manager.acquire({vmspace::PciDevice{}, vmspace::BridgeWindow{.size = 2_MiB}}, "bridge0"));
   const auto behind = VMSPACE_TRY(
       manager.acquire({vmspace::MmioRange{.size = 4_KiB, .bridge = "bridge0"}}, "nvme0"));
-  // Saved as text, and restored elsewhere: everything is asked for again, and checked again.
+  // Save as text and restore elsewhere: every resource is acquired, and checked, again.
   const std::string saved = format_claims(manager.claims());
   const auto claims = VMSPACE_TRY(vmspace::parse_claims(saved));
   const auto other = VMSPACE_TRY(vmspace::ResourceManager::create(other_space));

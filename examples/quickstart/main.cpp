@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The first quarter of an hour with vmspace: numbers by themselves, all that devices need, and a piece
-// of guest memory. Ends with 0 only when everything came out as the comments say.
+// A fifteen-minute tour of vmspace: a plain number allocator, the resources of devices, and a piece
+// of guest memory. Exits with 0 only if every check holds.
 
 #include <cstdint>
 #include <cstdio>
@@ -36,13 +36,13 @@ void check(bool holds, const char* what) {
   std::printf("ok: %s\n", what);
 }
 
-// What nobody holds has no owner: a null pointer.
+// find_value() returns null for a number that nobody holds.
 bool owns(const IntervalTree<std::string>& numbers, std::uint64_t number, std::string_view who) {
   const std::string* owner = numbers.find_value(number);
   return owner != nullptr && *owner == who;
 }
 
-// Numbers of your own, such as ids: any will do, each used once.
+// Numbers of your own, such as device ids: interchangeable, and each in use at most once.
 void device_ids() {
   IntervalTree<std::string> ids;
   value_or_exit(ids.insert(Range::of(0, 255)));
@@ -54,11 +54,11 @@ void device_ids() {
 
   value_or_exit(ids.free(disk));
   check(value_or_exit(ids.allocate({.size = 1}, "gpu")) == disk, "a freed id is used again");
-  check(!ids.allocate_at(nic, "sound"), "an id that is taken is not given twice");
+  check(!ids.allocate_at(nic, "sound"), "an id in use is not given out twice");
 }
 
-// What devices need: ports, lines, vectors, registers. A manager hands out all that one asks for, or
-// nothing, and takes it back when the device goes.
+// Devices need ports, interrupt lines, vectors and registers. A manager assigns everything that a
+// device requests, or nothing, and reclaims it when the device is destroyed.
 void device_resources() {
   const auto layout = value_or_exit(vmspace::AddressSpaceLayout::x86_64({.phys_bits = 40}));
   const auto space = value_or_exit(vmspace::AddressSpace::create(layout));
@@ -70,7 +70,8 @@ void device_resources() {
       "nic"));
   auto gpu = value_or_exit(
       manager.acquire({MmioRange{.size = 256_MiB}, LegacyIrq{.fixed = 5, .shared = true}}, "gpu"));
-  check(nic.mmio()->base() == GuestAddress{0xc000'0000}, "the first range lies at the start");
+  check(nic.mmio()->base() == GuestAddress{0xc000'0000},
+        "the first range is at the start of the aperture");
   check(gpu.mmio()->base() == GuestAddress{0xd000'0000}, "an aligned range leaves a gap before it");
   check(nic.mmio(1)->base() == GuestAddress{0x80'0000'0000}, "a 64-bit BAR lies above 4 GiB");
   check(nic.legacy_irq() == 5 && gpu.legacy_irq() == 5, "two devices may share a line");
@@ -78,7 +79,8 @@ void device_resources() {
         "any address finds its owner");
 
   const auto none = manager.acquire({PioRange{.size = 8}, MmioRange{.size = 1_TiB}}, "fpga");
-  check(!none && none.error().code == vmspace::Errc::no_space, "no space is an error...");
+  check(!none && none.error().code == vmspace::Errc::no_space,
+        "running out of space is an error...");
   std::printf("    %s\n", none.error().message().c_str());
   check(manager.holders().size() == 6, "... and leaves everything as it was");
 
@@ -87,7 +89,7 @@ void device_resources() {
   std::printf("%s", resource_table(manager).c_str());
 }
 
-// An address space of one region of memory, and that memory's contents.
+// An address space with one memory region, and access to its contents.
 void guest_memory() {
   const auto layout = value_or_exit(
       vmspace::AddressSpaceLayout::make({.phys_max = 1_GiB - 1, .ram = Range::of(0, 16_MiB - 1)}));
@@ -103,7 +105,7 @@ void guest_memory() {
         "what was written is read");
 
   const auto outside = memory.read<std::uint64_t>(GuestAddress{2_MiB - 4});
-  check(!outside, "a read over the end is an error...");
+  check(!outside, "a read past the end is an error...");
   std::printf("    %s\n", outside.error().message().c_str());
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// In place of vm.cpp and guest.S where the host is no x86-64: there is no machine for this guest.
+// Replaces vm.cpp and guest.S on hosts other than x86-64, where this guest cannot run.
 
 #include <cstddef>
 

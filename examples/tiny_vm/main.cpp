@@ -35,7 +35,7 @@ using vmspace::VmMemory;
 constexpr GuestAddress below_hole{2_GiB};
 constexpr GuestAddress above_hole{5_GiB};
 constexpr std::uint64_t seed = 0x1234'5678'9abc'0000;
-constexpr std::chrono::seconds patience{20};  // for a guest that needs microseconds
+constexpr std::chrono::seconds patience{20};  // the guest itself needs microseconds
 
 /// Guests add and remove RAM in blocks of 128 MiB.
 const vmspace::MemoryRange dimm{.region = {.name = "dimm0",
@@ -74,7 +74,7 @@ Result<void> unplug(const Machine& machine, DeviceResources& plugged) {
   return {};
 }
 
-/// What remains where no guest can run: the host alone uses the memory.
+/// Used where no guest can run: the host exercises the memory alone.
 Result<void> run_without_guest(const Machine& machine) {
   const auto use = [&machine](GuestAddress where) -> Result<void> {
     VMSPACE_TRY(machine.memory.map()->memory.write(where, make_pattern(seed)));
@@ -141,17 +141,19 @@ Result<std::shared_ptr<vmspace::VcpuGate>> connect(const VmMemory& memory, const
   return gate;
 }
 
-/// The guest moves a device's registers; then the device goes, and what it had is the next one's.
+/// Moves a device's registers. The resources of a released device are available to the next one
+/// immediately.
 Result<void> move_and_replace(const vmspace::ResourceManager& manager, DeviceResources& nic) {
   const auto ports = nic.pio();
   const auto registers = nic.mmio()->range();
-  VMSPACE_TRY(manager.relocate({{.device = &nic, .to = GuestAddress{registers.min() + 1_MiB}}}));
+  VMSPACE_TRY(
+      manager.relocate({vmspace::ResourceMove::place(nic, GuestAddress{registers.min() + 1_MiB})}));
   say("device", "nic0 has its registers at {:#x}", nic.mmio()->base().value());
   VMSPACE_TRY(nic.release());
   say("device", "nic0 is detached");
   const auto next = VMSPACE_TRY(attach(manager, "nic1", ports.size(), registers.size()));
   return expect(next.pio() == ports && next.mmio()->range() == registers,
-                "the next device gets the ports and the first addresses of the last");
+                "the next device gets the same ports and addresses");
 }
 
 Result<void> run() {
@@ -161,7 +163,8 @@ Result<void> run() {
   say("host", "mapped {} regions of memory, to be filled when touched",
       memory.map()->memory.regions().size());
 
-  // As many as every KVM has; shared by devices with memory of their own and by the machine's.
+  // The least that any KVM offers; shared by the machine's RAM and by devices with memory of their
+  // own.
   const auto slots =
       VMSPACE_TRY(vmspace::RangePool::create("memory slots", {vmspace::Range::of(0, 508)}));
   const auto manager = VMSPACE_TRY(

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The machine on paper: what lies where in its guest physical space, and which device has what,
-// before any of it exists.
+// The machine on paper: its address map and the resources of its devices, before any of them exist.
 
 #pragma once
 
@@ -17,8 +16,8 @@ namespace tiny_vm {
 vmspace::Result<vmspace::AddressSpaceBase> plan_ram(const vmspace::AddressSpaceLayout& layout,
                                                     std::uint64_t ram_size);
 
-/// Gets a device its place on PCI, ports, registers, a line that it shares, and an MSI-X vector.
-/// Nothing backs the registers: a device model would answer there.
+/// Acquires a PCI device number, ports, registers, a shared interrupt line and an MSI-X vector for
+/// a device. No memory backs the registers; a device model would handle accesses to them.
 vmspace::Result<vmspace::DeviceResources> attach(const vmspace::ResourceManager& manager,
                                                  std::string_view name, std::uint64_t ports,
                                                  std::uint64_t registers);

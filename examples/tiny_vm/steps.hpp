@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How the demo tells what it does: one line a step, and an error where a step does not hold.
+// The demo's output: one line per step, and an error if a step fails.
 
 #pragma once
 
@@ -21,7 +21,7 @@ void say(std::string_view topic, fmt::format_string<Args...> text, Args&&... arg
   std::fflush(stdout);  // the guest may take its time
 }
 
-/// An error when `holds` is false; `what` is a sentence that should have been true.
+/// An error when `holds` is false; `what` states the condition that should have held.
 [[nodiscard]] inline vmspace::Result<void> expect(bool holds, std::string_view what) {
   if (holds) return {};
   return vmspace::fail({.code = vmspace::Errc::bad_state,

@@ -72,7 +72,7 @@ Result<Vm> Vm::create() {
     return fail({.code = Errc::unsupported,
                  .operation = "KVM_GET_API_VERSION",
                  .first = Operand::number(static_cast<std::uint64_t>(version)),
-                 .reason = "the version that every kernel since 2.6.22 has is 12"});
+                 .reason = "must be 12, the version of every kernel since 2.6.22"});
   }
   const int run_size = ::ioctl(kvm.get(), KVM_GET_VCPU_MMAP_SIZE, 0);
   if (run_size < 0) return os_failure("KVM_GET_VCPU_MMAP_SIZE");
@@ -187,7 +187,8 @@ Result<Event> Vcpu::handle_exit() {
     case KVM_EXIT_HLT: return Event{.kind = Event::Kind::halted};
     case KVM_EXIT_IO: {
       const auto& io = run_->io;
-      if (io.direction != KVM_EXIT_IO_OUT || io.count != 1) return unexpected("odd port access");
+      if (io.direction != KVM_EXIT_IO_OUT || io.count != 1)
+        return unexpected("unexpected kind of port access");
       std::uint32_t value = 0;
       std::memcpy(&value, reinterpret_cast<const char*>(run_) + io.data_offset, io.size);
       return Event{.kind = Event::Kind::port_write, .address = io.port, .value = value};

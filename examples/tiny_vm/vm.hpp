@@ -44,7 +44,7 @@ class Descriptor {
 /// A virtual machine without memory and without processors.
 class Vm {
  public:
-  /// Fails where KVM is not there, not allowed, or too old: its message says which.
+  /// Fails if KVM is missing, inaccessible or too old; the message says which.
   static vmspace::Result<Vm> create();
 
   [[nodiscard]] int fd() const { return vm_.get(); }
@@ -90,12 +90,12 @@ class Vcpu {
       const Vm& vm, const Start& start, std::shared_ptr<const vmspace::VcpuGate> gate);
   Vcpu(const Vcpu&) = delete;
   Vcpu& operator=(const Vcpu&) = delete;
-  /// Takes the processor out of the guest, wherever it is there, and ends its thread. Not during a
-  /// pause, which the thread may be waiting for.
+  /// Forces the processor out of the guest and joins its thread. Not during a pause, which the thread
+  /// may be waiting for.
   ~Vcpu();
 
-  /// The next event, in order; waits for it. `timed_out` when none comes within `limit`; an error
-  /// that names the exit when the processor could not go on.
+  /// Waits for the next event. `timed_out` if none arrives within `limit`; an error that names the
+  /// exit if the processor could not continue.
   vmspace::Result<Event> next_event(std::chrono::seconds limit);
 
  private:

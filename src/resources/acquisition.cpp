@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Numbers; addresses are in acquisition_addresses.cpp.
+// Acquisition of numbers; addresses are in acquisition_addresses.cpp.
 
 #include "resources/acquisition.hpp"
 
@@ -18,7 +18,7 @@ namespace vmspace::detail {
 namespace {
 
 Result<void> check_alignment(std::uint64_t align) {
-  if ((align & (align - 1)) == 0) return {};  // 0 stands for the usual one
+  if ((align & (align - 1)) == 0) return {};  // 0: the default alignment
   return fail({.code = Errc::bad_alignment,
                .first = Operand::size(align),
                .reason = "must be a power of two"});
@@ -77,7 +77,7 @@ Result<void> Acquisition::take_numbers(const Numbers& wanted, DeviceRecord& reco
 
 Result<void> Acquisition::take(const PioRange& request, DeviceRecord& record) {
   VMSPACE_TRY(check_alignment(request.align));
-  // Without an alignment, a fixed range is where it is; another one is as PCI has it.
+  // By default, a fixed range has no alignment and any other is naturally aligned, as PCI requires.
   constexpr std::uint64_t all_ports = 0x1'0000;
   std::uint64_t align = request.align;
   if (align == 0) align = request.fixed ? 1 : std::bit_ceil(std::min(request.size, all_ports));
@@ -209,7 +209,9 @@ Result<void> Acquisition::take(const LegacyIrq& request, DeviceRecord& record) {
   if (!own) {
     Error error = own.error();
     if (request.fixed && line != nullptr) {
-      error.reason = "the line is shared, and was asked for as exclusive; held by";
+      error.reason = "exclusive use was requested, but the line is shared; held by";
+    } else if (request.shared && error.code == Errc::overlap) {
+      error.reason = "held by an owner that does not share it";
     }
     return fail(error);
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Meeting requests one by one, so that all of them can be undone.
+// Processes requests one by one in a way that can be undone.
 
 #pragma once
 
@@ -20,12 +20,14 @@
 
 namespace vmspace::detail {
 
-/// Adds what is asked for to records, which reserve() has prepared. Numbers are taken in the state,
-/// whose mutex is held; regions are entered in the draft. A call that fails, or throws, takes nothing.
+/// Adds requested resources to records that reserve() has prepared. Numbers are taken from the
+/// state, whose mutex the caller holds; regions are inserted into the draft. A call that fails or
+/// throws takes nothing.
 class Acquisition {
  public:
-  /// Without a draft, there must be no requests for addresses. What is adopted may also be where a
-  /// bridge that has no window at an address has left it. Windows are `caller`'s to settle.
+  /// `draft` may be null if no request is for addresses. With `adopts`, a range may also be where a
+  /// bridge that is gone, or whose windows are all parked, left it. Windows stay unsettled until
+  /// `caller` settles them.
   Acquisition(ResourceState& state, AddressSpaceBase* draft, bool adopts,
               const void* caller) noexcept
       : state_(state), draft_(draft), adopts_(adopts), caller_(caller) {}
@@ -46,7 +48,7 @@ class Acquisition {
   [[nodiscard]] Result<void> take(const PciDevice& request, DeviceRecord& record);
   [[nodiscard]] Result<void> take(const MacAddress& request, DeviceRecord& record);
 
-  /// What is asked of numbers.
+  /// A request for numbers.
   struct Numbers {
     ResourceKind kind;
     std::uint64_t size;
@@ -55,20 +57,21 @@ class Acquisition {
     std::optional<std::uint64_t> fixed = {};
   };
   [[nodiscard]] Result<void> take_numbers(const Numbers& wanted, DeviceRecord& record);
-  /// Takes exactly these; an error names who holds some of them.
+  /// Takes exactly these; on conflict the error names the holder.
   [[nodiscard]] Result<void> take_at(ResourceKind kind, Range range);
-  /// Takes a line that nobody else gets.
+  /// Takes a line exclusively.
   [[nodiscard]] Result<Range> take_line(std::optional<std::uint32_t> fixed);
   /// The shared line with the fewest holders; null when no line is shared.
   [[nodiscard]] SharedLine* least_shared() noexcept;
 
-  /// Where a range of addresses goes: its fixed place, checked, or a free one.
+  /// Finds a place for a range: its fixed one, checked, or a free one.
   [[nodiscard]] Result<Range> place(const MmioPlace& wanted,
                                     std::optional<GuestAddress> fixed) const;
-  /// Enters a region in the draft and in the record.
+  /// Inserts a region into the draft and the record.
   [[nodiscard]] Result<void> enter(RegionOptions options, HeldRegion held, DeviceRecord& record);
 
-  /// Whether a bridge may have this window, wherever it goes.
+  /// Checks what does not depend on where the window goes: its parent bridge and leftovers of
+  /// earlier bridges.
   [[nodiscard]] Result<void> check_bridge(const BridgeWindow& request,
                                           const DeviceRecord& record) const;
 
@@ -84,7 +87,7 @@ constexpr bool needs_addresses(ResourceKind kind) noexcept {
          kind == ResourceKind::bridge_window;
 }
 
-/// How much a record holds at most.
+/// The capacity that a record needs.
 struct RecordSize {
   std::size_t numbers = 0;
   std::size_t slots = 0;  ///< of the numbers
@@ -105,13 +108,13 @@ struct RecordSize {
   [[nodiscard]] bool has_addresses() const noexcept { return regions + windows != 0; }
 };
 
-/// Prepares a record for so much, so that what is taken can be added without allocating.
+/// Reserves this capacity, so that adding to the record does not allocate.
 void reserve(DeviceRecord& record, const RecordSize& size);
 
-/// Whether a request says exactly what it must get.
+/// Whether a request names one exact resource.
 [[nodiscard]] bool is_fixed(const ResourceRequest& request);
 
-/// What was asked of the place of a range.
+/// The placement constraints of a range.
 [[nodiscard]] MmioPlace place_of(const HeldRegion& held) noexcept;
 [[nodiscard]] MmioPlace place_of(const HeldWindow& held) noexcept;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Acquisition: guest physical addresses.
+// Acquisition of guest physical addresses.
 
 #include <algorithm>
 #include <cassert>
@@ -49,11 +49,21 @@ Result<void> check_reach(MmioReach reach) {
                .reason = "not a value of MmioReach"});
 }
 
-/// The error of the ledger, with the owner of the region in the way.
+/// `not_found` unless the layout has the aperture that a request names.
+Result<void> check_aperture(const AddressSpaceLayout& layout, std::string_view name) {
+  if (name.empty()) return {};
+  const Aperture* const aperture = layout.find_aperture(name);
+  if (aperture != nullptr && aperture->takes(RegionType::device_memory)) return {};
+  return fail({.code = Errc::not_found,
+               .reason = "the layout has no aperture with this name that accepts MMIO",
+               .text = {{}, name}});
+}
+
+/// Adds the owner of the conflicting region to an error of the ledger.
 Error with_holder(Error error, const AddressSpaceBase& space) {
   if (error.code == Errc::overlap && error.second.kind == Operand::Kind::range) {
     const AddressSpaceRegion* other = space.find_region(GuestAddress{error.second.first});
-    // Else it is an aperture or a hole of the layout, which the error names.
+    // Otherwise it is an aperture or a hole, which the error already names.
     if (other != nullptr && operand(other->range()) == error.second) {
       error.reason = "held by";
       error.text = {{}, other->owner().empty() ? other->name() : other->owner()};
@@ -71,15 +81,17 @@ MmioPlace place_of(const HeldRegion& held) noexcept {
           .align = held.unaligned ? 1 : mmio_alignment(size, held.align),
           .reach = held.reach,
           .prefetchable = held.prefetchable,
-          .bridge = held.bridge};
+          .bridge = held.bridge,
+          .aperture = held.aperture};
 }
 
 MmioPlace place_of(const HeldWindow& held) noexcept {
   return {.size = held.range.size(),
           .align = std::max(window_granule, held.align),
-          .reach = held.reach,
+          .reach = held.prefetchable ? held.reach : MmioReach::below_4g,
           .prefetchable = held.prefetchable,
-          .bridge = held.bridge};
+          .bridge = held.bridge,
+          .aperture = held.aperture};
 }
 
 Result<Range> Acquisition::place(const MmioPlace& wanted, std::optional<GuestAddress> fixed) const {
@@ -111,6 +123,7 @@ Result<void> Acquisition::enter(RegionOptions options, HeldRegion held, DeviceRe
 Result<void> Acquisition::take(const MmioRange& request, DeviceRecord& record) {
   VMSPACE_TRY(check_request(request.size, request.align, request.bridge, record));
   VMSPACE_TRY(check_reach(request.reach));
+  VMSPACE_TRY(check_aperture(draft_->layout(), request.aperture));
   RegionOptions options{
       .name = request.name, .type = RegionType::device_memory, .size = request.size};
   HeldRegion held{.kind = ResourceKind::mmio,
@@ -119,7 +132,8 @@ Result<void> Acquisition::take(const MmioRange& request, DeviceRecord& record) {
                   .align = request.align,
                   .reach = request.reach,
                   .prefetchable = request.prefetchable,
-                  .bridge = request.bridge};
+                  .bridge = request.bridge,
+                  .aperture = request.aperture};
   const std::uint64_t align = mmio_alignment(request.size, request.align);
   held.unaligned = request.align == 0 && request.fixed && request.fixed->value() % align != 0;
   if (request.parked) {
@@ -129,7 +143,8 @@ Result<void> Acquisition::take(const MmioRange& request, DeviceRecord& record) {
                            .align = held.unaligned ? 1 : align,
                            .reach = request.reach,
                            .prefetchable = request.prefetchable,
-                           .bridge = request.bridge};
+                           .bridge = request.bridge,
+                           .aperture = request.aperture};
     const Range found = VMSPACE_TRY(place(wanted, request.fixed));
     options.base = GuestAddress{found.min()};
   }
@@ -143,6 +158,11 @@ Result<void> Acquisition::take(const MemoryRange& request, DeviceRecord& record)
     return fail({.code = Errc::invalid_argument,
                  .first = Operand::address(options.base.value()),
                  .reason = "the region's base must be 0: `fixed` says where it lies"});
+  }
+  if (!options.owner.empty()) {
+    return fail({.code = Errc::invalid_argument,
+                 .reason = "the region's owner must be empty: acquire() sets it",
+                 .text = {{}, options.owner}});
   }
   if (!is_known(options.type)) {
     return fail({.code = Errc::invalid_argument,
@@ -180,7 +200,7 @@ Result<void> Acquisition::check_bridge(const BridgeWindow& request,
     return refuse(Errc::invalid_argument, "all windows of a bridge are behind the same bridge",
                   request.bridge);
   }
-  // What an earlier bridge of this name has left is in no window of this one.
+  // Ranges left by an earlier bridge with this name would be outside the new window.
   std::size_t deepest_behind = 0;
   const auto names_it = [&](const auto& held) { return held.bridge == record.owner; };
   const bool is_named = std::ranges::any_of(state_.owners(), [&](const DeviceRecord* other) {
@@ -211,7 +231,12 @@ Result<void> Acquisition::check_bridge(const BridgeWindow& request,
 Result<void> Acquisition::take(const BridgeWindow& request, DeviceRecord& record) {
   VMSPACE_TRY(check_request(request.size, request.align, request.bridge, record));
   VMSPACE_TRY(check_reach(request.reach));
+  VMSPACE_TRY(check_aperture(draft_->layout(), request.aperture));
   VMSPACE_TRY(check_bridge(request, record));
+  if (request.reach == MmioReach::high && !request.prefetchable) {
+    return fail({.code = Errc::invalid_argument,
+                 .reason = "a bridge window that is not prefetchable must be below 4 GiB"});
+  }
   if (request.size % window_granule != 0) {
     return fail({.code = Errc::misaligned,
                  .first = Operand::size(request.size),
@@ -224,14 +249,15 @@ Result<void> Acquisition::take(const BridgeWindow& request, DeviceRecord& record
                   .align = request.align,
                   .reach = request.reach,
                   .prefetchable = request.prefetchable,
-                  .bridge = request.bridge};
+                  .bridge = request.bridge,
+                  .aperture = request.aperture};
   if (request.parked) {
     const GuestAddress base = request.fixed.value_or(GuestAddress{});
     held.range = VMSPACE_TRY(Range::from_base_size(base.value(), request.size));
   } else {
     const MmioPlace wanted = place_of(held);
     held.range = VMSPACE_TRY(place(wanted, request.fixed));
-    // A fixed window, too, begins empty.
+    // A window must be empty when it is acquired, even a fixed one.
     const auto other = std::find_if(
         draft_->begin(), draft_->end(),
         [&](const AddressSpaceRegionPtr& region) { return region->range().overlaps(held.range); });
@@ -243,7 +269,7 @@ Result<void> Acquisition::take(const BridgeWindow& request, DeviceRecord& record
                    .text = {{}, (*other)->name()}});
     }
   }
-  // The state points to a record's windows: reserve() has seen to it that they stay where they are.
+  // The state keeps pointers to these elements: reserve() guarantees that they are not reallocated.
   assert(record.windows.size() < record.windows.capacity());
   state_.windows.push_back({record.windows.data() + record.windows.size(), &record});
   record.windows.push_back(std::move(held));

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which fields each kind of claim has, in the order in which they are written: the one table that
-// both writing and reading follow.
+// The fields of each kind of claim, in the order in which they are written: the one table behind both
+// formatting and parsing.
 //
-// The member of a field is a pointer to member, or a function from the request to the member, for
-// std::invoke. Its default is what a default-made request has.
+// Field::member is anything that std::invoke can apply to the request. A field's default is its value
+// in a value-initialised request.
 
 #pragma once
 
@@ -52,8 +52,9 @@ constexpr auto fields_of(const MmioRange&) {
   return std::tuple(optional("base", &MmioRange::fixed), required("size", &MmioRange::size),
                     optional("align", &MmioRange::align), optional("reach", &MmioRange::reach),
                     optional("prefetchable", &MmioRange::prefetchable),
-                    optional("bridge", &MmioRange::bridge), optional("parked", &MmioRange::parked),
-                    optional("name", &MmioRange::name));
+                    optional("bridge", &MmioRange::bridge),
+                    optional("aperture", &MmioRange::aperture),
+                    optional("parked", &MmioRange::parked), optional("name", &MmioRange::name));
 }
 // Left out are the backing, which the restoring VMM sets, and base and owner, which
 // are the manager's to set.
@@ -74,7 +75,8 @@ constexpr auto fields_of(const BridgeWindow&) {
       optional("base", &BridgeWindow::fixed), required("size", &BridgeWindow::size),
       optional("align", &BridgeWindow::align), optional("reach", &BridgeWindow::reach),
       optional("prefetchable", &BridgeWindow::prefetchable),
-      optional("bridge", &BridgeWindow::bridge), optional("parked", &BridgeWindow::parked));
+      optional("bridge", &BridgeWindow::bridge), optional("aperture", &BridgeWindow::aperture),
+      optional("parked", &BridgeWindow::parked));
 }
 constexpr auto fields_of(const LegacyIrq&) {
   return std::tuple(optional("first", &LegacyIrq::fixed), optional("shared", &LegacyIrq::shared));
@@ -95,7 +97,7 @@ constexpr auto fields_of(const PciDevice&) {
   return std::tuple(optional("segment", &PciDevice::segment), optional("bus", &PciDevice::bus),
                     optional("device", &PciDevice::device));
 }
-// The whole request is the value: as a number alone it would be written like a port.
+// The value is the whole request, not its number, which would be written like a port.
 constexpr auto fields_of(const MacAddress&) {
   return std::tuple(optional("address", std::identity()));
 }

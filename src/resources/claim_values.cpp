@@ -16,10 +16,10 @@ namespace vmspace::detail {
 
 namespace {
 
-/// What name_of() has for a value without a name. It can't be read.
+/// The name_of() of an unnamed value; never parsed.
 constexpr std::string_view unknown = "unknown";
 
-/// All of the text as a number; nothing when any of it is not a digit, or the number is too large.
+/// The whole text as a number; empty if it is not one or is too large.
 std::optional<std::uint64_t> read_digits(std::string_view digits, int base) {
   std::uint64_t number = 0;
   const char* const end = digits.data() + digits.size();
@@ -28,7 +28,8 @@ std::optional<std::uint64_t> read_digits(std::string_view digits, int base) {
   return number;
 }
 
-/// The enumerator with this name: they count up from 0, and what follows the last has no name.
+/// Finds the enumerator with this name. Enumerators are consecutive from 0; the first unnamed value
+/// ends the search.
 template <typename Enum>
 bool read_name(std::string_view name, Enum& value) {
   for (unsigned i = 0; name_of(static_cast<Enum>(i)) != unknown; ++i) {
@@ -86,7 +87,8 @@ void append_value(std::string& out, Protection value) {
 void append_value(std::string& out, const MacAddress& value) {
   constexpr std::string_view digits = "0123456789abcdef";
   const std::uint64_t number = value.fixed.value_or(0);
-  // Eight bytes for a number that is not a MAC address: it is still told apart from all others.
+  // A number above 48 bits, which is not a MAC address, is written as eight bytes so that it reads
+  // back unchanged.
   for (int shift = number >> 48 != 0 ? 56 : 40; shift >= 0; shift -= 8) {
     out += digits[number >> (shift + 4) & 0xf];
     out += digits[number >> shift & 0xf];

@@ -2,8 +2,8 @@
 //
 // The values of a claim as text. The format is described in vmspace/resources/resource_claim.hpp.
 //
-// append_value() writes a value, and read_value() reads all of a text as one. Reading gives null, or
-// what is wrong with the text, as the reason of an error; the value is then unspecified.
+// append_value() formats a value and read_value() parses a whole string as one. Parsing returns
+// null, or the reason for an error and an unspecified value.
 
 #pragma once
 
@@ -23,8 +23,7 @@
 
 namespace vmspace::detail {
 
-/// Addresses, sizes and ports have 64 bits and are hexadecimal; counts and small numbers have fewer
-/// and are decimal.
+/// 64-bit members (addresses, sizes, ports) are written in hexadecimal, narrower ones in decimal.
 template <std::unsigned_integral Number>
 void append_value(std::string& out, Number value) {
   out += sizeof value == 8 ? hex(value) : std::to_string(value);
@@ -38,7 +37,7 @@ void append_value(std::string& out, Protection value);
 /// A MAC address that is set.
 void append_value(std::string& out, const MacAddress& value);
 
-/// A number up to `max`; nothing when the text is not one.
+/// Parses a number up to `max`; empty if the text is not one.
 [[nodiscard]] std::optional<std::uint64_t> read_number(std::string_view text, std::uint64_t max);
 
 template <std::unsigned_integral Number>

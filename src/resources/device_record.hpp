@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What one owner holds. Made when it is acquired, with everything that giving back needs.
+// What one owner holds, with all the memory that returning it needs.
 
 #pragma once
 
@@ -30,21 +30,21 @@ struct HeldNumber {
   bool shared = false;  ///< an interrupt line that others may hold too
 };
 
-/// A region of the ledger, and what was asked of its place.
+/// A region in the ledger and the constraints it was requested with.
 struct HeldRegion {
   ResourceKind kind;  ///< mmio or memory
   AddressSpaceRegionPtr region;
   bool parked = false;
   bool unaligned = false;  ///< MMIO that was fixed where no BAR can be: it may move anywhere
   std::optional<Range> leaving = {};  ///< while a change that moves it away may still fail
-  std::uint64_t align = 0;            ///< as it was asked
+  std::uint64_t align = 0;            ///< as requested; 0: default
   MmioReach reach = MmioReach::any;
   bool prefetchable = false;
   std::string bridge = {};    ///< of MMIO
-  std::string aperture = {};  ///< of memory, as it was asked
+  std::string aperture = {};  ///< as it was asked
 };
 
-/// A bridge's window. Nothing but what is behind the bridge may lie in it.
+/// A bridge window, which only ranges behind the bridge may overlap.
 struct HeldWindow {
   Range range;  ///< where it has been, when it is parked
   bool parked = false;
@@ -54,7 +54,8 @@ struct HeldWindow {
   std::uint64_t align = 0;  ///< as it was asked
   MmioReach reach = MmioReach::any;
   bool prefetchable = false;
-  std::string bridge = {};  ///< the bridge that this one is behind
+  std::string bridge = {};    ///< the bridge that this one is behind
+  std::string aperture = {};  ///< as it was asked
 };
 
 struct VMSPACE_HIDDEN DeviceRecord {
@@ -67,17 +68,17 @@ struct VMSPACE_HIDDEN DeviceRecord {
   std::vector<PoolHolding> slots = {};  ///< of those numbers that are memory slots; never moved
   std::vector<HeldRegion> regions = {};
   std::vector<HeldWindow> windows = {};
-  RegionList retirement = {};  ///< an element for each region, to be filled in when it is retired
+  RegionList retirement = {};  ///< one spare list node per region, filled in by give_back()
 
   DeviceRecord* next_returned = nullptr;  ///< for ResourceState
 
   // For OwnerTable.
   DeviceRecord* next_in_bucket = nullptr;
-  DeviceRecord* before = nullptr;  ///< the owner that came before this one
+  DeviceRecord* before = nullptr;  ///< the owner that acquired before this one
   DeviceRecord* after = nullptr;
 };
 
-/// The alignment that a request for `size` bytes of MMIO means.
+/// The effective alignment of an MMIO request.
 constexpr std::uint64_t mmio_alignment(std::uint64_t size, std::uint64_t align) noexcept {
   constexpr std::uint64_t page = 4096;
   constexpr std::uint64_t most = std::uint64_t{1} << 63U;

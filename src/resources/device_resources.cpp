@@ -3,7 +3,8 @@
 #include "vmspace/resources/device_resources.hpp"
 
 #include <algorithm>
-#include <cassert>
+#include <cstdio>
+#include <cstdlib>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
@@ -15,14 +16,31 @@ namespace vmspace {
 
 namespace {
 
-/// The element of this index among those of a kind. There is one: the index is below the count.
+/// Ends the process: any range that a caller got instead would be mapped, routed or programmed.
+[[noreturn]] void no_such_index() noexcept {
+  static_cast<void>(std::fputs("DeviceResources: the index must be below count(kind)\n", stderr));
+  std::abort();
+}
+
+/// The element with this index among those of a kind.
 template <typename Held>
-const Held& nth(const std::vector<Held>& held, ResourceKind kind, std::size_t index) noexcept {
-  for (const Held& entry : held) {
+const Held& nth(const detail::DeviceRecord* record, std::vector<Held> detail::DeviceRecord::*list,
+                ResourceKind kind, std::size_t index) noexcept {
+  if (record == nullptr) no_such_index();
+  for (const Held& entry : record->*list) {
     if (entry.kind == kind && index-- == 0) return entry;
   }
-  assert(false && "the index must be below count(kind)");
-  __builtin_unreachable();
+  no_such_index();
+}
+
+const detail::HeldRegion& region(const detail::DeviceRecord* record, ResourceKind kind,
+                                 std::size_t index) noexcept {
+  return nth(record, &detail::DeviceRecord::regions, kind, index);
+}
+
+const detail::HeldWindow& window(const detail::DeviceRecord* record, std::size_t index) noexcept {
+  if (record == nullptr || index >= record->windows.size()) no_such_index();
+  return record->windows[index];
 }
 
 }  // namespace
@@ -98,32 +116,29 @@ std::size_t DeviceResources::count(ResourceKind kind) const noexcept {
 }
 
 Range DeviceResources::number(ResourceKind kind, std::size_t index) const noexcept {
-  assert(is_held());
-  return nth(record_->numbers, kind, index).range;
+  return nth(record_.get(), &detail::DeviceRecord::numbers, kind, index).range;
 }
 
 Range DeviceResources::pio(std::size_t index) const noexcept {
   return number(ResourceKind::pio, index);
 }
 
-const AddressSpaceRegionPtr& DeviceResources::mmio(std::size_t index) const noexcept {
-  assert(is_held());
-  return nth(record_->regions, ResourceKind::mmio, index).region;
+AddressSpaceRegionPtr DeviceResources::mmio(std::size_t index) const noexcept {
+  return region(record_.get(), ResourceKind::mmio, index).region;
 }
 
-bool DeviceResources::is_parked(std::size_t mmio_index) const noexcept {
-  assert(is_held());
-  return nth(record_->regions, ResourceKind::mmio, mmio_index).parked;
+bool DeviceResources::is_parked(ResourceKind kind, std::size_t index) const noexcept {
+  if (index >= count(kind)) no_such_index();
+  if (kind == ResourceKind::bridge_window) return window(record_.get(), index).parked;
+  return kind == ResourceKind::mmio && region(record_.get(), kind, index).parked;
 }
 
-const AddressSpaceRegionPtr& DeviceResources::memory(std::size_t index) const noexcept {
-  assert(is_held());
-  return nth(record_->regions, ResourceKind::memory, index).region;
+AddressSpaceRegionPtr DeviceResources::memory(std::size_t index) const noexcept {
+  return region(record_.get(), ResourceKind::memory, index).region;
 }
 
 Range DeviceResources::bridge_window(std::size_t index) const noexcept {
-  assert(is_held() && index < record_->windows.size());
-  return record_->windows[index].range;
+  return window(record_.get(), index).range;
 }
 
 std::uint32_t DeviceResources::legacy_irq(std::size_t index) const noexcept {
@@ -146,8 +161,8 @@ Range DeviceResources::kvm_slot(std::size_t index) const noexcept {
   return number(ResourceKind::kvm_slot, index);
 }
 
-PciAddress DeviceResources::pci_device(std::size_t index) const noexcept {
-  return detail::pci_address(number(ResourceKind::pci_device, index).min());
+PciSlot DeviceResources::pci_device(std::size_t index) const noexcept {
+  return detail::pci_slot(number(ResourceKind::pci_device, index).min());
 }
 
 std::array<std::uint8_t, 6> DeviceResources::mac_address(std::size_t index) const noexcept {

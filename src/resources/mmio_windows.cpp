@@ -20,8 +20,8 @@ namespace {
 const Range below_4g = Range::of(0, 0xffff'ffff);
 const Range above_4g = Range::of(0x1'0000'0000, std::numeric_limits<std::uint64_t>::max());
 
-/// The parts of the address space that are searched one after the other. What may lie anywhere may
-/// also cross 4 GiB.
+/// The parts of the address space to search, in order. The last one is everything, so that a range
+/// may straddle 4 GiB.
 std::vector<Range> choices(const MmioPlace& wanted) {
   if (wanted.prefetchable && wanted.reach != MmioReach::below_4g) {
     return {above_4g, Range::whole_domain()};
@@ -34,13 +34,13 @@ std::vector<Range> choices(const MmioPlace& wanted) {
   return {below_4g, Range::whole_domain()};
 }
 
-/// How large the largest free piece was, less one.
+/// The size of the largest free piece, minus one.
 std::uint64_t piece_size(const Error& no_space) noexcept {
   const Operand& piece = no_space.available;
   return piece.kind == Operand::Kind::range ? piece.second - piece.first : 0;
 }
 
-/// What of `piece` is outside of the obstacles, which are in ascending order.
+/// The parts of `piece` outside the obstacles, which are sorted.
 std::vector<Range> without(Range piece, const std::vector<Range>& obstacles) {
   std::vector<Range> rest;
   std::uint64_t from = piece.min();
@@ -153,7 +153,9 @@ std::vector<MmioWindows::Piece> MmioWindows::containers(const MmioPlace& wanted)
       if (bridge != owner || window->prefetchable != prefetchable) continue;
       const std::optional<Range> range = offered(*window);
       const Aperture* const around = range ? aperture_around(*range) : nullptr;
-      if (around != nullptr) pieces.push_back({*range, around, prefetchable});
+      const bool is_meant =
+          around != nullptr && (wanted.aperture.empty() || around->name == wanted.aperture);
+      if (is_meant) pieces.push_back({*range, around, prefetchable});
     }
   }
   return pieces;
@@ -164,7 +166,8 @@ Result<Range> MmioWindows::find_place(const AddressSpaceBase& space,
   const std::vector<Piece> pieces = containers(wanted);
   if (pieces.empty()) return fail(no_container(wanted));
 
-  // Nothing lies in another bridge's window, also while one that moves away may yet come back.
+  // No range is placed in another bridge's window, nor in the old place of a window whose move may
+  // still be undone.
   std::vector<Range> obstacles;
   const bool may_meet_windows = std::ranges::any_of(
       pieces, [](const Piece& piece) { return piece.aperture->use != ApertureUse::ram; });
@@ -177,7 +180,7 @@ Result<Range> MmioWindows::find_place(const AddressSpaceBase& space,
     std::sort(obstacles.begin(), obstacles.end());
   }
 
-  // Where prefetchable ranges have a window of their own, that is tried before other ones.
+  // A prefetchable range tries prefetchable windows first.
   std::vector<Piece> reachable;
   for (const bool prefetchable : {true, false}) {
     for (const Range& choice : choices(wanted)) {
@@ -281,7 +284,7 @@ Error about(std::string_view owner, Error error) noexcept {
   return error;
 }
 
-/// Whether a window is one of these.
+/// Whether `windows` contains this one.
 bool is_among(std::span<const HeldWindow* const> windows, const HeldWindow* window) noexcept {
   return std::ranges::find(windows, window) != windows.end();
 }
@@ -315,7 +318,7 @@ Result<void> check_nesting(const MmioWindows& every, const MmioWindows& offered,
       const auto other = static_cast<std::size_t>(&it - all.data());
       const Standing& its = standings[other];
       if (other == i) return true;
-      // What a bridge has left stays where it is, but moves to where no other window is.
+      // A window whose parent bridge is gone may stay, but moves only where no other window is.
       if (!own.is_moved && !its.is_moved && (own.is_left || its.is_left)) return true;
       if (its.depth > own.depth) {
         // It finds this one around it, or else in its way, but where it may have to go back to.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where MMIO may lie: the layout's apertures, less the windows of bridges; or the windows of one
-// bridge, less those of the bridges behind it.
+// Where MMIO ranges may be placed: in the layout's apertures outside all bridge windows, or in the
+// windows of one bridge outside those of the bridges behind it.
 
 #pragma once
 
@@ -27,7 +27,7 @@ namespace vmspace::detail {
 /// what a hostile file can cost within bounds.
 inline constexpr std::size_t max_bridge_depth = 256;
 
-/// What is asked of a place.
+/// The constraints on a place.
 struct MmioPlace {
   RegionType type = RegionType::device_memory;
   std::uint64_t size = 0;
@@ -35,10 +35,11 @@ struct MmioPlace {
   MmioReach reach = MmioReach::any;
   bool prefetchable = false;
   std::string_view bridge = {};
-  std::string_view aperture = {};  ///< of the layout, by name; empty: any that is for MMIO
+  std::string_view aperture =
+      {};  ///< of the layout, by name; empty: any that is not for the platform
 };
 
-/// The windows of all bridges.
+/// All bridge windows.
 ///
 /// A change of a window may still fail after the state's mutex was unlocked, and is undone then. Until
 /// it is settled, others are offered only those addresses of the window that are in it either way.
@@ -65,13 +66,13 @@ class MmioWindows {
   /// `overlap` when it meets the window of another bridge, with that bridge's owner as the detail.
   [[nodiscard]] Result<void> check_place(const MmioPlace& wanted, Range place) const;
 
-  /// Whether what is held may stay there: check_place(), but that a bridge without a window at an
-  /// address holds nothing in place, and what a bridge has left may be anywhere.
+  /// Whether a range that is already held may stay: like check_place(), but a bridge whose windows
+  /// are all parked imposes no limits, and a range whose bridge is gone may be anywhere.
   [[nodiscard]] Result<void> check_stay(const MmioPlace& wanted, Range place) const;
   /// The first part of check_stay(): without what the place may meet.
   [[nodiscard]] Result<void> check_stay_within(const MmioPlace& wanted, Range place) const;
 
-  /// Whether the place meets no window but those that the bridge is behind, itself included: the last
+  /// Whether the place overlaps no window except those of the bridge and its ancestors: the last
   /// part of check_place().
   [[nodiscard]] Result<void> check_clear(std::string_view bridge, Range place) const;
   /// Whether `may_meet(WindowOf)`, an element of the windows, holds for all windows that the place
@@ -102,7 +103,7 @@ class MmioWindows {
     return depth_below(bridge, other).has_value();
   }
 
-  /// Whether the bridge has gone, or one that it is behind: what was behind it stays where it is.
+  /// Whether the bridge, or one of its ancestors, no longer exists.
   [[nodiscard]] bool is_left(std::string_view bridge) const noexcept;
 
   /// Whether the bridge has a window at an address, or may come to have one.
@@ -143,11 +144,10 @@ class MmioWindows {
   bool takes_all_as_settled_ = false;
 };
 
-/// Whether all windows and regions go together: windows lie in windows of their bridges and meet no
-/// others, regions likewise; and what is in the space besides, or was left by a bridge that has gone,
-/// meets none of the windows in `moved`. A bridge without a window at an address holds nothing in
-/// place. The error names the owner.
-/// O(n log n + n w) in regions and windows.
+/// Checks a complete arrangement: every window and region behind a bridge is within one of its windows,
+/// no other range overlaps them, and regions that are not behind any bridge, or whose bridge is gone,
+/// overlap none of the windows in `moved`. A bridge whose windows are all parked imposes no limits. The
+/// error names the owner. O(n log n + n w) in regions and windows.
 [[nodiscard]] Result<void> check_arrangement(const AddressSpaceBase& space,
                                              const OwnerTable& owners,
                                              std::span<const WindowOf> windows,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The numbers of one kind, of which those that are free are kept. Who holds the others is in the
-// owners' records.
+// The numbers of one kind. Only the free ones are stored here; the owners' records list the rest.
 
 #pragma once
 
@@ -35,8 +34,8 @@ class NumberSpace {
   [[nodiscard]] static Result<NumberSpace> create(std::vector<Range> ranges,
                                                   std::optional<Range> any);
 
-  /// Takes the lowest place for `size` numbers in the window; without one, where numbers that are not
-  /// fixed come from. The errors of IntervalTree::allocate. O(log n).
+  /// Takes the lowest `size` numbers in the window, or by default in the range for unpinned
+  /// requests. The errors of IntervalTree::allocate. O(log n).
   [[nodiscard]] Result<Range> take(std::uint64_t size, std::uint64_t align = 1,
                                    std::optional<Range> window = {}) {
     const Range bounds = window.value_or(any_);
@@ -74,8 +73,8 @@ class NumberSpace {
   [[nodiscard]] Range any() const noexcept { return any_; }
 
  private:
-  /// Free ranges are kept apart by ends of windows and by what is held: as much memory as they may
-  /// come to need is reserved when something is taken, so that giving back needs none.
+  /// There are at most as many free ranges as windows and held ranges together. Reserving memory
+  /// for that many when numbers are taken means that returning them never allocates.
   void reserve_one_more() { free_.reserve(windows_.size() + held_ + 1); }
 
   std::vector<Range> windows_;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Who there is, by name and in the order in which they came.
+// The owners, by name and in the order in which they acquired.
 
 #pragma once
 
@@ -15,8 +15,8 @@
 
 namespace vmspace::detail {
 
-/// A hash table whose links are in the records: to come allocates nothing unless the table grows, to
-/// go never does. The records are others'.
+/// An intrusive hash table: inserting allocates only when the table grows, erasing never does. It
+/// does not own the records.
 class OwnerTable {
  public:
   /// In the order in which they came.
@@ -50,7 +50,7 @@ class OwnerTable {
   [[nodiscard]] Iterator begin() const noexcept { return Iterator(first_); }
   [[nodiscard]] Iterator end() const noexcept { return Iterator(); }
 
-  /// False when there is one of this name. Throws std::bad_alloc, and is as it was. Amortised O(1).
+  /// Returns false if the name is taken. Strong guarantee on std::bad_alloc. Amortised O(1).
   [[nodiscard]] bool insert(DeviceRecord& record) {
     if (size_ == buckets_.size()) grow();
     DeviceRecord*& bucket = bucket_of(record);
@@ -77,7 +77,7 @@ class OwnerTable {
     return record;
   }
 
-  /// The record is there. O(1).
+  /// `record` must be in the table. O(1).
   void erase(DeviceRecord& record) noexcept {
     DeviceRecord** link = &bucket_of(record);
     while (*link != &record)

@@ -30,12 +30,12 @@ using detail::DeviceRecord;
 using detail::RecordSize;
 using detail::ResourceState;
 
-// Lists that are met wholly or not at all.
+// Lists that are acquired as a whole or not at all.
 
 /// The requests of one owner.
 struct RequestsOfOne {
   static constexpr const char* operation = "ResourceManager::acquire";
-  static constexpr std::string_view item = "request";  ///< what an error calls one
+  static constexpr std::string_view item = "request";  ///< what errors call an element
   static constexpr bool adopts = false;
 
   std::span<const ResourceRequest> requests;
@@ -48,22 +48,22 @@ struct RequestsOfOne {
   [[nodiscard]] static std::size_t index_of(std::size_t i) noexcept { return i; }
 };
 
-/// A claim, and whose it is.
+/// A claim and its owner's record.
 struct Item {
   const ResourceRequest* request;
   DeviceRecord* record;
   std::size_t index;     ///< in the list as it was given
-  std::size_t rank = 0;  ///< those of lower ranks are met first
+  std::size_t rank = 0;  ///< lower ranks are acquired first
 };
 
-/// The claims of many.
+/// The claims of several owners.
 struct Claims {
   static constexpr const char* operation = "ResourceManager::adopt";
   static constexpr std::string_view item = "claim";
   static constexpr bool adopts = true;
 
   std::vector<DeviceRecord*> owners = {};  ///< each once
-  std::vector<Item> items = {};            ///< in the order in which they are met
+  std::vector<Item> items = {};            ///< in the order in which they are acquired
 
   [[nodiscard]] std::span<DeviceRecord* const> records() const noexcept { return owners; }
   [[nodiscard]] std::size_t size() const noexcept { return items.size(); }
@@ -74,7 +74,7 @@ struct Claims {
   [[nodiscard]] std::size_t index_of(std::size_t i) const noexcept { return items[i].index; }
 };
 
-/// The error of an item: `"request 3 (mmio) of nic0": ...`. Never allocates.
+/// Labels an error with the element at fault: `"request 3 (mmio) of nic0": ...`. Never allocates.
 template <typename List>
 Error about(const List& list, std::size_t i, const Error& error) {
   std::array<char, 128> text;
@@ -86,7 +86,7 @@ Error about(const List& list, std::size_t i, const Error& error) {
   return named;
 }
 
-/// The bridges of a list of claims: which of them come first.
+/// The order in which the bridges of a list of claims are adopted.
 class BridgeOrder {
  public:
   explicit BridgeOrder(const std::vector<Item>& items) {
@@ -98,20 +98,20 @@ class BridgeOrder {
 
   [[nodiscard]] bool empty() const noexcept { return bridges_.empty(); }
 
-  /// Bridges with windows within each other have ascending ranks; all that nothing holds in place, and
-  /// what is behind them, comes after those that are; what is no window is last. O(1) amortised.
+  /// Nested bridges have ascending ranks; bridges whose parent is gone, and those behind them, come
+  /// after the others; whatever is not a window is last. O(1) amortised.
   [[nodiscard]] std::size_t rank_of(const Item& item) {
     if (kind_of(*item.request) != ResourceKind::bridge_window) return last + 1;
-    std::vector<Bridge*> inner;  // those that wait for the rank of the one they are behind
+    std::vector<Bridge*> inner;  // waiting for the rank of their parent
     std::size_t rank = 0;
     for (std::string_view name = item.record->owner; !name.empty();) {
       const auto at = bridges_.find(name);
-      if (at == bridges_.end()) {  // a bridge has left it
+      if (at == bridges_.end()) {  // its parent is gone
         rank = bridges_.size();
         break;
       }
       Bridge& bridge = at->second;
-      if (bridge.is_waiting) {  // bridges that are behind each other, which is refused later
+      if (bridge.is_waiting) {  // a cycle of bridges, which is rejected later
         rank = last;
         break;
       }
@@ -142,8 +142,8 @@ class BridgeOrder {
   std::unordered_map<std::string_view, Bridge> bridges_;
 };
 
-/// Orders items so that bridge windows come before what lies in them, whatever order owners came in:
-/// the windows of outer bridges, those of inner ones, those that a bridge has left, then all else.
+/// Sorts bridge windows before the ranges in them: outer windows, inner windows, windows whose
+/// parent is gone, then everything else.
 void put_windows_first(std::vector<Item>& items) {
   BridgeOrder order(items);
   if (order.empty()) return;
@@ -152,7 +152,7 @@ void put_windows_first(std::vector<Item>& items) {
   std::ranges::stable_sort(items, std::less<>(), &Item::rank);
 }
 
-/// What is taken for a list, and is given back unless it is kept.
+/// Rolls back what a list has taken unless keep() is called.
 template <typename List>
 class Taken {
  public:
@@ -166,7 +166,7 @@ class Taken {
       state_.leave(*list_.records()[--entered_]);
   }
 
-  /// Meets the list; with a draft where it asks for addresses.
+  /// Acquires the list; `draft` is null if no address is requested.
   [[nodiscard]] Result<void> take(AddressSpaceBase* draft) {
     const ResourceState::Lock lock(state_);
     for (DeviceRecord* const record : list_.records()) {
@@ -200,7 +200,7 @@ class Taken {
   std::size_t entered_ = 0;
 };
 
-/// Meets a list by one change of the ledger, or without one where it asks for no address.
+/// Acquires a list, in one change of the ledger if it requests addresses.
 template <typename List>
 Result<void> meet(ResourceState& state, const List& list, bool needs_draft) {
   Taken<List> taken(state, list);

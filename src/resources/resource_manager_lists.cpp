@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// ResourceManager: what is held, by whom, and what is left.
+// ResourceManager: lists of what is held and what is free, and the invariants.
 
 #include <algorithm>
 #include <iterator>
@@ -44,13 +44,13 @@ ResourceRequest request_of(const HeldNumber& held) {
     case ResourceKind::msix: return MsixVectors{.count = count, .fixed = number};
     case ResourceKind::kvm_slot: return KvmSlots{.count = count, .fixed = number};
     case ResourceKind::pci_device: {
-      const PciAddress address = detail::pci_address(first);
-      return PciDevice{.segment = address.segment, .bus = address.bus, .device = address.device};
+      const PciSlot slot = detail::pci_slot(first);
+      return PciDevice{.segment = slot.segment, .bus = slot.bus, .device = slot.device};
     }
     case ResourceKind::mac_address: return MacAddress{.fixed = first};
     case ResourceKind::mmio:
     case ResourceKind::memory:
-    case ResourceKind::bridge_window: break;  // no numbers
+    case ResourceKind::bridge_window: break;  // not numbers
   }
   return PioRange{.size = held.range.size(), .fixed = first};
 }
@@ -75,6 +75,7 @@ ResourceRequest request_of(const HeldRegion& held, const std::string& owner) {
                    .reach = held.reach,
                    .prefetchable = held.prefetchable,
                    .bridge = held.bridge,
+                   .aperture = held.aperture,
                    .fixed = region.base(),
                    .parked = held.parked,
                    .name = region.name() == owner ? std::string() : region.name()};
@@ -86,11 +87,12 @@ ResourceRequest request_of(const HeldWindow& held) {
                       .reach = held.reach,
                       .prefetchable = held.prefetchable,
                       .bridge = held.bridge,
+                      .aperture = held.aperture,
                       .fixed = GuestAddress{held.range.min()},
                       .parked = held.parked};
 }
 
-/// How many members the whole domain has, and whatever else passes 2^64-1, is that.
+/// Saturates at 2^64 - 1: the whole domain has one member more.
 std::uint64_t saturated_sum(std::uint64_t a, std::uint64_t b) noexcept {
   constexpr std::uint64_t most = std::numeric_limits<std::uint64_t>::max();
   return a > most - b ? most : a + b;
@@ -103,7 +105,7 @@ ResourceUsage usage_of(std::string_view name, const IntervalTreeStats& stats) {
           .largest_free = stats.largest_free};
 }
 
-/// An aperture, of which regions and holes take parts.
+/// The use of an aperture by regions and holes.
 ResourceUsage usage_of(const Aperture& aperture, const AddressSpaceBase& space) {
   IntervalTree<> addresses;
   static_cast<void>(addresses.insert(aperture.range));
@@ -122,6 +124,10 @@ ResourceUsage usage_of(const Aperture& aperture, const AddressSpaceBase& space) 
 }
 
 }  // namespace
+
+PciSlot pci_slot_of(const ResourceHolder& holder) noexcept {
+  return detail::pci_slot(holder.range.min());
+}
 
 std::vector<ResourceClaim> ResourceManager::claims() const {
   std::vector<ResourceClaim> claims;
@@ -154,11 +160,12 @@ std::vector<ResourceHolder> ResourceManager::holders() const {
         holders.push_back({.kind = held.kind,
                            .range = held.region->range(),
                            .owner = record->owner,
-                           .parked = held.parked});
+                           .parked = held.parked,
+                           .name = held.region->name()});
       }
     }
   }
-  // Of those who share a line, in the order in which they came.
+  // Holders of a shared line stay in the order in which they acquired it.
   std::stable_sort(holders.begin(), holders.end(), [](const auto& a, const auto& b) {
     return std::tie(a.kind, a.parked, a.range) < std::tie(b.kind, b.parked, b.range);
   });
@@ -200,7 +207,7 @@ Result<void> ResourceManager::check_invariants() const {
   const auto parked = space->parked();
   const ResourceState::Lock lock(*state_);
 
-  // Of each kind, what owners hold and what is free are all numbers, each once.
+  // Held and free numbers together are exactly the numbers of the kind, without overlap.
   for (const ResourceKind kind : number_kinds) {
     const detail::NumberSpace& numbers = *state_->numbers(kind);
     std::vector<Range> held_ranges;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// ResourceManager: sets of moves, judged at their end.
+// ResourceManager: relocation of sets of ranges.
 
 #include <algorithm>
 #include <optional>
@@ -42,36 +42,35 @@ struct RegionTurn {
   std::optional<GuestAddress> to;
 };
 
-/// A window's move, as it will be.
+/// A pending move of a window.
 struct WindowTurn {
   DeviceRecord* record;
   HeldWindow* held;
   HeldWindow after;
 };
 
-/// A set of moves. Each step is a function of its own: what the set is about, whether its end is
-/// right, and then the change, which a failing ledger has undone.
+/// A set of moves: collected by add(), checked and made by apply(), then kept or undone by end().
 class Relocation {
  public:
   explicit Relocation(ResourceState& state) noexcept : state_(state) {}
 
   [[nodiscard]] Result<void> add(DeviceRecord& record, const ResourceMove& move);
 
-  /// Makes the moves in the draft, and in the records, for as long as the state's mutex is held. What
-  /// this throws or fails has changed no record.
+  /// Makes the moves in the draft and in the records, with the state's mutex held. If it fails or
+  /// throws, no record has changed.
   [[nodiscard]] Result<void> apply(AddressSpaceBase& draft);
 
-  /// The ledger has published the moves, or refused to.
+  /// Ends the relocation after the ledger has published or refused it.
   void end(bool published) noexcept;
 
  private:
-  /// All windows as they will be.
+  /// All windows as they will be afterwards.
   [[nodiscard]] std::vector<WindowOf> windows_after();
   [[nodiscard]] Result<void> check_windows();
   [[nodiscard]] Result<void> check_regions(const AddressSpaceBase& draft);
   /// `bad_state` while another call moves what is behind a bridge of the set: it may have to go back.
   [[nodiscard]] Result<void> check_settled(const AddressSpaceBase& draft);
-  /// Whether windows and regions that did not move still go with those that did.
+  /// Checks the arrangement that results, including ranges and windows that do not move.
   [[nodiscard]] Result<void> check_arrangement(const AddressSpaceBase& draft);
   void swap_records() noexcept;
 

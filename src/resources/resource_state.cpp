@@ -28,6 +28,14 @@ Result<NumberSpace> make_space(const NumberWindow& window, std::uint64_t max, co
                  .second = Operand::range(0, max),
                  .text = name});
   }
+  const auto is_in_any = [&](const Range& range) { return range.overlaps(*window.any); };
+  if (window.any && std::ranges::none_of(window.ranges, is_in_any)) {
+    return fail({.code = Errc::out_of_bounds,
+                 .operation = creating,
+                 .first = operand(*window.any),
+                 .reason = "`any` must contain at least one of the numbers",
+                 .text = name});
+  }
   auto space = NumberSpace::create(window.ranges, window.any);
   if (space) return space;
   Error error = space.error().in(creating);
@@ -158,11 +166,11 @@ void destroy_all(DeviceRecord* record) noexcept {
 }  // namespace
 
 ResourceState::Lock::Lock(ResourceState& state) noexcept : state_(state) {
-  // What the mutex guards lies in many cache lines, and a thread that gets it next has to fetch them
-  // from the other's core. Who finds it locked therefore stays away for a moment, in which the other
-  // thread does many calls: taking turns call by call takes two threads nearly twice as long.
+  // The guarded data spans many cache lines, which move between cores whenever the lock changes
+  // hands. A thread that finds it taken therefore backs off briefly, so that the holder can make
+  // many calls in a row; alternating call by call makes two threads nearly twice as slow.
   constexpr int tries = 20;
-  constexpr std::chrono::microseconds moment{1};  // and the slack of the kernel's timers, 50 us
+  constexpr std::chrono::microseconds moment{1};  // plus the kernel's timer slack, 50 us by default
   bool is_locked = state_.mutex_.try_lock();
   for (int i = 0; i < tries && !is_locked; ++i) {
     std::this_thread::sleep_for(moment);
@@ -191,9 +199,9 @@ DeviceRecord* ResourceState::admit_returned() noexcept {
 }
 
 void ResourceState::look_for_returned() noexcept {
-  // Should the thread that leaves a record and the one that unlocks just miss each other, which some
-  // processors allow, the record stays until somebody locks: nobody sees the difference but who
-  // watches the pool of slots.
+  // On weakly ordered processors, the thread that queues a record and the one that unlocks may miss
+  // each other. The record then stays queued until the next lock, which is visible only to an
+  // observer of the slot pool.
   while (returned_.load(std::memory_order_relaxed) != nullptr && mutex_.try_lock()) {
     DeviceRecord* const gone = admit_returned();
     mutex_.unlock();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the handles of one ResourceManager and the resources that it has given out share.
+// The state shared by the handles of a ResourceManager and the resources acquired from it.
 
 #pragma once
 
@@ -29,42 +29,42 @@ struct ResourceLimits;
 
 namespace detail {
 
-/// An interrupt line that several may hold.
+/// A shared interrupt line.
 struct SharedLine {
   std::uint64_t number;
   std::uint32_t holders;
 };
 
-/// Numbers that are held, and whose they are.
+/// A held range and its holder.
 struct Holding {
   const DeviceRecord* record;
   Range range;
 };
 
-/// A bridge's window, with whose it is.
+/// A bridge window and its owner.
 struct WindowOf {
   HeldWindow* window;
   const DeviceRecord* bridge;
 };
 
-/// A region at an address, and whose it is.
+/// A mapped region and its owner.
 struct PlacedRegion {
   const AddressSpaceRegion* region;
   const HeldRegion* held;
   const DeviceRecord* record;
 };
 
-/// Every number, and who holds what.
+/// All numbers and all owners.
 ///
-/// One mutex guards all of it but the ledger. It is held for as long as one list of requests is met,
-/// never while the ledger waits or publishes; it may be taken inside of a change of the ledger, never
-/// the other way round.
+/// One mutex guards all of it but the ledger. It is held while one list of requests is processed, never
+/// while the ledger waits or publishes. Lock order: it may be locked inside a change of the ledger, and
+/// no change may begin while it is held.
 ///
-/// A destructor must not wait for it. Where another thread has it, what is given back is left for that
-/// thread, which looks for it after it has unlocked; and so does everybody who locks.
+/// Destructors must not wait for it: if another thread holds it, the record is queued, and every thread
+/// that locks or has just unlocked drains the queue.
 class VMSPACE_HIDDEN ResourceState {
  public:
-  /// Has the mutex. Everything that was given back before is free.
+  /// Holds the mutex; returned records have been drained.
   class Lock {
    public:
     explicit Lock(ResourceState& state) noexcept;
@@ -138,7 +138,7 @@ constexpr std::uint64_t pci_number(std::uint64_t segment, std::uint64_t bus,
 }
 
 /// The device of a place among the numbers of all buses.
-constexpr PciAddress pci_address(std::uint64_t number) noexcept {
+constexpr PciSlot pci_slot(std::uint64_t number) noexcept {
   return {.segment = static_cast<std::uint16_t>(number >> 13U),
           .bus = static_cast<std::uint8_t>(number >> 5U),
           .device = static_cast<std::uint8_t>(number & 31U)};

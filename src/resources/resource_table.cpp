@@ -3,6 +3,7 @@
 #include "vmspace/resources/resource_table.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -30,14 +31,14 @@ using detail::TextColumn;
 using detail::TextRow;
 using detail::unit_of;
 
-/// A range of numbers as people know its kind: ports in hexadecimal, PCI and MAC addresses in their
-/// own forms, counted things in decimal.
+/// A range in the notation of its kind: ports in hexadecimal, PCI and MAC addresses in their own
+/// forms, everything else in decimal.
 std::string range_text(ResourceKind kind, Range range) {
   const auto [min, max] = range;
-  if (kind == ResourceKind::pio) return fmt::format("{:#06x}-{:04x}", min, max);
+  if (kind == ResourceKind::pio) return fmt::format("{:#06x}-{:#06x}", min, max);
   if (kind == ResourceKind::pci_device) {
-    const PciAddress address = detail::pci_address(min);
-    return fmt::format("{:04x}:{:02x}:{:02x}", address.segment, address.bus, address.device);
+    const PciSlot slot = detail::pci_slot(min);
+    return fmt::format("{:04x}:{:02x}:{:02x}", slot.segment, slot.bus, slot.device);
   }
   if (kind == ResourceKind::mac_address) {
     std::string text = fmt::format("{:012x}", min);
@@ -73,8 +74,11 @@ std::string held_addresses(const std::vector<ResourceHolder>& holders) {
   const std::size_t digits = std::max(min_digits, fmt::formatted_size("{:x}", last));
   const SizeUnit& unit = unit_of(sizes);
 
-  const std::vector<TextColumn> columns = {
-      {"kind"}, {"range"}, {fmt::format("size ({})", unit.name), true}, {"owner"}};
+  const std::vector<TextColumn> columns = {{"kind"},
+                                           {"range"},
+                                           {fmt::format("size ({})", unit.name), true},
+                                           {"owner"},
+                                           {.heading = "name", .is_optional = true}};
   std::vector<TextRow> rows;
   for (const ResourceHolder& holder : holders) {
     if (!needs_addresses(holder.kind)) continue;
@@ -82,28 +86,36 @@ std::string held_addresses(const std::vector<ResourceHolder>& holders) {
                     holder.parked ? std::string("parked")
                                   : fmt::format("{:0{}x}-{:0{}x}", holder.range.min(), digits,
                                                 holder.range.max(), digits),
-                    grouped(holder.range.size() / unit.bytes), printable(holder.owner)});
+                    grouped(holder.range.size() / unit.bytes), printable(holder.owner),
+                    holder.name == holder.owner ? "" : printable(holder.name)});
   }
   return rows.empty() ? std::string() : text_table(columns, rows);
 }
 
-/// Of numbers, or of apertures.
-std::string free_table(const std::vector<ResourceUsage>& usage, bool of_apertures) {
-  std::uint64_t sizes = 0;
-  for (const ResourceUsage& entry : usage)
-    sizes |= entry.is_aperture ? entry.total | entry.free | entry.largest_free : 0;
-  const SizeUnit unit = of_apertures ? unit_of(sizes) : SizeUnit{1, {}};
-  const auto amount = [&](std::uint64_t bytes) { return grouped(bytes / unit.bytes); };
+/// A size in the largest unit of which there is at least one, rounded down to two decimals: `31.99 TiB`.
+std::string rounded(std::uint64_t size) {
+  if (size == 0) return "0";
+  const SizeUnit& unit = unit_of(std::bit_floor(size));
+  const double rest = static_cast<double>(size % unit.bytes) / static_cast<double>(unit.bytes);
+  const auto hundredths = static_cast<unsigned>(100 * rest);
+  std::string text = grouped(size / unit.bytes);
+  if (hundredths != 0) text += fmt::format(".{:02}", hundredths);
+  return fmt::format("{} {}", text, unit.name);
+}
 
-  const std::vector<TextColumn> columns = {
-      {of_apertures ? fmt::format("addresses ({})", unit.name) : "numbers"},
-      {"total", true},
-      {"free", true},
-      {"largest free", true}};
+/// The totals of numbers or, with `of_apertures`, of apertures.
+std::string usage_table(const std::vector<ResourceUsage>& usage, bool of_apertures) {
+  const auto amount = [&](std::uint64_t count) {
+    return of_apertures ? rounded(count) : grouped(count);
+  };
+  const std::vector<TextColumn> columns = {{of_apertures ? "aperture" : "kind"},
+                                           {"total", true},
+                                           {"used", true},
+                                           {"largest free", true}};
   std::vector<TextRow> rows;
   for (const ResourceUsage& entry : usage) {
     if (entry.is_aperture != of_apertures) continue;
-    rows.push_back({printable(entry.name), amount(entry.total), amount(entry.free),
+    rows.push_back({printable(entry.name), amount(entry.total), amount(entry.total - entry.free),
                     amount(entry.largest_free)});
   }
   return rows.empty() ? std::string() : text_table(columns, rows);
@@ -116,7 +128,7 @@ std::string resource_table(const ResourceManager& manager) {
   const std::vector<ResourceUsage> usage = manager.usage();
   std::string text;
   for (const std::string& part : {held_numbers(holders), held_addresses(holders),
-                                  free_table(usage, false), free_table(usage, true)}) {
+                                  usage_table(usage, false), usage_table(usage, true)}) {
     if (!text.empty() && !part.empty()) text += '\n';
     text += part;
   }

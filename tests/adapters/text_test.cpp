@@ -215,7 +215,7 @@ TEST(Text, OfVhostUser) {
 TEST(Text, OfRequestsForResources) {
   EXPECT_EQ(to_text(ResourceKind::legacy_irq), "legacy_irq");
   EXPECT_EQ(to_text(MmioReach::below_4g), "below_4g");
-  EXPECT_EQ(to_text(PciAddress{.segment = 1, .bus = 0x2a, .device = 0x1f}), "0001:2a:1f");
+  EXPECT_EQ(to_text(PciSlot{.segment = 1, .bus = 0x2a, .device = 0x1f}), "0001:2a:1f");
   EXPECT_EQ(to_text(PioRange{.size = 0x20}), "pio 0x20");
   EXPECT_EQ(to_text(PioRange{
                 .size = 0x20, .align = 0x10, .window = Range::of(0x1000, 0x1fff), .fixed = 0x1010}),
@@ -226,11 +226,12 @@ TEST(Text, OfRequestsForResources) {
                               .reach = MmioReach::high,
                               .prefetchable = true,
                               .bridge = "pcie0",
+                              .aperture = "mmio_low",
                               .fixed = GuestAddress(0xc000'0000),
                               .parked = true,
                               .name = "BAR0"}),
             "mmio 0x4000 at 0xc0000000 aligned to 0x1000 high prefetchable parked behind pcie0 "
-            "named BAR0");
+            "in mmio_low named BAR0");
   EXPECT_EQ(to_text(MemoryRange{.region = {.name = "dimm0", .size = 0x1000},
                                 .align = 0x1000,
                                 .aperture = "ram_high",
@@ -260,11 +261,15 @@ TEST(Text, OfWhatIsHeldAndWhatIsFree) {
   EXPECT_EQ(to_text(ResourceHolder{.kind = ResourceKind::mmio,
                                    .range = Range::of(0, 0xfff),
                                    .owner = "nic0",
-                                   .parked = true}),
-            "nic0: mmio [0x0-0xfff] parked");
+                                   .parked = true,
+                                   .name = "BAR0"}),
+            "nic0: mmio [0x0-0xfff] parked named BAR0");
   EXPECT_EQ(to_text(ResourceUsage{"pio", 65528, 65496, 61408}),
-            "pio: 65496 of 65528 free, at most 61408 in a row");
-  EXPECT_EQ(to_text(ResourceMove{.to = GuestAddress(0xd000'0000)}), "mmio 0 of null to 0xd0000000");
+            "pio: 65496 of 65528 free, largest free run 61408");
+  EXPECT_EQ(to_text(ResourceUsage{"mmio_low", 65536, 4096, 4096, true}),
+            "mmio_low: 4096 of 65536 bytes free, largest free run 4096");
+  EXPECT_EQ(to_text(ResourceMove{.to = GuestAddress(0xd000'0000)}),
+            "move mmio 0 of null to 0xd0000000");
 }
 
 TEST(Text, OfADevicesResourcesIsAllOfThemByKind) {
@@ -287,7 +292,7 @@ TEST(Text, OfADevicesResourcesIsAllOfThemByKind) {
       "memory [0x100000000-0x100000fff], bridge_window [0xc0000000-0xc00fffff], legacy_irq 5, "
       "generic_irq 24, msi 1027, msix 1024-1026, kvm_slot 0-1, pci_device 0000:00:01, "
       "mac_address 52:54:00:12:34:00}");
-  EXPECT_EQ(to_text(ResourceMove{.device = &*nic, .index = 1}), "mmio 1 of nic0 to be parked");
+  EXPECT_EQ(to_text(ResourceMove{.device = &*nic, .index = 1}), "park mmio 1 of nic0");
   ASSERT_TRUE(nic->release());
   EXPECT_EQ(to_text(*nic), "released");
 }

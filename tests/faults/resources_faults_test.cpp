@@ -208,7 +208,7 @@ TEST_F(ResourcesFaults, AdoptingHappensWhollyOrNotAtAll) {
 TEST_F(ResourcesFaults, RelocatingBarsAndWindowsHappensWhollyOrNotAtAll) {
   expect_strong_guarantee([&] { return observed.relocate(moves); });
   EXPECT_EQ(bridge.bridge_window().min(), low + 32_MiB);
-  EXPECT_TRUE(device.is_parked(1));
+  EXPECT_TRUE(device.is_parked(ResourceKind::mmio, 1));
 }
 
 TEST_F(ResourcesFaults, ReleasingHappensWhollyOrNotAtAll) {
@@ -231,8 +231,8 @@ TEST_F(ResourcesFaults, ADeviceIsDestroyedWithoutMemory) {
 TEST_F(ResourcesFaults, AskingWhatIsHeldNeedsNoMemory) {
   const bool same = without_memory([&] {
     return device.owner() == "device" && device.count(ResourceKind::mmio) == 3 &&
-           device.is_parked(2) && device.legacy_irq() == 5 && device.mmio()->size() == 64_KiB &&
-           bridge.bridge_window().min() == low + 16_MiB;
+           device.is_parked(ResourceKind::mmio, 2) && device.legacy_irq() == 5 &&
+           device.mmio()->size() == 64_KiB && bridge.bridge_window().min() == low + 16_MiB;
   });
   EXPECT_TRUE(same);
 }

@@ -93,6 +93,7 @@ ResourceRequest any_request(const ResourcesOracle& oracle) {
   const auto count = static_cast<std::uint32_t>(any_of(1, 4));
   const std::uint64_t align = one_in(3) ? granule << any_of(0, 4) : 0;
   const auto reach = static_cast<MmioReach>(any_of(0, 2));
+  const std::string aperture = one_in(6) ? (one_in(2) ? "mmio_low" : "mmio_high") : "";
   switch (any_of(0, 16)) {
     case 0: {
       PioRange request{.size = any_of(1, 9), .align = one_in(3) ? 1U << any_of(0, 4) : 0};
@@ -129,6 +130,7 @@ ResourceRequest any_request(const ResourcesOracle& oracle) {
                           .reach = reach,
                           .prefetchable = one_in(3),
                           .bridge = any_bridge(oracle),
+                          .aperture = aperture,
                           .fixed = any_place(1_MiB),
                           .parked = one_in(4)};
     default: break;
@@ -138,6 +140,7 @@ ResourceRequest any_request(const ResourcesOracle& oracle) {
                    .reach = reach,
                    .prefetchable = one_in(3),
                    .bridge = any_bridge(oracle),
+                   .aperture = aperture,
                    .fixed = any_place(granule),
                    .parked = one_in(5)};
 }

@@ -61,6 +61,7 @@ struct OraclePlace {
   std::string bridge;
   bool parked;
   bool is_memory = false;
+  std::string aperture = {};
 
   [[nodiscard]] Range range() const { return *Range::from_base_size(base, size); }
 };
@@ -129,7 +130,8 @@ class ResourcesOracle {
       }
       for (const OraclePlace& it : places) {
         if (it.owner == owner)
-          all.push_back({kind_of(it.request), it.range(), owner, false, it.parked});
+          all.push_back({kind_of(it.request), it.range(), owner, false, it.parked,
+                         it.is_window ? "" : owner});
       }
     }
     std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) {
@@ -280,10 +282,14 @@ class ResourcesOracle {
   /// Where a place may be looked for: in a bridge's windows, those that are for it first.
   [[nodiscard]] std::vector<std::pair<Range, bool>> containers(const OraclePlace& place) const {
     if (place.is_memory) return {{ram, false}};
-    if (place.bridge.empty()) return {{mmio_low, false}, {mmio_high, false}};
     std::vector<std::pair<Range, bool>> found;
+    const bool is_outside = place.bridge.empty();  // and then no window below is the bridge's
+    if (is_outside && place.aperture != "mmio_high") found.emplace_back(mmio_low, false);
+    if (is_outside && place.aperture != "mmio_low") found.emplace_back(mmio_high, false);
     for (const OraclePlace& it : places) {
-      const bool suits = it.is_window && it.owner == place.bridge && !it.parked;
+      const bool is_there =
+          place.aperture.empty() || (place.aperture == "mmio_low") == mmio_low.contains(it.range());
+      const bool suits = it.is_window && it.owner == place.bridge && !it.parked && is_there;
       const auto* window = std::get_if<BridgeWindow>(&it.request);
       if (suits && (!window->prefetchable || place.prefetchable)) {
         found.emplace_back(it.range(), window->prefetchable);
@@ -359,8 +365,8 @@ class ResourcesOracle {
   bool take(const std::string& owner, const MmioRange& it) {
     if (!it.bridge.empty() && it.bridge == owner) return false;
     const std::uint64_t align = it.align == 0 ? std::bit_ceil(it.size) : it.align;
-    OraclePlace place{owner,    false,           0,         it,       it.size, align,
-                      it.reach, it.prefetchable, it.bridge, it.parked};
+    OraclePlace place{owner,    false,           0,         it,        it.size, align,
+                      it.reach, it.prefetchable, it.bridge, it.parked, false,   it.aperture};
     // Where no BAR can be, it is where it is, and moves anywhere.
     if (it.fixed && it.align == 0 && it.fixed->value() % align != 0) place.align = granule;
     return enter(place, it.fixed);
@@ -378,8 +384,10 @@ class ResourcesOracle {
     for (const OraclePlace& other : places) {
       if (own == nullptr && !other.parked && is_behind(other.bridge, owner)) return false;
     }
-    return enter({owner, true, 0, it, it.size, std::max(it.align, 1_MiB), it.reach, it.prefetchable,
-                  it.bridge, it.parked},
+    if (it.reach == MmioReach::high && !it.prefetchable) return false;
+    const MmioReach reach = it.prefetchable ? it.reach : MmioReach::below_4g;
+    return enter({owner, true, 0, it, it.size, std::max(it.align, 1_MiB), reach, it.prefetchable,
+                  it.bridge, it.parked, false, it.aperture},
                  it.fixed);
   }
 

@@ -91,7 +91,7 @@ class Machine {
     if (!sound) RC_FAIL(sound.error().message());
     for (const auto& [owner, device] : devices_) {
       for (std::size_t i = 0; i < device.count(ResourceKind::mmio); ++i) {
-        if (device.is_parked(i)) continue;
+        if (device.is_parked(ResourceKind::mmio, i)) continue;
         RC_ASSERT(ledger_->snapshot()->find_region(device.mmio(i)->base()) == device.mmio(i).get());
       }
     }

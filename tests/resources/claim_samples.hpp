@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Claims of every kind and their text.
+// Sample claims of every kind, and their text.
 
 #pragma once
 
@@ -23,7 +23,7 @@ inline void PrintTo(const ResourceClaim& claim, std::ostream* out) {
 
 namespace vmspace::test {
 
-/// Of each kind one claim that has little to say, and those that have every field.
+/// For each kind, a minimal claim, and claims that set every field.
 inline std::vector<ResourceClaim> sample_claims() {
   return {
       {"nic0", PioRange{.size = 32, .align = 32, .fixed = 0x1000}},
@@ -34,6 +34,7 @@ inline std::vector<ResourceClaim> sample_claims() {
                         .reach = MmioReach::high,
                         .prefetchable = true,
                         .bridge = "root port 1",
+                        .aperture = "segment0_mmio64",
                         .fixed = GuestAddress(0x80'0000'0000),
                         .parked = true,
                         .name = "gpu BAR1"}},
@@ -55,6 +56,7 @@ inline std::vector<ResourceClaim> sample_claims() {
                               .reach = MmioReach::below_4g,
                               .prefetchable = true,
                               .bridge = "root port 1",
+                              .aperture = "segment0_mmio32",
                               .fixed = GuestAddress(0xe000'0000),
                               .parked = true}},
       {"nic0", LegacyIrq{.fixed = 5, .shared = true}},
@@ -76,11 +78,11 @@ inline constexpr std::string_view sample_text =
 pio owner="nic0" first=0x1000 size=0x20 align=0x20
 pio owner="uart" first=0x3f8 size=0x8 window=0x100-0x3ff
 mmio owner="nic0" base=0xc0000000 size=0x4000
-mmio owner="gpu" base=0x8000000000 size=0x10000000 align=0x40000000 reach=high prefetchable bridge="root port 1" parked name="gpu BAR1"
+mmio owner="gpu" base=0x8000000000 size=0x10000000 align=0x40000000 reach=high prefetchable bridge="root port 1" aperture="segment0_mmio64" parked name="gpu BAR1"
 memory owner="dimm0" base=0x100000000 size=0x40000000
 memory owner="fs0" base=0x200000000 size=0x200000 align=0x200000 aperture="dax" type=dax protection=r-x node=1 huge_pages hotplug populate name="fs0 window"
 bridge_window owner="root port 1" base=0xe0000000 size=0x100000
-bridge_window owner="switch" base=0xe0000000 size=0x100000 align=0x200000 reach=below_4g prefetchable bridge="root port 1" parked
+bridge_window owner="switch" base=0xe0000000 size=0x100000 align=0x200000 reach=below_4g prefetchable bridge="root port 1" aperture="segment0_mmio32" parked
 legacy_irq owner="nic0" first=5 shared
 legacy_irq owner="uart" first=4
 generic_irq owner="timer" first=24

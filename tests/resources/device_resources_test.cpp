@@ -205,6 +205,22 @@ TEST_F(DeviceResourcesTest, CallsFromInsideAChangeAreRefused) {
   EXPECT_TRUE(device.is_held());
 }
 
+using DeviceResourcesDeathTest = DeviceResourcesTest;
+
+TEST_F(DeviceResourcesDeathTest, AnIndexThatIsNotBelowTheCountEndsTheProcess) {
+  auto device = take({LegacyIrq{}, MmioRange{.size = 4_KiB}, BridgeWindow{.size = 1_MiB}}, "dev");
+  const char* const message = "index must be below count";
+  EXPECT_DEATH(static_cast<void>(device.legacy_irq(1)), message);
+  EXPECT_DEATH(static_cast<void>(device.pio()), message);
+  EXPECT_DEATH(static_cast<void>(device.mmio(SIZE_MAX)), message);
+  EXPECT_DEATH(static_cast<void>(device.memory()), message);
+  EXPECT_DEATH(static_cast<void>(device.bridge_window(1)), message);
+  EXPECT_DEATH(static_cast<void>(device.is_parked(ResourceKind::bridge_window, 1)), message);
+  VMSPACE_EXPECT_OK(device.release());
+  EXPECT_DEATH(static_cast<void>(device.legacy_irq()), message);
+  EXPECT_DEATH(static_cast<void>(device.mmio()), message);
+}
+
 TEST_F(DeviceResourcesTest, SeveralManagersMayEnterRegionsInOneSpace) {
   const auto other = ResourceManager::create(space, test::limits_with(slots)).value();
   const auto ours = take({MmioRange{.size = 64_KiB}, LegacyIrq{.fixed = 5}, KvmSlots{}}, "dev");

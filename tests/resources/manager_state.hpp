@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the tests of a ResourceManager share: its whole state, to be compared, and a PC to manage.
+// Shared by the ResourceManager tests: a manager's complete state for comparison, and a PC to
+// manage.
 
 #pragma once
 
@@ -20,7 +21,7 @@ namespace vmspace::test {
 
 using namespace literals;
 
-/// All that a manager decides: what a failing call must leave as it was.
+/// The complete observable state of a manager, which a failing call must not change.
 struct State {
   std::vector<ResourceHolder> holders;
   std::vector<ResourceClaim> claims;
@@ -58,12 +59,12 @@ inline RangePool pool_of_slots() {
   return RangePool::create("memory slots", {Range::of(0, 508)}).value();
 }
 
-/// Names 256 MAC addresses from 52:54:00:12:34:00 on, beside a PC's usual limits.
+/// The default limits, with memory slots and 256 MAC addresses from 52:54:00:12:34:00.
 inline ResourceLimits limits_with(const RangePool& slots) {
   return {.kvm_slots = slots, .mac_addresses = Range::of(0x5254'0012'3400, 0x5254'0012'34ff)};
 }
 
-/// One request of each kind, or two.
+/// One or two requests of each kind.
 inline std::vector<ResourceRequest> one_of_each() {
   return {PciDevice{},
           PioRange{.size = 32},
@@ -108,7 +109,7 @@ class ManagerTest : public testing::Test {
   std::string refused(Errc code, const Requests& requests, std::string_view owner = "dev") const {
     return refusal(manager, code, [&] { return manager.acquire(requests, owner); });
   }
-  /// Of relocate().
+  /// Likewise for relocate().
   std::string refused_moves(Errc code, const std::vector<ResourceMove>& moves) const {
     return refusal(manager, code, [&] { return manager.relocate(moves); });
   }

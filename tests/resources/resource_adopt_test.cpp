@@ -187,7 +187,7 @@ TEST_F(ResourceAdoptTest, ClaimsThatAreNotFixedAreRefused) {
   refused_claims(Errc::invalid_argument, {{"a", MmioRange{.size = 4_KiB, .parked = true}}});
 }
 
-// What a file says may have been changed in any field: it is adopted as it says, or not at all.
+// A file may be altered in any field: it is then adopted exactly as written, or rejected.
 
 /// Changes of a number that are likely to matter.
 std::vector<std::uint64_t> changed(std::uint64_t value) {
@@ -256,6 +256,7 @@ std::vector<ResourceRequest> neighbours(const ResourceRequest& original) {
       VMSPACE_FIELD(MmioRange, reach);
       VMSPACE_FIELD(MmioRange, prefetchable);
       VMSPACE_FIELD(MmioRange, bridge);
+      VMSPACE_FIELD(MmioRange, aperture);
       VMSPACE_FIELD(MmioRange, fixed);
       VMSPACE_FIELD(MmioRange, parked);
       VMSPACE_FIELD(MmioRange, name);
@@ -277,6 +278,7 @@ std::vector<ResourceRequest> neighbours(const ResourceRequest& original) {
       VMSPACE_FIELD(BridgeWindow, reach);
       VMSPACE_FIELD(BridgeWindow, prefetchable);
       VMSPACE_FIELD(BridgeWindow, bridge);
+      VMSPACE_FIELD(BridgeWindow, aperture);
       VMSPACE_FIELD(BridgeWindow, fixed);
       VMSPACE_FIELD(BridgeWindow, parked);
       break;
@@ -311,8 +313,8 @@ std::vector<ResourceRequest> neighbours(const ResourceRequest& original) {
   return out;
 }
 
-/// A claim as claims() gives it: what a request says of its search, and not of what is held, is gone,
-/// and a name that is the owner's.
+/// A claim as claims() returns it: without search constraints that are not part of what is held,
+/// and without a name equal to the owner's.
 ResourceClaim as_held(ResourceClaim claim) {
   if (auto* pio = std::get_if<PioRange>(&claim.request)) {
     pio->align = 0;

@@ -85,9 +85,13 @@ TEST_F(ResourceBridgeTest, AWindowBeginsEmptyAndClearOfOtherWindows) {
 }
 
 TEST_F(ResourceBridgeTest, AWindowLiesInNoHole) {
-  EXPECT_THAT(refused(Errc::overlap, {window(1_MiB, hole)}), HasSubstr("hypertransport"));
-  EXPECT_THAT(refused(Errc::overlap, {window(2_MiB, hole - 1_MiB)}), HasSubstr("hypertransport"));
-  auto bridge = take({window(1_MiB, hole - 1_MiB)}, "br");
+  const auto prefetchable = [](std::uint64_t size, std::uint64_t at) {
+    return BridgeWindow{.size = size, .prefetchable = true, .fixed = GuestAddress{at}};
+  };
+  EXPECT_THAT(refused(Errc::overlap, {prefetchable(1_MiB, hole)}), HasSubstr("hypertransport"));
+  EXPECT_THAT(refused(Errc::overlap, {prefetchable(2_MiB, hole - 1_MiB)}),
+              HasSubstr("hypertransport"));
+  auto bridge = take({prefetchable(1_MiB, hole - 1_MiB)}, "br");
   refused_moves(Errc::overlap, {{&bridge, 0, GuestAddress{hole}, ResourceKind::bridge_window}});
 }
 
@@ -108,15 +112,38 @@ TEST_F(ResourceBridgeTest, AFixedWindowLiesInItsOuterOneAndNowhereElse) {
   refused(Errc::no_space, {bar("outer")});
 }
 
+TEST_F(ResourceBridgeTest, OnlyAPrefetchableWindowMayLieAt4GiBOrAbove) {
+  const GuestAddress above{high + 16_MiB};
+  refused(Errc::invalid_argument, {BridgeWindow{.size = 1_MiB, .reach = MmioReach::high}});
+  refused(Errc::invalid_argument,
+          {BridgeWindow{.size = 1_MiB, .reach = MmioReach::high, .parked = true}});
+  refused(Errc::out_of_bounds, {BridgeWindow{.size = 1_MiB, .fixed = above}});
+  auto bridge =
+      take({BridgeWindow{.size = 1_MiB, .fixed = GuestAddress{low}},
+            BridgeWindow{.size = 1_MiB, .reach = MmioReach::high, .prefetchable = true},
+            BridgeWindow{.size = 1_MiB, .prefetchable = true, .fixed = GuestAddress{low + 1_MiB}}},
+           "br");
+  EXPECT_EQ(bridge.bridge_window(1).min(), high);
+  refused_moves(Errc::out_of_bounds, {{&bridge, 0, above, ResourceKind::bridge_window}});
+  VMSPACE_EXPECT_OK(relocate({{&bridge, 2, above, ResourceKind::bridge_window}}));
+  const std::vector<ResourceClaim> claims = {{"br", BridgeWindow{.size = 1_MiB, .fixed = above}}};
+  const auto other = fresh();
+  test::refusal(other, Errc::out_of_bounds, [&] { return other.adopt(claims); });
+  // With nothing left below 4 GiB there is no second choice.
+  const auto filled = take(
+      {MmioRange{
+           .size = 0xfc00'0000 - low - 2_MiB, .align = 1_MiB, .fixed = GuestAddress{low + 2_MiB}},
+       MmioRange{.size = 1_MiB, .fixed = GuestAddress{low + 1_MiB}}},
+      "filler");
+  refused(Errc::no_space, {window(1_MiB)});
+}
+
 TEST_F(ResourceBridgeTest, PrefetchableRangesGoToThePrefetchableWindowFirst) {
   BridgeWindow prefetchable = window(1_MiB);
   prefetchable.prefetchable = true;
-  prefetchable.reach = MmioReach::below_4g;
-  BridgeWindow plain = window(1_MiB);
-  plain.reach = MmioReach::high;
-  const auto bridge = take({plain, prefetchable}, "br");
-  EXPECT_EQ(bridge.bridge_window(0).min(), high);
-  EXPECT_EQ(bridge.bridge_window(1).min(), low);
+  const auto bridge = take({window(1_MiB), prefetchable}, "br");
+  EXPECT_EQ(bridge.bridge_window(0).min(), low);
+  EXPECT_EQ(bridge.bridge_window(1).min(), high);
   MmioRange wanted = bar("br");
   wanted.prefetchable = true;
   const auto first = take(Requests(16, wanted), "first");
@@ -125,10 +152,10 @@ TEST_F(ResourceBridgeTest, PrefetchableRangesGoToThePrefetchableWindowFirst) {
   const auto then = take({wanted, bar("br")}, "then");
   EXPECT_TRUE(bridge.bridge_window(0).contains(then.mmio(0)->range()));
   EXPECT_TRUE(bridge.bridge_window(0).contains(then.mmio(1)->range()));
-  refused(Errc::out_of_bounds, {bar("br", low)});
-  MmioRange low_only = bar("br");
-  low_only.reach = MmioReach::below_4g;
-  refused(Errc::no_space, {low_only});
+  refused(Errc::out_of_bounds, {bar("br", high)});
+  MmioRange high_only = bar("br");
+  high_only.reach = MmioReach::high;
+  refused(Errc::no_space, {high_only});
 }
 
 TEST_F(ResourceBridgeTest, ABridgeIsBehindOneOtherAndNeverBehindItself) {
@@ -231,7 +258,7 @@ TEST_F(ResourceBridgeTest, AWindowThatNothingHoldsInPlaceGoesOnlyWhereWindowsMay
   const auto expect_refused = [&] {
     refused_moves(Errc::out_of_bounds, {to(1_GiB)});
     refused_moves(Errc::out_of_bounds, {to(1_TiB)});
-    refused_moves(Errc::overlap, {to(hole)});
+    refused_moves(Errc::out_of_bounds, {to(hole)});
   };
   VMSPACE_EXPECT_OK(relocate({{&*outer, 0, std::nullopt, ResourceKind::bridge_window}}));
   expect_refused();

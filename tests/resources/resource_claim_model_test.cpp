@@ -104,8 +104,8 @@ ResourceRequest any_request() {
     }
     case 1: {
       MmioRange request{};
-      auto& [size, align, reach, prefetchable, bridge, fixed, parked, name] = request;
-      fill_all(size, align, reach, prefetchable, bridge, fixed, parked, name);
+      auto& [size, align, reach, prefetchable, bridge, aperture, fixed, parked, name] = request;
+      fill_all(size, align, reach, prefetchable, bridge, aperture, fixed, parked, name);
       return request;
     }
     case 2: {
@@ -116,8 +116,8 @@ ResourceRequest any_request() {
     }
     case 3: {
       BridgeWindow request{};
-      auto& [size, align, reach, prefetchable, bridge, fixed, parked] = request;
-      fill_all(size, align, reach, prefetchable, bridge, fixed, parked);
+      auto& [size, align, reach, prefetchable, bridge, aperture, fixed, parked] = request;
+      fill_all(size, align, reach, prefetchable, bridge, aperture, fixed, parked);
       return request;
     }
     case 4: {

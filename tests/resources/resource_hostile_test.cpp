@@ -112,7 +112,7 @@ TEST_F(ResourceHostileTest, ThousandsOfBridgesAndRangesAreAdoptedAndCheckedAndLe
   constexpr std::size_t chains = 8;
   Claims claims;
   for (std::size_t chain = 0; chain < chains; ++chain) {
-    const std::uint64_t base = high + chain * 1_MiB;
+    const std::uint64_t base = low + chain * 1_MiB;
     const Claims bridges = chain_of(deepest, base, {}, chain);
     claims.insert(claims.end(), bridges.rbegin(), bridges.rend());
     for (std::size_t i = 0; i < deepest; ++i) {
@@ -127,7 +127,7 @@ TEST_F(ResourceHostileTest, ThousandsOfBridgesAndRangesAreAdoptedAndCheckedAndLe
   VMSPACE_EXPECT_OK(manager.check_invariants());
   // A window moves, and the arrangement is judged as a whole.
   EXPECT_THAT(manager.relocate(
-                  {{&adopted.front(), 0, GuestAddress{high + 1_GiB}, ResourceKind::bridge_window}}),
+                  {{&adopted.front(), 0, GuestAddress{low + 64_MiB}, ResourceKind::bridge_window}}),
               HasError(Errc::out_of_bounds));
   adopted.clear();
   VMSPACE_EXPECT_OK(manager.collect());

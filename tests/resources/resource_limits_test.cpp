@@ -68,6 +68,15 @@ TEST_F(ResourceLimitsTest, NumbersThatAreTwoThingsAreRefusedByName) {
       HasSubstr("pci_device"));
 }
 
+TEST_F(ResourceLimitsTest, NumbersForUnsetRequestsMustBeAmongThoseThatExist) {
+  EXPECT_THAT(
+      refused_limits(Errc::out_of_bounds, {.pio = {.ranges = {Range::of(0, 9), Range::of(20, 29)},
+                                                   .any = Range::of(10, 19)}}),
+      HasSubstr("pio"));
+  EXPECT_THAT(refused_limits(Errc::out_of_bounds, {.msi = {.ranges = {}, .any = Range::of(0, 9)}}),
+              HasSubstr("msi"));
+}
+
 TEST_F(ResourceLimitsTest, SlotsPastThe32BitsOfTheirNumbersAreLeftToOthers) {
   constexpr std::uint64_t past = std::uint64_t{1} << 32U;
   const RangePool far = RangePool::create("slots", {Range::of(past - 2, past + 8)}).value();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A list of requests is met wholly or not at all, whatever it asks for and wherever it fails.
+// A list of requests is acquired as a whole or not at all, whatever it contains and wherever it
+// fails.
 
 #include "vmspace/resources/resource_manager.hpp"
 
@@ -34,7 +35,7 @@ class ResourceManagerTest : public test::ManagerTest {};
 TEST_F(ResourceManagerTest, GivesADeviceEverythingThatItAsksForByKind) {
   const auto got = VMSPACE_ASSERT_OK(manager.acquire(one_of_each(), "nic0"));
   EXPECT_EQ(got.owner(), "nic0");
-  EXPECT_EQ(got.pci_device(), (PciAddress{.segment = 0, .bus = 0, .device = 1}));
+  EXPECT_EQ(got.pci_device(), (PciSlot{.segment = 0, .bus = 0, .device = 1}));
   EXPECT_EQ(got.pio(), Range::of(0x1000, 0x101f));
   EXPECT_EQ(got.mmio(0)->range(), Range::of(low, low + 0x3fff));
   EXPECT_EQ(got.mmio(0)->name(), "BAR0");
@@ -58,6 +59,19 @@ TEST_F(ResourceManagerTest, GivesADeviceEverythingThatItAsksForByKind) {
   EXPECT_THAT(manager.holders(), SizeIs(one_of_each().size()));
 }
 
+TEST_F(ResourceManagerTest, HoldersNameTheirRegionsAndTheSlotsOfPciDevices) {
+  const auto got = take({MmioRange{.size = 4_KiB, .name = "BAR0"}, PciDevice{}}, "nic0");
+  const auto holders = manager.holders();
+  EXPECT_EQ(holders[0].name, "BAR0");
+  EXPECT_EQ(pci_slot_of(holders[1]), got.pci_device());
+}
+
+TEST_F(ResourceManagerTest, HandlesOfOneManagerAreTheSame) {
+  const ResourceManager copy = manager;
+  EXPECT_TRUE(copy.same_as(manager));
+  EXPECT_FALSE(copy.same_as(fresh()));
+}
+
 TEST_F(ResourceManagerTest, GivesBackEverythingWhenTheDeviceGoes) {
   const State before = state_of(manager);
   { const auto got = VMSPACE_ASSERT_OK(manager.acquire(one_of_each(), "nic0")); }
@@ -66,8 +80,8 @@ TEST_F(ResourceManagerTest, GivesBackEverythingWhenTheDeviceGoes) {
   EXPECT_TRUE(state_of(manager) == before);
 }
 
-// Each request below can't be met for a reason of its own; it stands at every place of a list that
-// asks for everything else.
+// Each request below fails for a different reason, and is tried at every position of an otherwise
+// valid list.
 TEST_F(ResourceManagerTest, LeavesEverythingAsItWasWhereverOneRequestFails) {
   const auto other = take(one_of_each(), "other");
   const auto line = take({LegacyIrq{.fixed = 7}}, "line");

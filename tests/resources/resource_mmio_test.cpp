@@ -97,7 +97,7 @@ TEST_F(ResourceMmioTest, AParkedRangeTakesNoAddressUntilItIsPlaced) {
   auto got = take({MmioRange{.size = 16_KiB, .parked = true},
                    MmioRange{.size = 16_KiB, .fixed = GuestAddress{low}, .parked = true}},
                   "dev");
-  EXPECT_TRUE(got.is_parked(0));
+  EXPECT_TRUE(got.is_parked(ResourceKind::mmio));
   EXPECT_EQ(got.mmio(1)->base().value(), low);
   const auto other = take({MmioRange{.size = 16_KiB}}, "other");
   EXPECT_EQ(other.mmio()->base().value(), low);
@@ -133,6 +133,54 @@ TEST_F(ResourceMmioTest, MemoryGoesToTheLowestApertureThatTakesItOrToTheOneNamed
   EXPECT_EQ(got.memory(5)->base().value(), 2_GiB);
 }
 
+TEST_F(ResourceMmioTest, ANamedApertureConfinesRangesAndWindowsWhereverTheyGo) {
+  const auto segments = manager_of(
+      {.phys_max = 64_GiB - 1,
+       .apertures = {{"s0_32", Range::of(1_GiB, 2_GiB - 1), ApertureUse::mmio},
+                     {"s1_32", Range::of(2_GiB, 3_GiB - 1), ApertureUse::mmio},
+                     {"platform", Range::of(3_GiB, 3_GiB + 1_MiB - 1), ApertureUse::platform},
+                     {"s1_64", Range::of(8_GiB, 9_GiB - 1), ApertureUse::mmio}}});
+  auto got = VMSPACE_ASSERT_OK(segments.acquire(
+      {MmioRange{.size = 4_KiB, .aperture = "s1_32"}, MmioRange{.size = 4_KiB, .aperture = "s1_64"},
+       MmioRange{.size = 4_KiB, .aperture = "platform"},
+       MmioRange{.size = 4_KiB, .aperture = "s1_32", .parked = true},
+       BridgeWindow{.size = 1_MiB, .aperture = "s1_32"},
+       BridgeWindow{.size = 1_MiB, .prefetchable = true, .aperture = "s1_64"}},
+      "dev"));
+  EXPECT_EQ(got.mmio(0)->base().value(), 2_GiB);
+  EXPECT_EQ(got.mmio(1)->base().value(), 8_GiB);
+  EXPECT_EQ(got.mmio(2)->base().value(), 3_GiB);
+  EXPECT_EQ(got.bridge_window(0).min(), 2_GiB + 1_MiB);
+  EXPECT_EQ(got.bridge_window(1).min(), 8_GiB + 1_MiB);
+  // Behind a bridge, only those of its windows count that are in the aperture.
+  const auto behind = VMSPACE_ASSERT_OK(segments.acquire(
+      {MmioRange{.size = 4_KiB, .prefetchable = true, .bridge = "dev", .aperture = "s1_32"}},
+      "behind"));
+  EXPECT_EQ(behind.mmio()->base().value(), 2_GiB + 1_MiB);
+
+  const auto refused_request = [&](Errc code, const ResourceRequest& request) {
+    test::refusal(segments, code, [&] { return segments.acquire({request}, "other"); });
+  };
+  refused_request(Errc::no_space, MmioRange{.size = 2_GiB, .aperture = "s1_32"});
+  refused_request(Errc::not_found, MmioRange{.size = 4_KiB, .aperture = "attic"});
+  refused_request(Errc::not_found, MmioRange{.size = 4_KiB, .aperture = "attic", .parked = true});
+  refused_request(Errc::not_found,
+                  BridgeWindow{.size = 1_MiB, .aperture = "attic", .parked = true});
+  refused_request(Errc::not_found, MmioRange{.size = 4_KiB, .bridge = "dev", .aperture = "s0_32"});
+  refused_request(Errc::out_of_bounds,
+                  MmioRange{.size = 4_KiB, .aperture = "s0_32", .fixed = GuestAddress{2_GiB}});
+  refused_request(
+      Errc::out_of_bounds,
+      BridgeWindow{.size = 1_MiB, .aperture = "s0_32", .fixed = GuestAddress{2_GiB + 2_MiB}});
+  const auto refused_move = [&](const ResourceMove& move) {
+    test::refusal(segments, Errc::out_of_bounds, [&] { return segments.relocate({move}); });
+  };
+  refused_move({&got, 0, GuestAddress{1_GiB}});
+  refused_move({&got, 3, GuestAddress{1_GiB}});
+  refused_move({&got, 1, GuestAddress{1_GiB}, ResourceKind::bridge_window});
+  VMSPACE_EXPECT_OK(segments.relocate({{&got, 3, GuestAddress{2_GiB + 4_KiB}}}));
+}
+
 TEST_F(ResourceMmioTest, MemoryThatNoApertureTakesIsRefused) {
   const RegionOptions ram{.size = 1_GiB};
   const RegionOptions dax{.type = RegionType::dax_memory, .size = 1_GiB};
@@ -151,6 +199,10 @@ TEST_F(ResourceMmioTest, MemoryThatNoApertureTakesIsRefused) {
   RegionOptions based = ram;
   based.base = GuestAddress{4_GiB};
   refused(Errc::invalid_argument, {MemoryRange{.region = based}});
+  RegionOptions owned = ram;
+  owned.owner = "somebody";
+  EXPECT_THAT(refused(Errc::invalid_argument, {MemoryRange{.region = owned}}),
+              HasSubstr("\"somebody\""));
   RegionOptions bad = ram;
   bad.populate = true;  // without a backing
   refused(Errc::invalid_argument, {MemoryRange{.region = bad}});
@@ -207,10 +259,11 @@ TEST_F(ResourceMmioTest, TheLastAddressesAreGivenAndComeBack) {
       manager_of({.phys_max = last,
                   .apertures = {{"mmio", Range::of(last - 1_GiB + 1, last), ApertureUse::mmio}}});
   {
-    auto got = VMSPACE_ASSERT_OK(
-        top.acquire({MmioRange{.size = 4_KiB, .fixed = GuestAddress{last - 4_KiB + 1}},
-                     BridgeWindow{.size = 1_MiB, .fixed = GuestAddress{last - 2_MiB + 1}}},
-                    "dev"));
+    auto got = VMSPACE_ASSERT_OK(top.acquire(
+        {MmioRange{.size = 4_KiB, .fixed = GuestAddress{last - 4_KiB + 1}},
+         BridgeWindow{
+             .size = 1_MiB, .prefetchable = true, .fixed = GuestAddress{last - 2_MiB + 1}}},
+        "dev"));
     EXPECT_EQ(got.mmio()->range().max(), last);
     test::refusal(top, Errc::overlap, [&] {
       return top.acquire({MmioRange{.size = 1, .fixed = GuestAddress{last}}}, "b");
@@ -219,8 +272,8 @@ TEST_F(ResourceMmioTest, TheLastAddressesAreGivenAndComeBack) {
     VMSPACE_EXPECT_OK(
         top.relocate({{&got, 0, GuestAddress{last - 1_MiB + 1}, ResourceKind::bridge_window},
                       {&got, 0, std::nullopt}}));
-    const auto behind =
-        VMSPACE_ASSERT_OK(top.acquire({MmioRange{.size = 1_MiB, .bridge = "dev"}}, "behind"));
+    const auto behind = VMSPACE_ASSERT_OK(
+        top.acquire({MmioRange{.size = 1_MiB, .prefetchable = true, .bridge = "dev"}}, "behind"));
     EXPECT_EQ(behind.mmio()->range().max(), last);
     test::refusal(top, Errc::no_space,
                   [&] { return top.acquire({MmioRange{.size = 1_GiB, .align = 1}}, "b"); });

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The tables of whole machines against files, to be looked at as people see them. golden.hpp says how
-// a file is written.
+// Compares the tables of complete machines with golden files; golden.hpp says how to update them.
 
 #include "vmspace/resources/resource_table.hpp"
 

@@ -154,7 +154,8 @@ TEST_F(ResourcesStress, DevicesComeMoveAndGoOnAllThreadsAndNothingIsGivenTwice) 
         verdict.check(device);
         if (!device) continue;
         verdict.check(manager.relocate({{&*device, 0, own}, {&*device, 1, std::nullopt}}));
-        verdict.check(device->mmio()->base() == own && device->is_parked(1), "moved and parked");
+        verdict.check(device->mmio()->base() == own && device->is_parked(ResourceKind::mmio, 1),
+                      "moved and parked");
         const auto moved = manager.relocate({{&*device, 0, shared}});
         verdict.check(moved, Errc::overlap);
         verdict.check(device->mmio()->base() == (moved ? shared : own), "moved, or not");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where everything that a machine is configured with goes in its guest physical space.
+// Plans where everything in a machine's configuration is placed in its guest physical address
+// space.
 //
 // Guest physical addresses are an ABI: a snapshot, a migration peer and a guest's own tables hold
 // them for years. So a plan is a function of the frame and of the requests alone, never of the
@@ -13,23 +14,23 @@
 //
 // The rule:
 //
-//  1. `reserve` and `fixed` are where they say.
-//  2. RAM fills what is left of where the frame allows RAM, from the bottom up, in the order asked,
-//     each request above the one before. Every piece begins at a multiple of the request's
-//     alignment, and every piece but the last is a multiple of it in size. Where a request would be
-//     split with less than 128 MiB below, it begins above instead: a sliver would cost a region,
-//     and a KVM memory slot, for little. If the RAM does not fit that way, slivers are used too.
-//  3. MMIO goes by alignment, the largest first; then by size, the largest first; then in the order
-//     asked. Each takes the lowest place left in the frame's apertures for MMIO: `mmio32` below
-//     4 GiB, `mmio64` from there on. Nothing crosses the edge of an aperture.
+//  1. `reserve` and `fixed` requests are placed at their `base`.
+//  2. RAM fills the remaining space in which the frame allows RAM from the bottom up, in request order,
+//     each request above the previous one. Every piece begins at a multiple of the request's alignment,
+//     and every piece but the last is a multiple of it in size. If a split would leave a piece of less
+//     than 128 MiB below a gap, the request starts above the gap instead: so small a piece is not worth
+//     a region and a KVM memory slot. If the RAM does not fit otherwise, small pieces are used after all.
+//  3. MMIO requests are placed in descending order of alignment, then of size, then in request order.
+//     Each takes the lowest place left in the frame's apertures for MMIO: `mmio32` below 4 GiB, `mmio64`
+//     at or above it. Nothing crosses the edge of an aperture.
 //
 // RAM and MMIO never compete for an address, because the frame tells them apart: adding a device
 // never moves RAM, and adding RAM never moves a device. A new MMIO request may move those that are
-// placed after it, by step 3. Devices that come and go therefore belong in a window that is planned
-// once, and get their addresses in it from AddressSpace::place_region.
+// placed after it, by step 3. Hot-pluggable devices therefore belong in a window that is planned
+// once; ResourceManager or AddressSpace::place_region assigns their addresses within it.
 //
-// The frame is configuration too: whoever takes its phys_bits from the host lets the host decide
-// where the windows above RAM begin. README.md compares the rule with those of other VMMs.
+// The frame is configuration too: taking phys_bits from the host makes the host decide where the
+// windows above RAM begin. README.md compares the rule with those of other VMMs.
 
 #pragma once
 
@@ -51,8 +52,8 @@ namespace vmspace {
 
 /// How a request is placed.
 enum class PlacementKind : std::uint8_t {
-  reserve,  ///< keeps everything off addresses; may cover holes and cross edges of apertures
-  fixed,    ///< lies where it says: firmware, ECAM, an interrupt controller
+  reserve,  ///< keeps a range free; may cover holes and span apertures
+  fixed,    ///< placed at `base`: firmware, ECAM, an interrupt controller
   ram,      ///< where the frame allows RAM; may be split
   mmio32,   ///< below 4 GiB, in one piece
   mmio64,   ///< at 4 GiB or above, in one piece
@@ -86,15 +87,15 @@ struct Placement {
   friend bool operator==(const Placement&, const Placement&) = default;
 };
 
-/// A piece of a plan.
+/// One contiguous piece of a plan.
 struct PlannedPiece {
   GuestRange range;
-  std::size_t placement;  ///< the index of what it is a piece of
+  std::size_t placement;  ///< index of its placement
 
   friend bool operator==(const PlannedPiece&, const PlannedPiece&) = default;
 };
 
-/// What plan_layout() gives.
+/// The result of plan_layout().
 struct LayoutPlan {
   std::vector<Placement> placements;  ///< one for each request, in the order asked
   std::vector<PlannedPiece> pieces;   ///< of all placements, in address order; none overlap
@@ -105,13 +106,13 @@ struct LayoutPlan {
 /// Places all requests in the frame by the rule above, or none.
 ///
 /// Errors name the request by kind, name and index. For any request: `invalid_argument` when its
-/// name is empty or taken, its kind is none of the enumerators, or its kind takes no base or node
-/// and it has one; `zero_size`; `bad_alignment` when the alignment is not a power of two. For
+/// name is empty or not unique, its kind is not a named value, or it sets a base or node that its
+/// kind does not take; `zero_size`; `bad_alignment` when the alignment is not a power of two. For
 /// `reserve` and `fixed`: `misaligned` when the base is not a multiple of the alignment; `overflow`
 /// when it passes 2^64; `out_of_bounds` when it passes the end of the frame; `overlap` when it
-/// meets another one, which is named too. For `fixed` also `overlap` when it meets a hole, and
-/// `out_of_bounds` when it crosses the edge of an aperture. For RAM: `misaligned` when its size or
-/// alignment is not a multiple of 4 KiB. For RAM and MMIO: `no_space` when it does not fit, with
+/// overlaps another request, which is named too. For `fixed` also `overlap` when it meets a hole,
+/// and `out_of_bounds` when it crosses the edge of an aperture. For RAM: `misaligned` when its size
+/// or alignment is not a multiple of 4 KiB. For RAM and MMIO: `no_space` when it does not fit, with
 /// the largest piece that was left for it as what is available.
 ///
 /// May be called from any thread. O(n log n) in requests, apertures and holes, but an MMIO request

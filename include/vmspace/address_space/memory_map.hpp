@@ -13,19 +13,20 @@
 
 namespace vmspace {
 
-/// A range of a device that is not a region of the space: registers, a BAR, the window of a bridge.
+/// A device range that is not a region of the space: registers, a BAR, a bridge window.
 struct DeviceRange {
   std::string name;
   Range range;
-  std::string owner = {};  ///< as RegionOptions::owner
-  /// It is a bridge's window: around a region of the same range, where registers are inside.
+  std::string owner = {};  ///< see RegionOptions::owner
+  /// A bridge window. It is drawn around a region with the same range; other device ranges are
+  /// drawn inside one.
   bool is_window = false;
 };
 
-/// What a memory map shows besides the space itself.
+/// Options of memory_map().
 struct MemoryMapOptions {
   std::span<const DeviceRange> devices = {};  ///< in any order
-  bool empty_apertures = true;                ///< also apertures in which nothing lies
+  bool empty_apertures = true;                ///< also show empty apertures
 };
 
 /// A row for each aperture, hole, region and device range, in address order, below the headings:
@@ -38,12 +39,11 @@ struct MemoryMapOptions {
 ///   c0000000-c0ffffff    BAR0    device               16  gpu
 ///   parked             BAR0      device                1  nic
 ///
-/// Ranges are hexadecimal, and both ends belong to them. The name of what lies inside something else
-/// is indented: a region in its aperture, or in the device range of a bridge; registers in their
-/// region. All sizes are exact and in one unit, the largest of which each is a whole number, so that
-/// they can be compared by eye. Parked regions come last. Owner, backing, host node and remarks are
-/// columns only where a row has something in them. Names are escaped as in error messages: a row
-/// stays on its line.
+/// Ranges are hexadecimal with inclusive ends. Nested entries are indented: a region in its
+/// aperture or bridge window, registers in their region. Sizes are exact and share the largest unit
+/// that keeps every one of them whole, so that they can be compared at a glance. Parked regions
+/// come last. Owner, backing, host node and remarks are columns only where a row has something in
+/// them. Names are escaped as in error messages, so every row is one line.
 ///
 /// O(n log n). Ends with a newline. Threads: any, while `space` does not change.
 [[nodiscard]] VMSPACE_EXPORT std::string memory_map(const AddressSpaceBase& space,

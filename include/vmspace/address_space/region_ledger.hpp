@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Where others enter regions: the one record of what each guest physical range is.
+// The interface through which other components insert regions into an address space.
 //
-// Whoever hands out guest addresses (a resource manager, a hotplug controller) needs one ledger to
-// enter them in, whatever stands behind it: an AddressSpace alone, or something above it that maps
-// memory and programs a hypervisor with each change.
+// Any component that assigns guest addresses (a resource manager, a hotplug controller) records them in
+// one ledger, whatever implements it: a plain AddressSpace, or a layer above it that also maps memory
+// and programs the hypervisor.
 
 #pragma once
 
@@ -20,41 +20,40 @@
 
 namespace vmspace {
 
-/// Regions in a container that moves its elements to another one without allocating.
+/// A list of regions; a list because splicing its nodes never allocates.
 using RegionList = std::list<AddressSpaceRegionPtr>;
 
-/// A guest physical address space that others may change, wholly or not at all.
+/// A guest physical address space that changes transactionally.
 ///
-/// A change allocates, may wait for another one, and may fail. A destructor can do none of that, so
-/// it *retires* its regions: they stay in the space, with their addresses taken, until the next
-/// change of the ledger, by anybody, which takes them out first.
+/// A change allocates, may wait for another one, and may fail. A destructor must do none of these,
+/// so it *retires* its regions: they stay in the space, and their addresses stay taken, until the
+/// next change of the ledger by any caller, which removes them first.
 ///
 /// Threads: every call is safe from any thread.
 class VMSPACE_EXPORT RegionLedger {
  public:
-  /// Changes a draft of the space. Gives an error to have nothing changed.
+  /// Edits a draft of the space; an error discards the draft.
   using Edit = std::function<Result<void>(AddressSpaceBase&)>;
 
   virtual ~RegionLedger() = default;
 
-  /// Changes the space by what `edit` does to a draft of it, at once or not at all; retired regions
-  /// are not in the draft any more. `edit` is called once at most. Errors: those of `edit`;
-  /// `would_deadlock` from inside an edit of this ledger; those of what stands behind it.
+  /// Runs `edit` on a draft of the space and publishes it atomically, or changes nothing. The draft
+  /// no longer contains retired regions. `edit` is called at most once. Errors: those of `edit`;
+  /// `would_deadlock` from inside an edit of this ledger; those of the implementation.
   [[nodiscard]] virtual Result<void> transact(const Edit& edit) const = 0;
 
-  /// The space now, retired regions included, which stays as it is as long as the pointer lives.
+  /// The current space, including retired regions. It does not change while the pointer is held.
   [[nodiscard]] virtual std::shared_ptr<const AddressSpaceBase> snapshot() const = 0;
 
-  /// Has the next change take these regions out, placed or parked; one that the space does not have
-  /// any more is skipped. Moves the list's elements: never allocates, fails, or waits for a change.
+  /// Queues regions, mapped or parked, for removal by the next change; regions that are no longer
+  /// in the space are skipped. Splices the list: never allocates, fails or waits for a change.
   virtual void retire(RegionList&& regions) const noexcept = 0;
 
-  /// The regions that wait to be taken out. While a change runs, those that it takes out are not
-  /// among them. O(n) in them; allocates.
+  /// The regions queued for removal, except those that a running change is removing. O(n) in them;
+  /// allocates.
   [[nodiscard]] virtual std::vector<AddressSpaceRegionPtr> retired() const = 0;
 
-  /// Takes the retired regions out now. Changes nothing when there are none. Errors: those of
-  /// transact().
+  /// Removes the retired regions now; does nothing if there are none. Errors: those of transact().
   [[nodiscard]] virtual Result<void> collect() const = 0;
 
  protected:

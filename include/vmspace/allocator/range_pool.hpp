@@ -197,7 +197,9 @@ class RangePool {
   }
 
   /// Whether two handles are of one pool.
-  friend bool operator==(const RangePool&, const RangePool&) noexcept = default;
+  [[nodiscard]] bool same_as(const RangePool& other) const noexcept {
+    return state_ == other.state_;
+  }
 
  private:
   friend detail::RangePoolState& detail::state_of(const RangePool& pool) noexcept;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Everything that one device holds, given back when it goes.
+// Everything that one device holds, returned when the object is destroyed.
 
 #pragma once
 
@@ -24,76 +24,82 @@ struct DeviceRecord;
 class ResourceState;
 }  // namespace detail
 
-/// Where a device is on PCI: segment, bus and device, as in `0000:00:1f`.
-struct PciAddress {
+/// The location of a PCI device, with all eight of its functions: segment, bus and device number,
+/// as in `0000:00:1f` (the notation of `/sys/bus/pci/slots/*/address`).
+struct PciSlot {
   std::uint16_t segment = 0;
   std::uint8_t bus = 0;
   std::uint8_t device = 0;
 
-  friend bool operator==(const PciAddress&, const PciAddress&) = default;
+  friend bool operator==(const PciSlot&, const PciSlot&) = default;
 };
 
-/// What a ResourceManager has given to one owner, by kind and in the order asked.
+/// The resources that a ResourceManager has assigned to one owner, by kind and in the order
+/// requested.
 ///
-/// Destroying it gives everything back, the last acquired first, on any thread, also when the
-/// manager's handles are gone. That never allocates, fails or waits. Numbers are free for every later
-/// call of the manager; memory slots, whose pool others use too, at the latest when the next call of
-/// the manager unlocks it. Regions can't leave the address space without a change of it, so they are
-/// *retired* (RegionLedger::retire): they stay visible, their addresses taken, until the next change
-/// takes them out; ResourceManager::acquire() is one, ResourceManager::collect() does only that. To
-/// have everything free at once, and to learn of errors, call release() first.
+/// The destructor returns everything, last acquired first; it may run on any thread, and after the
+/// last handle of the manager is gone. It never allocates or fails, and waits only for a call that
+/// is running on the pool of memory slots. Numbers are free for every call of the manager that
+/// begins afterwards; memory slots, whose pool has other users, at the latest when a running call
+/// of the manager returns. Regions cannot leave the address space without changing it, so they are
+/// *retired* (RegionLedger::retire): they stay visible, and their addresses stay taken, until the
+/// next change of the space: an acquire() that asks for addresses, a relocate(), or
+/// ResourceManager::collect(), which does nothing else. To remove them immediately, and to see
+/// errors, call release() first.
 ///
-/// An accessor's `index` counts what was asked of its kind, from 0, and must be below count(kind).
-/// One that was moved from or released holds nothing; it may be assigned to.
+/// An accessor's `index` counts the requests of its kind, from 0. An index that is not below
+/// count(kind) ends the process by std::abort(), in release builds too. A released or moved-from
+/// object holds nothing, so every count is 0; it may be assigned to.
 ///
 /// Threads: const calls may run at the same time; any other call excludes all others on this
 /// object, and so does a relocation that names it.
 class VMSPACE_EXPORT DeviceResources {
  public:
-  /// `other` holds nothing afterwards.
+  /// Takes over the resources of `other`, which holds nothing afterwards.
   DeviceResources(DeviceResources&& other) noexcept;
-  /// Gives back what it holds, and takes over what `other` holds.
+  /// Returns the resources held so far, then takes over those of `other`.
   DeviceResources& operator=(DeviceResources&& other) noexcept;
   ~DeviceResources();
 
-  /// Gives everything back, regions by one change of the address space; all of it is free when this
-  /// returns. Waits for other calls of the manager and the ledger. Errors: `bad_state` when it holds
-  /// nothing; `not_found`, naming the region, when somebody else has removed one; those of
-  /// RegionLedger::transact. After an error it holds everything as before.
+  /// Returns everything now, removing its regions in one change of the address space; all of it is
+  /// free afterwards. Waits for other calls of the manager and the ledger. Errors: `bad_state` if
+  /// it holds nothing; `not_found`, naming the region, if other code has removed one; those of
+  /// RegionLedger::transact. On error everything is still held.
   [[nodiscard]] Result<void> release();
 
   /// Whether it holds anything.
   [[nodiscard]] bool is_held() const noexcept { return record_ != nullptr; }
 
-  /// Who it was acquired for; empty when it holds nothing.
+  /// The owner that it was acquired for; empty if it holds nothing.
   [[nodiscard]] const std::string& owner() const noexcept;
 
-  /// How many of this kind it has. O(n) in what it holds, as all that follow.
+  /// The number of resources of this kind. O(n) in the resources held, like every accessor below.
   [[nodiscard]] std::size_t count(ResourceKind kind) const noexcept;
 
-  /// Ports.
+  /// The I/O ports of a PioRange request.
   [[nodiscard]] Range pio(std::size_t index = 0) const noexcept;
-  /// A region that the device answers. A parked one says in base() where it has been.
-  [[nodiscard]] const AddressSpaceRegionPtr& mmio(std::size_t index = 0) const noexcept;
-  /// Whether a region that the device answers is at no address.
-  [[nodiscard]] bool is_parked(std::size_t mmio_index = 0) const noexcept;
-  /// A region of memory.
-  [[nodiscard]] const AddressSpaceRegionPtr& memory(std::size_t index = 0) const noexcept;
-  /// A bridge's window; where it has been, when it is parked.
+  /// The region of an MmioRange request; if it is parked, base() is its last address. A later
+  /// relocation gives the device another region, and leaves this one as it is.
+  [[nodiscard]] AddressSpaceRegionPtr mmio(std::size_t index = 0) const noexcept;
+  /// Whether a range is parked. `kind` is `mmio` or `bridge_window`; false for every other.
+  [[nodiscard]] bool is_parked(ResourceKind kind, std::size_t index = 0) const noexcept;
+  /// The region of a MemoryRange request.
+  [[nodiscard]] AddressSpaceRegionPtr memory(std::size_t index = 0) const noexcept;
+  /// The range of a bridge window; its last range if it is parked.
   [[nodiscard]] Range bridge_window(std::size_t index = 0) const noexcept;
-  /// The number of an interrupt line.
+  /// The interrupt line (GSI) of a LegacyIrq request.
   [[nodiscard]] std::uint32_t legacy_irq(std::size_t index = 0) const noexcept;
-  /// Interrupt numbers.
+  /// The GSIs of a GenericIrq request.
   [[nodiscard]] Range generic_irq(std::size_t index = 0) const noexcept;
-  /// A block of MSI vectors.
+  /// The vectors of an MsiVectors request.
   [[nodiscard]] Range msi(std::size_t index = 0) const noexcept;
-  /// MSI-X vectors.
+  /// The vectors of an MsixVectors request.
   [[nodiscard]] Range msix(std::size_t index = 0) const noexcept;
-  /// Numbers of memory slots.
+  /// The slot numbers of a KvmSlots request.
   [[nodiscard]] Range kvm_slot(std::size_t index = 0) const noexcept;
-  /// Where the device is on PCI.
-  [[nodiscard]] PciAddress pci_device(std::size_t index = 0) const noexcept;
-  /// A MAC address, the byte that is sent first at the front.
+  /// The location of a PciDevice request.
+  [[nodiscard]] PciSlot pci_device(std::size_t index = 0) const noexcept;
+  /// The address of a MacAddress request, in transmission order.
   [[nodiscard]] std::array<std::uint8_t, 6> mac_address(std::size_t index = 0) const noexcept;
 
  private:
@@ -103,7 +109,7 @@ class VMSPACE_EXPORT DeviceResources {
                   std::unique_ptr<detail::DeviceRecord> record) noexcept;
 
   void give_back() noexcept;
-  /// The range of a number of this kind.
+  /// The numbers of the index-th request of this kind.
   [[nodiscard]] Range number(ResourceKind kind, std::size_t index) const noexcept;
 
   std::shared_ptr<detail::ResourceState> state_;  ///< null exactly when record_ is

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Who holds which of the numbered resources of a VM: everything that a device needs in one call, or
-// nothing.
+// Assigns the numbered resources of a VM to its devices: everything that a device needs in one
+// call, or nothing.
 //
 //   const auto manager = VMSPACE_TRY(ResourceManager::create(space));
 //   auto nic = VMSPACE_TRY(manager.acquire(
@@ -9,14 +9,15 @@
 //       "nic0"));
 //   route(nic.legacy_irq(), nic.mmio()->guest_range());
 //
-//   // The guest swaps two BARs, register by register: judged at the end.
-//   VMSPACE_TRY(manager.relocate({{&nic, 0, gpu_base}, {&gpu, 0, nic_base}}));
+//   // The guest swaps two BARs; only the final state has to be valid.
+//   VMSPACE_TRY(manager.relocate(
+//       {ResourceMove::place(nic, gpu_base), ResourceMove::place(gpu, nic_base)}));
 //
-// Numbers (ports, interrupts, slots, ids) are the manager's own. Guest physical addresses are
-// regions in a RegionLedger, so that there is one record of them, whoever enters regions besides.
+// Numbers (ports, interrupts, slots, ids) are the manager's own. Guest physical ranges are regions
+// in a RegionLedger, the single record that the rest of the VMM uses too.
 //
-// Saving a VM keeps claims(); restoring it asks for the same things again, with every check that
-// asking has. No allocator's state is taken from a file.
+// A VM is saved as its claims() and restored by requesting the same resources again, with all the
+// usual checks. No allocator state is ever read from a file.
 
 #pragma once
 
@@ -43,109 +44,145 @@
 
 namespace vmspace {
 
-/// The numbers that exist of a kind.
+/// The numbers of one kind that a VM has.
 struct NumberWindow {
-  std::vector<Range> ranges;  ///< in any order, apart from each other
-  /// Where a request that is not fixed takes them from; unset: anywhere.
+  std::vector<Range> ranges;  ///< in any order; must not overlap
+  /// Where requests without `fixed` are served from; unset: anywhere in `ranges`.
   std::optional<Range> any = {};
 
   friend bool operator==(const NumberWindow&, const NumberWindow&) = default;
 };
 
-/// The device numbers that exist on a PCI bus.
+/// The device numbers of one PCI bus.
 struct PciBus {
   std::uint16_t segment = 0;
   std::uint8_t bus = 0;
-  std::uint8_t first_device = 1;  ///< 0 is the host bridge's
+  /// Device 0 is the host bridge; on a bus behind a bridge, start at 0.
+  std::uint8_t first_device = 1;
   std::uint8_t last_device = 31;  ///< inclusive; at most 31
 
   friend bool operator==(const PciBus&, const PciBus&) = default;
 };
 
-/// What a VM has to hand out besides guest physical addresses; an aggregate for designated
-/// initialisers. The defaults are a PC's.
+/// The numbers that a VM can assign, besides guest physical addresses; an aggregate for designated
+/// initialisers. The defaults are those of an x86 PC; an Arm machine has neither ports nor 8259A
+/// lines.
 struct ResourceLimits {
-  /// Ports, all below 2^16. By default all but those that address PCI configuration space (0xcf8 to
-  /// 0xcff); what is not fixed goes above the devices that every PC has.
+  /// I/O ports, below 2^16. The default leaves out the PCI configuration ports 0xcf8 to 0xcff;
+  /// requests without `fixed` are served from 0x1000 up, clear of the standard PC devices.
   NumberWindow pio = {.ranges = {Range::of(0, 0xcf7), Range::of(0xd00, 0xffff)},
                       .any = Range::of(0x1000, 0xffff)};
-  /// Interrupt lines. By default those of a PC's two 8259A but timer (0), cascade (2), clock (8) and
-  /// coprocessor (13); what is not fixed stays clear of keyboard and serial ports.
+  /// Interrupt lines. The default is those of a PC's two 8259As, except the timer (0), the cascade
+  /// (2), the RTC (8) and the coprocessor (13); requests without `fixed` also avoid the keyboard
+  /// and the serial ports. A VMM with ACPI acquires line 9, its SCI, first. GSIs 16 to 23 are left
+  /// to the VMM's routing of PCI interrupt pins.
   NumberWindow legacy_irqs = {
       .ranges = {Range::of(1, 1), Range::of(3, 7), Range::of(9, 12), Range::of(14, 15)},
       .any = Range::of(5, 15)};
-  /// In one space of numbers with the legacy ones; from the I/O APIC's 24 pins on.
+  /// GSIs, in the same number space as the legacy lines. The default starts after the 24 pins of
+  /// the I/O APIC.
   NumberWindow generic_irqs = {.ranges = {Range::of(24, 1023)}};
-  /// For MSI and MSI-X alike. By default numbers that are also free as GSIs, up to the 4096 routes
-  /// that KVM has (KVM_MAX_IRQ_ROUTES).
+  /// Shared by MSI and MSI-X. The default numbers are disjoint from the GSIs above and within KVM's
+  /// 4096 routes (KVM_MAX_IRQ_ROUTES).
   NumberWindow msi = {.ranges = {Range::of(1024, 4095)}};
   std::vector<PciBus> pci_buses = {PciBus{}};
-  /// The pool of slot numbers, shared with whoever else takes some, such as KvmMemslots. Of its
-  /// numbers, those up to 2^32-1 are handed out.
+  /// The pool of memory slot numbers, which KvmMemslots and others may share. Only numbers up to
+  /// 2^32-1 are assigned. Unset: KvmSlots requests fail.
   std::optional<RangePool> kvm_slots = {};
-  std::optional<Range> mac_addresses = {};  ///< below 2^48; unset: the VM hands out none
+  std::optional<Range> mac_addresses = {};  ///< below 2^48; unset: MacAddress requests fail
 };
 
-/// One of a set of moves: where a device's range goes.
+/// One move of a relocation. The factories make it say whether it places the range or parks it.
 struct ResourceMove {
   DeviceResources* device = nullptr;
-  std::size_t index = 0;                   ///< which of the device's ranges of this kind
-  std::optional<GuestAddress> to = {};     ///< the new base; unset: it is parked
+  std::size_t index = 0;                   ///< among the device's ranges of this kind
+  std::optional<GuestAddress> to = {};     ///< the new base; unset: park the range
   ResourceKind kind = ResourceKind::mmio;  ///< or `bridge_window`
+
+  /// Moves an MMIO range to this base, or maps it there if it is parked.
+  [[nodiscard]] static ResourceMove place(DeviceResources& device, GuestAddress to,
+                                          std::size_t index = 0) noexcept {
+    return {&device, index, to, ResourceKind::mmio};
+  }
+  /// Unmaps an MMIO range, which keeps its size and its last address.
+  [[nodiscard]] static ResourceMove park(DeviceResources& device, std::size_t index = 0) noexcept {
+    return {&device, index, std::nullopt, ResourceKind::mmio};
+  }
+  /// Moves a bridge window to this base, or opens it there if it is parked.
+  [[nodiscard]] static ResourceMove place_window(DeviceResources& bridge, GuestAddress to,
+                                                 std::size_t index = 0) noexcept {
+    return {&bridge, index, to, ResourceKind::bridge_window};
+  }
+  /// Closes a bridge window.
+  [[nodiscard]] static ResourceMove park_window(DeviceResources& bridge,
+                                                std::size_t index = 0) noexcept {
+    return {&bridge, index, std::nullopt, ResourceKind::bridge_window};
+  }
 };
 
-/// That somebody holds a range. Addresses of regions are ranges too.
+/// One resource that is held, and its owner.
 struct ResourceHolder {
   ResourceKind kind;
-  Range range;  ///< where it has been, when it is parked
+  /// The numbers or addresses; the last ones if it is parked. For `pci_device` see pci_slot_of();
+  /// for `mac_address` the 48-bit number.
+  Range range;
   std::string owner;
-  bool shared = false;  ///< others may hold the same interrupt line
-  bool parked = false;  ///< at no address
+  bool shared = false;    ///< the interrupt line may have other holders
+  bool parked = false;    ///< not mapped at any address
+  std::string name = {};  ///< of the region, for `mmio` and `memory`
 
   friend bool operator==(const ResourceHolder&, const ResourceHolder&) = default;
 };
 
-/// How much of a kind there is and is left, in members. Amounts that pass 2^64-1 are that.
+/// The location that a holder of kind `pci_device` has. O(1).
+[[nodiscard]] VMSPACE_EXPORT PciSlot pci_slot_of(const ResourceHolder& holder) noexcept;
+
+/// The total and the free amount of a kind of number, or of an aperture in bytes. `msi` counts MSI
+/// and MSI-X together. Amounts saturate at 2^64-1.
 struct ResourceUsage {
-  std::string name;  ///< the kind; for addresses the layout's aperture
+  std::string name;  ///< of the kind, or of the aperture
   std::uint64_t total = 0;
   std::uint64_t free = 0;
-  std::uint64_t largest_free = 0;  ///< the longest run
-  bool is_aperture = false;        ///< and then in bytes
+  std::uint64_t largest_free = 0;  ///< the longest contiguous run
+  bool is_aperture = false;        ///< amounts are bytes of an aperture
 
   friend bool operator==(const ResourceUsage&, const ResourceUsage&) = default;
 };
 
-/// Hands out the numbered resources of a virtual machine to its devices.
+/// Assigns the numbered resources of a virtual machine to its devices.
 ///
-/// A handle: copies are the same manager, and moving copies. A call that returns an error, or throws
-/// std::bad_alloc, leaves all numbers, all owners and the address space as they were.
+/// A handle: copies refer to the same manager, and moving is copying. A call that returns an error,
+/// or throws std::bad_alloc, leaves all numbers, all owners and the address space as they were.
 ///
-/// Invariant: every number is free or held by one owner, but for shared interrupt lines, which have
-/// one or more; each device's regions are in the ledger, placed or parked; bridge windows overlap
-/// only where one lies in the other; ranges behind a bridge lie in a window of it, and no others meet
-/// one. A bridge whose windows are all parked holds nothing in place; what a bridge leaves behind when
-/// it goes stays where it is, until it is parked or goes too. See check_invariants(). Regions that
-/// others enter into the ledger are respected; that they keep out of bridge windows is up to them.
+/// Invariant: every number is either free or held by exactly one owner, except shared interrupt
+/// lines, which may have several. The regions of every device are in the ledger, mapped or parked.
+/// Bridge windows overlap only if one is nested in the other. A range behind a bridge is within one
+/// of its windows, and no other range overlaps them. A bridge whose windows are all parked does not
+/// constrain the ranges behind it; when a bridge is destroyed, the ranges behind it stay mapped
+/// until they are parked or destroyed. See check_invariants(). Regions that other code inserts into
+/// the ledger are respected, but keeping them out of bridge windows is up to that code.
 ///
-/// Threads: all calls may run at the same time, except that a DeviceResources is used by one thread
-/// at a time. From inside a change of the ledger, calls that change addresses are refused:
-/// `would_deadlock`.
+/// Threads: all calls may run at the same time, but relocate() counts as a non-const call on each
+/// DeviceResources that it names. Calls that change addresses fail with `would_deadlock` from
+/// inside a change of the ledger.
 ///
-/// Until a call returns, the ledger may yet refuse its change, and others are given only what is right
-/// either way. While a bridge's window moves, both its places are taken (`overlap`) for what is not
-/// behind the bridge, and only what they have in common is there for what is (`out_of_bounds`, or
-/// `not_found` when that is nothing, as for a window that is being acquired or placed).
+/// Until a call returns, the ledger may still refuse its change, so other calls are given only what
+/// is right in either case. While a bridge window moves, both of its places are taken (`overlap`)
+/// for ranges that are not behind the bridge, and only their intersection is available to ranges
+/// that are (`out_of_bounds`, or `not_found` if it is empty, as for a window that is being acquired
+/// or placed).
 class VMSPACE_EXPORT ResourceManager {
  public:
-  /// Creates a manager with everything free. Errors, each naming the limit: `invalid_argument` for a
-  /// null ledger; `out_of_bounds` when ports pass 0xffff, interrupt and MSI numbers 2^32-1, MAC
-  /// addresses 2^48-1, or device numbers 31; `overlap` when a number is in two ranges of a kind,
-  /// or is both a legacy and a generic interrupt; `invalid_range` when a bus's first device is above
-  /// its last.
+  /// Creates a manager in which everything is free.
+  ///
+  /// Errors: `invalid_argument` for a null ledger. All others name the limit: `out_of_bounds` when
+  /// a port exceeds 0xffff, an interrupt or MSI number 2^32-1, a MAC address 2^48-1, or a device
+  /// number 31, or when NumberWindow::any contains none of the numbers; `overlap` when a number
+  /// appears in two ranges of a kind, or as both a legacy and a generic interrupt; `invalid_range`
+  /// when a bus's first device is above its last. O(n log n) in the ranges; allocates.
   [[nodiscard]] static Result<ResourceManager> create(std::shared_ptr<const RegionLedger> ledger,
                                                       const ResourceLimits& limits = {});
-  /// A manager whose regions are entered in `space`.
+  /// Creates a manager that inserts its regions into `space`. Errors: those of the other overload.
   [[nodiscard]] static Result<ResourceManager> create(const AddressSpace& space,
                                                       const ResourceLimits& limits = {});
 
@@ -153,22 +190,24 @@ class VMSPACE_EXPORT ResourceManager {
   ResourceManager& operator=(const ResourceManager&) noexcept = default;
   ~ResourceManager() = default;
 
-  /// Acquires everything in the list for one owner, or nothing; requests are met in the order given.
+  /// Acquires all of the requests for one owner, or none; they are processed in order.
   ///
   /// Errors of the list: `invalid_argument` when the owner's name is empty; `bad_state` when the
-  /// owner holds something already. Errors of a request name its index, its kind and the owner:
-  /// `zero_size`; `bad_alignment`; `invalid_argument` for anything else that can't be met on any
-  /// machine, such as three MSI vectors, a device number without a bus, or a bridge that is behind
+  /// owner already holds something. Errors of a request name its index, its kind and the owner:
+  /// `zero_size`; `bad_alignment`; `invalid_argument` for any other request that no machine could
+  /// satisfy, such as three MSI vectors, a device number without a bus, or a bridge that is behind
   /// itself, behind two others, or nested more than 256 deep; `not_found` when there is no such
-  /// window, aperture, bridge, bus or pool; `out_of_bounds` when a fixed range lies outside of all
-  /// windows, or of its bridge's; `misaligned` when it is not a multiple of its alignment; `overlap`
-  /// when a part of it is held, naming the holder; `bad_state` for a bridge when an earlier one of its
-  /// name has left something at an address, naming whose it is; `no_space`, with the largest free
-  /// piece as what is available; those of AddressSpaceRegion::make. And those of
-  /// RegionLedger::transact.
+  /// window, aperture, bridge, bus or pool; `out_of_bounds` when a fixed range is not within a
+  /// window, or not in one of its bridge; `overflow` when it passes 2^64-1; `misaligned` when it is
+  /// not a multiple of its alignment; `overlap` when a part of it is held, naming the holder, or is
+  /// in a hole or in an aperture for something else, naming that; `bad_state` for a bridge while a
+  /// range behind an earlier bridge with its name is still mapped, naming that range's owner;
+  /// `no_space`, with the largest free piece as `available`; those of AddressSpaceRegion::make.
+  /// Finally, those of RegionLedger::transact.
   ///
-  /// A list without addresses costs O(log n) a request; one with addresses also a change of the
-  /// ledger, whatever their number.
+  /// Numbers cost O(log n) each, MMIO and memory O(log n + w log w) each with w bridge windows, a
+  /// bridge window O(n), and all addresses of a list together one change of the ledger. A request
+  /// that is refused costs O(n).
   [[nodiscard]] Result<DeviceResources> acquire(std::span<const ResourceRequest> requests,
                                                 std::string_view owner) const;
   [[nodiscard]] Result<DeviceResources> acquire(std::initializer_list<ResourceRequest> requests,
@@ -176,56 +215,69 @@ class VMSPACE_EXPORT ResourceManager {
     return acquire(std::span(requests.begin(), requests.size()), owner);
   }
 
-  /// Acquires what claims() listed, for all owners or for none, and gives each owner's in the order
-  /// of their first claims. A claim is a fixed request: errors are those of acquire(), naming the
-  /// index of the claim; a claim that clashes names both owners; `invalid_argument` for one that is
-  /// not fixed. Windows of bridges are adopted before what lies in them, wherever they are in the list;
-  /// what a bridge has left may lie in any other window. Costs one change of the ledger.
+  /// Restores a saved VM: acquires the resources of claims(), for all owners or for none, and
+  /// returns one DeviceResources per owner, in the order of the owners' first claims.
+  ///
+  /// A claim is a fixed request. Errors are those of acquire(), naming the index of the claim; a
+  /// claim that conflicts names both owners; `invalid_argument` for one that is not fixed. Bridge
+  /// windows are adopted before the ranges in them, whatever the order of the list. A range whose
+  /// bridge no longer exists may be within any other window. Costs one change of the ledger.
   [[nodiscard]] Result<std::vector<DeviceResources>> adopt(
       std::span<const ResourceClaim> claims) const;
 
-  /// Moves, parks and places ranges of devices, wholly or not at all; only the end counts, so that
-  /// ranges may swap, or go where another of the set has been. Errors, naming the owner:
-  /// `invalid_argument` when a device is null, a kind can't move, or a range is named twice;
-  /// `bad_state` when a device holds nothing or is another manager's, or when a bridge's window moves
-  /// while another call moves what is behind that bridge; `out_of_bounds` when the device has no such
-  /// range, or when the new place is outside of every window, out of its reach (MmioReach), or not in
-  /// a window of its bridge; `not_found` when its bridge has no window at an address; `misaligned`
-  /// when the place is not a multiple of the range's alignment; `overlap` when it meets a region that
-  /// stays or another new place, naming both regions, or a bridge's window; those of
-  /// RegionLedger::transact. Costs one change of the ledger; O(n) in all ranges for each window when
-  /// bridges' windows move.
+  /// Moves, parks and places ranges of devices, all or none. Only the final state must be valid, so
+  /// ranges may swap, or take a place that another move of the set vacates.
+  ///
+  /// Errors, naming the owner: `invalid_argument` when a device is null, a kind cannot be moved, or
+  /// the set moves a range twice; `bad_state` when a device holds nothing or belongs to another
+  /// manager, or when a bridge window moves while another call moves a range behind that bridge;
+  /// `out_of_bounds` when the device has no such range, or when the new place is outside every
+  /// aperture, out of reach (MmioReach), not in its own aperture, or not in a window of its bridge;
+  /// `overflow` when it passes 2^64-1; `not_found` when all windows of its bridge are parked;
+  /// `misaligned` when it is not a multiple of the range's alignment; `overlap` when it overlaps a
+  /// region that does not move or another new place, naming both, a bridge window, or a hole of the
+  /// layout; those of RegionLedger::transact.
+  ///
+  /// Costs one change of the ledger and O(m^2) in the moves; when bridge windows move, also O(n) in
+  /// all ranges for each window.
   [[nodiscard]] Result<void> relocate(std::span<const ResourceMove> moves) const;
   [[nodiscard]] Result<void> relocate(std::initializer_list<ResourceMove> moves) const {
     return relocate(std::span(moves.begin(), moves.size()));
   }
 
-  /// What all owners hold, as requests for exactly that, in the order in which owners came: what to
-  /// save of a VM. To be called while nothing changes the manager: what a call that has not returned
-  /// has got so far, and may have to give back, is listed too. O(n); allocates.
+  /// Everything that is held, as fixed requests that reproduce it, in the order in which the owners
+  /// acquired. This is the state to save with a VM. Call it while nothing changes the manager:
+  /// resources of a call that is still running, and may yet have to return them, are listed too.
+  /// O(n); allocates.
   [[nodiscard]] std::vector<ResourceClaim> claims() const;
 
-  /// Who holds what, by kind, then in ascending order. O(n log n); allocates.
+  /// Everything that is held, with its owner, sorted by kind and then by range. O(n log n);
+  /// allocates.
   [[nodiscard]] std::vector<ResourceHolder> holders() const;
 
-  /// How much there is of each kind that the VM has, and of each aperture of the layout. O(n).
+  /// Totals and free amounts of each kind that the VM has and of each aperture of the layout.
+  /// O(a n log n) for a apertures; allocates.
   [[nodiscard]] std::vector<ResourceUsage> usage() const;
 
-  /// The regions that destroyed DeviceResources have left for the next change of the ledger.
+  /// The regions of destroyed devices that await the next change of the ledger. This and collect()
+  /// are those of the ledger, for code that is given the manager alone.
   [[nodiscard]] std::vector<AddressSpaceRegionPtr> retired() const { return ledger().retired(); }
-  /// Takes them out of the ledger now. Errors: those of RegionLedger::collect.
+  /// Removes the retired regions from the ledger now. Errors: those of RegionLedger::collect.
   [[nodiscard]] Result<void> collect() const;
 
-  /// Where regions are entered; lives as long as any handle.
+  /// The ledger that holds the regions; it lives at least as long as any handle.
   [[nodiscard]] const RegionLedger& ledger() const noexcept;
 
   /// Checks the invariant, in release builds too: `corrupt`, with the first broken rule as the
-  /// reason, which means a defect of this library or a stray write. While others change the manager
-  /// it may report what is only under way. O(n log n).
+  /// reason, which means a bug in this library or a stray write. It may report a transient state
+  /// while other threads change the manager. O(l n + p n) with l shared lines and p parked regions,
+  /// plus O(n log n) for each bridge window.
   [[nodiscard]] Result<void> check_invariants() const;
 
   /// Whether both are handles of one manager.
-  friend bool operator==(const ResourceManager&, const ResourceManager&) noexcept = default;
+  [[nodiscard]] bool same_as(const ResourceManager& other) const noexcept {
+    return state_ == other.state_;
+  }
 
  private:
   explicit ResourceManager(std::shared_ptr<detail::ResourceState> state) noexcept;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a device may ask for, as data.
+// The requests that a device makes, as plain data.
 //
 //   const ResourceRequest nic[] = {PioRange{.size = 32}, MmioRange{.size = 16_KiB},
 //                                  LegacyIrq{.shared = true}, MsixVectors{.count = 3}};
 //
-// Each kind of request can be fixed to what it must get: a device at a place that the architecture
-// dictates, a BAR that must be identity mapped, a device of a VM that is restored.
+// Every request can be pinned to an exact resource with `fixed`: for a device whose address the
+// platform dictates, a BAR that must be identity-mapped, or a device of a VM that is being
+// restored.
 
 #pragma once
 
@@ -23,91 +24,104 @@
 
 namespace vmspace {
 
-/// What is handed out; one for each type of request, in the order of ResourceRequest.
+/// The kinds of resource; the enumerators are in the order of ResourceRequest's alternatives.
 enum class ResourceKind : std::uint8_t {
   pio,            ///< port I/O addresses
-  mmio,           ///< guest physical addresses that a device answers
-  memory,         ///< guest physical addresses with memory behind them
-  bridge_window,  ///< guest physical addresses that a PCI bridge forwards
+  mmio,           ///< a guest physical range that a device decodes
+  memory,         ///< a guest physical range backed by memory
+  bridge_window,  ///< a guest physical range that a PCI bridge forwards
   legacy_irq,     ///< an interrupt line (GSI) that devices may share
   generic_irq,    ///< interrupt numbers (GSIs)
-  msi,            ///< message-signalled interrupts, as a block
-  msix,           ///< message-signalled interrupts
+  msi,            ///< a naturally aligned block of MSI vectors
+  msix,           ///< MSI-X vectors
   kvm_slot,       ///< memory slot numbers
   pci_device,     ///< a device number on a PCI bus
   mac_address,    ///< a MAC address
 };
 
-/// The name that errors, tables and claims show: `pio`, `legacy_irq`.
+/// The name used in errors, tables and claims, such as `legacy_irq`; `unknown` for an unnamed
+/// value.
 [[nodiscard]] VMSPACE_EXPORT std::string_view name_of(ResourceKind kind) noexcept;
 
-/// Ports.
+/// A range of I/O ports.
 struct PioRange {
-  std::uint64_t size;  ///< ports; at least 1
-  /// A power of two. 0: the size rounded up to one, as PCI requires.
+  std::uint64_t size;  ///< the number of ports; at least 1
+  /// A power of two. 0: the size rounded up to a power of two, as PCI requires of a BAR; with
+  /// `fixed`, no alignment.
   std::uint64_t align = 0;
-  std::optional<Range> window = {};         ///< all of it lies in here; unset: anywhere
+  /// The range must be within it; unset: ResourceLimits::pio.any, or anywhere with `fixed`.
+  std::optional<Range> window = {};
   std::optional<std::uint64_t> fixed = {};  ///< the first port
 
   friend bool operator==(const PioRange&, const PioRange&) = default;
 };
 
-/// In which windows for MMIO a range may lie.
+/// Which part of the address space an MMIO range may be placed in.
 enum class MmioReach : std::uint8_t {
-  any,       ///< first below 4 GiB, then above; prefetchable ones the other way round
-  below_4g,  ///< what a 32-bit BAR can hold
-  high,      ///< from 4 GiB on; where prefetchable, below as the last resort
+  any,       ///< below 4 GiB if possible, else above; prefetchable ranges the other way round
+  below_4g,  ///< below 4 GiB, for 32-bit BARs
+  high,      ///< at or above 4 GiB; prefetchable ranges fall back to below 4 GiB
 };
 
-/// The name that claims show: `any`, `below_4g`, `high`.
+/// The name used in claims, such as `below_4g`; `unknown` for an unnamed value.
 [[nodiscard]] VMSPACE_EXPORT std::string_view name_of(MmioReach reach) noexcept;
 
-/// Addresses that a device answers, such as a BAR. Becomes a region of type device_memory.
+/// An MMIO range that a device decodes, such as a BAR. It becomes a region of type device_memory.
 struct MmioRange {
-  std::uint64_t size;  ///< bytes; at least 1
-  /// A power of two. 0: the size rounded up to one, as PCI requires, and at least 4 KiB, so that no
-  /// two devices share a page; but 1 when `fixed` is not a multiple of that: it is no BAR, and may move
-  /// anywhere.
+  std::uint64_t size;  ///< in bytes; at least 1
+  /// In bytes; a power of two. 0: the size rounded up to a power of two, as PCI requires of a BAR,
+  /// but at least 4 KiB so that devices do not share a page. If `fixed` is not a multiple of that,
+  /// the range cannot be a BAR and has no alignment, now or when it moves.
   std::uint64_t align = 0;
   MmioReach reach = MmioReach::any;
-  bool prefetchable = false;  ///< reading has no side effects; lies high if it can
-  /// The owner of the bridge window that it lies in, when the device is behind a bridge. Empty: it
-  /// lies outside of all bridge windows.
+  bool prefetchable = false;  ///< reads have no side effects; placed above 4 GiB if possible
+  /// The owner of the PCI bridge that the device is behind: the range is placed in one of its
+  /// windows. Empty: the range is placed outside all bridge windows.
   std::string bridge = {};
-  std::optional<GuestAddress> fixed = {};  ///< where it begins
-  /// Known, with its size, but at no address until relocate() places it: a BAR whose decoding is
-  /// off. `fixed` is then where it has been.
+  /// The aperture of the layout that must hold it, such as a PCI segment's own or that of platform
+  /// devices. Empty: any aperture for MMIO within reach.
+  std::string aperture = {};
+  std::optional<GuestAddress> fixed = {};  ///< the first address
+  /// Acquired but not mapped at any address until relocate() places it, like a BAR whose decoding
+  /// is disabled. `fixed` then records its last address.
   bool parked = false;
   std::string name = {};  ///< of the region; empty: the owner's name
 
   friend bool operator==(const MmioRange&, const MmioRange&) = default;
 };
 
-/// Addresses with memory behind them: hotplug RAM, a DAX window, pmem.
+/// A range of guest memory: hotplugged RAM, a DAX window, pmem.
 struct MemoryRange {
-  /// What it is. `base` must be 0; an empty `name` becomes the owner's. Its `owner` is set.
+  /// The region to insert. `base` must be 0 and `owner` empty: acquire() sets them. An empty `name`
+  /// becomes the owner's name.
   RegionOptions region = {};
-  /// A power of two; the backing's page size counts too. 0: that alone.
+  /// In bytes; a power of two, raised to the backing's page size. 0: the backing's page size.
   std::uint64_t align = 0;
-  /// The layout's aperture for it; empty: the lowest one that takes its type and has the space.
+  /// The aperture of the layout to place it in. Empty: the lowest one that accepts its type and has
+  /// room.
   std::string aperture = {};
-  std::optional<GuestAddress> fixed = {};  ///< where it begins
+  std::optional<GuestAddress> fixed = {};  ///< the first address
 
   friend bool operator==(const MemoryRange&, const MemoryRange&) = default;
 };
 
-/// Addresses that a PCI bridge forwards: ranges whose `bridge` is this one's owner lie in it, and no
-/// others do. It is no region: what is in no BAR is nobody's. A bridge has as many as it likes, such
-/// as one that is prefetchable and one that is not.
+/// A memory window of a PCI bridge: it holds exactly the ranges whose `bridge` names its owner. A
+/// window is not a region: addresses in it that belong to no BAR have no owner. A bridge may have
+/// several, typically one prefetchable and one not. I/O windows are not modelled: confine the ports
+/// behind a bridge with PioRange::window.
 struct BridgeWindow {
-  std::uint64_t size;  ///< bytes; a multiple of 1 MiB (PCI-to-PCI Bridge Architecture, 3.2.5.8)
+  /// In bytes; a multiple of 1 MiB (PCI-to-PCI Bridge Architecture Specification 1.2, 3.2.5.8).
+  std::uint64_t size;
   std::uint64_t align = 0;  ///< a power of two, at least 1 MiB; 0: 1 MiB
+  /// A window that is not prefetchable is always below 4 GiB: PCI has no upper base and limit
+  /// registers for it (3.2.5.8, 3.2.5.9). `high` is an error for it.
   MmioReach reach = MmioReach::any;
-  bool prefetchable = false;  ///< takes prefetchable ranges, and is tried first for them
-  /// The owner of the window that it lies in, for a bridge behind one. Bridges nest 256 deep at most.
+  bool prefetchable = false;  ///< holds prefetchable ranges only, and is tried first for them
+  /// The owner of the parent bridge, if this bridge is behind another one; at most 256 deep.
   std::string bridge = {};
-  std::optional<GuestAddress> fixed = {};  ///< where it begins
-  bool parked = false;  ///< at no address until relocate() places it, as MmioRange::parked
+  std::string aperture = {};               ///< as MmioRange::aperture
+  std::optional<GuestAddress> fixed = {};  ///< the first address
+  bool parked = false;                     ///< as MmioRange::parked
 
   friend bool operator==(const BridgeWindow&, const BridgeWindow&) = default;
 };
@@ -115,14 +129,14 @@ struct BridgeWindow {
 /// One interrupt line.
 struct LegacyIrq {
   std::optional<std::uint32_t> fixed = {};  ///< the number; unset: any
-  /// Others that say so too may get the same line. An unset number takes a free line first; when
-  /// there is none, the shared one with the fewest holders.
+  /// Whether the line may be shared with other requests that also set this. Without `fixed`, a free
+  /// line is preferred; if there is none, the shared line with the fewest holders is used.
   bool shared = false;
 
   friend bool operator==(const LegacyIrq&, const LegacyIrq&) = default;
 };
 
-/// Consecutive interrupt numbers outside of the window for legacy ones.
+/// Consecutive interrupt numbers (GSIs) from ResourceLimits::generic_irqs.
 struct GenericIrq {
   std::uint32_t count = 1;                  ///< at least 1
   std::optional<std::uint32_t> fixed = {};  ///< the first number
@@ -130,8 +144,8 @@ struct GenericIrq {
   friend bool operator==(const GenericIrq&, const GenericIrq&) = default;
 };
 
-/// A block of MSI vectors, whose first number is a multiple of the count, because the device puts
-/// the vector into the low bits of the message (PCI Local Bus Specification 3.0, 6.8.1).
+/// A block of MSI vectors. The first number is a multiple of the count, because the device writes
+/// the vector into the low bits of the message data (PCI Local Bus Specification 3.0, 6.8.1).
 struct MsiVectors {
   std::uint32_t count;                      ///< a power of two, at most 32
   std::optional<std::uint32_t> fixed = {};  ///< the first number
@@ -147,7 +161,7 @@ struct MsixVectors {
   friend bool operator==(const MsixVectors&, const MsixVectors&) = default;
 };
 
-/// Consecutive numbers of memory slots.
+/// Consecutive KVM memory slot numbers.
 struct KvmSlots {
   std::uint32_t count = 1;                  ///< at least 1
   std::optional<std::uint32_t> fixed = {};  ///< the first number
@@ -155,28 +169,28 @@ struct KvmSlots {
   friend bool operator==(const KvmSlots&, const KvmSlots&) = default;
 };
 
-/// A device number, with all its functions.
+/// A PCI device number, including all of its functions.
 struct PciDevice {
   std::uint16_t segment = 0;
-  std::optional<std::uint8_t> bus = {};     ///< unset: the lowest that has one
-  std::optional<std::uint8_t> device = {};  ///< at most 31; needs a bus; unset: any
+  std::optional<std::uint8_t> bus = {};     ///< unset: the lowest with a free device number
+  std::optional<std::uint8_t> device = {};  ///< 0 to 31; requires `bus`; unset: the lowest free
 
   friend bool operator==(const PciDevice&, const PciDevice&) = default;
 };
 
-/// A MAC address, as a number whose most significant of 48 bits are sent first.
+/// A MAC address as a 48-bit number: bits 47 to 40 are the first octet on the wire.
 struct MacAddress {
   std::optional<std::uint64_t> fixed = {};
 
   friend bool operator==(const MacAddress&, const MacAddress&) = default;
 };
 
-/// One thing that a device needs; its alternatives are in the order of ResourceKind.
+/// A request for one resource; the alternatives are in the order of ResourceKind.
 using ResourceRequest =
     std::variant<PioRange, MmioRange, MemoryRange, BridgeWindow, LegacyIrq, GenericIrq, MsiVectors,
                  MsixVectors, KvmSlots, PciDevice, MacAddress>;
 
-/// The kind of what a request asks for. O(1).
+/// The kind of resource that a request is for. O(1).
 [[nodiscard]] inline ResourceKind kind_of(const ResourceRequest& request) noexcept {
   return static_cast<ResourceKind>(request.index());
 }

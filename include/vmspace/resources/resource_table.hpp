@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A manager as text for a person.
+// Human-readable tables of a manager's state.
 
 #pragma once
 
@@ -12,22 +12,25 @@ namespace vmspace {
 
 class ResourceManager;
 
-/// Who holds what, by kind, and how much is left, in four tables with headings: numbers that are held,
-/// and guest physical addresses; numbers that there are and that are free, and addresses, by aperture.
+/// Four tables: the numbers that are held, the address ranges that are held, and the total and used
+/// amounts of each kind of number and of each aperture.
 ///
-///   kind        range        count  owner  remarks
-///   pio         0x1000-101f     32  nic0
-///   legacy_irq  5                1  nic0   shared
+///   kind        range          count  owner  remarks
+///   pio         0x1000-0x101f     32  nic0
+///   legacy_irq  5                  1  nic0   shared
 ///
-/// Ranges have inclusive ends, as their kind is written; counts and sizes are decimal, sizes of a
-/// table in one unit, the largest of which each is a whole number. Names are escaped as in error
-/// messages: a row stays on its line. A table without rows is left out.
+/// Ranges are inclusive and written as usual for their kind. Counts and sizes are decimal. The
+/// sizes of address ranges are exact and share the largest unit that keeps every one of them whole;
+/// those of apertures have a unit each and are rounded down to two decimals. A region's name is
+/// shown where it is not its owner's. Names are escaped as in error messages, so every row is one
+/// line. Empty tables are omitted.
 ///
-/// O(n log n). Ends with a newline. Threads: any.
+/// Each table is consistent in itself, but not with the others while other threads change the
+/// manager. O(n log n). Ends with a newline. Threads: any.
 [[nodiscard]] VMSPACE_EXPORT std::string resource_table(const ResourceManager& manager);
 
-/// memory_map() of the ledger's space, with the windows of bridges around what lies in them; parked
-/// windows are not shown. O(n log n). Threads: any.
+/// The memory_map() of the ledger's address space, with bridge windows drawn around their contents.
+/// Parked windows are not shown. O(n log n). Threads: any.
 [[nodiscard]] VMSPACE_EXPORT std::string memory_map(const ResourceManager& manager);
 
 }  // namespace vmspace

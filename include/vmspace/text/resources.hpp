@@ -17,19 +17,19 @@
 
 namespace vmspace {
 
-/// Its name_of(): `legacy_irq`.
+/// The name, as by name_of(): `legacy_irq`.
 [[nodiscard]] inline std::string to_text(ResourceKind kind) {
   return std::string(name_of(kind));
 }
 
-/// Its name_of(): `below_4g`.
+/// The name, as by name_of(): `below_4g`.
 [[nodiscard]] inline std::string to_text(MmioReach reach) {
   return std::string(name_of(reach));
 }
 
 namespace detail {
 
-/// The lowest digits of a number, in hexadecimal.
+/// The `count` least significant hexadecimal digits of a number.
 inline std::string hex_digits(std::uint64_t number, unsigned count) {
   constexpr std::string_view digits = "0123456789abcdef";
   std::string text;
@@ -72,23 +72,24 @@ inline std::string align_text(std::uint64_t align) {
   return align == 0 ? std::string() : " aligned to " + hex(align);
 }
 
-/// What MMIO and windows of bridges have in common.
+/// The common part of the texts of MmioRange and BridgeWindow.
 template <typename Request>
 std::string mmio_text(std::string_view kind, const Request& request) {
   return concat(kind, " ", hex(request.size), at_text(request.fixed), align_text(request.align),
                 request.reach == MmioReach::any ? "" : " " + to_text(request.reach),
                 request.prefetchable ? " prefetchable" : "", request.parked ? " parked" : "",
-                request.bridge.empty() ? "" : " behind " + request.bridge);
+                request.bridge.empty() ? "" : " behind " + request.bridge,
+                request.aperture.empty() ? "" : " in " + request.aperture);
 }
 
 }  // namespace detail
 
 /// Segment, bus and device: `0000:00:1f`.
-[[nodiscard]] inline std::string to_text(const PciAddress& address) {
-  return detail::pci_text(address.segment, address.bus, address.device);
+[[nodiscard]] inline std::string to_text(const PciSlot& slot) {
+  return detail::pci_text(slot.segment, slot.bus, slot.device);
 }
 
-/// The size, and what is not as it is by default:
+/// The size, and every member that differs from its default:
 /// `pio 0x20 at 0x1000 aligned to 0x20 in [0x1000-0x1fff]`.
 [[nodiscard]] inline std::string to_text(const PioRange& request) {
   return detail::concat("pio ", detail::hex(request.size), detail::at_text(request.fixed),
@@ -96,14 +97,14 @@ std::string mmio_text(std::string_view kind, const Request& request) {
                         request.window ? " in " + to_text(*request.window) : std::string());
 }
 
-/// The size, and what is not as it is by default: `mmio 0x4000 at 0xc0000000 aligned to 0x4000
-/// below_4g prefetchable parked behind bridge0 named BAR0`.
+/// The size, and every member that differs from its default: `mmio 0x4000 at 0xc0000000 aligned to
+/// 0x4000 below_4g prefetchable parked behind bridge0 in mmio_low named BAR0`.
 [[nodiscard]] inline std::string to_text(const MmioRange& request) {
   return detail::concat(detail::mmio_text("mmio", request),
                         request.name.empty() ? "" : " named " + request.name);
 }
 
-/// The region, and what is not as it is by default:
+/// The region, and every member that differs from its default:
 /// `memory dimm0 ram 0x0+0x8000000 shmem hotplug at 0x100000000 in ram_high`.
 [[nodiscard]] inline std::string to_text(const MemoryRange& request) {
   return detail::concat("memory ", to_text(request.region), detail::at_text(request.fixed),
@@ -122,28 +123,28 @@ std::string mmio_text(std::string_view kind, const Request& request) {
                         request.shared ? " shared" : "");
 }
 
-/// The count, and where it begins: `generic_irq 2 at 24`.
+/// The count, and the first number if it is fixed: `generic_irq 2 at 24`.
 [[nodiscard]] inline std::string to_text(const GenericIrq& request) {
   return detail::concat("generic_irq ", std::to_string(request.count),
                         detail::at_text(request.fixed));
 }
 
-/// The count, and where it begins: `msi 4 at 1024`.
+/// The count, and the first number if it is fixed: `msi 4 at 1024`.
 [[nodiscard]] inline std::string to_text(const MsiVectors& request) {
   return detail::concat("msi ", std::to_string(request.count), detail::at_text(request.fixed));
 }
 
-/// The count, and where it begins: `msix 3 at 1024`.
+/// The count, and the first number if it is fixed: `msix 3 at 1024`.
 [[nodiscard]] inline std::string to_text(const MsixVectors& request) {
   return detail::concat("msix ", std::to_string(request.count), detail::at_text(request.fixed));
 }
 
-/// The count, and where it begins: `kvm_slot 1 at 7`.
+/// The count, and the first number if it is fixed: `kvm_slot 1 at 7`.
 [[nodiscard]] inline std::string to_text(const KvmSlots& request) {
   return detail::concat("kvm_slot ", std::to_string(request.count), detail::at_text(request.fixed));
 }
 
-/// As an address, with a star for what may be any: `pci_device 0000:00:*`.
+/// The location, with an asterisk for an unset part: `pci_device 0000:00:*`.
 [[nodiscard]] inline std::string to_text(const PciDevice& request) {
   const auto part = [](const std::optional<std::uint8_t>& number) {
     return number ? detail::hex_digits(*number, 2) : std::string("*");
@@ -160,12 +161,13 @@ std::string mmio_text(std::string_view kind, const Request& request) {
 
 namespace detail {
 
-// No to_text(), so that no adapter takes a std::variant for its own: fmt and GoogleTest print them.
+// Deliberately not named to_text(): ResourceRequest is a std::variant, and the adapters would then
+// claim every variant, which fmt and GoogleTest already print.
 inline std::string request_text(const ResourceRequest& request) {
   return std::visit([](const auto& alternative) { return to_text(alternative); }, request);
 }
 
-/// A range as its kind is written: `[0x1000-0x101f]`, `5`, `24-27`, `0000:00:1f`.
+/// A range in the notation of its kind: `[0x1000-0x101f]`, `5`, `24-27`, `0000:00:1f`.
 inline std::string range_text(ResourceKind kind, const Range& range) {
   switch (kind) {
     case ResourceKind::pio:
@@ -197,22 +199,25 @@ inline std::string range_text(ResourceKind kind, const Range& range) {
 [[nodiscard]] inline std::string to_text(const ResourceHolder& holder) {
   return detail::concat(holder.owner, ": ", to_text(holder.kind), " ",
                         detail::range_text(holder.kind, holder.range),
-                        holder.shared ? " shared" : "", holder.parked ? " parked" : "");
+                        holder.shared ? " shared" : "", holder.parked ? " parked" : "",
+                        holder.name.empty() || holder.name == holder.owner ? "" : " named ",
+                        holder.name == holder.owner ? "" : holder.name);
 }
 
-/// `pio: 65464 of 65528 free, at most 61408 in a row`.
+/// `pio: 65464 of 65528 free, largest free run 61408`; of an aperture, `... of 65536 bytes free, ...`.
 [[nodiscard]] inline std::string to_text(const ResourceUsage& usage) {
   return detail::concat(usage.name, ": ", std::to_string(usage.free), " of ",
-                        std::to_string(usage.total), " free, at most ",
-                        std::to_string(usage.largest_free), " in a row");
+                        std::to_string(usage.total), usage.is_aperture ? " bytes" : "",
+                        " free, largest free run ", std::to_string(usage.largest_free));
 }
 
-/// Kind and index of the range, and where it goes: `mmio 0 of nic0 to 0xd0000000`, or `... to be
-/// parked`.
+/// The kind and index of the range, and its destination: `move mmio 0 of nic0 to 0xd0000000`, or
+/// `park mmio 0 of nic0`.
 [[nodiscard]] inline std::string to_text(const ResourceMove& move) {
-  return detail::concat(to_text(move.kind), " ", std::to_string(move.index), " of ",
+  return detail::concat(move.to ? "move " : "park ", to_text(move.kind), " ",
+                        std::to_string(move.index), " of ",
                         move.device == nullptr ? std::string_view("null") : move.device->owner(),
-                        " to ", move.to ? to_text(*move.to) : std::string("be parked"));
+                        move.to ? " to " + to_text(*move.to) : std::string());
 }
 
 /// What it holds, by kind: `nic0: {pio [0x1000-0x101f], mmio [0xc0000000-0xc0003fff], legacy_irq
@@ -233,10 +238,14 @@ inline std::string range_text(ResourceKind kind, const Range& range) {
   };
   add_numbers(ResourceKind::pio, &DeviceResources::pio);
   add(ResourceKind::mmio, [&](std::size_t i) {
-    return to_text(resources.mmio(i)->range()) + (resources.is_parked(i) ? " parked" : "");
+    return to_text(resources.mmio(i)->range()) +
+           (resources.is_parked(ResourceKind::mmio, i) ? " parked" : "");
   });
   add(ResourceKind::memory, [&](std::size_t i) { return to_text(resources.memory(i)->range()); });
-  add_numbers(ResourceKind::bridge_window, &DeviceResources::bridge_window);
+  add(ResourceKind::bridge_window, [&](std::size_t i) {
+    return to_text(resources.bridge_window(i)) +
+           (resources.is_parked(ResourceKind::bridge_window, i) ? " parked" : "");
+  });
   add(ResourceKind::legacy_irq,
       [&](std::size_t i) { return std::to_string(resources.legacy_irq(i)); });
   add_numbers(ResourceKind::generic_irq, &DeviceResources::generic_irq);
