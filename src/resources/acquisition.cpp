@@ -17,13 +17,6 @@ namespace vmspace::detail {
 
 namespace {
 
-Result<void> check_alignment(std::uint64_t align) {
-  if ((align & (align - 1)) == 0) return {};  // 0: the default alignment
-  return fail({.code = Errc::bad_alignment,
-               .first = Operand::size(align),
-               .reason = "must be a power of two"});
-}
-
 tl::unexpected<Error> wrong_count(std::uint64_t count, const char* rule) {
   return fail({.code = Errc::invalid_argument, .first = Operand::number(count), .reason = rule});
 }
@@ -33,6 +26,18 @@ tl::unexpected<Error> none_of(const char* what) {
 }
 
 }  // namespace
+
+Result<void> check_alignment(std::uint64_t align) {
+  if ((align & (align - 1)) == 0) return {};  // 0: the default alignment
+  return fail({.code = Errc::bad_alignment,
+               .first = Operand::size(align),
+               .reason = "the alignment must be a power of two"});
+}
+
+Result<void> check_multiple(Operand value, std::uint64_t unit) {
+  if (value.first % unit == 0) return {};
+  return fail({.code = Errc::misaligned, .first = value, .second = Operand::size(unit)});
+}
 
 Result<void> Acquisition::take(const ResourceRequest& request, DeviceRecord& record) {
   return std::visit([&](const auto& alternative) { return take(alternative, record); }, request);
@@ -59,16 +64,12 @@ Result<void> Acquisition::take_numbers(const Numbers& wanted, DeviceRecord& reco
     return {};
   }
   const Range range = VMSPACE_TRY(Range::from_base_size(*wanted.fixed, wanted.size));
-  if (range.min() % wanted.align != 0) {
-    return fail({.code = Errc::misaligned,
-                 .first = Operand::address(range.min()),
-                 .second = Operand::size(wanted.align)});
-  }
+  VMSPACE_TRY(check_multiple(Operand::address(range.min()), wanted.align));
   if (wanted.window && !wanted.window->contains(range)) {
     return fail({.code = Errc::out_of_bounds,
                  .first = operand(range),
                  .second = operand(*wanted.window),
-                 .reason = "it must lie in the window asked for"});
+                 .reason = "the range must be within the requested window"});
   }
   VMSPACE_TRY(take_at(wanted.kind, range));
   record.numbers.push_back({.kind = wanted.kind, .range = range});
@@ -94,7 +95,7 @@ Result<void> Acquisition::take(const MsiVectors& request, DeviceRecord& record) 
   constexpr std::uint32_t most = 32;
   // Not std::has_single_bit: without a popcount instruction that is a call.
   if (request.count == 0 || (request.count & (request.count - 1)) != 0 || request.count > most) {
-    return wrong_count(request.count, "a block of MSI vectors is 1, 2, 4, 8, 16 or 32 of them");
+    return wrong_count(request.count, "the number of MSI vectors must be 1, 2, 4, 8, 16 or 32");
   }
   return take_numbers({.kind = ResourceKind::msi,
                        .size = request.count,
@@ -106,7 +107,7 @@ Result<void> Acquisition::take(const MsiVectors& request, DeviceRecord& record) 
 Result<void> Acquisition::take(const MsixVectors& request, DeviceRecord& record) {
   constexpr std::uint32_t most = 2048;
   if (request.count > most) {
-    return wrong_count(request.count, "a device has at most 2048 MSI-X vectors");
+    return wrong_count(request.count, "a device can have at most 2048 MSI-X vectors");
   }
   return take_numbers({.kind = ResourceKind::msix, .size = request.count, .fixed = request.fixed},
                       record);
@@ -118,10 +119,10 @@ Result<void> Acquisition::take(const PciDevice& request, DeviceRecord& record) {
   if (request.device && !request.bus) {
     return fail({.code = Errc::invalid_argument,
                  .first = Operand::number(*request.device),
-                 .reason = "a device number needs the number of its bus"});
+                 .reason = "a device number requires a bus number"});
   }
   if (request.device > last_device) {
-    return wrong_count(*request.device, "a bus has device numbers 0 to 31");
+    return wrong_count(*request.device, "PCI device numbers are 0 to 31");
   }
   const std::uint64_t segment = request.segment;
   const Range bus = request.bus ? unchecked_range(pci_number(segment, *request.bus, 0),
@@ -131,25 +132,28 @@ Result<void> Acquisition::take(const PciDevice& request, DeviceRecord& record) {
   Numbers wanted{.kind = ResourceKind::pci_device, .size = 1, .window = bus};
   if (request.device) wanted.fixed = pci_number(segment, *request.bus, *request.device);
   const Result<void> taken = take_numbers(wanted, record);
-  if (!taken && !state_.pci_devices.has_any_of(bus)) return none_of("the VM has no such PCI bus");
+  if (!taken && !state_.pci_devices.has_any_of(bus))
+    return none_of("no such PCI bus: see ResourceLimits::pci_buses");
   return taken;
 }
 
 Result<void> Acquisition::take(const MacAddress& request, DeviceRecord& record) {
-  if (!state_.has_mac_addresses) return none_of("the VM has no MAC addresses to hand out");
+  if (!state_.has_mac_addresses)
+    return none_of("no MAC addresses are configured: set ResourceLimits::mac_addresses");
   return take_numbers({.kind = ResourceKind::mac_address, .size = 1, .fixed = request.fixed},
                       record);
 }
 
 Result<void> Acquisition::take(const KvmSlots& request, DeviceRecord& record) {
-  if (!state_.slots) return none_of("the VM has no pool of memory slots to share");
+  if (!state_.slots)
+    return none_of("no pool of memory slots is configured: set ResourceLimits::kvm_slots");
   const Range wanted = VMSPACE_TRY(Range::from_base_size(request.fixed.value_or(0), request.count));
   constexpr std::uint64_t last = std::numeric_limits<std::uint32_t>::max();
   if (wanted.max() > last) {
     return fail({.code = Errc::out_of_bounds,
                  .first = operand(wanted),
                  .second = Operand::range(0, last),
-                 .reason = "slots are numbers of 32 bits"});
+                 .reason = "slot numbers are 32-bit"});
   }
   RangePoolState& pool = state_of(*state_.slots);
   const auto make = [&]() -> PoolHolding& {
@@ -166,7 +170,7 @@ Result<void> Acquisition::take(const KvmSlots& request, DeviceRecord& record) {
       error.reason = "held by";
     } else if (error.code == Errc::not_found || error.code == Errc::bad_state) {
       error.code = Errc::out_of_bounds;
-      error.reason = "it must lie in one range of the pool";
+      error.reason = "the slots must be within a single range of the pool";
     }
     return fail(error);
   }

@@ -114,6 +114,11 @@ void reserve(DeviceRecord& record, const RecordSize& size);
 /// Whether a request names one exact resource.
 [[nodiscard]] bool is_fixed(const ResourceRequest& request);
 
+/// `bad_alignment` unless the alignment is a power of two, or 0, which stands for the default.
+[[nodiscard]] Result<void> check_alignment(std::uint64_t align);
+/// `misaligned` unless an address or a size is a multiple of the unit.
+[[nodiscard]] Result<void> check_multiple(Operand value, std::uint64_t unit);
+
 /// The placement constraints of a range.
 [[nodiscard]] MmioPlace place_of(const HeldRegion& held) noexcept;
 [[nodiscard]] MmioPlace place_of(const HeldWindow& held) noexcept;

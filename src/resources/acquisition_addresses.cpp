@@ -25,14 +25,10 @@ constexpr std::uint64_t window_granule = 1_MiB;
 Result<void> check_request(std::uint64_t size, std::uint64_t align, std::string_view bridge,
                            const DeviceRecord& record) {
   if (size == 0) return fail({.code = Errc::zero_size});
-  if ((align & (align - 1)) != 0) {
-    return fail({.code = Errc::bad_alignment,
-                 .first = Operand::size(align),
-                 .reason = "must be a power of two"});
-  }
+  VMSPACE_TRY(check_alignment(align));
   if (!bridge.empty() && bridge == record.owner) {
     return fail({.code = Errc::invalid_argument,
-                 .reason = "a bridge's own ranges are not behind it",
+                 .reason = "a bridge's own ranges cannot be behind that bridge",
                  .text = {{}, bridge}});
   }
   return {};
@@ -99,11 +95,7 @@ Result<Range> Acquisition::place(const MmioPlace& wanted, std::optional<GuestAdd
   const MmioWindows windows(state_.owners(), state_.windows, draft_->layout(), caller_);
   if (!fixed) return windows.find_place(*draft_, wanted);
   const Range range = VMSPACE_TRY(Range::from_base_size(fixed->value(), wanted.size));
-  if (range.min() % wanted.align != 0) {
-    return fail({.code = Errc::misaligned,
-                 .first = Operand::address(range.min()),
-                 .second = Operand::size(wanted.align)});
-  }
+  VMSPACE_TRY(check_multiple(Operand::address(range.min()), wanted.align));
   VMSPACE_TRY(adopts_ ? windows.check_stay(wanted, range) : windows.check_place(wanted, range));
   return range;
 }
@@ -157,7 +149,7 @@ Result<void> Acquisition::take(const MemoryRange& request, DeviceRecord& record)
   if (options.base != GuestAddress{}) {
     return fail({.code = Errc::invalid_argument,
                  .first = Operand::address(options.base.value()),
-                 .reason = "the region's base must be 0: `fixed` says where it lies"});
+                 .reason = "the region's base must be 0: set MemoryRange::fixed instead"});
   }
   if (!options.owner.empty()) {
     return fail({.code = Errc::invalid_argument,
@@ -192,13 +184,13 @@ Result<void> Acquisition::check_bridge(const BridgeWindow& request,
   };
   const MmioWindows windows(state_.owners(), state_.windows, draft_->layout());
   if (windows.is_behind(request.bridge, record)) {
-    return refuse(Errc::invalid_argument, "a bridge is not behind itself, by way of another one",
-                  request.bridge);
+    return refuse(Errc::invalid_argument,
+                  "a bridge cannot be behind itself, even through other bridges", request.bridge);
   }
   if (!record.windows.empty()) {
     if (record.windows.front().bridge == request.bridge) return {};
-    return refuse(Errc::invalid_argument, "all windows of a bridge are behind the same bridge",
-                  request.bridge);
+    return refuse(Errc::invalid_argument,
+                  "all windows of a bridge must be behind the same parent bridge", request.bridge);
   }
   // Ranges left by an earlier bridge with this name would be outside the new window.
   std::size_t deepest_behind = 0;
@@ -214,7 +206,8 @@ Result<void> Acquisition::check_bridge(const BridgeWindow& request,
     };
     if (std::ranges::any_of(other->regions, is_behind) ||
         std::ranges::any_of(other->windows, is_behind)) {
-      return refuse(Errc::bad_state, "an earlier bridge of this name has left at an address",
+      return refuse(Errc::bad_state,
+                    "a range behind an earlier bridge with this name is still mapped; its owner is",
                     other->owner);
     }
     if (other->windows.empty()) continue;
@@ -223,7 +216,7 @@ Result<void> Acquisition::check_bridge(const BridgeWindow& request,
     }
   }
   if (windows.bridges_around(request.bridge).size() + 1 + deepest_behind > max_bridge_depth) {
-    return refuse(Errc::invalid_argument, "bridges may be nested 256 deep", request.bridge);
+    return refuse(Errc::invalid_argument, "bridges can be nested at most 256 deep", request.bridge);
   }
   return {};
 }
@@ -237,11 +230,7 @@ Result<void> Acquisition::take(const BridgeWindow& request, DeviceRecord& record
     return fail({.code = Errc::invalid_argument,
                  .reason = "a bridge window that is not prefetchable must be below 4 GiB"});
   }
-  if (request.size % window_granule != 0) {
-    return fail({.code = Errc::misaligned,
-                 .first = Operand::size(request.size),
-                 .second = Operand::size(window_granule)});
-  }
+  VMSPACE_TRY(check_multiple(Operand::size(request.size), window_granule));
   HeldWindow held{.range = unchecked_range(0, request.size - 1),
                   .parked = request.parked,
                   .leaving = {},
@@ -265,7 +254,7 @@ Result<void> Acquisition::take(const BridgeWindow& request, DeviceRecord& record
       return fail({.code = Errc::overlap,
                    .first = operand(held.range),
                    .second = operand((*other)->range()),
-                   .reason = "a bridge's window must be free when it is acquired; there is",
+                   .reason = "a bridge window must be empty when it is acquired; it contains",
                    .text = {{}, (*other)->name()}});
     }
   }

@@ -64,7 +64,7 @@ constexpr auto fields_of(const MemoryRange&) {
       optional("align", &MemoryRange::align), optional("aperture", &MemoryRange::aperture),
       optional("type", of_region(&RegionOptions::type)),
       optional("protection", of_region(&RegionOptions::protection)),
-      optional("node", of_region(&RegionOptions::numa_node)),
+      optional("numa_node", of_region(&RegionOptions::numa_node)),
       optional("huge_pages", of_region(&RegionOptions::huge_pages)),
       optional("hotplug", of_region(&RegionOptions::hotplug)),
       optional("populate", of_region(&RegionOptions::populate)),

@@ -113,7 +113,7 @@ const char* read_value(std::string_view text, GuestAddress& value) {
 const char* read_value(std::string_view text, std::string& value) {
   value.clear();
   if (text.size() < 2 || !text.starts_with('"') || !text.ends_with('"')) {
-    return "on this line, the value must be a text in double quotes";
+    return "expected a string in double quotes";
   }
   text = text.substr(1, text.size() - 2);
   while (!text.empty()) {
@@ -121,14 +121,13 @@ const char* read_value(std::string_view text, std::string& value) {
       const auto byte = text.starts_with("\\x") && text.size() >= 4
                             ? read_digits(text.substr(2, 2), 16)
                             : std::nullopt;
-      if (!byte) return "on this line, a backslash must begin \\xNN, a byte in hexadecimal";
+      if (!byte) return "a backslash must start an escape \\xNN";
       value += static_cast<char>(*byte);
       text.remove_prefix(4);
       continue;
     }
     const TextUnit unit = next_unit(text);
-    if (unit.is_escaped())
-      return "on this line, a byte that is not printable must be written as \\xNN";
+    if (unit.is_escaped()) return "unprintable bytes must be escaped as \\xNN";
     value += text.substr(0, unit.read);
     text.remove_prefix(unit.read);
   }
@@ -137,17 +136,16 @@ const char* read_value(std::string_view text, std::string& value) {
 
 const char* read_value(std::string_view text, MmioReach& value) {
   if (read_name(text, value)) return nullptr;
-  return "on this line, the value must be one of any, below_4g, high";
+  return "expected any, below_4g or high";
 }
 
 const char* read_value(std::string_view text, RegionType& value) {
   if (read_name(text, value)) return nullptr;
-  return "on this line, the value must be one of ram, device, dax, firmware";
+  return "expected ram, device, dax or firmware";
 }
 
 const char* read_value(std::string_view text, Protection& value) {
-  constexpr const char* wrong =
-      "on this line, the value must be r or -, w or -, then x or -, such as rw-";
+  constexpr const char* wrong = "expected a protection such as rw-";
   if (text.size() != std::size(protection_letters)) return wrong;
   value = Protection::none;
   for (std::size_t i = 0; i < text.size(); ++i) {
@@ -162,8 +160,7 @@ const char* read_value(std::string_view text, Protection& value) {
 }
 
 const char* read_value(std::string_view text, MacAddress& value) {
-  constexpr const char* wrong =
-      "on this line, the value must be a MAC address, such as 52:54:00:12:34:56";
+  constexpr const char* wrong = "expected a MAC address such as 52:54:00:12:34:56";
   constexpr std::size_t six_bytes = 17;
   constexpr std::size_t eight_bytes = 23;
   if (text.size() != six_bytes && text.size() != eight_bytes) return wrong;
@@ -178,8 +175,7 @@ const char* read_value(std::string_view text, MacAddress& value) {
 }
 
 const char* read_value(std::string_view text, std::optional<Range>& value) {
-  constexpr const char* wrong =
-      "on this line, the value must be a range, the lower number first: 0x100-0x1ff";
+  constexpr const char* wrong = "expected a range such as 0x100-0x1ff";
   const std::size_t dash = text.find('-');
   if (dash == std::string_view::npos) return wrong;
   std::uint64_t min = 0;

@@ -49,15 +49,10 @@ template <std::unsigned_integral Number>
     return nullptr;
   }
   switch (sizeof value) {
-    case 1:
-      return "on this line, the value must be a number up to 255, decimal or hexadecimal after 0x";
-    case 2:
-      return "on this line, the value must be a number up to 65535, decimal or hexadecimal after "
-             "0x";
-    case 4:
-      return "on this line, the value must be a number below 2^32, decimal or hexadecimal after 0x";
-    default:
-      return "on this line, the value must be a number below 2^64, decimal or hexadecimal after 0x";
+    case 1: return "expected a number up to 255, in decimal or 0x hexadecimal";
+    case 2: return "expected a number up to 65535, in decimal or 0x hexadecimal";
+    case 4: return "expected a number up to 2^32 - 1, in decimal or 0x hexadecimal";
+    default: return "expected a number up to 2^64 - 1, in decimal or 0x hexadecimal";
   }
 }
 

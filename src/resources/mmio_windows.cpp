@@ -118,13 +118,13 @@ std::optional<Range> MmioWindows::offered(const HeldWindow& window) const noexce
 Error MmioWindows::no_container(const MmioPlace& wanted) noexcept {
   Error error{.code = Errc::not_found};
   if (!wanted.bridge.empty()) {
-    error.reason = "no bridge of this name has a window for it";
+    error.reason = "no bridge with this owner name has a mapped window for such a range";
     error.text = {{}, wanted.bridge};
   } else if (!wanted.aperture.empty()) {
-    error.reason = "the layout has no aperture of this name that takes it";
+    error.reason = "the layout has no aperture with this name that accepts this type of region";
     error.text = {{}, wanted.aperture};
   } else {
-    error.reason = "the layout has no aperture that takes it";
+    error.reason = "the layout has no aperture that accepts this type of region";
   }
   return error;
 }
@@ -203,10 +203,11 @@ Result<Range> MmioWindows::find_place(const AddressSpaceBase& space,
       if (!failure || piece_size(place.error()) > piece_size(*failure)) failure = place.error();
     }
   }
-  return fail(failure.value_or(Error{.code = Errc::no_space,
-                                     .first = Operand::size(wanted.size),
-                                     .available = Operand::size(0),
-                                     .reason = "nothing within its reach is left"}));
+  return fail(failure.value_or(
+      Error{.code = Errc::no_space,
+            .first = Operand::size(wanted.size),
+            .available = Operand::size(0),
+            .reason = "no free space within the requested part of the address space"}));
 }
 
 Result<void> MmioWindows::check_within(const MmioPlace& wanted, Range place) const {
@@ -217,10 +218,10 @@ Result<void> MmioWindows::check_within(const MmioPlace& wanted, Range place) con
                  .reason = reason});
   };
   if (wanted.reach == MmioReach::below_4g && !below_4g.contains(place)) {
-    return outside(below_4g, "it must lie below 4 GiB");
+    return outside(below_4g, "the range must be below 4 GiB");
   }
   if (wanted.reach == MmioReach::high && !wanted.prefetchable && !above_4g.contains(place)) {
-    return outside(above_4g, "it must lie at 4 GiB or above");
+    return outside(above_4g, "the range must be at or above 4 GiB");
   }
   if (!wanted.bridge.empty()) {
     const std::vector<Piece> pieces = containers(wanted);
@@ -231,7 +232,7 @@ Result<void> MmioWindows::check_within(const MmioPlace& wanted, Range place) con
       return fail({.code = Errc::out_of_bounds,
                    .first = operand(place),
                    .second = operand(pieces.front().range),
-                   .reason = "it must lie in a window of its bridge",
+                   .reason = "the range must be within a window of its bridge",
                    .text = {{}, wanted.bridge}});
     }
   } else if (wanted.type != RegionType::default_memory || !wanted.aperture.empty()) {
@@ -243,10 +244,11 @@ Result<void> MmioWindows::check_within(const MmioPlace& wanted, Range place) con
       return fail(no_container(wanted));
     }
     if (!in_one) {
-      return fail({.code = Errc::out_of_bounds,
-                   .first = operand(place),
-                   .reason = "it must lie in one aperture that takes it",
-                   .text = {{}, wanted.aperture}});
+      return fail(
+          {.code = Errc::out_of_bounds,
+           .first = operand(place),
+           .reason = "the range must be within a single aperture that accepts this type of region",
+           .text = {{}, wanted.aperture}});
     }
   }
   VMSPACE_TRY(layout_.check_place(wanted.type, place));
@@ -362,7 +364,7 @@ Result<void> check_arrangement(const AddressSpaceBase& space, const OwnerTable& 
     return fail({.code = Errc::overlap,
                  .first = operand(window->window->range),
                  .second = operand(region->range()),
-                 .reason = "a bridge's window must not meet the region",
+                 .reason = "the bridge window would cover a region that is not behind the bridge",
                  .text = {window->bridge->owner, region->name()}});
   }
   return {};

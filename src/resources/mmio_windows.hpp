@@ -85,7 +85,7 @@ class MmioWindows {
       return fail({.code = Errc::overlap,
                    .first = operand(place),
                    .second = operand(*there),
-                   .reason = "that is the window of a bridge",
+                   .reason = "that is a bridge window of",
                    .text = {{}, entry.bridge->owner}});
     }
     return {};

@@ -32,7 +32,7 @@ Result<void> NumberSpace::take_at(Range range) {
   Error error = taken.error();
   const bool is_held = is_any_held(range);
   error.code = is_held ? Errc::overlap : Errc::out_of_bounds;
-  error.reason = is_held ? "held by" : "outside of the numbers that exist";
+  error.reason = is_held ? "held by" : "not within any configured range";
   return fail(error);
 }
 

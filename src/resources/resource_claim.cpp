@@ -14,6 +14,8 @@
 #include <utility>
 #include <variant>
 
+#include <fmt/format.h>
+
 #include "vmspace/base/try.hpp"
 
 #include "resources/claim_fields.hpp"
@@ -60,17 +62,18 @@ void append_field(std::string& out, const Field<Member>& field, const Holder& ho
   }
 }
 
-/// A part of the text that has to be one line, and its number, from 1.
+/// A line of the text and its number, from 1.
 struct Line {
   std::uint64_t number;
   std::string_view text;
 
   [[nodiscard]] tl::unexpected<Error> corrupt(const char* reason, std::string_view words) const {
+    std::array<char, 32> name;
+    const auto end = fmt::format_to_n(name.data(), name.size(), "line {}", number);
     return fail({.code = Errc::corrupt,
                  .operation = operation,
-                 .first = Operand::number(number),
                  .reason = reason,
-                 .text = {{}, words}});
+                 .text = {std::string_view(name.data(), end.size), words}});
   }
 };
 
@@ -101,7 +104,7 @@ struct Words {
 
 /// Takes the first field off the rest of a line, which is not empty.
 Result<Words> take_words(const Line& line, std::string_view& rest) {
-  constexpr const char* spaces = "on this line, fields must be separated by one space";
+  constexpr const char* spaces = "fields must be separated by a single space";
   if (!rest.starts_with(' ')) return line.corrupt(spaces, rest);
   rest.remove_prefix(1);
   Words words{.all = {}, .name = rest.substr(0, rest.find_first_of(" =")), .value = {}};
@@ -110,10 +113,10 @@ Result<Words> take_words(const Line& line, std::string_view& rest) {
   if (end != rest.size() && rest[end] == '=') {
     const std::size_t begin = end + 1;
     if (rest.substr(begin).starts_with('"')) {
-      // A quote inside a text is written \x22.
+      // A quote inside a string is written \x22.
       const std::size_t quote = rest.find('"', begin + 1);
       if (quote == std::string_view::npos) {
-        return line.corrupt("on this line, a text has no closing quote", rest);
+        return line.corrupt("unterminated string", rest);
       }
       end = quote + 1;
     } else {
@@ -126,15 +129,15 @@ Result<Words> take_words(const Line& line, std::string_view& rest) {
   return words;
 }
 
-/// Gives what is wrong, as read_value() does.
+/// Returns null or the reason for an error, like read_value().
 template <typename Value>
 const char* read_field(const std::optional<std::string_view>& text, Value& value) {
   if constexpr (is_flag<Value>) {
-    if (text) return "on this line, the field must stand alone, without a value";
+    if (text) return "the field does not take a value";
     value = true;
     return nullptr;
   } else {
-    return text ? read_value(*text, value) : "on this line, the field must have a value";
+    return text ? read_value(*text, value) : "the field requires a value";
   }
 }
 
@@ -145,11 +148,11 @@ Result<ResourceClaim> parse_fields(const Line& line, std::string_view rest) {
   std::uint32_t seen = 0;  // a bit for each field
   while (!rest.empty()) {
     const Words words = VMSPACE_TRY(take_words(line, rest));
-    const char* wrong = "on this line, the kind has no such field";
+    const char* wrong = "this kind has no such field";
     std::uint32_t bit = 1;
     for_each_field<Request>(claim, [&](const auto& field, auto& holder) {
       if (field.name == words.name) {
-        wrong = (seen & bit) != 0 ? "on this line, the field must occur only once"
+        wrong = (seen & bit) != 0 ? "duplicate field"
                                   : read_field(words.value, std::invoke(field.member, holder));
         seen |= bit;
       }
@@ -163,7 +166,7 @@ Result<ResourceClaim> parse_fields(const Line& line, std::string_view rest) {
     if (field.required && missing.empty() && (seen & bit) == 0) missing = field.name;
     bit <<= 1;
   });
-  if (!missing.empty()) return line.corrupt("on this line, a required field is missing", missing);
+  if (!missing.empty()) return line.corrupt("missing field", missing);
   return claim;
 }
 
@@ -185,14 +188,15 @@ Result<ResourceClaim> parse_claim(const Line& line) {
     return parsers[i](line, line.text.substr(kind.size()));
   }
   return line.corrupt(
-      "this line must begin with pio, mmio, memory, bridge_window, legacy_irq, generic_irq, msi, "
-      "msix, kvm_slot, pci_device or mac_address and a space, or be end",
+      "expected \"end\" or a claim: pio, mmio, memory, bridge_window, legacy_irq, generic_irq, "
+      "msi, "
+      "msix, kvm_slot, pci_device or mac_address, and a space",
       line.text);
 }
 
 Result<void> check_head(const Line& line) {
   std::string_view found = line.text;
-  if (found.ends_with('\r')) return line.corrupt("lines must end with LF, not CRLF", found);
+  if (found.ends_with('\r')) return line.corrupt("lines must end in LF, not CRLF", found);
   if (found.starts_with(head)) {
     found.remove_prefix(head.size());
     if (found == version) return {};
@@ -201,11 +205,11 @@ Result<void> check_head(const Line& line) {
     if (is_number) {
       return fail({.code = Errc::unsupported,
                    .operation = operation,
-                   .reason = "this library reads version 1 of the text only",
+                   .reason = "only version 1 is supported",
                    .text = {{}, found}});
     }
   }
-  return line.corrupt("the text must begin with the line vmspace-claims 1", line.text);
+  return line.corrupt("the first line must be \"vmspace-claims 1\"", line.text);
 }
 
 }  // namespace
@@ -237,12 +241,12 @@ Result<std::vector<ResourceClaim>> parse_claims(std::string_view text) {
     if (line.text == tail) {
       if (lines.empty()) return claims;
       const Line more = lines.next();
-      return more.corrupt("nothing may follow the line end", more.text);
+      return more.corrupt("nothing may follow the \"end\" line", more.text);
     }
     ResourceClaim claim = VMSPACE_TRY(parse_claim(line));
     claims.push_back(std::move(claim));
   }
-  return lines.next().corrupt("the last line must be end: the text may have been cut off", {});
+  return lines.next().corrupt("the last line must be \"end\"; the text may be truncated", {});
 }
 
 }  // namespace vmspace

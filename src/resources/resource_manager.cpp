@@ -267,7 +267,8 @@ Result<std::vector<DeviceResources>> ResourceManager::adopt(
     if (!detail::is_fixed(claim.request)) {
       return fail(about(list, list.items.size() - 1,
                         {.code = Errc::invalid_argument,
-                         .reason = "a claim must say exactly what was held: set `fixed`"}));
+                         .reason = "a claim must name the exact resource: set `fixed` (for a PCI "
+                                   "device, bus and device)"}));
     }
   }
   for (const Owner& owner : owners)

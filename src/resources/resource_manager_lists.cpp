@@ -224,13 +224,13 @@ Result<void> ResourceManager::check_invariants() const {
     for (auto held = held_ranges.begin(); held != held_ranges.end(); ++held) {
       amount += held->size();
       if (held != held_ranges.begin() && std::prev(held)->overlaps(*held)) {
-        return broken("a number must be held by one owner");
+        return broken("a number must not be held twice");
       }
       if (!numbers.free().overlapping(*held).empty()) {
-        return broken("a number that is held must not be free");
+        return broken("a held number must not be free");
       }
     }
-    if (amount != numbers.total()) return broken("a number must be held or free");
+    if (amount != numbers.total()) return broken("every number must be either held or free");
     if (!numbers.free().check_invariants()) return broken("the free numbers of a kind are corrupt");
   }
 
@@ -242,11 +242,11 @@ Result<void> ResourceManager::check_invariants() const {
       const bool is_there =
           held.parked ? std::find(parked.begin(), parked.end(), held.region) != parked.end()
                       : placed == held.region.get();
-      if (!is_there) return broken("a region that is held must be in the ledger", record->owner);
+      if (!is_there) return broken("a held region must be in the ledger", record->owner);
     }
     for (const HeldNumber& held : record->numbers) {
       if (held.shared && state_->find_line(held.range.min()) == nullptr) {
-        return broken("a line that is held shared must be a shared one", record->owner);
+        return broken("an interrupt line held as shared must be listed as shared", record->owner);
       }
     }
   }
@@ -256,12 +256,15 @@ Result<void> ResourceManager::check_invariants() const {
       for (const HeldNumber& held : record->numbers)
         holders += held.shared && held.range.contains(line.number);
     }
-    if (holders != line.holders) return broken("a shared line must know how many hold it");
+    if (holders != line.holders)
+      return broken("a shared line's count must equal its number of holders");
   }
-  if (windows != state_->windows.size()) return broken("a bridge's window must be listed once");
+  if (windows != state_->windows.size())
+    return broken("every bridge window must be indexed exactly once");
   if (!detail::check_arrangement(*space, state_->owners(), state_->windows,
                                  state_->placed_regions(), {})) {
-    return broken("bridge windows, and what is behind bridges, must go together");
+    return broken(
+        "every range behind a bridge must be within one of its windows, and no other range may be");
   }
   return {};
 }

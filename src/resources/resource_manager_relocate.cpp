@@ -36,23 +36,27 @@ Error about(const DeviceRecord& record, const Error& error) noexcept {
 }
 
 /// A region's move.
-struct RegionTurn {
+struct PendingRegionMove {
   DeviceRecord* record;
   HeldRegion* held;
   std::optional<GuestAddress> to;
 };
 
 /// A pending move of a window.
-struct WindowTurn {
+struct PendingWindowMove {
   DeviceRecord* record;
   HeldWindow* held;
   HeldWindow after;
 };
 
-/// A set of moves: collected by add(), checked and made by apply(), then kept or undone by end().
+/// A set of moves: collected by add(), checked and made by apply(), and undone by the destructor unless
+/// keep() is called.
 class Relocation {
  public:
   explicit Relocation(ResourceState& state) noexcept : state_(state) {}
+  Relocation(const Relocation&) = delete;
+  Relocation& operator=(const Relocation&) = delete;
+  ~Relocation();
 
   [[nodiscard]] Result<void> add(DeviceRecord& record, const ResourceMove& move);
 
@@ -60,8 +64,8 @@ class Relocation {
   /// throws, no record has changed.
   [[nodiscard]] Result<void> apply(AddressSpaceBase& draft);
 
-  /// Ends the relocation after the ledger has published or refused it.
-  void end(bool published) noexcept;
+  /// The ledger has published the moves.
+  void keep() noexcept { kept_ = true; }
 
  private:
   /// All windows as they will be afterwards.
@@ -75,11 +79,13 @@ class Relocation {
   void swap_records() noexcept;
 
   ResourceState& state_;
-  std::vector<RegionTurn> regions_;
-  std::vector<WindowTurn> windows_;
-  std::vector<AddressSpaceRegionPtr>
-      moved_;  ///< in the order of regions_; after apply(), the old ones
+  std::vector<PendingRegionMove> regions_;
+  std::vector<PendingWindowMove> windows_;
+  /// In the order of regions_. The new regions until apply() has swapped them in; the old ones
+  /// afterwards.
+  std::vector<AddressSpaceRegionPtr> moved_;
   bool applied_ = false;
+  bool kept_ = false;
 };
 
 Result<void> Relocation::add(DeviceRecord& record, const ResourceMove& move) {
@@ -92,24 +98,25 @@ Result<void> Relocation::add(DeviceRecord& record, const ResourceMove& move) {
       std::size_t left = move.index;
       for (HeldRegion& held : record.regions) {
         if (held.kind != ResourceKind::mmio || left-- != 0) continue;
-        for (const RegionTurn& other : regions_) {
+        for (const PendingRegionMove& other : regions_) {
           if (other.held == &held) {
-            return refuse(Errc::invalid_argument, index, "the range is named twice in the set");
+            return refuse(Errc::invalid_argument, index, "the set moves this range twice");
           }
         }
         regions_.push_back({&record, &held, move.to});
         return {};
       }
-      return refuse(Errc::out_of_bounds, index, "the device has no MMIO range of this index");
+      return refuse(Errc::out_of_bounds, index, "the device has no MMIO range with this index");
     }
     case ResourceKind::bridge_window: {
       if (move.index >= record.windows.size()) {
-        return refuse(Errc::out_of_bounds, index, "the device has no bridge window of this index");
+        return refuse(Errc::out_of_bounds, index,
+                      "the device has no bridge window with this index");
       }
       HeldWindow& held = record.windows[move.index];
-      for (const WindowTurn& other : windows_) {
+      for (const PendingWindowMove& other : windows_) {
         if (other.held == &held) {
-          return refuse(Errc::invalid_argument, index, "the window is named twice in the set");
+          return refuse(Errc::invalid_argument, index, "the set moves this window twice");
         }
       }
       HeldWindow after = held;
@@ -131,21 +138,20 @@ std::vector<WindowOf> Relocation::windows_after() {
   std::vector<WindowOf> windows;
   windows.reserve(state_.windows.size());
   for (const WindowOf& entry : state_.windows) {
-    const auto turn = std::find_if(windows_.begin(), windows_.end(),
-                                   [&](const WindowTurn& it) { return it.held == entry.window; });
-    windows.push_back(turn == windows_.end() ? entry : WindowOf{&turn->after, entry.bridge});
+    const auto move =
+        std::find_if(windows_.begin(), windows_.end(),
+                     [&](const PendingWindowMove& it) { return it.held == entry.window; });
+    windows.push_back(move == windows_.end() ? entry : WindowOf{&move->after, entry.bridge});
   }
   return windows;
 }
 
 Result<void> Relocation::check_windows() {
-  for (const WindowTurn& turn : windows_) {
-    if (turn.after.parked) continue;
-    const std::uint64_t align = place_of(turn.after).align;
-    if (turn.after.range.min() % align == 0) continue;
-    return fail(about(*turn.record, {.code = Errc::misaligned,
-                                     .first = Operand::address(turn.after.range.min()),
-                                     .second = Operand::size(align)}));
+  for (const PendingWindowMove& move : windows_) {
+    if (move.after.parked) continue;
+    const auto checked = detail::check_multiple(Operand::address(move.after.range.min()),
+                                                place_of(move.after).align);
+    if (!checked) return fail(about(*move.record, checked.error()));
   }
   return {};
 }
@@ -153,27 +159,24 @@ Result<void> Relocation::check_windows() {
 Result<void> Relocation::check_regions(const AddressSpaceBase& draft) {
   const std::vector<WindowOf> after = windows_after();
   const MmioWindows windows(state_.owners(), after, draft.layout(), this);
-  for (const RegionTurn& turn : regions_) {
-    if (!turn.to) continue;
-    const MmioPlace wanted = place_of(*turn.held);
-    if (turn.to->value() % wanted.align != 0) {
-      return fail(about(*turn.record, {.code = Errc::misaligned,
-                                       .first = Operand::address(turn.to->value()),
-                                       .second = Operand::size(wanted.align)}));
-    }
-    const auto range = Range::from_base_size(turn.to->value(), wanted.size);
-    if (!range) return fail(about(*turn.record, range.error()));
-    const auto checked = windows.check_place(wanted, *range);
-    if (!checked) return fail(about(*turn.record, checked.error()));
+  for (const PendingRegionMove& move : regions_) {
+    if (!move.to) continue;
+    const MmioPlace wanted = place_of(*move.held);
+    auto checked = detail::check_multiple(Operand::address(move.to->value()), wanted.align);
+    if (!checked) return fail(about(*move.record, checked.error()));
+    const auto range = Range::from_base_size(move.to->value(), wanted.size);
+    if (!range) return fail(about(*move.record, range.error()));
+    checked = windows.check_place(wanted, *range);
+    if (!checked) return fail(about(*move.record, checked.error()));
   }
   return {};
 }
 
 Result<void> Relocation::check_settled(const AddressSpaceBase& draft) {
   const MmioWindows windows(state_.owners(), state_.windows, draft.layout());
-  for (const WindowTurn& turn : windows_) {
+  for (const PendingWindowMove& move : windows_) {
     const auto is_moving = [&](const auto& held) {
-      return held.leaving && windows.is_behind(held.bridge, *turn.record);
+      return held.leaving && windows.is_behind(held.bridge, *move.record);
     };
     for (const DeviceRecord* other : state_.owners()) {
       if (!std::ranges::any_of(other->regions, is_moving) &&
@@ -181,9 +184,9 @@ Result<void> Relocation::check_settled(const AddressSpaceBase& draft) {
         continue;
       }
       Error error{.code = Errc::bad_state,
-                  .reason = "another call is moving what is behind the bridge",
+                  .reason = "another call is moving a range behind the bridge; its owner is",
                   .text = {{}, other->owner}};
-      return fail(about(*turn.record, error));
+      return fail(about(*move.record, error));
     }
   }
   return {};
@@ -197,8 +200,8 @@ Result<void> Relocation::check_arrangement(const AddressSpaceBase& draft) {
   }
   const std::vector<WindowOf> after = windows_after();
   std::vector<const HeldWindow*> moved;
-  for (const WindowTurn& turn : windows_)
-    moved.push_back(&turn.after);
+  for (const PendingWindowMove& move : windows_)
+    moved.push_back(&move.after);
   VMSPACE_TRY_IN(relocating,
                  detail::check_arrangement(draft, state_.owners(), after, std::move(held), moved));
   return {};
@@ -209,8 +212,8 @@ Result<void> Relocation::apply(AddressSpaceBase& draft) {
   VMSPACE_TRY(check_regions(draft));
   std::vector<RegionMove> moves;
   moves.reserve(regions_.size());
-  for (const RegionTurn& turn : regions_)
-    moves.push_back({.region = turn.held->region, .to = turn.to});
+  for (const PendingRegionMove& move : regions_)
+    moves.push_back({.region = move.held->region, .to = move.to});
   moved_ = VMSPACE_TRY_IN(relocating, draft.move_regions(moves));
   if (!windows_.empty()) {
     VMSPACE_TRY(check_settled(draft));
@@ -220,9 +223,9 @@ Result<void> Relocation::apply(AddressSpaceBase& draft) {
   for (std::size_t i = 0; i < regions_.size(); ++i) {
     if (regions_[i].to) regions_[i].held->leaving = moved_[i]->range();
   }
-  for (const WindowTurn& turn : windows_) {
-    if (!turn.after.parked) turn.held->leaving = turn.after.range;
-    turn.held->unsettled_by = this;
+  for (const PendingWindowMove& move : windows_) {
+    if (!move.after.parked) move.held->leaving = move.after.range;
+    move.held->unsettled_by = this;
   }
   applied_ = true;
   return {};
@@ -235,18 +238,19 @@ void Relocation::swap_records() noexcept {
     const bool was_parked = std::exchange(held.parked, !regions_[i].to);
     regions_[i].to = was_parked ? std::nullopt : std::optional(moved_[i]->base());
   }
-  for (WindowTurn& turn : windows_)
-    std::swap(*turn.held, turn.after);
+  for (PendingWindowMove& move : windows_)
+    std::swap(*move.held, move.after);
 }
 
-void Relocation::end(bool published) noexcept {
+Relocation::~Relocation() {
   if (!applied_) return;
-  if (!published) swap_records();
-  for (const RegionTurn& turn : regions_)
-    turn.held->leaving.reset();
-  for (const WindowTurn& turn : windows_) {
-    turn.held->leaving.reset();
-    turn.held->unsettled_by = nullptr;
+  const ResourceState::Lock lock(state_);
+  if (!kept_) swap_records();
+  for (const PendingRegionMove& move : regions_)
+    move.held->leaving.reset();
+  for (const PendingWindowMove& move : windows_) {
+    move.held->leaving.reset();
+    move.held->unsettled_by = nullptr;
   }
 }
 
@@ -259,12 +263,12 @@ Result<void> ResourceManager::relocate(std::span<const ResourceMove> moves) cons
     if (move.device == nullptr) {
       return fail({.code = Errc::invalid_argument,
                    .operation = relocating,
-                   .reason = "the device is a null pointer"});
+                   .reason = "the device must not be null"});
     }
     if (move.device->state_ != state_) {
       return fail({.code = Errc::bad_state,
                    .operation = relocating,
-                   .reason = move.device->is_held() ? "the device's resources are another manager's"
+                   .reason = move.device->is_held() ? "the device was acquired from another manager"
                                                     : "the device holds nothing",
                    .text = move.device->owner()});
     }
@@ -274,19 +278,10 @@ Result<void> ResourceManager::relocate(std::span<const ResourceMove> moves) cons
     const ResourceState::Lock lock(state);
     return relocation.apply(draft);
   };
-  const auto end = [&](bool published) {
-    const ResourceState::Lock lock(state);
-    relocation.end(published);
-  };
-  struct Guard {
-    const decltype(end)& ended;
-    bool published = false;
-    ~Guard() { ended(published); }
-  } guard{end};
   if (const auto changed = state.ledger->transact(edit); !changed) {
     return fail(changed.error().in(relocating));
   }
-  guard.published = true;
+  relocation.keep();
   return {};
 }
 

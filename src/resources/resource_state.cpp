@@ -39,7 +39,7 @@ Result<NumberSpace> make_space(const NumberWindow& window, std::uint64_t max, co
   auto space = NumberSpace::create(window.ranges, window.any);
   if (space) return space;
   Error error = space.error().in(creating);
-  error.reason = "a number must be in one range only";
+  error.reason = "the ranges must not overlap";
   error.text = name;
   return fail(error);
 }
@@ -50,12 +50,14 @@ Result<void> check_apart(const NumberSpace& legacy, const NumberSpace& generic) 
     const auto both = std::find_if(generic.windows().begin(), generic.windows().end(),
                                    [&](const Range& numbers) { return numbers.overlaps(lines); });
     if (both == generic.windows().end()) continue;
-    return fail({.code = Errc::overlap,
-                 .operation = creating,
-                 .first = operand(lines),
-                 .second = operand(*both),
-                 .reason = "legacy and generic interrupts are numbers of one space",
-                 .text = name_of(ResourceKind::legacy_irq)});
+    return fail(
+        {.code = Errc::overlap,
+         .operation = creating,
+         .first = operand(lines),
+         .second = operand(*both),
+         .reason =
+             "legacy and generic interrupts share one number space: their ranges must not overlap",
+         .text = name_of(ResourceKind::legacy_irq)});
   }
   return {};
 }
@@ -100,7 +102,7 @@ Result<std::shared_ptr<ResourceState>> ResourceState::create(
   if (ledger == nullptr) {
     return fail({.code = Errc::invalid_argument,
                  .operation = creating,
-                 .reason = "the ledger is a null pointer"});
+                 .reason = "the ledger must not be null"});
   }
   const std::shared_ptr<ResourceState> state(new ResourceState(std::move(ledger), limits));
   state->pio = VMSPACE_TRY(make_space(limits.pio, max_port, "pio"));
@@ -120,20 +122,22 @@ Result<std::shared_ptr<ResourceState>> ResourceState::create(
 
 Result<void> ResourceState::enter(DeviceRecord& record) {
   if (record.owner.empty()) {
-    return fail({.code = Errc::invalid_argument, .reason = "the owner must have a name"});
+    return fail({.code = Errc::invalid_argument, .reason = "the owner's name must not be empty"});
   }
   if (!owners_.insert(record)) {
     return fail({.code = Errc::bad_state,
-                 .reason = "the owner holds resources already: ask for all of them at once, or "
-                           "under another name",
+                 .reason = "the owner already holds resources: request everything in one call, or "
+                           "use another name",
                  .text = record.owner});
   }
   return {};
 }
 
 void ResourceState::leave(DeviceRecord& record) noexcept {
-  std::erase_if(windows, [&](const WindowOf& entry) { return entry.bridge == &record; });
-  record.windows.clear();
+  if (!record.windows.empty()) {
+    std::erase_if(windows, [&](const WindowOf& entry) { return entry.bridge == &record; });
+    record.windows.clear();
+  }
   for (; !record.numbers.empty(); record.numbers.pop_back()) {
     const HeldNumber& held = record.numbers.back();
     if (held.shared) {

@@ -80,7 +80,7 @@ pio owner="uart" first=0x3f8 size=0x8 window=0x100-0x3ff
 mmio owner="nic0" base=0xc0000000 size=0x4000
 mmio owner="gpu" base=0x8000000000 size=0x10000000 align=0x40000000 reach=high prefetchable bridge="root port 1" aperture="segment0_mmio64" parked name="gpu BAR1"
 memory owner="dimm0" base=0x100000000 size=0x40000000
-memory owner="fs0" base=0x200000000 size=0x200000 align=0x200000 aperture="dax" type=dax protection=r-x node=1 huge_pages hotplug populate name="fs0 window"
+memory owner="fs0" base=0x200000000 size=0x200000 align=0x200000 aperture="dax" type=dax protection=r-x numa_node=1 huge_pages hotplug populate name="fs0 window"
 bridge_window owner="root port 1" base=0xe0000000 size=0x100000
 bridge_window owner="switch" base=0xe0000000 size=0x100000 align=0x200000 reach=below_4g prefetchable bridge="root port 1" aperture="segment0_mmio32" parked
 legacy_irq owner="nic0" first=5 shared

@@ -158,7 +158,7 @@ TEST_F(ResourceBridgeTest, PrefetchableRangesGoToThePrefetchableWindowFirst) {
   refused(Errc::no_space, {high_only});
 }
 
-TEST_F(ResourceBridgeTest, ABridgeIsBehindOneOtherAndNeverBehindItself) {
+TEST_F(ResourceBridgeTest, ABridgeHasOneParentAndIsNeverItsOwnAncestor) {
   const auto a = take({window(4_MiB)}, "a");
   BridgeWindow own = window(1_MiB);
   own.bridge = "x";

@@ -45,32 +45,31 @@ void expect_corrupt(const std::vector<BadLine>& lines) {
     const Error error = error_of(line);
     EXPECT_EQ(error.code, Errc::corrupt);
     EXPECT_STREQ(error.operation, "parse_claims");
-    EXPECT_EQ(error.first, Operand::number(3));
-    EXPECT_EQ(error.text, ErrorText(std::string_view{}, words));
+    EXPECT_EQ(error.text, ErrorText("line 3", words));
     EXPECT_THAT(error.message(), HasSubstr(std::string(reason)));
   }
 }
 
 TEST(ResourceClaimText, AnErrorReadsAsOneLineThatSaysWhatWouldBeRight) {
   EXPECT_EQ(error_of("pci_device owner=\"a\" bus=256").message(),
-            "parse_claims: corrupt data: 3 (on this line, the value must be a number up to 255, "
-            "decimal or hexadecimal after 0x: \"bus=256\")");
+            "parse_claims: \"line 3\": corrupt data (expected a number up to 255, in decimal or 0x "
+            "hexadecimal: \"bus=256\")");
 }
 
 TEST(ResourceClaimText, ALineThatDoesNotBeginWithAKindIsCorrupt) {
   for (const std::string_view line :
        {"", "unknown owner=\"a\"", "Pio owner=\"a\" size=1", "pio\towner=\"a\" size=1",
         " pio owner=\"a\" size=1", "owner=\"a\" size=1", "END", "end ", "end 1", "#"}) {
-    expect_corrupt({{line, line, "this line must begin with pio, mmio,"}});
+    expect_corrupt({{line, line, "or a claim: pio, mmio,"}});
   }
   for (const ResourceClaim& claim : sample_claims())
     EXPECT_THAT(error_of("?").reason, HasSubstr(std::string(name_of(kind_of(claim.request)))));
 }
 
 TEST(ResourceClaimText, FieldsThatAreMissingUnknownOrTwiceThereAreCorrupt) {
-  constexpr std::string_view missing = "a required field is missing";
-  constexpr std::string_view unknown = "the kind has no such field";
-  constexpr std::string_view twice = "the field must occur only once";
+  constexpr std::string_view missing = "missing field";
+  constexpr std::string_view unknown = "this kind has no such field";
+  constexpr std::string_view twice = "duplicate field";
   expect_corrupt({
       {"pio", "owner", missing},
       {"legacy_irq first=1", "owner", missing},
@@ -93,7 +92,7 @@ TEST(ResourceClaimText, FieldsThatAreMissingUnknownOrTwiceThereAreCorrupt) {
 }
 
 TEST(ResourceClaimText, FieldsThatAreNotApartByOneSpaceAreCorrupt) {
-  constexpr std::string_view spaces = "fields must be separated by one space";
+  constexpr std::string_view spaces = "fields must be separated by a single space";
   expect_corrupt({
       {"legacy_irq  owner=\"a\"", " owner=\"a\"", spaces},
       {"legacy_irq owner=\"a\" ", "", spaces},
@@ -107,15 +106,15 @@ TEST(ResourceClaimText, FieldsThatAreNotApartByOneSpaceAreCorrupt) {
 
 TEST(ResourceClaimText, FlagsHaveNoValuesAndOtherFieldsDo) {
   expect_corrupt({
-      {"legacy_irq owner=\"a\" shared=1", "shared=1", "must stand alone, without a value"},
-      {"legacy_irq owner=\"a\" shared=", "shared=", "must stand alone, without a value"},
-      {"legacy_irq owner=\"a\" first", "first", "the field must have a value"},
-      {"legacy_irq owner", "owner", "the field must have a value"},
+      {"legacy_irq owner=\"a\" shared=1", "shared=1", "does not take a value"},
+      {"legacy_irq owner=\"a\" shared=", "shared=", "does not take a value"},
+      {"legacy_irq owner=\"a\" first", "first", "the field requires a value"},
+      {"legacy_irq owner", "owner", "the field requires a value"},
   });
 }
 
-TEST(ResourceClaimText, NumbersThatAreNoneOrDoNotFitAreCorrupt) {
-  constexpr std::string_view any = "must be a number below 2^64";
+TEST(ResourceClaimText, MalformedAndOutOfRangeNumbersAreCorrupt) {
+  constexpr std::string_view any = "expected a number up to 2^64 - 1";
   expect_corrupt({
       {"pio owner=\"a\" size=", "size=", any},
       {"pio owner=\"a\" size=0x", "size=0x", any},
@@ -131,24 +130,24 @@ TEST(ResourceClaimText, NumbersThatAreNoneOrDoNotFitAreCorrupt) {
       {"pio owner=\"a\" size=0x10000000000000000", "size=0x10000000000000000", any},
       {"pio owner=\"a\" size=1 first=0x10000000000000000", "first=0x10000000000000000", any},
       {"mmio owner=\"a\" size=1 base=", "base=", any},
-      {"legacy_irq owner=\"a\" first=4294967296", "first=4294967296", "a number below 2^32"},
-      {"msi owner=\"a\" count=0x100000000", "count=0x100000000", "a number below 2^32"},
+      {"legacy_irq owner=\"a\" first=4294967296", "first=4294967296", "a number up to 2^32 - 1"},
+      {"msi owner=\"a\" count=0x100000000", "count=0x100000000", "a number up to 2^32 - 1"},
       {"pci_device owner=\"a\" segment=65536", "segment=65536", "a number up to 65535"},
       {"pci_device owner=\"a\" bus=0 device=256", "device=256", "a number up to 255"},
   });
 }
 
 TEST(ResourceClaimText, TextsThatAreNotAsDescribedAreCorrupt) {
-  constexpr std::string_view escape = R"(a backslash must begin \xNN)";
-  constexpr std::string_view bytes = R"(a byte that is not printable must be written as \xNN)";
+  constexpr std::string_view escape = R"(a backslash must start an escape \xNN)";
+  constexpr std::string_view bytes = R"(unprintable bytes must be escaped as \xNN)";
   expect_corrupt({
-      {"legacy_irq owner=a", "owner=a", "must be a text in double quotes"},
-      {"legacy_irq owner='a'", "owner='a'", "must be a text in double quotes"},
-      {"legacy_irq owner=", "owner=", "must be a text in double quotes"},
-      {"legacy_irq owner=a\"", "owner=a\"", "must be a text in double quotes"},
-      {"legacy_irq owner=\"", "owner=\"", "a text has no closing quote"},
-      {"legacy_irq owner=\"a", "owner=\"a", "a text has no closing quote"},
-      {"mmio size=1 owner=\"a\" name=\"x y", "name=\"x y", "a text has no closing quote"},
+      {"legacy_irq owner=a", "owner=a", "expected a string in double quotes"},
+      {"legacy_irq owner='a'", "owner='a'", "expected a string in double quotes"},
+      {"legacy_irq owner=", "owner=", "expected a string in double quotes"},
+      {"legacy_irq owner=a\"", "owner=a\"", "expected a string in double quotes"},
+      {"legacy_irq owner=\"", "owner=\"", "unterminated string"},
+      {"legacy_irq owner=\"a", "owner=\"a", "unterminated string"},
+      {"mmio size=1 owner=\"a\" name=\"x y", "name=\"x y", "unterminated string"},
       {R"(legacy_irq owner="\")", R"(owner="\")", escape},
       {R"(legacy_irq owner="\\")", R"(owner="\\")", escape},
       {R"(legacy_irq owner="\n")", R"(owner="\n")", escape},
@@ -165,23 +164,23 @@ TEST(ResourceClaimText, TextsThatAreNotAsDescribedAreCorrupt) {
 }
 
 TEST(ResourceClaimText, OtherValuesThatAreNotAsDescribedAreCorrupt) {
-  constexpr std::string_view range = "must be a range, the lower number first";
-  constexpr std::string_view protection = "must be r or -, w or -, then x or -";
-  constexpr std::string_view mac = "must be a MAC address";
+  constexpr std::string_view range = "expected a range";
+  constexpr std::string_view protection = "expected a protection";
+  constexpr std::string_view mac = "expected a MAC address";
   expect_corrupt({
-      {"mmio owner=\"a\" size=1 reach=", "reach=", "one of any, below_4g, high"},
-      {"mmio owner=\"a\" size=1 reach=low", "reach=low", "one of any, below_4g, high"},
-      {"mmio owner=\"a\" size=1 reach=unknown", "reach=unknown", "one of any, below_4g, high"},
+      {"mmio owner=\"a\" size=1 reach=", "reach=", "expected any, below_4g or high"},
+      {"mmio owner=\"a\" size=1 reach=low", "reach=low", "expected any, below_4g or high"},
+      {"mmio owner=\"a\" size=1 reach=unknown", "reach=unknown", "expected any, below_4g or high"},
       {"memory owner=\"a\" size=1 type=default_memory", "type=default_memory",
-       "one of ram, device, dax, firmware"},
+       "expected ram, device, dax or firmware"},
       {"memory owner=\"a\" size=1 protection=rw", "protection=rw", protection},
       {"memory owner=\"a\" size=1 protection=wr-", "protection=wr-", protection},
       {"memory owner=\"a\" size=1 protection=rwxs", "protection=rwxs", protection},
       {"pio owner=\"a\" size=1 window=1", "window=1", range},
       {"pio owner=\"a\" size=1 window=2-1", "window=2-1", range},
-      {"pio owner=\"a\" size=1 window=1-", "window=1-", "must be a number"},
-      {"pio owner=\"a\" size=1 window=-1", "window=-1", "must be a number"},
-      {"pio owner=\"a\" size=1 window=1-2-3", "window=1-2-3", "must be a number"},
+      {"pio owner=\"a\" size=1 window=1-", "window=1-", "expected a number"},
+      {"pio owner=\"a\" size=1 window=-1", "window=-1", "expected a number"},
+      {"pio owner=\"a\" size=1 window=1-2-3", "window=1-2-3", "expected a number"},
       {"mac_address owner=\"a\" address=", "address=", mac},
       {"mac_address owner=\"a\" address=0x525400123456", "address=0x525400123456", mac},
       {"mac_address owner=\"a\" address=52:54:00:12:34", "address=52:54:00:12:34", mac},
@@ -197,12 +196,12 @@ void expect_corrupt_at(std::string_view text, std::uint64_t line, std::string_vi
   SCOPED_TRACE(text);
   const auto parsed = parse_claims(text);
   ASSERT_THAT(parsed, HasError(Errc::corrupt));
-  EXPECT_EQ(parsed.error().first, Operand::number(line));
+  EXPECT_EQ(parsed.error().text.subject(), "line " + std::to_string(line));
   EXPECT_THAT(parsed.error().message(), HasSubstr(std::string(reason)));
 }
 
 TEST(ResourceClaimText, ATextWithoutItsFirstLineIsCorrupt) {
-  constexpr std::string_view head = "must begin with the line vmspace-claims 1";
+  constexpr std::string_view head = "the first line must be \"vmspace-claims 1\"";
   for (const std::string_view text :
        {"", "\n", "\nvmspace-claims 1\nend\n", "end\n", "legacy_irq owner=\"a\"\nend\n",
         "vmspace-claims\nend\n", "vmspace-claims \nend\n", "vmspace-claims 0\nend\n",
@@ -214,13 +213,13 @@ TEST(ResourceClaimText, ATextWithoutItsFirstLineIsCorrupt) {
 }
 
 TEST(ResourceClaimText, LinesThatEndAsOnOtherSystemsAreCorrupt) {
-  expect_corrupt_at("vmspace-claims 1\r\nend\r\n", 1, "lines must end with LF, not CRLF");
+  expect_corrupt_at("vmspace-claims 1\r\nend\r\n", 1, "lines must end in LF, not CRLF");
   expect_corrupt_at("vmspace-claims 1\nend\r\n", 2, "\"end\\x0d\"");
   expect_corrupt_at("vmspace-claims 1\nlegacy_irq owner=\"a\" first=5\r\nend\n", 2, "5\\x0d");
 }
 
 TEST(ResourceClaimText, ATextWithoutItsLastLineIsCorrupt) {
-  constexpr std::string_view tail = "the last line must be end: the text may have been cut off";
+  constexpr std::string_view tail = "the last line must be \"end\"; the text may be truncated";
   expect_corrupt_at("vmspace-claims 1", 2, tail);
   expect_corrupt_at("vmspace-claims 1\n", 2, tail);
   expect_corrupt_at("vmspace-claims 1\nlegacy_irq owner=\"a\"", 3, tail);
@@ -228,7 +227,7 @@ TEST(ResourceClaimText, ATextWithoutItsLastLineIsCorrupt) {
 }
 
 TEST(ResourceClaimText, WhatFollowsTheLastLineIsCorrupt) {
-  constexpr std::string_view more = "nothing may follow the line end";
+  constexpr std::string_view more = "nothing may follow the \"end\" line";
   expect_corrupt_at("vmspace-claims 1\nend\n\n", 3, more);
   expect_corrupt_at("vmspace-claims 1\nend\nend\n", 3, more);
   expect_corrupt_at("vmspace-claims 1\nend\nlegacy_irq owner=\"a\"\nend\n", 3, more);
@@ -240,8 +239,7 @@ TEST(ResourceClaimText, AnotherVersionIsUnsupportedAndNotCorrupt) {
     const auto parsed = parse_claims("vmspace-claims " + version + "\nanything\n");
     ASSERT_THAT(parsed, HasError(Errc::unsupported));
     EXPECT_EQ(parsed.error().message(),
-              "parse_claims: unsupported (this library reads version 1 of the text only: \"" +
-                  version + "\")");
+              "parse_claims: unsupported (only version 1 is supported: \"" + version + "\")");
   }
 }
 

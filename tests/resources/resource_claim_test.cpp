@@ -43,7 +43,7 @@ TEST(ResourceClaim, EachKindIsALineThatReadsBackAsTheClaim) {
   EXPECT_THAT(parse_claims(sample_text), IsOkAndHolds(sample_claims()));
 }
 
-TEST(ResourceClaim, NoClaimsAreATextToo) {
+TEST(ResourceClaim, AnEmptyListHasATextToo) {
   EXPECT_EQ(format_claims({}), text_of(""));
   EXPECT_THAT(parse_claims(text_of("")), IsOkAndHolds(Claims{}));
 }

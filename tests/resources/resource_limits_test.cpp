@@ -51,7 +51,7 @@ TEST_F(ResourceLimitsTest, NumbersPastWhatAKindHasAreRefusedByName) {
               HasSubstr("pci_device"));
 }
 
-TEST_F(ResourceLimitsTest, NumbersThatAreTwoThingsAreRefusedByName) {
+TEST_F(ResourceLimitsTest, OverlappingLimitsAreRefusedByName) {
   EXPECT_THAT(
       refused_limits(Errc::overlap, {.pio = {.ranges = {Range::of(0, 9), Range::of(9, 20)}}}),
       HasSubstr("pio"));
@@ -89,12 +89,12 @@ TEST_F(ResourceLimitsTest, SlotsPastThe32BitsOfTheirNumbersAreLeftToOthers) {
   const auto last = VMSPACE_ASSERT_OK(wide.acquire({KvmSlots{.fixed = 0xffff'ffff}}, "b"));
 }
 
-TEST_F(ResourceLimitsTest, WithoutALedgerThereIsNoManager) {
+TEST_F(ResourceLimitsTest, ANullLedgerIsRefused) {
   const auto created = ResourceManager::create(std::shared_ptr<const RegionLedger>());
   EXPECT_THAT(created, HasError(Errc::invalid_argument));
 }
 
-TEST_F(ResourceLimitsTest, AKindWithoutNumbersHasNoneToGive) {
+TEST_F(ResourceLimitsTest, AKindWithoutNumbersIsExhausted) {
   const auto none =
       ResourceManager::create(
           space, {.pio = {}, .legacy_irqs = {}, .generic_irqs = {}, .msi = {}, .pci_buses = {}})

@@ -185,7 +185,7 @@ TEST_F(ResourceManagerTest, RefusesWhatLiesOutsideOfEveryWindow) {
   EXPECT_THAT(memory, HasSubstr("mmio_low"));
 }
 
-TEST_F(ResourceManagerTest, RefusesSizesOfNothing) {
+TEST_F(ResourceManagerTest, RefusesZeroSizes) {
   for (const Requests& requests :
        {Requests{PioRange{.size = 0}}, Requests{PioRange{.size = 0, .fixed = 0x1000}},
         Requests{MmioRange{.size = 0}}, Requests{MmioRange{.size = 0, .fixed = GuestAddress{low}}},
@@ -227,7 +227,7 @@ TEST_F(ResourceManagerTest, RefusesSizesThatNoMachineHas) {
   refused(Errc::invalid_argument, {PciDevice{.bus = 0, .device = 32}});
 }
 
-TEST_F(ResourceManagerTest, RefusesAlignmentsThatAreNoneOrThatNothingHas) {
+TEST_F(ResourceManagerTest, RefusesInvalidAndUnsatisfiableAlignments) {
   for (const std::uint64_t align : {std::uint64_t{3}, std::uint64_t{4097}, most}) {
     refused(Errc::bad_alignment, {PioRange{.size = 4, .align = align}});
     refused(Errc::bad_alignment, {PioRange{.size = 4, .align = align, .fixed = 0x1000}});
@@ -255,7 +255,7 @@ TEST_F(ResourceManagerTest, RefusesAlignmentsThatAreNoneOrThatNothingHas) {
   refused(Errc::misaligned, {MsiVectors{.count = 4, .fixed = 1026}});
 }
 
-TEST_F(ResourceManagerTest, RefusesWhatNoEnumerationNames) {
+TEST_F(ResourceManagerTest, RefusesUnnamedEnumValues) {
   constexpr auto reach = static_cast<MmioReach>(7);
   constexpr auto type = static_cast<RegionType>(99);
   refused(Errc::invalid_argument, {MmioRange{.size = 4_KiB, .reach = reach}});
@@ -298,7 +298,7 @@ TEST_F(ResourceManagerTest, AListOfManyRequestsIsGivenBackWhenItsLastFails) {
   EXPECT_EQ(got.count(ResourceKind::pio), 10'000U);
 }
 
-TEST_F(ResourceManagerTest, SaysTheLargestFreePieceOfWhatIsExhausted) {
+TEST_F(ResourceManagerTest, NoSpaceReportsTheLargestFreePiece) {
   Requests ports;
   for (std::uint64_t port = 0x1000; port < 0x1'0000; port += 0x400)
     ports.push_back(PioRange{.size = 0x200, .fixed = port});
@@ -312,7 +312,7 @@ TEST_F(ResourceManagerTest, SaysTheLargestFreePieceOfWhatIsExhausted) {
   EXPECT_THAT(refused(Errc::no_space, {LegacyIrq{}}), HasSubstr("no space"));
 }
 
-TEST_F(ResourceManagerTest, EveryPortIsGivenAndComesBackAlsoTheLast) {
+TEST_F(ResourceManagerTest, EveryPortIncludingTheLastCanBeTakenAndReturned) {
   const State before = state_of(manager);
   {
     const auto last = take({PioRange{.size = 0x300, .fixed = 0xfd00}}, "last");
@@ -324,7 +324,7 @@ TEST_F(ResourceManagerTest, EveryPortIsGivenAndComesBackAlsoTheLast) {
   EXPECT_TRUE(state_of(manager) == before);
 }
 
-TEST_F(ResourceManagerTest, AWindowOfPortsIsKept) {
+TEST_F(ResourceManagerTest, APortRangeStaysInItsWindow) {
   const auto got = take({PioRange{.size = 8, .window = Range::of(0x3f0, 0x3ff)},
                          PioRange{.size = 8, .window = Range::of(0x3f0, 0x3ff)}},
                         "serial");

@@ -154,7 +154,7 @@ TEST_F(ResourceNumbersTest, SlotsThatNobodyHoldsInTwoRangesOfThePoolAreOutOfBoun
   EXPECT_EQ(got.error().text.detail(), "");  // no holder
 }
 
-TEST_F(ResourceNumbersTest, WithoutAPoolOrAddressesThereAreNone) {
+TEST_F(ResourceNumbersTest, SlotsMacAddressesAndBusesThatAreNotConfiguredAreNotFound) {
   const auto bare = ResourceManager::create(space, {.pci_buses = {}}).value();
   const auto none = [&](const ResourceRequest& request) {
     return test::refusal(bare, Errc::not_found, [&] { return bare.acquire({request}, "dev"); });

@@ -137,7 +137,7 @@ TEST_F(ResourceRelocateTest, ARangeThatIsParkedWhenAcquiredIsPlacedLater) {
   EXPECT_EQ(space.find_region(at(6)), d.mmio(1));
 }
 
-TEST_F(ResourceRelocateTest, EveryPlaceThatCantBeIsRefusedAtEveryPlaceOfTheSet) {
+TEST_F(ResourceRelocateTest, AnInvalidMoveIsRefusedAtEveryPositionOfTheSet) {
   auto low_only = take({MmioRange{.size = size, .reach = MmioReach::below_4g}}, "low_only");
   auto high_only = take({MmioRange{.size = size, .reach = MmioReach::high}}, "high_only");
   auto bridge = take({BridgeWindow{.size = 1_MiB, .fixed = GuestAddress{low + 16_MiB}}}, "br");
@@ -239,7 +239,7 @@ TEST_F(ResourceRelocateTest, ABridgeMovesWithWhatIsBehindIt) {
               HasSubstr("\"beside\""));
 }
 
-TEST_F(ResourceRelocateTest, AParkedWindowHoldsNothingInPlaceAndNobodyOff) {
+TEST_F(ResourceRelocateTest, AParkedWindowNeitherHoldsNorExcludesRanges) {
   auto bridge = take({BridgeWindow{.size = 1_MiB, .fixed = GuestAddress{low + 16_MiB}}}, "br");
   auto behind = take({MmioRange{.size = size, .bridge = "br"}}, "behind");
   VMSPACE_EXPECT_OK(relocate({window_to(bridge, std::nullopt)}));

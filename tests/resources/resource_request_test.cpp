@@ -12,7 +12,7 @@
 namespace vmspace {
 namespace {
 
-TEST(ResourceRequest, EachTypeOfRequestAsksForTheKindOfItsPlace) {
+TEST(ResourceRequest, EachRequestTypeHasItsKind) {
   const std::vector<ResourceRequest> requests = {
       PioRange{},   MmioRange{},   MemoryRange{}, BridgeWindow{}, LegacyIrq{}, GenericIrq{},
       MsiVectors{}, MsixVectors{}, KvmSlots{},    PciDevice{},    MacAddress{}};

@@ -101,7 +101,7 @@ TEST_F(ResourceTable, LeavesOutWindowsThatAreParkedAndWhatIsGone) {
   expect_golden(memory_map(manager), "map_pc_parked.txt");
 }
 
-TEST_F(ResourceTable, OfNothingHeldIsItsHeadingsAndWhatThereIs) {
+TEST_F(ResourceTable, ShowsTotalsAloneWhenNothingIsHeld) {
   expect_golden(resource_table(manager), "table_nothing_held.txt");
 }
 

@@ -26,8 +26,8 @@
 //   (all)                        owner
 //   pio                          first size align window
 //   mmio                         base size align reach prefetchable bridge aperture parked name
-//   memory                       base size align aperture type protection node huge_pages hotplug
-//                                populate name
+//   memory                       base size align aperture type protection numa_node huge_pages
+//                                hotplug populate name
 //   bridge_window                base size align reach prefetchable bridge aperture parked
 //   legacy_irq                   first shared
 //   generic_irq, msi, msix,
@@ -74,10 +74,10 @@ struct ResourceClaim {
 
 /// Parses text written by format_claims(); the order is kept. The text need not be trusted.
 ///
-/// Errors: `corrupt`, with the line number, from 1, and the offending words, when the text does not
-/// follow the format above or a value is out of range for its member; `unsupported`, quoting the
-/// version, when it is not 1. ResourceManager::adopt() checks the meaning of the claims. O(n).
-/// Threads: any.
+/// Errors: `corrupt`, naming the line (`line 3`, from 1) and the offending words, when the text
+/// does not follow the format above or a value is out of range for its member; `unsupported`,
+/// quoting the version, when it is not 1. ResourceManager::adopt() checks the meaning of the
+/// claims. O(n). Threads: any.
 [[nodiscard]] VMSPACE_EXPORT Result<std::vector<ResourceClaim>> parse_claims(std::string_view text);
 
 }  // namespace vmspace
