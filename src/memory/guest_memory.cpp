@@ -77,10 +77,11 @@ Result<void> check_neighbours(std::span<const MemoryRegionPtr> sorted, const Mem
 /// a dirty page is reported once.
 Result<void> check_memory(std::span<const MemoryRegion* const> by_host,
                           const MemoryRegion& region) {
-  const auto alike = std::ranges::equal_range(
+  const auto first = std::ranges::lower_bound(
       by_host, region.host_base(), std::less<const std::byte*>{}, &MemoryRegion::host_base);
-  if (alike.size() == 1) return {};
-  const MemoryRegion& other = alike.front() == &region ? *alike.back() : *alike.front();
+  const auto second = std::next(first);
+  if (second == by_host.end() || (*second)->host_base() != region.host_base()) return {};
+  const MemoryRegion& other = *first == &region ? **second : **first;
   const bool is_lower = region.base() < other.base();
   return fail({.code = Errc::overlap,
                .operation = "GuestMemory::with_changes",

@@ -92,8 +92,8 @@ Result<VmDirtyLog> VmMemory::start_dirty_log() const {
   return VmDirtyLog(*this, std::move(pending));
 }
 
-VmDirtyLog::VmDirtyLog(VmMemory memory, std::shared_ptr<Pending> pending) noexcept
-    : memory_(std::move(memory)), pending_(std::move(pending)) {}
+VmDirtyLog::VmDirtyLog(const VmMemory& memory, std::shared_ptr<Pending> pending) noexcept
+    : memory_(memory), pending_(std::move(pending)) {}
 
 VmDirtyLog::VmDirtyLog(VmDirtyLog&& other) noexcept = default;
 

@@ -81,12 +81,11 @@ Result<VmMemory> VmMemory::create(AddressSpaceLayout layout, const MapOptions& o
 }
 
 Result<VmMemory> VmMemory::create(const AddressSpaceBase& space, const MapOptions& options) {
-  auto memory = VMSPACE_TRY_IN("VmMemory::create", GuestMemory::map(space, options));
+  const auto memory = VMSPACE_TRY_IN("VmMemory::create", GuestMemory::map(space, options));
   MapOptions later = options;
   later.backing.reset();
   later.backing_offset = 0;
-  return VmMemory(
-      std::make_shared<State>(VmMap{.space = space, .memory = std::move(memory)}, later));
+  return VmMemory(std::make_shared<State>(VmMap{.space = space, .memory = memory}, later));
 }
 
 VmMemory::Reader VmMemory::reader() const {

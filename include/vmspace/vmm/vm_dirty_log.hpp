@@ -59,7 +59,7 @@ class VMSPACE_EXPORT VmDirtyLog {
  private:
   friend VmMemory;
   struct Pending;
-  VmDirtyLog(VmMemory memory, std::shared_ptr<Pending> pending) noexcept;
+  VmDirtyLog(const VmMemory& memory, std::shared_ptr<Pending> pending) noexcept;
   [[nodiscard]] Result<std::vector<GuestRange>> harvest(std::optional<GuestRange> within);
 
   VmMemory memory_;
