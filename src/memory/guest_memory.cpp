@@ -112,6 +112,7 @@ Result<GuestMemory> GuestMemory::with_changes(std::span<const MemoryRegionPtr> r
   const auto base_of = [](const MemoryRegionPtr& region) { return region->base(); };
   std::ranges::sort(added, {}, base_of);
   std::vector<const MemoryRegion*> gone;
+  gone.reserve(removed.size());
   for (const MemoryRegionPtr& region : removed)
     gone.push_back(region.get());
   std::ranges::sort(gone);
@@ -159,6 +160,7 @@ Result<GuestMemory> GuestMemory::with_changes(std::span<const MemoryRegionPtr> r
       entry_is_gone, new_entries, &detail::TranslationEntry::first));
 
   std::vector<const MemoryRegion*> added_by_host;
+  added_by_host.reserve(added.size());
   for (const MemoryRegionPtr& region : added)
     added_by_host.push_back(region.get());
   std::ranges::sort(added_by_host, std::less<const std::byte*>{}, &MemoryRegion::host_base);
