@@ -32,7 +32,7 @@ class Gate final : public VmGate {
 
 TEST(VmMemoryStress, ReadersSeeWholeMapsAndLogsMissNoWrite) {
   constexpr int rounds = 200;
-  constexpr GuestAddress still{8_GiB};
+  static constexpr GuestAddress still{8_GiB};
   const VmMemory memory = VmMemory::create(*AddressSpaceLayout::x86_64({.phys_bits = 40})).value();
   VMSPACE_ASSERT_OK(memory.set_gate(std::make_shared<Gate>()));
   const auto listener = std::make_shared<MemoryRecorder>();
