@@ -3,6 +3,7 @@
 #include "vmspace/vmm/vm_memory.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <iterator>
 #include <utility>
 
@@ -30,9 +31,14 @@ VmMemory::State::~State() {
   const auto turn = map.writer();
   const GuestMemory& memory = turn->current().memory;
   if (listeners.remove_all(memory)) return;
+  // For ever: what is unmapped now might be used later.
   kept_->memory = memory;
   kept_->tasks = listeners.take_unsettled();
-  static_cast<void>(kept_.release());  // for ever: what is unmapped now might be used later
+  static std::atomic<Kept*> all_kept{nullptr};  // so that it is known, and no leak
+  kept_->before = all_kept.load();
+  while (!all_kept.compare_exchange_weak(kept_->before, kept_.get())) {
+  }
+  static_cast<void>(kept_.release());
 }
 
 std::vector<MemorySection> VmMemory::State::sections(const VmMap& now) {

@@ -77,6 +77,7 @@ struct VMSPACE_HIDDEN VmMemory::State {
   struct Kept {
     GuestMemory memory;
     detail::UnsettledTasks tasks;
+    Kept* before = nullptr;  ///< what another one has kept
   };
 
   [[nodiscard]] Result<void> check_not_changing(const detail::RegionChange& change) const;

@@ -231,8 +231,8 @@ TEST_F(VmDirtyLogTest, AHarvestThatFailsLosesNothing) {
 TEST_F(VmDirtyLogTest, WhatCannotBeLoggedAgainAfterAnUndoIsReportedWhole) {
   VMSPACE_ASSERT_OK(memory.set_gate(gate));
   const auto a = memory.plug(bar("a", 0xe000'0000)).value()->shared_description();
+  bool refuses = false;  // listeners ask it until the log has gone
   auto log = memory.start_dirty_log().value();
-  bool refuses = false;
   first->on_call([&](std::string_view line) -> Result<void> {
     if (!refuses || !line.starts_with("log_start a")) return {};
     return fail({.code = Errc::os, .operation = "own"});
