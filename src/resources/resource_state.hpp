@@ -95,7 +95,7 @@ class VMSPACE_HIDDEN ResourceState {
 
   /// The numbers of a kind; null for kinds that are addresses, and for memory slots.
   [[nodiscard]] NumberSpace* numbers(ResourceKind kind) noexcept;
-  /// Who holds the lowest of these numbers; empty when nobody does. O(all that is held).
+  /// The holding with the lowest of these numbers; empty when all of them are free. O(all holdings).
   [[nodiscard]] std::optional<Holding> holding(ResourceKind kind, Range range) noexcept;
   /// The shared line of this number; null when there is none.
   [[nodiscard]] SharedLine* find_line(std::uint64_t number) noexcept;

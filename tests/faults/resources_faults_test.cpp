@@ -16,6 +16,7 @@
 
 #include "faults/failing_new.hpp"
 #include "resources/manager_state.hpp"
+#include "resources/test_ledger.hpp"
 
 namespace vmspace {
 namespace {
@@ -27,11 +28,11 @@ using test::state_of;
 using namespace literals;
 
 /// An AddressSpace that refuses changes when and as a test says.
-class Ledger final : public RegionLedger {
+class Ledger final : public test::TestLedger {
  public:
   enum class Fault { none, before, after, throws_before, throws_after, runs_out_after };
 
-  explicit Ledger(AddressSpace space) : space_(std::move(space)) {}
+  using TestLedger::TestLedger;
 
   mutable Fault fault = Fault::none;
   mutable std::function<void()> between = {};  ///< runs once the edit is made, and not published
@@ -40,43 +41,30 @@ class Ledger final : public RegionLedger {
   mutable std::shared_ptr<const AddressSpaceBase> refused_space = {};
 
   [[nodiscard]] Result<void> transact(const Edit& edit) const override {
-    if (reserved_ !=
-        nullptr) {  // while another change is staged, as a ledger that maps memory does
+    // While another change is staged, as in a ledger that maps memory.
+    if (reserved_ != nullptr) {
       AddressSpaceBase draft = *reserved_;
       VMSPACE_TRY(edit(draft));
       refused_space = std::make_shared<AddressSpaceBase>(std::move(draft));
-      return refused();
+      return refusal();
     }
-    if (fault == Fault::before) return refused();
+    if (fault == Fault::before) return refusal();
     if (fault == Fault::throws_before) throw std::runtime_error("broken");
-    return space_.transact([&](AddressSpaceBase& draft) -> Result<void> {
+    return space().transact([&](AddressSpaceBase& draft) -> Result<void> {
       VMSPACE_TRY(edit(draft));
       if (between) {
         reserved_ = &draft;
         between();
         reserved_ = nullptr;
       }
-      if (fault == Fault::after) return refused();
+      if (fault == Fault::after) return refusal();
       if (fault == Fault::throws_after) throw std::runtime_error("broken");
       if (fault == Fault::runs_out_after) throw std::bad_alloc();
       return {};
     });
   }
-  [[nodiscard]] std::shared_ptr<const AddressSpaceBase> snapshot() const override {
-    return space_.snapshot();
-  }
-  void retire(RegionList&& regions) const noexcept override { space_.retire(std::move(regions)); }
-  [[nodiscard]] std::vector<AddressSpaceRegionPtr> retired() const override {
-    return space_.retired();
-  }
-  [[nodiscard]] Result<void> collect() const override { return space_.collect(); }
 
  private:
-  static tl::unexpected<Error> refused() {
-    return fail({.code = Errc::timed_out, .operation = "Ledger::transact"});
-  }
-
-  AddressSpace space_;
   mutable const AddressSpaceBase* reserved_ = nullptr;
 };
 

@@ -16,6 +16,7 @@
 #include "vmspace/base/try.hpp"
 
 #include "resources/manager_state.hpp"
+#include "resources/test_ledger.hpp"
 
 namespace vmspace {
 namespace {
@@ -27,9 +28,9 @@ using namespace literals;
 
 /// An AddressSpace that may refuse its next change once that is made, and runs an action of the test
 /// before it says whether it has.
-class Ledger final : public RegionLedger {
+class Ledger final : public test::TestLedger {
  public:
-  explicit Ledger(AddressSpace space) : space_(std::move(space)) {}
+  using TestLedger::TestLedger;
 
   mutable bool refuses = false;                  ///< the next change
   mutable std::function<void()> meanwhile = {};  ///< runs before the next change returns
@@ -37,25 +38,10 @@ class Ledger final : public RegionLedger {
   [[nodiscard]] Result<void> transact(const Edit& edit) const override {
     const bool refused = std::exchange(refuses, false);
     const auto action = std::exchange(meanwhile, {});
-    const auto changed = space_.transact([&](AddressSpaceBase& draft) -> Result<void> {
-      VMSPACE_TRY(edit(draft));
-      if (refused) return fail({.code = Errc::timed_out, .operation = "Ledger::transact"});
-      return {};
-    });
+    const auto changed = change(edit, [refused] { return refused; });
     if (action) action();
     return changed;
   }
-  [[nodiscard]] std::shared_ptr<const AddressSpaceBase> snapshot() const override {
-    return space_.snapshot();
-  }
-  void retire(RegionList&& regions) const noexcept override { space_.retire(std::move(regions)); }
-  [[nodiscard]] std::vector<AddressSpaceRegionPtr> retired() const override {
-    return space_.retired();
-  }
-  [[nodiscard]] Result<void> collect() const override { return space_.collect(); }
-
- private:
-  AddressSpace space_;
 };
 
 class ResourcesUndo : public test::ManagerTest {

@@ -22,6 +22,8 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/resources.hpp"
 
+#include "resources/test_ledger.hpp"
+
 namespace vmspace {
 namespace {
 
@@ -33,33 +35,18 @@ std::uint64_t below(std::uint64_t n) {
 }
 
 /// Refuses every other change once it is made, and has others run before it says so.
-class Ledger final : public RegionLedger {
+class Ledger final : public test::TestLedger {
  public:
-  explicit Ledger(AddressSpace space) : space_(std::move(space)) {}
+  using TestLedger::TestLedger;
 
   mutable std::function<void()> meanwhile = [] {};
 
   [[nodiscard]] Result<void> transact(const Edit& edit) const override {
     const bool refuses = below(2) == 0;
-    const auto changed = space_.transact([&](AddressSpaceBase& draft) -> Result<void> {
-      VMSPACE_TRY(edit(draft));
-      if (refuses) return fail({.code = Errc::timed_out});
-      return {};
-    });
+    const auto changed = change(edit, [refuses] { return refuses; });
     meanwhile();
     return changed;
   }
-  [[nodiscard]] std::shared_ptr<const AddressSpaceBase> snapshot() const override {
-    return space_.snapshot();
-  }
-  void retire(RegionList&& regions) const noexcept override { space_.retire(std::move(regions)); }
-  [[nodiscard]] std::vector<AddressSpaceRegionPtr> retired() const override {
-    return space_.retired();
-  }
-  [[nodiscard]] Result<void> collect() const override { return space_.collect(); }
-
- private:
-  AddressSpace space_;
 };
 
 class Machine {

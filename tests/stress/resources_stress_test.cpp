@@ -25,6 +25,8 @@
 #include "vmspace/resources.hpp"
 #include "vmspace/testing.hpp"
 
+#include "resources/test_ledger.hpp"
+
 namespace vmspace {
 namespace {
 
@@ -77,30 +79,17 @@ class Handover {
 };
 
 /// An AddressSpace that refuses every third change once it is made.
-class RefusingLedger final : public RegionLedger {
+class RefusingLedger final : public test::TestLedger {
  public:
-  explicit RefusingLedger(AddressSpace space) : space_(std::move(space)) {}
+  using TestLedger::TestLedger;
 
   [[nodiscard]] Result<void> transact(const Edit& edit) const override {
-    const auto changed = space_.transact([&](AddressSpaceBase& draft) -> Result<void> {
-      VMSPACE_TRY(edit(draft));
-      if (++changes_ % 3 == 0) return fail({.code = Errc::timed_out});
-      return {};
-    });
+    const auto changed = change(edit, [this] { return ++changes_ % 3 == 0; });
     std::this_thread::yield();  // others come before the caller knows
     return changed;
   }
-  [[nodiscard]] std::shared_ptr<const AddressSpaceBase> snapshot() const override {
-    return space_.snapshot();
-  }
-  void retire(RegionList&& regions) const noexcept override { space_.retire(std::move(regions)); }
-  [[nodiscard]] std::vector<AddressSpaceRegionPtr> retired() const override {
-    return space_.retired();
-  }
-  [[nodiscard]] Result<void> collect() const override { return space_.collect(); }
 
  private:
-  AddressSpace space_;
   mutable std::atomic<unsigned> changes_ = 0;
 };
 

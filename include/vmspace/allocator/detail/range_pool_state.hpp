@@ -194,7 +194,7 @@ class RangePoolState {
     return fail(named(free_.extract_at(range).error(), operation));
   }
 
-  /// Who holds the lowest part of the range; null when nobody does. O(n).
+  /// The holding with the lowest part of the range; null when all of it is free. O(n).
   [[nodiscard]] const PoolHolding* lowest_held(Range range) const noexcept {
     const PoolHolding* lowest = nullptr;
     for (const PoolHolding* held = first_; held != nullptr; held = held->after) {
