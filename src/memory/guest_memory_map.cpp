@@ -116,23 +116,15 @@ Result<void> keep_moved(Change& change, const MoveOptions& options) {
   std::vector<MemoryRegionPtr> sources;
   Descriptions coming;
   for (const AddressSpaceRegionPtr& description : change.coming) {
-    const auto alike = [&](const MemoryRegionPtr& region) {
-      return detail::are_alike_but_for_base(*description, region->description());
-    };
-    const auto source = std::ranges::find_if(change.leaving, alike);
-    if (source == change.leaving.end()) {
+    const MemoryRegionPtr source = VMSPACE_TRY(
+        detail::find_moved(*description, change.leaving, sources, "GuestMemory::remap"));
+    if (source == nullptr) {
       coming.push_back(description);
       continue;
     }
-    const bool is_taken = std::ranges::find(sources, *source) != sources.end();
-    if (is_taken || std::find_if(source + 1, change.leaving.end(), alike) != change.leaving.end()) {
-      return refuse(*description, **source,
-                    "which region moved is ambiguous, as several differ only in their base: move "
-                    "them one at a time");
-    }
-    auto region = VMSPACE_TRY((*source)->at(description, options));
+    auto region = VMSPACE_TRY(source->at(description, options));
     moved.push_back(std::move(region));
-    sources.push_back(*source);
+    sources.push_back(source);
   }
   std::erase_if(change.leaving, [&](const MemoryRegionPtr& region) {
     return std::ranges::find(sources, region) != sources.end();

@@ -18,28 +18,6 @@ bool has(std::span<const AddressSpaceRegionPtr> regions, const AddressSpaceRegio
   return std::ranges::find(regions, region) != regions.end();
 }
 
-/// The memory that a region which is added had before; null when it had none.
-Result<MemoryRegionPtr> find_source(const AddressSpaceRegionPtr& added,
-                                    std::span<const MemoryRegionPtr> sources) {
-  const auto exact = std::ranges::find(sources, added, &MemoryRegion::shared_description);
-  if (exact != sources.end()) return *exact;
-  const auto alike = [&](const MemoryRegionPtr& source) {
-    return are_alike_but_for_base(*added, source->description());
-  };
-  const auto source = std::ranges::find_if(sources, alike);
-  if (source == sources.end()) return nullptr;
-  if (std::find_if(std::next(source), sources.end(), alike) != sources.end()) {
-    return fail({.code = Errc::bad_state,
-                 .operation = "VmMemory::transact",
-                 .first = operand(added->guest_range()),
-                 .second = operand((*source)->guest_range()),
-                 .reason = "which region moved is ambiguous, as several differ only in their base: "
-                           "move them one at a time",
-                 .text = added->name()});
-  }
-  return *source;
-}
-
 }  // namespace
 
 Result<VmChange> VmChange::make(RegionChange regions, const GuestMemory& memory,
@@ -53,21 +31,28 @@ Result<VmChange> VmChange::make(RegionChange regions, const GuestMemory& memory,
                        [&](const MemoryRegionPtr& region) {
                          return has(change.regions.unparked, region->shared_description());
                        });
-  std::vector<const MemoryRegion*> used;
+  std::vector<MemoryRegionPtr> found;  // so far
+  std::vector<AddressSpaceRegionPtr> others;
   for (const AddressSpaceRegionPtr& region : change.regions.added) {
     if (!region->is_mapped()) continue;
-    const MemoryRegionPtr source = VMSPACE_TRY(find_source(region, change.sources));
-    if (source == nullptr || std::ranges::find(used, source.get()) != used.end()) {
+    const auto same = std::ranges::find(change.sources, region, &MemoryRegion::shared_description);
+    if (same == change.sources.end()) {
+      others.push_back(region);
+    } else {  // it returns from parking to where it was
+      found.push_back(*same);
+      change.mapped.push_back(*same);
+    }
+  }
+  for (const AddressSpaceRegionPtr& region : others) {
+    const MemoryRegionPtr source =
+        VMSPACE_TRY(find_moved(*region, change.sources, found, "VmMemory::transact"));
+    if (source == nullptr) {
       change.to_map.push_back(region);
       continue;
     }
-    used.push_back(source.get());
-    if (source->shared_description() == region) {
-      change.mapped.push_back(source);
-    } else {
-      auto moved = VMSPACE_TRY(source->at(region, options));
-      change.mapped.push_back(std::move(moved));
-    }
+    auto moved = VMSPACE_TRY(source->at(region, options));
+    found.push_back(source);
+    change.mapped.push_back(std::move(moved));
   }
   return change;
 }

@@ -348,5 +348,17 @@ TEST_F(VmMemoryBasics, RefusesToGuessWhichRegionMoved) {
   expect_unchanged(was);
 }
 
+TEST_F(VmMemoryBasics, RefusesToGuessWhichOfTwoRegionsHasTheMemoryOfOne) {
+  const auto gone = memory.plug(dimm(4_GiB)).value()->shared_description();
+  const auto was = before();
+  EXPECT_THAT(edit([&](AddressSpaceBase& draft) -> Result<AddressSpaceRegionPtr> {
+                VMSPACE_TRY(draft.remove_region(gone));
+                VMSPACE_TRY(draft.insert_region(dimm(6_GiB)));
+                return draft.insert_region(dimm(7_GiB));
+              }),
+              HasError(Errc::bad_state));
+  expect_unchanged(was);
+}
+
 }  // namespace
 }  // namespace vmspace::test
