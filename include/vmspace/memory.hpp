@@ -15,4 +15,5 @@
 #include "vmspace/memory/guest_ptr.hpp"
 #include "vmspace/memory/guest_view.hpp"
 #include "vmspace/memory/memory_region.hpp"
+#include "vmspace/memory/present_blocks.hpp"
 #include "vmspace/memory/region_descriptor.hpp"

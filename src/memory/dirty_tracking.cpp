@@ -6,6 +6,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "memory/present_parts.hpp"
 #include "memory/start_tracking.hpp"
 #include "memory/take_dirty.hpp"
 
@@ -53,14 +54,17 @@ Result<std::vector<GuestRange>> detail::take_dirty(const GuestMemory& memory,
            .first = detail::operand(region->guest_range()),
            .reason = "tracking is off for this region: call enable_dirty_tracking() first"});
     }
-    for (const DirtyRange& dirty : taken) {
-      const GuestAddress base(region->base().value() + dirty.offset);
+    const auto add = [&](std::uint64_t offset, std::uint64_t size) {
+      const GuestAddress base(region->base().value() + offset);
       if (!ranges.empty() && ranges.back().end() == base) {
-        ranges.back().size += dirty.size;
+        ranges.back().size += size;
       } else {
-        ranges.push_back({.base = base, .size = dirty.size});
+        ranges.push_back({.base = base, .size = size});
       }
-    }
+    };
+    // A guest can write to a block that it was not given, but nobody can read it.
+    for (const DirtyRange& dirty : taken)
+      for_each_present_part(*region, dirty.offset, dirty.size, add);
   }
   return ranges;
 }

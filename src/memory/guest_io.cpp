@@ -7,13 +7,14 @@
 #include "vmspace/base/try.hpp"
 
 #include "memory/marked_read.hpp"
+#include "memory/present_parts.hpp"
 #include "os/system_calls.hpp"
 
 namespace vmspace {
 
 namespace {
 
-/// A part of a range that lies in one region.
+/// A part of a range that lies in one region, and is present.
 struct RegionPart {
   MemoryRegionPtr region;
   std::uint64_t offset;
@@ -27,7 +28,8 @@ RegionPart rest_of(const GuestMemory& memory, GuestRange range, std::uint64_t do
   const GuestAddress at(range.base.value() + done);
   MemoryRegionPtr region = memory.find_region(at);
   const std::uint64_t offset = at.value() - region->base().value();
-  const std::uint64_t size = std::min(range.size - done, region->size() - offset);
+  const std::uint64_t left = std::min(range.size - done, region->size() - offset);
+  const std::uint64_t size = detail::present_after(*region, offset, left);
   return {.region = std::move(region), .offset = offset, .size = size};
 }
 

@@ -25,6 +25,10 @@ std::vector<MemoryRegionPtr>::const_iterator first_reaching(
       regions, address, {}, [](const MemoryRegionPtr& region) { return region->last_addr(); });
 }
 
+bool is_readable(const MemoryRegion& region) {
+  return allows(region.protection(), Protection::read);
+}
+
 /// If one region tracks, all do; everything in a region that joins counts as dirty.
 Result<void> join_tracking(std::span<const MemoryRegionPtr> regions) {
   const auto tracks = [](const MemoryRegionPtr& region) { return region->dirty().is_enabled(); };
@@ -141,9 +145,12 @@ Result<GuestMemory> GuestMemory::with_changes(std::span<const MemoryRegionPtr> r
   if (changed.regions.empty()) return GuestMemory();
 
   // No access can use what may not be read, so it has no entry; range_error() still finds it.
+  for (const MemoryRegionPtr& region : changed.regions) {
+    if (is_readable(*region) && !region->is_whole()) changed.in_parts.push_back(region.get());
+  }
   std::vector<detail::TranslationEntry> new_entries;
   for (const MemoryRegionPtr& region : added) {
-    if (!allows(region->protection(), Protection::read)) continue;
+    if (!is_readable(*region) || !region->is_whole()) continue;
     const bool writable = allows(region->protection(), Protection::write);
     new_entries.push_back({.first = region->base().value(),
                            .size = region->size(),
@@ -208,7 +215,7 @@ bool GuestMemory::contains(GuestRange range, Access access) const noexcept {
 std::uint64_t GuestMemory::total_size() const noexcept {
   std::uint64_t total = 0;
   for (const MemoryRegionPtr& region : regions())
-    total += region->size();
+    total += region->blocks() == nullptr ? region->size() : region->blocks()->present_size();
   return total;
 }
 
@@ -225,7 +232,7 @@ Result<const std::byte*> GuestMemory::const_host_address(GuestRange range) const
                  .second = Operand::address(range.base.value())});
   }
   VMSPACE_TRY(check(operation, range, Access::read));
-  const detail::Piece piece = detail::piece_at(translator_, range.base.value(), range.size);
+  const detail::Piece piece = Pieces(*this).at(range.base.value(), range.size);
   if (piece.size != range.size) {
     return fail({.code = Errc::out_of_bounds,
                  .operation = operation,
@@ -239,7 +246,7 @@ Result<const std::byte*> GuestMemory::const_host_address(GuestRange range) const
 Result<std::byte*> GuestMemory::host_address(GuestRange range) const {
   constexpr const char* operation = "GuestMemory::host_address";
   VMSPACE_TRY_IN(operation, const_host_address(range));
-  const detail::Piece piece = detail::piece_at(translator_, range.base.value(), range.size);
+  const detail::Piece piece = Pieces(*this).at(range.base.value(), range.size);
   if (piece.dirty == nullptr) return fail(range_error(operation, range, Access::write));
   return piece.host;
 }
@@ -253,15 +260,18 @@ std::optional<GuestAddress> GuestMemory::guest_address(const void* host) const n
   const MemoryRegion& region = **std::prev(above);
   const auto offset = static_cast<std::uint64_t>(byte - region.host_base());
   if (offset >= region.size()) return std::nullopt;
+  if (region.blocks() != nullptr && region.blocks()->present_after(offset, 1) == 0)
+    return std::nullopt;
   return GuestAddress(region.base().value() + offset);
 }
 
 std::uint64_t GuestMemory::reachable(GuestRange range, Access access) const noexcept {
+  const Pieces pieces(*this);
   std::uint64_t done = 0;
   while (done < range.size) {
     const std::uint64_t gpa = range.base.value() + done;
     if (gpa < range.base.value()) break;  // passed 2^64
-    const detail::Piece piece = detail::piece_at(translator_, gpa, range.size - done);
+    const detail::Piece piece = pieces.at(gpa, range.size - done);
     if (piece.size == 0 || (access == Access::write && piece.dirty == nullptr)) break;
     done += piece.size;
   }
@@ -287,7 +297,10 @@ Error GuestMemory::range_error(const char* operation, GuestRange range, Access a
   }
   const std::uint64_t reached = reachable(range, access);
   const MemoryRegionPtr stop = find_region(GuestAddress(base + reached));
-  if (stop != nullptr) {
+  const bool is_absent =
+      stop != nullptr && stop->blocks() != nullptr &&
+      stop->blocks()->present_after(base + reached - stop->base().value(), 1) == 0;
+  if (stop != nullptr && !is_absent) {
     return {.code = Errc::access_denied,
             .operation = operation,
             .first = detail::operand(range),
@@ -299,25 +312,31 @@ Error GuestMemory::range_error(const char* operation, GuestRange range, Access a
     return {.code = Errc::not_found,
             .operation = operation,
             .first = Operand::address(base),
-            .reason = "no region contains this address"};
+            .reason = is_absent ? "the block at this address is not plugged"
+                                : "no region contains this address"};
   }
   return {.code = Errc::out_of_bounds,
           .operation = operation,
           .first = detail::operand(range),
           .second = detail::operand(find_region(GuestAddress(base + (reached - 1)))->guest_range()),
-          .reason = "the range runs past the end of the region into a gap"};
+          .reason = is_absent ? "the range runs into a block that is not plugged"
+                              : "the range runs past the end of the region into a gap"};
 }
 
-Error GuestMemory::integer_error(const char* operation, GuestAddress address, std::size_t size,
-                                 Access access) const {
+Result<GuestMemory::IntegerPlace> GuestMemory::find_integer(const char* operation,
+                                                            GuestAddress address, std::size_t size,
+                                                            Access access) const {
   if (!address.is_aligned(size)) {
-    return {.code = Errc::misaligned,
-            .operation = operation,
-            .first = Operand::address(address.value()),
-            .second = Operand::size(size),
-            .reason = "the address must be a multiple of the integer's size"};
+    return fail({.code = Errc::misaligned,
+                 .operation = operation,
+                 .first = Operand::address(address.value()),
+                 .second = Operand::size(size),
+                 .reason = "the address must be a multiple of the integer's size"});
   }
-  return range_error(operation, {.base = address, .size = size}, access);
+  VMSPACE_TRY(check(operation, {.base = address, .size = size}, access));
+  // Regions and blocks begin at multiples of a page, so that no aligned integer crosses into another.
+  const detail::Piece piece = Pieces(*this).at(address.value(), size);
+  return IntegerPlace{.host = piece.host, .dirty = piece.dirty, .offset = piece.offset};
 }
 
 Result<void> GuestMemory::check_invariants() const noexcept {
@@ -339,12 +358,19 @@ const char* GuestMemory::broken_rule() const noexcept {
   if (map_->regions.empty() || map_->regions.size() > max_regions)
     return "the number of regions must be 1 to max_regions";
   std::size_t readable = 0;
+  std::size_t in_parts = 0;
   const MemoryRegion* before = nullptr;
   for (const MemoryRegionPtr& region : map_->regions) {
     if (before != nullptr && region->base() <= before->last_addr())
       return "regions must be sorted and must not overlap";
     before = region.get();
-    if (!allows(region->protection(), Protection::read)) continue;
+    if (!is_readable(*region)) continue;
+    if (!region->is_whole()) {
+      ++in_parts;
+      if (translator_.find(region->base().value(), 1) != nullptr)
+        return "a region that is present in parts must not have an entry";
+      continue;
+    }
     ++readable;
     for (const std::uint64_t offset : {std::uint64_t{0}, region->size() - 1}) {
       const auto* entry = translator_.find(region->base().value() + offset, 1);
@@ -353,7 +379,9 @@ const char* GuestMemory::broken_rule() const noexcept {
     }
   }
   if (readable != map_->table.entries().size())
-    return "there must be one entry for each readable region";
+    return "there must be one entry for each readable region that is whole";
+  if (in_parts != map_->in_parts.size())
+    return "every readable region that is present in parts must be known as such";
   return nullptr;
 }
 

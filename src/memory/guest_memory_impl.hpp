@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the copies of a GuestMemory share, and the walk over the regions of a range.
+// What the copies of a GuestMemory share, and the walk over the pieces of a range.
 
 #pragma once
 
@@ -8,6 +8,7 @@
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <span>
 #include <utility>
 #include <vector>
@@ -21,11 +22,14 @@ struct VMSPACE_HIDDEN GuestMemory::Map {
   std::vector<MemoryRegionPtr> regions;      ///< by guest address
   detail::TranslationTable table{{}};        ///< the regions that can be read
   std::vector<const MemoryRegion*> by_host;  ///< regions, by host address
+  /// Those that can be read and are present in parts, by guest address. The table has no entry for
+  /// them, so that an access which needs no further question pays for none.
+  std::vector<const MemoryRegion*> in_parts;
 };
 
 namespace detail {
 
-/// A part of a range that lies within one region.
+/// A part of a range that lies within one region, and is present.
 struct Piece {
   std::byte* host;
   std::uint64_t size;
@@ -38,43 +42,78 @@ struct Piece {
   }
 };
 
-/// The piece of at most `size` bytes from `gpa`, up to the end of its region. `size` 0 when there
-/// is none.
-inline Piece piece_at(const Translator& translator, std::uint64_t gpa,
-                      std::uint64_t size) noexcept {
-  const TranslationEntry* entry = translator.find(gpa, 1);
-  if (entry == nullptr) return {};
-  const std::uint64_t offset = gpa - entry->first;
-  return {.host = entry->host + offset,
-          .size = std::min(size, entry->size - offset),
-          .dirty = entry->dirty,
-          .offset = offset};
-}
-
-/// The piece of at most `size` bytes whose last byte is at `gpa`.
-inline Piece piece_below(const Translator& translator, std::uint64_t gpa,
-                         std::uint64_t size) noexcept {
-  const TranslationEntry* entry = translator.find(gpa, 1);
-  if (entry == nullptr) return {};
-  const std::uint64_t end = gpa - entry->first + 1;
-  const std::uint64_t taken = std::min(size, end);
-  return {.host = entry->host + (end - taken),
-          .size = taken,
-          .dirty = entry->dirty,
-          .offset = end - taken};
-}
-
-/// Calls `use(piece, done)` for the pieces of a range that was checked; `done` is the number of
-/// bytes before the piece.
-template <typename Use>
-void for_each_piece(const Translator& translator, GuestRange range, Use use) {
-  for (std::uint64_t done = 0; done < range.size;) {
-    const Piece piece = piece_at(translator, range.base.value() + done, range.size - done);
-    assert(piece.size != 0);  // the range was checked
-    use(piece, done);
-    done += piece.size;
-  }
-}
-
 }  // namespace detail
+
+/// Finds the pieces of ranges: in the table first, then in the regions that are present in parts.
+class VMSPACE_HIDDEN GuestMemory::Pieces {
+ public:
+  explicit Pieces(const GuestMemory& memory) noexcept
+      : translator_(memory.translator_), map_(memory.map_.get()) {}
+
+  /// The piece of at most `size` bytes from `gpa`, up to the end of its region, or of the blocks that
+  /// are present. `size` 0 when there is none.
+  [[nodiscard]] detail::Piece at(std::uint64_t gpa, std::uint64_t size) const noexcept {
+    if (const auto* entry = translator_.find(gpa, 1)) {
+      const std::uint64_t offset = gpa - entry->first;
+      return {.host = entry->host + offset,
+              .size = std::min(size, entry->size - offset),
+              .dirty = entry->dirty,
+              .offset = offset};
+    }
+    const MemoryRegion* const region = in_parts(gpa);
+    if (region == nullptr) return {};
+    const std::uint64_t offset = gpa - region->base().value();
+    return part_of(*region, offset, region->blocks()->present_after(offset, size));
+  }
+
+  /// The piece of at most `size` bytes whose last byte is at `gpa`.
+  [[nodiscard]] detail::Piece below(std::uint64_t gpa, std::uint64_t size) const noexcept {
+    if (const auto* entry = translator_.find(gpa, 1)) {
+      const std::uint64_t end = gpa - entry->first + 1;
+      const std::uint64_t taken = std::min(size, end);
+      return {.host = entry->host + (end - taken),
+              .size = taken,
+              .dirty = entry->dirty,
+              .offset = end - taken};
+    }
+    const MemoryRegion* const region = in_parts(gpa);
+    if (region == nullptr) return {};
+    const std::uint64_t end = gpa - region->base().value() + 1;
+    const std::uint64_t taken = region->blocks()->present_before(end, size);
+    return part_of(*region, end - taken, taken);
+  }
+
+  /// Calls `use(piece, done)` for the pieces of a range that was checked; `done` is the number of
+  /// bytes before the piece.
+  template <typename Use>
+  void for_each(GuestRange range, Use use) const {
+    for (std::uint64_t done = 0; done < range.size;) {
+      const detail::Piece piece = at(range.base.value() + done, range.size - done);
+      assert(piece.size != 0);  // the range was checked
+      use(piece, done);
+      done += piece.size;
+    }
+  }
+
+ private:
+  [[nodiscard]] const MemoryRegion* in_parts(std::uint64_t gpa) const noexcept {
+    if (map_ == nullptr || map_->in_parts.empty()) return nullptr;
+    const auto above =
+        std::ranges::upper_bound(map_->in_parts, GuestAddress(gpa), {}, &MemoryRegion::base);
+    if (above == map_->in_parts.begin()) return nullptr;
+    const MemoryRegion* const region = *std::prev(above);
+    return GuestAddress(gpa) <= region->last_addr() ? region : nullptr;
+  }
+  [[nodiscard]] static detail::Piece part_of(const MemoryRegion& region, std::uint64_t offset,
+                                             std::uint64_t size) noexcept {
+    return {.host = region.host_base() + offset,
+            .size = size,
+            .dirty = allows(region.protection(), Protection::write) ? &region.dirty() : nullptr,
+            .offset = offset};
+  }
+
+  detail::Translator translator_;
+  const Map* map_;
+};
+
 }  // namespace vmspace

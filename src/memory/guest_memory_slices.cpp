@@ -14,7 +14,6 @@
 
 namespace vmspace {
 
-using detail::for_each_piece;
 using detail::Piece;
 
 Result<void> GuestMemory::read_across(const char* operation, GuestAddress address, void* to,
@@ -25,7 +24,7 @@ Result<void> GuestMemory::read_across(const char* operation, GuestAddress addres
   // Objects up to this size are promised whole integers.
   const auto copy =
       size <= detail::inline_copy_limit ? detail::load_words : detail::copy_from_shared;
-  for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t done) {
+  Pieces(*this).for_each(range, [&](const Piece& piece, std::uint64_t done) {
     copy(out + done, piece.host, piece.size);
   });
   return {};
@@ -38,7 +37,7 @@ Result<void> GuestMemory::write_across(const char* operation, GuestAddress addre
   const auto* const in = static_cast<const std::byte*>(from);
   const auto copy =
       size <= detail::inline_copy_limit ? detail::store_words : detail::copy_to_shared;
-  for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t done) {
+  Pieces(*this).for_each(range, [&](const Piece& piece, std::uint64_t done) {
     copy(piece.host, in + done, piece.size);
     piece.mark();
   });
@@ -68,7 +67,7 @@ Result<std::size_t> GuestMemory::write_some(GuestAddress address,
 
 Result<void> GuestMemory::fill(GuestRange range, std::byte value) const {
   VMSPACE_TRY(check("GuestMemory::fill", range, Access::write));
-  for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t) {
+  Pieces(*this).for_each(range, [&](const Piece& piece, std::uint64_t) {
     detail::fill_shared(piece.host, value, piece.size);
     piece.mark();
   });
@@ -80,17 +79,18 @@ Result<void> GuestMemory::copy(GuestAddress to, GuestRange from) const {
   const std::uint64_t size = from.size;
   VMSPACE_TRY(check(operation, from, Access::read));
   VMSPACE_TRY(check(operation, {.base = to, .size = size}, Access::write));
+  const Pieces pieces(*this);
   const bool downwards = to > from.base;  // so that an overlap is read before it is overwritten
   for (std::uint64_t left = size; left != 0;) {
     Piece source;
     Piece target;
     if (downwards) {
-      source = detail::piece_below(translator_, from.base.value() + (left - 1), left);
-      target = detail::piece_below(translator_, to.value() + (left - 1), source.size);
+      source = pieces.below(from.base.value() + (left - 1), left);
+      target = pieces.below(to.value() + (left - 1), source.size);
       source.host += source.size - target.size;
     } else {
-      source = detail::piece_at(translator_, from.base.value() + (size - left), left);
-      target = detail::piece_at(translator_, to.value() + (size - left), source.size);
+      source = pieces.at(from.base.value() + (size - left), left);
+      target = pieces.at(to.value() + (size - left), source.size);
     }
     assert(target.size != 0);  // both ranges were checked
     detail::move_shared(target.host, source.host, target.size);
@@ -133,7 +133,7 @@ Result<GuestView> GuestMemory::view(GuestRange range) const {
 Result<MutableGuestView> GuestMemory::mutable_view(GuestRange range) const {
   if (range.empty()) return MutableGuestView(map_, {}, {});
   std::byte* const host = VMSPACE_TRY_IN("GuestMemory::mutable_view", host_address(range));
-  const Piece piece = detail::piece_at(translator_, range.base.value(), range.size);
+  const Piece piece = Pieces(*this).at(range.base.value(), range.size);
   return MutableGuestView(map_, {host, static_cast<std::size_t>(range.size)},
                           {.bitmap = piece.dirty, .offset = piece.offset, .size = piece.size});
 }
@@ -141,7 +141,7 @@ Result<MutableGuestView> GuestMemory::mutable_view(GuestRange range) const {
 Result<GuestIovecs> GuestMemory::iovecs(GuestRange range, Access access) const {
   VMSPACE_TRY(check("GuestMemory::iovecs", range, access));
   GuestIovecs result(map_);
-  for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t) {
+  Pieces(*this).for_each(range, [&](const Piece& piece, std::uint64_t) {
     result.iovecs_.push_back({.iov_base = piece.host, .iov_len = piece.size});
     if (access == Access::write) {
       result.parts_.push_back({.bitmap = piece.dirty, .offset = piece.offset, .size = piece.size});
@@ -152,7 +152,7 @@ Result<GuestIovecs> GuestMemory::iovecs(GuestRange range, Access access) const {
 
 Result<void> GuestMemory::mark_dirty(GuestRange range) const {
   VMSPACE_TRY(check("GuestMemory::mark_dirty", range, Access::write));
-  for_each_piece(translator_, range, [](const Piece& piece, std::uint64_t) { piece.mark(); });
+  Pieces(*this).for_each(range, [](const Piece& piece, std::uint64_t) { piece.mark(); });
   return {};
 }
 

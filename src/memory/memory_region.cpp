@@ -228,9 +228,21 @@ Result<MemoryRegionPtr> MemoryRegion::at(AddressSpaceRegionPtr moved,
   if (const auto ok = check_move(*moved, options); !ok) {
     return fail(name_region(ok.error(), description()));
   }
-  MemoryRegionPtr region(new MemoryRegion(std::move(moved), memory_));
+  MemoryRegionPtr region(new MemoryRegion(std::move(moved), memory_, blocks_));
   if (region->base() != base()) dirty().mark(0, size());
   return region;
+}
+
+Result<MemoryRegionPtr> MemoryRegion::with_blocks(PresentBlocksPtr blocks) const {
+  if (blocks != nullptr && blocks->region_size() != size()) {
+    return fail(name_region({.code = Errc::invalid_argument,
+                             .operation = "MemoryRegion::with_blocks",
+                             .first = Operand::size(blocks->region_size()),
+                             .second = Operand::size(size()),
+                             .reason = "the blocks must be those of a region of this size"},
+                            description()));
+  }
+  return MemoryRegionPtr(new MemoryRegion(description_, memory_, std::move(blocks)));
 }
 
 Result<void> MemoryRegion::check_move(const AddressSpaceRegion& moved,

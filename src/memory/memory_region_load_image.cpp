@@ -17,6 +17,13 @@ Result<void> MemoryRegion::check_image(const char* operation, std::uint64_t offs
                  .second = Operand::span(0, this->size()),
                  .reason = "the image must lie within the region"});
   }
+  if (blocks_ != nullptr && blocks_->present_after(offset, size) != size) {
+    return fail({.code = Errc::not_found,
+                 .operation = operation,
+                 .first = Operand::span(offset, size),
+                 .second = detail::operand(description_->guest_range()),
+                 .reason = "the image must lie within blocks that are plugged"});
+  }
   if (!allows(mapping().protection(), Protection::write)) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,

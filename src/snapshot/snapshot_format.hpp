@@ -46,6 +46,14 @@ static_assert(sizeof(SnapshotEntry) == 32);
 struct SnapshotHead {
   std::vector<SnapshotRegion> regions;
   std::uint64_t file_size;
+
+  /// The sizes of all regions together.
+  [[nodiscard]] std::uint64_t memory_size() const noexcept {
+    std::uint64_t size = 0;
+    for (const SnapshotRegion& region : regions)
+      size += region.size;
+    return size;
+  }
 };
 
 /// The head as bytes, with its checksum.

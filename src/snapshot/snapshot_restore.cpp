@@ -11,6 +11,7 @@
 #include "vmspace/snapshot/snapshot.hpp"
 
 #include "host/page_scan.hpp"
+#include "memory/present_parts.hpp"
 #include "snapshot/snapshot_format.hpp"
 #include "snapshot/snapshot_io.hpp"
 
@@ -59,6 +60,17 @@ Result<void> clear_part(const MemoryRegion& region, PageScan& scan, Extent part)
     }
   }
   return {};
+}
+
+/// Calls `use(part)` for what is present of a part of a region; stops at an error.
+template <typename Use>
+Result<void> for_each_present(const MemoryRegion& region, Extent part, Use use) {
+  Result<void> done;
+  detail::for_each_present_part(region, part.offset, part.size,
+                                [&](std::uint64_t offset, std::uint64_t size) {
+                                  if (done) done = use(Extent{offset, size});
+                                });
+  return done;
 }
 
 /// Calls `data(offset, size)` and `hole(offset, size)` for the parts of a region's bytes in the
@@ -110,6 +122,32 @@ Result<void> compare(const MemoryRegion& region, const SnapshotRegion& saved, in
   return {};
 }
 
+/// What was saved must be zeros where the region has a block that is not plugged.
+Result<void> check_absent(const MemoryRegion& region, const SnapshotRegion& saved, int fd) {
+  std::vector<std::byte> buffer;
+  const auto data = [&](std::uint64_t offset, std::uint64_t size) -> Result<void> {
+    for (std::uint64_t at = offset; at < offset + size;) {
+      const std::uint64_t absent = detail::absent_after(region, at, offset + size - at);
+      buffer.resize(absent);
+      VMSPACE_TRY(read_all(restoring, fd, buffer.data(), absent, saved.offset + at));
+      if (absent != 0 && !is_zero(buffer.data(), absent)) {
+        return fail({.code = Errc::bad_state,
+                     .operation = restoring,
+                     .first = Operand::span(region.base().value() + at, absent),
+                     .second = detail::operand(region.guest_range()),
+                     .reason =
+                         "the snapshot has contents for blocks that are not plugged: plug what "
+                         "was plugged when it was saved"});
+      }
+      at += absent;
+      at += detail::present_after(region, at, offset + size - at);
+    }
+    return {};
+  };
+  const auto hole = [](std::uint64_t, std::uint64_t) -> Result<void> { return {}; };
+  return for_each_part(fd, saved, data, hole);
+}
+
 /// Finds everything that is wrong before the first byte is written.
 Result<void> check_target(const GuestMemory& memory, const detail::SnapshotHead& head, int fd) {
   const auto other_layout = [](Operand first, Operand second, const char* reason) {
@@ -138,6 +176,7 @@ Result<void> check_target(const GuestMemory& memory, const detail::SnapshotHead&
                    .first = detail::operand(region.guest_range()),
                    .reason = "the region must be readable"});
     }
+    if (!region.is_whole()) VMSPACE_TRY(check_absent(region, saved, fd));
     if (allows(region.protection(), Protection::write)) continue;
     VMSPACE_TRY(compare(region, saved, fd));
   }
@@ -154,7 +193,7 @@ Result<std::vector<SnapshotRegion>> inspect_snapshot(int fd) {
 Result<void> restore_snapshot(const GuestMemory& memory, int fd, const SnapshotProgress& report) {
   const detail::SnapshotHead head = VMSPACE_TRY_IN(restoring, read_head(fd));
   VMSPACE_TRY(check_target(memory, head, fd));
-  Progress progress(report, memory.total_size());
+  Progress progress(report, head.memory_size());
   for (std::size_t i = 0; i < head.regions.size(); ++i) {
     const MemoryRegion& region = *memory.regions()[i];
     const SnapshotRegion& saved = head.regions[i];
@@ -166,14 +205,18 @@ Result<void> restore_snapshot(const GuestMemory& memory, int fd, const SnapshotP
     VMSPACE_TRY(for_each_part(
         fd, saved,
         [&](std::uint64_t offset, std::uint64_t size) {
-          auto read =
-              read_all(restoring, fd, region.host_base() + offset, size, saved.offset + offset);
-          region.dirty().mark(offset, size);  // also when part of it was read
+          auto read = for_each_present(region, {offset, size}, [&](Extent part) {
+            auto done = read_all(restoring, fd, region.host_base() + part.offset, part.size,
+                                 saved.offset + part.offset);
+            region.dirty().mark(part.offset, part.size);  // also when part of it was read
+            return done;
+          });
           progress.done(size);
           return read;
         },
         [&](std::uint64_t offset, std::uint64_t size) {
-          auto cleared = clear_part(region, scan, {offset, size});
+          auto cleared = for_each_present(
+              region, {offset, size}, [&](Extent part) { return clear_part(region, scan, part); });
           progress.done(size);
           return cleared;
         }));

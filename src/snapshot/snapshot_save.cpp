@@ -14,6 +14,7 @@
 
 #include "host/live_files.hpp"
 #include "host/page_scan.hpp"
+#include "memory/present_parts.hpp"
 #include "os/system_calls.hpp"
 #include "snapshot/snapshot_format.hpp"
 #include "snapshot/snapshot_io.hpp"
@@ -117,7 +118,10 @@ Result<std::uint64_t> save_region(const MemoryRegion& region, int fd, std::uint6
   PageScan scan(region.mapping(), operation);
   std::uint64_t written = 0;
   for (std::uint64_t at = 0; at < region.size();) {
-    const Extent used = VMSPACE_TRY(scan.next(at, region.size()));
+    // What is not present is not looked at: it may not even be accessible.
+    const std::uint64_t begin = at + detail::absent_after(region, at, region.size() - at);
+    const std::uint64_t end = begin + detail::present_after(region, begin, region.size() - begin);
+    const Extent used = VMSPACE_TRY(begin == end ? Extent{end, 0} : scan.next(begin, end));
     const std::uint64_t hole = used.offset - at;
     if (!sparse && hole != 0) {
       VMSPACE_TRY(write_zeros(fd, hole, file_offset + at));
@@ -162,7 +166,7 @@ Result<std::uint64_t> save_snapshot(const GuestMemory& memory, int fd, const Sav
       return fail_os(operation, Operand::size(size), "ftruncate");
     }
   }
-  Progress progress(options.progress, memory.total_size());
+  Progress progress(options.progress, head.memory_size());
   std::uint64_t written = 0;
   for (std::size_t i = 0; i < head.regions.size(); ++i) {
     written += VMSPACE_TRY(

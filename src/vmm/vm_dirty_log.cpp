@@ -10,6 +10,7 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/dirty_tracking.hpp"
 
+#include "memory/present_parts.hpp"
 #include "memory/start_tracking.hpp"
 #include "memory/take_dirty.hpp"
 #include "vmm/vm_memory_state.hpp"
@@ -21,8 +22,12 @@ namespace {
 detail::RangeList ranges_of(const GuestMemory& memory) {
   detail::RangeList ranges;
   ranges.reserve(memory.regions().size());
-  for (const MemoryRegionPtr& region : memory.regions())
-    ranges.push_back(region->guest_range());
+  for (const MemoryRegionPtr& region : memory.regions()) {
+    detail::for_each_present_part(
+        *region, 0, region->size(), [&](std::uint64_t offset, std::uint64_t size) {
+          ranges.push_back({.base = GuestAddress(region->base().value() + offset), .size = size});
+        });
+  }
   return ranges;
 }
 

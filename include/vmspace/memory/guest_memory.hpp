@@ -25,6 +25,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "vmspace/address_space/address_space_base.hpp"
@@ -51,8 +52,11 @@ enum class Access : std::uint8_t { read, write };
 /// compare_exchange() and fetch_or() as their memory order says. There is no move: moving copies,
 /// and leaves both usable.
 ///
+/// Of a region that is present in parts (MemoryRegion::blocks) only these are memory: to every access
+/// the others are gaps. Such accesses take the slow way, until all of the region is present.
+///
 /// Invariant: regions are sorted by address and overlap neither in guest addresses nor in memory, and
-/// every readable one is found by its first and its last byte.
+/// every readable one that is whole is found by its first and its last byte.
 class VMSPACE_EXPORT GuestMemory {
  public:
   /// The most regions that one map can hold.
@@ -122,14 +126,15 @@ class VMSPACE_EXPORT GuestMemory {
 
   /// The regions, sorted by address; valid while this map or a copy of it lives. O(1).
   [[nodiscard]] std::span<const MemoryRegionPtr> regions() const noexcept;
-  /// The region that holds `address`; null when none does. O(log n); a reference is taken.
+  /// The region that holds `address`, also in a block of it that is absent; null when none does.
+  /// O(log n); a reference is taken.
   [[nodiscard]] MemoryRegionPtr find_region(GuestAddress address) const;
   /// Whether every byte of the range can be accessed; an empty range always. O(regions crossed).
   [[nodiscard]] bool contains(GuestRange range, Access access = Access::read) const noexcept;
   /// Checks that every byte of the range can be accessed. Errors: those of every access. O(regions
   /// crossed).
   [[nodiscard]] Result<void> check(GuestRange range, Access access) const;
-  /// The bytes of all regions together. O(n).
+  /// The bytes of all regions together, without absent blocks. O(n).
   [[nodiscard]] std::uint64_t total_size() const noexcept;
   /// The highest address of any region, inclusive; nothing when there are no regions. O(1).
   [[nodiscard]] std::optional<GuestAddress> last_addr() const noexcept;
@@ -210,35 +215,31 @@ class VMSPACE_EXPORT GuestMemory {
   /// Reads the integer in one access. Errors: `misaligned`; those of every access. O(1).
   template <GuestInteger T>
   [[nodiscard]] Result<T> load(GuestAddress address, std::memory_order order) const {
-    const auto* entry = translator_.find(address.value(), sizeof(T));
-    if (entry == nullptr || !address.is_aligned(sizeof(T))) [[unlikely]] {
-      return fail(integer_error("GuestMemory::load", address, sizeof(T), Access::read));
-    }
-    T* const at = integer_at<T>(entry, address);
-    switch (order) {
-      case std::memory_order_relaxed: return __atomic_load_n(at, __ATOMIC_RELAXED);
-      case std::memory_order_consume:
-      case std::memory_order_acquire: return __atomic_load_n(at, __ATOMIC_ACQUIRE);
-      default: return __atomic_load_n(at, __ATOMIC_SEQ_CST);
-    }
+    const auto load_at = [order](T* at, DirtyBitmap*, std::uint64_t) -> Result<T> {
+      switch (order) {
+        case std::memory_order_relaxed: return __atomic_load_n(at, __ATOMIC_RELAXED);
+        case std::memory_order_consume:
+        case std::memory_order_acquire: return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+        default: return __atomic_load_n(at, __ATOMIC_SEQ_CST);
+      }
+    };
+    return with_integer<T, Access::read>("GuestMemory::load", address, load_at);
   }
 
   /// Writes the integer in one access, then marks its page. Errors: `misaligned`; those of every
   /// access. O(1).
   template <GuestInteger T>
   [[nodiscard]] Result<void> store(GuestAddress address, T value, std::memory_order order) const {
-    const auto* entry = writable_integer<T>(address);
-    if (entry == nullptr) [[unlikely]] {
-      return fail(integer_error("GuestMemory::store", address, sizeof(T), Access::write));
-    }
-    T* const at = integer_at<T>(entry, address);
-    switch (order) {
-      case std::memory_order_relaxed: __atomic_store_n(at, value, __ATOMIC_RELAXED); break;
-      case std::memory_order_release: __atomic_store_n(at, value, __ATOMIC_RELEASE); break;
-      default: __atomic_store_n(at, value, __ATOMIC_SEQ_CST); break;
-    }
-    entry->dirty->mark(address.value() - entry->first, sizeof(T));
-    return {};
+    const auto store_at = [=](T* at, DirtyBitmap* dirty, std::uint64_t offset) -> Result<void> {
+      switch (order) {
+        case std::memory_order_relaxed: __atomic_store_n(at, value, __ATOMIC_RELAXED); break;
+        case std::memory_order_release: __atomic_store_n(at, value, __ATOMIC_RELEASE); break;
+        default: __atomic_store_n(at, value, __ATOMIC_SEQ_CST); break;
+      }
+      dirty->mark(offset, sizeof(T));
+      return {};
+    };
+    return with_integer<T, Access::write>("GuestMemory::store", address, store_at);
   }
 
   /// Stores `desired` if the integer equals `expected`, in one step; gives what was there before,
@@ -246,29 +247,27 @@ class VMSPACE_EXPORT GuestMemory {
   /// access. O(1).
   template <GuestInteger T>
   [[nodiscard]] Result<T> compare_exchange(GuestAddress address, T expected, T desired) const {
-    const auto* entry = writable_integer<T>(address);
-    if (entry == nullptr) [[unlikely]] {
-      return fail(
-          integer_error("GuestMemory::compare_exchange", address, sizeof(T), Access::write));
-    }
-    if (__atomic_compare_exchange_n(integer_at<T>(entry, address), &expected, desired, false,
-                                    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
-      entry->dirty->mark(address.value() - entry->first, sizeof(T));
-    }
-    return expected;  // overwritten with what was there when it was not equal
+    const auto exchange_at = [=](T* at, DirtyBitmap* dirty, std::uint64_t offset) -> Result<T> {
+      T before = expected;  // overwritten with what was there when it was not equal
+      if (__atomic_compare_exchange_n(at, &before, desired, false, __ATOMIC_SEQ_CST,
+                                      __ATOMIC_SEQ_CST)) {
+        dirty->mark(offset, sizeof(T));
+      }
+      return before;
+    };
+    return with_integer<T, Access::write>("GuestMemory::compare_exchange", address, exchange_at);
   }
 
   /// Sets bits in one step; gives the integer as it was before. seq_cst. Errors: `misaligned`;
   /// those of every access. O(1).
   template <GuestInteger T>
   [[nodiscard]] Result<T> fetch_or(GuestAddress address, T bits) const {
-    const auto* entry = writable_integer<T>(address);
-    if (entry == nullptr) [[unlikely]] {
-      return fail(integer_error("GuestMemory::fetch_or", address, sizeof(T), Access::write));
-    }
-    const T before = __atomic_fetch_or(integer_at<T>(entry, address), bits, __ATOMIC_SEQ_CST);
-    entry->dirty->mark(address.value() - entry->first, sizeof(T));
-    return before;
+    const auto or_at = [bits](T* at, DirtyBitmap* dirty, std::uint64_t offset) -> Result<T> {
+      const T before = __atomic_fetch_or(at, bits, __ATOMIC_SEQ_CST);
+      dirty->mark(offset, sizeof(T));
+      return before;
+    };
+    return with_integer<T, Access::write>("GuestMemory::fetch_or", address, or_at);
   }
 
   // Bytes, across adjacent regions.
@@ -330,6 +329,7 @@ class VMSPACE_EXPORT GuestMemory {
 
  private:
   struct Map;
+  class Pieces;
 
   /// The first broken rule of the invariant, or null.
   [[nodiscard]] const char* broken_rule() const noexcept;
@@ -381,21 +381,33 @@ class VMSPACE_EXPORT GuestMemory {
     return true;
   }
 
-  template <typename T>
-  [[nodiscard, gnu::always_inline]] const detail::TranslationEntry* writable_integer(
-      GuestAddress address) const noexcept {
-    const auto* entry = translator_.find(address.value(), sizeof(T));
-    if (entry == nullptr || entry->dirty == nullptr || !address.is_aligned(sizeof(T))) {
-      return nullptr;
-    }
-    return entry;
-  }
+  /// Where an aligned integer is, and what is to be marked when it is written.
+  struct IntegerPlace {
+    std::byte* host;
+    DirtyBitmap* dirty;
+    std::uint64_t offset;
+  };
 
+  /// Calls `use(T*, DirtyBitmap*, offset)` for an aligned integer that may be accessed.
   // Regions and their mappings begin at multiples of a page, so that an aligned guest address is
   // aligned in this process.
-  template <typename T>
-  static T* integer_at(const detail::TranslationEntry* entry, GuestAddress address) noexcept {
-    return reinterpret_cast<T*>(entry->host + (address.value() - entry->first));
+  template <typename T, Access access, typename Use>
+  [[nodiscard, gnu::always_inline]] auto with_integer(const char* operation, GuestAddress address,
+                                                      Use use) const {
+    const auto* entry = translator_.find(address.value(), sizeof(T));
+    bool is_found = entry != nullptr && address.is_aligned(sizeof(T));
+    if constexpr (access == Access::write) is_found = is_found && entry->dirty != nullptr;
+    if (!is_found) [[unlikely]]
+      return with_integer_across<T>(operation, address, access, use);
+    const std::uint64_t offset = address.value() - entry->first;
+    return use(reinterpret_cast<T*>(entry->host + offset), entry->dirty, offset);
+  }
+  template <typename T, typename Use>
+  [[gnu::cold, gnu::noinline]] std::invoke_result_t<Use, T*, DirtyBitmap*, std::uint64_t>
+  with_integer_across(const char* operation, GuestAddress address, Access access, Use use) const {
+    const auto place = find_integer(operation, address, sizeof(T), access);
+    if (!place) return fail(place.error());
+    return use(reinterpret_cast<T*>(place->host), place->dirty, place->offset);
   }
 
   // Out of line: what is rare, and every Error, so that the accessors above stay a few
@@ -404,8 +416,8 @@ class VMSPACE_EXPORT GuestMemory {
                                          std::size_t size) const;
   [[gnu::cold]] Result<void> write_across(const char* operation, GuestAddress address,
                                           const void* from, std::size_t size) const;
-  [[gnu::cold]] Error integer_error(const char* operation, GuestAddress address, std::size_t size,
-                                    Access access) const;
+  [[gnu::cold]] Result<IntegerPlace> find_integer(const char* operation, GuestAddress address,
+                                                  std::size_t size, Access access) const;
   [[gnu::cold]] Error range_error(const char* operation, GuestRange range, Access access) const;
   [[nodiscard]] Result<void> check(const char* operation, GuestRange range, Access access) const;
   /// How many bytes from the start of the range can be accessed.

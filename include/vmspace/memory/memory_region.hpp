@@ -20,6 +20,7 @@
 #include "vmspace/host/memory_mapping.hpp"
 #include "vmspace/host/populate.hpp"
 #include "vmspace/memory/dirty_bitmap.hpp"
+#include "vmspace/memory/present_blocks.hpp"
 
 namespace vmspace {
 
@@ -81,7 +82,7 @@ using MemoryRegionPtr = std::shared_ptr<const MemoryRegion>;
 /// through host_base().
 ///
 /// Both parts are shared. Several maps of guest memory hold one region, by MemoryRegionPtr; and the
-/// regions that at() makes of one another have one memory: mapping and dirty bitmap. The last holder
+/// regions that at() and with_blocks() make of one another have one memory: mapping and dirty bitmap. The last holder
 /// unmaps it. Const calls, also those of mapping(), may be made from any thread.
 class VMSPACE_EXPORT MemoryRegion {
  public:
@@ -135,6 +136,11 @@ class VMSPACE_EXPORT MemoryRegion {
   [[nodiscard]] Result<MemoryRegionPtr> at(AddressSpaceRegionPtr moved,
                                            const MoveOptions& options = {}) const;
 
+  /// This region with other blocks present: a new region that shares its memory, of which GuestMemory
+  /// finds only those. Null for all of it. Nothing is mapped, or given back: see MemoryBlocks. Errors:
+  /// `invalid_argument` for a set of blocks of a region of another size. Allocates.
+  [[nodiscard]] Result<MemoryRegionPtr> with_blocks(PresentBlocksPtr blocks) const;
+
   [[nodiscard]] GuestAddress base() const noexcept { return description_->base(); }
   [[nodiscard]] std::uint64_t size() const noexcept { return description_->size(); }
   /// The last address, inclusive.
@@ -154,7 +160,11 @@ class VMSPACE_EXPORT MemoryRegion {
   /// Whether the kernel took the advice to use transparent huge pages; `not_applicable` also when the
   /// region did not ask for them.
   [[nodiscard]] Applied huge_pages() const noexcept { return memory_->huge_pages; }
-  /// Whether both are one memory: they are one region, or one was moved from the other.
+  /// Which blocks of it are present; null where all of it always is.
+  [[nodiscard]] const PresentBlocksPtr& blocks() const noexcept { return blocks_; }
+  /// Whether all of it is present.
+  [[nodiscard]] bool is_whole() const noexcept { return blocks_ == nullptr || blocks_->all(); }
+  /// Whether both are one memory: they are one region, or one was made of the other.
   [[nodiscard]] bool shares_memory_with(const MemoryRegion& other) const noexcept {
     return memory_ == other.memory_;
   }
@@ -166,6 +176,7 @@ class VMSPACE_EXPORT MemoryRegion {
   // Loading is not atomic: a reader may see a part of the image. What is written is marked dirty.
 
   /// Copies `bytes` to `offset`. Errors: `out_of_bounds` for what is not within the region;
+  /// `not_found` for what is not in present blocks;
   /// `access_denied` where this process may not write either (see map()).
   [[nodiscard]] Result<void> load_image(std::uint64_t offset,
                                         std::span<const std::byte> bytes) const;
@@ -182,8 +193,11 @@ class VMSPACE_EXPORT MemoryRegion {
     mutable DirtyBitmap dirty;  // thread-safe by itself
   };
 
-  MemoryRegion(AddressSpaceRegionPtr description, std::shared_ptr<const Memory> memory) noexcept
-      : description_(std::move(description)), memory_(std::move(memory)) {}
+  MemoryRegion(AddressSpaceRegionPtr description, std::shared_ptr<const Memory> memory,
+               PresentBlocksPtr blocks = {}) noexcept
+      : description_(std::move(description)),
+        memory_(std::move(memory)),
+        blocks_(std::move(blocks)) {}
 
   [[nodiscard]] static MemoryRegionPtr of_mapping(AddressSpaceRegionPtr description,
                                                   MemoryMapping mapping, Applied huge_pages);
@@ -194,6 +208,7 @@ class VMSPACE_EXPORT MemoryRegion {
 
   AddressSpaceRegionPtr description_;     // never null
   std::shared_ptr<const Memory> memory_;  // never null
+  PresentBlocksPtr blocks_;
 };
 
 /// Populates all of `regions` at once; see populate(). By default the file of a region that the

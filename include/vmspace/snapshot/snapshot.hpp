@@ -67,6 +67,8 @@ struct SnapshotRegion {
 // beginning; the descriptor's position is neither used nor changed. May be called from any thread;
 // calls on one file must not overlap.
 //
+// Of a region that is present in parts (MemoryRegion::blocks), what is not present is saved as zeros.
+//
 // Absent memory is not touched: neither saving nor restoring allocates a guest page only to find
 // zeros in it, or needs a free page of a hugetlb pool. The kernel is asked what is present, through
 // SEEK_DATA, /proc/self/pagemap and mincore(2). Where it can't tell, memory is read: private memory
@@ -92,10 +94,11 @@ struct SnapshotRegion {
 [[nodiscard]] VMSPACE_EXPORT Result<std::vector<SnapshotRegion>> inspect_snapshot(int fd);
 
 /// Copies the snapshot into memory whose regions have equal places and sizes, whatever backing it
-/// was saved from. Everything that is not stored becomes 0; what is written is marked dirty.
+/// was saved from. Everything that is not stored becomes 0; what is written is marked dirty. Of a
+/// region with blocks (MemoryRegion::blocks) only those that are present are written.
 ///
-/// Errors: those of inspect_snapshot(); `invalid_argument` for another layout; `access_denied` for
-/// a region that may not be read, or that may not be written and differs from the snapshot: after
+/// Errors: those of inspect_snapshot(); `invalid_argument` for another layout; `bad_state` when the
+/// snapshot has anything but zeros for a block that is not present; `access_denied` for a region that may not be read, or that may not be written and differs from the snapshot: after
 /// these nothing has changed. `os` or `corrupt` for a file that can't be read or is truncated
 /// meanwhile, `out_of_bounds` for memory whose own file was truncated, `os` with EFAULT where no
 /// page could be allocated: after these part of the memory has changed.

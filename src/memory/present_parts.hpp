@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What is present of a region, whether or not it has blocks.
+
+#pragma once
+
+#include <cstdint>
+
+#include "vmspace/memory/memory_region.hpp"
+
+namespace vmspace::detail {
+
+/// How many of the `size` bytes from `offset`, which lie within the region, are present, up to the
+/// first that is not.
+[[nodiscard]] inline std::uint64_t present_after(const MemoryRegion& region, std::uint64_t offset,
+                                                 std::uint64_t size) noexcept {
+  return region.blocks() == nullptr ? size : region.blocks()->present_after(offset, size);
+}
+
+/// How many are absent, up to the first that is not.
+[[nodiscard]] inline std::uint64_t absent_after(const MemoryRegion& region, std::uint64_t offset,
+                                                std::uint64_t size) noexcept {
+  return region.blocks() == nullptr ? 0 : region.blocks()->absent_after(offset, size);
+}
+
+/// Calls `use(offset, size)` for the parts of [offset, offset + size), which lies within the region,
+/// that are present.
+template <typename Use>
+void for_each_present_part(const MemoryRegion& region, std::uint64_t offset, std::uint64_t size,
+                           Use use) {
+  for (std::uint64_t done = 0; done < size;) {
+    done += absent_after(region, offset + done, size - done);
+    const std::uint64_t present = present_after(region, offset + done, size - done);
+    if (present != 0) use(offset + done, present);
+    done += present;
+  }
+}
+
+}  // namespace vmspace::detail
