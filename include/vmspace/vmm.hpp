@@ -9,6 +9,7 @@
 #include "vmspace/vmm/dma_mappings.hpp"
 #include "vmspace/vmm/dma_target.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
+#include "vmspace/vmm/memory_blocks.hpp"
 #include "vmspace/vmm/memory_listener.hpp"
 #include "vmspace/vmm/memory_recorder.hpp"
 #include "vmspace/vmm/vcpu_gate.hpp"

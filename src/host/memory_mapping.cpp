@@ -313,6 +313,15 @@ Result<void> MemoryMapping::protect(Protection protection) {
   return {};
 }
 
+Result<void> MemoryMapping::set_accessible(std::uint64_t offset, std::uint64_t size,
+                                           bool accessible) const {
+  constexpr const char* operation = "MemoryMapping::set_accessible";
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
+  const int protection = accessible ? prot_of(protection_) : PROT_NONE;
+  if (kernel().mprotect(data_ + offset, size, protection) == 0) return {};
+  return fail_os(operation, Operand::span(offset, size), "mprotect");
+}
+
 Result<void> MemoryMapping::lock(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::lock";
   VMSPACE_TRY_IN(operation, check_part(offset, size));

@@ -83,20 +83,54 @@ Error name_region(const Error& error, const AddressSpaceRegion& region) {
                              region.backing().path);
 }
 
-/// How all of a region is populated. A file that the guest may only read is not written, although
-/// this process could: that would fill its holes.
-PopulateRange populate_range(const AddressSpaceRegion& description, const MemoryMapping& mapping,
-                             const PopulateOptions& options) {
-  PopulateRange range{.mapping = &mapping,
-                      .offset = 0,
-                      .size = mapping.size(),
-                      .about = name_region({}, description).text};
-  if (options.access == PopulateAccess::by_mapping &&
-      mapping.backing().page_kind() == PageKind::file &&
-      !allows(description.protection(), Protection::write)) {
-    range.access = PopulateAccess::read;
+/// How all of a region that is present is populated. A file that the guest may only read is not
+/// written, although this process could: that would fill its holes.
+void add_populate_ranges(const AddressSpaceRegion& description, const MemoryMapping& mapping,
+                         const PresentBlocksPtr& blocks, const PopulateOptions& options,
+                         std::vector<PopulateRange>& ranges) {
+  using Runs = std::vector<PresentBlocks::Run>;
+  for (const auto& [offset, size] :
+       blocks == nullptr ? Runs{{0, mapping.size()}} : blocks->runs()) {
+    PopulateRange& range =
+        ranges.emplace_back(PopulateRange{.mapping = &mapping,
+                                          .offset = offset,
+                                          .size = size,
+                                          .about = name_region({}, description).text});
+    if (options.access == PopulateAccess::by_mapping &&
+        mapping.backing().page_kind() == PageKind::file &&
+        !allows(description.protection(), Protection::write)) {
+      range.access = PopulateAccess::read;
+    }
   }
-  return range;
+}
+
+Result<void> check_blocks(const PresentBlocksPtr& blocks, const MemoryMapping& mapping,
+                          const char* operation) {
+  if (blocks == nullptr) return {};
+  if (blocks->region_size() != mapping.size()) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = Operand::size(blocks->region_size()),
+                 .second = Operand::size(mapping.size()),
+                 .reason = "the blocks must be those of a region of this size"});
+  }
+  return detail::require_multiple(operation, Operand::size(blocks->block_size()),
+                                  mapping.page_size(),
+                                  "the block size must be a multiple of the page size");
+}
+
+/// Makes the slots without any block inaccessible.
+Result<void> protect_absent_slots(const PresentBlocks& blocks, const MemoryMapping& mapping) {
+  std::uint64_t done = 0;
+  const auto protect_up_to = [&](std::uint64_t offset) -> Result<void> {
+    if (offset == done) return {};
+    return mapping.set_accessible(done, offset - done, false);
+  };
+  for (const PresentBlocks::Run& slot : blocks.slots()) {
+    VMSPACE_TRY(protect_up_to(slot.offset));
+    done = slot.offset + slot.size;
+  }
+  return protect_up_to(mapping.size());
 }
 
 /// What must be set before the first page exists.
@@ -141,10 +175,13 @@ Result<Mapped> map_described(const AddressSpaceRegion& description, const MapOpt
                                                   description.protection()));
   MemoryMapping mapping = VMSPACE_TRY(map_place(description, backing, options));
   const Applied huge_pages = VMSPACE_TRY(prepare(mapping, description, options));
+  VMSPACE_TRY(check_blocks(options.blocks, mapping, map_operation));
   if (description.wants_populate() && !options.defer_populate) {
-    const auto range = populate_range(description, mapping, options.populate);
-    VMSPACE_TRY(vmspace::populate(std::span(&range, 1), options.populate));
+    std::vector<PopulateRange> ranges;
+    add_populate_ranges(description, mapping, options.blocks, options.populate, ranges);
+    VMSPACE_TRY(vmspace::populate(ranges, options.populate));
   }
+  if (options.blocks != nullptr) VMSPACE_TRY(protect_absent_slots(*options.blocks, mapping));
   return Mapped{.mapping = std::move(mapping), .huge_pages = huge_pages};
 }
 
@@ -198,7 +235,9 @@ Result<MemoryRegionPtr> MemoryRegion::map(AddressSpaceRegionPtr description,
   if (description == nullptr) return no_description(map_operation);
   auto mapped = map_described(*description, options);
   if (!mapped) return fail(name_region(mapped.error().in(map_operation), *description));
-  return of_mapping(std::move(description), std::move(mapped->mapping), mapped->huge_pages);
+  return in_parts(
+      of_mapping(std::move(description), std::move(mapped->mapping), mapped->huge_pages),
+      options.blocks);
 }
 
 Result<MemoryRegionPtr> MemoryRegion::map(RegionOptions description, const MapOptions& options) {
@@ -228,21 +267,23 @@ Result<MemoryRegionPtr> MemoryRegion::at(AddressSpaceRegionPtr moved,
   if (const auto ok = check_move(*moved, options); !ok) {
     return fail(name_region(ok.error(), description()));
   }
-  MemoryRegionPtr region(new MemoryRegion(std::move(moved), memory_, blocks_));
+  MemoryRegionPtr region =
+      in_parts(MemoryRegionPtr(new MemoryRegion(std::move(moved), memory_)), blocks_);
   if (region->base() != base()) dirty().mark(0, size());
   return region;
 }
 
 Result<MemoryRegionPtr> MemoryRegion::with_blocks(PresentBlocksPtr blocks) const {
-  if (blocks != nullptr && blocks->region_size() != size()) {
-    return fail(name_region({.code = Errc::invalid_argument,
-                             .operation = "MemoryRegion::with_blocks",
-                             .first = Operand::size(blocks->region_size()),
-                             .second = Operand::size(size()),
-                             .reason = "the blocks must be those of a region of this size"},
-                            description()));
-  }
-  return MemoryRegionPtr(new MemoryRegion(description_, memory_, std::move(blocks)));
+  if (const auto ok = check_blocks(blocks, mapping(), "MemoryRegion::with_blocks"); !ok)
+    return fail(name_region(ok.error(), description()));
+  MemoryRegionPtr whole =
+      whole_ == nullptr ? MemoryRegionPtr(new MemoryRegion(description_, memory_)) : whole_;
+  return in_parts(std::move(whole), std::move(blocks));
+}
+
+MemoryRegionPtr MemoryRegion::in_parts(MemoryRegionPtr whole, PresentBlocksPtr blocks) {
+  if (blocks == nullptr) return whole;
+  return MemoryRegionPtr(new MemoryRegion(std::move(whole), std::move(blocks)));
 }
 
 Result<void> MemoryRegion::check_move(const AddressSpaceRegion& moved,
@@ -293,7 +334,8 @@ Result<void> populate(std::span<const MemoryRegionPtr> regions, PopulateOptions 
                    .operation = "populate",
                    .reason = "a region is a null pointer"});
     }
-    ranges.push_back(populate_range(region->description(), region->mapping(), options));
+    add_populate_ranges(region->description(), region->mapping(), region->blocks(), options,
+                        ranges);
   }
   return populate(ranges, options);
 }

@@ -35,14 +35,17 @@ const char* what_is_left(TableTask failed) noexcept {
 }  // namespace
 
 Result<void> ListenerTable::apply(TableChange& change, VmGate* gate) {
-  std::vector<MemorySection> removed = change.removed_first;
-  removed.insert(removed.end(), change.removed_last.begin(), change.removed_last.end());
+  SectionList removed = change.removed_first;
+  removed.add(change.removed_last);
   if (removed.empty() && change.added.empty()) return {};
-  std::ranges::sort(removed, {}, &MemorySection::base);
-  const MemoryChange description{
-      .removed = removed, .added = change.added, .disruptive = !change.removed_first.empty()};
-  if (description.disruptive && gate == nullptr) {
-    const MemorySection& section = change.removed_first.front();
+  removed.sort();
+  const auto description = [&](SectionUnit unit) {
+    return MemoryChange{.removed = removed.in(unit),
+                        .added = change.added.in(unit),
+                        .disruptive = change.disruptive};
+  };
+  if (change.disruptive && gate == nullptr) {
+    const MemorySection& section = change.removed_first.in(SectionUnit::slot).front();
     return fail({.code = Errc::bad_state,
                  .operation = "VmMemory::transact",
                  .first = operand(section.guest_range()),
@@ -50,13 +53,16 @@ Result<void> ListenerTable::apply(TableChange& change, VmGate* gate) {
                            "pause the vCPUs meanwhile: set_gate(), or remove it first",
                  .text = section.name()});
   }
-  change.spare = spare_for(entries_.size(), change);
+  change.spare = spare_for(entries_, change);
   thrown_ = nullptr;
 
-  for (Entry& entry : entries_)
-    VMSPACE_TRY(prepare(entry, description));
-  if (description.disruptive) {
-    VMSPACE_TRY(gate->pause(description));
+  for (Entry& entry : entries_) {
+    const MemoryChange its_own = description(entry.listener->unit());
+    if (its_own.removed.empty() && its_own.added.empty()) continue;
+    VMSPACE_TRY(prepare(entry, its_own));
+  }
+  if (change.disruptive) {
+    VMSPACE_TRY(gate->pause(description(SectionUnit::slot)));
     change.paused.reset(gate);
   }
 
@@ -66,23 +72,26 @@ Result<void> ListenerTable::apply(TableChange& change, VmGate* gate) {
   std::size_t added_to = 0;      // so many entries, from the first
   Result<void> done;
   for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
-    done = attempt(*entry, TableTask::remove, change.removed_first, change.spare);
+    done = attempt(*entry, TableTask::remove, entry->of(change.removed_first), change.spare);
     if (!done) break;
     ++removed_from;
   }
   if (done) {
     for (Entry& entry : entries_) {
-      done = attempt(entry, TableTask::add, change.added, change.spare);
+      done = attempt(entry, TableTask::add, entry.of(change.added), change.spare);
       if (!done) break;
       ++added_to;
     }
   }
   if (!done) {
-    while (added_to > 0)
-      undo(entries_[--added_to], TableTask::remove, change.added, change.spare);
-    while (removed_from > 0)
-      undo(entries_[entries_.size() - removed_from--], TableTask::add, change.removed_first,
-           change.spare);
+    while (added_to > 0) {
+      Entry& entry = entries_[--added_to];
+      undo(entry, TableTask::remove, entry.of(change.added), change.spare);
+    }
+    while (removed_from > 0) {
+      Entry& entry = entries_[entries_.size() - removed_from--];
+      undo(entry, TableTask::add, entry.of(change.removed_first), change.spare);
+    }
     change.paused.reset();
     forget_gone();
     return refused(done.error(), unsettled_before);
@@ -92,7 +101,7 @@ Result<void> ListenerTable::apply(TableChange& change, VmGate* gate) {
 
 void ListenerTable::finish(TableChange& change) noexcept {
   for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry)
-    undo(*entry, TableTask::remove, change.removed_last, change.spare);
+    undo(*entry, TableTask::remove, entry->of(change.removed_last), change.spare);
   change.paused.reset();
   forget_gone();
   thrown_ = nullptr;
@@ -127,7 +136,7 @@ bool ListenerTable::has_retired(GuestRange range) const noexcept {
 }
 
 Result<void> ListenerTable::add(std::shared_ptr<MemoryListener> listener, bool required,
-                                std::vector<MemorySection> sections) {
+                                const GuestMemory& memory) {
   const auto same = [&](const Entry& entry) { return entry.listener == listener; };
   if (std::ranges::any_of(entries_, same)) {
     return fail({.code = Errc::bad_state,
@@ -136,22 +145,22 @@ Result<void> ListenerTable::add(std::shared_ptr<MemoryListener> listener, bool r
                  .text = listener->name()});
   }
   entries_.reserve(entries_.size() + 1);
-  const TableChange change{.removed_first = {}, .added = std::move(sections), .removed_last = {}};
-  UnsettledTasks spare = spare_for(1, change);
-  thrown_ = nullptr;
-  const std::size_t unsettled_before = unsettled_.size();
+  const TableChange change{.added = SectionList(memory)};
   // A listener that goes while it is being added is not added.
   Entry entry{.listener = std::move(listener), .required = true};
-  VMSPACE_TRY(prepare(entry, {.removed = {}, .added = change.added}));
-  if (const auto done = attempt(entry, TableTask::add, change.added, spare); !done)
+  UnsettledTasks spare = spare_for({&entry, 1}, change);
+  thrown_ = nullptr;
+  const std::size_t unsettled_before = unsettled_.size();
+  const Sections added = entry.of(change.added);
+  VMSPACE_TRY(prepare(entry, {.removed = {}, .added = added}));
+  if (const auto done = attempt(entry, TableTask::add, added, spare); !done)
     return refused(done.error(), unsettled_before);
   entry.required = required;
   entries_.push_back(std::move(entry));
   return {};
 }
 
-Result<void> ListenerTable::remove(const MemoryListener& listener,
-                                   std::vector<MemorySection> sections) {
+Result<void> ListenerTable::remove(const MemoryListener& listener, const GuestMemory& memory) {
   const auto entry = std::ranges::find_if(
       entries_, [&](const Entry& each) { return each.listener.get() == &listener; });
   if (entry == entries_.end()) {
@@ -160,11 +169,11 @@ Result<void> ListenerTable::remove(const MemoryListener& listener,
                  .reason = "the listener was not added, or has gone",
                  .text = listener.name()});
   }
-  const TableChange change{.removed_first = std::move(sections), .added = {}, .removed_last = {}};
-  UnsettledTasks spare = spare_for(1, change);
+  const TableChange change{.removed_first = SectionList(memory)};
+  UnsettledTasks spare = spare_for({&*entry, 1}, change);
   thrown_ = nullptr;
   const std::size_t unsettled_before = unsettled_.size();
-  const auto done = attempt(*entry, TableTask::remove, change.removed_first, spare);
+  const auto done = attempt(*entry, TableTask::remove, entry->of(change.removed_first), spare);
   if (!done && !entry->is_gone) return refused(done.error(), unsettled_before);
   entries_.erase(entry);
   return {};
@@ -183,10 +192,9 @@ Result<void> ListenerTable::start_log(const GuestMemory& memory) {
   Result<void> done;
   for (Entry& entry : entries_) {
     if (entry.is_gone) continue;
-    for (const MemoryRegionPtr& region : memory.regions()) {
-      done = guarded([&] { return entry.listener->log_start(MemorySection(region)); });
-      if (!done) break;
-    }
+    for_each_section(memory, entry.listener->unit(), [&](const MemorySection& section) {
+      if (done) done = guarded([&] { return entry.listener->log_start(section); });
+    });
     if (!done && is_lost(entry) && !entry.required) done = {};
     if (!done) break;
   }
@@ -211,16 +219,15 @@ Result<void> ListenerTable::sync_log(const GuestMemory& memory) noexcept {
     }
   }
   for (Entry& entry : entries_) {
-    for (const MemoryRegionPtr& region : memory.regions()) {
-      if (entry.is_gone) break;
-      const MemorySection section(region);
+    for_each_section(memory, entry.listener->unit(), [&](const MemorySection& section) {
+      if (entry.is_gone) return;
       const auto is_unsettled = [&](const UnsettledTask& task) {
         return task.listener == entry.listener && task.section == section;
       };
-      if (std::ranges::any_of(unsettled_, is_unsettled)) continue;
+      if (std::ranges::any_of(unsettled_, is_unsettled)) return;
       const auto done = guarded([&] { return entry.listener->log_sync(section); });
       if (!done && !is_lost(entry) && first) first = done;
-    }
+    });
   }
   thrown_ = nullptr;
   return first;
@@ -230,11 +237,11 @@ Result<void> ListenerTable::stop_log(const GuestMemory& memory) noexcept {
   is_logging_ = false;
   Result<void> first;
   for (Entry& entry : entries_) {
-    for (const MemoryRegionPtr& region : memory.regions()) {
-      if (entry.is_gone) break;
-      const auto done = guarded([&] { return entry.listener->log_stop(MemorySection(region)); });
+    for_each_section(memory, entry.listener->unit(), [&](const MemorySection& section) {
+      if (entry.is_gone) return;
+      const auto done = guarded([&] { return entry.listener->log_stop(section); });
       if (!done && !is_lost(entry) && first) first = done;
-    }
+    });
   }
   std::erase_if(unsettled_, [](const UnsettledTask& task) { return task.task == TableTask::log; });
   return first;
@@ -246,8 +253,11 @@ bool ListenerTable::remove_all(const GuestMemory& memory) noexcept {
   for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
     MemoryListener& listener = *entry->listener;
     bool let_go = true;
-    for (auto region = regions.rbegin(); region != regions.rend(); ++region)
-      let_go &= tell(listener, TableTask::remove, MemorySection(*region)).has_value();
+    for (auto region = regions.rbegin(); region != regions.rend(); ++region) {
+      for_each_section(*region, listener.unit(), [&](const MemorySection& section) {
+        let_go &= tell(listener, TableTask::remove, section).has_value();
+      });
+    }
     let_go &= commit(listener).has_value();
     all &= let_go || listener.is_gone();
   }
@@ -406,11 +416,13 @@ void ListenerTable::forget_gone() noexcept {
 }
 
 /// As many notes as all calls of a change can need if each fails.
-UnsettledTasks ListenerTable::spare_for(std::size_t listeners, const TableChange& change) const {
+UnsettledTasks ListenerTable::spare_for(std::span<const Entry> entries, const TableChange& change) {
   UnsettledTasks spare;
-  for (const auto* sections : {&change.removed_first, &change.added, &change.removed_last}) {
-    for (std::size_t i = 0; i < sections->size() * listeners; ++i)
-      spare.push_back({nullptr, sections->front(), TableTask::remove});
+  for (const auto* list : {&change.removed_first, &change.added, &change.removed_last}) {
+    for (const Entry& entry : entries) {
+      for (const MemorySection& section : entry.of(*list))
+        spare.push_back({nullptr, section, TableTask::remove});
+    }
   }
   return spare;
 }

@@ -17,6 +17,8 @@
 #include "vmspace/vmm/vm_gate.hpp"
 #include "vmspace/vmm/vm_memory.hpp"
 
+#include "vmm/section_list.hpp"
+
 namespace vmspace::detail {
 
 /// What a listener is to do with a section. `log` is to log an added one.
@@ -32,9 +34,12 @@ using UnsettledTasks = std::list<UnsettledTask>;
 
 /// What a change does to the tables of the listeners, and what it needs to be undone.
 struct TableChange {
-  std::vector<MemorySection> removed_first;  ///< in the way of additions
-  std::vector<MemorySection> added;
-  std::vector<MemorySection> removed_last;
+  SectionList removed_first =
+      {};  ///< in the way of additions, or what a listener may refuse to remove
+  SectionList added = {};
+  SectionList removed_last = {};
+  /// There is a moment when a range is neither what it was nor what it will be.
+  bool disruptive = false;
 
   /// Made before the first call, so that to note a failure takes no memory.
   UnsettledTasks spare = {};
@@ -58,9 +63,8 @@ class ListenerTable {
   [[nodiscard]] bool has_retired(GuestRange range) const noexcept;
 
   [[nodiscard]] Result<void> add(std::shared_ptr<MemoryListener> listener, bool required,
-                                 std::vector<MemorySection> sections);
-  [[nodiscard]] Result<void> remove(const MemoryListener& listener,
-                                    std::vector<MemorySection> sections);
+                                 const GuestMemory& memory);
+  [[nodiscard]] Result<void> remove(const MemoryListener& listener, const GuestMemory& memory);
   [[nodiscard]] std::vector<std::shared_ptr<MemoryListener>> list() const;
 
   // The log of what is written through the tables; see MemoryListener::log_start(). While it is on,
@@ -79,12 +83,17 @@ class ListenerTable {
   [[nodiscard]] UnsettledTasks take_unsettled() noexcept { return std::move(unsettled_); }
 
  private:
+  using Sections = std::span<const MemorySection>;
   struct Entry {
     std::shared_ptr<MemoryListener> listener;
     bool required;
     bool is_gone = false;
+
+    /// The sections of a list that this listener is told of.
+    [[nodiscard]] Sections of(const SectionList& list) const noexcept {
+      return list.in(listener->unit());
+    }
   };
-  using Sections = std::span<const MemorySection>;
 
   [[nodiscard]] Result<void> prepare(Entry& entry, const MemoryChange& change);
   [[nodiscard]] Result<void> attempt(Entry& entry, TableTask task, Sections sections,
@@ -103,7 +112,8 @@ class ListenerTable {
   [[nodiscard]] bool forget(const MemoryListener& listener, TableTask task,
                             const MemorySection& section) noexcept;
   void forget_gone() noexcept;
-  [[nodiscard]] UnsettledTasks spare_for(std::size_t listeners, const TableChange& change) const;
+  [[nodiscard]] static UnsettledTasks spare_for(std::span<const Entry> entries,
+                                                const TableChange& change);
   [[nodiscard]] Result<void> refused(Error error, std::size_t unsettled_before);
 
   std::vector<Entry> entries_;

@@ -11,6 +11,7 @@
 #include "vmspace/base/try.hpp"
 
 #include "base/text_table.hpp"
+#include "vmm/section_list.hpp"
 
 namespace vmspace {
 
@@ -45,7 +46,8 @@ tl::unexpected<Error> differs(const MemorySection& section, const char* how) {
 
 }  // namespace
 
-MemoryRecorder::MemoryRecorder(std::string name) noexcept : name_(std::move(name)) {}
+MemoryRecorder::MemoryRecorder(std::string name, SectionUnit unit) noexcept
+    : name_(std::move(name)), unit_(unit) {}
 MemoryRecorder::~MemoryRecorder() = default;
 
 std::string_view MemoryRecorder::name() const noexcept {
@@ -253,19 +255,29 @@ std::vector<MemorySection> MemoryRecorder::table() const {
 Result<void> MemoryRecorder::check_equals(const GuestMemory& memory) const {
   const std::vector<MemorySection> sections = table();
   auto next = sections.begin();
-  for (const MemoryRegionPtr& region : memory.regions()) {
-    // The part of the region that the table has so far, section by section.
+  Result<void> same;
+  const auto compare = [&](const MemorySection& expected) -> Result<void> {
+    // The part of it that the table has so far, section by section.
     std::uint64_t covered = 0;
-    while (covered < region->size()) {
-      const MemorySection missing(region, covered, region->size() - covered);
+    while (covered < expected.size()) {
+      const MemorySection missing(expected.region(), expected.region_offset() + covered,
+                                  expected.size() - covered);
       if (next == sections.end() || next->base() > missing.base()) {
         return differs(missing, "the table lacks this memory of the guest");
       }
-      if (next->region() != region) return differs(*next, "the guest does not have this section");
+      if (next->base() != missing.base() || next->region_offset() != missing.region_offset() ||
+          !next->region()->shares_memory_with(*missing.region())) {
+        return differs(*next, "the guest does not have this section");
+      }
       covered += next->size();
       ++next;
     }
-  }
+    return {};
+  };
+  detail::for_each_section(memory, unit_, [&](const MemorySection& expected) {
+    if (same) same = compare(expected);
+  });
+  VMSPACE_TRY(same);
   if (next != sections.end()) return differs(*next, "the guest does not have this section");
   return {};
 }

@@ -77,26 +77,28 @@ std::vector<MemoryRegionPtr> VmChange::parked_after(std::span<const MemoryRegion
 }
 
 TableChange VmChange::table_change() const {
-  TableChange change{.removed_first = {}, .added = {}, .removed_last = {}};
-  for (const MemoryRegionPtr& region : mapped)
-    change.added.emplace_back(region);
-  std::ranges::sort(change.added, {}, &MemorySection::base);
+  TableChange change;
+  std::vector<MemoryRegionPtr> coming = mapped;
   for (const MemoryRegionPtr& region : sources) {
     if (!has(regions.removed, region->shared_description())) continue;  // it was parked
     // A region whose description was replaced by an equal one is where it was.
-    const auto same = std::ranges::find_if(change.added, [&](const MemorySection& added) {
-      return added.base() == region->base() && added.region()->shares_memory_with(*region);
+    const auto same = std::ranges::find_if(coming, [&](const MemoryRegionPtr& added) {
+      return added->base() == region->base() && added->shares_memory_with(*region);
     });
-    if (same != change.added.end()) {
-      change.added.erase(same);
+    if (same != coming.end()) {
+      coming.erase(same);
       continue;
     }
     const bool is_in_the_way =
         std::ranges::any_of(regions.added, [&](const AddressSpaceRegionPtr& added) {
           return added->guest_range().overlaps(region->guest_range());
         });
-    (is_in_the_way ? change.removed_first : change.removed_last).emplace_back(region);
+    (is_in_the_way ? change.removed_first : change.removed_last).add(region);
   }
+  for (const MemoryRegionPtr& region : coming)
+    change.added.add(region);
+  change.added.sort();
+  change.disruptive = !change.removed_first.empty();
   return change;
 }
 

@@ -41,14 +41,6 @@ VmMemory::State::~State() {
   static_cast<void>(kept_.release());
 }
 
-std::vector<MemorySection> VmMemory::State::sections(const VmMap& now) {
-  std::vector<MemorySection> all;
-  all.reserve(now.memory.regions().size());
-  for (const MemoryRegionPtr& region : now.memory.regions())
-    all.emplace_back(region);
-  return all;
-}
-
 const char* VmMemory::State::broken_rule(const VmMap& now) const {
   auto mapped = now.memory.regions().begin();
   for (const AddressSpaceRegionPtr& region : now.space) {
@@ -202,13 +194,12 @@ Result<void> VmMemory::add_listener(std::shared_ptr<MemoryListener> listener,
                  .reason = "the listener is a null pointer"});
   }
   const auto turn = VMSPACE_TRY(state_->map.writer(operation));
-  return state_->listeners.add(std::move(listener), options.required,
-                               State::sections(turn.current()));
+  return state_->listeners.add(std::move(listener), options.required, turn.current().memory);
 }
 
 Result<void> VmMemory::remove_listener(const MemoryListener& listener) const {
   const auto turn = VMSPACE_TRY(state_->map.writer("VmMemory::remove_listener"));
-  return state_->listeners.remove(listener, State::sections(turn.current()));
+  return state_->listeners.remove(listener, turn.current().memory);
 }
 
 Result<std::vector<std::shared_ptr<MemoryListener>>> VmMemory::listeners() const {

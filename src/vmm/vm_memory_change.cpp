@@ -215,8 +215,12 @@ Result<void> VmMemory::State::commit(Turn& turn, detail::VmChange& change,
       VMSPACE_TRY(taken_after->remove_region(each));
     VMSPACE_TRY(change.regions.apply_to(*taken_after));
     // Where memory goes once the change is published, nobody may come before it has gone.
-    for (const MemorySection& section : tables.removed_last)
-      VMSPACE_TRY(hold(*taken_after, section.region()->description(), holds_after));
+    const MemoryRegion* held = nullptr;
+    for (const MemorySection& section : tables.removed_last.in(SectionUnit::slot)) {
+      if (section.region().get() == held) continue;
+      held = section.region().get();
+      VMSPACE_TRY(hold(*taken_after, held->description(), holds_after));
+    }
   }
   retired_holds.reserve(retired_holds.size() + reservation.holds().size() +
                         change.regions.removed.size() + holds_after.size());

@@ -42,8 +42,6 @@ struct VMSPACE_HIDDEN VmMemory::State {
                                                 const char* operation);
   /// Takes retired regions out, and has listeners told what they have refused before.
   [[nodiscard]] Result<void> settle(Turn& turn);
-  /// The sections of the published map.
-  [[nodiscard]] static std::vector<MemorySection> sections(const VmMap& now);
   /// Begins to track all writes, or nothing and an error.
   [[nodiscard]] Result<void> start_log(const GuestMemory& memory);
   /// Has every region track its writes. What has joined counts as written, also a region that was

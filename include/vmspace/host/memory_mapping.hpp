@@ -177,6 +177,11 @@ class VMSPACE_EXPORT MemoryMapping {
   /// close(); `invalid_argument` for unknown bits; `access_denied` for writing to a shared file
   /// that is open for reading only; `os`. One system call.
   [[nodiscard]] Result<void> protect(Protection protection);
+  /// Makes a part inaccessible to this process (PROT_NONE), so that using it by mistake faults, or
+  /// accessible again as protection() says. Each part that differs from its neighbours is a mapping of
+  /// its own to the kernel (vm.max_map_count). Errors: `os`. One system call.
+  [[nodiscard]] Result<void> set_accessible(std::uint64_t offset, std::uint64_t size,
+                                            bool accessible) const;
   /// Keeps a part in RAM (mlock(2)), which also populates it. After an error it is unlocked.
   /// Errors: `os`: ENOMEM, EPERM or EAGAIN above RLIMIT_MEMLOCK. O(bytes).
   [[nodiscard]] Result<void> lock(std::uint64_t offset, std::uint64_t size) const;

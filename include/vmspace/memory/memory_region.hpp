@@ -68,6 +68,9 @@ struct MapOptions {
   PopulateOptions populate = {};
   /// What GuestMemory::remap may give up for a region that has moved.
   MoveOptions move = {};
+  /// Which blocks are present, in a region of the size that these say. Only they are populated, and
+  /// this process can't access slots in which none is. Null: all of the region. See MemoryBlocks.
+  PresentBlocksPtr blocks = {};
 };
 
 class MemoryRegion;
@@ -97,8 +100,9 @@ class VMSPACE_EXPORT MemoryRegion {
   /// The region holds on to `description`, the object that an AddressSpaceBase holds as well.
   ///
   /// Errors: `invalid_argument` for a null pointer, for a numa_mode or populate.access that is not
-  /// a named value, needed or not, and for a region that asks for pages of another size than
-  /// `options.backing` has; those of Backing::open, MemoryMapping::map (`out_of_bounds` also for a
+  /// a named value, needed or not, for a region that asks for pages of another size than
+  /// `options.backing` has, and for blocks of a region of another size; `misaligned` when these are
+  /// not multiples of the page size; those of Backing::open, MemoryMapping::map (`out_of_bounds` also for a
   /// region that is not inside the arena), bind_to_nodes, use_hugepages and populate. Nothing is
   /// left of the region then, and the error's text names the region, its guest range and its file.
   /// A few system calls, and the cost of populate where the region asks for it.
@@ -162,6 +166,11 @@ class VMSPACE_EXPORT MemoryRegion {
   [[nodiscard]] Applied huge_pages() const noexcept { return memory_->huge_pages; }
   /// Which blocks of it are present; null where all of it always is.
   [[nodiscard]] const PresentBlocksPtr& blocks() const noexcept { return blocks_; }
+  /// This region with all of it present, for those who keep a table of it and not of its blocks; null
+  /// where that is this region.
+  [[nodiscard]] const std::shared_ptr<const MemoryRegion>& without_blocks() const noexcept {
+    return whole_;
+  }
   /// Whether all of it is present.
   [[nodiscard]] bool is_whole() const noexcept { return blocks_ == nullptr || blocks_->all(); }
   /// Whether both are one memory: they are one region, or one was made of the other.
@@ -193,14 +202,18 @@ class VMSPACE_EXPORT MemoryRegion {
     mutable DirtyBitmap dirty;  // thread-safe by itself
   };
 
-  MemoryRegion(AddressSpaceRegionPtr description, std::shared_ptr<const Memory> memory,
-               PresentBlocksPtr blocks = {}) noexcept
-      : description_(std::move(description)),
-        memory_(std::move(memory)),
-        blocks_(std::move(blocks)) {}
+  MemoryRegion(AddressSpaceRegionPtr description, std::shared_ptr<const Memory> memory) noexcept
+      : description_(std::move(description)), memory_(std::move(memory)) {}
+  MemoryRegion(MemoryRegionPtr whole, PresentBlocksPtr blocks) noexcept
+      : description_(whole->description_),
+        memory_(whole->memory_),
+        blocks_(std::move(blocks)),
+        whole_(std::move(whole)) {}
 
   [[nodiscard]] static MemoryRegionPtr of_mapping(AddressSpaceRegionPtr description,
                                                   MemoryMapping mapping, Applied huge_pages);
+  /// The region of `whole` in which these blocks are present; null for all of it.
+  [[nodiscard]] static MemoryRegionPtr in_parts(MemoryRegionPtr whole, PresentBlocksPtr blocks);
   [[nodiscard]] Result<void> check_move(const AddressSpaceRegion& moved,
                                         const MoveOptions& options) const;
   [[nodiscard]] Result<void> check_image(const char* operation, std::uint64_t offset,
@@ -209,6 +222,7 @@ class VMSPACE_EXPORT MemoryRegion {
   AddressSpaceRegionPtr description_;     // never null
   std::shared_ptr<const Memory> memory_;  // never null
   PresentBlocksPtr blocks_;
+  MemoryRegionPtr whole_;  // null if and only if blocks_ is
 };
 
 /// Populates all of `regions` at once; see populate(). By default the file of a region that the

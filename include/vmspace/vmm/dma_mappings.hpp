@@ -66,6 +66,8 @@ class VMSPACE_EXPORT DmaMappings final : public MemoryListener {
 
   /// The target's name; "dma" after a move.
   [[nodiscard]] std::string_view name() const noexcept override;
+  /// Every block by itself, since what is mapped is pinned, and is unmapped as it was mapped.
+  [[nodiscard]] SectionUnit unit() const noexcept override { return SectionUnit::block; }
 
   /// Asks the target what it can map now, and checks all that is added but windows. Errors, each
   /// naming the section: `access_denied` for memory that the guest may not read; `misaligned`

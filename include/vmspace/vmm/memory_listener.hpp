@@ -72,8 +72,18 @@ class MemorySection {
   std::uint64_t size_;
 };
 
+/// In which sections a listener is given a region that is present in parts (MemoryRegion::blocks).
+/// Regions without blocks are one section.
+enum class SectionUnit : std::uint8_t {
+  /// Slots, of which each is there while any of its blocks is: for tables that have room for few
+  /// sections. Whoever uses the table reaches the absent blocks of a slot as well.
+  slot,
+  /// Every present block: for tables that must not have what is absent, such as those that pin it.
+  block,
+};
+
 /// What one change does to mapped memory. Removed sections that overlap an added one are removed
-/// first, all others last.
+/// first, and so are those of blocks that are unplugged; all others last.
 struct MemoryChange {
   std::span<const MemorySection> removed = {};  ///< in address order
   std::span<const MemorySection> added = {};    ///< in address order
@@ -103,6 +113,9 @@ class VMSPACE_EXPORT MemoryListener {
 
   /// What it is called in errors and pictures, such as "kvm"; valid while the listener lives.
   [[nodiscard]] virtual std::string_view name() const noexcept = 0;
+
+  /// In which sections it wants regions that are present in parts; always the same.
+  [[nodiscard]] virtual SectionUnit unit() const noexcept { return SectionUnit::slot; }
 
   /// Says whether it could make the change: limits, alignments, protections that it can't express.
   /// Changes nothing; an error refuses the change before anything is touched.

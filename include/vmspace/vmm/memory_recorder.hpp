@@ -40,10 +40,12 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
   /// For refuse(): every call from the n-th on.
   static constexpr std::size_t all = std::numeric_limits<std::size_t>::max();
 
-  explicit MemoryRecorder(std::string name = "recorder") noexcept;
+  explicit MemoryRecorder(std::string name = "recorder",
+                          SectionUnit unit = SectionUnit::slot) noexcept;
   ~MemoryRecorder() override;
 
   [[nodiscard]] std::string_view name() const noexcept override;
+  [[nodiscard]] SectionUnit unit() const noexcept override { return unit_; }
 
   /// Errors: what a hook returns; `bad_state` for a call that is to be refused.
   [[nodiscard]] Result<void> prepare(const MemoryChange& change) override;
@@ -88,7 +90,7 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
   /// What add() and remove() have made, in address order. O(sections).
   [[nodiscard]] std::vector<MemorySection> table() const;
   /// Checks that the table has all of the memory's regions and nothing else; a region may be there
-  /// in parts. Errors: `corrupt`, naming the lowest section or piece in which they differ.
+  /// in parts. Of a region with blocks it has the sections of unit(). Errors: `corrupt`, naming the lowest section or piece in which they differ.
   /// O(sections + regions).
   [[nodiscard]] Result<void> check_equals(const GuestMemory& memory) const;
 
@@ -112,6 +114,7 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
   void settle(bool Entry::*into, bool Entry::*from) noexcept;
 
   std::string name_;
+  SectionUnit unit_;
   std::function<Result<void>(std::string_view)> hook_;
   std::size_t fail_in_ = 0;     // calls until the first that fails
   std::size_t fail_count_ = 0;  // how many fail from there

@@ -48,6 +48,7 @@
 
 namespace vmspace {
 
+class MemoryBlocks;
 class VmDirtyLog;
 
 /// What readers see, as one value.
@@ -202,6 +203,7 @@ class VMSPACE_EXPORT VmMemory final : public RegionLedger {
 
  private:
   friend VmDirtyLog;
+  friend MemoryBlocks;
   struct State;
   explicit VmMemory(std::shared_ptr<State> state) noexcept;
 

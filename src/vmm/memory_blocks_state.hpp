@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the handles of a MemoryBlocks share.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "vmspace/vmm/memory_blocks.hpp"
+
+#include "vmm/vm_memory_state.hpp"
+
+namespace vmspace {
+
+namespace detail {
+
+/// How far the guest may choose, for a requested size: QEMU's virtio_mem_resize_usable_region().
+inline std::uint64_t usable_for(std::uint64_t requested, const PresentBlocks& blocks) noexcept {
+  if (requested == 0) return 0;
+  const std::uint64_t room = blocks.region_size() - requested;
+  return requested + std::min(room, 2 * blocks.slot_size());
+}
+
+}  // namespace detail
+
+/// Whether the region is being changed is known to the VmMemory (`changing`), so that it is not
+/// unplugged or moved meanwhile.
+struct VMSPACE_HIDDEN MemoryBlocks::State {
+  State(const VmMemory& vm_memory, const MemoryRegionPtr& region, std::uint64_t requested_size,
+        std::uint64_t usable_size)
+      : memory(vm_memory),
+        whole(region->without_blocks()),
+        block_size(region->blocks()->block_size()),
+        requested(requested_size),
+        usable(usable_size),
+        published_({region->blocks()}) {}
+
+  const VmMemory memory;
+  const MemoryRegionPtr whole;
+  const std::uint64_t block_size;
+  std::atomic<std::uint64_t> requested;  ///< written in a turn
+  std::atomic<std::uint64_t> usable;     ///< written in a turn
+
+  /// The turn to begin a change, and the region as it is.
+  struct Begun {
+    VmMemory::State::Turn turn;
+    MemoryRegionPtr region;
+  };
+  [[nodiscard]] Result<Begun> begin(const char* operation);
+  /// The region in a map. Errors: `not_found`.
+  [[nodiscard]] Result<MemoryRegionPtr> find(const GuestMemory& in, const char* operation) const;
+  /// The blocks of a range of guest addresses.
+  [[nodiscard]] Result<PresentBlocks::Run> run_of(const MemoryRegion& region, GuestRange range,
+                                                  const char* operation) const;
+
+  [[nodiscard]] Result<void> plug(GuestRange range, const char* operation);
+  /// Unplugs a range, or all.
+  [[nodiscard]] Result<void> unplug(const std::optional<GuestRange>& range,
+                                    std::chrono::nanoseconds timeout, const char* operation);
+
+ private:
+  class Claim;
+
+  [[nodiscard]] VmMemory::State& vm() const noexcept { return *memory.state_; }
+
+  // In a turn.
+  [[nodiscard]] Result<void> check_plug(const MemoryRegion& region, const PresentBlocks::Run& run,
+                                        const char* operation) const;
+  [[nodiscard]] Result<void> check_not_retired(const MemoryRegion& less,
+                                               const PresentBlocks& more) const;
+  [[nodiscard]] Result<void> draft(VmMemory::State::Turn& turn, const MemoryRegionPtr& from,
+                                   const MemoryRegionPtr& to);
+  void publish(VmMemory::State::Turn& turn, const MemoryRegionPtr& region) noexcept;
+  [[nodiscard]] Result<void> add(VmMemory::State::Turn& turn, const MemoryRegionPtr& from,
+                                 const MemoryRegionPtr& to);
+  [[nodiscard]] Result<void> give_back_to_readers(VmMemory::State::Turn& turn);
+
+  // Between turns, under a claim.
+  [[nodiscard]] Result<void> stage(const PresentBlocks& more, const PresentBlocks& less) const;
+  [[nodiscard]] Result<void> discard(const PresentBlocks& more,
+                                     const PresentBlocks& less) const noexcept;
+  [[nodiscard]] Result<void> wait_unused(const PresentBlocks& more, const PresentBlocks& less,
+                                         std::chrono::nanoseconds timeout,
+                                         const char* operation) const;
+
+  // In a turn, or under a claim: sets of blocks that somebody may still use.
+  std::vector<std::weak_ptr<const PresentBlocks>> published_;
+  // In a turn: what tables have and readers have not, since memory ran out when an unplug was undone.
+  PresentBlocksPtr lost_;
+};
+
+}  // namespace vmspace

@@ -1,0 +1,429 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/vmm/memory_blocks.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "vmm/memory_blocks_support.hpp"
+
+namespace vmspace::test {
+namespace {
+
+using namespace std::chrono_literals;
+
+TEST_F(MemoryBlocksTest, BeginsWithoutABlockAndTellsNobody) {
+  EXPECT_EQ(blocks.plugged_size(), 0u);
+  EXPECT_EQ(blocks.plugged(), std::vector<GuestRange>{});
+  EXPECT_EQ(by_slot->text(), "");
+  EXPECT_EQ(by_block->text(), "");
+  EXPECT_THAT(blocks.state(all), IsOkAndHolds(BlockState::unplugged));
+  EXPECT_THAT(memory.map()->memory.read<int>(base), HasError(Errc::not_found));
+  EXPECT_EQ(memory.map()->space.find_region(base)->name(), "mem0");
+}
+
+TEST_F(MemoryBlocksTest, PluggedBlocksAreInTheMapAndInTheTables) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(3, 2)));  // the last block of a slot and the first of the next
+  EXPECT_EQ(blocks.plugged(), std::vector{run(3, 2)});
+  EXPECT_EQ(blocks.plugged_size(), 2 * block);
+  EXPECT_EQ(by_slot->text(),
+            "prepare +mem0 [0x100000000-0x1007fffff] +mem0+0x800000 [0x100800000-0x100ffffff]\n"
+            "add mem0 [0x100000000-0x1007fffff]\n"
+            "add mem0+0x800000 [0x100800000-0x100ffffff]\n"
+            "commit\n");
+  EXPECT_EQ(by_block->text(),
+            "prepare +mem0+0x600000 [0x100600000-0x1007fffff]"
+            " +mem0+0x800000 [0x100800000-0x1009fffff]\n"
+            "add mem0+0x600000 [0x100600000-0x1007fffff]\n"
+            "add mem0+0x800000 [0x100800000-0x1009fffff]\n"
+            "commit\n");
+  expect_agreement();
+  const auto now = memory.map();
+  EXPECT_THAT(now->memory.read<int>(run(3, 1).base), IsOkAndHolds(0));
+  EXPECT_TRUE(now->memory.contains(run(3, 2), Access::write));
+  EXPECT_THAT(now->memory.read<int>(run(5, 1).base), HasError(Errc::not_found));
+}
+
+TEST_F(MemoryBlocksTest, TheTablesOfSlotsHearOnlyOfTheFirstBlockOfASlotAndOfTheLast) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 1)));
+  by_slot->forget_calls();
+  VMSPACE_ASSERT_OK(blocks.plug(run(2, 1)));
+  VMSPACE_ASSERT_OK(blocks.unplug(run(0, 1), 1s));
+  EXPECT_EQ(by_slot->text(), "");
+  expect_agreement();
+  VMSPACE_ASSERT_OK(blocks.unplug(run(2, 1), 1s));
+  EXPECT_EQ(by_slot->text(),
+            "prepare -mem0 [0x100000000-0x1007fffff]\n"
+            "remove mem0 [0x100000000-0x1007fffff]\n"
+            "commit\n");
+  expect_agreement();
+}
+
+TEST_F(MemoryBlocksTest, WhatIsUnpluggedIsGivenBackAndComesBackAsZeros) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 4)));
+  VMSPACE_ASSERT_OK(memory.map()->memory.fill(run(0, 4), std::byte{7}));
+  EXPECT_EQ(resident(), 4 * block);
+  VMSPACE_ASSERT_OK(blocks.unplug(run(1, 2), 1s));
+  EXPECT_EQ(resident(), 2 * block);
+  EXPECT_EQ(blocks.plugged(), (std::vector{run(0, 1), run(3, 1)}));
+  VMSPACE_ASSERT_OK(blocks.plug(run(1, 1)));
+  EXPECT_THAT(memory.map()->memory.read<std::uint8_t>(run(1, 1).base), IsOkAndHolds(0));
+  EXPECT_THAT(memory.map()->memory.read<std::uint8_t>(run(0, 1).base), IsOkAndHolds(7));
+}
+
+// A range of which only some is plugged was accepted where its first block alone was asked for.
+TEST_F(MemoryBlocksTest, EveryBlockOfARangeMustBeAsItIsAskedToBe) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(1, 2)));
+  const auto before = this->before();
+  for (const GuestRange& range : {run(0, 2), run(2, 2), run(0, 4), run(1, 1)})
+    EXPECT_THAT(blocks.plug(range), HasError(Errc::bad_state));
+  for (const GuestRange& range : {run(0, 2), run(2, 2), run(0, 4), run(5, 1)})
+    EXPECT_THAT(blocks.unplug(range, 1s), HasError(Errc::bad_state));
+  expect_unchanged(before);
+  EXPECT_THAT(blocks.state(run(0, 2)), IsOkAndHolds(BlockState::mixed));
+  EXPECT_THAT(blocks.state(run(1, 2)), IsOkAndHolds(BlockState::plugged));
+  EXPECT_THAT(blocks.state(run(3, 9)), IsOkAndHolds(BlockState::unplugged));
+}
+
+// The guest chose these numbers.
+TEST_F(MemoryBlocksTest, RangesThatAreNotBlocksOfTheRegionAreRefusedWhateverTheySumUpTo) {
+  constexpr std::uint64_t top = ~std::uint64_t{0};
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 1)));
+  const auto before = this->before();
+  struct Case {
+    GuestRange range;
+    Errc code;
+  };
+  for (const auto& [range, code] : {
+           Case{{base, 0}, Errc::zero_size},
+           Case{{GuestAddress(base.value() + 4096), block}, Errc::misaligned},
+           Case{{base, block + 4096}, Errc::misaligned},
+           Case{{GuestAddress(base.value() - block), block}, Errc::out_of_bounds},
+           Case{{GuestAddress(0), block}, Errc::out_of_bounds},
+           Case{{base, top - block + 1}, Errc::out_of_bounds},
+           Case{{GuestAddress(top - block + 1), block}, Errc::out_of_bounds},
+           Case{{GuestAddress(top - block + 1), 2 * block}, Errc::out_of_bounds},
+           Case{run(31, 2), Errc::out_of_bounds},
+           Case{run(32, 1), Errc::out_of_bounds},
+       }) {
+    EXPECT_THAT(blocks.plug(range), HasError(code)) << range.size;
+    EXPECT_THAT(blocks.unplug(range, 1s), HasError(code)) << range.size;
+    EXPECT_THAT(blocks.state(range), HasError(code)) << range.size;
+  }
+  expect_unchanged(before);
+}
+
+// Not before: the guest, or a device, would have had memory that is not the VM's any more.
+TEST_F(MemoryBlocksTest, ThePagesGoWhenNoTableHasThemAnyMore) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 1)));
+  VMSPACE_ASSERT_OK(memory.map()->memory.fill(run(0, 1), std::byte{7}));
+  int removals = 0;
+  for (const auto& listener : {by_slot, by_block}) {
+    listener->on_call([&](std::string_view line) -> Result<void> {
+      if (line.starts_with("remove")) {
+        ++removals;
+        EXPECT_EQ(resident(), block);
+        EXPECT_EQ(blocks.region()->without_blocks()->host_base()[0], std::byte{7});
+      }
+      return {};
+    });
+  }
+  VMSPACE_ASSERT_OK(blocks.unplug(run(0, 1), 1s));
+  EXPECT_EQ(removals, 2);
+  EXPECT_EQ(resident(), 0u);
+}
+
+TEST_F(MemoryBlocksTest, ATableThatRefusesLeavesTheBlocksAsTheyWere) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 2)));
+  VMSPACE_ASSERT_OK(memory.map()->memory.fill(run(0, 2), std::byte{7}));
+  for (const auto& listener : {by_slot, by_block}) {
+    for (const bool throws : {false, true}) {
+      for (std::size_t call = 0; call < 4; ++call) {
+        for (const bool plugs : {false, true}) {
+          const auto tables = std::pair(by_slot->table(), by_block->table());
+          if (throws) {
+            listener->run_out_of_memory(call);
+          } else {
+            listener->refuse(call);
+          }
+          bool changed = false;
+          try {
+            changed = (plugs ? blocks.plug(run(7, 2)) : blocks.unplug(run(0, 2), 1s)).has_value();
+          } catch (const std::bad_alloc&) {
+          }
+          listener->refuse(0, 0);
+          if (changed) {  // there were no so many calls
+            VMSPACE_ASSERT_OK(plugs ? blocks.unplug(run(7, 2), 1s) : blocks.plug(run(0, 2)));
+            VMSPACE_ASSERT_OK(memory.map()->memory.fill(run(0, 2), std::byte{7}));
+          }
+          EXPECT_EQ(blocks.plugged(), std::vector{run(0, 2)});
+          EXPECT_EQ(by_slot->table(), tables.first);
+          EXPECT_EQ(by_block->table(), tables.second);
+          EXPECT_THAT(memory.map()->memory.read<std::uint8_t>(base), IsOkAndHolds(7));
+          expect_agreement();
+        }
+      }
+    }
+  }
+}
+
+TEST_F(MemoryBlocksTest, AnUndoThatFailsIsSaidAndSettledLater) {
+  // The second listener refuses; the first does not let go of what it was given.
+  by_block->refuse(1);
+  by_slot->on_call([](std::string_view line) -> Result<void> {
+    if (!line.starts_with("remove")) return {};
+    return fail({.code = Errc::os, .operation = "test"});
+  });
+  EXPECT_THAT(blocks.plug(run(0, 1)), HasError(Errc::inconsistent));
+  EXPECT_EQ(blocks.plugged_size(), 0u);
+  EXPECT_THAT(memory.unsettled(), IsOkAndHolds(testing::SizeIs(1)));
+  EXPECT_THAT(blocks.plug(run(1, 1)), HasError(Errc::bad_state));  // in the slot that is retired
+  VMSPACE_EXPECT_OK(blocks.plug(run(4, 1)));
+  // A guest that still uses the slot has memory there.
+  EXPECT_EQ(blocks.region()->without_blocks()->host_base()[0], std::byte{0});
+  by_slot->on_call({});
+  VMSPACE_EXPECT_OK(memory.collect());
+  VMSPACE_EXPECT_OK(blocks.plug(run(1, 1)));
+  expect_agreement();
+}
+
+TEST_F(MemoryBlocksTest, ReadersAreWaitedForAndATimeoutLeavesTheBlocksPlugged) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 2)));
+  VMSPACE_ASSERT_OK(memory.map()->memory.fill(run(0, 2), std::byte{7}));
+  const auto tables = std::pair(by_slot->table(), by_block->table());
+  const auto times_out = [&] {
+    EXPECT_THAT(blocks.unplug(run(0, 1), 1ms), HasError(Errc::timed_out));
+    EXPECT_EQ(blocks.plugged(), std::vector{run(0, 2)});
+    EXPECT_EQ(by_slot->table(), tables.first);
+    EXPECT_EQ(by_block->table(), tables.second);
+    expect_agreement();
+  };
+  {
+    auto reader = memory.reader();
+    static_cast<void>(reader.current());
+    times_out();
+    // The old map has the block, and its page is there.
+    EXPECT_THAT(reader->memory.read<std::uint8_t>(base), IsOkAndHolds(7));
+    reader.park();
+  }
+  {
+    const auto map = memory.map();
+    times_out();
+  }
+  {  // A running copy: of the memory, not of the map.
+    const GuestMemory copy = memory.map()->memory;
+    times_out();
+    EXPECT_THAT(copy.read<std::uint8_t>(base), IsOkAndHolds(7));
+  }
+  {
+    const auto view = VMSPACE_ASSERT_OK(memory.map()->memory.view(run(0, 1)));
+    times_out();
+    EXPECT_EQ(view.bytes()[0], std::byte{7});
+  }
+  VMSPACE_EXPECT_OK(blocks.unplug(run(0, 1), 1s));
+}
+
+// Somebody who uses other blocks is not waited for longer than the map that it came from.
+TEST_F(MemoryBlocksTest, ACopyFromBeforeABlockWasPluggedDoesNotHoldItUp) {
+  const GuestMemory copy = memory.map()->memory;
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 1)));
+  VMSPACE_EXPECT_OK(blocks.unplug(run(0, 1), 1s));
+}
+
+TEST_F(MemoryBlocksTest, NoMoreThanRequestedIsPluggedAndOnlyBelowTheUsableSize) {
+  const auto few = make({.name = "few", .base = GuestAddress(8_GiB), .size = 64_MiB},
+                        {.block_size = block, .slot_size = slot, .requested_size = 4 * block});
+  EXPECT_EQ(few.requested_size(), 4 * block);
+  EXPECT_EQ(few.usable_size(), 4 * block + 2 * slot);
+  const auto at = [&](std::uint64_t first, std::uint64_t count) {
+    return GuestRange{GuestAddress(8_GiB + first * block), count * block};
+  };
+  EXPECT_THAT(few.plug(at(0, 5)), HasError(Errc::limit_exceeded));
+  EXPECT_THAT(few.plug(at(12, 1)), HasError(Errc::out_of_bounds));
+  EXPECT_THAT(few.plug(at(11, 2)), HasError(Errc::out_of_bounds));
+  VMSPACE_EXPECT_OK(few.plug(at(8, 4)));
+  EXPECT_THAT(few.plug(at(0, 1)), HasError(Errc::limit_exceeded));
+
+  EXPECT_THAT(few.resize(block + 4096), HasError(Errc::misaligned));
+  EXPECT_THAT(few.resize(128_MiB), HasError(Errc::out_of_bounds));
+  VMSPACE_EXPECT_OK(few.resize(32 * block));
+  EXPECT_EQ(few.usable_size(), 64_MiB);
+  VMSPACE_EXPECT_OK(few.plug(at(0, 8)));
+  // Asked for less, the guest keeps what it has until it gives it back.
+  VMSPACE_EXPECT_OK(few.resize(block));
+  EXPECT_EQ(few.plugged_size(), 12 * block);
+  EXPECT_EQ(few.usable_size(), 64_MiB);
+  EXPECT_THAT(few.plug(at(20, 1)), HasError(Errc::limit_exceeded));
+  VMSPACE_EXPECT_OK(few.unplug_all(1s));
+  EXPECT_EQ(few.plugged_size(), 0u);
+  EXPECT_EQ(few.usable_size(), block + 2 * slot);
+  VMSPACE_EXPECT_OK(few.unplug_all(1s));  // as a guest that starts again does
+  VMSPACE_EXPECT_OK(few.plug(at(0, 1)));
+}
+
+TEST_F(MemoryBlocksTest, AWholeRegionIsReadTheShortWayAndHasAllSlots) {
+  VMSPACE_ASSERT_OK(blocks.plug(all));
+  EXPECT_TRUE(blocks.region()->is_whole());
+  expect_agreement();
+  VMSPACE_ASSERT_OK(memory.map()->memory.fill(all, std::byte{1}));
+  VMSPACE_ASSERT_OK(blocks.unplug_all(1s));
+  EXPECT_EQ(resident(), 0u);
+  expect_agreement();
+}
+
+TEST_F(MemoryBlocksTest, WhatWasPluggedIsPluggedAgainWhenAVmIsRestored) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(3, 2)));
+  VMSPACE_ASSERT_OK(blocks.plug(run(30, 2)));
+  const auto other = VmMemory::create(*AddressSpaceLayout::x86_64({.phys_bits = 40}));
+  VMSPACE_ASSERT_OK(other);
+  const auto listener = std::make_shared<MemoryRecorder>();
+  VMSPACE_ASSERT_OK(other->add_listener(listener));
+  const auto again = MemoryBlocks::create(
+      *other, options(), {.block_size = block, .slot_size = slot, .plugged = blocks.plugged()});
+  VMSPACE_ASSERT_OK(again);
+  EXPECT_EQ(again->plugged(), blocks.plugged());
+  EXPECT_EQ(listener->table().size(), 3u);
+  VMSPACE_EXPECT_OK(other->map()->memory.fill(run(30, 2), std::byte{1}));
+  VMSPACE_EXPECT_OK(again->unplug(run(30, 2), 1s));
+  VMSPACE_EXPECT_OK(listener->check_equals(other->map()->memory));
+}
+
+TEST_F(MemoryBlocksTest, OptionsThatDoNotFitLeaveNothing) {
+  const auto before = this->before();
+  const auto with = [&](const BlockOptions& given, RegionOptions region) {
+    return MemoryBlocks::create(memory, std::move(region), given);
+  };
+  RegionOptions free = options();
+  free.base = GuestAddress(8_GiB);
+  EXPECT_THAT(with({.block_size = 3 * 4096}, free), HasError(Errc::bad_alignment));
+  EXPECT_THAT(with({.block_size = block, .slot_size = block + 4096}, free),
+              HasError(Errc::misaligned));
+  EXPECT_THAT(with({.block_size = block, .requested_size = 1_GiB}, free),
+              HasError(Errc::out_of_bounds));
+  EXPECT_THAT(with({.block_size = block, .requested_size = block + 4096}, free),
+              HasError(Errc::misaligned));
+  EXPECT_THAT(with({.block_size = block, .usable_size = 1_GiB}, free),
+              HasError(Errc::out_of_bounds));
+  EXPECT_THAT(with({.block_size = block, .plugged = {run(0, 1)}}, free),
+              HasError(Errc::out_of_bounds));
+  const GuestRange one{free.base, block};
+  EXPECT_THAT(with({.block_size = block, .plugged = {one, one}}, free), HasError(Errc::bad_state));
+  EXPECT_THAT(with({.block_size = block}, options()), HasError(Errc::overlap));
+  RegionOptions other = free;
+  other.base = GuestAddress(8_GiB + 1_MiB);
+  EXPECT_THAT(with({.block_size = block}, other), HasError(Errc::misaligned));
+  other = free;
+  other.protection = Protection::read;
+  EXPECT_THAT(with({.block_size = block}, other), HasError(Errc::access_denied));
+  other = free;
+  other.backing = {};
+  EXPECT_THAT(with({.block_size = block}, other), HasError(Errc::invalid_argument));
+  other = free;
+  other.backing = {.source = MemorySource::file, .path = "/dev/null"};
+  EXPECT_THAT(with({.block_size = block}, other), HasError(Errc::unsupported));
+  expect_unchanged(before);
+}
+
+TEST_F(MemoryBlocksTest, PagesAreThereWhenThePlugReturnsIfTheRegionAsksForIt) {
+  const auto populated =
+      make({.name = "populated", .base = GuestAddress(8_GiB), .size = 64_MiB, .populate = true},
+           {.block_size = block, .slot_size = slot, .requested_size = 64_MiB});
+  const auto size = [&] { return populated.region()->mapping().residency()->resident; };
+  EXPECT_EQ(size(), 0u);
+  VMSPACE_ASSERT_OK(populated.plug({GuestAddress(8_GiB), 2 * block}));
+  EXPECT_EQ(size(), 2 * block);
+  by_slot->refuse(1);
+  EXPECT_THAT(populated.plug({GuestAddress(8_GiB + 4 * block), block}), HasError(Errc::bad_state));
+  EXPECT_EQ(size(), 2 * block);
+}
+
+TEST_F(MemoryBlocksTest, PagesThatCantBeGivenBackStayPlugged) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 2)));
+  const MemoryMapping& mapping = blocks.region()->mapping();
+  if (!mapping.lock(block, 4096)) GTEST_SKIP() << "no memory may be locked here";
+  EXPECT_THAT(blocks.unplug(run(0, 2), 1s), HasError(Errc::bad_state));
+  EXPECT_EQ(blocks.plugged(), std::vector{run(0, 2)});
+  expect_agreement();
+  VMSPACE_ASSERT_OK(mapping.unlock(block, 4096));
+  VMSPACE_EXPECT_OK(blocks.unplug(run(0, 2), 1s));
+}
+
+TEST_F(MemoryBlocksTest, TheRegionCanMoveAndGo) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(3, 2)));
+  const auto moved = memory.relocate(blocks.region()->shared_description(), GuestAddress(8_GiB));
+  VMSPACE_ASSERT_OK(moved);
+  EXPECT_EQ(blocks.plugged(),
+            (std::vector<GuestRange>{{GuestAddress(8_GiB + 3 * block), 2 * block}}));
+  expect_agreement();
+  EXPECT_THAT(blocks.plug(run(0, 1)), HasError(Errc::out_of_bounds));
+  VMSPACE_EXPECT_OK(blocks.plug({GuestAddress(8_GiB), block}));
+  expect_agreement();
+  VMSPACE_EXPECT_OK(memory.unplug(*moved, 1s));
+  EXPECT_TRUE(by_slot->table().empty());
+  EXPECT_TRUE(by_block->table().empty());
+  EXPECT_THAT(blocks.plug({GuestAddress(8_GiB), block}), HasError(Errc::not_found));
+  EXPECT_THAT(blocks.unplug_all(1s), HasError(Errc::not_found));
+  EXPECT_THAT(blocks.resize(0), HasError(Errc::not_found));
+  EXPECT_THAT(blocks.state(run(0, 1)), HasError(Errc::not_found));
+  EXPECT_EQ(blocks.plugged_size(), 0u);
+  EXPECT_EQ(blocks.region(), nullptr);
+}
+
+TEST_F(MemoryBlocksTest, ListenersThatComeLaterAreGivenWhatIsThere) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(3, 2)));
+  const auto late = std::make_shared<MemoryRecorder>("late", SectionUnit::block);
+  VMSPACE_ASSERT_OK(memory.add_listener(late));
+  VMSPACE_EXPECT_OK(late->check_equals(memory.map()->memory));
+  VMSPACE_ASSERT_OK(blocks.unplug(run(3, 1), 1s));
+  VMSPACE_EXPECT_OK(late->check_equals(memory.map()->memory));
+  VMSPACE_ASSERT_OK(memory.remove_listener(*late));
+  EXPECT_TRUE(late->table().empty());
+}
+
+// A differential snapshot copies what the log reports.
+TEST_F(MemoryBlocksTest, TheDirtyLogHasEverySlotAndNothingThatIsAbsent) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(3, 2)));  // in two slots
+  auto log = VMSPACE_ASSERT_OK(memory.start_dirty_log());
+  EXPECT_THAT(log.harvest(), IsOkAndHolds(std::vector<GuestRange>{}));
+  by_slot->wrote({base, 16 * block});  // the guest, to what it was not given as well
+  const auto page = [](std::uint64_t at) { return GuestRange{GuestAddress(at), 4096}; };
+  VMSPACE_ASSERT_OK(memory.map()->memory.write(run(4, 1).base, 1));
+  EXPECT_THAT(log.harvest(), IsOkAndHolds(std::vector{run(3, 2)}));
+  VMSPACE_ASSERT_OK(memory.map()->memory.write(run(4, 1).base, 1));
+  EXPECT_THAT(log.harvest(), IsOkAndHolds(std::vector{page(run(4, 1).base.value())}));
+
+  // What is plugged meanwhile counts as written, and what is unplugged is not reported.
+  VMSPACE_ASSERT_OK(blocks.plug(run(20, 1)));
+  by_slot->wrote({run(20, 1).base, 4096});
+  EXPECT_THAT(log.harvest(), IsOkAndHolds(std::vector{run(20, 1)}));
+  VMSPACE_ASSERT_OK(memory.map()->memory.write(run(20, 1).base, 1));
+  VMSPACE_ASSERT_OK(memory.map()->memory.write(run(3, 1).base, 1));
+  VMSPACE_ASSERT_OK(blocks.unplug(run(20, 1), 1s));
+  EXPECT_THAT(log.harvest(), IsOkAndHolds(std::vector{page(run(3, 1).base.value())}));
+}
+
+TEST_F(MemoryBlocksTest, FromACallOfAListenerEveryChangeWouldDeadlock) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 1)));
+  int calls = 0;
+  by_slot->on_call([&](std::string_view) -> Result<void> {
+    ++calls;
+    EXPECT_THAT(blocks.plug(run(1, 1)), HasError(Errc::would_deadlock));
+    EXPECT_THAT(blocks.unplug(run(0, 1), 1s), HasError(Errc::would_deadlock));
+    EXPECT_THAT(blocks.unplug_all(1s), HasError(Errc::would_deadlock));
+    EXPECT_THAT(blocks.resize(0), HasError(Errc::would_deadlock));
+    EXPECT_EQ(blocks.plugged_size(), block);
+    return {};
+  });
+  VMSPACE_EXPECT_OK(blocks.plug(run(4, 1)));
+  EXPECT_EQ(calls, 3);
+}
+
+}  // namespace
+}  // namespace vmspace::test
