@@ -100,9 +100,12 @@ Result<MemoryBlocks> MemoryBlocks::create(const VmMemory& memory, RegionOptions 
       options.usable_size != 0 ? options.usable_size : usable_for(options.requested_size, **blocks);
   MapOptions in_parts = how;
   in_parts.blocks = *blocks;
+  // First what may run out of memory: a region that was plugged is nothing to be undone.
+  auto state = std::make_shared<State>(memory, options.block_size, options.requested_size, usable);
   const MemoryRegionPtr mapped =
       VMSPACE_TRY_IN(create_name, memory.plug(std::move(region), in_parts));
-  return MemoryBlocks(std::make_shared<State>(memory, mapped, options.requested_size, usable));
+  state->adopt(*mapped);
+  return MemoryBlocks(std::move(state));
 }
 
 Result<void> MemoryBlocks::plug(GuestRange range) const {

@@ -32,17 +32,22 @@ inline std::uint64_t usable_for(std::uint64_t requested, const PresentBlocks& bl
 /// Whether the region is being changed is known to the VmMemory (`changing`), so that it is not
 /// unplugged or moved meanwhile.
 struct VMSPACE_HIDDEN MemoryBlocks::State {
-  State(const VmMemory& vm_memory, const MemoryRegionPtr& region, std::uint64_t requested_size,
+  State(const VmMemory& vm_memory, std::uint64_t size_of_block, std::uint64_t requested_size,
         std::uint64_t usable_size)
       : memory(vm_memory),
-        whole(region->without_blocks()),
-        block_size(region->blocks()->block_size()),
+        block_size(size_of_block),
         requested(requested_size),
-        usable(usable_size),
-        published_({region->blocks()}) {}
+        usable(usable_size) {
+    published_.reserve(1);
+  }
+  /// Belongs to this region from now on.
+  void adopt(const MemoryRegion& region) noexcept {
+    whole = region.without_blocks();
+    published_.push_back(region.blocks());
+  }
 
   const VmMemory memory;
-  const MemoryRegionPtr whole;
+  MemoryRegionPtr whole;  ///< set once, before anybody has a handle
   const std::uint64_t block_size;
   std::atomic<std::uint64_t> requested;  ///< written in a turn
   std::atomic<std::uint64_t> usable;     ///< written in a turn

@@ -196,6 +196,19 @@ TEST(Text, OfMemoryForDma) {
             "BAR1 [0x0-0x3fff] rw-: " + overlap.message());
 }
 
+TEST(Text, OfBlocksAndWhatIsPresent) {
+  EXPECT_EQ(to_text(SectionUnit::slot), "slot");
+  EXPECT_EQ(to_text(SectionUnit::block), "block");
+  EXPECT_EQ(to_text(BlockState::plugged), "plugged");
+  EXPECT_EQ(to_text(BlockState::unplugged), "unplugged");
+  EXPECT_EQ(to_text(BlockState::mixed), "mixed");
+  EXPECT_EQ(to_text(PresentBlocks::Run{.offset = 0x1000, .size = 0x2000}), "0x1000+0x2000");
+  const auto none = VMSPACE_ASSERT_OK(PresentBlocks::none(0x8000, 0x1000, 0x4000));
+  EXPECT_EQ(to_text(*none), "0x0 of 0x8000 in blocks of 0x1000: {}");
+  const auto some = VMSPACE_ASSERT_OK(none->with({.offset = 0x1000, .size = 0x2000}));
+  EXPECT_EQ(to_text(*some), "0x2000 of 0x8000 in blocks of 0x1000: {0x1000+0x2000}");
+}
+
 TEST(Text, OfWhatIsUnsettled) {
   EXPECT_EQ(
       to_text(UnsettledSection{

@@ -34,6 +34,18 @@ template <typename T>
   return to_text(pointer.address());
 }
 
+/// `0x1000+0x2000`.
+[[nodiscard]] inline std::string to_text(const PresentBlocks::Run& run) {
+  return detail::base_and_size(run.offset, run.size);
+}
+
+/// How much is there, and where: `0x2000 of 0x8000 in blocks of 0x1000: {0x1000+0x2000}`.
+[[nodiscard]] inline std::string to_text(const PresentBlocks& blocks) {
+  return detail::concat(detail::hex(blocks.present_size()), " of ",
+                        detail::hex(blocks.region_size()), " in blocks of ",
+                        detail::hex(blocks.block_size()), ": ", detail::list_text(blocks.runs()));
+}
+
 /// What its description says.
 [[nodiscard]] inline std::string to_text(const MemoryRegion& region) {
   return to_text(region.description());

@@ -79,6 +79,21 @@ namespace vmspace {
 }
 
 /// The enumerator's name.
+[[nodiscard]] inline std::string to_text(SectionUnit unit) {
+  return unit == SectionUnit::slot ? "slot" : "block";
+}
+
+/// The enumerator's name.
+[[nodiscard]] inline std::string to_text(BlockState state) {
+  switch (state) {
+    case BlockState::plugged: return "plugged";
+    case BlockState::unplugged: return "unplugged";
+    case BlockState::mixed: return "mixed";
+  }
+  return "BlockState " + std::to_string(static_cast<int>(state));
+}
+
+/// The enumerator's name.
 [[nodiscard]] inline std::string to_text(Unsettled how) {
   switch (how) {
     case Unsettled::retired: return "retired";
