@@ -203,9 +203,9 @@ TEST(Text, OfBlocksAndWhatIsPresent) {
   EXPECT_EQ(to_text(BlockState::unplugged), "unplugged");
   EXPECT_EQ(to_text(BlockState::mixed), "mixed");
   EXPECT_EQ(to_text(PresentBlocks::Run{.offset = 0x1000, .size = 0x2000}), "0x1000+0x2000");
-  const auto none = VMSPACE_ASSERT_OK(PresentBlocks::none(0x8000, 0x1000, 0x4000));
+  const auto none = PresentBlocks::none(0x8000, 0x1000, 0x4000).value();
   EXPECT_EQ(to_text(*none), "0x0 of 0x8000 in blocks of 0x1000: {}");
-  const auto some = VMSPACE_ASSERT_OK(none->with({.offset = 0x1000, .size = 0x2000}));
+  const auto some = none->with({.offset = 0x1000, .size = 0x2000}).value();
   EXPECT_EQ(to_text(*some), "0x2000 of 0x8000 in blocks of 0x1000: {0x1000+0x2000}");
 }
 
