@@ -10,5 +10,6 @@
 #include "vmspace/host/backing.hpp"
 #include "vmspace/host/host_info.hpp"
 #include "vmspace/host/memory_mapping.hpp"
+#include "vmspace/host/memory_pin.hpp"
 #include "vmspace/host/populate.hpp"
 #include "vmspace/spec.hpp"

@@ -13,6 +13,7 @@
 #include "vmspace/base/try.hpp"
 
 #include "host/live_files.hpp"
+#include "host/pinned_ranges.hpp"
 #include "os/argument_checks.hpp"
 #include "os/descriptor.hpp"
 #include "os/kernel_values.hpp"
@@ -268,13 +269,17 @@ Backing::State::~State() {
 
 Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Protection protection) {
   auto state = std::make_shared<State>();
+  auto pins = std::make_shared<detail::PinnedRanges>();
   auto opened = open_checked({spec, size, protection});
   if (!opened) {
     Error error = opened.error();
     error.text = {{}, spec.path};
     return fail(error);
   }
-  if (opened->file.value() >= 0) detail::remember_file(opened->file.value());
+  if (opened->file.value() >= 0) {
+    detail::remember_file(opened->file.value());
+    state->pins = std::move(pins);
+  }
   state->fd = opened->file.release();
   state->offset = spec.offset;
   state->size = size;

@@ -11,6 +11,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "host/pinned_ranges.hpp"
 #include "os/argument_checks.hpp"
 #include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
@@ -111,6 +112,11 @@ void* map_at(const Backing& backing, const MappingOptions& options, void* addres
 
 }  // namespace
 
+MemoryMapping::MemoryMapping(const Backing& backing)
+    : backing_(backing),
+      pins_(backing.state_->pins ? backing.state_->pins
+                                 : std::make_shared<detail::PinnedRanges>()) {}
+
 Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOptions& options) {
   VMSPACE_TRY(check_options(backing, options));
   MemoryMapping mapping(backing);
@@ -203,6 +209,7 @@ Result<void> MemoryMapping::map_over(std::byte* place, const MappingOptions& opt
 
 MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
     : backing_(other.backing_),
+      pins_(std::move(other.pins_)),
       data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)),
       file_offset_(other.file_offset_),
@@ -219,6 +226,7 @@ MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
   if (this == &other) return *this;
   unmap_or_abandon();
   backing_ = other.backing_;
+  pins_ = std::move(other.pins_);
   data_ = std::exchange(other.data_, nullptr);
   size_ = std::exchange(other.size_, 0);
   file_offset_ = other.file_offset_;

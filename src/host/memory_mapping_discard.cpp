@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// MemoryMapping: giving pages back.
+// MemoryMapping: giving pages back, and keeping them.
 
 #include <sys/mman.h>
 
 #include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 
+#include "host/pinned_ranges.hpp"
+#include "os/argument_checks.hpp"
 #include "os/system_calls.hpp"
 
 namespace vmspace {
@@ -46,15 +48,37 @@ Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) co
     return refuse(Errc::bad_state,
                   "the file's contents would be lost: set BackingSpec::discardable to allow it");
   }
+  // Held until the pages have gone: nobody pins them while they go.
+  const auto unchanged = pins_->unchanged();
+  const std::uint64_t first_pin = pin_offset(offset);
+  if (const std::string* holder = pins_->find(unchanged, first_pin, first_pin + size)) {
+    return fail({.code = Errc::bad_state,
+                 .operation = operation,
+                 .first = part,
+                 .reason = "the memory is mapped for DMA, and devices would keep the old pages: "
+                           "unmap it for them first",
+                 .text = *holder});
+  }
+  return discard_pages(offset, size);
+}
+
+Result<void> MemoryMapping::discard_pages(std::uint64_t offset, std::uint64_t size) const {
+  const Operand part = Operand::span(offset, size);
   std::byte* const first = data_ + offset;
   // Finds locked pages without touching any: for MS_INVALIDATE msync(2) gives EBUSY on them, and
   // does nothing else. Unlike madvise, punching a hole in a file would ignore the lock.
   if (retry([&] { return kernel().msync(first, size, MS_INVALIDATE); }) != 0) {
-    if (errno == EBUSY) return refuse(Errc::bad_state, "the pages are locked; unlock them first");
+    if (errno == EBUSY) {
+      return fail({.code = Errc::bad_state,
+                   .operation = operation,
+                   .first = part,
+                   .reason = "the pages are locked; unlock them first"});
+    }
     return fail_os(operation, part, "msync(MS_INVALIDATE)");
   }
 
-  if (is_file && !backing_.is_shared()) return replace_by_zeros(offset, size);
+  if (backing_.source() == MemorySource::file && !backing_.is_shared())
+    return replace_by_zeros(offset, size);
   if (backing_.is_anonymous()) {
     const int advice = backing_.is_shared() ? MADV_REMOVE : MADV_DONTNEED;
     if (retry([&] { return kernel().madvise(first, size, advice); }) != 0) {
@@ -76,6 +100,25 @@ Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) co
     return fail_discard(part, "madvise(MADV_DONTNEED)");
   }
   return {};
+}
+
+std::uint64_t MemoryMapping::pin_offset(std::uint64_t offset) const noexcept {
+  return backing_.is_anonymous() ? offset : file_offset_ + offset;
+}
+
+Result<MemoryPin> MemoryMapping::pin(std::uint64_t offset, std::uint64_t size,
+                                     std::string_view holder) const {
+  constexpr const char* pin_operation = "MemoryMapping::pin";
+  if (!is_mapped()) {
+    return fail(
+        {.code = Errc::bad_state, .operation = pin_operation, .reason = "the mapping is closed"});
+  }
+  VMSPACE_TRY(detail::require_nonzero(pin_operation, size, Operand::address(offset)));
+  VMSPACE_TRY(detail::require_within(pin_operation, offset, size, size_,
+                                     "offset + size must lie within the mapping"));
+  const std::uint64_t first = pin_offset(offset);
+  pins_->pin(first, first + size, holder);
+  return MemoryPin(pins_, first, first + size);
 }
 
 // The new memory is prepared elsewhere and then moved over the old in one step: no other thread

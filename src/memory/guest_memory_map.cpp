@@ -25,21 +25,6 @@ bool takes_part(const AddressSpaceRegion& description, const MapOptions& options
 
 using Descriptions = std::vector<AddressSpaceRegionPtr>;
 
-/// A region among `regions` that shares memory with these bytes of the backing; null when none does.
-const MemoryRegion* find_alias(const Backing& backing, std::uint64_t offset, std::uint64_t size,
-                               std::span<const MemoryRegionPtr> regions) {
-  if (backing.is_anonymous() || !backing.is_shared()) return nullptr;  // each mapping is its own
-  const auto begin = backing.offset() + offset;
-  for (const MemoryRegionPtr& region : regions) {
-    const MemoryMapping& mapping = region->mapping();
-    if (mapping.backing() == backing && mapping.file_offset() < begin + size &&
-        begin < mapping.file_offset() + mapping.size()) {
-      return region.get();
-    }
-  }
-  return nullptr;
-}
-
 /// Whether the backing has a part for each region that takes one, which no region in `kept` has
 /// already; asked before anything is mapped.
 Result<void> check_parts(std::span<const AddressSpaceRegionPtr> descriptions,
@@ -61,7 +46,7 @@ Result<void> check_parts(std::span<const AddressSpaceRegionPtr> descriptions,
            .text = description.name()});
     }
     if (const MemoryRegion* alias =
-            find_alias(*options.backing, size - left, description.size(), kept)) {
+            detail::find_alias(*options.backing, size - left, description.size(), kept)) {
       return fail({.code = Errc::overlap,
                    .operation = "GuestMemory::remap",
                    .first = detail::operand(description.guest_range()),
@@ -149,6 +134,21 @@ Result<void> check_places(const Change& change) {
 }
 
 }  // namespace
+
+const MemoryRegion* detail::find_alias(const Backing& backing, std::uint64_t offset,
+                                       std::uint64_t size,
+                                       std::span<const MemoryRegionPtr> regions) {
+  if (backing.is_anonymous() || !backing.is_shared()) return nullptr;  // each mapping is its own
+  const auto begin = backing.offset() + offset;
+  for (const MemoryRegionPtr& region : regions) {
+    const MemoryMapping& mapping = region->mapping();
+    if (mapping.backing() == backing && mapping.file_offset() < begin + size &&
+        begin < mapping.file_offset() + mapping.size()) {
+      return region.get();
+    }
+  }
+  return nullptr;
+}
 
 Result<void> detail::map_descriptions(std::span<const AddressSpaceRegionPtr> descriptions,
                                       const MapOptions& options,

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -19,5 +20,11 @@ namespace vmspace::detail {
 [[nodiscard]] Result<void> map_descriptions(std::span<const AddressSpaceRegionPtr> descriptions,
                                             const MapOptions& options,
                                             std::vector<MemoryRegionPtr>& regions);
+
+/// A region among `regions` that shares memory with these bytes of the backing, counted from its
+/// offset(); null when none does.
+[[nodiscard]] const MemoryRegion* find_alias(const Backing& backing, std::uint64_t offset,
+                                             std::uint64_t size,
+                                             std::span<const MemoryRegionPtr> regions);
 
 }  // namespace vmspace::detail

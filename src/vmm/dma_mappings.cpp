@@ -4,14 +4,18 @@
 
 #include <algorithm>
 #include <cassert>
+#include <compare>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <utility>
 
 #include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/base/try.hpp"
+#include "vmspace/host/memory_pin.hpp"
 
 #include "os/argument_checks.hpp"
 
@@ -25,7 +29,20 @@ namespace {
 struct Entry {
   MemorySection section;
   std::optional<Error> refused = {};  // of a window: why it is not mapped
+  MemoryPin pin = {};                 // unless it was refused
 };
+
+/// Where memory is in this process, all that some targets know it by.
+struct HostRange {
+  std::uintptr_t base;
+  std::uint64_t size;
+
+  friend auto operator<=>(const HostRange&, const HostRange&) = default;
+};
+
+HostRange host_range(const MemorySection& section) noexcept {
+  return {reinterpret_cast<std::uintptr_t>(section.host_base()), section.size()};
+}
 
 }  // namespace
 
@@ -34,15 +51,14 @@ struct VMSPACE_HIDDEN DmaMappings::State {
   IntervalTree<Entry> entries = {};  ///< by guest physical addresses
   mutable std::mutex mutex = {};     ///< guards the entries, not the target
 
-  /// Whether the target needs a mapping of its own for the section: one that goes by host addresses
-  /// may have the memory already, at another guest address.
-  [[nodiscard]] bool needs_mapping(const MemorySection& section) const noexcept {
-    if (!target->is_by_host_address()) return true;
-    return std::ranges::none_of(entries, [&](const auto& entry) {
-      const MemorySection& other = entry.value->section;
-      return !entry.value->refused && other.base() != section.base() &&
-             other.host_base() == section.host_base() && other.size() == section.size();
-    });
+  /// How many mapped sections share one mapping, where the target goes by host addresses.
+  std::map<HostRange, std::size_t> sharing = {};
+
+  /// How many sections use the mapping of this memory that a target by host addresses has; memory
+  /// that moves is there at two guest addresses for a while.
+  [[nodiscard]] std::size_t users(const MemorySection& section) const noexcept {
+    const auto found = sharing.find(host_range(section));
+    return found == sharing.end() ? 0 : found->second;
   }
   [[nodiscard]] Entry* find(const MemorySection& section) noexcept {
     Entry* const entry = entries.find_value(section.base().value());
@@ -62,7 +78,9 @@ struct VMSPACE_HIDDEN DmaMappings::State {
     assert(erased && *erased);
     static_cast<void>(erased);
   }
-  Result<void> map(const MemorySection& section, const char* operation) const;
+  Result<void> map(Entry& entry, const char* operation);
+  /// Ends the mapping of an entry that is not refused, unless others need it.
+  Result<void> unmap(const Entry& entry) noexcept;
 };
 
 namespace {
@@ -166,7 +184,7 @@ Result<void> DmaMappings::prepare(const MemoryChange& change) {
     if (is_window(section)) continue;
     const auto checked = check(section, limits, operation);
     if (!checked) return fail(named(checked.error(), section, operation));
-    if (!state_->needs_mapping(section)) continue;
+    if (state_->users(section) != 0) continue;
     ++needed;
     last = &section;
   }
@@ -189,11 +207,47 @@ Result<void> DmaMappings::prepare(const MemoryChange& change) {
                .text = last->name()});
 }
 
-Result<void> DmaMappings::State::map(const MemorySection& section, const char* operation) const {
+Result<void> DmaMappings::State::map(Entry& entry, const char* operation) {
+  const MemorySection& section = entry.section;
   const DmaLimits limits = VMSPACE_TRY(target->limits());
   VMSPACE_TRY(check(section, limits, operation));
-  if (!needs_mapping(section)) return {};
-  return target->map(mapping_of(section));
+  // Pinned first: once a device has the pages, they stay.
+  MemoryPin pin = VMSPACE_TRY(
+      section.region()->mapping().pin(section.region_offset(), section.size(), section.name()));
+  if (target->is_by_host_address()) {
+    const auto shared = sharing.try_emplace(host_range(section), 0).first;
+    if (shared->second == 0) {
+      Result<void> mapped;
+      try {
+        mapped = target->map(mapping_of(section));
+      } catch (...) {
+        sharing.erase(shared);
+        throw;
+      }
+      if (!mapped) {
+        sharing.erase(shared);
+        return mapped;
+      }
+    }
+    ++shared->second;
+  } else {
+    VMSPACE_TRY(target->map(mapping_of(section)));
+  }
+  entry.pin = std::move(pin);
+  return {};
+}
+
+Result<void> DmaMappings::State::unmap(const Entry& entry) noexcept {
+  if (!target->is_by_host_address()) return target->unmap(mapping_of(entry.section));
+  const auto shared = sharing.find(host_range(entry.section));
+  assert(shared != sharing.end());
+  if (shared->second == 1) {
+    VMSPACE_TRY(target->unmap(mapping_of(entry.section)));
+    sharing.erase(shared);
+  } else {
+    --shared->second;
+  }
+  return {};
 }
 
 Result<void> DmaMappings::add(const MemorySection& section) {
@@ -205,7 +259,7 @@ Result<void> DmaMappings::add(const MemorySection& section) {
   if (!entry) return fail(named(entry.error(), section, operation));
   Result<void> mapped;
   try {
-    mapped = state_->map(section, operation);
+    mapped = state_->map(**entry, operation);
   } catch (...) {
     state_->forget(section);
     throw;
@@ -232,8 +286,8 @@ Result<void> DmaMappings::remove(const MemorySection& section) {
                  .reason = "add() was not given this section",
                  .text = section.name()});
   }
-  if (!entry->refused && state_->needs_mapping(section)) {
-    const auto unmapped = state_->target->unmap(mapping_of(section));
+  if (!entry->refused) {
+    const auto unmapped = state_->unmap(*entry);
     if (!unmapped) return fail(named(unmapped.error(), section, operation));
   }
   state_->forget(section);
@@ -243,11 +297,10 @@ Result<void> DmaMappings::remove(const MemorySection& section) {
 void DmaMappings::unmap_all() noexcept {
   if (!state_) return;
   while (!state_->entries.empty()) {
-    const Entry& entry = *(*state_->entries.begin()).value;
-    const MemorySection section = entry.section;
-    // A failure can no longer be reported.
-    if (!entry.refused && state_->needs_mapping(section))
-      static_cast<void>(state_->target->unmap(mapping_of(section)));
+    const MemorySection section = (*state_->entries.begin()).value->section;
+    Entry& entry = *state_->find(section);
+    // A failure can no longer be reported. Devices keep the pages, whoever has the memory then.
+    if (!entry.refused && !state_->unmap(entry)) entry.pin.abandon();
     state_->forget(section);
   }
 }

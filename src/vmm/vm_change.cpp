@@ -9,10 +9,30 @@
 #include "vmspace/base/try.hpp"
 
 #include "memory/alike_regions.hpp"
+#include "memory/map_descriptions.hpp"
 
 namespace vmspace::detail {
 
 namespace {
+
+/// Whether the region would grow into memory of the same backing that others have.
+Result<void> check_growth(const MemoryRegion& region, const AddressSpaceRegion& resized,
+                          std::span<const MemoryRegionPtr> others) {
+  if (resized.size() <= region.size()) return {};
+  const std::uint64_t end =
+      region.mapping().file_offset() - region.backing().offset() + region.size();
+  const MemoryRegion* const alias =
+      find_alias(region.backing(), end, resized.size() - region.size(), others);
+  if (alias == nullptr) return {};
+  return fail({.code = Errc::overlap,
+               .operation = "VmMemory::resize",
+               .first = operand(resized.guest_range()),
+               .second = operand(alias->guest_range()),
+               .reason =
+                   "the region would grow into the part of the backing that another has: give "
+                   "it a backing of its own, of its largest size",
+               .text = resized.name()});
+}
 
 bool has(std::span<const AddressSpaceRegionPtr> regions, const AddressSpaceRegionPtr& region) {
   return std::ranges::find(regions, region) != regions.end();
@@ -21,8 +41,8 @@ bool has(std::span<const AddressSpaceRegionPtr> regions, const AddressSpaceRegio
 }  // namespace
 
 Result<VmChange> VmChange::make(RegionChange regions, const GuestMemory& memory,
-                                std::span<const MemoryRegionPtr> parked,
-                                const MoveOptions& options) {
+                                std::span<const MemoryRegionPtr> parked, const MoveOptions& options,
+                                const AddressSpaceRegionPtr& resized) {
   VmChange change{.regions = std::move(regions), .sources = {}, .to_map = {}, .mapped = {}};
   for (const AddressSpaceRegionPtr& region : change.regions.removed) {
     if (region->is_mapped()) change.sources.push_back(memory.find_region(region->base()));
@@ -44,6 +64,14 @@ Result<VmChange> VmChange::make(RegionChange regions, const GuestMemory& memory,
     }
   }
   for (const AddressSpaceRegionPtr& region : others) {
+    if (region == resized) {
+      const auto from = std::ranges::find(change.sources, region->base(), &MemoryRegion::base);
+      VMSPACE_TRY(check_growth(**from, *resized, memory.regions()));
+      VMSPACE_TRY(check_growth(**from, *resized, parked));
+      change.resized_from = *from;
+      change.resized_to = resized;
+      continue;
+    }
     const MemoryRegionPtr source =
         VMSPACE_TRY(find_moved(*region, change.sources, found, "VmMemory::transact"));
     if (source == nullptr) {
@@ -55,6 +83,14 @@ Result<VmChange> VmChange::make(RegionChange regions, const GuestMemory& memory,
     change.mapped.push_back(std::move(moved));
   }
   return change;
+}
+
+Result<void> VmChange::map(const MapOptions& options, std::vector<MemoryRegionPtr>& all) const {
+  VMSPACE_TRY(map_descriptions(to_map, options, all));
+  if (resized_from == nullptr) return {};
+  auto resized = VMSPACE_TRY(resized_from->with_size(resized_to, options));
+  all.push_back(std::move(resized));
+  return {};
 }
 
 Result<GuestMemory> VmChange::apply_to(const GuestMemory& memory) const {

@@ -3,6 +3,7 @@
 #include "vmspace/vmm/vm_dirty_log.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <iterator>
 #include <optional>
 #include <utility>
@@ -34,6 +35,8 @@ detail::RangeList ranges_of(const GuestMemory& memory) {
 }  // namespace
 
 Result<void> VmMemory::State::start_log(const GuestMemory& memory) {
+  // These need not be undone: without a log, they only mark what nobody asks for.
+  VMSPACE_TRY(track_outgrown());
   const auto started = VMSPACE_TRY(detail::start_tracking(memory.regions()));
   const auto done = listeners.start_log(memory);
   if (!done) {
@@ -51,22 +54,56 @@ Result<void> VmMemory::State::track(const GuestMemory& memory,
   return {};
 }
 
+Result<void> VmMemory::State::track_outgrown() {
+  for (OutgrownMemory& each : outgrown) {
+    each.kept = each.dirty.lock();
+    if (each.kept != nullptr) VMSPACE_TRY(each.kept->enable());
+  }
+  return {};
+}
+
+detail::RangeList VmMemory::State::take_outgrown(const GuestMemory& memory, DirtyHarvest& harvest) {
+  detail::RangeList ranges;
+  for (OutgrownMemory& each : outgrown) {
+    // Looked at first: whoever has let go of it has marked all that it wrote.
+    each.is_unused = each.kept.use_count() <= 1;
+    std::atomic_thread_fence(std::memory_order_acquire);
+    if (each.kept == nullptr) continue;
+    const auto bitmap = each.now.lock();
+    const auto now = std::ranges::find_if(memory.regions(), [&](const MemoryRegionPtr& region) {
+      return &region->dirty() == bitmap.get();
+    });
+    for (const DirtyRange& dirty : harvest.take(*each.kept)) {
+      // It was unplugged, or parked, and then counts as written when it returns; or it has shrunk.
+      if (now == memory.regions().end() || dirty.offset >= (*now)->size()) break;
+      ranges.push_back({.base = GuestAddress((*now)->base().value() + dirty.offset),
+                        .size = std::min(dirty.size, (*now)->size() - dirty.offset)});
+    }
+  }
+  std::ranges::sort(ranges, {}, &GuestRange::base);
+  return ranges;
+}
+
 Result<void> VmMemory::State::fan_out(const GuestMemory& memory) {
   VMSPACE_TRY(listeners.sync_log(memory));
-  DirtyHarvest harvest;
-  const auto fresh = VMSPACE_TRY(detail::take_dirty(memory, harvest));
-  if (!fresh.empty()) {
-    std::vector<std::pair<std::shared_ptr<VmDirtyLog::Pending>, detail::RangeList>> merged;
-    for (const auto& each : logs) {
-      if (auto log = each.lock()) {
-        auto ranges = detail::union_of(log->ranges, fresh);
-        merged.emplace_back(std::move(log), std::move(ranges));
+  {
+    DirtyHarvest harvest;
+    auto fresh = VMSPACE_TRY(detail::take_dirty(memory, harvest));
+    if (!outgrown.empty()) fresh = detail::union_of(fresh, take_outgrown(memory, harvest));
+    if (!fresh.empty()) {
+      std::vector<std::pair<std::shared_ptr<VmDirtyLog::Pending>, detail::RangeList>> merged;
+      for (const auto& each : logs) {
+        if (auto log = each.lock()) {
+          auto ranges = detail::union_of(log->ranges, fresh);
+          merged.emplace_back(std::move(log), std::move(ranges));
+        }
       }
+      VMSPACE_TRY(harvest.finish());
+      for (auto& [log, ranges] : merged)
+        log->ranges = std::move(ranges);
     }
-    VMSPACE_TRY(harvest.finish());
-    for (auto& [log, ranges] : merged)
-      log->ranges = std::move(ranges);
   }
+  std::erase_if(outgrown, [](const OutgrownMemory& each) { return each.is_unused; });
   return {};
 }
 
@@ -74,6 +111,10 @@ Result<void> VmMemory::State::drop_stopped_logs(const GuestMemory& memory) noexc
   if (logs.empty()) return {};
   std::erase_if(logs, [](const auto& log) { return log.expired(); });
   if (!logs.empty()) return {};
+  for (OutgrownMemory& each : outgrown) {
+    if (each.kept != nullptr) each.kept->disable();
+    each.kept.reset();
+  }
   const auto done = listeners.stop_log(memory);
   disable_dirty_tracking(memory);
   for (const MemoryRegionPtr& region : parked)

@@ -151,6 +151,42 @@ Result<AddressSpaceRegionPtr> VmMemory::relocate(const AddressSpaceRegionPtr& re
   return moved;
 }
 
+Result<MemoryRegionPtr> VmMemory::resize(const AddressSpaceRegionPtr& region,
+                                         std::uint64_t size) const {
+  return resize(region, size, state_->options);
+}
+
+Result<MemoryRegionPtr> VmMemory::resize(const AddressSpaceRegionPtr& region, std::uint64_t size,
+                                         const MapOptions& options) const {
+  constexpr const char* operation = "VmMemory::resize";
+  const auto refuse = [&](Errc code, const char* reason) {
+    return fail({.code = code,
+                 .operation = operation,
+                 .first = detail::operand(region->guest_range()),
+                 .reason = reason,
+                 .text = region->name()});
+  };
+  AddressSpaceRegionPtr resized;
+  const auto replace = [&](AddressSpaceBase& draft) -> Result<void> {
+    const bool is_parked = std::ranges::find(draft.parked(), region) != draft.parked().end();
+    VMSPACE_TRY_IN(operation, draft.remove_region(region));
+    if (!region->is_mapped())
+      return refuse(Errc::invalid_argument, "the region has no backing: replace it by transact()");
+    if (is_parked)
+      return refuse(Errc::bad_state, "a parked region can't be resized: place it first");
+    resized = region;
+    if (size != region->size()) {
+      RegionOptions changed = region->options();
+      changed.size = size;
+      resized = VMSPACE_TRY_IN(operation, AddressSpaceRegion::make(std::move(changed)));
+    }
+    VMSPACE_TRY_IN(operation, draft.insert_region(resized));
+    return {};
+  };
+  const auto change = VMSPACE_TRY(state_->change(replace, options, operation, &resized));
+  return change.mapped.empty() ? map()->memory.find_region(region->base()) : change.mapped.front();
+}
+
 Result<void> VmMemory::transact(const Edit& edit) const {
   return transact(edit, state_->options);
 }

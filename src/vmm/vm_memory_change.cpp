@@ -156,7 +156,8 @@ Result<void> VmMemory::State::check_not_changing(const detail::RegionChange& cha
 }
 
 Result<detail::VmChange> VmMemory::State::change(const Edit& edit, const MapOptions& how,
-                                                 const char* operation) {
+                                                 const char* operation,
+                                                 const AddressSpaceRegionPtr* resized) {
   detail::VmChange change;  // so that memory that goes is unmapped after the turn
   auto turn = VMSPACE_TRY(map.writer(operation));
   static_cast<void>(settle(turn));  // unsettled() and collect() say what could not be
@@ -166,8 +167,8 @@ Result<detail::VmChange> VmMemory::State::change(const Edit& edit, const MapOpti
   auto regions = detail::RegionChange::between(taken, draft);
   VMSPACE_TRY(check_not_changing(regions));
   if (regions.empty()) return change;
-  change = VMSPACE_TRY(
-      detail::VmChange::make(std::move(regions), turn.current().memory, parked, how.move));
+  change = VMSPACE_TRY(detail::VmChange::make(std::move(regions), turn.current().memory, parked,
+                                              how.move, resized != nullptr ? *resized : nullptr));
   if (!change.has_memory()) {
     VMSPACE_TRY(change.regions.apply_to(turn.draft().space));
     turn.publish();
@@ -177,12 +178,12 @@ Result<detail::VmChange> VmMemory::State::change(const Edit& edit, const MapOpti
 
   Reservation reservation(*this);
   VMSPACE_TRY(reservation.take(change.regions));
-  if (!change.to_map.empty()) {
+  if (change.has_to_map()) {
     const auto kept = turn.current().memory.regions();
     std::vector<MemoryRegionPtr> all(kept.begin(), kept.end());
     const std::size_t count = all.size();
     { const Turn given_up = std::move(turn); }  // others need not wait for what may take long
-    const auto staged = detail::map_descriptions(change.to_map, how, all);
+    const auto staged = change.map(how, all);
     turn = VMSPACE_TRY(map.writer(operation));
     if (!staged) {
       reservation.end();
@@ -222,11 +223,13 @@ Result<void> VmMemory::State::commit(Turn& turn, detail::VmChange& change,
       VMSPACE_TRY(hold(*taken_after, held->description(), holds_after));
     }
   }
+  if (change.resized_from != nullptr) outgrown.reserve(outgrown.size() + 1);
   retired_holds.reserve(retired_holds.size() + reservation.holds().size() +
                         change.regions.removed.size() + holds_after.size());
 
   VMSPACE_TRY(listeners.apply(tables, gate.get()));
   turn.publish();
+  if (change.resized_from != nullptr) outgrow(*change.resized_from, change.mapped.back());
   parked = std::move(parked_after);
   if (taken_after) {
     taken = *std::move(taken_after);
@@ -236,6 +239,16 @@ Result<void> VmMemory::State::commit(Turn& turn, detail::VmChange& change,
   }
   listeners.finish(tables);
   return {};
+}
+
+/// What was written through the old mapping, or will be, is the new region's.
+void VmMemory::State::outgrow(const MemoryRegion& from, const MemoryRegionPtr& to) noexcept {
+  std::erase_if(outgrown, [](const OutgrownMemory& each) { return each.dirty.expired(); });
+  for (OutgrownMemory& each : outgrown) {
+    if (each.now.lock() == from.shared_dirty()) each.now = to->shared_dirty();
+  }
+  outgrown.push_back({.dirty = from.shared_dirty(), .now = to->shared_dirty()});  // there is room
+  if (!logs.empty()) outgrown.back().kept = from.shared_dirty();
 }
 
 Result<void> VmMemory::State::settle(Turn& turn) {

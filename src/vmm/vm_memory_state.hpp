@@ -23,6 +23,15 @@ struct VMSPACE_HIDDEN VmDirtyLog::Pending {
   detail::RangeList ranges;
 };
 
+/// Where memory was mapped before it was resized: threads with an old map still write there, and mark
+/// it in a bitmap that no published region has.
+struct VMSPACE_HIDDEN OutgrownMemory {
+  std::weak_ptr<DirtyBitmap> dirty;
+  std::weak_ptr<DirtyBitmap> now;          ///< that of the region which has the memory
+  std::shared_ptr<DirtyBitmap> kept = {};  ///< while there are logs, so that no mark is lost
+  bool is_unused = false;                  ///< nobody can mark anything any more
+};
+
 /// Everything but `map`, `options` and `retired` belongs to who has the turn of `map` (its Writer).
 ///
 /// Invariant: `taken` has what the published space has, and the holds of changes that have not
@@ -38,8 +47,10 @@ struct VMSPACE_HIDDEN VmMemory::State {
   ~State();
 
   /// Changes all, or nothing; says what was changed.
+  /// `resized`, if any, is where the edit puts the region that has the memory of the one it replaces.
   [[nodiscard]] Result<detail::VmChange> change(const Edit& edit, const MapOptions& how,
-                                                const char* operation);
+                                                const char* operation,
+                                                const AddressSpaceRegionPtr* resized = nullptr);
   /// Takes retired regions out, and has listeners told what they have refused before.
   [[nodiscard]] Result<void> settle(Turn& turn);
   /// Begins to track all writes, or nothing and an error.
@@ -48,6 +59,10 @@ struct VMSPACE_HIDDEN VmMemory::State {
   /// tracked before it was parked.
   [[nodiscard]] static Result<void> track(const GuestMemory& memory,
                                           std::span<const MemoryRegionPtr> joined);
+  /// Has outgrown mappings track what is still written through them.
+  [[nodiscard]] Result<void> track_outgrown();
+  /// Takes what was written through outgrown mappings, and finds those that nobody uses any more.
+  [[nodiscard]] detail::RangeList take_outgrown(const GuestMemory& memory, DirtyHarvest& harvest);
   /// Hands what was written to every log.
   [[nodiscard]] Result<void> fan_out(const GuestMemory& memory);
   /// Forgets logs that nobody has any more; without any, tracking ends.
@@ -65,6 +80,7 @@ struct VMSPACE_HIDDEN VmMemory::State {
   std::vector<MemoryRegionPtr> parked;               ///< memory of parked regions
   detail::ListenerTable listeners;
   std::shared_ptr<VmGate> gate;
+  std::vector<OutgrownMemory> outgrown;
   std::vector<std::weak_ptr<VmDirtyLog::Pending>> logs;  ///< tracking is on while there are any
 
  private:
@@ -85,6 +101,7 @@ struct VMSPACE_HIDDEN VmMemory::State {
   [[nodiscard]] static Result<void> hold(AddressSpaceBase& space, const AddressSpaceRegion& region,
                                          std::vector<AddressSpaceRegionPtr>& holds);
   void release_retired_holds() noexcept;
+  void outgrow(const MemoryRegion& from, const MemoryRegionPtr& to) noexcept;
 
   std::unique_ptr<Kept> kept_ = std::make_unique<Kept>();
 };

@@ -72,5 +72,44 @@ TEST(DmaMappingsStress, QuestionsAreAnsweredWhileSectionsComeAndGo) {
   VMSPACE_EXPECT_OK(dma->check_invariants());
 }
 
+// While a device has a page, nobody takes it away: what it wrote is what this process reads.
+TEST(DmaMappingsStress, NothingIsDiscardedUnderADevice) {
+  const MemoryRegionPtr region = *MemoryRegion::map(
+      {.base = GuestAddress(0), .size = 64_KiB, .backing = {.source = MemorySource::shmem}});
+  auto target = DmaCallbacks::make({.map = [](void*, const DmaMapping*) { return 0; },
+                                    .unmap = [](void*, const DmaMapping*) { return 0; }});
+  ASSERT_TRUE(target);
+  auto dma = DmaMappings::create(*std::move(target));
+  ASSERT_TRUE(dma);
+
+  std::atomic<bool> done{false};
+  std::atomic<int> discarded{0};
+  std::atomic<int> refused{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 2; ++t) {
+    threads.emplace_back([&] {
+      while (!done) {
+        ++(region->mapping().discard(0, region->size()) ? discarded : refused);
+        std::this_thread::yield();
+      }
+    });
+  }
+  bool sound = true;
+  for (int round = 1; round < 1000 || discarded < 100 || refused < 100; ++round) {
+    const std::uint64_t offset = static_cast<std::uint64_t>(round) % 16 * 4_KiB;
+    const MemorySection section(region, offset, 4_KiB);
+    sound &= dma->add(section).has_value();
+    std::atomic_ref<int> word(*reinterpret_cast<int*>(section.host_base()));
+    word.store(round);
+    std::this_thread::yield();
+    sound &= word.load() == round;
+    sound &= dma->remove(section).has_value();
+  }
+  done = true;
+  for (std::thread& thread : threads)
+    thread.join();
+  EXPECT_TRUE(sound);
+}
+
 }  // namespace
 }  // namespace vmspace

@@ -148,6 +148,31 @@ TEST_F(SpdkTest, MemoryThatMovesStaysRegisteredOnce) {
   EXPECT_THAT(registered, IsEmpty()) << "destruction unregisters it once";
 }
 
+// A region of 64 GiB in blocks of 2 MiB, of which every other is there. Were each section compared with
+// all others, this would take a minute.
+TEST_F(SpdkTest, KnowsAsManySectionsAsARegionHasBlocks) {
+  static std::uint64_t mappings = 0;
+  auto dma = create({.map = [](void*, const DmaMapping*) { return ++mappings, 0; },
+                     .unmap = [](void*, const DmaMapping*) { return --mappings, 0; },
+                     .by_host_address = true});
+  ASSERT_THAT(dma, IsOk());
+  constexpr std::uint64_t count = 32'768;
+  const MemoryRegionPtr region = ram("ram", 64_GiB, 2 * count * 4_KiB);
+  const auto block = [&](std::uint64_t index) {
+    return MemorySection(region, 2 * index * 4_KiB, 4_KiB);
+  };
+  for (std::uint64_t i = 0; i < count; ++i)
+    ASSERT_THAT(dma->add(block(i)), IsOk());
+  EXPECT_EQ(mappings, count);
+  for (std::uint64_t i = 0; i < count; ++i) {
+    ASSERT_THAT(region->mapping().discard(2 * i * 4_KiB, 4_KiB), HasError(Errc::bad_state));
+    ASSERT_THAT(region->mapping().discard(2 * i * 4_KiB + 4_KiB, 4_KiB), IsOk());
+    ASSERT_THAT(dma->remove(block(i)), IsOk());
+  }
+  EXPECT_EQ(mappings, 0U);
+  VMSPACE_EXPECT_OK(region->mapping().discard(0, region->size()));
+}
+
 // --- libvfio-user (libvfio-user.h): a device in this process gets the callbacks of its DMA
 // ---------
 

@@ -144,6 +144,40 @@ TEST_F(DmaMappingsTest, KeepsASectionMappedUntilDevicesHaveLetGo) {
   EXPECT_TRUE(watched.expired());
 }
 
+TEST_F(DmaMappingsTest, WhatIsMappedCanNotBeDiscarded) {
+  const MemoryMapping& memory = ram_region->mapping();
+  {
+    DmaMappings dma = make();
+    VMSPACE_ASSERT_OK(dma.add(part));
+    const auto refused = memory.discard(part.region_offset(), 4_KiB);
+    ASSERT_THAT(refused, HasError(Errc::bad_state));
+    EXPECT_THAT(refused.error().message(), AllOf(HasSubstr("\"ram0\""), HasSubstr("for DMA")));
+    EXPECT_THAT(memory.discard(0, memory.size()), HasError(Errc::bad_state));
+    VMSPACE_EXPECT_OK(memory.discard(0, part.region_offset()));
+    fail_next(0, EINVAL);
+    EXPECT_THAT(dma.remove(part), HasError(Errc::os));
+    EXPECT_THAT(memory.discard(part.region_offset(), 4_KiB), HasError(Errc::bad_state))
+        << "devices still have it";
+    VMSPACE_ASSERT_OK(dma.remove(part));
+    VMSPACE_EXPECT_OK(memory.discard(0, memory.size()));
+
+    fail_next(1, EFAULT);
+    EXPECT_THAT(dma.add(part), HasError(Errc::os));
+    VMSPACE_EXPECT_OK(memory.discard(0, memory.size())) << "it was refused";
+    fail_next(1, EFAULT);
+    VMSPACE_ASSERT_OK(dma.add(bar));
+    VMSPACE_EXPECT_OK(bar.region()->mapping().discard(0, 4_KiB)) << "a window that is not mapped";
+    fail_call.reset();
+
+    VMSPACE_ASSERT_OK(dma.add(part));
+    VMSPACE_ASSERT_OK(dma.add(rom));
+    fail_next(0, EINVAL);  // whose is unmapped first
+  }
+  VMSPACE_EXPECT_OK(memory.discard(0, memory.size()));
+  EXPECT_THAT(rom.region()->mapping().discard(0, 4_KiB), HasError(Errc::bad_state))
+      << "devices have it, and nobody can take it from them any more";
+}
+
 TEST_F(DmaMappingsTest, PrepareRefusesWhatTheIommuCanNotMapAndNamesIt) {
   iova_ranges = {Range::of(0, 0xfedf'ffff), Range::of(0xfef0'0000, 1_TiB - 1)};
   page_sizes = 64_KiB;
@@ -301,11 +335,13 @@ TEST_F(DmaMappingsTest, EveryStepIsAllOrNothingWhenMemoryRunsOut) {
   const auto nothing = [&] {
     EXPECT_THAT(mapped, IsEmpty());
     EXPECT_FALSE(dma.is_mapped(ram.guest_range()));
+    VMSPACE_EXPECT_OK(ram_region->mapping().discard(0, ram.size()));
     VMSPACE_EXPECT_OK(dma.check_invariants());
   };
   EXPECT_GT(fail_each_allocation([&] { EXPECT_TRUE(dma.prepare({.added = added})); }, nothing), 0);
   EXPECT_GT(fail_each_allocation([&] { EXPECT_TRUE(dma.add(ram)); }, nothing), 0);
   EXPECT_EQ(fail_each_allocation([&] { EXPECT_TRUE(dma.remove(ram)); }, [] {}), 0);
+  VMSPACE_EXPECT_OK(ram_region->mapping().discard(0, ram.size()));
   EXPECT_GT(fail_each_allocation([&] { EXPECT_TRUE(dma.add(bar)); }, nothing), 0)
       << "for a window as well";
 }

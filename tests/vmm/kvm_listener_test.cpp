@@ -20,6 +20,8 @@
 #include "vmspace/testing.hpp"
 #include "vmspace/vmm/kvm_memslots.hpp"
 #include "vmspace/vmm/memory_listener.hpp"
+#include "vmspace/vmm/vm_gate.hpp"
+#include "vmspace/vmm/vm_memory.hpp"
 
 #include "vmm/fake_kvm.hpp"
 #include "vmm/kvm_pieces.hpp"
@@ -357,6 +359,46 @@ TEST_F(KvmListenerLogTest, ALogThatIsOnInPartMakesAllOfTheSectionDirty) {
   fail_from.reset();
   VMSPACE_ASSERT_OK(kvm.remove(split));
   EXPECT_THAT(harvest(*region), ElementsAre(DirtyRange{0, split_size}));
+}
+
+/// A gate for vCPUs that there are none of.
+class NoVcpus final : public VmGate {
+ public:
+  Result<void> pause(const MemoryChange&) override { return {}; }
+  void resume() noexcept override {}
+};
+
+// KVM changes the size of no slot: the old one is deleted, and another one created.
+TEST_F(KvmListenerTest, AResizedRegionHasAnotherSlotWhicheverCallIsRefused) {
+  const auto memory = VmMemory::create(*AddressSpaceLayout::x86_64({.phys_bits = 40})).value();
+  VMSPACE_ASSERT_OK(memory.set_gate(std::make_shared<NoVcpus>()));
+  VMSPACE_ASSERT_OK(memory.add_listener(std::make_shared<KvmMemslots>(make())));
+  const auto backing = Backing::open({.source = MemorySource::shmem}, 4_MiB).value();
+  auto region = memory.plug({.name = "dimm",
+                             .base = GuestAddress(base),
+                             .size = 2_MiB,
+                             .backing = {.source = MemorySource::shmem}},
+                            {.backing = backing});
+  ASSERT_THAT(region, IsOk());
+  int refused = 0;
+  for (const std::uint64_t size : {4_MiB, 1_MiB}) {
+    for (int k = 0;; ++k) {
+      const auto before = slots;
+      fail_next(k);
+      const auto resized = memory.resize((*region)->shared_description(), size);
+      fail_change.reset();
+      if (resized) {
+        region = resized;
+        break;
+      }
+      ++refused;
+      EXPECT_THAT(resized, HasError(Errc::os));
+      EXPECT_EQ(slots, before);
+    }
+    EXPECT_THAT(slots, ElementsAre(Pair(0u, Slot{0, *Range::from_base_size(base, size),
+                                                 host_of(MemorySection(*region))})));
+  }
+  EXPECT_GE(refused, 4) << "deleting and creating, each time";
 }
 
 }  // namespace

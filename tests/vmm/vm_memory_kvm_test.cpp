@@ -414,6 +414,23 @@ TEST_F(VmMemoryWithGuest, NoAccessIsLostWhileMemoryComesGoesAndMoves) {
   VMSPACE_EXPECT_OK(memory.check_invariants());
 }
 
+// A DIMM shrinks to less than the guest uses of it, and grows again: what was in it is there.
+TEST_F(VmMemoryWithGuest, NoAccessIsLostWhileARegionShrinksAndGrows) {
+  start_log();
+  auto dimm = plug("dimm", dimm_base, dimm_memory);
+  ASSERT_NE(dimm, nullptr);
+  for (int round = 0; round < 25; ++round) {
+    SCOPED_TRACE(round);
+    for (const std::uint64_t to : {offset_of(0, 0), size}) {
+      const auto resized = memory.resize(dimm, to);
+      ASSERT_THAT(resized, IsOk());
+      dimm = (*resized)->shared_description();
+      ASSERT_NO_FATAL_FAILURE(check());
+    }
+  }
+  VMSPACE_EXPECT_OK(recorder->check_equals(memory.map()->memory));
+}
+
 TEST_F(VmMemoryWithGuest, UnplugReturnsWhileTheVcpusArePaused) {
   const auto dimm = plug("dimm", dimm_base, dimm_memory);
   ASSERT_NE(dimm, nullptr);

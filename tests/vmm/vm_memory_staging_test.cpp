@@ -65,6 +65,20 @@ TEST_F(VmMemoryStaging, OthersChangeWhatIsNotInvolved) {
   expect_tables_agree();
 }
 
+TEST_F(VmMemoryStaging, ARegionThatIsChangingIsNotResized) {
+  VMSPACE_ASSERT_OK(memory.set_gate(gate));
+  VMSPACE_ASSERT_OK(memory.plug(dimm(8_GiB)));
+  const auto leaving = described(8_GiB);
+  meanwhile([&] { EXPECT_THAT(memory.resize(leaving, 1_MiB), HasError(Errc::bad_state)); });
+  VMSPACE_EXPECT_OK(edit([&](AddressSpaceBase& draft) -> Result<AddressSpaceRegionPtr> {
+    const auto removed = draft.remove_region(leaving);
+    if (!removed) return removed;
+    return draft.insert_region(bar("another", 0xe000'0000));
+  }));
+  EXPECT_THAT(memory.resize(leaving, 1_MiB), HasError(Errc::not_found));
+  expect_tables_agree();
+}
+
 TEST_F(VmMemoryStaging, ThePlaceIsTakenFromTheBeginning) {
   meanwhile([&] {
     EXPECT_THAT(memory.plug(dimm(4_GiB + 1_MiB)), HasError(Errc::overlap));

@@ -20,6 +20,10 @@
 
 namespace vmspace {
 
+namespace detail {
+class PinnedRanges;
+}
+
 /// What kind of pages the kernel uses, which decides what huge pages and discarding can do.
 enum class PageKind : std::uint8_t {
   anonymous,  ///< private anonymous pages
@@ -102,6 +106,8 @@ class VMSPACE_EXPORT Backing {
   friend bool operator==(const Backing&, const Backing&) = default;
 
  private:
+  friend class MemoryMapping;
+
   struct State {
     State() = default;
     State(const State&) = delete;
@@ -118,6 +124,7 @@ class VMSPACE_EXPORT Backing {
     bool writable = true;
     bool can_lose_pages = false;
     bool discardable = false;
+    std::shared_ptr<detail::PinnedRanges> pins = {};  ///< of the file; null without one
   };
 
   explicit Backing(std::shared_ptr<const State> state) noexcept : state_(std::move(state)) {}

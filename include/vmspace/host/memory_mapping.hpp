@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -19,6 +20,7 @@
 #include "vmspace/base/result.hpp"
 #include "vmspace/host/arena.hpp"
 #include "vmspace/host/backing.hpp"
+#include "vmspace/host/memory_pin.hpp"
 #include "vmspace/spec/protection.hpp"
 
 namespace vmspace {
@@ -201,10 +203,18 @@ class VMSPACE_EXPORT MemoryMapping {
   /// so that a copy of the memory loses the old contents too.
   ///
   /// Discarded hugetlb pages go back to the pool, and only populating again makes sure that the
-  /// pool still has them. Errors: `bad_state` for a file that is not discardable, and for locked
-  /// pages; `access_denied` when the mapping may not be written; `unsupported` where kernel or file
+  /// pool still has them. Errors: `bad_state` for a file that is not discardable, for pinned memory
+  /// (see pin()), and for locked pages; `access_denied` when the mapping may not be written; `unsupported` where kernel or file
   /// system can't; `os`. After an error the contents are unchanged. O(pages given back).
   [[nodiscard]] Result<void> discard(std::uint64_t offset, std::uint64_t size) const;
+  /// Keeps a part from being discarded: devices access it by DMA. Pins are those of the backing's
+  /// file, so that discarding through another mapping of the same Backing is refused as well, and
+  /// those of this mapping where there is no file. `holder` names the memory in the error of who
+  /// tries; the part need not begin or end with a page. Waits for a discard that runs. Errors:
+  /// `bad_state` after close(); `zero_size`; `out_of_bounds`. Allocates. O(log n) in the pins of the
+  /// backing, and the pins that lie within this one.
+  [[nodiscard]] Result<MemoryPin> pin(std::uint64_t offset, std::uint64_t size,
+                                      std::string_view holder) const;
   /// How much of a part is in RAM, whoever brought it there: of files and memfds every page in the
   /// page cache counts, mapped here or not. In anonymous memory the kernel's shared page of zeros
   /// does not count (before Linux 6.7, and without /proc, it does). Errors: `os`. O(pages).
@@ -222,9 +232,12 @@ class VMSPACE_EXPORT MemoryMapping {
   [[nodiscard]] Result<void> msync(std::uint64_t offset, std::uint64_t size) const;
 
  private:
-  explicit MemoryMapping(const Backing& backing) noexcept : backing_(backing) {}
+  explicit MemoryMapping(const Backing& backing);
 
   [[nodiscard]] Result<void> give_advice(const char* operation, int advice);
+  /// Where `offset` is among the offsets of pins_.
+  [[nodiscard]] std::uint64_t pin_offset(std::uint64_t offset) const noexcept;
+  [[nodiscard]] Result<void> discard_pages(std::uint64_t offset, std::uint64_t size) const;
   [[nodiscard]] Result<void> replace_by_zeros(std::uint64_t offset, std::uint64_t size) const;
   [[nodiscard]] Result<std::byte*> reserve(const MappingOptions& options, std::uint64_t align);
   [[nodiscard]] Result<void> map_over(std::byte* place, const MappingOptions& options);
@@ -232,6 +245,7 @@ class VMSPACE_EXPORT MemoryMapping {
   void unmap_or_abandon() noexcept;
 
   Backing backing_;
+  std::shared_ptr<detail::PinnedRanges> pins_;  // null only after a move
   std::byte* data_ = nullptr;
   std::uint64_t size_ = 0;
   std::uint64_t file_offset_ = 0;

@@ -28,7 +28,7 @@ namespace vmspace {
 /// initialisers.
 struct MoveOptions {
   /// Moves a region that lies in an arena. It stays where it is on the host, so the arena no longer
-  /// has it at the place of its guest address.
+  /// has it at the place of its guest address. One that is resized leaves the arena.
   bool leave_arena_order = false;
   /// Moves a region to where guest and host address no longer agree modulo the size of a huge page,
   /// so that KVM can map it to the guest only in small pages.
@@ -144,6 +144,19 @@ class VMSPACE_EXPORT MemoryRegion {
   /// finds only those. Null for all of it. Nothing is mapped, or given back: see MemoryBlocks. Errors:
   /// `invalid_argument` for a set of blocks of a region of another size. Allocates.
   [[nodiscard]] Result<MemoryRegionPtr> with_blocks(PresentBlocksPtr blocks) const;
+  /// This region with another size: a new region that maps the memory again, from the same part of
+  /// the same backing, so that both see what either writes. The host address differs. While this one
+  /// tracks dirty pages, so does the new one, and all of it counts as written; what is written
+  /// through this one from then on is not in the bitmap of the new one.
+  ///
+  /// `resized` must otherwise equal the description, and is held on to; `options` apply as they do to
+  /// map(), but for the backing. Errors, each naming the region: `invalid_argument` for a null
+  /// pointer, or a description that differs in more than its size; `unsupported` when the memory is
+  /// private or anonymous, for a region in blocks, and in an arena unless MoveOptions::leave_arena_order lets the new region
+  /// lie outside of it; `out_of_bounds` when the backing ends before the region does; those of map()
+  /// and of DirtyBitmap::enable. Costs what map() does.
+  [[nodiscard]] Result<MemoryRegionPtr> with_size(AddressSpaceRegionPtr resized,
+                                                  const MapOptions& options = {}) const;
 
   [[nodiscard]] GuestAddress base() const noexcept { return description_->base(); }
   [[nodiscard]] std::uint64_t size() const noexcept { return description_->size(); }
@@ -179,6 +192,10 @@ class VMSPACE_EXPORT MemoryRegion {
   }
   /// What this process wrote of it, shared by every map that holds the region; off at first.
   [[nodiscard]] DirtyBitmap& dirty() const noexcept { return memory_->dirty; }
+  /// The bitmap together with the memory, which stays mapped as long as anybody holds it.
+  [[nodiscard]] std::shared_ptr<DirtyBitmap> shared_dirty() const noexcept {
+    return {memory_, &memory_->dirty};
+  }
 
   // Loading images, also where the guest may not write: a VMM fills a ROM before it publishes the
   // memory that the ROM is part of. (GuestMemory refuses every write that the guest may not make.)

@@ -6,9 +6,9 @@
 //   auto dma = VMSPACE_TRY(DmaMappings::create(VMSPACE_TRY(VfioContainer::open(container_fd))));
 //
 // DMA changes two things for everyone else. Memory that is mapped is pinned: the kernel keeps its
-// pages, and devices keep writing to them, whatever this process does to its own mapping. So
-// discarding it (a balloon, MADV_DONTNEED, a hole in its file) frees nothing and gives the guest
-// new pages that devices don't see; ask is_mapped() first. And what devices write is in no dirty
+// pages, and devices keep writing to them, whatever this process does to its own mapping. Discarding
+// it (a balloon, a hole in its file) would free nothing and give the guest new pages that devices
+// don't see, so MemoryMapping::discard() refuses it: see memory_pin.hpp. And what devices write is in no dirty
 // log: neither in KVM's nor in a DirtyBitmap. Whoever copies the memory of a running guest stops
 // such devices first, or copies all that is mapped once more after they have stopped.
 
@@ -45,7 +45,7 @@ struct UnmappedWindow {
 /// Memory that the guest may not write is mapped so that devices can't write it either.
 ///
 /// Invariant: the target has a mapping for exactly those sections that add() was given and remove()
-/// was not, but for unmapped windows. These sections stay mapped in this process.
+/// was not, but for unmapped windows. These sections stay mapped in this process, and pinned.
 ///
 /// A moved-from object holds nothing: its calls are `bad_state`, and it can be assigned to.
 ///
@@ -60,8 +60,8 @@ class VMSPACE_EXPORT DmaMappings final : public MemoryListener {
   DmaMappings(DmaMappings&&) noexcept;
   /// What was mapped before is unmapped, as on destruction.
   DmaMappings& operator=(DmaMappings&&) noexcept;
-  /// Unmaps every section. Where the target refuses, devices keep their access: with VFIO to pages
-  /// that nobody else can get, because they stay pinned.
+  /// Unmaps every section. Where the target refuses, devices keep their access, with VFIO to pages
+  /// that nobody else can get; the memory stays pinned for good.
   ~DmaMappings() override;
 
   /// The target's name; "dma" after a move.
@@ -81,6 +81,7 @@ class VMSPACE_EXPORT DmaMappings final : public MemoryListener {
   /// Maps a section. Errors, each naming the section, and none for a window: those of prepare() but
   /// `limit_exceeded`, and of DmaTarget::map(). Also `overlap` with a section that is mapped, for a
   /// window as well. With VFIO the kernel pins every page, which populates memory that was not yet.
+  /// Discarding the section is `bad_state` from now on. O(log n) without what the target does.
   [[nodiscard]] Result<void> add(const MemorySection& section) override;
 
   /// Unmaps what add() has mapped, and forgets a window. Errors, each naming the section:

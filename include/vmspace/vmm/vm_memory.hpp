@@ -11,6 +11,7 @@
 //
 //   const auto dimm = VMSPACE_TRY(memory.plug({.name = "dimm0", ...}));   // a management thread
 //   VMSPACE_TRY(memory.unplug(dimm->shared_description(), 1s));
+//   VMSPACE_TRY(memory.resize(ram->shared_description(), 2_GiB));   // its contents stay
 //
 // The steps of a change:
 //
@@ -143,6 +144,25 @@ class VMSPACE_EXPORT VmMemory final : public RegionLedger {
   /// and MemoryRegion::at; those of the listeners.
   [[nodiscard]] Result<AddressSpaceRegionPtr> relocate(const AddressSpaceRegionPtr& region,
                                                        GuestAddress to) const;
+
+  /// Shrinks or grows a region at its place; gives it with its memory mapped again, at another host
+  /// address. What both sizes have in common keeps its contents without being copied: the memory must
+  /// be shared, and come from a backing as large as the region will ever be (MapOptions::backing).
+  /// What it loses stays in the backing, and is there when it grows again. While a dirty log runs,
+  /// all of the region counts as written. Threads with an old map still write to the same memory, and
+  /// the old mapping goes when nobody uses it any more: see wait_released().
+  ///
+  /// It is disruptive, since KVM must lose the region before it can have the other, and so it needs a
+  /// gate. A region that has the size already is left alone, and given as it is. Errors:
+  /// `invalid_argument` for a null pointer, and without a backing (replace it by transact());
+  /// `bad_state` for a parked region; `overlap` also when it would grow into the part of a backing
+  /// that another region has; those of AddressSpaceRegion::make, AddressSpaceBase::remove_region and
+  /// insert_region, MemoryRegion::with_size, transact() and the listeners.
+  [[nodiscard]] Result<MemoryRegionPtr> resize(const AddressSpaceRegionPtr& region,
+                                               std::uint64_t size) const;
+  /// `options` say how the memory is mapped again, but for its backing.
+  [[nodiscard]] Result<MemoryRegionPtr> resize(const AddressSpaceRegionPtr& region,
+                                               std::uint64_t size, const MapOptions& options) const;
 
   /// Several changes at once, wholly or not at all. Memory of regions that leave goes when nobody
   /// uses the old map any more: see wait_released().

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The pinned ranges of a file, or of a mapping of anonymous memory.
+//
+// Pins may overlap, so they are kept as pieces that are covered by so many of them:
+//
+//   pins        |---- a ----|               |- c -|
+//                     |---- b ----|
+//   pieces      |  1  |  2  |  1  |    0    |  1  |  0     covered by
+//   ends        1     1     1     1         1     1        pins that begin or end there
+//
+// A boundary goes when no pin begins or ends there: to unpin, nothing need ever be split.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+namespace vmspace::detail {
+
+/// Invariant: a piece begins at each boundary, and no two pieces without a pin are neighbours.
+///
+/// Threads: every call may be made from any thread.
+class PinnedRanges {
+ public:
+  /// Held while memory is discarded: nothing is pinned or unpinned meanwhile.
+  using Unchanged = std::unique_lock<std::mutex>;
+
+  /// Pins [first, end), which is not empty. Allocates, strongly exception-safe. O(log n) and the
+  /// boundaries within the range.
+  void pin(std::uint64_t first, std::uint64_t end, std::string_view holder);
+  /// Undoes a pin().
+  void unpin(std::uint64_t first, std::uint64_t end) noexcept;
+
+  [[nodiscard]] Unchanged unchanged() const { return Unchanged(mutex_); }
+  /// The holder of a pin in [first, end), or null. Valid while `held` is. O(log n).
+  [[nodiscard]] const std::string* find(const Unchanged& held, std::uint64_t first,
+                                        std::uint64_t end) const noexcept;
+
+ private:
+  struct Piece {
+    std::size_t pins = 0;  ///< that cover it
+    std::size_t ends = 0;  ///< of pins, at its beginning
+    /// Who pinned it first; kept as long as anybody pins it.
+    std::shared_ptr<const std::string> holder = {};
+  };
+  using Pieces = std::map<std::uint64_t, Piece>;
+
+  [[nodiscard]] Pieces::iterator split(std::uint64_t at);
+  void drop_end(Pieces::iterator piece) noexcept;
+
+  mutable std::mutex mutex_;
+  Pieces pieces_;
+};
+
+}  // namespace vmspace::detail
