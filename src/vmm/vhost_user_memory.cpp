@@ -15,11 +15,9 @@
 #include "vmspace/vmm/vhost_user_message.hpp"
 
 #include "os/argument_checks.hpp"
-#include "os/descriptor.hpp"
 #include "os/page_size.hpp"
 #include "os/system_calls.hpp"
-#include "vmm/vhost_sections.hpp"
-#include "vmm/vhost_user_wire.hpp"
+#include "vmm/vhost_user_memory_state.hpp"
 
 namespace vmspace {
 
@@ -42,68 +40,7 @@ static constexpr bool is_known(VhostUserAddresses addresses) noexcept {
   return false;
 }
 
-struct VMSPACE_HIDDEN VhostUserMemory::State {
-  VhostUserMemoryOptions options;
-  Descriptor socket = {};
-  bool gone = false;
-  std::uint64_t limit = vhost_user::max_table;
-  std::uint64_t log_size = 0;  ///< 0: no log
-  VhostSections sections = {};
-
-  [[nodiscard]] bool has(std::uint64_t feature) const noexcept {
-    return (options.protocol_features & feature) != 0;
-  }
-  [[nodiscard]] bool one_by_one() const noexcept {
-    return has(VhostUserFeature::configure_mem_slots);
-  }
-
-  [[nodiscard]] std::uint64_t user_address(const MemorySection& section) const noexcept {
-    if (options.addresses == VhostUserAddresses::guest) return section.base().value();
-    return reinterpret_cast<std::uintptr_t>(section.host_base());
-  }
-  [[nodiscard]] WireRegion region(const MemorySection& section) const noexcept {
-    return {.guest_address = section.base().value(),
-            .size = section.size(),
-            .user_address = user_address(section),
-            .file_offset = section.file_offset()};
-  }
-
-  [[nodiscard]] tl::unexpected<Error> refuse(Error error) const {
-    error.text = ErrorText(options.name);
-    return fail(error);
-  }
-  /// A result whose error names the device.
-  [[nodiscard]] Result<void> named(Result<void> result) const {
-    if (!result) result.error().text = ErrorText(options.name);
-    return result;
-  }
-  /// How many bytes a log must have at least.
-  [[nodiscard]] std::uint64_t needed_log() const noexcept;
-  [[nodiscard]] Result<void> check_not_gone(const char* operation) const;
-  [[nodiscard]] Result<void> check(const MemorySection& section, const char* operation) const;
-
-  // A conversation with the device. `Done` is a Result; an error of it is passed on, after the
-  // connection was shut down.
-  template <typename Done>
-  [[nodiscard]] Done or_give_up(Done done);
-  [[nodiscard]] Result<void> send(std::uint32_t request, std::uint32_t flags,
-                                  std::span<const std::byte> payload, std::span<const int> fds,
-                                  Deadline deadline, const char* operation) const;
-  [[nodiscard]] Result<std::uint64_t> receive(std::uint32_t request, Deadline deadline,
-                                              const char* operation) const;
-  [[nodiscard]] Result<std::uint64_t> change(std::uint32_t request,
-                                             std::span<const std::byte> payload,
-                                             std::span<const int> fds, const char* operation) const;
-  [[nodiscard]] Result<void> change_one(std::uint32_t request, const MemorySection& section,
-                                        std::span<const int> fds, const char* operation);
-};
-
 namespace {
-
-/// Whether a log of this size has a bit for this address.
-constexpr bool log_covers(std::uint64_t log_size, std::uint64_t address) noexcept {
-  return address / vhost_user::log_page / 8 < log_size;
-}
 
 /// The last address of a section, inclusive.
 std::uint64_t last_of(const MemorySection& section) noexcept {
@@ -111,6 +48,15 @@ std::uint64_t last_of(const MemorySection& section) noexcept {
 }
 
 }  // namespace
+
+void VhostUserMemory::State::take_written(const MemorySection& section) const noexcept {
+  DirtyBitmap& dirty = section.region()->dirty();
+  if (!dirty.is_enabled()) return;  // the bits stay where they are
+  log.take(section.guest_range(), [&](const GuestRange& written) {
+    const std::uint64_t offset = written.base.value() - section.base().value();
+    dirty.mark(section.region_offset() + offset, written.size);
+  });
+}
 
 std::uint64_t VhostUserMemory::State::needed_log() const noexcept {
   std::uint64_t size = 0;
@@ -138,13 +84,35 @@ Result<void> VhostUserMemory::State::check(const MemorySection& section,
                        "another process can map only shared memory with an fd, and the region "
                        "is anonymous or private"});
   }
-  if (log_size != 0 && !log_covers(log_size, last_of(section))) {
+  if (log.is_on() && !log.covers(section.guest_range())) {
     return refuse({.code = Errc::out_of_bounds,
                    .operation = operation,
                    .first = range,
-                   .second = Operand::size(log_size),
+                   .second = Operand::size(log.size()),
                    .reason = "the region ends beyond the log of this size that the device has: "
                              "share a larger one first"});
+  }
+  return {};
+}
+
+/// No two regions have the same user address: where memory moves, both of its places are in the table
+/// for a moment.
+Result<void> VhostUserMemory::State::check_user_address(const MemorySection& section,
+                                                        const char* operation) const {
+  if (options.addresses == VhostUserAddresses::guest) return {};
+  for (const auto& entry : sections.entries()) {
+    if (entry.state == VhostSections::State::leaving) continue;
+    const std::byte* const other = entry.section.host_base();
+    if (section.host_base() + section.size() <= other ||
+        other + entry.section.size() <= section.host_base()) {
+      continue;
+    }
+    return refuse({.code = Errc::overlap,
+                   .operation = operation,
+                   .first = detail::operand(section.guest_range()),
+                   .second = detail::operand(entry.section.guest_range()),
+                   .reason = "the device would have the same host address at two guest addresses; "
+                             "with VhostUserAddresses::guest memory can move"});
   }
   return {};
 }
@@ -153,6 +121,7 @@ template <typename Done>
 Done VhostUserMemory::State::or_give_up(Done done) {
   if (done) return done;
   gone = true;
+  take_all();
   // The VMM's own descriptor must not go on with half a message either. That it fails when the peer
   // has closed the connection makes no difference.
   static_cast<void>(kernel().shutdown(socket.value(), SHUT_RDWR));
@@ -227,7 +196,9 @@ Result<void> VhostUserMemory::State::change_one(std::uint32_t request, const Mem
 
 VhostUserMemory::VhostUserMemory(std::unique_ptr<State> state) noexcept
     : state_(std::move(state)) {}
-VhostUserMemory::~VhostUserMemory() = default;
+VhostUserMemory::~VhostUserMemory() {
+  state_->take_all();
+}
 
 Result<std::unique_ptr<VhostUserMemory>> VhostUserMemory::create(int socket_fd,
                                                                  VhostUserMemoryOptions options) {
@@ -274,6 +245,7 @@ Result<void> VhostUserMemory::add(const MemorySection& section) {
   if (!VhostSections::interest(section)) return {};
   VMSPACE_TRY(state_->check_not_gone(operation));
   VMSPACE_TRY(state_->check(section, operation));
+  VMSPACE_TRY(state_->check_user_address(section, operation));
   const bool now = state_->one_by_one();
   VMSPACE_TRY(state_->named(state_->sections.add(
       section, now ? VhostSections::State::here : VhostSections::State::arriving, state_->limit,
@@ -293,6 +265,7 @@ Result<void> VhostUserMemory::remove(const MemorySection& section) {
   if (!entry) return state_->refuse(entry.error());
   if (!state_->one_by_one()) return state_->sections.leave(section, operation);
   VMSPACE_TRY(state_->change_one(vhost_user::rem_mem_reg, section, {}, operation));
+  state_->take_written(section);
   state_->sections.erase(*entry);
   return {};
 }
@@ -321,6 +294,9 @@ Result<void> VhostUserMemory::commit() {
     }());
   }
   if (done) {
+    for (const auto& [section, state] : state_->sections.entries()) {
+      if (state == VhostSections::State::leaving) state_->take_written(section);
+    }
     state_->sections.settle();
   } else {
     state_->sections.revert();
@@ -372,16 +348,41 @@ Result<void> VhostUserMemory::share_log(const VhostUserLogArea& log) {
     return refuse(Errc::out_of_bounds, Operand::size(needed), Operand::size(log.size),
                   "the log must have a bit for every page of the device's memory");
   }
+  auto mapped = VhostUserLog::map(log, Unsealed::accept);
+  if (!mapped) return state_->refuse(mapped.error().in(operation));
   const WireLog area{.size = log.size, .offset = log.offset};
   VMSPACE_TRY(state_->or_give_up(state_->change(vhost_user::set_log_base,
                                                 std::as_bytes(std::span(&area, 1)),
                                                 std::span(&log.fd, 1), operation)));
-  state_->log_size = log.size;
+  state_->take_all();  // out of the log that it had before
+  state_->log = *std::move(mapped);
   return {};
 }
 
 void VhostUserMemory::forget_log() noexcept {
-  state_->log_size = 0;
+  state_->take_all();
+  state_->log = {};
+}
+
+Result<void> VhostUserMemory::log_start(const MemorySection& section) {
+  constexpr const char* operation = "VhostUserMemory::log_start";
+  if (!VhostSections::interest(section)) return {};
+  VMSPACE_TRY(state_->check_not_gone(operation));
+  if (state_->log.is_on()) return state_->check(section, operation);
+  return state_->refuse({.code = Errc::bad_state,
+                         .operation = operation,
+                         .first = detail::operand(section.guest_range()),
+                         .reason = "the device has no log of what it writes: share_log(), and set "
+                                   "VHOST_F_LOG_ALL, before the dirty log starts"});
+}
+
+Result<void> VhostUserMemory::log_sync(const MemorySection& section) {
+  if (VhostSections::interest(section)) state_->take_written(section);
+  return {};
+}
+
+Result<void> VhostUserMemory::log_stop(const MemorySection& section) {
+  return log_sync(section);
 }
 
 std::uint64_t VhostUserMemory::log_size() const noexcept {

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstddef>
+#include <cstdint>
 #include <thread>
 #include <vector>
 
@@ -116,6 +118,47 @@ TEST(VhostUserStress, WhatIsAcknowledgedAsRemovedIsNotUsed) {
     EXPECT_TRUE(device.errors.empty());
     EXPECT_NE(log.bits[high / 4_KiB / 8], 0U);
   }
+}
+
+// The device writes, then marks; the front-end takes the marks, then reads. What it has read last is
+// what was written last, in every page.
+TEST(VhostUserStress, NoMarkOfADeviceIsLostWhileTheyAreTaken) {
+  constexpr std::size_t count = 192;  // three words of bits, which all threads share
+  std::array<std::atomic<std::uint64_t>, count> written{};
+  std::array<std::uint64_t, count> copy{};
+  const SharedLog shared(4_KiB);
+  const auto log = VhostUserLog::map({.fd = shared.file.value(), .size = 4_KiB}).value();
+  const auto take = [&] {
+    // As two regions that meet within a word.
+    for (const GuestRange half : {GuestRange{GuestAddress(0), 100 * 4_KiB},
+                                  GuestRange{GuestAddress(100 * 4_KiB), (count - 100) * 4_KiB}}) {
+      log.take(half, [&](const GuestRange& run) {
+        const std::uint64_t first = run.base.value() / 4_KiB;
+        for (std::uint64_t page = first; page < first + run.size / 4_KiB; ++page)
+          copy[page] = written[page].load(std::memory_order_relaxed);
+      });
+    }
+  };
+  std::atomic<int> running{3};
+  std::vector<std::thread> threads;
+  for (std::size_t t = 0; t < 3; ++t) {
+    threads.emplace_back([&, t] {
+      for (std::uint64_t round = 1; round <= 200; ++round) {
+        for (std::size_t page = t; page < count; page += 3) {
+          written[page].store(round, std::memory_order_relaxed);
+          EXPECT_TRUE(log.mark({GuestAddress(page * 4_KiB + 8), 8}));
+        }
+      }
+      --running;
+    });
+  }
+  while (running > 0)
+    take();
+  for (std::thread& thread : threads)
+    thread.join();
+  take();
+  for (std::size_t page = 0; page < count; ++page)
+    EXPECT_EQ(copy[page], 200u) << page;
 }
 
 }  // namespace

@@ -192,6 +192,29 @@ TEST(VhostUserMemory, SectionsThatOverlapOrWereNeverAddedAreRefused) {
   pair.front = {};
 }
 
+// A region that is relocated is added before it is removed.
+TEST(VhostUserMemory, MemoryIsInTwoPlacesOnlyUnderTheGuestsAddresses) {
+  const SocketPair pair;  // nobody answers: nothing may be sent
+  const MemorySection before(shared_ram(0, 64_KiB));
+  const auto region = before.region()->at(GuestAddress(4_GiB));
+  ASSERT_THAT(region, IsOk());
+  const MemorySection after(*region);
+  VhostUserMemoryOptions options = with(acks);
+  auto memory = memory_for(pair, options);
+  VMSPACE_ASSERT_OK(memory->add(before));
+  const auto refused = memory->add(after);
+  ASSERT_THAT(refused, HasError(Errc::overlap));
+  EXPECT_THAT(refused.error().message(), HasSubstr("VhostUserAddresses::guest"));
+  EXPECT_EQ(memory->used(), 1U);
+  VMSPACE_ASSERT_OK(memory->remove(before));
+  VMSPACE_EXPECT_OK(memory->add(after));
+
+  options.addresses = VhostUserAddresses::guest;
+  memory = memory_for(pair, options);
+  VMSPACE_ASSERT_OK(memory->add(before));
+  VMSPACE_EXPECT_OK(memory->add(after));
+}
+
 TEST(VhostUserMemory, UserAddressesCanBeThoseOfTheGuest) {
   SocketPair pair;
   Backend device(std::move(pair.back));

@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A guest of KVM on two processors that uses memory all the time, while that memory is plugged,
-// unplugged and moved: each access is answered by the memory that is there, or reaches the host where
-// none is, and the dirty log misses no page.
+// unplugged and moved, a thousand times. What it proves, after each change:
+// - no access is lost, and none is wrongly answered: each read gives what the memory that was there
+//   holds, or all ones where none was, and each write is in the memory, or has reached the host;
+// - what the guest does after a change finds the memory as it is then;
+// - the dirty log misses no page, where this machine's KVM keeps one: a copy that is brought up to date
+//   with nothing but what harvests report equals all of the guest's memory while the processors are
+//   paused, and so has every page that the guest wrote, whichever slot it was in by then.
 
 #include "vm.hpp"
 
@@ -82,8 +87,10 @@ using namespace literals;
 using namespace std::chrono_literals;
 using tiny_vm::Event;
 
-constexpr auto long_enough = 60s;    // for what takes milliseconds
-constexpr std::size_t rounds = 250;  // of four changes each
+constexpr auto long_enough = 60s;  // for what takes milliseconds
+constexpr std::size_t rounds = 250;
+constexpr std::size_t changes_a_round = 4;
+static_assert(rounds * changes_a_round >= 1000);
 
 /// A word of memory that comes and goes, with a word for the guest to write behind it.
 struct Place {
@@ -388,6 +395,7 @@ class VmMemoryWithGuest : public testing::Test {
 TEST_F(VmMemoryWithGuest, NoAccessIsLostWhileMemoryComesGoesAndMoves) {
   start_log();
   ASSERT_NO_FATAL_FAILURE(check());
+  const std::uint64_t generation = memory.generation();
   for (std::size_t round = 0; round < rounds; ++round) {
     SCOPED_TRACE(round);
     const std::size_t to = (round + 1) % 2;
@@ -410,6 +418,7 @@ TEST_F(VmMemoryWithGuest, NoAccessIsLostWhileMemoryComesGoesAndMoves) {
     ASSERT_NO_FATAL_FAILURE(check());
     recorder->forget_calls();
   }
+  EXPECT_EQ(memory.generation() - generation, rounds * changes_a_round);
   VMSPACE_EXPECT_OK(recorder->check_equals(memory.map()->memory));
   VMSPACE_EXPECT_OK(memory.check_invariants());
 }

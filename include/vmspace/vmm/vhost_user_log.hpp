@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The log in which a vhost-user device notes the guest pages that it writes, for a VMM that migrates
-// the guest: shared memory, with a bit for every 4096 bytes of guest addresses from 0 on.
+// The log in which a vhost-user device notes the guest pages that it writes (mark), for a VMM that
+// migrates the guest and takes them out (take): shared memory, with a bit for every 4096 bytes of guest addresses from 0 on.
 //
 // The VMM may look at any moment and clears what it has seen. So a bit is set after the data was
 // written, by an atomic operation, and also where it seems to be set already: the other process may
@@ -11,6 +11,8 @@
 
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <memory>
 
@@ -81,6 +83,37 @@ class VMSPACE_EXPORT VhostUserLog {
       __atomic_fetch_or(bytes_ + byte, static_cast<unsigned char>(bits), __ATOMIC_RELEASE);
     }
     return {};
+  }
+
+  /// Takes out which pages of the range were written since the last call, and calls
+  /// `written(GuestRange)` for each run of them within a word of 64 pages: read the pages after this
+  /// returns. Neither pages beyond the log nor those of others in the same word are touched. An atomic
+  /// exchange for every 64 pages of which any was written. Allocates nothing.
+  template <typename Written>
+  void take(GuestRange range, Written written) const {
+    if (!is_on() || range.empty()) return;
+    const std::uint64_t pages = size_ * 8;
+    const std::uint64_t first = range.base.value() / page_size;
+    if (first >= pages) return;
+    const std::uint64_t last =
+        std::min(pages - 1, (range.base.value() + (range.size - 1)) / page_size);
+    for (std::uint64_t word = first / 64; word <= last / 64; ++word) {
+      std::uint64_t mask = ~std::uint64_t{0};
+      if (word == first / 64) mask &= ~std::uint64_t{0} << first % 64;
+      if (word == last / 64) mask &= ~std::uint64_t{0} >> (63 - last % 64);
+      // The mapping is of whole pages, so the last word is there, though the log may end within it.
+      auto* const bits = reinterpret_cast<std::uint64_t*>(bytes_) + word;
+      if ((__atomic_load_n(bits, __ATOMIC_RELAXED) & mask) == 0) continue;
+      // Acquire pairs with mark(): what was written is seen by who reads after this.
+      std::uint64_t taken = mask & __atomic_fetch_and(bits, ~mask, __ATOMIC_ACQ_REL);
+      while (taken != 0) {
+        const auto begin = static_cast<unsigned>(std::countr_zero(taken));
+        const auto count = static_cast<unsigned>(std::countr_one(taken >> begin));
+        written(GuestRange{.base = GuestAddress((64 * word + begin) * page_size),
+                           .size = count * page_size});
+        taken &= ~((~std::uint64_t{0} >> (64 - count)) << begin);
+      }
+    }
   }
 
  private:

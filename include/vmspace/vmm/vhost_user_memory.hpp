@@ -10,6 +10,13 @@
 //   ... attach it as a MemoryListener ...
 //   const auto ring = VMSPACE_TRY(memory->user_address(descriptors));  // for SET_VRING_ADDR
 //
+// For a migration the device notes what it writes in a log that it shares with this side, and the
+// dirty log of the VM includes that:
+//
+//   VMSPACE_TRY(memory->share_log({.fd = memfd, .size = memory->log_size()}));  // LOG_SHMFD
+//   ... the VMM sends SET_FEATURES with VHOST_F_LOG_ALL, SET_VRING_ADDR with VHOST_VRING_F_LOG ...
+//   auto log = VMSPACE_TRY(vm_memory.start_dirty_log());
+//
 // A device gets the memory itself: descriptors that stay open in its process. So the memory must be
 // shared and have a descriptor, and what the device has mapped it keeps, whatever this side does.
 //
@@ -34,7 +41,7 @@ namespace vmspace {
 /// Under which addresses, beside those of the guest, the device is told of memory. Rings are named
 /// to it by these "user addresses".
 enum class VhostUserAddresses : std::uint8_t {
-  host,   ///< where this process has mapped it, as other front-ends do
+  host,   ///< where this process has mapped it, as other front-ends do; memory can't be relocated
   guest,  ///< the guest's own addresses: the device learns nothing of this process
 };
 
@@ -89,7 +96,8 @@ class VMSPACE_EXPORT VhostUserMemory final : public MemoryListener {
   /// memory beyond the end of the log that the device has; `bad_state` when it is gone.
   /// O(sections).
   [[nodiscard]] Result<void> prepare(const MemoryChange& change) override;
-  /// Errors: those of prepare(); `overlap`; `bad_state` also when the device refuses; and as
+  /// Errors: those of prepare(); `overlap`, also of host addresses, under which the device can't have
+  /// memory at two guest addresses while it moves (VhostUserAddresses::guest); `bad_state` also when the device refuses; and as
   /// explained above. A round trip with `configure_mem_slots`.
   [[nodiscard]] Result<void> add(const MemorySection& section) override;
   /// Errors: `not_found`; `bad_state` when the device refuses, or is gone; and as explained above. A
@@ -100,21 +108,38 @@ class VMSPACE_EXPORT VhostUserMemory final : public MemoryListener {
   [[nodiscard]] Result<void> commit() override;
   [[nodiscard]] bool is_gone() const noexcept override;
 
+  /// Checks that the device has a log with a bit for every page of the section, from which log_sync()
+  /// takes what it writes; that it writes there is the VMM's to arrange (see share_log()). Errors:
+  /// `bad_state` without a log, or when it is gone; `out_of_bounds` for a log that ends before the
+  /// section does.
+  [[nodiscard]] Result<void> log_start(const MemorySection& section) override;
+  /// Takes the pages that the device has written out of the log, and marks them in the region; never
+  /// fails. Also of a device that is gone: what it wrote before was taken when that was found out, and
+  /// of what it may still write, nothing is known. O(pages / 64); does not allocate.
+  [[nodiscard]] Result<void> log_sync(const MemorySection& section) override;
+  /// log_sync(), once more: the device goes on marking until the VMM sends SET_FEATURES.
+  [[nodiscard]] Result<void> log_stop(const MemorySection& section) override;
+
   /// What the device calls this memory: the address to give it in SET_VRING_ADDR. Errors:
   /// `not_found` unless one region of its table holds all of the range, which is not empty; O(n).
   [[nodiscard]] Result<std::uint64_t> user_address(GuestRange range) const;
 
-  /// Gives the device a log of the pages that it writes (SET_LOG_BASE). It writes there from when
-  /// the VMM sends SET_FEATURES with VHOST_F_LOG_ALL; and to the log that it had before no more once
-  /// this returns. The log is changed by two processes at once: take bits out of it by an atomic
-  /// exchange, then read the pages. From now on prepare() refuses memory beyond its end: share a
-  /// larger log first.
+  /// Gives the device a log of the pages that it writes (SET_LOG_BASE), and maps it here. The device
+  /// writes there from when the VMM sends SET_FEATURES with VHOST_F_LOG_ALL (bit 26, which the device
+  /// must have offered), and SET_VRING_ADDR with VHOST_VRING_F_LOG for each ring that runs; and to the
+  /// log that it had before no more once this returns, so that what was in that is taken. The log is
+  /// changed by two processes at once: log_sync() takes bits out of it, atomically, wherever a region
+  /// tracks what is written, and nobody else need. From now on prepare() refuses memory beyond its
+  /// end: share a larger log first, also while a dirty log runs. Not while a change of the VmMemory
+  /// runs.
   ///
   /// Errors: `unsupported` unless `log_shmfd` is negotiated; `zero_size`; `misaligned`;
   /// `out_of_bounds` when the file ends before the log does, or the log before the device's memory;
-  /// `os`; `bad_state` when it is gone; and as explained above. A round trip.
+  /// `invalid_argument` unless it is a regular file, such as a memfd; `os`; `bad_state` when it is
+  /// gone; and as explained above. A round trip.
   [[nodiscard]] Result<void> share_log(const VhostUserLogArea& log);
-  /// Forgets the log, after the VMM has sent SET_FEATURES without VHOST_F_LOG_ALL.
+  /// Forgets the log, after the VMM has sent SET_FEATURES without VHOST_F_LOG_ALL; what was in it is
+  /// taken.
   void forget_log() noexcept;
   /// How large a log must be for the memory that the device has, in bytes: a multiple of 8. O(n).
   [[nodiscard]] std::uint64_t log_size() const noexcept;
