@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A VmMemory with the listeners that the library has, driven at random while their calls fail: KVM's
-// slots, DMA mappings, a vhost-user device in a thread, and a recorder. After each step the map, the
-// memory and every table, as the other side has it, agree with a list of regions and what they hold.
+// slots, DMA mappings, a vhost-user device in a thread, and a recorder; some of the memory comes in
+// blocks. After each step the map, the memory, the blocks and every table, as the other side has it,
+// agree with a list of regions and blocks and what they hold.
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdint>
-#include <cstring>
-#include <map>
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,20 +25,26 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/vmm.hpp"
 
-#include "vmm/fake_kvm.hpp"
-#include "vmm/vhost_user_front_support.hpp"
+#include "model/vm_tables_sides.hpp"
 
 namespace vmspace {
 namespace {
 
 using namespace literals;
 using namespace std::chrono_literals;
+using test::Seen;
+using test::Side;
+using test::Table;
 
 constexpr std::uint64_t unit = 64_KiB;
 constexpr std::uint64_t page = 4_KiB;
 constexpr std::uint64_t origin = 4_GiB;
 constexpr int places = 12;
 constexpr std::uint64_t largest_region = 3 * unit;
+/// Memory in blocks of `unit`, in slots of four.
+constexpr GuestAddress blocks_base{6_GiB};
+constexpr std::uint64_t block_count = 12;
+constexpr std::uint64_t blocks_a_slot = 4;
 
 GuestAddress place(int index) {
   return GuestAddress(origin + static_cast<std::uint64_t>(index) * unit);
@@ -57,210 +64,8 @@ class Gate final : public VmGate {
   int depth = 0;
 };
 
-/// What somebody finds at a guest address: memory of this size, which begins with this number.
-struct Seen {
-  std::uint64_t base;
-  std::uint64_t size;
-  std::uint64_t stamp;
-  friend auto operator<=>(const Seen&, const Seen&) = default;
-};
-using Table = std::vector<Seen>;  // in address order
-
-std::uint64_t stamp_at(std::uint64_t host_address) {
-  std::uint64_t stamp = 0;
-  std::memcpy(&stamp, reinterpret_cast<const void*>(host_address), sizeof stamp);
-  return stamp;
-}
-
-/// Somebody with a table of guest memory. A new kind of listener is one more of these.
-class Side {
- public:
-  virtual ~Side() = default;
-  /// What is added to the VmMemory; null while it is not there.
-  virtual std::shared_ptr<MemoryListener> listener() const = 0;
-  /// The call after the next `calls` fails, or does what it can to refuse.
-  virtual void fail(int calls) = 0;
-  /// All goes well again.
-  virtual void mend() = 0;
-  /// The table as the other side has it.
-  virtual Table table() const = 0;
-  /// Writes to a page through the table, as a guest or a device would; false where it has none.
-  virtual bool write(std::uint64_t) { return false; }
-};
-
-class Kvm final : public Side, private test::FakeKvm {
- public:
-  std::shared_ptr<MemoryListener> listener() const override { return listener_; }
-  void fail(int calls) override {
-    calls % 2 == 0 ? fail_next(calls / 2) : fail_all_from(calls / 2);
-  }
-  void mend() override {
-    fail_change.reset();
-    fail_from.reset();
-  }
-  Table table() const override {
-    Table all;
-    for (const auto& [number, slot] : slots)
-      all.push_back({slot.range.min(), slot.range.size(), stamp_at(slot.host_address)});
-    std::ranges::sort(all);
-    return all;
-  }
-  bool write(std::uint64_t address) override {
-    guest_writes(address);
-    return std::ranges::any_of(
-        slots, [&](const auto& slot) { return slot.second.range.contains(address); });
-  }
-
- private:
-  void TestBody() override {}
-
-  std::shared_ptr<KvmMemslots> listener_ = std::make_shared<KvmMemslots>(make());
-};
-
-class Dma final : public Side {
- public:
-  explicit Dma(bool by_host_address) : by_host_(by_host_address) {}
-
-  std::shared_ptr<MemoryListener> listener() const override { return listener_; }
-  void fail(int calls) override { fail_in_ = calls; }
-  void mend() override { fail_in_.reset(); }
-  Table table() const override {
-    Table all;
-    for (const auto& [key, mapping] : mapped_)
-      all.push_back({mapping.iova, mapping.size, stamp_at(host_of(mapping))});
-    std::ranges::sort(all);
-    return all;
-  }
-
- private:
-  class Target final : public DmaTarget {
-   public:
-    explicit Target(Dma& dma) : dma_(dma) {}
-    std::string_view name() const noexcept override { return "dma"; }
-    Result<DmaLimits> limits() const override { return DmaLimits{}; }
-    Result<void> map(const DmaMapping& mapping) override {
-      VMSPACE_TRY(dma_.next_call());
-      RC_ASSERT(dma_.mapped_.emplace(dma_.key(mapping), mapping).second);
-      return {};
-    }
-    Result<void> unmap(const DmaMapping& mapping) noexcept override {
-      VMSPACE_TRY(dma_.next_call());
-      static_cast<void>(dma_.mapped_.erase(dma_.key(mapping)));
-      return {};
-    }
-    bool is_by_host_address() const noexcept override { return dma_.by_host_; }
-
-   private:
-    Dma& dma_;
-  };
-
-  static std::uint64_t host_of(const DmaMapping& mapping) {
-    return reinterpret_cast<std::uintptr_t>(mapping.host_address);
-  }
-  std::uint64_t key(const DmaMapping& mapping) const {
-    return by_host_ ? host_of(mapping) : mapping.iova;
-  }
-  Result<void> next_call() noexcept {
-    if (!fail_in_ || (*fail_in_)-- > 0) return {};
-    return fail_with();
-  }
-  static tl::unexpected<Error> fail_with() noexcept {
-    return vmspace::fail({.code = Errc::os, .operation = "Dma", .os_errno = ENOMEM});
-  }
-
-  const bool by_host_;
-  std::map<std::uint64_t, DmaMapping> mapped_;
-  std::optional<int> fail_in_;
-  std::shared_ptr<DmaMappings> listener_ =
-      std::make_shared<DmaMappings>(DmaMappings::create(std::make_unique<Target>(*this)).value());
-};
-
-/// A device in a thread. It refuses to let go while it looks at memory; and it can die, and come back.
-class VhostUser final : public Side {
- public:
-  explicit VhostUser(std::uint64_t features) : features_(features) { connect(); }
-  ~VhostUser() override { disconnect(); }
-
-  std::shared_ptr<MemoryListener> listener() const override { return front_; }
-  void fail(int calls) override {
-    if (calls % 4 == 0) {
-      ::shutdown(pair_->front.value(), SHUT_RDWR);
-      cut_ = true;
-    } else {
-      looking_ = device_->memory.map().snapshot();
-    }
-  }
-  void mend() override { looking_.reset(); }
-  Table table() const override {
-    Table all;
-    const auto map = device_->memory.map().snapshot();
-    for (const MemoryRegionPtr& region : map->memory.regions()) {
-      all.push_back({region->base().value(), region->size(),
-                     map->memory.read<std::uint64_t>(region->base()).value()});
-    }
-    return all;
-  }
-  bool write(std::uint64_t address) override {
-    if (is_dead()) return false;
-    const auto map = device_->memory.map().snapshot();
-    if (!map->memory.contains({GuestAddress(address), page})) return false;
-    RC_ASSERT(map->log.mark({GuestAddress(address), 1}).has_value());
-    return true;
-  }
-
-  /// Whether the connection has ended, noticed or not.
-  [[nodiscard]] bool is_dead() const { return cut_ || front_->is_gone(); }
-  /// A new one, which has nothing; the old one's listener is in nobody's list.
-  void reconnect() {
-    disconnect();
-    connect();
-  }
-
- private:
-  void connect() {
-    cut_ = false;
-    pair_.emplace();
-    device_.emplace(std::move(pair_->back), VhostUserBackendOptions{.release_timeout = 1ms});
-    VhostUserMemoryOptions options = test::with(features_ | test::logs);
-    options.addresses = VhostUserAddresses::guest;
-    front_ = test::memory_for(*pair_, options);
-    RC_ASSERT(front_->share_log({.fd = log_.file.value(), .size = log_.mapped}).has_value());
-  }
-  void disconnect() {
-    looking_.reset();
-    front_.reset();
-    ::shutdown(pair_->front.value(), SHUT_RDWR);
-    device_.reset();
-    pair_.reset();
-  }
-
-  const std::uint64_t features_;
-  const test::SharedLog log_{256_KiB};
-  std::optional<test::SocketPair> pair_;
-  std::optional<test::Backend> device_;
-  std::shared_ptr<VhostUserMemory> front_;
-  std::shared_ptr<const VhostUserMap> looking_;
-  bool cut_ = false;
-};
-
-class Recorder final : public Side {
- public:
-  std::shared_ptr<MemoryListener> listener() const override { return listener_; }
-  void fail(int calls) override { listener_->refuse(static_cast<std::size_t>(calls), 2); }
-  void mend() override { listener_->refuse(0, 0); }
-  Table table() const override {
-    Table all;
-    for (const MemorySection& section : listener_->table()) {
-      all.push_back({section.base().value(), section.size(),
-                     stamp_at(reinterpret_cast<std::uintptr_t>(section.host_base()))});
-    }
-    std::ranges::sort(all);
-    return all;
-  }
-
- private:
-  std::shared_ptr<MemoryRecorder> listener_ = std::make_shared<MemoryRecorder>("recorder");
-};
+/// A block of the model: what it begins with, while it is plugged.
+using Block = std::optional<std::uint64_t>;
 
 /// A region of the model.
 struct Region {
@@ -280,7 +85,7 @@ class Machine {
   void step() {
     fails_ = random_below(2) == 0;
     if (fails_) sides_[static_cast<std::size_t>(random_below(4))]->fail(random_below(12));
-    switch (random_below(12)) {
+    switch (random_below(16)) {
       case 0:
       case 1:
       case 2: plug(); break;
@@ -293,6 +98,10 @@ class Machine {
       case 9: harvest(); break;
       case 10: start_or_stop_log(); break;
       case 11: static_cast<void>(memory_.collect()); break;
+      case 12:
+      case 13:
+      case 14: plug_or_unplug_blocks(); break;
+      case 15: write_to_block(); break;
     }
     for (Side* side : sides_)
       side->mend();
@@ -403,6 +212,45 @@ class Machine {
         after);
   }
 
+  static GuestAddress block_at(std::uint64_t index) {
+    return GuestAddress(blocks_base.value() + index * unit);
+  }
+  /// Blocks that are alike, from a random one: plugs them, or unplugs them.
+  void plug_or_unplug_blocks() {
+    const auto first = static_cast<std::uint64_t>(random_below(block_count));
+    const bool is_plugged = blocks_[first].has_value();
+    const std::uint64_t end =
+        std::min(block_count, first + 1 + static_cast<std::uint64_t>(random_below(block_count)));
+    std::uint64_t last = first;
+    while (last + 1 < end && blocks_[last + 1].has_value() == is_plugged)
+      ++last;
+    const GuestRange run{block_at(first), (last + 1 - first) * unit};
+    const auto done = is_plugged ? in_blocks_.unplug(run, 10s) : in_blocks_.plug(run);
+    if (!done) {
+      const Errc code = done.error().code;
+      if (!fails_ && !device_.is_dead() && code != Errc::bad_state && code != Errc::limit_exceeded)
+        RC_FAIL(done.error().message());
+      return;
+    }
+    for (std::uint64_t i = first; i <= last; ++i) {
+      blocks_[i] = is_plugged ? Block() : Block(0);
+      for (std::uint64_t at = 0; at < unit && !is_plugged; at += page)
+        mark(block_at(i).value() + at);
+    }
+  }
+  void write_to_block() {
+    const auto index = static_cast<std::uint64_t>(random_below(block_count));
+    const auto done = memory_.map()->memory.write(block_at(index), ++next_stamp_);
+    RC_ASSERT(done.has_value() == blocks_[index].has_value());
+    if (!done) return;
+    blocks_[index] = next_stamp_;
+    mark(block_at(index).value());
+    for (std::uint64_t at = page; Side * side : sides_) {
+      if (side->write(block_at(index).value() + at)) mark(block_at(index).value() + at);
+      at += page;
+    }
+  }
+
   /// This process writes to the first page of a region; the others, each to one of its own.
   void write() {
     const auto index = any_region();
@@ -443,9 +291,16 @@ class Machine {
     }
   }
 
-  /// What everybody should find.
-  Table expected() const {
+  /// What everybody should find; of what comes in blocks, in sections of this unit.
+  Table expected(SectionUnit unit_of_blocks) const {
     Table all;
+    const std::uint64_t step = unit_of_blocks == SectionUnit::block ? 1 : blocks_a_slot;
+    for (std::uint64_t i = 0; i < block_count; i += step) {
+      const auto part = std::span(blocks_).subspan(i, step);
+      if (std::ranges::none_of(part, [](const Block& block) { return block.has_value(); }))
+        continue;
+      all.push_back({block_at(i).value(), step * unit, part.front().value_or(0)});
+    }
     for (const Region& region : regions_) {
       const AddressSpaceRegion& description = *region.description;
       if (!region.parked)
@@ -460,20 +315,28 @@ class Machine {
     const auto invariants = memory_.check_invariants();
     if (!invariants) RC_FAIL(invariants.error().message());
     settle();
-    const Table model = expected();
+    const Table model = expected(SectionUnit::block);
     const auto now = memory_.map();
     Table map;
+    for (const GuestRange& run : in_blocks_.plugged()) {
+      for (std::uint64_t at = 0; at < run.size; at += unit) {
+        const GuestAddress block(run.base.value() + at);
+        map.push_back({block.value(), unit, now->memory.read<std::uint64_t>(block).value()});
+      }
+    }
     for (const AddressSpaceRegionPtr& region : now->space) {
+      if (region->base() == blocks_base) continue;
       const auto stamp = now->memory.read<std::uint64_t>(region->base());
       RC_ASSERT(stamp.has_value());
       map.push_back({region->base().value(), region->size(), *stamp});
     }
+    std::ranges::sort(map);
     RC_ASSERT(map == model);
-    RC_ASSERT(now->memory.regions().size() == model.size());
     if (!memory_.unsettled().value().empty()) return;
     for (const Side* side : sides_)
-      RC_ASSERT(side->table() == model);
+      RC_ASSERT(side->table() == expected(side->listener()->unit()));
     for (const MemoryRegionPtr& region : now->memory.regions()) {
+      if (region->blocks() != nullptr) continue;
       const auto refused = region->mapping().discard(region->size() - page, page);
       RC_ASSERT(!refused && refused.error().code == Errc::bad_state);  // devices have it
     }
@@ -495,15 +358,25 @@ class Machine {
     if (!added) RC_FAIL(added.error().message());
   }
 
-  Kvm kvm_;  // first, as the others make their system calls through it
-  Dma dma_{false};
-  VhostUser device_{random_below(2) == 0 ? test::acks : test::acks | test::slots};
-  Recorder recorder_;
+  test::Kvm kvm_;  // first, as the others make their system calls through it
+  test::Dma dma_{false};
+  test::VhostUser device_{random_below(2) == 0 ? test::acks : test::acks | test::slots};
+  test::Recorder recorder_;
   const std::vector<Side*> sides_{&kvm_, &dma_, &device_, &recorder_};
 
   const std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
   const VmMemory memory_ = VmMemory::create(*AddressSpaceLayout::x86_64({.phys_bits = 40})).value();
+  const MemoryBlocks in_blocks_ = MemoryBlocks::create(memory_,
+                                                       {.name = "blocks",
+                                                        .base = blocks_base,
+                                                        .size = block_count * unit,
+                                                        .backing = {.source = MemorySource::shmem}},
+                                                       {.block_size = unit,
+                                                        .slot_size = blocks_a_slot * unit,
+                                                        .requested_size = block_count * unit})
+                                      .value();
   std::vector<Region> regions_;
+  std::array<Block, block_count> blocks_{};
   std::vector<Log> logs_;
   bool fails_ = false;  ///< in this step
   std::uint64_t next_stamp_ = 0;
