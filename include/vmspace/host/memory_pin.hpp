@@ -26,7 +26,7 @@ class PinnedRanges;
 /// MemoryMapping::pin(). Several may pin the same memory. It keeps neither mapping nor backing.
 ///
 /// Threads: pins are independent of one another, also those of the same memory.
-class VMSPACE_EXPORT [[nodiscard]] MemoryPin {
+class VMSPACE_EXPORT MemoryPin {
  public:
   /// Pins nothing.
   MemoryPin() noexcept = default;
