@@ -8,6 +8,9 @@
 // - the dirty log misses no page, where this machine's KVM keeps one: a copy that is brought up to date
 //   with nothing but what harvests report equals all of the guest's memory while the processors are
 //   paused, and so has every page that the guest wrote, whichever slot it was in by then.
+//
+// Longer than 450 lines: the guest, the memory that it uses and what is checked after each change can only
+// be read together.
 
 #include "vm.hpp"
 
