@@ -19,6 +19,7 @@
 #pragma once
 
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -271,6 +272,27 @@ class VMSPACE_EXPORT GuestMemory {
     return before;
   }
 
+  // Integers that have a byte order of their own, in the same way: `load<Le16>(address, order)`.
+
+  template <GuestEndianInteger T>
+  [[nodiscard]] Result<T> load(GuestAddress address, std::memory_order order) const {
+    return in_order<T>(load<typename T::value_type>(address, order));
+  }
+  template <GuestEndianInteger T>
+  [[nodiscard]] Result<void> store(GuestAddress address, T value, std::memory_order order) const {
+    return store(address, std::bit_cast<typename T::value_type>(value), order);
+  }
+  template <GuestEndianInteger T>
+  [[nodiscard]] Result<T> compare_exchange(GuestAddress address, T expected, T desired) const {
+    using Stored = typename T::value_type;
+    return in_order<T>(
+        compare_exchange(address, std::bit_cast<Stored>(expected), std::bit_cast<Stored>(desired)));
+  }
+  template <GuestEndianInteger T>
+  [[nodiscard]] Result<T> fetch_or(GuestAddress address, T bits) const {
+    return in_order<T>(fetch_or(address, std::bit_cast<typename T::value_type>(bits)));
+  }
+
   // Bytes, across adjacent regions.
 
   /// Fills `to` from the guest: all of it, or nothing and an error.
@@ -379,6 +401,14 @@ class VMSPACE_EXPORT GuestMemory {
     Copy(entry->host + offset, from.data(), from.size());
     dirty->mark(offset, from.size());
     return true;
+  }
+
+  /// The integer of a byte order whose bytes were loaded.
+  template <typename T>
+  [[gnu::always_inline]] static Result<T> in_order(const Result<typename T::value_type>& stored) {
+    if (!stored) [[unlikely]]
+      return fail(stored.error());
+    return std::bit_cast<T>(*stored);
   }
 
   template <typename T>
