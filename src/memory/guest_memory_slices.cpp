@@ -138,15 +138,11 @@ Result<MutableGuestView> GuestMemory::mutable_view(GuestRange range) const {
                           {.bitmap = piece.dirty, .offset = piece.offset, .size = piece.size});
 }
 
-Result<GuestIovecs> GuestMemory::iovecs(GuestRange range, Access access) const {
-  VMSPACE_TRY(check("GuestMemory::iovecs", range, access));
+Result<GuestIovecs> GuestMemory::iovecs(std::span<const GuestRange> ranges, Access access) const {
   GuestIovecs result(map_);
-  for_each_piece(translator_, range, [&](const Piece& piece, std::uint64_t) {
-    result.iovecs_.push_back({.iov_base = piece.host, .iov_len = piece.size});
-    if (access == Access::write) {
-      result.parts_.push_back({.bitmap = piece.dirty, .offset = piece.offset, .size = piece.size});
-    }
-  });
+  VMSPACE_TRY(detail::GuestPieces::append("GuestMemory::iovecs", *this, ranges, access,
+                                          result.iovecs_,
+                                          access == Access::write ? &result.parts_ : nullptr));
   return result;
 }
 

@@ -344,13 +344,20 @@ class VMSPACE_EXPORT GuestMemory {
   [[nodiscard]] Result<MutableGuestView> mutable_view(GuestRange range) const;
   /// A list of pieces for readv(2), which writes to the guest (Access::write), or writev(2): one a
   /// region, so fewer than IOV_MAX. Errors: those of every access; an empty range gives none.
-  [[nodiscard]] Result<GuestIovecs> iovecs(GuestRange range, Access access) const;
+  [[nodiscard]] Result<GuestIovecs> iovecs(GuestRange range, Access access) const {
+    return iovecs(std::span(&range, 1), access);
+  }
+  /// Several ranges as one list, in their order, such as the buffers of a request; readv(2) takes
+  /// IOV_MAX of them at a time. Errors: those of every access; `overflow` when the sizes sum to 2^64
+  /// or more; `limit_exceeded` above 65536 pieces. Allocates above 16 pieces.
+  [[nodiscard]] Result<GuestIovecs> iovecs(std::span<const GuestRange> ranges, Access access) const;
 
   /// `corrupt` when the invariant is broken, with the first broken rule as the reason. For tests;
   /// O(n).
   [[nodiscard]] Result<void> check_invariants() const noexcept;
 
  private:
+  friend struct detail::GuestPieces;
   struct Map;
 
   /// The first broken rule of the invariant, or null.
