@@ -48,12 +48,6 @@ Result<void> repeat(const char* operation, std::uint64_t bytes, std::int64_t off
 
 }  // namespace
 
-std::span<const iovec> GuestCursor::iovecs() noexcept {
-  std::size_t first = next_;
-  if (left_ != 0) iovecs_[--first] = {.iov_base = at_, .iov_len = left_};
-  return iovecs_.values().subspan(first);
-}
-
 std::size_t GuestCursor::next_in_piece(std::uint64_t bytes) noexcept {
   if (left_ == 0) enter_next();
   return static_cast<std::size_t>(std::min<std::uint64_t>(left_, bytes));
@@ -92,16 +86,10 @@ void GuestCursor::keep(std::uint64_t bytes) noexcept {
   }
 }
 
-detail::Iovecs GuestCursor::rest() {
-  detail::Iovecs copy;
-  for (const iovec& piece : iovecs())
-    copy.push_back(piece);
-  return copy;
-}
-
-Result<void> GuestCursor::check(const char* operation, std::uint64_t bytes) const {
-  if (bytes <= remaining()) return {};
-  return fail(end_error(operation, bytes));
+void GuestCursor::begin_at(GuestCursor& other) {
+  for (const iovec& piece : other.iovecs())
+    iovecs_.push_back(piece);
+  begin(other.remaining());
 }
 
 Error GuestCursor::end_error(const char* operation, std::uint64_t bytes) const {
@@ -133,12 +121,18 @@ GuestCursor::Transfer GuestCursor::transfer(int fd, std::uint64_t bytes, std::in
   return {.asked = asked - beyond, .count = done, .error = error};
 }
 
+// Made in the result, which both ways out return: moving a cursor costs more than translating a range.
 Result<GuestReader> GuestReader::make(const GuestMemory& memory,
                                       std::span<const GuestRange> ranges) {
-  detail::Iovecs iovecs;
-  const std::uint64_t total = VMSPACE_TRY(detail::GuestPieces::append(
-      "GuestReader::make", memory, ranges, Access::read, iovecs, nullptr));
-  return GuestReader(std::move(iovecs), total);
+  Result<GuestReader> made;
+  const auto total = detail::GuestPieces::append("GuestReader::make", memory, ranges, Access::read,
+                                                 made->iovecs_, nullptr);
+  if (total) [[likely]] {
+    made->begin(*total);
+  } else {
+    made = fail(total.error());
+  }
+  return made;
 }
 
 Result<void> GuestReader::read_pieces(const char* operation, std::span<std::byte> to) {
@@ -163,7 +157,8 @@ Result<void> GuestReader::skip(std::uint64_t bytes) {
 
 Result<GuestReader> GuestReader::split_at(std::uint64_t bytes) {
   VMSPACE_TRY(check("GuestReader::split_at", bytes));
-  GuestReader second(rest(), remaining());
+  GuestReader second;
+  second.begin_at(*this);
   second.pass_pieces(bytes);
   second.restart();
   keep(bytes);
@@ -209,11 +204,16 @@ Result<void> GuestReader::read_exact_to(int fd, std::uint64_t bytes, std::uint64
 
 Result<GuestWriter> GuestWriter::make(const GuestMemory& memory,
                                       std::span<const GuestRange> ranges) {
-  detail::Iovecs iovecs;
-  detail::DirtyParts parts;
-  const std::uint64_t total = VMSPACE_TRY(detail::GuestPieces::append(
-      "GuestWriter::make", memory, ranges, Access::write, iovecs, &parts));
-  return GuestWriter(std::move(iovecs), std::move(parts), total);
+  Result<GuestWriter> made;
+  const auto total = detail::GuestPieces::append("GuestWriter::make", memory, ranges, Access::write,
+                                                 made->iovecs_, &made->parts_);
+  if (total) [[likely]] {
+    made->begin(*total);
+    made->enter_next_part();
+  } else {
+    made = fail(total.error());
+  }
+  return made;
 }
 
 void GuestWriter::mark(std::uint64_t bytes) const noexcept {
@@ -260,7 +260,7 @@ Result<void> GuestWriter::skip(std::uint64_t bytes) {
   return {};
 }
 
-Result<void> GuestWriter::commit(std::uint64_t bytes) {
+Result<void> GuestWriter::commit_pieces(std::uint64_t bytes) {
   VMSPACE_TRY(check("GuestWriter::commit", bytes));
   mark(bytes);
   pass_pieces(bytes);
@@ -270,11 +270,12 @@ Result<void> GuestWriter::commit(std::uint64_t bytes) {
 
 Result<GuestWriter> GuestWriter::split_at(std::uint64_t bytes) {
   VMSPACE_TRY(check("GuestWriter::split_at", bytes));
-  detail::DirtyParts parts;
-  if (part_.size != 0) parts.push_back(part_);
+  GuestWriter second;
+  if (part_.size != 0) second.parts_.push_back(part_);
   for (const detail::DirtyPart& part : parts_.values().subspan(next_part_))
-    parts.push_back(part);
-  GuestWriter second(rest(), std::move(parts), remaining());
+    second.parts_.push_back(part);
+  second.begin_at(*this);
+  second.enter_next_part();
   second.pass_pieces(bytes);
   second.pass_parts(bytes);
   second.restart();

@@ -13,7 +13,7 @@ namespace vmspace::detail {
 
 namespace {
 
-void push(Iovecs& iovecs, DirtyParts* written, const Piece& piece) {
+[[gnu::always_inline]] inline void push(Iovecs& iovecs, DirtyParts* written, const Piece& piece) {
   if (!iovecs.empty()) {
     iovec& last = iovecs.back();
     if (static_cast<std::byte*>(last.iov_base) + last.iov_len == piece.host) {

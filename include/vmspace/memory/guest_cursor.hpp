@@ -54,17 +54,25 @@ class VMSPACE_EXPORT GuestCursor {
   [[nodiscard]] std::uint64_t position() const noexcept { return total_ - remaining(); }
   /// The rest as pieces for a system call; readv(2) takes IOV_MAX of them at a time. Valid until the
   /// cursor is used again. O(1).
-  [[nodiscard]] std::span<const iovec> iovecs() noexcept;
+  [[nodiscard]] std::span<const iovec> iovecs() noexcept {
+    std::size_t first = next_;
+    if (left_ != 0) iovecs_[--first] = {.iov_base = at_, .iov_len = left_};
+    return std::span<const iovec>(iovecs_.values()).subspan(first);
+  }
 
  protected:
-  GuestCursor(detail::Iovecs iovecs, std::uint64_t total) noexcept
-      : iovecs_(std::move(iovecs)), after_(total), total_(total) {
+  // Not defaulted: what is value-initialised would be filled with zeros.
+  GuestCursor() noexcept {}  // NOLINT(modernize-use-equals-default)
+  /// Begins with the first of iovecs_, which hold so many bytes.
+  [[gnu::always_inline]] void begin(std::uint64_t total) noexcept {
+    after_ = total;
+    total_ = total;
     enter_next();
   }
   GuestCursor(GuestCursor&& other) noexcept
-      : at_(other.at_),
+      : iovecs_(std::move(other.iovecs_)),
+        at_(other.at_),
         left_(std::exchange(other.left_, 0)),
-        iovecs_(std::move(other.iovecs_)),
         next_(std::exchange(other.next_, 0)),
         after_(std::exchange(other.after_, 0)),
         total_(std::exchange(other.total_, 0)) {}
@@ -102,11 +110,16 @@ class VMSPACE_EXPORT GuestCursor {
   void keep(std::uint64_t bytes) noexcept;
   /// Makes here the beginning.
   void restart() noexcept { total_ = remaining(); }
-  /// From here to the end, as another cursor's parts; allocates above inline_pieces.
-  [[nodiscard]] detail::Iovecs rest();
+  /// Begins where the other is; allocates above inline_pieces.
+  void begin_at(GuestCursor& other);
 
   /// `out_of_bounds` when fewer bytes remain.
-  [[nodiscard]] Result<void> check(const char* operation, std::uint64_t bytes) const;
+  [[nodiscard, gnu::always_inline]] Result<void> check(const char* operation,
+                                                       std::uint64_t bytes) const {
+    if (bytes > remaining()) [[unlikely]]
+      return fail(end_error(operation, bytes));
+    return {};
+  }
   [[nodiscard, gnu::cold]] Error end_error(const char* operation, std::uint64_t bytes) const;
 
   struct Transfer {
@@ -117,6 +130,7 @@ class VMSPACE_EXPORT GuestCursor {
   /// One preadv2(2) or pwritev2(2) of up to `bytes`, not 0, of the rest; passes nothing. `offset` -1
   /// is the descriptor's own.
   [[nodiscard]] Transfer transfer(int fd, std::uint64_t bytes, std::int64_t offset, Access access);
+  detail::Iovecs iovecs_;
   std::byte* at_ = nullptr;
   std::size_t left_ = 0;
 
@@ -129,16 +143,17 @@ class VMSPACE_EXPORT GuestCursor {
     after_ -= left_;
   }
 
-  detail::Iovecs iovecs_;
   std::size_t next_ = 0;
-  std::uint64_t after_;
-  std::uint64_t total_;
+  std::uint64_t after_ = 0;
+  std::uint64_t total_ = 0;
 };
 
 /// Reads ranges of guest memory from the first byte to the last. Moves, never copies. Used by one
 /// thread at a time.
 class VMSPACE_EXPORT GuestReader : public GuestCursor {
  public:
+  /// Of nothing: at its end.
+  GuestReader() noexcept {}  // NOLINT(modernize-use-equals-default): see GuestCursor
   /// At the first byte of `ranges`, which are read in their order; empty ones are skipped. Errors:
   /// those of every access (see guest_memory.hpp), for any of the ranges; `overflow` when their sizes
   /// sum to 2^64 or more; `limit_exceeded` above 65536 pieces. O(ranges + regions crossed); allocates
@@ -194,8 +209,6 @@ class VMSPACE_EXPORT GuestReader : public GuestCursor {
   [[nodiscard]] Result<void> read_exact_to(int fd, std::uint64_t bytes, std::uint64_t offset);
 
  private:
-  using GuestCursor::GuestCursor;
-
   [[nodiscard]] Result<void> read_pieces(const char* operation, std::span<std::byte> to);
   [[nodiscard]] Result<std::uint64_t> send(const char* operation, int fd, std::uint64_t bytes,
                                            std::int64_t offset);
@@ -205,6 +218,8 @@ class VMSPACE_EXPORT GuestReader : public GuestCursor {
 /// written, no more. Moves, never copies. Used by one thread at a time.
 class VMSPACE_EXPORT GuestWriter : public GuestCursor {
  public:
+  /// Of nothing: at its end.
+  GuestWriter() noexcept {}  // NOLINT(modernize-use-equals-default): see GuestCursor
   /// At the first byte of `ranges`. Errors and cost: as GuestReader::make, for writing.
   [[nodiscard]] static Result<GuestWriter> make(const GuestMemory& memory,
                                                 std::span<const GuestRange> ranges);
@@ -222,9 +237,7 @@ class VMSPACE_EXPORT GuestWriter : public GuestCursor {
         detail::copy_to_shared(at_, std::addressof(value), sizeof value);
       }
       pass(sizeof(T));
-      part_.bitmap->mark(part_.offset, sizeof(T));
-      part_.offset += sizeof(T);
-      part_.size -= sizeof(T);
+      mark_part(sizeof(T));
       return {};
     }
     return write_pieces("GuestWriter::write",
@@ -260,18 +273,27 @@ class VMSPACE_EXPORT GuestWriter : public GuestCursor {
 
   /// Records the next `bytes` as written and passes them: after I/O into the iovecs(). Errors:
   /// `out_of_bounds`. O(pages) while tracking is on, else O(pieces).
-  [[nodiscard]] Result<void> commit(std::uint64_t bytes);
-
- private:
-  GuestWriter(detail::Iovecs iovecs, detail::DirtyParts parts, std::uint64_t total) noexcept
-      : GuestCursor(std::move(iovecs), total), parts_(std::move(parts)) {
-    enter_next_part();
+  [[nodiscard]] Result<void> commit(std::uint64_t bytes) {
+    if (bytes != 0 && is_in_piece(bytes) && is_in_part(bytes)) [[likely]] {
+      pass(bytes);
+      mark_part(bytes);
+      return {};
+    }
+    return commit_pieces(bytes);
   }
 
+ private:
   [[nodiscard]] Result<void> write_pieces(const char* operation, std::span<const std::byte> from);
+  [[nodiscard]] Result<void> commit_pieces(std::uint64_t bytes);
   [[nodiscard]] Result<std::uint64_t> receive(const char* operation, int fd, std::uint64_t bytes,
                                               std::int64_t offset);
 
+  /// Marks and passes bytes of the current part.
+  [[gnu::always_inline]] void mark_part(std::uint64_t bytes) noexcept {
+    part_.bitmap->mark(part_.offset, bytes);
+    part_.offset += bytes;
+    part_.size -= bytes;
+  }
   /// Marks the next `bytes`, which remain.
   void mark(std::uint64_t bytes) const noexcept;
   /// Passes the parts of so many bytes; their pieces are passed by pass_pieces().

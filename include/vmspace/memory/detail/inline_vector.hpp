@@ -65,7 +65,10 @@ requires(std::is_trivially_copyable_v<T>&& std::is_trivially_destructible_v<T>) 
       other.data_ = other.inline_;
       other.capacity_ = inline_count;
     } else {
-      std::copy_n(other.data_, other.size_, data_);
+      for (std::size_t i = 0; i < other.size_; ++i) {
+        data_[i] = other.data_[i];
+        asm("" ::: "memory");  // or the loop becomes a call of memmove, for one or two values
+      }
     }
     size_ = other.size_;
     other.size_ = 0;
