@@ -134,6 +134,13 @@ Result<MutableGuestView> GuestMemory::mutable_view(GuestRange range) const {
   if (range.empty()) return MutableGuestView(map_, {}, {});
   std::byte* const host = VMSPACE_TRY_IN("GuestMemory::mutable_view", host_address(range));
   const Piece piece = detail::piece_at(translator_, range.base.value(), range.size);
+  if (piece.size != range.size) {  // contiguous, but what is written must be marked in two bitmaps
+    return fail({.code = Errc::out_of_bounds,
+                 .operation = "GuestMemory::mutable_view",
+                 .first = detail::operand(range),
+                 .second = detail::operand(find_region(range.base)->guest_range()),
+                 .reason = "the range must lie within one region"});
+  }
   return MutableGuestView(map_, {host, static_cast<std::size_t>(range.size)},
                           {.bitmap = piece.dirty, .offset = piece.offset, .size = piece.size});
 }

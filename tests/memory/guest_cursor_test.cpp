@@ -299,6 +299,18 @@ class GuestCursorsInAnArena : public ::testing::Test {
   GuestMemory memory;
 };
 
+TEST_F(GuestCursorsInAnArena, AHostAddressIsGoodOverBothRegions) {
+  const GuestRange both{at(base + page - 4), 8};
+  const auto host = memory.host_address(both);
+  ASSERT_THAT(host, IsOk());
+  EXPECT_EQ(*host + 4, *memory.host_address({at(base + page), 4}));
+  EXPECT_THAT(memory.view(both), IsOk());
+  EXPECT_THAT(memory.mutable_view(both), HasError(Errc::out_of_bounds)) << "it has two bitmaps";
+  ASSERT_THAT(memory.mark_dirty(both), IsOk());
+  EXPECT_THAT(*harvest_dirty(memory), ElementsAre(GuestRange{at(base), 2 * page}));
+  EXPECT_THAT(memory.host_address({at(base), 2 * page + 1}), HasError(Errc::out_of_bounds));
+}
+
 TEST_F(GuestCursorsInAnArena, APieceReachesOverRegionsAndEachIsMarked) {
   const GuestRange both[] = {{at(base + page - 4), 8}};
   auto out = GuestWriter::make(memory, both);

@@ -15,6 +15,8 @@
 // Errors of every access: `not_found` for a first byte that no region holds; `out_of_bounds` for a
 // range that runs into a gap; `overflow` for one that would pass 2^64; `access_denied` where the
 // region may not be read, or written.
+//
+// Longer than 450 lines: one class, and its accesses have to be inline, each with what it promises.
 
 #pragma once
 
@@ -137,10 +139,11 @@ class VMSPACE_EXPORT GuestMemory {
 
   /// Where the range lies in this process, contiguous and writable. After a write through the
   /// pointer call mark_dirty(), and keep this map for as long as the pointer is used. Errors: those
-  /// of every access; `zero_size`; `out_of_bounds` also for a range that crosses regions. O(1).
+  /// of every access; `zero_size`; `out_of_bounds` also for a range that crosses regions, unless they
+  /// lie side by side in one arena. O(regions crossed).
   [[nodiscard]] Result<std::byte*> host_address(GuestRange range) const;
   /// Where the range lies in this process, contiguous, for reading only: also in read-only regions.
-  /// Errors: those of host_address(), for reading. O(1).
+  /// Errors: those of host_address(), for reading. O(regions crossed).
   [[nodiscard]] Result<const std::byte*> const_host_address(GuestRange range) const;
   /// Records a write that was made through a pointer of host_address(), after the write; see
   /// dirty_tracking.hpp. Errors: those of every access. O(pages) while tracking is on, else
@@ -339,8 +342,8 @@ class VMSPACE_EXPORT GuestMemory {
   /// empty range gives an empty view. O(1).
   [[nodiscard]] Result<GuestView> view(GuestRange range) const;
   /// The range as bytes to read and write, marked dirty when the view ends. Errors: as
-  /// host_address(), but an empty range gives an empty view. O(1), and at the end O(pages) while
-  /// tracking is on.
+  /// host_address(), but an empty range gives an empty view, and one that crosses regions is
+  /// `out_of_bounds` in an arena as well. O(1), and at the end O(pages) while tracking is on.
   [[nodiscard]] Result<MutableGuestView> mutable_view(GuestRange range) const;
   /// A list of pieces for readv(2), which writes to the guest (Access::write), or writev(2): one a
   /// region, so fewer than IOV_MAX. Errors: those of every access; an empty range gives none.
