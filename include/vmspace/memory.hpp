@@ -9,6 +9,7 @@
 #include "vmspace/memory/dirty_bitmap.hpp"
 #include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/endian.hpp"
+#include "vmspace/memory/guest_cursor.hpp"
 #include "vmspace/memory/guest_io.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/memory/guest_object.hpp"

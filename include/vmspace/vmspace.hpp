@@ -13,4 +13,5 @@
 #include "vmspace/resources.hpp"
 #include "vmspace/snapshot.hpp"
 #include "vmspace/spec.hpp"
+#include "vmspace/virtio.hpp"
 #include "vmspace/vmm.hpp"

@@ -232,13 +232,26 @@ Result<const std::byte*> GuestMemory::const_host_address(GuestRange range) const
                  .second = Operand::address(range.base.value())});
   }
   VMSPACE_TRY(check(operation, range, Access::read));
-  const detail::Piece piece = Pieces(*this).at(range.base.value(), range.size);
-  if (piece.size != range.size) {
-    return fail({.code = Errc::out_of_bounds,
-                 .operation = operation,
-                 .first = detail::operand(range),
-                 .second = detail::operand(find_region(range.base)->guest_range()),
-                 .reason = "the range must lie within one region"});
+  const Pieces pieces(*this);
+  const detail::Piece piece = pieces.at(range.base.value(), range.size);
+  // On from region to region in an arena, where they lie as they do in the guest. Elsewhere, that two
+  // mappings touch is chance, and no caller may come to rely on it.
+  const auto in_arena = [&](std::uint64_t offset) {
+    return find_region(GuestAddress(range.base.value() + offset))->mapping().is_in_arena();
+  };
+  std::uint64_t reached = piece.size;
+  while (reached != range.size && in_arena(reached - 1) && in_arena(reached)) {
+    const detail::Piece next = pieces.at(range.base.value() + reached, range.size - reached);
+    if (next.host != piece.host + reached) break;
+    reached += next.size;
+  }
+  if (reached != range.size) {
+    return fail(
+        {.code = Errc::out_of_bounds,
+         .operation = operation,
+         .first = detail::operand(range),
+         .second = detail::operand(find_region(range.base)->guest_range()),
+         .reason = "the range must be contiguous on the host: in one region, or one arena"});
   }
   return piece.host;
 }
@@ -246,9 +259,8 @@ Result<const std::byte*> GuestMemory::const_host_address(GuestRange range) const
 Result<std::byte*> GuestMemory::host_address(GuestRange range) const {
   constexpr const char* operation = "GuestMemory::host_address";
   VMSPACE_TRY_IN(operation, const_host_address(range));
-  const detail::Piece piece = Pieces(*this).at(range.base.value(), range.size);
-  if (piece.dirty == nullptr) return fail(range_error(operation, range, Access::write));
-  return piece.host;
+  VMSPACE_TRY(check(operation, range, Access::write));
+  return Pieces(*this).at(range.base.value(), range.size).host;
 }
 
 std::optional<GuestAddress> GuestMemory::guest_address(const void* host) const noexcept {

@@ -134,19 +134,22 @@ Result<MutableGuestView> GuestMemory::mutable_view(GuestRange range) const {
   if (range.empty()) return MutableGuestView(map_, {}, {});
   std::byte* const host = VMSPACE_TRY_IN("GuestMemory::mutable_view", host_address(range));
   const Piece piece = Pieces(*this).at(range.base.value(), range.size);
+  if (piece.size != range.size) {  // contiguous, but what is written must be marked in two bitmaps
+    return fail({.code = Errc::out_of_bounds,
+                 .operation = "GuestMemory::mutable_view",
+                 .first = detail::operand(range),
+                 .second = detail::operand(find_region(range.base)->guest_range()),
+                 .reason = "the range must lie within one region"});
+  }
   return MutableGuestView(map_, {host, static_cast<std::size_t>(range.size)},
                           {.bitmap = piece.dirty, .offset = piece.offset, .size = piece.size});
 }
 
-Result<GuestIovecs> GuestMemory::iovecs(GuestRange range, Access access) const {
-  VMSPACE_TRY(check("GuestMemory::iovecs", range, access));
+Result<GuestIovecs> GuestMemory::iovecs(std::span<const GuestRange> ranges, Access access) const {
   GuestIovecs result(map_);
-  Pieces(*this).for_each(range, [&](const Piece& piece, std::uint64_t) {
-    result.iovecs_.push_back({.iov_base = piece.host, .iov_len = piece.size});
-    if (access == Access::write) {
-      result.parts_.push_back({.bitmap = piece.dirty, .offset = piece.offset, .size = piece.size});
-    }
-  });
+  VMSPACE_TRY(detail::GuestPieces::append("GuestMemory::iovecs", *this, ranges, access,
+                                          result.iovecs_,
+                                          access == Access::write ? &result.parts_ : nullptr));
   return result;
 }
 

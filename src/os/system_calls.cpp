@@ -52,6 +52,8 @@ constinit const SystemCalls real_system_calls{
     .write = ::write,
     .pread = ::pread,
     .pwrite = ::pwrite,
+    .preadv2 = ::preadv2,
+    .pwritev2 = ::pwritev2,
     .membarrier =
         [](int command, unsigned flags) {
           return static_cast<int>(::syscall(SYS_membarrier, command, flags, 0));

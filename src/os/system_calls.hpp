@@ -18,6 +18,7 @@
 #include <sys/statfs.h>
 #include <sys/sysinfo.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include <atomic>
 #include <cerrno>
@@ -57,6 +58,8 @@ struct SystemCalls {
   ssize_t (*write)(int fd, const void* buffer, std::size_t size);
   ssize_t (*pread)(int fd, void* buffer, std::size_t size, off_t offset);
   ssize_t (*pwrite)(int fd, const void* buffer, std::size_t size, off_t offset);
+  ssize_t (*preadv2)(int fd, const struct iovec* pieces, int count, off_t offset, int flags);
+  ssize_t (*pwritev2)(int fd, const struct iovec* pieces, int count, off_t offset, int flags);
   int (*membarrier)(int command, unsigned flags);
   int (*ioctl)(int fd, unsigned long request, void* argument);
   ssize_t (*sendmsg)(int fd, const struct msghdr* message, int flags);

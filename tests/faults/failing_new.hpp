@@ -55,6 +55,16 @@ int fail_each_allocation(Attempt attempt, Check check) {
 void* operator new(std::size_t size) {
   return vmspace::test::get_memory(size, alignof(std::max_align_t));
 }
+// The C++ library's calls the one above, but AddressSanitizer's does not.
+void* operator new[](std::size_t size) {
+  return vmspace::test::get_memory(size, alignof(std::max_align_t));
+}
+void operator delete[](void* memory) noexcept {
+  vmspace::test::put_memory(memory);
+}
+void operator delete[](void* memory, std::size_t) noexcept {
+  vmspace::test::put_memory(memory);
+}
 void* operator new(std::size_t size, std::align_val_t align) {
   return vmspace::test::get_memory(size, static_cast<std::size_t>(align));
 }

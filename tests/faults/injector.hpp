@@ -54,6 +54,8 @@ class Injector {
     route<&detail::SystemCalls::write>("write");
     route<&detail::SystemCalls::pread>("pread");
     route<&detail::SystemCalls::pwrite>("pwrite");
+    route<&detail::SystemCalls::preadv2>("preadv2");
+    route<&detail::SystemCalls::pwritev2>("pwritev2");
     route<&detail::SystemCalls::membarrier>("membarrier");
     route<&detail::SystemCalls::ioctl>("ioctl");
     route<&detail::SystemCalls::sendmsg>("sendmsg");

@@ -36,6 +36,7 @@ const std::vector<Layer> layers = {
     {"boot", {"address_space", "allocator", "spec", "os", "base"}},
     {"host", {"allocator", "spec", "os", "base"}},
     {"memory", {"host", "address_space", "allocator", "spec", "os", "base"}},
+    {"virtio", {"memory", "host", "address_space", "allocator", "spec", "os", "base"}},
     {"snapshot", {"memory", "host", "address_space", "allocator", "spec", "os", "base"}},
     {"resources", {"address_space", "allocator", "spec", "os", "base"}},
     {"vmm", {"resources", "memory", "host", "address_space", "allocator", "spec", "os", "base"}},

@@ -3,12 +3,14 @@
 #include "vmspace/memory/endian.hpp"
 
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cstdint>
 #include <limits>
 
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/guest_ptr.hpp"
 #include "vmspace/testing.hpp"
 
 #include "memory/guest_support.hpp"
@@ -39,6 +41,50 @@ TEST(LittleEndian, ConvertsBackAtBothEndsOfItsType) {
     EXPECT_EQ(Le16(static_cast<std::uint16_t>(value)), static_cast<std::uint16_t>(value));
   }
   static_assert(Le16(0xabcd).value() == 0xabcd);
+}
+
+TEST(BigEndian, TheHighestByteComesFirstWhateverTheHost) {
+  EXPECT_EQ(bytes_of(Be16(0x0102)), (std::array<std::uint8_t, 2>{1, 2}));
+  EXPECT_EQ(bytes_of(Be32(0x0102'0304)), (std::array<std::uint8_t, 4>{1, 2, 3, 4}));
+  EXPECT_EQ(bytes_of(Be64(0x0102'0304'0506'0708)),
+            (std::array<std::uint8_t, 8>{1, 2, 3, 4, 5, 6, 7, 8}));
+  static_assert(Be32(0xabcd'ef01).value() == 0xabcd'ef01);
+}
+
+// In both orders, so that one of them differs from the host's.
+template <typename T>
+class EndianAtomics : public ::testing::Test {};
+using Orders = ::testing::Types<Le16, Be16, Le32, Be32, Le64, Be64>;
+TYPED_TEST_SUITE(EndianAtomics, Orders);
+
+TYPED_TEST(EndianAtomics, AreTheNumbersWhateverTheirBytes) {
+  using Number = typename TypeParam::value_type;
+  const GuestAddress base(0x10000);
+  const GuestMemory memory = guest({{base.value(), page}});
+  const GuestPtr<TypeParam> pointer(memory, base);
+  const auto loaded = [&] {
+    return memory.load<TypeParam>(base, std::memory_order_acquire)->value();
+  };
+
+  ASSERT_THAT(memory.store(base, TypeParam(0x0102), std::memory_order_release), IsOk());
+  EXPECT_EQ(memory.read<TypeParam>(base)->value(), 0x0102);
+  EXPECT_EQ(loaded(), 0x0102);
+  EXPECT_EQ(memory.fetch_or(base, TypeParam(0x8001))->value(), 0x0102);
+  EXPECT_EQ(loaded(), 0x8103);
+  EXPECT_EQ(memory.compare_exchange(base, TypeParam(0x8103), TypeParam(Number{5}))->value(),
+            0x8103);
+  EXPECT_EQ(loaded(), 5);
+  EXPECT_EQ(memory.compare_exchange(base, TypeParam(Number{6}), TypeParam(Number{7}))->value(), 5);
+  EXPECT_EQ(loaded(), 5) << "it was not the number expected";
+
+  EXPECT_EQ(pointer.fetch_or(Number{2})->value(), 5);
+  EXPECT_EQ(pointer.compare_exchange(Number{7}, Number{9})->value(), 7);
+  EXPECT_EQ(pointer.load(std::memory_order_relaxed)->value(), 9);
+
+  EXPECT_THAT(memory.load<TypeParam>(GuestAddress(base.value() + 1), std::memory_order_relaxed),
+              HasError(Errc::misaligned));
+  EXPECT_THAT(memory.fetch_or(GuestAddress(base.value() + page), TypeParam(Number{1})),
+              HasError(Errc::not_found));
 }
 
 TEST(LittleEndian, IsReadFromAndWrittenToAGuest) {

@@ -226,7 +226,8 @@ TEST_F(Guest, HostAddressesAreContiguousAndTranslateBack) {
   EXPECT_EQ(memory.guest_address(nullptr), std::nullopt);
   const auto across = memory.host_address({at(second - 1), 2});
   ASSERT_THAT(across, HasError(Errc::out_of_bounds));
-  EXPECT_EQ(across.error().reason, std::string("the range must lie within one region"));
+  EXPECT_EQ(across.error().reason,
+            std::string("the range must be contiguous on the host: in one region, or one arena"));
 }
 
 TEST(GuestMemory, WithoutRegionsEveryAddressIsNotFound) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Little-endian integers, as virtio and most device structures lay them out, for use as members of
-// structures that are read from and written to guest memory. On little-endian hosts they cost
-// nothing; what they add is that a structure says which order its bytes have.
+// Integers with a byte order of their own, for use as members of structures that are read from and
+// written to guest memory: little-endian ones, as virtio and most devices lay them out, and
+// big-endian ones, as network headers and fw_cfg do. In the host's own order they cost nothing; what
+// they add is that a structure says which order its bytes have.
 
 #pragma once
 
@@ -17,17 +18,18 @@
 
 namespace vmspace {
 
-/// An unsigned integer stored with its lowest byte first. Has the size and the alignment of T, and
-/// converts from and to it; arithmetic is done on T. A value; every call is constexpr.
-template <std::unsigned_integral T>
-requires(!std::same_as<T, bool>) class LittleEndian {
+/// An unsigned integer stored in a given byte order. Has the size and the alignment of T, and converts
+/// from and to it; arithmetic is done on T. A value; every call is constexpr. GuestMemory loads and
+/// stores it in one access, as it does T.
+template <std::unsigned_integral T, std::endian order>
+requires(!std::same_as<T, bool>) class EndianInteger {
  public:
   using value_type = T;
 
   /// Uninitialised, as an integer is, so that structures of these stay trivial.
-  LittleEndian() = default;
+  EndianInteger() = default;
   // NOLINTNEXTLINE(google-explicit-constructor): it stands in for the integer.
-  constexpr LittleEndian(T value) noexcept : stored_(swapped(value)) {}
+  constexpr EndianInteger(T value) noexcept : stored_(swapped(value)) {}
   // NOLINTNEXTLINE(google-explicit-constructor)
   constexpr operator T() const noexcept { return swapped(stored_); }
 
@@ -35,7 +37,7 @@ requires(!std::same_as<T, bool>) class LittleEndian {
 
  private:
   static constexpr T swapped(T value) noexcept {
-    if constexpr (std::endian::native == std::endian::little) return value;
+    if constexpr (std::endian::native == order) return value;
     T result = 0;
     for (std::size_t i = 0; i < sizeof(T); ++i) {
       result = static_cast<T>((result << 8) | (value & 0xff));
@@ -47,13 +49,25 @@ requires(!std::same_as<T, bool>) class LittleEndian {
   T stored_;
 };
 
+template <typename T, std::endian order>
+inline constexpr bool every_pattern_is_valid<EndianInteger<T, order>> = true;
+
+/// Stored with the lowest byte first.
 template <typename T>
-inline constexpr bool every_pattern_is_valid<LittleEndian<T>> = true;
+using LittleEndian = EndianInteger<T, std::endian::little>;
+/// Stored with the highest byte first.
+template <typename T>
+using BigEndian = EndianInteger<T, std::endian::big>;
 
 /// Little-endian integers of 16, 32 and 64 bits.
 using Le16 = LittleEndian<std::uint16_t>;
 using Le32 = LittleEndian<std::uint32_t>;
 using Le64 = LittleEndian<std::uint64_t>;
+
+/// Big-endian integers of 16, 32 and 64 bits.
+using Be16 = BigEndian<std::uint16_t>;
+using Be32 = BigEndian<std::uint32_t>;
+using Be64 = BigEndian<std::uint64_t>;
 
 static_assert(std::is_trivially_copyable_v<Le64> && std::is_standard_layout_v<Le64> &&
               sizeof(Le64) == 8 && alignof(Le16) == 2);

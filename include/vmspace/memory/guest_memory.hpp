@@ -15,10 +15,13 @@
 // Errors of every access: `not_found` for a first byte that no region holds; `out_of_bounds` for a
 // range that runs into a gap; `overflow` for one that would pass 2^64; `access_denied` where the
 // region may not be read, or written.
+//
+// Longer than 450 lines: one class, and its accesses have to be inline, each with what it promises.
 
 #pragma once
 
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -141,10 +144,11 @@ class VMSPACE_EXPORT GuestMemory {
 
   /// Where the range lies in this process, contiguous and writable. After a write through the
   /// pointer call mark_dirty(), and keep this map for as long as the pointer is used. Errors: those
-  /// of every access; `zero_size`; `out_of_bounds` also for a range that crosses regions. O(1).
+  /// of every access; `zero_size`; `out_of_bounds` also for a range that crosses regions, unless they
+  /// lie side by side in one arena. O(regions crossed).
   [[nodiscard]] Result<std::byte*> host_address(GuestRange range) const;
   /// Where the range lies in this process, contiguous, for reading only: also in read-only regions.
-  /// Errors: those of host_address(), for reading. O(1).
+  /// Errors: those of host_address(), for reading. O(regions crossed).
   [[nodiscard]] Result<const std::byte*> const_host_address(GuestRange range) const;
   /// Records a write that was made through a pointer of host_address(), after the write; see
   /// dirty_tracking.hpp. Errors: those of every access. O(pages) while tracking is on, else
@@ -270,6 +274,27 @@ class VMSPACE_EXPORT GuestMemory {
     return with_integer<T, Access::write>("GuestMemory::fetch_or", address, or_at);
   }
 
+  // Integers that have a byte order of their own, in the same way: `load<Le16>(address, order)`.
+
+  template <GuestEndianInteger T>
+  [[nodiscard]] Result<T> load(GuestAddress address, std::memory_order order) const {
+    return in_order<T>(load<typename T::value_type>(address, order));
+  }
+  template <GuestEndianInteger T>
+  [[nodiscard]] Result<void> store(GuestAddress address, T value, std::memory_order order) const {
+    return store(address, std::bit_cast<typename T::value_type>(value), order);
+  }
+  template <GuestEndianInteger T>
+  [[nodiscard]] Result<T> compare_exchange(GuestAddress address, T expected, T desired) const {
+    using Stored = typename T::value_type;
+    return in_order<T>(
+        compare_exchange(address, std::bit_cast<Stored>(expected), std::bit_cast<Stored>(desired)));
+  }
+  template <GuestEndianInteger T>
+  [[nodiscard]] Result<T> fetch_or(GuestAddress address, T bits) const {
+    return in_order<T>(fetch_or(address, std::bit_cast<typename T::value_type>(bits)));
+  }
+
   // Bytes, across adjacent regions.
 
   /// Fills `to` from the guest: all of it, or nothing and an error.
@@ -316,18 +341,25 @@ class VMSPACE_EXPORT GuestMemory {
   /// empty range gives an empty view. O(1).
   [[nodiscard]] Result<GuestView> view(GuestRange range) const;
   /// The range as bytes to read and write, marked dirty when the view ends. Errors: as
-  /// host_address(), but an empty range gives an empty view. O(1), and at the end O(pages) while
-  /// tracking is on.
+  /// host_address(), but an empty range gives an empty view, and one that crosses regions is
+  /// `out_of_bounds` in an arena as well. O(1), and at the end O(pages) while tracking is on.
   [[nodiscard]] Result<MutableGuestView> mutable_view(GuestRange range) const;
   /// A list of pieces for readv(2), which writes to the guest (Access::write), or writev(2): one a
   /// region, so fewer than IOV_MAX. Errors: those of every access; an empty range gives none.
-  [[nodiscard]] Result<GuestIovecs> iovecs(GuestRange range, Access access) const;
+  [[nodiscard]] Result<GuestIovecs> iovecs(GuestRange range, Access access) const {
+    return iovecs(std::span(&range, 1), access);
+  }
+  /// Several ranges as one list, in their order, such as the buffers of a request; readv(2) takes
+  /// IOV_MAX of them at a time. Errors: those of every access; `overflow` when the sizes sum to 2^64
+  /// or more; `limit_exceeded` above 65536 pieces. Allocates above 16 pieces.
+  [[nodiscard]] Result<GuestIovecs> iovecs(std::span<const GuestRange> ranges, Access access) const;
 
   /// `corrupt` when the invariant is broken, with the first broken rule as the reason. For tests;
   /// O(n).
   [[nodiscard]] Result<void> check_invariants() const noexcept;
 
  private:
+  friend struct detail::GuestPieces;
   struct Map;
   class Pieces;
 
@@ -379,6 +411,14 @@ class VMSPACE_EXPORT GuestMemory {
     Copy(entry->host + offset, from.data(), from.size());
     dirty->mark(offset, from.size());
     return true;
+  }
+
+  /// The integer of a byte order whose bytes were loaded.
+  template <typename T>
+  [[gnu::always_inline]] static Result<T> in_order(const Result<typename T::value_type>& stored) {
+    if (!stored) [[unlikely]]
+      return fail(stored.error());
+    return std::bit_cast<T>(*stored);
   }
 
   /// Where an aligned integer is, and what is to be marked when it is written.

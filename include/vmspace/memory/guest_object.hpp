@@ -135,4 +135,16 @@ concept WritableGuestObject = GuestObject<T> &&
 template <typename T>
 concept GuestInteger = std::integral<T> && GuestObject<T> && sizeof(T) <= 8;
 
+/// Such an integer in a class that gives it a byte order: EndianInteger, or the aligned types of
+/// Boost.Endian once every_pattern_is_valid says so of them. Its bytes are those of an integer, and
+/// that is what is loaded, stored, compared and OR-ed: none of them depends on the order.
+template <typename T>
+concept GuestEndianInteger = GuestObject<T> && requires {
+  typename T::value_type;
+} && GuestInteger<typename T::value_type> && sizeof(T) == sizeof(typename T::value_type);
+
+/// What is loaded and stored in one access.
+template <typename T>
+concept GuestAtomic = GuestInteger<T> || GuestEndianInteger<T>;
+
 }  // namespace vmspace

@@ -47,12 +47,19 @@ class GuestPtr {
   }
 
   /// One access of the machine, with a memory order. Errors: as GuestMemory::load and store.
-  [[nodiscard]] Result<T> load(std::memory_order order) const requires GuestInteger<T> {
+  [[nodiscard]] Result<T> load(std::memory_order order) const requires GuestAtomic<T> {
     return memory_->load<T>(address_, order);
   }
-  [[nodiscard]] Result<void> store(T value,
-                                   std::memory_order order) const requires GuestInteger<T> {
+  [[nodiscard]] Result<void> store(T value, std::memory_order order) const requires GuestAtomic<T> {
     return memory_->store<T>(address_, value, order);
+  }
+  /// One step of the machine, seq_cst; gives what was there before. Errors: as
+  /// GuestMemory::compare_exchange and fetch_or.
+  [[nodiscard]] Result<T> compare_exchange(T expected, T desired) const requires GuestAtomic<T> {
+    return memory_->compare_exchange<T>(address_, expected, desired);
+  }
+  [[nodiscard]] Result<T> fetch_or(T bits) const requires GuestAtomic<T> {
+    return memory_->fetch_or<T>(address_, bits);
   }
 
   /// The element `index` of an array of `count` that begins here. Errors: `out_of_bounds` for an

@@ -20,8 +20,8 @@
 #include <memory>
 #include <span>
 #include <utility>
-#include <vector>
 
+#include "vmspace/memory/detail/guest_pieces.hpp"
 #include "vmspace/memory/dirty_bitmap.hpp"
 
 namespace vmspace {
@@ -44,17 +44,6 @@ class GuestView {
   std::shared_ptr<const void> map_;
   std::span<const std::byte> bytes_;
 };
-
-namespace detail {
-
-/// Some bytes of a region, to be marked as written later.
-struct DirtyPart {
-  DirtyBitmap* bitmap;
-  std::uint64_t offset;
-  std::uint64_t size;
-};
-
-}  // namespace detail
 
 /// Bytes of guest memory to write, marked dirty when the view ends (or earlier, by mark()). Moves,
 /// never copies. Threads: used by one thread at a time.
@@ -95,29 +84,33 @@ class MutableGuestView {
   detail::DirtyPart part_;
 };
 
-/// A range of guest memory as iovecs, one for each region that it crosses. Those for writing are
-/// marked dirty when the object ends. Moves, never copies. Threads: used by one thread at a time.
+/// Ranges of guest memory as iovecs, one for each region that a range crosses; neighbours that are
+/// contiguous on the host are one. Those for writing are marked dirty when the object ends. Up to 16
+/// lie in the object, which therefore allocates nothing. Moves, never copies. Threads: used by one
+/// thread at a time.
 class GuestIovecs {
  public:
   GuestIovecs(GuestIovecs&&) noexcept = default;
-  /// Swaps: what was here is marked, and its map let go, when `other` ends.
+  /// What was here is marked, and its map let go, first; nothing for an object assigned to itself.
   GuestIovecs& operator=(GuestIovecs&& other) noexcept {
-    std::swap(map_, other.map_);
-    std::swap(iovecs_, other.iovecs_);
-    std::swap(parts_, other.parts_);
+    if (this == &other) return *this;
+    mark();
+    map_ = std::move(other.map_);
+    iovecs_ = std::move(other.iovecs_);
+    parts_ = std::move(other.parts_);
     return *this;
   }
   ~GuestIovecs() { mark(); }
 
-  /// Empty for an empty range. Bytes of an object made for reading must not be written.
-  [[nodiscard]] std::span<const iovec> iovecs() const noexcept { return iovecs_; }
-  [[nodiscard]] const iovec* data() const noexcept { return iovecs_.data(); }
+  /// Empty for empty ranges. Bytes of an object made for reading must not be written.
+  [[nodiscard]] std::span<const iovec> iovecs() const noexcept { return iovecs_.values(); }
+  [[nodiscard]] const iovec* data() const noexcept { return iovecs().data(); }
   /// How many iovecs there are, as readv(2) counts: an int.
   [[nodiscard]] int count() const noexcept { return static_cast<int>(iovecs_.size()); }
 
   /// Records all of it as written, now; nothing for an object made for reading.
   void mark() const noexcept {
-    for (const detail::DirtyPart& part : parts_)
+    for (const detail::DirtyPart& part : parts_.values())
       part.bitmap->mark(part.offset, part.size);
   }
 
@@ -126,8 +119,8 @@ class GuestIovecs {
   explicit GuestIovecs(std::shared_ptr<const void> map) noexcept : map_(std::move(map)) {}
 
   std::shared_ptr<const void> map_;
-  std::vector<iovec> iovecs_;
-  std::vector<detail::DirtyPart> parts_;
+  detail::Iovecs iovecs_;
+  detail::DirtyParts parts_;
 };
 
 }  // namespace vmspace

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <string>
 
@@ -23,8 +24,8 @@ namespace vmspace {
 }
 
 /// The number in hexadecimal: `0x1234`.
-template <typename T>
-[[nodiscard]] std::string to_text(const LittleEndian<T>& number) {
+template <typename T, std::endian order>
+[[nodiscard]] std::string to_text(const EndianInteger<T, order>& number) {
   return detail::hex(number.value());
 }
 

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A request that a driver has put into a virtqueue: where its bytes are.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "vmspace/address_space/guest_range.hpp"
+#include "vmspace/memory/detail/inline_vector.hpp"
+
+namespace vmspace {
+
+/// The buffers of one request, in two lists: those that the device reads, and those that it writes,
+/// which come after (virtio 1.2, section 2.7.4.2). A private copy: what the driver does to its
+/// descriptors afterwards changes nothing here. The addresses are the driver's and not yet checked;
+/// GuestReader and GuestWriter do that.
+///
+/// A queue fills it, and a device keeps one for all its requests: up to 16 buffers lie in the object,
+/// and memory that it has taken for more stays with it. Moves, never copies.
+class DescriptorChain {
+ public:
+  /// No request.
+  DescriptorChain() = default;
+  DescriptorChain(DescriptorChain&&) noexcept = default;
+  DescriptorChain& operator=(DescriptorChain&&) noexcept = default;
+  ~DescriptorChain() = default;
+
+  /// The request's name in the queue, to be given back by push_used().
+  [[nodiscard]] std::uint16_t head() const noexcept { return head_; }
+  /// What the device reads; no range is empty.
+  [[nodiscard]] std::span<const GuestRange> readable() const noexcept {
+    return ranges_.values().first(readable_);
+  }
+  /// What the device writes; no range is empty.
+  [[nodiscard]] std::span<const GuestRange> writable() const noexcept {
+    return ranges_.values().subspan(readable_);
+  }
+
+ private:
+  friend class SplitQueue;
+
+  static constexpr std::size_t inline_ranges = 16;
+
+  void clear() noexcept {
+    ranges_.truncate(0);
+    readable_ = 0;
+  }
+
+  detail::InlineVector<GuestRange, inline_ranges> ranges_;
+  std::size_t readable_ = 0;
+  std::uint16_t head_ = 0;
+};
+
+}  // namespace vmspace

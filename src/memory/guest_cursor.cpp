@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/guest_cursor.hpp"
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+#include <limits>
+
+#include <limits.h>  // IOV_MAX
+
+#include "vmspace/base/try.hpp"
+
+#include "memory/marked_read.hpp"
+#include "os/system_calls.hpp"
+
+namespace vmspace {
+
+namespace {
+
+constexpr std::int64_t own_position = -1;
+
+/// Linux counts the bytes of a file in 63 bits.
+Result<std::int64_t> file_offset(const char* operation, std::uint64_t offset, std::uint64_t bytes) {
+  constexpr std::uint64_t limit = std::numeric_limits<std::int64_t>::max();
+  if (offset > limit || bytes > limit - offset) {
+    return fail({.code = Errc::overflow,
+                 .operation = operation,
+                 .first = Operand::size(offset),
+                 .second = Operand::size(bytes),
+                 .reason = "the offset in the file must stay below 2^63"});
+  }
+  return static_cast<std::int64_t>(offset);
+}
+
+/// Repeats `once(bytes, offset)`, which gives how many bytes it transferred, until there are none.
+template <typename Once>
+Result<void> repeat(const char* operation, std::uint64_t bytes, std::int64_t offset,
+                    const char* call, Once once) {
+  while (bytes != 0) {
+    const std::uint64_t count = VMSPACE_TRY(once(bytes, offset));
+    if (count == 0) return detail::fail_os(operation, Operand::size(bytes), call, EIO);
+    bytes -= count;
+    if (offset != own_position) offset += static_cast<std::int64_t>(count);
+  }
+  return {};
+}
+
+}  // namespace
+
+std::size_t GuestCursor::next_in_piece(std::uint64_t bytes) noexcept {
+  if (left_ == 0) enter_next();
+  return static_cast<std::size_t>(std::min<std::uint64_t>(left_, bytes));
+}
+
+void GuestCursor::pass_pieces(std::uint64_t bytes) noexcept {
+  assert(bytes <= remaining());
+  while (bytes > left_) {
+    bytes -= left_;
+    left_ = 0;
+    enter_next();
+  }
+  pass(static_cast<std::size_t>(bytes));
+}
+
+void GuestCursor::keep(std::uint64_t bytes) noexcept {
+  assert(bytes <= remaining());
+  total_ = position() + bytes;
+  if (bytes <= left_) {
+    left_ = static_cast<std::size_t>(bytes);
+    after_ = 0;
+    iovecs_.truncate(next_);
+    return;
+  }
+  after_ = bytes - left_;
+  std::uint64_t left = after_;
+  for (std::size_t i = next_;; ++i) {
+    iovec& piece = iovecs_[i];
+    if (left > piece.iov_len) {
+      left -= piece.iov_len;
+      continue;
+    }
+    piece.iov_len = static_cast<std::size_t>(left);
+    iovecs_.truncate(i + 1);
+    return;
+  }
+}
+
+void GuestCursor::begin_at(GuestCursor& other) {
+  for (const iovec& piece : other.iovecs())
+    iovecs_.push_back(piece);
+  begin(other.remaining());
+}
+
+Error GuestCursor::end_error(const char* operation, std::uint64_t bytes) const {
+  return {.code = Errc::out_of_bounds,
+          .operation = operation,
+          .first = Operand::size(bytes),
+          .second = Operand::size(remaining()),
+          .reason = "fewer bytes remain"};
+}
+
+GuestCursor::Transfer GuestCursor::transfer(int fd, std::uint64_t bytes, std::int64_t offset,
+                                            Access access) {
+  const std::span<const iovec> pieces = iovecs();
+  const std::size_t first = iovecs_.size() - pieces.size();
+  std::size_t count = 0;
+  std::uint64_t asked = 0;
+  for (; count < pieces.size() && count < IOV_MAX && asked < bytes; ++count)
+    asked += pieces[count].iov_len;
+  // The last piece may hold more than was asked for: it is shorter during the call.
+  const std::uint64_t beyond = asked > bytes ? asked - bytes : 0;
+  iovec& last = iovecs_[first + count - 1];
+  last.iov_len -= static_cast<std::size_t>(beyond);
+  const auto& calls = detail::kernel();
+  const auto call = access == Access::read ? calls.pwritev2 : calls.preadv2;
+  const ssize_t done =
+      detail::retry([&] { return call(fd, pieces.data(), static_cast<int>(count), offset, 0); });
+  const int error = done < 0 ? errno : 0;
+  last.iov_len += static_cast<std::size_t>(beyond);
+  return {.asked = asked - beyond, .count = done, .error = error};
+}
+
+// Made in the result, which both ways out return: moving a cursor costs more than translating a range.
+Result<GuestReader> GuestReader::make(const GuestMemory& memory,
+                                      std::span<const GuestRange> ranges) {
+  Result<GuestReader> made;
+  const auto total = detail::GuestPieces::append("GuestReader::make", memory, ranges, Access::read,
+                                                 made->iovecs_, nullptr);
+  if (total) [[likely]] {
+    made->begin(*total);
+  } else {
+    made = fail(total.error());
+  }
+  return made;
+}
+
+Result<void> GuestReader::read_pieces(const char* operation, std::span<std::byte> to) {
+  VMSPACE_TRY(check(operation, to.size()));
+  // Objects up to this size are promised whole integers.
+  const auto copy =
+      to.size() <= detail::inline_copy_limit ? detail::load_words : detail::copy_from_shared;
+  while (!to.empty()) {
+    const std::size_t size = next_in_piece(to.size());
+    copy(to.data(), at_, size);
+    pass(size);
+    to = to.subspan(size);
+  }
+  return {};
+}
+
+Result<void> GuestReader::skip(std::uint64_t bytes) {
+  VMSPACE_TRY(check("GuestReader::skip", bytes));
+  pass_pieces(bytes);
+  return {};
+}
+
+Result<GuestReader> GuestReader::split_at(std::uint64_t bytes) {
+  VMSPACE_TRY(check("GuestReader::split_at", bytes));
+  GuestReader second;
+  second.begin_at(*this);
+  second.pass_pieces(bytes);
+  second.restart();
+  keep(bytes);
+  return second;
+}
+
+Result<std::uint64_t> GuestReader::send(const char* operation, int fd, std::uint64_t bytes,
+                                        std::int64_t offset) {
+  if (bytes == 0) return 0;
+  const Transfer done = transfer(fd, bytes, offset, Access::read);
+  if (done.count < 0) {
+    return detail::fail_os(operation, Operand::size(done.asked), "pwritev2", done.error);
+  }
+  pass_pieces(static_cast<std::uint64_t>(done.count));
+  return static_cast<std::uint64_t>(done.count);
+}
+
+Result<std::uint64_t> GuestReader::read_to(int fd, std::uint64_t bytes) {
+  VMSPACE_TRY(check("GuestReader::read_to", bytes));
+  return send("GuestReader::read_to", fd, bytes, own_position);
+}
+
+Result<std::uint64_t> GuestReader::read_to(int fd, std::uint64_t bytes, std::uint64_t offset) {
+  VMSPACE_TRY(check("GuestReader::read_to", bytes));
+  const std::int64_t at = VMSPACE_TRY(file_offset("GuestReader::read_to", offset, bytes));
+  return send("GuestReader::read_to", fd, bytes, at);
+}
+
+Result<void> GuestReader::read_exact_to(int fd, std::uint64_t bytes) {
+  constexpr const char* operation = "GuestReader::read_exact_to";
+  VMSPACE_TRY(check(operation, bytes));
+  return repeat(operation, bytes, own_position, "pwritev2",
+                [&](std::uint64_t left, std::int64_t at) { return send(operation, fd, left, at); });
+}
+
+Result<void> GuestReader::read_exact_to(int fd, std::uint64_t bytes, std::uint64_t offset) {
+  constexpr const char* operation = "GuestReader::read_exact_to";
+  VMSPACE_TRY(check(operation, bytes));
+  const std::int64_t begin = VMSPACE_TRY(file_offset(operation, offset, bytes));
+  return repeat(operation, bytes, begin, "pwritev2",
+                [&](std::uint64_t left, std::int64_t at) { return send(operation, fd, left, at); });
+}
+
+Result<GuestWriter> GuestWriter::make(const GuestMemory& memory,
+                                      std::span<const GuestRange> ranges) {
+  Result<GuestWriter> made;
+  const auto total = detail::GuestPieces::append("GuestWriter::make", memory, ranges, Access::write,
+                                                 made->iovecs_, &made->parts_);
+  if (total) [[likely]] {
+    made->begin(*total);
+    made->enter_next_part();
+  } else {
+    made = fail(total.error());
+  }
+  return made;
+}
+
+void GuestWriter::mark(std::uint64_t bytes) const noexcept {
+  detail::DirtyPart part = part_;
+  for (std::size_t next = next_part_;; ++next) {
+    const std::uint64_t size = std::min(bytes, part.size);
+    if (size != 0) part.bitmap->mark(part.offset, size);
+    bytes -= size;
+    if (bytes == 0) return;
+    assert(next < parts_.size());
+    part = parts_[next];
+  }
+}
+
+void GuestWriter::pass_parts(std::uint64_t bytes) noexcept {
+  while (bytes > part_.size) {
+    bytes -= part_.size;
+    part_.size = 0;
+    enter_next_part();
+  }
+  part_.offset += bytes;
+  part_.size -= bytes;
+}
+
+Result<void> GuestWriter::write_pieces(const char* operation, std::span<const std::byte> from) {
+  VMSPACE_TRY(check(operation, from.size()));
+  const std::size_t all = from.size();
+  const auto copy = all <= detail::inline_copy_limit ? detail::store_words : detail::copy_to_shared;
+  while (!from.empty()) {
+    const std::size_t size = next_in_piece(from.size());
+    copy(at_, from.data(), size);
+    pass(size);
+    from = from.subspan(size);
+  }
+  mark(all);
+  pass_parts(all);
+  return {};
+}
+
+Result<void> GuestWriter::skip(std::uint64_t bytes) {
+  VMSPACE_TRY(check("GuestWriter::skip", bytes));
+  pass_pieces(bytes);
+  pass_parts(bytes);
+  return {};
+}
+
+Result<void> GuestWriter::commit_pieces(std::uint64_t bytes) {
+  VMSPACE_TRY(check("GuestWriter::commit", bytes));
+  mark(bytes);
+  pass_pieces(bytes);
+  pass_parts(bytes);
+  return {};
+}
+
+Result<GuestWriter> GuestWriter::split_at(std::uint64_t bytes) {
+  VMSPACE_TRY(check("GuestWriter::split_at", bytes));
+  GuestWriter second;
+  if (part_.size != 0) second.parts_.push_back(part_);
+  for (const detail::DirtyPart& part : parts_.values().subspan(next_part_))
+    second.parts_.push_back(part);
+  second.begin_at(*this);
+  second.enter_next_part();
+  second.pass_pieces(bytes);
+  second.pass_parts(bytes);
+  second.restart();
+  keep(bytes);  // the parts beyond are never reached
+  return second;
+}
+
+Result<std::uint64_t> GuestWriter::receive(const char* operation, int fd, std::uint64_t bytes,
+                                           std::int64_t offset) {
+  if (bytes == 0) return 0;
+  const Transfer done = transfer(fd, bytes, offset, Access::write);
+  // See marked_read.hpp: what was asked for may have been written, unless there was no data.
+  if (done.count > 0 || (done.count < 0 && !detail::is_before_data(done.error))) mark(done.asked);
+  if (done.count < 0) {
+    return detail::fail_os(operation, Operand::size(done.asked), "preadv2", done.error);
+  }
+  const auto count = static_cast<std::uint64_t>(done.count);
+  pass_pieces(count);
+  pass_parts(count);
+  return count;
+}
+
+Result<std::uint64_t> GuestWriter::write_from(int fd, std::uint64_t bytes) {
+  VMSPACE_TRY(check("GuestWriter::write_from", bytes));
+  return receive("GuestWriter::write_from", fd, bytes, own_position);
+}
+
+Result<std::uint64_t> GuestWriter::write_from(int fd, std::uint64_t bytes, std::uint64_t offset) {
+  VMSPACE_TRY(check("GuestWriter::write_from", bytes));
+  const std::int64_t at = VMSPACE_TRY(file_offset("GuestWriter::write_from", offset, bytes));
+  return receive("GuestWriter::write_from", fd, bytes, at);
+}
+
+Result<void> GuestWriter::write_exact_from(int fd, std::uint64_t bytes) {
+  constexpr const char* operation = "GuestWriter::write_exact_from";
+  VMSPACE_TRY(check(operation, bytes));
+  return repeat(
+      operation, bytes, own_position, "preadv2",
+      [&](std::uint64_t left, std::int64_t at) { return receive(operation, fd, left, at); });
+}
+
+Result<void> GuestWriter::write_exact_from(int fd, std::uint64_t bytes, std::uint64_t offset) {
+  constexpr const char* operation = "GuestWriter::write_exact_from";
+  VMSPACE_TRY(check(operation, bytes));
+  const std::int64_t begin = VMSPACE_TRY(file_offset(operation, offset, bytes));
+  return repeat(operation, bytes, begin, "preadv2", [&](std::uint64_t left, std::int64_t at) {
+    return receive(operation, fd, left, at);
+  });
+}
+
+}  // namespace vmspace
