@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/memory/dirty_tracking.hpp"
+#include "vmspace/memory/guest_cursor.hpp"
 #include "vmspace/memory/guest_io.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/testing.hpp"
@@ -86,6 +87,10 @@ TEST_F(InParts, AnAccessToAnAbsentBlockIsNotFoundWhateverItIs) {
     EXPECT_THAT(memory.view(range), HasError(Errc::not_found));
     EXPECT_THAT(memory.mutable_view(range), HasError(Errc::not_found));
     EXPECT_THAT(memory.iovecs(range, Access::read), HasError(Errc::not_found));
+    const std::array ranges{GuestRange{in(1), 16}, range};
+    EXPECT_THAT(memory.iovecs(ranges, Access::write), HasError(Errc::not_found));
+    EXPECT_THAT(GuestReader::make(memory, ranges), HasError(Errc::not_found));
+    EXPECT_THAT(GuestWriter::make(memory, ranges), HasError(Errc::not_found));
     EXPECT_THAT(memory.host_address(range), HasError(Errc::not_found));
     EXPECT_THAT(memory.const_host_address(range), HasError(Errc::not_found));
     EXPECT_THAT(memory.mark_dirty(range), HasError(Errc::not_found));
