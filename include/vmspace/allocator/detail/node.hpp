@@ -24,6 +24,7 @@
 #include <utility>
 
 #include "vmspace/allocator/detail/free_summary.hpp"
+#include "vmspace/allocator/detail/learned_alignments.hpp"
 
 namespace vmspace::detail {
 
@@ -179,6 +180,17 @@ struct Leaf : Node {
     return all.summary();
   }
 
+  /// The longest aligned length of the free entries, for the alignment of this row.
+  [[nodiscard]] std::uint64_t longest_of(unsigned row,
+                                         const LearnedAlignments& learned) const noexcept {
+    std::uint64_t longest = 0;
+    for (Bits left = free; left.any(); left.reset_lowest()) {
+      const unsigned pos = left.lowest();
+      longest = std::max(longest, aligned_length(min[pos], max[pos], learned.low_bits(row)));
+    }
+    return longest;
+  }
+
   /// Makes space for `n` entries at `pos`, in state allocated, for the caller to fill in.
   void open_gap(unsigned pos, unsigned n) noexcept {
     move_entries(*this, pos, pos + n, count - pos);
@@ -248,11 +260,13 @@ struct Leaf : Node {
 };
 
 /// Up to 32 children. `key[i]` is the lowest address of any entry below child i; the arrays
-/// `longest`, `order` and `zeros` are the children's summaries, 0 in unused slots.
+/// `longest[0]`, `order` and `zeros` are the children's summaries, the other rows of `longest` their
+/// longest aligned lengths for the alignments that the tree has learned. All are 0 in unused slots,
+/// and in unused rows.
 struct Inner : Node {
   Keys key;
   Node* child[node_capacity];
-  std::uint64_t longest[node_capacity] = {};
+  std::uint64_t longest[length_rows][node_capacity] = {};
   std::uint8_t order[node_capacity] = {};
   std::uint8_t zeros[node_capacity] = {};
 
@@ -264,10 +278,10 @@ struct Inner : Node {
   }
 
   [[nodiscard]] FreeSummary summary_of(unsigned slot) const noexcept {
-    return {longest[slot], order[slot], zeros[slot]};
+    return {longest[0][slot], order[slot], zeros[slot]};
   }
   void set_summary(unsigned slot, const FreeSummary& summary) noexcept {
-    longest[slot] = summary.longest;
+    longest[0][slot] = summary.longest;
     order[slot] = summary.order;
     zeros[slot] = summary.zeros;
   }
@@ -276,7 +290,7 @@ struct Inner : Node {
   [[nodiscard]] FreeSummary summary() const noexcept {
     FreeSummary summary;
     for (unsigned i = 0; i < count; ++i)
-      summary.longest = std::max(summary.longest, longest[i]);
+      summary.longest = std::max(summary.longest, longest[0][i]);
     // All 32, unused ones included: a loop of fixed length becomes a few vector instructions.
     for (unsigned i = 0; i < node_capacity; ++i)
       summary.order = std::max(summary.order, order[i]);
@@ -285,24 +299,44 @@ struct Inner : Node {
     return summary;
   }
 
-  /// The first child from `slot` on that may have a fit for the request; 32 when there is none.
-  [[nodiscard]] unsigned next_candidate(const Request& request, unsigned slot) const noexcept {
+  /// The longest aligned length below any child, for the alignment of this row.
+  [[nodiscard]] std::uint64_t longest_of(unsigned row, const LearnedAlignments&) const noexcept {
+    return *std::max_element(longest[row], longest[row] + count);
+  }
+
+  /// Notes what there is below the child in this slot.
+  template <typename N>
+  void summarise(unsigned slot, const N& below, const LearnedAlignments& learned) noexcept {
+    set_summary(slot, below.summary());
+    for (unsigned row = 1; row < learned.rows(); ++row)
+      longest[row][slot] = below.longest_of(row, learned);
+  }
+
+  /// Whether the child may have a fit for the request, whose alignment this row is for, or less.
+  [[nodiscard]] bool may_fit(const Request& request, unsigned row, unsigned slot) const noexcept {
+    return longest[row][slot] >= request.size() && request.may_fit(summary_of(slot));
+  }
+
+  /// The first child from `slot` on that may have a fit, as may_fit() has it; 32 when there is none.
+  [[nodiscard]] unsigned next_candidate(const Request& request, unsigned row,
+                                        unsigned slot) const noexcept {
     for (unsigned group = slot / 8 * 8; group < count; group += 8) {
       std::uint64_t may = request.may_fit(order + group, zeros + group);
       if (group < slot) may = may >> (slot - group) * 8 << (slot - group) * 8;
       for (; may != 0; may &= may - 1) {
         const unsigned found = group + static_cast<unsigned>(std::countr_zero(may)) / 8;
-        if (request.may_fit(summary_of(found))) return found;
+        if (longest[row][found] >= request.size()) return found;
       }
     }
     return node_capacity;
   }
 
-  void insert(unsigned slot, Node* node, std::uint64_t first, const FreeSummary& summary) noexcept {
+  template <typename N>
+  void insert(unsigned slot, N* node, const LearnedAlignments& learned) noexcept {
     open_gap(slot, 1);
-    key[slot] = first;
+    key[slot] = node->first_key();
     child[slot] = node;
-    set_summary(slot, summary);
+    summarise(slot, *node, learned);
   }
 
   void open_gap(unsigned slot, unsigned n) noexcept {
@@ -313,8 +347,11 @@ struct Inner : Node {
   void close_gap(unsigned slot, unsigned n) noexcept {
     copy_entries(*this, slot + n, slot, count - slot - n);
     key.mark_unused(count - n, count);
-    for (unsigned i = count - n; i < count; ++i)
+    for (unsigned i = count - n; i < count; ++i) {
       set_summary(i, FreeSummary{});
+      for (auto& row : longest)
+        row[i] = 0;
+    }
     count -= n;
   }
 
@@ -339,9 +376,11 @@ struct Inner : Node {
       // NOLINTNEXTLINE(bugprone-sizeof-expression): pointers are what is moved, where they are
       std::memmove(destination + to, source + from, n * sizeof source[0]);
     };
+    if (n == 0) return;  // as always where a space is filled in ascending order
     move(key.at, target.key.at);
     move(child, target.child);
-    move(longest, target.longest);
+    for (unsigned row = 0; row < length_rows; ++row)
+      move(longest[row], target.longest[row]);
     move(order, target.order);
     move(zeros, target.zeros);
   }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Copying and destroying the nodes of a B+-tree.
+// What is done to all nodes of a B+-tree: copying, destroying, and learning an alignment.
 
 #pragma once
 
 #include <algorithm>
 
+#include "vmspace/allocator/detail/learned_alignments.hpp"
 #include "vmspace/allocator/detail/node.hpp"
 
 namespace vmspace::detail {
@@ -22,6 +23,21 @@ void destroy_subtree(Node* node, unsigned level) noexcept {
   for (unsigned i = 0; i < inner->count; ++i)
     destroy_subtree<T>(inner->child[i], level - 1);
   delete inner;
+}
+
+/// Fills in a row of lengths in the inner nodes of a subtree whose root is at this level.
+template <typename T>
+void fill_lengths(Inner& node, unsigned level, unsigned row,
+                  const LearnedAlignments& learned) noexcept {
+  for (unsigned i = 0; i < node.count; ++i) {
+    if (level == 1) {
+      node.longest[row][i] = static_cast<Leaf<T>*>(node.child[i])->longest_of(row, learned);
+    } else {
+      Inner& below = *static_cast<Inner*>(node.child[i]);
+      fill_lengths<T>(below, level - 1, row, learned);
+      node.longest[row][i] = below.longest_of(row, learned);
+    }
+  }
 }
 
 /// Copies the subtree `from` to `place`, and appends its leaves to the list from `first` to `last`.
