@@ -313,9 +313,10 @@ class IntervalTree {
     return {};
   }
 
-  /// Keeps as much memory as `n` ranges may need, so that no call allocates until the tree has more;
-  /// never less than it was told before. clear(), moving and assigning give it up. O(n) in what there
-  /// is not yet.
+  /// Keeps as much memory as `n` ranges may need, so that until the tree has more no call fails for want
+  /// of memory; nor does one allocate, but for an allocate() or extract() that learns its first
+  /// alignment, and does without where it can't. It keeps never less than it was told before. clear(),
+  /// moving and assigning give it up. O(n) in what there is not yet.
   void reserve(std::size_t n) { tree_.reserve(n); }
 
   // -- looking up ----------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class AncestorSummaries {
  private:
   [[nodiscard]] std::uint64_t& length_at(unsigned level, unsigned row) const noexcept {
     const PathStep& step = path_.ancestors[level];
-    return step.node->longest[row][step.slot];
+    return step.node->lengths(row)[step.slot];
   }
 
   /// Whether the cut may have lowered one of the leaf's maxima.

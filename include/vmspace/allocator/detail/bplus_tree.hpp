@@ -333,7 +333,8 @@ class BPlusTree {
   // -- learning --------------------------------------------------------------------------------
 
   /// Learns the alignment of a search that has tried `wasted` leaves in vain, if it is worth it. O(n)
-  /// where it is, which searches have cost already. Paths stay good.
+  /// where it is, which searches have cost already. Paths stay good. Without the memory that the first
+  /// one takes, nothing is learned.
   void learn(const Constraint& constraint, std::size_t wasted) noexcept {
     if (learned_.is_of_interest(wasted)) [[unlikely]]
       learn_if_worth_it(constraint, wasted);
@@ -342,10 +343,11 @@ class BPlusTree {
   [[gnu::noinline]] void learn_if_worth_it(const Constraint& constraint,
                                            std::size_t wasted) noexcept {
     if (height_ == 0) return;
-    const unsigned row = learned_.learn(Request(constraint).low_bits(), wasted, size_);
-    if (row != 0) {
-      fill_lengths<T>(*static_cast<Inner*>(root_), height_, row, learned_);
-    }
+    LearnedAlignments learned = learned_;
+    const unsigned row = learned.learn(Request(constraint).low_bits(), wasted, size_);
+    if (row != 0 && !add_lengths()) return;
+    learned_ = learned;
+    if (row != 0) fill_lengths<T>(*static_cast<Inner*>(root_), height_, row, learned_);
   }
 
   /// The first rule that the structure breaks, as text; null when it breaks none. O(n).
@@ -383,6 +385,12 @@ class BPlusTree {
   void locate_key(std::uint64_t key, Path& path) const noexcept {
     upper_bound(key, path);
     --path.pos;
+  }
+
+  /// Has space for learned lengths in all inner nodes. False when there is no memory for it.
+  [[nodiscard]] bool add_lengths() noexcept {
+    return stock_.with_lengths() ||
+           (detail::add_lengths(*static_cast<Inner*>(root_), height_) && stock_.add_lengths());
   }
 
   // -- summaries and keys ----------------------------------------------------------------------

@@ -52,6 +52,9 @@ class Checker {
     if (level == 0) return check_leaf(static_cast<const Leaf<T>&>(node));
 
     const Inner& inner = static_cast<const Inner&>(node);
+    if (learned_.any() && inner.learned == nullptr) {
+      return broken("a node must have space for the lengths that the tree has learned");
+    }
     for (unsigned i = inner.count; i < node_capacity; ++i) {
       if (inner.key[i] != std::numeric_limits<std::uint64_t>::max()) {
         return broken("an unused key must be 2^64-1");
@@ -59,8 +62,8 @@ class Checker {
       if (inner.summary_of(i) != FreeSummary{}) {
         return broken("the summary of an unused child must be empty");
       }
-      for (const auto& row : inner.longest) {
-        if (row[i] != 0) return broken("the lengths of an unused child must be 0");
+      for (unsigned row = 1; row < length_rows && inner.learned != nullptr; ++row) {
+        if (inner.lengths(row)[i] != 0) return broken("the lengths of an unused child must be 0");
       }
     }
     for (unsigned i = 0; i < inner.count; ++i) {
@@ -79,7 +82,7 @@ class Checker {
         const std::uint64_t longest =
             level == 1 ? static_cast<const Leaf<T>*>(inner.child[i])->longest_of(row, learned_)
                        : static_cast<const Inner*>(inner.child[i])->longest_of(row, learned_);
-        if (inner.longest[row][i] != longest) {
+        if (inner.lengths(row)[i] != longest) {
           return broken("an aligned length must be exact for its subtree");
         }
       }

@@ -259,16 +259,28 @@ struct Leaf : Node {
   }
 };
 
+/// Rows of lengths that a tree has learned: row r of an inner node is rows[r - 1], 0 in unused slots.
+struct LearnedLengths {
+  std::uint64_t rows[length_rows - 1][node_capacity] = {};
+};
+
 /// Up to 32 children. `key[i]` is the lowest address of any entry below child i; the arrays
-/// `longest[0]`, `order` and `zeros` are the children's summaries, the other rows of `longest` their
-/// longest aligned lengths for the alignments that the tree has learned. All are 0 in unused slots,
-/// and in unused rows.
+/// `longest`, `order` and `zeros` are the children's summaries, 0 in unused slots.
 struct Inner : Node {
   Keys key;
   Node* child[node_capacity];
-  std::uint64_t longest[length_rows][node_capacity] = {};
+  std::uint64_t longest[node_capacity] = {};
   std::uint8_t order[node_capacity] = {};
   std::uint8_t zeros[node_capacity] = {};
+  std::unique_ptr<LearnedLengths> learned;  ///< not null once the tree has learned an alignment
+
+  /// The children's longest aligned lengths, for the alignment of a row in use.
+  [[nodiscard]] std::uint64_t* lengths(unsigned row) noexcept {
+    return row == 0 ? longest : learned->rows[row - 1];
+  }
+  [[nodiscard]] const std::uint64_t* lengths(unsigned row) const noexcept {
+    return row == 0 ? longest : learned->rows[row - 1];
+  }
 
   [[nodiscard]] std::uint64_t first_key() const noexcept { return key[0]; }
 
@@ -278,10 +290,10 @@ struct Inner : Node {
   }
 
   [[nodiscard]] FreeSummary summary_of(unsigned slot) const noexcept {
-    return {longest[0][slot], order[slot], zeros[slot]};
+    return {longest[slot], order[slot], zeros[slot]};
   }
   void set_summary(unsigned slot, const FreeSummary& summary) noexcept {
-    longest[0][slot] = summary.longest;
+    longest[slot] = summary.longest;
     order[slot] = summary.order;
     zeros[slot] = summary.zeros;
   }
@@ -290,7 +302,7 @@ struct Inner : Node {
   [[nodiscard]] FreeSummary summary() const noexcept {
     FreeSummary summary;
     for (unsigned i = 0; i < count; ++i)
-      summary.longest = std::max(summary.longest, longest[0][i]);
+      summary.longest = std::max(summary.longest, longest[i]);
     // All 32, unused ones included: a loop of fixed length becomes a few vector instructions.
     for (unsigned i = 0; i < node_capacity; ++i)
       summary.order = std::max(summary.order, order[i]);
@@ -301,20 +313,20 @@ struct Inner : Node {
 
   /// The longest aligned length below any child, for the alignment of this row.
   [[nodiscard]] std::uint64_t longest_of(unsigned row, const LearnedAlignments&) const noexcept {
-    return *std::max_element(longest[row], longest[row] + count);
+    return *std::max_element(lengths(row), lengths(row) + count);
   }
 
   /// Notes what there is below the child in this slot.
   template <typename N>
-  void summarise(unsigned slot, const N& below, const LearnedAlignments& learned) noexcept {
+  void summarise(unsigned slot, const N& below, const LearnedAlignments& alignments) noexcept {
     set_summary(slot, below.summary());
-    for (unsigned row = 1; row < learned.rows(); ++row)
-      longest[row][slot] = below.longest_of(row, learned);
+    for (unsigned row = 1; row < alignments.rows(); ++row)
+      lengths(row)[slot] = below.longest_of(row, alignments);
   }
 
   /// Whether the child may have a fit for the request, whose alignment this row is for, or less.
   [[nodiscard]] bool may_fit(const Request& request, unsigned row, unsigned slot) const noexcept {
-    return longest[row][slot] >= request.size() && request.may_fit(summary_of(slot));
+    return lengths(row)[slot] >= request.size() && request.may_fit(summary_of(slot));
   }
 
   /// The first child from `slot` on that may have a fit, as may_fit() has it; 32 when there is none.
@@ -325,18 +337,18 @@ struct Inner : Node {
       if (group < slot) may = may >> (slot - group) * 8 << (slot - group) * 8;
       for (; may != 0; may &= may - 1) {
         const unsigned found = group + static_cast<unsigned>(std::countr_zero(may)) / 8;
-        if (longest[row][found] >= request.size()) return found;
+        if (lengths(row)[found] >= request.size()) return found;
       }
     }
     return node_capacity;
   }
 
   template <typename N>
-  void insert(unsigned slot, N* node, const LearnedAlignments& learned) noexcept {
+  void insert(unsigned slot, N* node, const LearnedAlignments& alignments) noexcept {
     open_gap(slot, 1);
     key[slot] = node->first_key();
     child[slot] = node;
-    summarise(slot, *node, learned);
+    summarise(slot, *node, alignments);
   }
 
   void open_gap(unsigned slot, unsigned n) noexcept {
@@ -349,7 +361,8 @@ struct Inner : Node {
     key.mark_unused(count - n, count);
     for (unsigned i = count - n; i < count; ++i) {
       set_summary(i, FreeSummary{});
-      for (auto& row : longest)
+      if (learned == nullptr) continue;
+      for (auto& row : learned->rows)
         row[i] = 0;
     }
     count -= n;
@@ -379,10 +392,12 @@ struct Inner : Node {
     if (n == 0) return;  // as always where a space is filled in ascending order
     move(key.at, target.key.at);
     move(child, target.child);
-    for (unsigned row = 0; row < length_rows; ++row)
-      move(longest[row], target.longest[row]);
+    move(longest, target.longest);
     move(order, target.order);
     move(zeros, target.zeros);
+    if (learned == nullptr || target.learned == nullptr) return;  // nothing is known yet
+    for (unsigned row = 1; row < length_rows; ++row)
+      move(learned->rows[row - 1], target.learned->rows[row - 1]);
   }
 };
 
