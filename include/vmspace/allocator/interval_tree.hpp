@@ -298,11 +298,7 @@ class IntervalTree {
       return {};
     }
     tree_.upper_bound(range.min(), at);
-    const typename Tree::Position after = tree_.entry_after(at);
-    if ((at.pos > 0 && at.leaf->max[at.pos - 1] >= range.min()) ||
-        (after.leaf != nullptr && after.leaf->min[after.pos] <= range.max())) {
-      return failure("IntervalTree::restore").overlap(range);
-    }
+    if (overlaps_at(at, range)) return failure("IntervalTree::restore").overlap(range);
     const typename Tree::FreeNeighbours touching = tree_.free_neighbours(at, range);
     if (touching.left || touching.right) {
       tree_.join(at, range, touching);
@@ -430,6 +426,13 @@ class IntervalTree {
     return at.leaf->free.test(at.pos) && at.leaf->max[at.pos] >= range.max();
   }
 
+  /// Whether an entry overlaps the range, given the path that upper_bound() finds for its first member.
+  [[nodiscard]] bool overlaps_at(const typename Tree::Path& at, Range range) const noexcept {
+    const typename Tree::Position after = tree_.entry_after(at);
+    return (at.pos > 0 && at.leaf->max[at.pos - 1] >= range.min()) ||
+           (after.leaf != nullptr && after.leaf->min[after.pos] <= range.max());
+  }
+
   /// What satisfies the constraint, with the path to the free entry that contains it, and how many
   /// leaves were searched in vain.
   [[nodiscard]] Result<Range> find_place(const Constraint& constraint, const char* operation,
@@ -495,7 +498,7 @@ class IntervalTree {
       return put_value(at, held);
     }
     tree_.upper_bound(range.min(), at);
-    if (!overlapping(range).empty()) return failure("IntervalTree::insert").overlap(range);
+    if (overlaps_at(at, range)) return failure("IntervalTree::insert").overlap(range);
     const bool must_split = tree_.prepare_split(at, 1);
     std::optional<T> held = hold(value);
     tree_.split_if(must_split, at);
