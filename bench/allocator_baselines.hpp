@@ -28,6 +28,7 @@ struct Want {
   std::uint64_t align;
   std::uint64_t min = 0;
   std::uint64_t max = ~std::uint64_t{0};
+  bool best = false;  ///< from the smallest free range that fits, not the lowest
 };
 
 /// A range that was given out; `ticket` is whatever the implementation wants back.
@@ -51,27 +52,40 @@ class StdMap {
  public:
   static constexpr const char* name = "std_map";
   static constexpr bool ordered = true;
+  static constexpr bool complete = true;
 
   StdMap(std::uint64_t min, std::uint64_t max) { free_.emplace(min, max); }
 
   std::optional<Live> allocate(const Want& want) {
     auto it = free_.upper_bound(want.min);
     if (it != free_.begin()) --it;
+    auto found = free_.end();
+    std::uint64_t place = 0;
     for (; it != free_.end() && it->first <= want.max; ++it) {
-      const auto place = place_in(it->first, it->second, want);
-      if (!place) continue;
-      const auto [lo, hi] = *it;
-      const std::uint64_t last = *place + (want.size - 1);
-      if (*place != lo) {
-        it->second = *place - 1;
-      } else {
-        it = free_.erase(it);
-      }
-      if (last != hi) free_.emplace_hint(it, last + 1, hi);
-      live_.emplace(*place, Taken{last, want.size});
-      return Live{*place, want.size};
+      const auto here = place_in(it->first, it->second, want);
+      if (!here) continue;
+      if (found != free_.end() && it->second - it->first >= found->second - found->first) continue;
+      found = it;
+      place = *here;
+      if (!want.best) break;
     }
-    return std::nullopt;
+    if (found == free_.end()) return std::nullopt;
+    const auto [lo, hi] = *found;
+    const std::uint64_t last = place + (want.size - 1);
+    if (place != lo) {
+      found->second = place - 1;
+    } else {
+      found = free_.erase(found);
+    }
+    if (last != hi) free_.emplace_hint(found, last + 1, hi);
+    live_.emplace(place, Taken{last, want.size});
+    return Live{place, want.size};
+  }
+
+  /// Adds a live range outside of what is free, above all others.
+  bool append(const Live& live) {
+    live_.emplace_hint(live_.end(), live.base, Taken{live.base + (live.size - 1), live.size});
+    return true;
   }
 
   bool free(const Live& live) {
@@ -115,6 +129,7 @@ class Icl {
  public:
   static constexpr const char* name = "icl";
   static constexpr bool ordered = true;
+  static constexpr bool complete = false;  // no best fit, and no way to add live ranges
 
   Icl(std::uint64_t min, std::uint64_t max) { free_.add(Interval(min, max + 1)); }
 

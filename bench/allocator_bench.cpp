@@ -19,6 +19,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -57,15 +58,25 @@ class Vmspace {
  public:
   static constexpr const char* name = "vmspace";
   static constexpr bool ordered = true;
+  static constexpr bool complete = true;
 
   Vmspace(std::uint64_t min, std::uint64_t max) {
     if (!tree_.insert(*vmspace::Range::make(min, max))) std::abort();
   }
   std::optional<Live> allocate(const Want& want) {
-    const auto range = tree_.allocate(
-        {.size = want.size, .min = want.min, .max = want.max, .align = want.align}, want.size);
+    const auto range = tree_.allocate({.size = want.size,
+                                       .min = want.min,
+                                       .max = want.max,
+                                       .align = want.align,
+                                       .policy = want.best ? vmspace::AllocPolicy::best_match
+                                                           : vmspace::AllocPolicy::first_match},
+                                      want.size);
     if (!range) return std::nullopt;
     return Live{range->min(), range->size()};
+  }
+  bool append(const Live& live) {
+    return tree_.insert(*vmspace::Range::from_base_size(live.base, live.size), live.size)
+        .has_value();
   }
   bool free(const Live& live) {
     return tree_.free(*vmspace::Range::from_base_size(live.base, live.size)).has_value();
@@ -95,6 +106,11 @@ Want window_want(SplitMix64& random) {
     default: break;
   }
   return want;
+}
+
+/// Sizes and alignments that have nothing to do with each other.
+Want mixed_want(SplitMix64& random) {
+  return {.size = (1 + random.below(600)) * page, .align = page << random.below(10)};
 }
 
 std::size_t heap_in_use() {
@@ -195,54 +211,139 @@ void ids(benchmark::State& state, std::size_t n) {
   }
 }
 
-/// `n` gaps that are long enough and do not fit, and all space above them: one iteration allocates
-/// and frees again.
+/// A space that was taken in pieces up to some address, but for gaps that were given back.
+template <typename A>
+class Gaps {
+ public:
+  /// Leaves a gap at `base`, and everything up to it taken in one piece. Call it in ascending order.
+  void add(std::uint64_t base, std::uint64_t size) {
+    if (end_ < base) take(base);
+    gaps_.push_back(take(base + size));
+  }
+
+  /// Takes everything up to `end` in one piece.
+  Live take(std::uint64_t end) {
+    const auto got =
+        allocator_.allocate({.size = end - end_, .align = 1, .min = end_, .max = end - 1});
+    if (!got) std::abort();
+    end_ = end;
+    return *got;
+  }
+
+  /// Takes everything up to `end`, and gives the gaps back.
+  A& finish(std::uint64_t end) {
+    take(end);
+    for (const Live& live : gaps_) {
+      if (!allocator_.free(live)) std::abort();
+    }
+    return allocator_;
+  }
+
+  [[nodiscard]] std::uint64_t end() const { return end_; }
+
+ private:
+  A allocator_{space_min, space_max};
+  std::vector<Live> gaps_;
+  std::uint64_t end_ = space_min;
+};
+
+/// One iteration allocates, which must give an address in [least, most], and frees again.
+template <typename A>
+void allocate_and_free(benchmark::State& state, A& allocator, const Want& want, std::uint64_t least,
+                       std::uint64_t most) {
+  for (auto _ : state) {
+    const std::optional<Live> got = allocator.allocate(want);
+    if (!got || got->base < least || got->base > most || !allocator.free(*got)) std::abort();
+  }
+}
+
+/// `n` gaps that are long enough and do not fit, and all space above them.
 template <typename A>
 void misfit(benchmark::State& state, std::size_t n, std::uint64_t first, std::uint64_t stride,
             std::uint64_t gap, const Want& want) {
-  A allocator(space_min, space_max);
-  // Everything up to the end of the last gap is taken in pieces, and the gaps given back.
-  const auto take = [&](std::uint64_t base, std::uint64_t end) {
-    const auto got =
-        allocator.allocate({.size = end - base, .align = 1, .min = base, .max = end - 1});
-    if (!got) std::abort();
-    return *got;
-  };
-  std::vector<Live> gaps;
-  std::uint64_t done = space_min;
+  Gaps<A> gaps;
+  for (std::size_t i = 0; i < n; ++i)
+    gaps.add(first + i * stride, gap);
+  A& allocator = gaps.finish(gaps.end() + page);
+  allocate_and_free(state, allocator, want, gaps.end(), space_max);
+}
+
+/// `n` gaps of which each other one is long enough, and those between them aligned well enough.
+template <typename A>
+void long_short(benchmark::State& state, std::size_t n) {
+  Gaps<A> gaps;
+  for (std::size_t i = 1; i <= n / 2; ++i) {
+    gaps.add(i * 2_MiB, page);
+    gaps.add(i * 2_MiB + 2 * page, 1_MiB);
+  }
+  A& allocator = gaps.finish(gaps.end() + page);
+  allocate_and_free(state, allocator, {.size = 64_KiB, .align = 2_MiB}, gaps.end(), space_max);
+}
+
+/// A device that reaches 4 GiB, of which `n` pieces are taken and one page is not; above are `n` huge
+/// gaps.
+template <typename A>
+void dma32(benchmark::State& state, std::size_t n) {
+  Gaps<A> gaps;
+  const std::uint64_t piece = 4_GiB / n / page * page;
+  for (std::uint64_t base = piece; base < 4_GiB - piece; base += piece)
+    gaps.take(base);
+  gaps.add(4_GiB - page, page);
+  for (std::size_t i = 0; i < n; ++i)
+    gaps.add(4_GiB + page + i * 64_MiB, 32_MiB);
+  A& allocator = gaps.finish(gaps.end() + page);
+  allocate_and_free(state, allocator, {.size = page, .align = page, .max = 4_GiB - 1}, 4_GiB - page,
+                    4_GiB - page);
+}
+
+/// `n` gaps of up to 256 pages, none of them as long as what is asked for.
+template <typename A>
+void best_fit(benchmark::State& state, std::size_t n) {
+  Gaps<A> gaps;
+  SplitMix64 random{11};
+  std::uint64_t base = 2 * page;
   for (std::size_t i = 0; i < n; ++i) {
-    const std::uint64_t base = first + i * stride;
-    if (done < base) take(done, base);
-    gaps.push_back(take(base, base + gap));
-    done = base + gap;
+    const std::uint64_t gap = (2 + random.below(255)) * page;
+    gaps.add(base, gap);
+    base += gap + page;
   }
-  take(done, done + page);
-  for (const Live& live : gaps) {
-    if (!allocator.free(live)) std::abort();
-  }
+  A& allocator = gaps.finish(gaps.end() + page);
+  allocate_and_free(state, allocator, {.size = page + page / 2, .align = 1, .best = true}, 0,
+                    gaps.end());
+}
+
+/// One iteration builds an allocator of `n` live ranges, in ascending order, and destroys it.
+template <typename A>
+void sequential(benchmark::State& state, std::size_t n) {
   for (auto _ : state) {
-    const std::optional<Live> got = allocator.allocate(want);
-    if (!got || got->base < done || !allocator.free(*got)) std::abort();
+    A allocator(0, page - 1);
+    for (std::size_t i = 1; i <= n; ++i) {
+      if (!allocator.append({.base = i * 2 * page, .size = page})) std::abort();
+    }
   }
+  state.SetItemsProcessed(state.iterations() * static_cast<std::int64_t>(n));
 }
 
 template <typename A>
 void add_all() {
+  constexpr std::array<std::size_t, 4> sizes = {100, 1'000, 10'000, 100'000};
   const auto add = [](std::string workload, std::size_t n, auto run) {
     benchmark::RegisterBenchmark((workload + "/" + A::name + "/" + std::to_string(n)).c_str(),
                                  [=](benchmark::State& state) { run(state, n); });
   };
-  for (const std::size_t n : {100, 1'000, 10'000, 100'000}) {
+  for (const std::size_t n : sizes) {
     add("fill", n, fill<A>);
     add("churn", n, churn<A, churn_want>);
     if constexpr (A::ordered) {
       add("window", n, churn<A, window_want>);
+      // To warm up what walks, at the largest size, takes ten minutes.
+      if (n < sizes.back() || std::is_same_v<A, Vmspace>) add("mixed", n, churn<A, mixed_want>);
       add("lookup", n, lookup<A>);
     }
   }
   if constexpr (A::ordered) {
     add("ids", 1024, ids<A>);
-    for (const std::size_t n : {100, 1'000, 10'000}) {
+    for (const std::size_t n : sizes) {
       add("misfit_a", n, [](benchmark::State& state, std::size_t count) {
         misfit<A>(state, count, 5 * page, 4 * page, 2 * page,
                   {.size = 2 * page, .align = 2 * page});
@@ -254,6 +355,16 @@ void add_all() {
         misfit<A>(state, count, 2_MiB - 2 * page, 2_MiB, 3 * page,
                   {.size = 2 * page, .align = 2_MiB});
       });
+      add("odd3", n, [](benchmark::State& state, std::size_t count) {
+        misfit<A>(state, count, 5 * page, 4 * page, 3 * page,
+                  {.size = 3 * page, .align = 2 * page});
+      });
+      add("long_short", n, long_short<A>);
+      add("dma32", n, dma32<A>);
+      if constexpr (A::complete) {
+        add("best_fit", n, best_fit<A>);
+        add("sequential", n, sequential<A>);
+      }
     }
   }
 }

@@ -44,6 +44,36 @@ TEST(BPlusTree, IsSoundAtEverySize) {
   }
 }
 
+/// A tree that has learned two alignments keeps their lengths exact in every node, however it changes.
+TEST(BPlusTree, IsSoundAfterEachEntryThatComesOrGoesOnceAlignmentsAreLearned) {
+  constexpr std::uint64_t count = 1300;
+  const auto range_of = [](std::uint64_t i) {
+    return unchecked_range(0x100 * i + i % 7, 0x100 * i + i % 7 + i % 32);
+  };
+  TestTree tree;
+  fill(tree, 100);
+  tree.learn({.size = 3, .align = 8}, 1'000'000);
+  tree.learn({.size = 3, .align = 16}, 1'000'000);
+  ASSERT_NE(tree.row_for(7), 0U);
+  ASSERT_NE(tree.row_for(15), tree.row_for(7));
+  for (std::uint64_t n = 4; n < count; ++n) {
+    TestTree::Path at;
+    const Range range = range_of(4 + n * 499 % (count - 4));
+    tree.upper_bound(range.min(), at);
+    tree.split_if(tree.prepare_split(at, 1), at);
+    tree.insert(at, range, NodeState::free);
+    ASSERT_EQ(tree.check(), nullptr) << n << " " << tree.check();
+  }
+  const TestTree copy(tree);
+  ASSERT_EQ(copy.check(), nullptr);
+  for (std::uint64_t i = 4; i < count; ++i) {
+    TestTree::Path at;
+    ASSERT_TRUE(tree.locate(range_of(i), at));
+    tree.remove(at, 1);
+    ASSERT_EQ(tree.check(), nullptr) << i << " " << tree.check();
+  }
+}
+
 /// No two free ranges are of one length, so that each node's summary is that of one entry, and every
 /// move of an entry to another node shows. The trees have three levels.
 TEST(BPlusTree, IsSoundAfterEachEntryThatComesOrGoes) {
@@ -99,6 +129,14 @@ TEST(BPlusTree, CheckNamesTheRuleThatIsBroken) {
        [](auto& at) { ++at.ancestors[0].node->key[at.ancestors[0].slot]; }},
       {"a summary must be exact for its subtree",
        [](auto& at) { ++at.ancestors[0].node->longest[at.ancestors[0].slot]; }},
+      {"an aligned length must be exact for its subtree",
+       [](auto& at) { ++at.ancestors[0].node->lengths(1)[at.ancestors[0].slot]; }},
+      {"an aligned length must be exact for its subtree",
+       [](auto& at) { --at.ancestors[0].node->lengths(1)[at.ancestors[0].slot]; }},
+      {"a node must have space for the lengths that the tree has learned",
+       [](auto& at) { at.ancestors[0].node->learned.reset(); }},
+      {"the lengths of an unused child must be 0",
+       [](auto& at) { at.ancestors[0].node->lengths(1)[31] = 1; }},
       {"the summary of an unused child must be empty",
        [](auto& at) { at.ancestors[0].node->zeros[31] = 1; }},
       {"a summary must be exact for its subtree",
@@ -115,6 +153,7 @@ TEST(BPlusTree, CheckNamesTheRuleThatIsBroken) {
   for (const Case& c : cases) {
     TestTree tree;
     fill(tree, 100);
+    tree.learn({.size = 3, .align = 2}, 1'000'000);
     TestTree::Path at;
     tree.upper_bound(200, at);
     ASSERT_NE(at.leaf->prev, nullptr);

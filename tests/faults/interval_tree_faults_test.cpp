@@ -209,6 +209,43 @@ TEST(IntervalTreeFaults, NothingAsksForMoreMemoryThanIsReserved) {
   }
 }
 
+/// Gaps of three begin at odd addresses, but for the last: to learn that alignment takes memory.
+TEST(IntervalTreeFaults, ATreeThatCanNotLearnAnAlignmentAllocatesAllTheSame) {
+  IntervalTree<> tree;
+  for (std::uint64_t i = 0; i < 3000; ++i)
+    ASSERT_TRUE(tree.insert(*Range::make(4 * i + 1, 4 * i + 3)));
+  const Range fit = Range::of(12'002, 12'004);
+  ASSERT_TRUE(tree.insert(fit));
+  const IntervalTree<> before(tree);
+  const auto allocate_and_free = [&](int granted_to_each) {
+    for (int i = 0; i < 20; ++i) {
+      granted = granted_to_each;
+      const auto got = tree.allocate({.size = 3, .align = 2});
+      granted = -1;
+      ASSERT_TRUE(got);
+      ASSERT_EQ(*got, fit);
+      ASSERT_TRUE(tree.check_invariants());
+      ASSERT_TRUE(tree.free(fit));
+    }
+    EXPECT_EQ(tree, before);
+  };
+  asked = 0;
+  allocate_and_free(0);
+  EXPECT_GT(asked, 0);
+  allocate_and_free(3);  // some nodes have space for it then, and others do not
+  EXPECT_TRUE(tree.insert(Range::of(20'000, 30'000)));
+  for (std::uint64_t i = 0; i < 3000; ++i)  // nodes split and merge meanwhile
+    ASSERT_TRUE(tree.allocate_at(Range::point(20'000 + 2 * i)));
+  for (std::uint64_t i = 0; i < 3000; ++i)
+    ASSERT_TRUE(tree.free(Range::point(20'000 + 2 * i)));
+  ASSERT_TRUE(tree.check_invariants());
+  ASSERT_TRUE(tree.erase(Range::of(20'000, 30'000)));
+  allocate_and_free(-1);
+  asked = 0;
+  allocate_and_free(0);
+  EXPECT_EQ(asked, 0);
+}
+
 TEST(IntervalTreeFaults, AFailedReserveLeavesTheTreeAsItWas) {
   EXPECT_GT(fail_each_allocation(tree_of(40), [](Tree& t) { t.reserve(1000); }), 100);
 }

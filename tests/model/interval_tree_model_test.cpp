@@ -3,7 +3,9 @@
 // The tree against oracles, over random lists of calls that RapidCheck shrinks when they differ.
 
 #include <cstdint>
+#include <optional>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include <boost/icl/interval_set.hpp>
@@ -11,6 +13,7 @@
 #include <rapidcheck.h>
 #include <rapidcheck/gtest.h>
 
+#include "model/interval_tree_oracle.hpp"
 #include "model/interval_tree_side_by_side.hpp"
 
 namespace vmspace::test {
@@ -86,6 +89,58 @@ void grow_and_shrink(std::uint64_t origin, unsigned seed) {
 TEST(IntervalTreeModel, AgreesWhileATreeOfSeveralLevelsGrowsAndShrinks) {
   grow_and_shrink(0, 1);
   grow_and_shrink(UINT64_MAX - UINT16_MAX, 2);
+}
+
+/// Odd sizes and alignments in rotation, more than a tree can learn, over gaps that are long enough or
+/// aligned well enough, but hardly ever both: each policy, in windows and without, while gaps come and
+/// go. What is learned on the way must change no answer, and be exact.
+TEST(IntervalTreeModel, AgreesOnOddSizesAtMoreAlignmentsThanATreeLearns) {
+  std::mt19937_64 random(3);
+  const auto below = [&random](std::uint64_t bound) { return random() % bound; };
+  IntervalTree<int> tree;
+  Oracle oracle;
+  constexpr std::uint64_t gaps = 500;
+  for (std::uint64_t i = 0; i < gaps; ++i) {
+    // Short and aligned, or long and misaligned.
+    const std::uint64_t low = i * 1024 + (i % 3 == 0 ? 0 : 1);
+    const Range gap = *Range::make(low, low + (i % 3 == 0 ? i % 4 : 1 + below(300)));
+    ASSERT_TRUE(tree.insert(gap));
+    ASSERT_TRUE(oracle.insert(gap, std::nullopt));
+  }
+  std::vector<Range> taken;
+  for (int i = 0; i < 6000; ++i) {
+    const bool rotates = i / 1000 % 2 == 0;  // or one alignment at a time
+    Constraint constraint{.size = 1 + 2 * below(150),
+                          .align = std::uint64_t{2} << (rotates ? i % 8 : i / 250 % 8),
+                          .policy = static_cast<AllocPolicy>(below(3))};
+    if (below(4) == 0) constraint.min = below(gaps * 1024);
+    if (below(4) == 0) constraint.max = constraint.min + below(100 * 1024);
+    const auto place = std::as_const(tree).find_place(constraint);
+    const auto got = tree.allocate(constraint);
+    const auto expected = oracle.allocate(constraint, std::nullopt);
+    ASSERT_EQ(got.has_value(), expected.has_value()) << i;
+    ASSERT_EQ(place.has_value(), expected.has_value()) << i;
+    if (got) {
+      ASSERT_EQ(*got, *expected) << i;
+      ASSERT_EQ(*place, *expected) << i;
+      taken.push_back(*got);
+    } else {
+      ASSERT_EQ(got.error().available, expected.error().available) << i;
+    }
+    if (!taken.empty() && below(2) == 0) {
+      std::swap(taken[below(taken.size())], taken.back());
+      ASSERT_TRUE(tree.free(taken.back()));
+      ASSERT_TRUE(oracle.free(taken.back()));
+      taken.pop_back();
+    }
+    const auto sound = tree.check_invariants();
+    ASSERT_TRUE(sound) << i << " " << sound.error().message();
+    if (i % 1000 == 999) {
+      IntervalTree<int> copy(tree);
+      ASSERT_TRUE(copy.check_invariants());
+      swap(copy, tree);
+    }
+  }
 }
 
 using Set = boost::icl::interval_set<std::uint64_t>;

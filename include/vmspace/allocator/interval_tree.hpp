@@ -24,9 +24,16 @@
 // descends by key. An allocation descends by summary: a child is entered only if its maxima allow
 // the request. Where the maxima are sufficient (no alignment; size equal to alignment) every child
 // entered has a fit, except for the two that straddle the window's ends, so a search is O(log n).
-// For other combinations it may test candidates that are long enough and aligned well enough, but
-// not in one piece. Splitting a free range and merging one back change entries in place: a
-// neighbour grows or shrinks, and at most two entries are added or removed beside it.
+//
+// For other combinations the maxima may come from different ranges, one long enough and one aligned
+// well enough, and a leaf may be entered in vain. The tree counts that, and where it is much it learns
+// the alignment: it walks over all leaves once, and from then on inner nodes also keep, for each
+// child, the longest range that is left from its first multiple of that alignment on. That number
+// decides alone, so what has been learned is O(log n) again (detail/learned_alignments.hpp).
+//
+// Splitting a free range and merging one back change entries in place: a neighbour grows or shrinks,
+// and at most two entries are added or removed beside it. Then summaries are made exact again, from
+// the leaf upwards, until one stays as it was.
 //
 // Longer than 450 lines: it is one class, whose calls are short, and most of it says what they do.
 
@@ -153,11 +160,13 @@ class IntervalTree {
 
   // -- allocating ----------------------------------------------------------------------------
 
-  /// The range that allocate() would take for the constraint. Changes nothing; its errors and its
-  /// cost are those of allocate().
+  /// The range that allocate() would take for the constraint. Changes nothing, so no alignment is
+  /// learned from it: its cost is that of allocate() for what allocate() and extract() have taught the
+  /// tree, and else up to O(n). Errors: as allocate().
   [[nodiscard]] Result<Range> find_place(const Constraint& constraint) const {
     typename Tree::Path at;
-    return find_place(constraint, "IntervalTree::find_place", at);
+    std::size_t wasted = 0;
+    return find_place(constraint, "IntervalTree::find_place", at, wasted);
   }
 
   /// Takes a range that satisfies the constraint out of a free one, of which the rest stays free;
@@ -165,12 +174,14 @@ class IntervalTree {
   /// free range has a place for it inside the window (two free ranges that touch are not one), with
   /// the largest free piece of the window as what is available.
   ///
-  /// first_match and last_match: O(log n) when align is 1 and when size equals align; otherwise it
-  /// also tests each free range that is long enough and has an address aligned well enough, but not
-  /// in one piece. best_match: tests up to every free range of the window that may fit.
+  /// first_match and last_match: O(log n) when align is 1 and when size equals align. For other sizes,
+  /// amortised O(log n) for up to four alignments: a call may be O(n) while the tree has not learned
+  /// its alignment, which it does before such calls have cost O(n) together. One more alignment takes
+  /// the place of another, which pays less often; then a call may be O(n) again. best_match: tests up
+  /// to every free range of the window that may fit.
   [[nodiscard]] Result<Range> allocate(const Constraint& constraint) {
     typename Tree::Path at;
-    const Result<Range> place = find_place(constraint, "IntervalTree::allocate", at);
+    const Result<Range> place = choose_place(constraint, "IntervalTree::allocate", at);
     if (place) take(at, *place, nullptr);
     return place;
   }
@@ -179,7 +190,7 @@ class IntervalTree {
   /// Errors and cost: as allocate() without a value.
   [[nodiscard]] Result<ValuedRange<T>> allocate(const Constraint& constraint, T&& value) {
     typename Tree::Path at;
-    const Range place = VMSPACE_TRY(find_place(constraint, "IntervalTree::allocate", at));
+    const Range place = VMSPACE_TRY(choose_place(constraint, "IntervalTree::allocate", at));
     return ValuedRange<T>(place, *take(at, place, std::addressof(value)));
   }
   [[nodiscard]] Result<ValuedRange<T>> allocate(
@@ -263,7 +274,7 @@ class IntervalTree {
   /// the free one stays. Errors and cost: as allocate().
   [[nodiscard]] Result<Range> extract(const Constraint& constraint) {
     typename Tree::Path at;
-    const Result<Range> place = find_place(constraint, "IntervalTree::extract", at);
+    const Result<Range> place = choose_place(constraint, "IntervalTree::extract", at);
     if (place) take_out(at, *place);
     return place;
   }
@@ -287,11 +298,7 @@ class IntervalTree {
       return {};
     }
     tree_.upper_bound(range.min(), at);
-    const typename Tree::Position after = tree_.entry_after(at);
-    if ((at.pos > 0 && at.leaf->max[at.pos - 1] >= range.min()) ||
-        (after.leaf != nullptr && after.leaf->min[after.pos] <= range.max())) {
-      return failure("IntervalTree::restore").overlap(range);
-    }
+    if (overlaps_at(at, range)) return failure("IntervalTree::restore").overlap(range);
     const typename Tree::FreeNeighbours touching = tree_.free_neighbours(at, range);
     if (touching.left || touching.right) {
       tree_.join(at, range, touching);
@@ -302,9 +309,10 @@ class IntervalTree {
     return {};
   }
 
-  /// Keeps as much memory as `n` ranges may need, so that no call allocates until the tree has more;
-  /// never less than it was told before. clear(), moving and assigning give it up. O(n) in what there
-  /// is not yet.
+  /// Keeps as much memory as `n` ranges may need, so that until the tree has more no call fails for want
+  /// of memory; nor does one allocate, but for an allocate() or extract() that learns its first
+  /// alignment, and does without where it can't. It keeps never less than it was told before. clear(),
+  /// moving and assigning give it up. O(n) in what there is not yet.
   void reserve(std::size_t n) { tree_.reserve(n); }
 
   // -- looking up ----------------------------------------------------------------------------
@@ -418,17 +426,33 @@ class IntervalTree {
     return at.leaf->free.test(at.pos) && at.leaf->max[at.pos] >= range.max();
   }
 
-  /// What satisfies the constraint, with the path to the free entry that contains it.
+  /// Whether an entry overlaps the range, given the path that upper_bound() finds for its first member.
+  [[nodiscard]] bool overlaps_at(const typename Tree::Path& at, Range range) const noexcept {
+    const typename Tree::Position after = tree_.entry_after(at);
+    return (at.pos > 0 && at.leaf->max[at.pos - 1] >= range.min()) ||
+           (after.leaf != nullptr && after.leaf->min[after.pos] <= range.max());
+  }
+
+  /// What satisfies the constraint, with the path to the free entry that contains it, and how many
+  /// leaves were searched in vain.
   [[nodiscard]] Result<Range> find_place(const Constraint& constraint, const char* operation,
-                                         typename Tree::Path& at) const {
+                                         typename Tree::Path& at, std::size_t& wasted) const {
     if (!constraint.is_valid()) [[unlikely]]
       return fail(constraint.validate().error().in(operation));
     const detail::Request request(constraint);
-    std::uint64_t base = 0;
-    if (!detail::find_fit(tree_, request, constraint.policy, at, base)) {
-      return failure(operation).no_space(constraint);
-    }
-    return detail::unchecked_range(base, base + request.extent());
+    const detail::SearchOutcome search = detail::find_fit(tree_, request, constraint.policy, at);
+    wasted = search.wasted;
+    if (!search.found) return failure(operation).no_space(constraint);
+    return detail::unchecked_range(search.base, search.base + request.extent());
+  }
+
+  /// Finds a place, and learns from a search that was long in vain.
+  [[nodiscard]] Result<Range> choose_place(const Constraint& constraint, const char* operation,
+                                           typename Tree::Path& at) {
+    std::size_t wasted = 0;
+    Result<Range> place = find_place(constraint, operation, at, wasted);
+    tree_.learn(constraint, wasted);
+    return place;
   }
 
   /// The entry that contains `point`, or no leaf.
@@ -474,7 +498,7 @@ class IntervalTree {
       return put_value(at, held);
     }
     tree_.upper_bound(range.min(), at);
-    if (!overlapping(range).empty()) return failure("IntervalTree::insert").overlap(range);
+    if (overlaps_at(at, range)) return failure("IntervalTree::insert").overlap(range);
     const bool must_split = tree_.prepare_split(at, 1);
     std::optional<T> held = hold(value);
     tree_.split_if(must_split, at);

@@ -7,11 +7,10 @@
 //   - all leaves have the same depth, and are linked in address order;
 //   - every node but the root is at least a quarter full; an inner root has at least two children;
 //   - entries ascend and do not overlap; a key in an inner node is the lowest address below a child;
-//   - the summaries in an inner node are exact for the subtree of each child.
+//   - the summaries and aligned lengths in an inner node are exact for the subtree of each child.
 //
 // A change works on a Path: an entry, and the way to it from the root. The leaf is changed first;
-// then its summary is propagated towards the root until an ancestor's stays the same, which is
-// nearly always the first or the second.
+// then its ancestors are told (ancestor_summaries.hpp).
 //
 // Only reserve(), prepare_split() and insert_first() allocate, and nothing else can fail. Adding an
 // entry allocates first, then moves the value, then changes the tree. Removal merges or evens out
@@ -29,8 +28,11 @@
 #include <type_traits>
 #include <utility>
 
+#include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/detail/ancestor_summaries.hpp"
 #include "vmspace/allocator/detail/checker.hpp"
 #include "vmspace/allocator/detail/free_summary.hpp"
+#include "vmspace/allocator/detail/learned_alignments.hpp"
 #include "vmspace/allocator/detail/node.hpp"
 #include "vmspace/allocator/detail/node_stock.hpp"
 #include "vmspace/allocator/detail/subtree.hpp"
@@ -56,6 +58,7 @@ class BPlusTree {
     if (other.root_ == nullptr) return;
     height_ = other.height_;
     size_ = other.size_;
+    learned_ = other.learned_;
     stock_.count_as(other.stock_);
     clone_subtree(root_, *other.root_, height_, first_, last_);
   }
@@ -68,6 +71,7 @@ class BPlusTree {
     std::swap(last_, other.last_);
     std::swap(height_, other.height_);
     std::swap(size_, other.size_);
+    std::swap(learned_, other.learned_);
     stock_.swap(other.stock_);
   }
 
@@ -78,6 +82,7 @@ class BPlusTree {
     first_ = last_ = nullptr;
     height_ = 0;
     size_ = 0;
+    learned_ = {};
     stock_.clear();
   }
 
@@ -87,6 +92,10 @@ class BPlusTree {
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
   [[nodiscard]] Node* root() const noexcept { return root_; }
   [[nodiscard]] unsigned height() const noexcept { return height_; }
+  /// The row of lengths that decides most about a request with these bits below its alignment.
+  [[nodiscard]] unsigned row_for(std::uint64_t low_bits) const noexcept {
+    return height_ == 0 ? 0 : learned_.row_for(low_bits);
+  }
   [[nodiscard]] Leaf<T>* first() const noexcept { return first_; }
   [[nodiscard]] Leaf<T>* last() const noexcept { return last_; }
 
@@ -174,7 +183,7 @@ class BPlusTree {
   void insert(Path& path, const Range& range, NodeState state) noexcept {
     add_entry(path, range, state);
     if (path.pos == 0) propagate_key(path);
-    if (state == NodeState::free) propagate_growth(path, range.min(), range.max());
+    if (state == NodeState::free) above(path).grow(range.min(), range.max());
   }
 
   /// Takes `piece` out of the free entry at the path; what is left on either side stays free, and
@@ -201,7 +210,7 @@ class BPlusTree {
       leaf.max[path.pos + 1] = hi;
       leaf.free.set(path.pos + 1);
     }
-    propagate_cut(path, lo, hi, piece);
+    above(path).cut(lo, hi, piece);
   }
 
   /// Takes `piece` out of the free entry at the path and out of the tree; what is left on either side
@@ -215,7 +224,7 @@ class BPlusTree {
     const bool tail = piece.max() != hi;
     if (!head && !tail) {
       if (!drop_entries(path, 1)) return;
-      propagate_cut(path, lo, hi, piece);
+      above(path).cut(lo, hi, piece);
       rebalance(path);
       return;
     }
@@ -230,7 +239,7 @@ class BPlusTree {
       leaf.min[pos] = piece.max() + 1;
       if (pos == 0) propagate_key(path);
     }
-    propagate_cut(path, lo, hi, piece);
+    above(path).cut(lo, hi, piece);
   }
 
   /// Which free entries touch a range that is not in the tree. The path is where upper_bound() finds
@@ -259,7 +268,7 @@ class BPlusTree {
       --path.pos;
       path.leaf->max[path.pos] = touching.right ? after.leaf->max[after.pos] : range.max();
     }
-    propagate_growth(path, path.leaf->min[path.pos], path.leaf->max[path.pos]);
+    above(path).grow(path.leaf->min[path.pos], path.leaf->max[path.pos]);
     if (!touching.left || !touching.right) return;
     // The entry on the left has grown over the one on the right, which goes.
     if (right_elsewhere) {
@@ -296,7 +305,7 @@ class BPlusTree {
       Path before;
       locate_key(left->min[left_pos], before);
       left->max[left_pos] = hi;
-      propagate_growth(before, left->min[left_pos], hi);
+      above(before).grow(left->min[left_pos], hi);
       remove(path, 1 + right_here);
     } else {
       path.pos = pos - merge_left;
@@ -305,7 +314,7 @@ class BPlusTree {
       const unsigned gone = merge_left + right_here;
       if (gone != 0) leaf.close_gap(path.pos + 1, gone);
       size_ -= gone;
-      propagate_growth(path, leaf.min[path.pos], hi);
+      above(path).grow(leaf.min[path.pos], hi);
       if (gone != 0) rebalance(path);
     }
     if (right_elsewhere) {
@@ -317,13 +326,33 @@ class BPlusTree {
   /// Removes `n` entries at the path, whose values have been destroyed.
   void remove(Path& path, unsigned n) noexcept {
     if (!drop_entries(path, n)) return;
-    propagate(path, *path.leaf);
+    above(path).shrink();
     rebalance(path);
+  }
+
+  // -- learning --------------------------------------------------------------------------------
+
+  /// Learns the alignment of a search that has tried `wasted` leaves in vain, if it is worth it. O(n)
+  /// where it is, which searches have cost already. Paths stay good. Without the memory that the first
+  /// one takes, nothing is learned.
+  void learn(const Constraint& constraint, std::size_t wasted) noexcept {
+    if (learned_.is_of_interest(wasted)) [[unlikely]]
+      learn_if_worth_it(constraint, wasted);
+  }
+
+  [[gnu::noinline]] void learn_if_worth_it(const Constraint& constraint,
+                                           std::size_t wasted) noexcept {
+    if (height_ == 0) return;
+    LearnedAlignments learned = learned_;
+    const unsigned row = learned.learn(Request(constraint).low_bits(), wasted, size_);
+    if (row != 0 && !add_lengths()) return;
+    learned_ = learned;
+    if (row != 0) fill_lengths<T>(*static_cast<Inner*>(root_), height_, row, learned_);
   }
 
   /// The first rule that the structure breaks, as text; null when it breaks none. O(n).
   [[nodiscard]] const char* check() const noexcept {
-    return Checker<T>{root_, first_, last_, size_, height_}.first_broken_rule();
+    return Checker<T>{root_, first_, last_, size_, height_, learned_}.first_broken_rule();
   }
 
  private:
@@ -358,50 +387,17 @@ class BPlusTree {
     --path.pos;
   }
 
+  /// Has space for learned lengths in all inner nodes. False when there is no memory for it.
+  [[nodiscard]] bool add_lengths() noexcept {
+    return stock_.with_lengths() ||
+           (detail::add_lengths(*static_cast<Inner*>(root_), height_) && stock_.add_lengths());
+  }
+
   // -- summaries and keys ----------------------------------------------------------------------
 
-  /// Free entries of the leaf have shrunk or gone: updates the summaries of its ancestors, as far up
-  /// as they change.
-  void propagate(const Path& path, const Leaf<T>& leaf) noexcept {
-    if (height_ == 0) return;
-    FreeSummary summary = leaf.summary();
-    for (unsigned level = 0; level < height_; ++level) {
-      Inner& node = *path.ancestors[level].node;
-      const unsigned slot = path.ancestors[level].slot;
-      const FreeSummary before = node.summary_of(slot);
-      if (before == summary) return;
-      node.set_summary(slot, summary);
-      if (level + 1 == height_) return;
-      const PathStep& above = path.ancestors[level + 1];
-      if (above.node->summary_of(above.slot).is_unchanged_by(before, summary)) return;
-      summary = node.summary();
-    }
-  }
-
-  /// The free entry [lo, hi] of the leaf has shrunk to what is left of it around `piece`.
-  void propagate_cut(const Path& path, std::uint64_t lo, std::uint64_t hi,
-                     const Range& piece) noexcept {
-    if (height_ == 0) return;
-    FreeSummary rest;
-    if (piece.min() != lo) rest.merge(FreeSummary::of(lo, piece.min() - 1));
-    if (piece.max() != hi) rest.merge(FreeSummary::of(piece.max() + 1, hi));
-    const PathStep& above = path.ancestors[0];
-    if (above.node->summary_of(above.slot).is_unchanged_by(FreeSummary::of(lo, hi), rest)) return;
-    propagate(path, *path.leaf);
-  }
-
-  /// The leaf has gained the free entry [lo, hi]: updates the summaries of its ancestors.
-  void propagate_growth(const Path& path, std::uint64_t lo, std::uint64_t hi) noexcept {
-    if (height_ == 0) return;
-    const FreeSummary added = FreeSummary::of(lo, hi);
-    for (unsigned level = 0; level < height_; ++level) {
-      Inner& node = *path.ancestors[level].node;
-      const unsigned slot = path.ancestors[level].slot;
-      FreeSummary summary = node.summary_of(slot);
-      summary.merge(added);
-      if (summary == node.summary_of(slot)) return;
-      node.set_summary(slot, summary);
-    }
+  /// The summaries of the path's leaf, to be told what has changed in it.
+  [[nodiscard]] AncestorSummaries<T> above(const Path& path) const noexcept {
+    return {path, height_, learned_};
   }
 
   /// The leaf's first key has changed: updates it in the ancestors that hold it.
@@ -437,11 +433,11 @@ class BPlusTree {
                           right == last_ ? left->count - node_minimum : left->count / 2);
 
     if (height_ == 0) {
-      grow_root(path, left->min[0], left->summary());
+      grow_root(path, left);
     } else {
-      path.ancestors[0].node->set_summary(path.ancestors[0].slot, left->summary());
+      path.ancestors[0].node->summarise(path.ancestors[0].slot, *left, learned_);
     }
-    insert_child_after(path, 0, right, right->min[0], right->summary());
+    insert_child_after(path, 0, right);
     if (path.pos >= left->count) {
       path.pos -= left->count;
       path.leaf = right;
@@ -450,8 +446,8 @@ class BPlusTree {
   }
 
   /// Inserts `node` right after the path's child at this level. The path keeps its child.
-  void insert_child_after(Path& path, unsigned level, Node* node, std::uint64_t key,
-                          const FreeSummary& summary) noexcept {
+  template <typename N>
+  void insert_child_after(Path& path, unsigned level, N* node) noexcept {
     PathStep& step = path.ancestors[level];
     const bool full = step.node->count == node_capacity;
     if (full) {
@@ -459,31 +455,30 @@ class BPlusTree {
       Inner* const right = stock_.take_inner();
       Inner::redistribute(*left, *right, node_capacity / 2);
       if (level + 1 == height_) {
-        grow_root(path, left->key[0], left->summary());
+        grow_root(path, left);
       } else {
-        path.ancestors[level + 1].node->set_summary(path.ancestors[level + 1].slot,
-                                                    left->summary());
+        path.ancestors[level + 1].node->summarise(path.ancestors[level + 1].slot, *left, learned_);
       }
-      insert_child_after(path, level + 1, right, right->key[0], right->summary());
+      insert_child_after(path, level + 1, right);
       if (step.slot >= left->count) {
         step = {right, step.slot - left->count};
         ++path.ancestors[level + 1].slot;
       }
     }
-    step.node->insert(step.slot + 1, node, key, summary);
+    step.node->insert(step.slot + 1, node, learned_);
     if (!full) return;
     // The split has updated the ancestors' summaries, but without this child.
-    while (++level < height_) {
-      FreeSummary total = path.ancestors[level].node->summary_of(path.ancestors[level].slot);
-      total.merge(summary);
-      path.ancestors[level].node->set_summary(path.ancestors[level].slot, total);
+    for (; level + 1 < height_; ++level) {
+      const PathStep& above_step = path.ancestors[level + 1];
+      above_step.node->summarise(above_step.slot, *path.ancestors[level].node, learned_);
     }
   }
 
   /// Makes the root the only child of a new root.
-  void grow_root(Path& path, std::uint64_t key, const FreeSummary& summary) noexcept {
+  template <typename N>
+  void grow_root(Path& path, N* old_root) noexcept {
     Inner* const root = stock_.take_inner();
-    root->insert(0, root_, key, summary);
+    root->insert(0, old_root, learned_);
     root_ = root;
     path.ancestors[height_++] = {root, 0};
   }
@@ -523,13 +518,13 @@ class BPlusTree {
     const unsigned total = left.count + right.count;
     if (total > node_merged) {
       N::redistribute(left, right, total / 2);
-      parent.set_summary(slot, left.summary());
-      parent.set_summary(slot + 1, right.summary());
+      parent.summarise(slot, left, learned_);
+      parent.summarise(slot + 1, right, learned_);
       parent.key[slot + 1] = right.first_key();
       return false;
     }
     N::redistribute(left, right, total);
-    parent.set_summary(slot, left.summary());
+    parent.summarise(slot, left, learned_);
     parent.close_gap(slot + 1, 1);
     if constexpr (std::is_same_v<N, Leaf<T>>) {
       left.next = right.next;
@@ -544,6 +539,7 @@ class BPlusTree {
   Leaf<T>* last_ = nullptr;
   std::size_t size_ = 0;
   unsigned height_ = 0;  ///< levels of inner nodes; 0 when the root is a leaf
+  LearnedAlignments learned_;
   NodeStock<T> stock_;
 };
 

@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "vmspace/allocator/detail/free_summary.hpp"
+#include "vmspace/allocator/detail/learned_alignments.hpp"
 #include "vmspace/allocator/detail/node.hpp"
 
 namespace vmspace::detail {
@@ -21,8 +22,8 @@ template <typename T>
 class Checker {
  public:
   Checker(const Node* root, const Leaf<T>* first, const Leaf<T>* last, std::size_t size,
-          unsigned height) noexcept
-      : root_(root), first_(first), last_(last), size_(size), height_(height) {}
+          unsigned height, const LearnedAlignments& learned) noexcept
+      : root_(root), first_(first), last_(last), size_(size), height_(height), learned_(learned) {}
 
   /// The text of the rule; null when all hold.
   [[nodiscard]] const char* first_broken_rule() noexcept {
@@ -51,12 +52,19 @@ class Checker {
     if (level == 0) return check_leaf(static_cast<const Leaf<T>&>(node));
 
     const Inner& inner = static_cast<const Inner&>(node);
+    if (learned_.any() && inner.learned == nullptr) {
+      return broken("a node must have space for the lengths that the tree has learned");
+    }
     for (unsigned i = inner.count; i < node_capacity; ++i) {
       if (inner.key[i] != std::numeric_limits<std::uint64_t>::max()) {
         return broken("an unused key must be 2^64-1");
       }
-      if (inner.summary_of(i) != FreeSummary{})
+      if (inner.summary_of(i) != FreeSummary{}) {
         return broken("the summary of an unused child must be empty");
+      }
+      for (unsigned row = 1; row < length_rows && inner.learned != nullptr; ++row) {
+        if (inner.lengths(row)[i] != 0) return broken("the lengths of an unused child must be 0");
+      }
     }
     for (unsigned i = 0; i < inner.count; ++i) {
       const Node* leftmost = inner.child[i];
@@ -68,6 +76,15 @@ class Checker {
       }
       if (check(*inner.child[i], level - 1) != inner.summary_of(i)) {
         return broken("a summary must be exact for its subtree");
+      }
+      for (unsigned row = 1; row < learned_.rows(); ++row) {
+        // What is below has been checked: its own row is exact.
+        const std::uint64_t longest =
+            level == 1 ? static_cast<const Leaf<T>*>(inner.child[i])->longest_of(row, learned_)
+                       : static_cast<const Inner*>(inner.child[i])->longest_of(row, learned_);
+        if (inner.lengths(row)[i] != longest) {
+          return broken("an aligned length must be exact for its subtree");
+        }
       }
     }
     return inner.summary();
@@ -102,6 +119,7 @@ class Checker {
   const Leaf<T>* last_;
   std::size_t size_;
   unsigned height_;
+  const LearnedAlignments& learned_;
 
   const Leaf<T>* leaf_ = nullptr;     ///< the last one seen
   std::size_t entries_ = 0;           ///< seen so far

@@ -53,13 +53,14 @@ class TreeFailure {
     // Each piece found raises the size that is searched for, so that only longer ones follow.
     Request longer({.size = 1, .min = constraint.min, .max = constraint.max});
     TreePath<T> at;
-    for_each_fit<true>(tree_, longer, at, [&](const TreePath<T>& here, std::uint64_t min) {
-      const std::uint64_t max = std::min(here.leaf->max[here.pos], constraint.max);
-      largest = unchecked_range(min, max);
-      if (max - min >= std::numeric_limits<std::uint64_t>::max() - 1) return true;
-      longer = Request({.size = max - min + 2, .min = constraint.min, .max = constraint.max});
-      return false;
-    });
+    FreeSearch<true, T> search(tree_, longer, at);
+    while (search.next()) {
+      const std::uint64_t max = std::min(at.leaf->max[at.pos], constraint.max);
+      const std::uint64_t extent = max - search.place();
+      largest = unchecked_range(search.place(), max);
+      if (extent >= std::numeric_limits<std::uint64_t>::max() - 1) break;
+      longer = Request({.size = extent + 2, .min = constraint.min, .max = constraint.max});
+    }
     Error full{.code = Errc::no_space,
                .operation = operation_,
                .first = Operand::size(constraint.size),

@@ -14,7 +14,8 @@
 //
 // For other combinations of size and alignment the three are necessary but not sufficient: the range
 // that is long enough need not be the one that is aligned well enough. A search therefore tests each
-// free range of a leaf exactly, with Request::lowest_in or highest_in.
+// free range of a leaf exactly, with Request::lowest_in or highest_in; and where it tests many in
+// vain, the tree learns to do better (learned_alignments.hpp).
 
 #pragma once
 
@@ -127,7 +128,10 @@ class Request {
 
   [[nodiscard]] constexpr std::uint64_t min() const noexcept { return min_; }
   [[nodiscard]] constexpr std::uint64_t max() const noexcept { return max_; }
+  [[nodiscard]] constexpr std::uint64_t size() const noexcept { return size_; }
   [[nodiscard]] constexpr std::uint64_t extent() const noexcept { return size_ - 1; }
+  /// The bits below the alignment.
+  [[nodiscard]] constexpr std::uint64_t low_bits() const noexcept { return low_bits_; }
 
   /// False only if no free range of a subtree with this summary satisfies the request.
   [[nodiscard]] constexpr bool may_fit(const FreeSummary& summary) const noexcept {

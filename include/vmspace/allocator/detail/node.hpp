@@ -24,6 +24,7 @@
 #include <utility>
 
 #include "vmspace/allocator/detail/free_summary.hpp"
+#include "vmspace/allocator/detail/learned_alignments.hpp"
 
 namespace vmspace::detail {
 
@@ -179,6 +180,17 @@ struct Leaf : Node {
     return all.summary();
   }
 
+  /// The longest aligned length of the free entries, for the alignment of this row.
+  [[nodiscard]] std::uint64_t longest_of(unsigned row,
+                                         const LearnedAlignments& learned) const noexcept {
+    std::uint64_t longest = 0;
+    for (Bits left = free; left.any(); left.reset_lowest()) {
+      const unsigned pos = left.lowest();
+      longest = std::max(longest, aligned_length(min[pos], max[pos], learned.low_bits(row)));
+    }
+    return longest;
+  }
+
   /// Makes space for `n` entries at `pos`, in state allocated, for the caller to fill in.
   void open_gap(unsigned pos, unsigned n) noexcept {
     move_entries(*this, pos, pos + n, count - pos);
@@ -247,6 +259,11 @@ struct Leaf : Node {
   }
 };
 
+/// Rows of lengths that a tree has learned: row r of an inner node is rows[r - 1], 0 in unused slots.
+struct LearnedLengths {
+  std::uint64_t rows[length_rows - 1][node_capacity] = {};
+};
+
 /// Up to 32 children. `key[i]` is the lowest address of any entry below child i; the arrays
 /// `longest`, `order` and `zeros` are the children's summaries, 0 in unused slots.
 struct Inner : Node {
@@ -255,6 +272,15 @@ struct Inner : Node {
   std::uint64_t longest[node_capacity] = {};
   std::uint8_t order[node_capacity] = {};
   std::uint8_t zeros[node_capacity] = {};
+  std::unique_ptr<LearnedLengths> learned;  ///< not null once the tree has learned an alignment
+
+  /// The children's longest aligned lengths, for the alignment of a row in use.
+  [[nodiscard]] std::uint64_t* lengths(unsigned row) noexcept {
+    return row == 0 ? longest : learned->rows[row - 1];
+  }
+  [[nodiscard]] const std::uint64_t* lengths(unsigned row) const noexcept {
+    return row == 0 ? longest : learned->rows[row - 1];
+  }
 
   [[nodiscard]] std::uint64_t first_key() const noexcept { return key[0]; }
 
@@ -285,24 +311,44 @@ struct Inner : Node {
     return summary;
   }
 
-  /// The first child from `slot` on that may have a fit for the request; 32 when there is none.
-  [[nodiscard]] unsigned next_candidate(const Request& request, unsigned slot) const noexcept {
+  /// The longest aligned length below any child, for the alignment of this row.
+  [[nodiscard]] std::uint64_t longest_of(unsigned row, const LearnedAlignments&) const noexcept {
+    return *std::max_element(lengths(row), lengths(row) + count);
+  }
+
+  /// Notes what there is below the child in this slot.
+  template <typename N>
+  void summarise(unsigned slot, const N& below, const LearnedAlignments& alignments) noexcept {
+    set_summary(slot, below.summary());
+    for (unsigned row = 1; row < alignments.rows(); ++row)
+      lengths(row)[slot] = below.longest_of(row, alignments);
+  }
+
+  /// Whether the child may have a fit for the request, whose alignment this row is for, or less.
+  [[nodiscard]] bool may_fit(const Request& request, unsigned row, unsigned slot) const noexcept {
+    return lengths(row)[slot] >= request.size() && request.may_fit(summary_of(slot));
+  }
+
+  /// The first child from `slot` on that may have a fit, as may_fit() has it; 32 when there is none.
+  [[nodiscard]] unsigned next_candidate(const Request& request, unsigned row,
+                                        unsigned slot) const noexcept {
     for (unsigned group = slot / 8 * 8; group < count; group += 8) {
       std::uint64_t may = request.may_fit(order + group, zeros + group);
       if (group < slot) may = may >> (slot - group) * 8 << (slot - group) * 8;
       for (; may != 0; may &= may - 1) {
         const unsigned found = group + static_cast<unsigned>(std::countr_zero(may)) / 8;
-        if (request.may_fit(summary_of(found))) return found;
+        if (lengths(row)[found] >= request.size()) return found;
       }
     }
     return node_capacity;
   }
 
-  void insert(unsigned slot, Node* node, std::uint64_t first, const FreeSummary& summary) noexcept {
+  template <typename N>
+  void insert(unsigned slot, N* node, const LearnedAlignments& alignments) noexcept {
     open_gap(slot, 1);
-    key[slot] = first;
+    key[slot] = node->first_key();
     child[slot] = node;
-    set_summary(slot, summary);
+    summarise(slot, *node, alignments);
   }
 
   void open_gap(unsigned slot, unsigned n) noexcept {
@@ -313,8 +359,12 @@ struct Inner : Node {
   void close_gap(unsigned slot, unsigned n) noexcept {
     copy_entries(*this, slot + n, slot, count - slot - n);
     key.mark_unused(count - n, count);
-    for (unsigned i = count - n; i < count; ++i)
+    for (unsigned i = count - n; i < count; ++i) {
       set_summary(i, FreeSummary{});
+      if (learned == nullptr) continue;
+      for (auto& row : learned->rows)
+        row[i] = 0;
+    }
     count -= n;
   }
 
@@ -339,11 +389,15 @@ struct Inner : Node {
       // NOLINTNEXTLINE(bugprone-sizeof-expression): pointers are what is moved, where they are
       std::memmove(destination + to, source + from, n * sizeof source[0]);
     };
+    if (n == 0) return;  // as always where a space is filled in ascending order
     move(key.at, target.key.at);
     move(child, target.child);
     move(longest, target.longest);
     move(order, target.order);
     move(zeros, target.zeros);
+    if (learned == nullptr || target.learned == nullptr) return;  // nothing is known yet
+    for (unsigned row = 1; row < length_rows; ++row)
+      move(learned->rows[row - 1], target.learned->rows[row - 1]);
   }
 };
 

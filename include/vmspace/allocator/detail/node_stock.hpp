@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <new>
 #include <utility>
 
 #include "vmspace/allocator/detail/node.hpp"
@@ -49,6 +50,7 @@ class NodeStock {
     std::swap(inner_, other.inner_);
     std::swap(reserved_, other.reserved_);
     std::swap(entries_, other.entries_);
+    std::swap(with_lengths_, other.with_lengths_);
   }
 
   /// Forgets what is reserved and destroys what is in stock. Nodes that are in use do not count any
@@ -62,6 +64,7 @@ class NodeStock {
     inner_ = {};
     reserved_ = {};
     entries_ = 0;
+    with_lengths_ = false;
   }
 
   /// Reserves the nodes of a tree of `entries`, those in use included. What std::bad_alloc has left
@@ -84,6 +87,22 @@ class NodeStock {
       add_leaf();
     while (inner_.spare < counts.inner)
       add_inner();
+  }
+
+  /// Whether inner nodes have space for learned lengths.
+  [[nodiscard]] bool with_lengths() const noexcept { return with_lengths_; }
+
+  /// Gives inner nodes space for learned lengths: those in stock, and those made from now on. False
+  /// when there is no memory for it.
+  [[nodiscard]] bool add_lengths() noexcept {
+    Inner* inner = inner_.first;
+    for (std::size_t left = inner_.spare; left != 0; --left) {
+      if (inner->learned == nullptr) inner->learned.reset(new (std::nothrow) LearnedLengths);
+      if (inner->learned == nullptr) return false;
+      inner = static_cast<Inner*>(inner->child[0]);
+    }
+    with_lengths_ = true;
+    return true;
   }
 
   /// A node that is in stock.
@@ -120,6 +139,7 @@ class NodeStock {
   void count_as(const NodeStock& other) noexcept {
     leaves_.total = other.leaves_.total - other.leaves_.spare;
     inner_.total = other.inner_.total - other.inner_.spare;
+    with_lengths_ = other.with_lengths_;
   }
 
  private:
@@ -137,7 +157,9 @@ class NodeStock {
     ++leaves_.total;
   }
   void add_inner() {
-    Inner* const inner = new Inner;
+    auto made = std::make_unique<Inner>();
+    if (with_lengths_) made->learned = std::make_unique<LearnedLengths>();
+    Inner* const inner = made.release();
     inner->child[0] = std::exchange(inner_.first, inner);
     ++inner_.spare;
     ++inner_.total;
@@ -147,6 +169,7 @@ class NodeStock {
   Shelf<Inner> inner_;
   NodeCounts reserved_;
   std::size_t entries_ = 0;  ///< that nodes are reserved for
+  bool with_lengths_ = false;
 };
 
 }  // namespace vmspace::detail

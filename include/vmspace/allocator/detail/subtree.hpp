@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Copying and destroying the nodes of a B+-tree.
+// What is done to all nodes of a B+-tree: copying, destroying, and learning an alignment.
 
 #pragma once
 
 #include <algorithm>
+#include <memory>
+#include <new>
 
+#include "vmspace/allocator/detail/learned_alignments.hpp"
 #include "vmspace/allocator/detail/node.hpp"
 
 namespace vmspace::detail {
@@ -22,6 +25,32 @@ void destroy_subtree(Node* node, unsigned level) noexcept {
   for (unsigned i = 0; i < inner->count; ++i)
     destroy_subtree<T>(inner->child[i], level - 1);
   delete inner;
+}
+
+/// Gives the inner nodes of a subtree whose root is at this level space for learned lengths. False
+/// when there is no memory, and some of them may have none.
+inline bool add_lengths(Inner& node, unsigned level) noexcept {
+  if (node.learned == nullptr) node.learned.reset(new (std::nothrow) LearnedLengths);
+  if (node.learned == nullptr) return false;
+  if (level == 1) return true;
+  return std::all_of(node.child, node.child + node.count, [level](Node* child) {
+    return add_lengths(*static_cast<Inner*>(child), level - 1);
+  });
+}
+
+/// Fills in a row of lengths in the inner nodes of a subtree whose root is at this level.
+template <typename T>
+void fill_lengths(Inner& node, unsigned level, unsigned row,
+                  const LearnedAlignments& learned) noexcept {
+  for (unsigned i = 0; i < node.count; ++i) {
+    if (level == 1) {
+      node.lengths(row)[i] = static_cast<Leaf<T>*>(node.child[i])->longest_of(row, learned);
+    } else {
+      Inner& below = *static_cast<Inner*>(node.child[i]);
+      fill_lengths<T>(below, level - 1, row, learned);
+      node.lengths(row)[i] = below.longest_of(row, learned);
+    }
+  }
 }
 
 /// Copies the subtree `from` to `place`, and appends its leaves to the list from `first` to `last`.
@@ -49,10 +78,11 @@ void clone_subtree(Node*& place, const Node& from, unsigned level, Leaf<T>*& fir
   }
   const Inner& source = static_cast<const Inner&>(from);
   Inner* const inner = new Inner;
+  place = inner;
+  if (source.learned != nullptr) inner->learned = std::make_unique<LearnedLengths>();
   source.copy_entries(*inner, 0, 0, source.count);
   std::fill_n(inner->child, source.count, nullptr);
   inner->count = source.count;
-  place = inner;
   for (unsigned i = 0; i < source.count; ++i)
     clone_subtree(inner->child[i], *source.child[i], level - 1, first, last);
 }
