@@ -28,7 +28,6 @@ using detail::kernel;
 using detail::VhostSections;
 using detail::WireHeader;
 using detail::WireLog;
-using detail::WireRegion;
 using detail::WireSingle;
 namespace vhost_user = detail::vhost_user;
 

@@ -32,7 +32,6 @@ namespace {
 
 using namespace literals;
 using namespace std::chrono_literals;
-using test::Seen;
 using test::Side;
 using test::Table;
 
@@ -141,7 +140,7 @@ class Machine {
       log.must_have.insert(address);
   }
 
-  std::optional<std::size_t> any_region() const {
+  [[nodiscard]] std::optional<std::size_t> any_region() const {
     if (regions_.empty()) return std::nullopt;
     return static_cast<std::size_t>(random_below(static_cast<int>(regions_.size())));
   }
@@ -292,7 +291,7 @@ class Machine {
   }
 
   /// What everybody should find; of what comes in blocks, in sections of this unit.
-  Table expected(SectionUnit unit_of_blocks) const {
+  [[nodiscard]] Table expected(SectionUnit unit_of_blocks) const {
     Table all;
     const std::uint64_t step = unit_of_blocks == SectionUnit::block ? 1 : blocks_a_slot;
     for (std::uint64_t i = 0; i < block_count; i += step) {

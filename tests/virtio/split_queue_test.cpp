@@ -16,7 +16,6 @@ namespace vmspace {
 namespace {
 
 using ::testing::ElementsAre;
-using ::testing::IsEmpty;
 using ::testing::SizeIs;
 using namespace testing;
 
