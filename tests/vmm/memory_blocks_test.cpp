@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -21,6 +23,13 @@ namespace vmspace::test {
 namespace {
 
 using namespace std::chrono_literals;
+
+/// How many mappings this process has.
+std::size_t mappings() {
+  std::ifstream maps("/proc/self/maps");
+  return static_cast<std::size_t>(
+      std::count(std::istreambuf_iterator<char>(maps), std::istreambuf_iterator<char>(), '\n'));
+}
 
 TEST_F(MemoryBlocksTest, BeginsWithoutABlockAndTellsNobody) {
   EXPECT_EQ(blocks.plugged_size(), 0u);
@@ -144,6 +153,32 @@ TEST_F(MemoryBlocksTest, AWholeRegionIsReadTheShortWayAndHasAllSlots) {
   VMSPACE_ASSERT_OK(blocks.unplug_all(1s));
   EXPECT_EQ(resident(), 0u);
   expect_agreement();
+}
+
+// The kernel counts what this process has mapped (vm.max_map_count, 65,530 by default). It would be one
+// mapping a block if each were protected, or mapped, by itself.
+TEST_F(MemoryBlocksTest, NoPatternOfBlocksTakesMoreMappingsThanThereAreSlots) {
+  constexpr std::uint64_t size = 64_GiB;
+  constexpr std::uint64_t big_slot = 128_MiB;
+  const GuestAddress first{8_GiB};
+  VMSPACE_ASSERT_OK(memory.remove_listener(*by_slot));  // writes down every call
+  VMSPACE_ASSERT_OK(memory.remove_listener(*by_block));
+  const std::size_t before = mappings();
+  const auto big = make({.name = "big", .base = first, .size = size}, {.requested_size = size});
+  const auto plug = [&](std::uint64_t offset) {
+    const auto done = big.plug({GuestAddress(first.value() + offset), block});
+    if (!done) ADD_FAILURE() << done.error().message();
+  };
+  for (std::uint64_t offset = 0; offset < size; offset += 2 * big_slot)
+    plug(offset);
+  EXPECT_LE(mappings(), before + size / big_slot + 2);
+  const std::size_t by_slots = mappings();
+  for (std::uint64_t offset = 2 * block; offset < 2_GiB; offset += 2 * block) {
+    if (offset % (2 * big_slot) != 0) plug(offset);
+  }
+  EXPECT_LT(mappings(), by_slots);
+  VMSPACE_EXPECT_OK(big.unplug_all(60s));
+  EXPECT_LE(mappings(), before + 2);
 }
 
 TEST_F(MemoryBlocksTest, WhatWasPluggedIsPluggedAgainWhenAVmIsRestored) {

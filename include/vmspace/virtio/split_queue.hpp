@@ -79,9 +79,10 @@ class VMSPACE_EXPORT SplitQueue {
                                                SplitQueueState state = {});
 
   /// Takes the next request, in the order in which the driver has made them available; false when
-  /// there is none. Errors, with the queue as it was and the chain unspecified: `corrupt` for a request that breaks a rule, with
-  /// the rule as the reason; those of GuestMemory for rings and tables that are not in memory. O(n) in
-  /// descriptors, of which there are at most max_chain; allocates above 16 buffers.
+  /// there is none. Errors, with the queue as it was and the chain unspecified: `corrupt` for a
+  /// request that breaks a rule, with the rule as the reason; those of GuestMemory for rings and
+  /// tables that are not in memory. O(n) in descriptors, of which there are at most max_chain;
+  /// allocates above 16 buffers.
   [[nodiscard]] Result<bool> pop(const GuestMemory& memory, DescriptorChain& chain);
 
   /// Gives a request back, in any order; `written` bytes from the beginning of its writable buffers

@@ -15,7 +15,6 @@
 #include <span>
 
 #include "vmspace/address_space/guest_range.hpp"
-#include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/detail/inline_vector.hpp"
 #include "vmspace/memory/dirty_bitmap.hpp"
@@ -51,9 +50,11 @@ struct GuestPieces {
   /// `operation`: those of every access (see guest_memory.hpp); `overflow` when the sizes sum to 2^64
   /// or more; `limit_exceeded` above max_count pieces. The lists are unspecified then. O(ranges +
   /// regions crossed); allocates above inline_pieces.
-  [[nodiscard]] static VMSPACE_EXPORT Result<std::uint64_t> append(
-      const char* operation, const GuestMemory& memory, std::span<const GuestRange> ranges,
-      Access access, Iovecs& iovecs, DirtyParts* written);
+  [[nodiscard]] static Result<std::uint64_t> append(const char* operation,
+                                                    const GuestMemory& memory,
+                                                    std::span<const GuestRange> ranges,
+                                                    Access access, Iovecs& iovecs,
+                                                    DirtyParts* written);
 };
 
 }  // namespace detail
