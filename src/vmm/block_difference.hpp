@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "vmspace/memory/present_blocks.hpp"
 
@@ -13,49 +15,53 @@
 
 namespace vmspace::detail {
 
-/// Calls `use(run)` for what is present in `more` and absent in `less`.
-template <typename Use>
-void for_each_difference(const PresentBlocks& more, const PresentBlocks& less, Use use) {
-  const std::uint64_t size = more.region_size();
-  for (std::uint64_t at = 0; at < size;) {
-    at += more.absent_after(at, size - at);
-    const std::uint64_t present = more.present_after(at, size - at);
-    const std::uint64_t same = less.present_after(at, present);
-    const std::uint64_t missing = less.absent_after(at + same, present - same);
-    if (missing != 0) use(PresentBlocks::Run{.offset = at + same, .size = missing});
-    at += same + missing;
+/// The blocks that come or go in a change. Found once, from what was asked for, so that a change of a few
+/// blocks costs no look at all the others.
+class BlockDifference {
+ public:
+  using Run = PresentBlocks::Run;
+
+  /// Of `runs`, which are in order, `less` has no block.
+  BlockDifference(std::vector<Run> runs, const PresentBlocks& less) : runs_(std::move(runs)) {
+    std::uint64_t done = 0;
+    for (const Run& run : runs_) {
+      for (std::uint64_t at = std::max(done, run.offset); at < run.offset + run.size; at = done) {
+        const std::uint64_t offset = at - at % less.slot_size();
+        const std::uint64_t size = std::min(less.slot_size(), less.region_size() - offset);
+        done = offset + size;
+        if (less.absent_after(offset, size) == size) slots_.push_back({offset, size});
+      }
+    }
   }
-}
 
-/// Calls `use(run)` for the slots in which any block is present in `more`, and none in `less`.
-template <typename Use>
-void for_each_slot_of_difference(const PresentBlocks& more, const PresentBlocks& less, Use use) {
-  std::uint64_t done = 0;
-  for_each_difference(more, less, [&](const PresentBlocks::Run& run) {
-    for (std::uint64_t at = std::max(done, run.offset); at < run.offset + run.size; at = done) {
-      const std::uint64_t offset = at - at % more.slot_size();
-      const std::uint64_t size = std::min(more.slot_size(), more.region_size() - offset);
-      done = offset + size;
-      if (less.absent_after(offset, size) == size)
-        use(PresentBlocks::Run{.offset = offset, .size = size});
-    }
-  });
-}
+  [[nodiscard]] const std::vector<Run>& runs() const noexcept { return runs_; }
+  /// The slots in which `less` has no block at all.
+  [[nodiscard]] const std::vector<Run>& slots() const noexcept { return slots_; }
 
-/// What the tables that have `more` have, and those with `less` have not.
-inline SectionList sections_between(const MemoryRegion& region, const PresentBlocks& more,
-                                    const PresentBlocks& less) {
-  SectionList sections;
-  const MemoryRegionPtr& whole = region.without_blocks();
-  for_each_slot_of_difference(more, less, [&](const PresentBlocks::Run& slot) {
-    sections.add(MemorySection(whole, slot.offset, slot.size), SectionUnit::slot);
-  });
-  for_each_difference(more, less, [&](const PresentBlocks::Run& run) {
-    for (std::uint64_t done = 0; done < run.size; done += more.block_size()) {
-      sections.add(MemorySection(whole, run.offset + done, more.block_size()), SectionUnit::block);
+  /// Whether a set has any of these blocks.
+  [[nodiscard]] bool is_in(const PresentBlocks& blocks) const noexcept {
+    return std::ranges::any_of(runs_, [&](const Run& run) {
+      return blocks.absent_after(run.offset, run.size) != run.size;
+    });
+  }
+
+  /// What tables have that have these blocks, and the others have not.
+  [[nodiscard]] SectionList sections_of(const MemoryRegion& region) const {
+    SectionList sections;
+    const MemoryRegionPtr& whole = region.without_blocks();
+    const std::uint64_t block = region.blocks()->block_size();
+    for (const Run& slot : slots_)
+      sections.add(MemorySection(whole, slot.offset, slot.size), SectionUnit::slot);
+    for (const Run& run : runs_) {
+      for (std::uint64_t done = 0; done < run.size; done += block)
+        sections.add(MemorySection(whole, run.offset + done, block), SectionUnit::block);
     }
-  });
-  return sections;
-}
+    return sections;
+  }
+
+ private:
+  std::vector<Run> runs_;
+  std::vector<Run> slots_;
+};
 
 }  // namespace vmspace::detail

@@ -14,13 +14,11 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/host/populate.hpp"
 
-#include "vmm/block_difference.hpp"
 #include "vmm/memory_blocks_state.hpp"
 
 namespace vmspace {
 
-using detail::for_each_difference;
-using detail::for_each_slot_of_difference;
+using detail::BlockDifference;
 using Run = PresentBlocks::Run;
 using Turn = Published<VmMap>::Writer;
 using Clock = std::chrono::steady_clock;
@@ -130,14 +128,13 @@ void MemoryBlocks::State::publish(Turn& turn, const MemoryRegionPtr& region) noe
 
 /// Adds to the tables what `to` has more, and publishes it.
 Result<void> MemoryBlocks::State::add(Turn& turn, const MemoryRegionPtr& from,
-                                      const MemoryRegionPtr& to) {
+                                      const MemoryRegionPtr& to, const BlockDifference& blocks) {
   VMSPACE_TRY(draft(turn, from, to));
   if (!vm().logs.empty()) {
-    for_each_difference(*to->blocks(), *from->blocks(),
-                        [&](const Run& run) { to->dirty().mark(run.offset, run.size); });
+    for (const Run& run : blocks.runs())
+      to->dirty().mark(run.offset, run.size);
   }
-  detail::TableChange tables{.added =
-                                 detail::sections_between(*to, *to->blocks(), *from->blocks())};
+  detail::TableChange tables{.added = blocks.sections_of(*to)};
   VMSPACE_TRY(vm().listeners.apply(tables, nullptr));
   publish(turn, to);
   vm().listeners.finish(tables);
@@ -178,57 +175,52 @@ Result<void> MemoryBlocks::State::check_plug(const MemoryRegion& region, const R
                 "no more than the requested size can be plugged");
 }
 
-Result<void> MemoryBlocks::State::check_not_retired(const MemoryRegion& less,
-                                                    const PresentBlocks& more) const {
-  std::optional<Run> retired;
-  const auto check = [&](const Run& run) {
-    const GuestAddress base(less.base().value() + run.offset);
-    if (vm().listeners.has_retired({.base = base, .size = run.size})) retired = run;
-  };
-  for_each_difference(more, *less.blocks(), check);
-  for_each_slot_of_difference(more, *less.blocks(), check);
-  if (!retired) return {};
-  return fail({.code = Errc::bad_state,
-               .operation = "MemoryBlocks::plug",
-               .first = Operand::span(less.base().value() + retired->offset, retired->size),
-               .reason = "the range is retired: collect() may free it",
-               .text = less.description().name()});
+Result<void> MemoryBlocks::State::check_not_retired(const MemoryRegion& region,
+                                                    const BlockDifference& blocks) const {
+  for (const auto* runs : {&blocks.runs(), &blocks.slots()}) {
+    for (const Run& run : *runs) {
+      const GuestRange range{GuestAddress(region.base().value() + run.offset), run.size};
+      if (!vm().listeners.has_retired(range)) continue;
+      return fail({.code = Errc::bad_state,
+                   .operation = "MemoryBlocks::plug",
+                   .first = detail::operand(range),
+                   .reason = "the range is retired: collect() may free it",
+                   .text = region.description().name()});
+    }
+  }
+  return {};
 }
 
 /// Makes new slots accessible, and populates what is added where the region asks for it.
-Result<void> MemoryBlocks::State::stage(const PresentBlocks& more,
-                                        const PresentBlocks& less) const {
-  Result<void> done;
-  for_each_slot_of_difference(more, less, [&](const Run& slot) {
-    if (done) done = whole->mapping().set_accessible(slot.offset, slot.size, true);
-  });
-  if (!done || !whole->description().wants_populate()) return done;
+Result<void> MemoryBlocks::State::stage(const BlockDifference& blocks) const {
+  for (const Run& slot : blocks.slots())
+    VMSPACE_TRY(whole->mapping().set_accessible(slot.offset, slot.size, true));
+  if (!whole->description().wants_populate()) return {};
   std::vector<PopulateRange> ranges;
-  for_each_difference(more, less, [&](const Run& run) {
+  ranges.reserve(blocks.runs().size());
+  for (const Run& run : blocks.runs())
     ranges.push_back({.mapping = &whole->mapping(), .offset = run.offset, .size = run.size});
-  });
   return populate(ranges, vm().options.populate);
 }
 
-/// Gives back the pages of what only `more` has, when nobody has it; gives the first error.
-Result<void> MemoryBlocks::State::discard(const PresentBlocks& more,
-                                          const PresentBlocks& less) const noexcept {
+/// Gives back the pages of blocks that nobody has; gives the first error.
+Result<void> MemoryBlocks::State::discard(const BlockDifference& blocks) const noexcept {
   Result<void> done;
-  for_each_difference(more, less, [&](const Run& run) {
+  for (const Run& run : blocks.runs()) {
     const auto discarded = whole->mapping().discard(run.offset, run.size);
     if (done) done = discarded;
-  });
+  }
   // Only a guard against mistakes, so it does not matter where it fails.
-  for_each_slot_of_difference(more, less, [&](const Run& slot) {
-    if (done) static_cast<void>(whole->mapping().set_accessible(slot.offset, slot.size, false));
-  });
-  return done;
+  if (!done) return done;
+  for (const Run& slot : blocks.slots())
+    static_cast<void>(whole->mapping().set_accessible(slot.offset, slot.size, false));
+  return {};
 }
 
-/// Waits until nobody can reach what only `more` has: through an old map, or through a copy or view of
+/// Waits until nobody can reach these blocks any more: through an old map, or through a copy or view of
 /// its memory, which keeps a set of blocks. Nobody gets at one that is not published any more but
 /// from somebody who has it.
-Result<void> MemoryBlocks::State::wait_unused(const PresentBlocks& more, const PresentBlocks& less,
+Result<void> MemoryBlocks::State::wait_unused(const BlockDifference& blocks,
                                               std::chrono::nanoseconds timeout,
                                               const char* operation) const {
   const auto now = Clock::now();
@@ -236,13 +228,8 @@ Result<void> MemoryBlocks::State::wait_unused(const PresentBlocks& more, const P
       timeout < Clock::time_point::max() - now ? now + timeout : Clock::time_point::max();
   VMSPACE_TRY_IN(operation, vm().map.wait_released(timeout));
   const auto is_used = [&](const std::weak_ptr<const PresentBlocks>& each) {
-    const PresentBlocksPtr blocks = each.lock();
-    if (blocks == nullptr) return false;
-    bool has_any = false;
-    for_each_difference(more, less, [&](const Run& run) {
-      has_any |= blocks->absent_after(run.offset, run.size) != run.size;
-    });
-    return has_any;
+    const PresentBlocksPtr set = each.lock();
+    return set != nullptr && blocks.is_in(*set);
   };
   while (std::ranges::any_of(published_, is_used)) {
     if (Clock::now() >= deadline) {
@@ -261,26 +248,26 @@ Result<void> MemoryBlocks::State::plug(GuestRange range, const char* operation) 
   const PresentBlocks& less = *before->blocks();
   const Run run = VMSPACE_TRY(run_of(*before, range, operation));
   VMSPACE_TRY(check_plug(*before, run, operation));
-  const auto blocks = less.with(run);
-  if (!blocks) return fail(name_blocks(blocks.error(), operation, *before));
-  VMSPACE_TRY(check_not_retired(*before, **blocks));
-  const MemoryRegionPtr after = VMSPACE_TRY_IN(operation, before->with_blocks(*blocks));
+  const auto more = less.with(run);
+  if (!more) return fail(name_blocks(more.error(), operation, *before));
+  const BlockDifference blocks({run}, less);
+  VMSPACE_TRY(check_not_retired(*before, blocks));
+  const MemoryRegionPtr after = VMSPACE_TRY_IN(operation, before->with_blocks(*more));
   Claim claim(*this, before->shared_description());
   { const Turn given_up = std::move(begun.turn); }  // others need not wait for what may take long
 
   // Whatever happens: what was staged and does not come is given back.
   struct Staged {
     const State& state;
-    const PresentBlocks& more;
-    const PresentBlocks& less;
+    const BlockDifference& blocks;
     bool is_used = false;
     ~Staged() {
-      if (!is_used) static_cast<void>(state.discard(more, less));
+      if (!is_used) static_cast<void>(state.discard(blocks));
     }
-  } staged{.state = *this, .more = **blocks, .less = less};
-  VMSPACE_TRY_IN(operation, stage(**blocks, less));
+  } staged{.state = *this, .blocks = blocks};
+  VMSPACE_TRY_IN(operation, stage(blocks));
   Turn turn = VMSPACE_TRY(vm().map.writer(operation));
-  const auto added = add(turn, before, after);
+  const auto added = add(turn, before, after, blocks);
   // A listener that did not let go after a refusal may still use it.
   staged.is_used = added || added.error().code == Errc::inconsistent;
   claim.end();
@@ -290,22 +277,26 @@ Result<void> MemoryBlocks::State::plug(GuestRange range, const char* operation) 
 Result<void> MemoryBlocks::State::unplug(const std::optional<GuestRange>& range,
                                          std::chrono::nanoseconds timeout, const char* operation) {
   Begun begun = VMSPACE_TRY(begin(operation));
+  const PresentBlocks& now = *begun.region->blocks();
   PresentBlocksPtr fewer;
+  std::vector<Run> runs;
   if (range) {
     const Run run = VMSPACE_TRY(run_of(*begun.region, *range, operation));
     const auto without = begun.region->blocks()->without(run);
     if (!without) return fail(name_blocks(without.error(), operation, *begun.region));
     fewer = *without;
+    runs = {run};
   } else {
-    const PresentBlocks& now = *begun.region->blocks();
     fewer = VMSPACE_TRY(PresentBlocks::none(now.region_size(), now.block_size(), now.slot_size()));
+    runs = now.runs();
   }
   // What comes back where a step fails: a set of its own, since everybody who uses the one there is
   // will be waited for.
-  const auto more = std::make_shared<const PresentBlocks>(*begun.region->blocks());
+  const auto more = std::make_shared<const PresentBlocks>(now);
+  const BlockDifference blocks(std::move(runs), *fewer);
   const MemoryRegionPtr after = VMSPACE_TRY_IN(operation, begun.region->with_blocks(fewer));
   const MemoryRegionPtr back = VMSPACE_TRY_IN(operation, begun.region->with_blocks(more));
-  detail::TableChange tables{.removed_first = detail::sections_between(*after, *more, *fewer)};
+  detail::TableChange tables{.removed_first = blocks.sections_of(*after)};
 
   Claim claim(*this, begun.region->shared_description());
   VMSPACE_TRY_IN(operation, draft(begun.turn, begun.region, after));
@@ -314,7 +305,7 @@ Result<void> MemoryBlocks::State::unplug(const std::optional<GuestRange>& range,
   begun.region.reset();
   { const Turn given_up = std::move(begun.turn); }
 
-  auto done = wait_unused(*more, *fewer, timeout, operation);
+  auto done = wait_unused(blocks, timeout, operation);
   Turn turn = VMSPACE_TRY(vm().map.writer(operation));
   std::exception_ptr thrown;
   try {
@@ -334,10 +325,10 @@ Result<void> MemoryBlocks::State::unplug(const std::optional<GuestRange>& range,
   claim.settled();
   { const Turn given_up = std::move(turn); }
 
-  const auto discarded = discard(*more, *fewer);
+  const auto discarded = discard(blocks);
   turn = VMSPACE_TRY(vm().map.writer(operation));
   if (!discarded) {
-    VMSPACE_TRY_IN(operation, add(turn, after, back));
+    VMSPACE_TRY_IN(operation, add(turn, after, back, blocks));
   } else if (!range) {
     usable = detail::usable_for(requested, *fewer);
   }

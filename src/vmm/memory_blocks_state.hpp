@@ -14,6 +14,7 @@
 
 #include "vmspace/vmm/memory_blocks.hpp"
 
+#include "vmm/block_difference.hpp"
 #include "vmm/vm_memory_state.hpp"
 
 namespace vmspace {
@@ -77,20 +78,19 @@ struct VMSPACE_HIDDEN MemoryBlocks::State {
   // In a turn.
   [[nodiscard]] Result<void> check_plug(const MemoryRegion& region, const PresentBlocks::Run& run,
                                         const char* operation) const;
-  [[nodiscard]] Result<void> check_not_retired(const MemoryRegion& less,
-                                               const PresentBlocks& more) const;
+  [[nodiscard]] Result<void> check_not_retired(const MemoryRegion& region,
+                                               const detail::BlockDifference& blocks) const;
   [[nodiscard]] Result<void> draft(VmMemory::State::Turn& turn, const MemoryRegionPtr& from,
                                    const MemoryRegionPtr& to);
   void publish(VmMemory::State::Turn& turn, const MemoryRegionPtr& region) noexcept;
   [[nodiscard]] Result<void> add(VmMemory::State::Turn& turn, const MemoryRegionPtr& from,
-                                 const MemoryRegionPtr& to);
+                                 const MemoryRegionPtr& to, const detail::BlockDifference& blocks);
   [[nodiscard]] Result<void> give_back_to_readers(VmMemory::State::Turn& turn);
 
   // Between turns, under a claim.
-  [[nodiscard]] Result<void> stage(const PresentBlocks& more, const PresentBlocks& less) const;
-  [[nodiscard]] Result<void> discard(const PresentBlocks& more,
-                                     const PresentBlocks& less) const noexcept;
-  [[nodiscard]] Result<void> wait_unused(const PresentBlocks& more, const PresentBlocks& less,
+  [[nodiscard]] Result<void> stage(const detail::BlockDifference& blocks) const;
+  [[nodiscard]] Result<void> discard(const detail::BlockDifference& blocks) const noexcept;
+  [[nodiscard]] Result<void> wait_unused(const detail::BlockDifference& blocks,
                                          std::chrono::nanoseconds timeout,
                                          const char* operation) const;
 
