@@ -173,7 +173,7 @@ TEST_F(MemoryBlocksTest, NoPatternOfBlocksTakesMoreMappingsThanThereAreSlots) {
     plug(offset);
   EXPECT_LE(mappings(), before + size / big_slot);
   const std::size_t by_slots = mappings();
-  for (std::uint64_t offset = 2 * block; offset < 2_GiB; offset += 2 * block) {
+  for (std::uint64_t offset = 2 * block; offset < size; offset += 2 * block) {
     if (offset % (2 * big_slot) != 0) plug(offset);
   }
   EXPECT_LE(mappings(), by_slots + 64);

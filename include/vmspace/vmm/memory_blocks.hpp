@@ -103,15 +103,18 @@ class VMSPACE_EXPORT MemoryBlocks {
   [[nodiscard]] Result<void> unplug_all(std::chrono::nanoseconds timeout) const;
   /// Asks the guest for another size. Grows the usable size, so that the guest has room to choose
   /// from: to that size and two slots, as QEMU does. Errors: `misaligned` unless it is a multiple of
-  /// the block size; `out_of_bounds` above the size of the region; `would_deadlock`.
+  /// the block size; `out_of_bounds` above the size of the region; `not_found`; `would_deadlock`. Waits
+  /// for a change that runs. O(regions).
   [[nodiscard]] Result<void> resize(std::uint64_t requested_size) const;
 
   /// Whether a range is plugged. Errors: `misaligned`; `zero_size`; `out_of_bounds`; `not_found`.
+  /// O(regions + blocks of the range / 64); this and the calls below take a lock briefly, and allocate.
   [[nodiscard]] Result<BlockState> state(GuestRange range) const;
   /// What is plugged, in address order, adjacent blocks joined: what BlockOptions::plugged takes.
   [[nodiscard]] std::vector<GuestRange> plugged() const;
   /// The bytes of all plugged blocks; 0 when the region is gone or parked.
   [[nodiscard]] std::uint64_t plugged_size() const;
+  /// What the guest is asked to plug, how far it may, and in what, in bytes. One load each.
   [[nodiscard]] std::uint64_t requested_size() const noexcept;
   [[nodiscard]] std::uint64_t usable_size() const noexcept;
   [[nodiscard]] std::uint64_t block_size() const noexcept;

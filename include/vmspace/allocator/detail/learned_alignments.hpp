@@ -14,9 +14,10 @@
 // more. From then on the row is exact, as every other summary, and a search for this alignment enters
 // no child in vain but those that straddle an end of its window.
 //
-// What is not learned costs nothing: nodes have no space for these rows until the first is learned, and
-// where there is no memory for that, nothing is learned. When all rows are in use, the next alignment takes one over,
-// after eight times as much waste, so that more alignments than rows cost little more than no rows.
+// What is not learned costs nothing: nodes have no space for these rows until the first is learned,
+// and where there is no memory for that, nothing is learned. When all rows are in use, the next
+// alignment takes one over, after eight times as much waste, so that more alignments than rows cost
+// little more than no rows.
 
 #pragma once
 
