@@ -12,6 +12,11 @@ if(VMSPACE_SANITIZE)
   # Frame pointers make the reports readable.
   add_compile_options(-fsanitize=${VMSPACE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${VMSPACE_SANITIZE})
+  # Checks of every access through a pointer: g++ takes a fifth longer to compile with them, clang, which
+  # makes the same ones, hardly any.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND VMSPACE_SANITIZE MATCHES "undefined")
+    add_compile_options(-fno-sanitize=null,alignment,vptr)
+  endif()
 endif()
 
 # vmspace_own_target(<target>): the warnings that our own code is kept free of.
