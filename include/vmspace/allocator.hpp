@@ -5,6 +5,7 @@
 #pragma once
 
 #include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/decode_map.hpp"
 #include "vmspace/allocator/interval_entry.hpp"
 #include "vmspace/allocator/interval_iterator.hpp"
 #include "vmspace/allocator/interval_tree.hpp"

@@ -121,14 +121,23 @@ Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOp
   VMSPACE_TRY(check_options(backing, options));
   MemoryMapping mapping(backing);
   const std::uint64_t align = std::max(options.align, backing.page_size());
-  // The kernel aligns to the page size by itself, of hugetlb too.
-  if (!options.arena && !options.guard_pages && align == backing.page_size()) {
+  const auto is_in_place = [&](const void* address) {
+    return ((reinterpret_cast<std::uintptr_t>(address) - options.congruent_to) & (align - 1)) == 0;
+  };
+  // The kernel aligns to the page size by itself, of hugetlb too. And it places one mapping right below
+  // another, so that what follows a mapping of this alignment and size has them too.
+  if (!options.arena && !options.guard_pages && options.size % align == 0) {
     void* const address = map_at(backing, options, nullptr, 0);
     if (address == MAP_FAILED) return fail_map(backing, options);
-    mapping.reserved_ = static_cast<std::byte*>(address);
-    mapping.reserved_size_ = options.size;
-    mapping.data_ = mapping.reserved_;
-  } else {
+    if (is_in_place(address)) {
+      mapping.reserved_ = static_cast<std::byte*>(address);
+      mapping.reserved_size_ = options.size;
+      mapping.data_ = mapping.reserved_;
+    } else if (kernel().munmap(address, options.size) != 0) {
+      return fail_os(map_operation, Operand::size(options.size), "munmap");
+    }
+  }
+  if (mapping.data_ == nullptr) {
     std::byte* const place = VMSPACE_TRY(mapping.reserve(options, align));
     VMSPACE_TRY(mapping.map_over(place, options));
     mapping.data_ = place;
@@ -175,8 +184,6 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
     reserved_size_ = outer;
     return reserved_ + guard;
   }
-  // What the alignment leaves over on both sides is kept: it only costs addresses, and giving it
-  // back could fail.
   const std::uint64_t outer = options.size + 2 * guard + (align - base_page_size());
   void* const address = detail::reserve_addresses(nullptr, outer, 0);
   if (address == MAP_FAILED) {
@@ -185,7 +192,15 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
   reserved_ = static_cast<std::byte*>(address);
   reserved_size_ = outer;
   const std::uint64_t first = reinterpret_cast<std::uintptr_t>(address) + guard;
-  return reserved_ + guard + ((options.congruent_to - first) & (align - 1));
+  // What the alignment leaves over is kept above, and given back below, where the next mapping then
+  // is in place at once. Where that fails it only costs addresses.
+  const std::uint64_t below = (options.congruent_to - first) & (align - 1);
+  if (below != 0 && kernel().munmap(reserved_, below) == 0) {
+    reserved_ += below;
+    reserved_size_ -= below;
+    return reserved_ + guard;
+  }
+  return reserved_ + guard + below;
 }
 
 /// Maps over reserved addresses, which stay reserved when that fails.

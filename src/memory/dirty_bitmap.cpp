@@ -77,7 +77,6 @@ class RangeBuilder {
 }  // namespace
 
 DirtyBitmap::DirtyBitmap(std::uint64_t size) noexcept : state_(0), size_(size) {
-  // Once a process is enough; doing it again costs little and asks nobody else.
   if (detail::kernel().membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0) != 0) {
     state_.store(fence_first, std::memory_order_relaxed);
   }

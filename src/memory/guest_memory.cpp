@@ -58,6 +58,20 @@ std::vector<T> with_changes_in(std::span<const T> before, IsGone is_gone,
   return after;
 }
 
+/// The indices of the regions that entries are of; both are sorted by address.
+std::vector<std::uint16_t> region_of_entries(std::span<const detail::TranslationEntry> entries,
+                                             std::span<const MemoryRegionPtr> regions) {
+  std::vector<std::uint16_t> result;
+  result.reserve(entries.size());
+  std::uint16_t region = 0;
+  for (const detail::TranslationEntry& entry : entries) {
+    while (regions[region]->base().value() != entry.first)
+      ++region;
+    result.push_back(region);
+  }
+  return result;
+}
+
 Result<void> check_overlap(const MemoryRegion& lower, const MemoryRegion& upper) {
   if (upper.base() > lower.last_addr()) return {};
   return fail({.code = Errc::overlap,
@@ -165,6 +179,7 @@ Result<GuestMemory> GuestMemory::with_changes(std::span<const MemoryRegionPtr> r
   changed.table = detail::TranslationTable(with_changes_in(
       map_ == nullptr ? std::span<const detail::TranslationEntry>() : map_->table.entries(),
       entry_is_gone, new_entries, &detail::TranslationEntry::first));
+  changed.region_of = region_of_entries(changed.table.entries(), changed.regions);
 
   std::vector<const MemoryRegion*> added_by_host;
   added_by_host.reserve(added.size());
@@ -201,11 +216,24 @@ std::span<const MemoryRegionPtr> GuestMemory::regions() const noexcept {
   return map_->regions;
 }
 
-MemoryRegionPtr GuestMemory::find_region(GuestAddress address) const {
+const MemoryRegionPtr* GuestMemory::place_of(GuestAddress address) const noexcept {
   if (map_ == nullptr) return nullptr;
+  if (const auto* entry = translator_.find(address.value(), 1)) {
+    return &map_->regions[map_->region_of[map_->table.index_of(*entry)]];
+  }
   const auto found = first_reaching(map_->regions, address);
   if (found == map_->regions.end() || address < (*found)->base()) return nullptr;
-  return *found;
+  return &*found;
+}
+
+MemoryRegionPtr GuestMemory::find_region(GuestAddress address) const {
+  const MemoryRegionPtr* const place = place_of(address);
+  return place == nullptr ? nullptr : *place;
+}
+
+const MemoryRegion* GuestMemory::region_at(GuestAddress address) const noexcept {
+  const MemoryRegionPtr* const place = place_of(address);
+  return place == nullptr ? nullptr : place->get();
 }
 
 bool GuestMemory::contains(GuestRange range, Access access) const noexcept {
@@ -224,7 +252,7 @@ std::optional<GuestAddress> GuestMemory::last_addr() const noexcept {
   return regions().back()->last_addr();
 }
 
-Result<const std::byte*> GuestMemory::const_host_address(GuestRange range) const {
+Result<const std::byte*> GuestMemory::const_host_address_across(GuestRange range) const {
   constexpr const char* operation = "GuestMemory::const_host_address";
   if (range.empty()) {
     return fail({.code = Errc::zero_size,
@@ -237,7 +265,7 @@ Result<const std::byte*> GuestMemory::const_host_address(GuestRange range) const
   // On from region to region in an arena, where they lie as they do in the guest. Elsewhere, that two
   // mappings touch is chance, and no caller may come to rely on it.
   const auto in_arena = [&](std::uint64_t offset) {
-    return find_region(GuestAddress(range.base.value() + offset))->mapping().is_in_arena();
+    return region_at(GuestAddress(range.base.value() + offset))->mapping().is_in_arena();
   };
   std::uint64_t reached = piece.size;
   while (reached != range.size && in_arena(reached - 1) && in_arena(reached)) {
@@ -250,13 +278,13 @@ Result<const std::byte*> GuestMemory::const_host_address(GuestRange range) const
         {.code = Errc::out_of_bounds,
          .operation = operation,
          .first = detail::operand(range),
-         .second = detail::operand(find_region(range.base)->guest_range()),
+         .second = detail::operand(region_at(range.base)->guest_range()),
          .reason = "the range must be contiguous on the host: in one region, or one arena"});
   }
   return piece.host;
 }
 
-Result<std::byte*> GuestMemory::host_address(GuestRange range) const {
+Result<std::byte*> GuestMemory::host_address_across(GuestRange range) const {
   constexpr const char* operation = "GuestMemory::host_address";
   VMSPACE_TRY_IN(operation, const_host_address(range));
   VMSPACE_TRY(check(operation, range, Access::write));
@@ -308,7 +336,7 @@ Error GuestMemory::range_error(const char* operation, GuestRange range, Access a
             .second = Operand::size(range.size)};
   }
   const std::uint64_t reached = reachable(range, access);
-  const MemoryRegionPtr stop = find_region(GuestAddress(base + reached));
+  const MemoryRegion* const stop = region_at(GuestAddress(base + reached));
   const bool is_absent =
       stop != nullptr && stop->blocks() != nullptr &&
       stop->blocks()->present_after(base + reached - stop->base().value(), 1) == 0;
@@ -330,7 +358,7 @@ Error GuestMemory::range_error(const char* operation, GuestRange range, Access a
   return {.code = Errc::out_of_bounds,
           .operation = operation,
           .first = detail::operand(range),
-          .second = detail::operand(find_region(GuestAddress(base + (reached - 1)))->guest_range()),
+          .second = detail::operand(region_at(GuestAddress(base + (reached - 1)))->guest_range()),
           .reason = is_absent ? "the range runs into a block that is not plugged"
                               : "the range runs past the end of the region into a gap"};
 }
@@ -387,7 +415,9 @@ const char* GuestMemory::broken_rule() const noexcept {
     for (const std::uint64_t offset : {std::uint64_t{0}, region->size() - 1}) {
       const auto* entry = translator_.find(region->base().value() + offset, 1);
       if (entry == nullptr) return "every readable region must be found";
-      if (entry->host != region->host_base()) return "an address must translate to its own region";
+      if (entry->host != region->host_base() ||
+          region_at(GuestAddress(region->base().value() + offset)) != region.get())
+        return "an address must translate to its own region";
     }
   }
   if (readable != map_->table.entries().size())

@@ -20,7 +20,8 @@ namespace vmspace {
 /// Immutable once built.
 struct VMSPACE_HIDDEN GuestMemory::Map {
   std::vector<MemoryRegionPtr> regions;      ///< by guest address
-  detail::TranslationTable table{{}};        ///< the regions that can be read
+  detail::TranslationTable table;            ///< the regions that can be read
+  std::vector<std::uint16_t> region_of;      ///< the index of the region of each entry of the table
   std::vector<const MemoryRegion*> by_host;  ///< regions, by host address
   /// Those that can be read and are present in parts, by guest address. The table has no entry for
   /// them, so that an access which needs no further question pays for none.

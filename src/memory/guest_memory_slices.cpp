@@ -138,7 +138,7 @@ Result<MutableGuestView> GuestMemory::mutable_view(GuestRange range) const {
     return fail({.code = Errc::out_of_bounds,
                  .operation = "GuestMemory::mutable_view",
                  .first = detail::operand(range),
-                 .second = detail::operand(find_region(range.base)->guest_range()),
+                 .second = detail::operand(region_at(range.base)->guest_range()),
                  .reason = "the range must lie within one region"});
   }
   return MutableGuestView(map_, {host, static_cast<std::size_t>(range.size)},

@@ -2,6 +2,7 @@
 
 #include "os/system_calls.hpp"
 
+#include <linux/membarrier.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -56,7 +57,13 @@ constinit const SystemCalls real_system_calls{
     .pwritev2 = ::pwritev2,
     .membarrier =
         [](int command, unsigned flags) {
-          return static_cast<int>(::syscall(SYS_membarrier, command, flags, 0));
+          // A process registers once, and its children have it with its memory.
+          static std::atomic<bool> is_registered{false};
+          const bool registers = command == MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED;
+          if (registers && is_registered.load(std::memory_order_relaxed)) return 0;
+          const auto result = static_cast<int>(::syscall(SYS_membarrier, command, flags, 0));
+          if (registers && result == 0) is_registered.store(true, std::memory_order_relaxed);
+          return result;
         },
     .ioctl = [](int fd, unsigned long request,
                 void* argument) { return ::ioctl(fd, request, argument); },

@@ -21,7 +21,7 @@ TranslationEntry entry(std::uint64_t first, std::uint64_t size) {
 /// Looks at both sides of every border, and compares with a search from end to end.
 void expect_found(const std::vector<TranslationEntry>& entries) {
   const TranslationTable table(entries);
-  const Translator& translator = table.translator();
+  const Translator translator = table.translator();
   std::vector<std::uint64_t> places{0, 1, top, top - 1, std::uint64_t{1} << 63};
   for (const TranslationEntry& one : entries) {
     for (const std::uint64_t delta : {std::uint64_t{0}, std::uint64_t{7}, one.size / 2}) {
@@ -70,7 +70,8 @@ TEST(TranslationTable, FindsOneRegionWhereverItIs) {
 TEST(TranslationTable, FindsALastRegionForWhichThereIsJustNoSlot) {
   // Adjacent pages, so that slots of two pages would cost a step; and one as many pages away as there
   // are slots, or one fewer.
-  for (const std::uint64_t last : {TranslationBlock::slots - 1, TranslationBlock::slots}) {
+  for (const std::uint64_t last :
+       {DecodeBlock<TranslationEntry>::slots - 1, DecodeBlock<TranslationEntry>::slots}) {
     std::vector<TranslationEntry> entries;
     for (std::uint64_t i = 0; i < 5; ++i)
       entries.push_back(entry(i * page, page));
@@ -89,7 +90,7 @@ TEST(TranslationTable, RefusesAddressesThatShareASlotWithARegion) {
     const std::uint64_t slot = std::uint64_t{1} << (table.translator().shape % 64);
     for (const TranslationEntry& one : regions) {
       ASSERT_NE(table.translator().find(one.first, 8), nullptr);
-      for (std::uint64_t lap = TranslationBlock::slots * slot; lap != 0; lap *= 2) {
+      for (std::uint64_t lap = DecodeBlock<TranslationEntry>::slots * slot; lap != 0; lap *= 2) {
         ASSERT_EQ(table.translator().find(one.first + lap, 8), nullptr) << std::hex << lap;
       }
     }

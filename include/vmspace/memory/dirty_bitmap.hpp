@@ -52,7 +52,8 @@ class VMSPACE_EXPORT DirtyBitmap {
   /// Bytes that one bit stands for, on every machine: KVM's smallest page.
   static constexpr std::uint64_t page_size = 4096;
 
-  /// For a region of `size` bytes; off. Asks the kernel for membarrier: one system call.
+  /// For a region of `size` bytes; off. Asks the kernel for membarrier: the first of a process makes a
+  /// system call.
   explicit DirtyBitmap(std::uint64_t size) noexcept;
   DirtyBitmap(const DirtyBitmap&) = delete;
   DirtyBitmap& operator=(const DirtyBitmap&) = delete;

@@ -129,9 +129,12 @@ class VMSPACE_EXPORT GuestMemory {
 
   /// The regions, sorted by address; valid while this map or a copy of it lives. O(1).
   [[nodiscard]] std::span<const MemoryRegionPtr> regions() const noexcept;
-  /// The region that holds `address`, also in a block of it that is absent; null when none does.
-  /// O(log n); a reference is taken.
+  /// The region that holds `address`, also in a block of it that is absent; null when none does. A
+  /// reference is taken, which costs several times the look-up; see region_at(). O(1) as accesses
+  /// are, O(log n) for a region that can't be read or lacks blocks.
   [[nodiscard]] MemoryRegionPtr find_region(GuestAddress address) const;
+  /// As find_region(), without a reference: valid while this map or a copy of it lives.
+  [[nodiscard]] const MemoryRegion* region_at(GuestAddress address) const noexcept;
   /// Whether every byte of the range can be accessed; an empty range always. O(regions crossed).
   [[nodiscard]] bool contains(GuestRange range, Access access = Access::read) const noexcept;
   /// Checks that every byte of the range can be accessed. Errors: those of every access. O(regions
@@ -146,10 +149,20 @@ class VMSPACE_EXPORT GuestMemory {
   /// pointer call mark_dirty(), and keep this map for as long as the pointer is used. Errors: those
   /// of every access; `zero_size`; `out_of_bounds` also for a range that crosses regions, unless they
   /// lie side by side in one arena. O(regions crossed).
-  [[nodiscard]] Result<std::byte*> host_address(GuestRange range) const;
+  [[nodiscard]] Result<std::byte*> host_address(GuestRange range) const {
+    const auto* entry = translator_.find_any(range.base.value(), range.size);
+    if (entry == nullptr || entry->dirty == nullptr) [[unlikely]]
+      return host_address_across(range);
+    return entry->host + (range.base.value() - entry->first);
+  }
   /// Where the range lies in this process, contiguous, for reading only: also in read-only regions.
   /// Errors: those of host_address(), for reading. O(regions crossed).
-  [[nodiscard]] Result<const std::byte*> const_host_address(GuestRange range) const;
+  [[nodiscard]] Result<const std::byte*> const_host_address(GuestRange range) const {
+    const auto* entry = translator_.find_any(range.base.value(), range.size);
+    if (entry == nullptr) [[unlikely]]
+      return const_host_address_across(range);
+    return entry->host + (range.base.value() - entry->first);
+  }
   /// Records a write that was made through a pointer of host_address(), after the write; see
   /// dirty_tracking.hpp. Errors: those of every access. O(pages) while tracking is on, else
   /// O(regions crossed).
@@ -363,6 +376,9 @@ class VMSPACE_EXPORT GuestMemory {
   struct Map;
   class Pieces;
 
+  /// Where the map keeps the region that holds `address`; null when none does.
+  [[nodiscard]] const MemoryRegionPtr* place_of(GuestAddress address) const noexcept;
+
   /// The first broken rule of the invariant, or null.
   [[nodiscard]] const char* broken_rule() const noexcept;
 
@@ -458,6 +474,8 @@ class VMSPACE_EXPORT GuestMemory {
                                           const void* from, std::size_t size) const;
   [[gnu::cold]] Result<IntegerPlace> find_integer(const char* operation, GuestAddress address,
                                                   std::size_t size, Access access) const;
+  [[gnu::cold]] Result<std::byte*> host_address_across(GuestRange range) const;
+  [[gnu::cold]] Result<const std::byte*> const_host_address_across(GuestRange range) const;
   [[gnu::cold]] Error range_error(const char* operation, GuestRange range, Access access) const;
   [[nodiscard]] Result<void> check(const char* operation, GuestRange range, Access access) const;
   /// How many bytes from the start of the range can be accessed.

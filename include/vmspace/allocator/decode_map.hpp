@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which range holds a number, in a set that does not change: how an address is decoded to the device
+// that answers at it, an MSI vector to its handler, a port to its register block.
+//
+//   const auto bus = VMSPACE_TRY(DecodeMap<Device*>::create({{uart_ports, uart}, {bar0, nic}}));
+//   if (const auto* hit = bus.find(address)) hit->value->read(address - hit->range.min());
+//
+// An IntervalTree answers the same question while ranges come and go; a DecodeMap answers it a few
+// times faster, and without any number of comparisons that grows with the ranges of common layouts.
+// Who changes the set makes a new map, and publishes it as everything that is read without a lock.
+
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "vmspace/allocator/detail/decode_table.hpp"
+#include "vmspace/allocator/interval_tree.hpp"
+#include "vmspace/allocator/range.hpp"
+#include "vmspace/base/result.hpp"
+
+namespace vmspace {
+
+/// An immutable set of ranges that do not overlap, each with a value. Takes 16 KiB, and 40 bytes and a
+/// value a range.
+///
+/// Moves; one that was moved from is empty. Threads: const calls may run at the same time; any other
+/// call excludes all others.
+template <typename T>
+class DecodeMap {
+ public:
+  /// A range and what it stands for.
+  struct Entry {
+    Range range;
+    T value;
+  };
+
+ private:
+  /// What a search looks at.
+  struct Place {
+    std::uint64_t first;
+    std::uint64_t extent;  ///< the last member less the first, so that the whole domain has one too
+    const Entry* entry;
+
+    [[nodiscard]] static constexpr Place smallest(std::uint64_t first) noexcept {
+      return {.first = first, .extent = 0, .entry = nullptr};
+    }
+  };
+  using Table = detail::DecodeTable<Place>;
+
+ public:
+  /// The most ranges that one map can hold; 21,162.
+  static constexpr std::size_t max_ranges = Table::max_entries;
+
+  /// No ranges: nothing is found. Allocates nothing.
+  DecodeMap() = default;
+
+  /// Makes a map of these ranges, given in any order. Errors: `overlap`, naming two that do;
+  /// `limit_exceeded` above max_ranges. O(n log n).
+  [[nodiscard]] static Result<DecodeMap> create(std::vector<Entry> entries) {
+    constexpr const char* operation = "DecodeMap::create";
+    if (entries.size() > max_ranges) {
+      return fail({.code = Errc::limit_exceeded,
+                   .operation = operation,
+                   .first = Operand::number(entries.size()),
+                   .second = Operand::number(max_ranges)});
+    }
+    std::ranges::sort(entries, {}, [](const Entry& entry) { return entry.range.min(); });
+    const auto overlapping = std::ranges::adjacent_find(
+        entries,
+        [](const Entry& lower, const Entry& upper) { return lower.range.overlaps(upper.range); });
+    if (overlapping != entries.end()) {
+      const Range lower = overlapping->range;
+      const Range upper = std::next(overlapping)->range;
+      return fail({.code = Errc::overlap,
+                   .operation = operation,
+                   .first = Operand::range(upper.min(), upper.max()),
+                   .second = Operand::range(lower.min(), lower.max())});
+    }
+    return DecodeMap(std::move(entries));
+  }
+
+  /// Makes a map of the ranges of a tree that hold a value, with copies of the values. Errors:
+  /// `limit_exceeded` above max_ranges. O(n) in all ranges of the tree.
+  [[nodiscard]] static Result<DecodeMap> create(const IntervalTree<T>& tree) {
+    std::vector<Entry> entries;
+    for (const IntervalEntry<T>& entry : tree) {
+      if (entry.value != nullptr) entries.push_back({.range = entry.range, .value = *entry.value});
+    }
+    return create(std::move(entries));
+  }
+
+  /// The range that holds `number`, and its value; null when none does. Valid while the map lives, and
+  /// wherever it is moved to. A nanosecond or two for the ranges of usual layouts, O(log n) for any.
+  [[nodiscard]] const Entry* find(std::uint64_t number) const noexcept {
+    const Place* const place = table_.decoder().nearest(number);
+    // Below the place, the difference wraps to a number above every extent.
+    if (number - place->first > place->extent) return nullptr;
+    return place->entry;
+  }
+
+  /// All ranges, in ascending order; valid while the map lives, and wherever it is moved to. O(1).
+  [[nodiscard]] std::span<const Entry> entries() const noexcept { return entries_; }
+
+ private:
+  explicit DecodeMap(std::vector<Entry> entries) : entries_(std::move(entries)) {
+    if (entries_.empty()) return;
+    std::vector<Place> places;
+    places.reserve(entries_.size());
+    for (const Entry& entry : entries_) {
+      places.push_back({.first = entry.range.min(),
+                        .extent = entry.range.max() - entry.range.min(),
+                        .entry = &entry});
+    }
+    table_ = Table(places, entries_.back().range.max());
+  }
+
+  std::vector<Entry> entries_;
+  Table table_;
+};
+
+}  // namespace vmspace
