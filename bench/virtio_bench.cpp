@@ -198,7 +198,7 @@ void serve_queue(benchmark::State& state) {
     const auto request = by_cursors(memory, chain.readable(), chain.writable());
     if (!request) return state.SkipWithError(request.error().reason);
     benchmark::DoNotOptimize(request->data);
-    expect(queue.push_used(memory, chain.head(), 4097));
+    expect(queue.push_used(memory, chain.id(), 4097));
     benchmark::DoNotOptimize(expect(queue.needs_notification(memory)));
   }
   state.counters["allocs"] = static_cast<double>(allocations - before);

@@ -87,7 +87,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t leng
     }
     if ((left[1] & 0x40) != 0) {
       const bool out = queue.in_flight() != 0;
-      expect(queue.push_used(memory, chain.head() % size, value).has_value() == out);
+      expect(queue.push_used(memory, chain.id(), value).has_value() == out);
     }
     if ((left[1] & 0x20) != 0) expect(queue.needs_notification(memory).has_value());
     if ((left[1] & 0x10) != 0) {
