@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A block device's requests (Virtual I/O Device 1.2, section 5.2.6), on a file: what a VMM writes on
-// top of SplitQueue, GuestReader and GuestWriter. Wherever the driver divides its buffers, and
+// top of a VirtioQueue, GuestReader and GuestWriter. Wherever the driver divides its buffers, and
 // whatever it writes into them while they are looked at, is not seen here.
 
 #pragma once
@@ -13,7 +13,7 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/endian.hpp"
 #include "vmspace/memory/guest_cursor.hpp"
-#include "vmspace/virtio/split_queue.hpp"
+#include "vmspace/virtio/virtio_queue.hpp"
 
 namespace example {
 
@@ -38,14 +38,15 @@ class BlkDevice {
 
   /// Serves every request that is there; gives whether the driver is to be notified. An error is a
   /// driver that breaks the rules of the queue, or puts buffers where no memory is.
-  vmspace::Result<bool> serve(const vmspace::GuestMemory& memory, vmspace::SplitQueue& queue) {
+  vmspace::Result<bool> serve(const vmspace::GuestMemory& memory,
+                              vmspace::VirtioQueue auto& queue) {
     for (;;) {
       const bool any = VMSPACE_TRY(queue.pop(memory, chain_));
       if (!any) return queue.needs_notification(memory);
       auto in = VMSPACE_TRY(vmspace::GuestReader::make(memory, chain_.readable()));
       auto out = VMSPACE_TRY(vmspace::GuestWriter::make(memory, chain_.writable()));
       const std::uint32_t written = VMSPACE_TRY(answer(in, out));
-      VMSPACE_TRY(queue.push_used(memory, chain_.head(), written));
+      VMSPACE_TRY(queue.push_used(memory, chain_.id(), written));
     }
   }
 

@@ -12,7 +12,7 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/endian.hpp"
 #include "vmspace/memory/guest_cursor.hpp"
-#include "vmspace/virtio/split_queue.hpp"
+#include "vmspace/virtio/virtio_queue.hpp"
 
 namespace example {
 
@@ -33,20 +33,21 @@ class NetDevice {
 
   /// Sends every packet that the driver has put into its queue; a packet that the network does not
   /// take is dropped. Gives whether the driver is to be notified.
-  vmspace::Result<bool> send(const vmspace::GuestMemory& memory, vmspace::SplitQueue& queue) {
+  vmspace::Result<bool> send(const vmspace::GuestMemory& memory, vmspace::VirtioQueue auto& queue) {
     for (;;) {
       const bool any = VMSPACE_TRY(queue.pop(memory, chain_));
       if (!any) return queue.needs_notification(memory);
       auto in = VMSPACE_TRY(vmspace::GuestReader::make(memory, chain_.readable()));
       VMSPACE_TRY(in.read<NetHeader>());  // no offloads were offered: nothing in it matters
       static_cast<void>(in.read_to(tap_, in.remaining()));
-      VMSPACE_TRY(queue.push_used(memory, chain_.head(), 0));
+      VMSPACE_TRY(queue.push_used(memory, chain_.id(), 0));
     }
   }
 
   /// Receives packets for as long as there are some, and buffers for them. Gives whether the driver is
   /// to be notified.
-  vmspace::Result<bool> receive(const vmspace::GuestMemory& memory, vmspace::SplitQueue& queue) {
+  vmspace::Result<bool> receive(const vmspace::GuestMemory& memory,
+                                vmspace::VirtioQueue auto& queue) {
     for (;;) {
       // A buffer that no packet came for is kept for the next.
       if (!has_buffer_) has_buffer_ = VMSPACE_TRY(queue.pop(memory, chain_));
@@ -66,7 +67,7 @@ class NetDevice {
                                       .checksum_offset = 0,
                                       .buffers = 1}));
       has_buffer_ = false;
-      VMSPACE_TRY(queue.push_used(memory, chain_.head(),
+      VMSPACE_TRY(queue.push_used(memory, chain_.id(),
                                   static_cast<std::uint32_t>(sizeof(NetHeader) + *size)));
     }
   }

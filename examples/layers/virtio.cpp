@@ -53,7 +53,7 @@ vmspace::Result<void> example() {
   const std::string sector(512, 'x');
   VMSPACE_TRY(out.write_exact(std::as_bytes(std::span(sector))));
   VMSPACE_TRY(out.write(std::uint8_t{0}));  // the status
-  VMSPACE_TRY(queue.push_used(memory, chain.head(), 513));
+  VMSPACE_TRY(queue.push_used(memory, chain.id(), 513));
   const bool notify = VMSPACE_TRY(queue.needs_notification(memory));
   std::printf("%s\n", notify ? "interrupt" : "silence");  // interrupt
   // README end

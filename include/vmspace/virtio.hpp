@@ -6,4 +6,6 @@
 
 #include "vmspace/memory.hpp"
 #include "vmspace/virtio/descriptor_chain.hpp"
+#include "vmspace/virtio/packed_queue.hpp"
 #include "vmspace/virtio/split_queue.hpp"
+#include "vmspace/virtio/virtio_queue.hpp"

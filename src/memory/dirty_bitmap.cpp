@@ -10,25 +10,16 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "os/full_fence.hpp"
 #include "os/system_calls.hpp"
 
 namespace vmspace {
 
 namespace {
 
-// g++ warns that ThreadSanitizer does not model fences. The accesses that these order are atomic,
-// so it has no race to report for want of them.
-#if defined(__SANITIZE_THREAD__)
-#pragma GCC diagnostic ignored "-Wtsan"
-#endif
-
-void full_fence() noexcept {
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-}
-
 /// Makes every running thread of this process pass a full fence.
 Result<void> fence_writers(const char* operation) {
-  full_fence();
+  detail::full_fence();
   if (detail::kernel().membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0) != 0) {
     return detail::fail_os(operation, {}, "membarrier");
   }
@@ -96,7 +87,7 @@ Result<void> DirtyBitmap::enable() {
   // Release: who sees the pointer sees the words constructed.
   state_.store(reinterpret_cast<std::uintptr_t>(words_.get()) | off, std::memory_order_release);
   if (off == fence_first) {
-    full_fence();
+    detail::full_fence();
     return {};
   }
   if (auto ok = fence_writers("DirtyBitmap::enable"); !ok) {
@@ -114,7 +105,7 @@ void DirtyBitmap::disable() noexcept {
 void DirtyBitmap::mark_range(std::uint64_t offset, std::uint64_t size) noexcept {
   std::uintptr_t state = state_.load(std::memory_order_acquire);
   if ((state & fence_first) != 0) {
-    full_fence();
+    detail::full_fence();
     state = state_.load(std::memory_order_acquire);
   }
   Word* const words = words_in(state);
@@ -221,7 +212,7 @@ std::span<const DirtyRange> DirtyHarvest::take(DirtyBitmap& bitmap) {
 }
 
 Result<void> DirtyHarvest::finish() {
-  full_fence();
+  detail::full_fence();
   const bool needed = std::ranges::any_of(
       taken_, [](const Taken& taken) { return !taken.bitmap->writers_fence(); });
   if (needed) VMSPACE_TRY(fence_writers("DirtyHarvest::finish"));

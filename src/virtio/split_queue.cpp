@@ -8,7 +8,12 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "virtio/chain_builder.hpp"
+
 namespace vmspace {
+
+using detail::broken;
+using detail::broken_at;
 
 namespace {
 
@@ -27,48 +32,6 @@ static_assert(sizeof(UsedElement) == 8);
 
 constexpr const char* pop_operation = "SplitQueue::pop";
 
-Error broken(const char* operation, std::uint64_t what, std::uint64_t limit, const char* rule) {
-  return {.code = Errc::corrupt,
-          .operation = operation,
-          .first = Operand::number(what),
-          .second = Operand::number(limit),
-          .reason = rule};
-}
-
-/// A table of descriptors: the queue's, or that of one request.
-struct Table {
-  GuestAddress base;
-  std::uint32_t count;
-
-  [[nodiscard]] Result<SplitDescriptor> read(const GuestMemory& memory, std::uint32_t index) const {
-    if (index >= count) {
-      return fail(broken(pop_operation, index, count,
-                         "the index of a descriptor must lie within its table"));
-    }
-    const auto at = base.checked_add(std::uint64_t{index} * sizeof(SplitDescriptor));
-    if (!at) {
-      return fail({.code = Errc::overflow,
-                   .operation = pop_operation,
-                   .first = Operand::address(base.value()),
-                   .second = Operand::size(std::uint64_t{index} * sizeof(SplitDescriptor))});
-    }
-    return VMSPACE_TRY_IN(pop_operation, memory.read<SplitDescriptor>(*at));
-  }
-};
-
-/// What a descriptor that refers to a table must be (section 2.7.5.3.1), or null.
-const char* broken_rule(const SplitDescriptor& descriptor, bool within_table, bool negotiated) {
-  if (!negotiated) return "an indirect descriptor without VIRTIO_F_INDIRECT_DESC";
-  if (within_table) return "an indirect descriptor within an indirect table";
-  if ((descriptor.flags & SplitDescriptor::has_next) != 0) {
-    return "an indirect descriptor must be the last of its chain";
-  }
-  if (descriptor.length == 0 || descriptor.length % sizeof(SplitDescriptor) != 0) {
-    return "an indirect table must consist of whole descriptors";
-  }
-  return nullptr;
-}
-
 }  // namespace
 
 Result<SplitQueue> SplitQueue::make(const SplitQueueOptions& options, SplitQueueState state) {
@@ -79,29 +42,13 @@ Result<SplitQueue> SplitQueue::make(const SplitQueueOptions& options, SplitQueue
                  .first = Operand::number(options.size),
                  .reason = "the size of a queue must be a power of two, up to 32768"});
   }
-  struct Part {
-    GuestAddress base;
-    std::uint64_t align;
-    std::uint64_t size;
-  };
   const std::uint64_t size = options.size;
-  for (const Part& part :
-       {Part{options.descriptors, 16, size * sizeof(SplitDescriptor)},
-        Part{options.available, 2, ring_offset + size * sizeof(Le16) + sizeof(Le16)},
-        Part{options.used, 4, ring_offset + size * sizeof(UsedElement) + sizeof(Le16)}}) {
-    if (!part.base.is_aligned(part.align)) {
-      return fail({.code = Errc::misaligned,
-                   .operation = operation,
-                   .first = Operand::address(part.base.value()),
-                   .second = Operand::size(part.align)});
-    }
-    if (!part.base.checked_add(part.size - 1)) {
-      return fail({.code = Errc::overflow,
-                   .operation = operation,
-                   .first = Operand::address(part.base.value()),
-                   .second = Operand::size(part.size)});
-    }
-  }
+  VMSPACE_TRY(
+      detail::check_part(operation, options.descriptors, 16, size * sizeof(SplitDescriptor)));
+  VMSPACE_TRY(detail::check_part(operation, options.available, 2,
+                                 ring_offset + size * sizeof(Le16) + sizeof(Le16)));
+  VMSPACE_TRY(detail::check_part(operation, options.used, 4,
+                                 ring_offset + size * sizeof(UsedElement) + sizeof(Le16)));
   SplitQueue queue(options, state);
   if (queue.options_.max_chain == 0) queue.options_.max_chain = options.size;
   if (queue.in_flight() > options.size) {
@@ -136,82 +83,55 @@ Result<bool> SplitQueue::pop(const GuestMemory& memory, DescriptorChain& chain) 
   const std::uint64_t slot = state_.next_available % options_.size;
   const Le16 head = VMSPACE_TRY_IN(
       pop_operation, memory.read<Le16>(available_at(ring_offset + slot * sizeof(Le16))));
-  chain.clear();
-  chain.head_ = head;
-  VMSPACE_TRY(walk(memory, chain));
+  VMSPACE_TRY(walk(memory, head, chain));
   ++state_.next_available;
   return true;
 }
 
-Result<void> SplitQueue::walk(const GuestMemory& memory, DescriptorChain& chain) const {
-  Table table{.base = options_.descriptors, .count = options_.size};
+Result<void> SplitQueue::walk(const GuestMemory& memory, std::uint16_t head,
+                              DescriptorChain& chain) const {
+  detail::ChainBuilder builder(pop_operation, chain, options_.max_chain);
+  detail::DescriptorTable<SplitDescriptor> table{.base = options_.descriptors,
+                                                 .count = options_.size};
   bool within_table = false;
-  bool writing = false;
-  std::uint64_t bytes = 0;
-  std::uint32_t index = chain.head_;
-  // One that refers to a table is not counted. It is followed at most once, so that the limit on
-  // steps is a limit on loops.
-  for (std::uint32_t left = options_.max_chain; left != 0;) {
-    const SplitDescriptor descriptor = VMSPACE_TRY(table.read(memory, index));
+  for (std::uint32_t index = head;;) {
+    const SplitDescriptor descriptor = VMSPACE_TRY(table.read(pop_operation, memory, index));
     if ((descriptor.flags & SplitDescriptor::indirect) != 0) {
-      const char* const rule = broken_rule(descriptor, within_table, options_.indirect);
-      if (rule != nullptr) {
-        return fail({.code = Errc::corrupt,
-                     .operation = pop_operation,
-                     .first = Operand::number(index),
-                     .reason = rule});
+      // Not counted as a step of the chain, and followed at most once.
+      if (within_table) {
+        return fail(
+            broken_at(pop_operation, index, "an indirect descriptor within an indirect table"));
       }
-      table = {.base = GuestAddress(descriptor.address),
-               .count = descriptor.length / static_cast<std::uint32_t>(sizeof(SplitDescriptor))};
+      table = VMSPACE_TRY(builder.table(index, descriptor, options_.indirect));
       within_table = true;
       index = 0;
       continue;
     }
-    const bool writes = (descriptor.flags & SplitDescriptor::writable) != 0;
-    if (writing && !writes) {
-      return fail({.code = Errc::corrupt,
-                   .operation = pop_operation,
-                   .first = Operand::number(index),
-                   .reason = "buffers to read must come before those to write"});  // 2.7.4.2
-    }
-    writing = writes;
-    bytes += descriptor.length;  // can't wrap: at most 2^16 numbers of 32 bits
-    if (bytes > std::uint64_t{1} << 32) {
-      return fail({.code = Errc::corrupt,
-                   .operation = pop_operation,
-                   .first = Operand::size(bytes),
-                   .reason = "a chain must not be longer than 2^32 bytes"});  // 2.7.5.2
-    }
-    if (descriptor.length != 0) {
-      chain.ranges_.push_back({GuestAddress(descriptor.address), descriptor.length});
-      if (!writes) ++chain.readable_;
-    }
-    if ((descriptor.flags & SplitDescriptor::has_next) == 0) return {};
+    VMSPACE_TRY(builder.add(index, descriptor));
+    if ((descriptor.flags & SplitDescriptor::has_next) == 0) break;
     index = descriptor.next;
-    --left;
   }
-  return fail(broken(pop_operation, std::uint64_t{options_.max_chain} + 1, options_.max_chain,
-                     "a chain in a loop, or with more descriptors than it may have"));
+  builder.finish({.number = head, .entries = 1});
+  return {};
 }
 
-Result<void> SplitQueue::push_used(const GuestMemory& memory, std::uint16_t head,
-                                   std::uint32_t written) {
+Result<void> SplitQueue::push_used(const GuestMemory& memory, RequestId id, std::uint32_t written) {
   constexpr const char* operation = "SplitQueue::push_used";
   if (in_flight() == 0) {
     return fail({.code = Errc::bad_state,
                  .operation = operation,
-                 .first = Operand::number(head),
+                 .first = Operand::number(id.number),
                  .reason = "no request is taken"});
   }
-  if (head >= options_.size) {
+  if (id.number >= options_.size) {
     return fail({.code = Errc::out_of_bounds,
                  .operation = operation,
-                 .first = Operand::number(head),
+                 .first = Operand::number(id.number),
                  .second = Operand::range(0, std::uint64_t{options_.size} - 1)});
   }
   const std::uint64_t slot = state_.next_used % options_.size;
   VMSPACE_TRY_IN(operation, memory.write(used_at(ring_offset + slot * sizeof(UsedElement)),
-                                         UsedElement{.head = head, .written = written}));
+                                         UsedElement{.head = id.number, .written = written}));
   const auto next = static_cast<std::uint16_t>(state_.next_used + 1);
   // Release: the driver that sees the index sees the element and the buffers (section 2.7.8.2).
   VMSPACE_TRY_IN(operation,

@@ -6,7 +6,8 @@
 
 #include <atomic>
 #include <cstdint>
-#include <vector>
+#include <optional>
+#include <span>
 
 #include <gtest/gtest.h>
 
@@ -16,9 +17,23 @@
 
 namespace vmspace::testing {
 
+struct Buffer {
+  std::uint64_t address;
+  std::uint32_t length;
+  bool writable = false;
+};
+
+struct Used {
+  std::uint32_t id;
+  std::uint32_t length;
+
+  friend bool operator==(const Used&, const Used&) = default;
+};
+
 /// Memory of 4 MiB at 1 MiB: a queue at its start, then whatever the driver puts there.
 class Driver {
  public:
+  using Queue = SplitQueue;
   static constexpr std::uint64_t base = 0x10'0000;
   static constexpr std::uint64_t memory_size = 0x40'0000;
   static constexpr std::uint64_t data = base + 0x18'0000;  ///< behind the largest queue
@@ -60,6 +75,25 @@ class Driver {
     set_available_index(static_cast<std::uint16_t>(available + 1));
   }
 
+  /// A request of these buffers, in the descriptors from `head` on, which is its ID.
+  void offer(std::span<const Buffer> buffers, std::uint16_t head = 0) {
+    for (std::size_t i = 0; i < buffers.size(); ++i) {
+      const auto index = static_cast<std::uint16_t>(head + i);
+      const bool last = i + 1 == buffers.size();
+      describe(index, buffers[i].address, buffers[i].length,
+               static_cast<std::uint16_t>((buffers[i].writable ? SplitDescriptor::writable : 0) |
+                                          (last ? 0 : SplitDescriptor::has_next)),
+               static_cast<std::uint16_t>(index + 1));
+    }
+    offer(head);
+  }
+  /// The next request that was given back, if there is one.
+  std::optional<Used> take_used() {
+    if (used_index() == taken) return std::nullopt;
+    const auto slot = static_cast<std::uint16_t>(taken++ % options.size);
+    return Used{.id = used_head(slot), .length = used_length(slot)};
+  }
+
   [[nodiscard]] std::uint16_t used_index() const {
     return *memory.load<Le16>(at(options.used.value() + 2), std::memory_order_acquire);
   }
@@ -84,6 +118,7 @@ class Driver {
   GuestMemory memory;
   SplitQueueOptions options;
   std::uint16_t available = 0;
+  std::uint16_t taken = 0;
 };
 
 }  // namespace vmspace::testing

@@ -44,17 +44,17 @@ TEST(SplitQueue, GivesTheBuffersOfARequestAndTakesItBack) {
   driver.describe(0, data + 1024, 1, writable);
   driver.offer(5);
   ASSERT_THAT(queue.pop(driver.memory, chain), IsOkAndHolds(true));
-  EXPECT_EQ(chain.head(), 5);
+  EXPECT_EQ(chain.id(), (RequestId{.number = 5, .entries = 1}));
   EXPECT_THAT(chain.readable(), ElementsAre(GuestRange{at(data), 16}));
   EXPECT_THAT(chain.writable(),
               ElementsAre(GuestRange{at(data + 128), 512}, GuestRange{at(data + 1024), 1}));
   EXPECT_EQ(queue.in_flight(), 1);
   EXPECT_THAT(queue.pop(driver.memory, chain), IsOkAndHolds(false));
-  ASSERT_THAT(queue.push_used(driver.memory, 5, 513), IsOk());
+  ASSERT_THAT(queue.push_used(driver.memory, {5, 1}, 513), IsOk());
   EXPECT_EQ(driver.used_index(), 1);
   EXPECT_EQ(driver.used_head(0), 5U);
   EXPECT_EQ(driver.used_length(0), 513U);
-  EXPECT_THAT(queue.push_used(driver.memory, 5, 513), HasError(Errc::bad_state));
+  EXPECT_THAT(queue.push_used(driver.memory, {5, 1}, 513), HasError(Errc::bad_state));
 }
 
 TEST(SplitQueue, GoesRoundAndRoundPast16Bits) {
@@ -66,7 +66,7 @@ TEST(SplitQueue, GoesRoundAndRoundPast16Bits) {
   for (int i = 0; i < 5; ++i) {
     driver.offer(1);
     ASSERT_THAT(queue.pop(driver.memory, chain), IsOkAndHolds(true));
-    ASSERT_THAT(queue.push_used(driver.memory, 1, 0), IsOk());
+    ASSERT_THAT(queue.push_used(driver.memory, {1, 1}, 0), IsOk());
   }
   EXPECT_EQ(driver.used_index(), 3);
   EXPECT_EQ(queue.state(), (SplitQueueState{.next_available = 3, .next_used = 3}));
@@ -112,7 +112,7 @@ TEST(SplitQueue, RefusesIndicesThatNoDriverReaches) {
     ASSERT_THAT(queue.pop(driver.memory, chain), IsOkAndHolds(true));
   driver.set_available_index(9);
   EXPECT_THAT(queue.pop(driver.memory, chain), HasError(Errc::corrupt));
-  ASSERT_THAT(queue.push_used(driver.memory, 0, 0), IsOk());
+  ASSERT_THAT(queue.push_used(driver.memory, {0, 1}, 0), IsOk());
   EXPECT_THAT(queue.pop(driver.memory, chain), IsOkAndHolds(true));
 }
 
@@ -184,9 +184,9 @@ TEST(SplitQueue, RefusesRingsAndTablesThatAreNotInMemory) {
   SplitQueue queue = driver.queue();
   DescriptorChain chain;
   ASSERT_THAT(queue.pop(driver.memory, chain), IsOkAndHolds(true));
-  EXPECT_THAT(queue.push_used(driver.memory, 0, 0), HasError(Errc::not_found));
+  EXPECT_THAT(queue.push_used(driver.memory, {0, 1}, 0), HasError(Errc::not_found));
   EXPECT_EQ(queue.in_flight(), 1) << "it was not given back";
-  EXPECT_THAT(queue.push_used(driver.memory, 8, 0), HasError(Errc::out_of_bounds));
+  EXPECT_THAT(queue.push_used(driver.memory, {8, 1}, 0), HasError(Errc::out_of_bounds));
 }
 
 TEST(SplitQueue, FollowsOneIndirectTable) {
@@ -252,7 +252,7 @@ TEST(SplitQueue, NotifiesUnlessTheDriverSaysNo) {
   const auto give_back = [&] {
     driver.offer(0);
     ASSERT_THAT(queue.pop(driver.memory, chain), IsOkAndHolds(true));
-    ASSERT_THAT(queue.push_used(driver.memory, 0, 0), IsOk());
+    ASSERT_THAT(queue.push_used(driver.memory, {0, 1}, 0), IsOk());
   };
   give_back();
   EXPECT_THAT(queue.needs_notification(driver.memory), IsOkAndHolds(true));
@@ -272,7 +272,7 @@ TEST(SplitQueue, NotifiesOfTheEntryThatTheDriverNames) {
     for (int i = 0; i < count; ++i) {
       driver.offer(0);
       ASSERT_THAT(queue.pop(driver.memory, chain), IsOkAndHolds(true));
-      ASSERT_THAT(queue.push_used(driver.memory, 0, 0), IsOk());
+      ASSERT_THAT(queue.push_used(driver.memory, {0, 1}, 0), IsOk());
     }
   };
   driver.set_used_event(3);
@@ -315,11 +315,11 @@ TEST(SplitQueue, GoesOnWhereASavedOneWas) {
   driver.offer(0);
   driver.offer(1);
   ASSERT_THAT(before.pop(driver.memory, chain), IsOkAndHolds(true));
-  ASSERT_THAT(before.push_used(driver.memory, 0, 0), IsOk());
+  ASSERT_THAT(before.push_used(driver.memory, {0, 1}, 0), IsOk());
   SplitQueue after = driver.queue(before.state());
   ASSERT_THAT(after.pop(driver.memory, chain), IsOkAndHolds(true));
-  EXPECT_EQ(chain.head(), 1);
-  ASSERT_THAT(after.push_used(driver.memory, 1, 0), IsOk());
+  EXPECT_EQ(chain.id().number, 1);
+  ASSERT_THAT(after.push_used(driver.memory, {1, 1}, 0), IsOk());
   EXPECT_EQ(driver.used_index(), 2);
   EXPECT_THAT(after.needs_notification(driver.memory), IsOkAndHolds(true));
 }

@@ -13,6 +13,20 @@
 
 namespace vmspace {
 
+namespace detail {
+class ChainBuilder;
+}
+
+/// A request's name in its queue, to be given back by push_used(): all that a device keeps of a request
+/// whose chain it needs no more. Unique among the requests that are taken and not given back, unless
+/// the driver is broken. Saved with a device that is saved before it has finished.
+struct RequestId {
+  std::uint16_t number = 0;   ///< split: the first descriptor's index; packed: the buffer's ID
+  std::uint16_t entries = 0;  ///< how many entries of the ring it takes; split: always 1
+
+  friend bool operator==(const RequestId&, const RequestId&) = default;
+};
+
 /// The buffers of one request, in two lists: those that the device reads, and those that it writes,
 /// which come after (virtio 1.2, section 2.7.4.2). A private copy: what the driver does to its
 /// descriptors afterwards changes nothing here. The addresses are the driver's and not yet checked;
@@ -28,8 +42,7 @@ class DescriptorChain {
   DescriptorChain& operator=(DescriptorChain&&) noexcept = default;
   ~DescriptorChain() = default;
 
-  /// The request's name in the queue, to be given back by push_used().
-  [[nodiscard]] std::uint16_t head() const noexcept { return head_; }
+  [[nodiscard]] RequestId id() const noexcept { return id_; }
   /// What the device reads; no range is empty.
   [[nodiscard]] std::span<const GuestRange> readable() const noexcept {
     return ranges_.values().first(readable_);
@@ -40,7 +53,7 @@ class DescriptorChain {
   }
 
  private:
-  friend class SplitQueue;
+  friend class detail::ChainBuilder;
 
   static constexpr std::size_t inline_ranges = 16;
 
@@ -51,7 +64,7 @@ class DescriptorChain {
 
   detail::InlineVector<GuestRange, inline_ranges> ranges_;
   std::size_t readable_ = 0;
-  std::uint16_t head_ = 0;
+  RequestId id_;
 };
 
 }  // namespace vmspace

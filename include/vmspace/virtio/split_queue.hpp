@@ -4,7 +4,7 @@
 //
 //   const bool any = VMSPACE_TRY(queue.pop(memory, chain));   // a request, if there is one
 //   ...                                                        // GuestReader, GuestWriter
-//   VMSPACE_TRY(queue.push_used(memory, chain.head(), written));
+//   VMSPACE_TRY(queue.push_used(memory, chain.id(), written));
 //   if (VMSPACE_TRY(queue.needs_notification(memory))) interrupt();
 //
 // Everything in the rings and tables is the driver's, who may be hostile and change it at any time. So
@@ -87,8 +87,8 @@ class VMSPACE_EXPORT SplitQueue {
 
   /// Gives a request back, in any order; `written` bytes from the beginning of its writable buffers
   /// are valid (section 2.7.8.2: rather too few than too many). Errors: `bad_state` when no request is
-  /// taken; `out_of_bounds` for a head that is none; those of GuestMemory. O(1).
-  [[nodiscard]] Result<void> push_used(const GuestMemory& memory, std::uint16_t head,
+  /// taken; `out_of_bounds` for an ID that is none; those of GuestMemory. O(1).
+  [[nodiscard]] Result<void> push_used(const GuestMemory& memory, RequestId id,
                                        std::uint32_t written);
 
   /// Whether the driver wants to be told of what was given back since it was last asked (section
@@ -119,7 +119,8 @@ class VMSPACE_EXPORT SplitQueue {
   [[nodiscard]] Result<std::uint16_t> count_available(const char* operation,
                                                       const GuestMemory& memory,
                                                       std::memory_order order) const;
-  [[nodiscard]] Result<void> walk(const GuestMemory& memory, DescriptorChain& chain) const;
+  [[nodiscard]] Result<void> walk(const GuestMemory& memory, std::uint16_t head,
+                                  DescriptorChain& chain) const;
 
   // The parts of the rings; make() has checked that none is past 2^64.
   [[nodiscard]] GuestAddress available_at(std::uint64_t offset) const noexcept {
