@@ -8,6 +8,7 @@
 #include <bit>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
@@ -16,6 +17,7 @@
 #include "host/pinned_ranges.hpp"
 #include "os/argument_checks.hpp"
 #include "os/descriptor.hpp"
+#include "os/kernel_name.hpp"
 #include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
 #include "os/system_calls.hpp"
@@ -35,11 +37,15 @@ using detail::retry;
 
 constexpr const char* operation = "Backing::open";
 
+/// memfd_create(2): bytes, without the null.
+constexpr std::size_t memfd_name_limit = 249;
+
 /// The arguments of open().
 struct Request {
   const BackingSpec& spec;
   std::uint64_t size;
   Protection protection;
+  std::string_view name;
 
   /// For errors of the file as a whole: its descriptor; a path goes into the error's text.
   [[nodiscard]] Operand file() const {
@@ -64,7 +70,7 @@ tl::unexpected<Error> invalid(const char* reason) {
 }
 
 Result<void> check_request(const Request& request) {
-  const auto& [spec, size, protection] = request;
+  const auto& [spec, size, protection, name] = request;
   VMSPACE_TRY(require_known(operation, spec.source, "not a value of MemorySource"));
   VMSPACE_TRY(require_known(operation, spec.sharing, "not a value of Sharing"));
   VMSPACE_TRY(require_known(operation, protection, "unknown protection bits"));
@@ -91,9 +97,10 @@ Result<Opened> open_memfd(const Request& request) {
     flags |= MFD_HUGETLB | static_cast<unsigned>(std::countr_zero(page_size)) << MFD_HUGE_SHIFT;
   }
   // Before Linux 6.3 the kernel does not know MFD_NOEXEC_SEAL and refuses it.
-  int fd = retry([&] { return kernel().memfd_create("vmspace", flags | MFD_NOEXEC_SEAL); });
+  const detail::KernelName<memfd_name_limit> name(request.name.empty() ? "vmspace" : request.name);
+  int fd = retry([&] { return kernel().memfd_create(name.c_str(), flags | MFD_NOEXEC_SEAL); });
   if (fd < 0 && errno == EINVAL) {
-    fd = retry([&] { return kernel().memfd_create("vmspace", flags); });
+    fd = retry([&] { return kernel().memfd_create(name.c_str(), flags); });
   }
   if (fd < 0 && errno == ENODEV && huge) {
     return fail({.code = Errc::unsupported,
@@ -267,10 +274,11 @@ Backing::State::~State() {
   kernel().close(fd);
 }
 
-Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Protection protection) {
+Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Protection protection,
+                              std::string_view name) {
   auto state = std::make_shared<State>();
   auto pins = std::make_shared<detail::PinnedRanges>();
-  auto opened = open_checked({spec, size, protection});
+  auto opened = open_checked({spec, size, protection, name});
   if (!opened) {
     Error error = opened.error();
     error.text = {{}, spec.path};

@@ -13,6 +13,7 @@
 
 #include "host/pinned_ranges.hpp"
 #include "os/argument_checks.hpp"
+#include "os/kernel_name.hpp"
 #include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
 #include "os/reserved_addresses.hpp"
@@ -110,6 +111,16 @@ void* map_at(const Backing& backing, const MappingOptions& options, void* addres
                        static_cast<off_t>(backing.offset() + options.offset));
 }
 
+/// Names anonymous memory in /proc/self/maps. That is for people: a kernel built without it
+/// (CONFIG_ANON_VMA_NAME), or older than Linux 5.17, shows no name.
+void show_name(void* data, const MappingOptions& options) {
+  if (options.name.empty()) return;
+  constexpr std::size_t limit = 79;  // ANON_VMA_NAME_MAX_LEN, less the null
+  const detail::KernelName<limit> name(options.name);
+  kernel().prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, reinterpret_cast<std::uintptr_t>(data),
+                 options.size, reinterpret_cast<std::uintptr_t>(name.c_str()));
+}
+
 }  // namespace
 
 MemoryMapping::MemoryMapping(const Backing& backing)
@@ -137,6 +148,7 @@ Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOp
   mapping.file_offset_ = backing.offset() + options.offset;
   mapping.protection_ = options.protection;
   mapping.reserve_ = options.reserve;
+  if (backing.is_anonymous()) show_name(mapping.data_, options);
   return mapping;
 }
 

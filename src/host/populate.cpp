@@ -46,11 +46,6 @@ struct Chunk {
   bool write;
 };
 
-/// Whether the kernel knows the advice: it looks at that before it finds nothing to do.
-bool kernel_knows(int advice) {
-  return retry([&] { return kernel().madvise(nullptr, 0, advice); }) == 0;
-}
-
 /// Reads or rewrites a word of each page. The word is rewritten atomically, since somebody else may
 /// be writing it; by a compare-exchange, since compilers turn an atomic addition of 0 into a load.
 void touch(const Chunk& chunk) {
@@ -71,8 +66,8 @@ class Job {
  public:
   explicit Job(std::vector<Chunk> chunks)
       : chunks_(std::move(chunks)),
-        can_read_(kernel_knows(MADV_POPULATE_READ)),
-        can_write_(kernel_knows(MADV_POPULATE_WRITE)) {}
+        can_read_(detail::kernel_knows_advice(MADV_POPULATE_READ)),
+        can_write_(detail::kernel_knows_advice(MADV_POPULATE_WRITE)) {}
 
   /// Runs on `threads` threads at most, the caller's included.
   Result<void> run(unsigned threads) {

@@ -172,7 +172,7 @@ Result<Mapped> map_described(const AddressSpaceRegion& description, const MapOpt
   const Backing backing =
       VMSPACE_TRY(options.backing ? Result<Backing>(*options.backing)
                                   : Backing::open(description.backing(), description.size(),
-                                                  description.protection()));
+                                                  description.protection(), description.name()));
   MemoryMapping mapping = VMSPACE_TRY(map_place(description, backing, options));
   const Applied huge_pages = VMSPACE_TRY(prepare(mapping, description, options));
   VMSPACE_TRY(check_blocks(options.blocks, mapping, map_operation));

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include <string>
+#include <utility>
 
 #include <gtest/gtest.h>
 
@@ -102,6 +103,73 @@ TEST(LesserKernels, WithoutProcResidencyIsWhatMincoreSays) {
     ASSERT_THAT(residency, IsOk());
     EXPECT_EQ(residency->resident, spec.source == MemorySource::file ? 1_MiB : page_size());
     EXPECT_FALSE(residency->huge) << "nobody could tell";
+  }
+}
+
+TEST(LesserKernels, WhyPagesWereNotCollapsedSaysWhatToDo) {
+  const auto mapping = map_or_die({.source = MemorySource::anon}, {.size = 4_MiB, .align = 2_MiB});
+  fill(mapping, 1);
+  Injector injector;
+  injector.fail_next("madvise", EINVAL);
+  const auto unknown = mapping.collapse(0, 4_MiB);
+  ASSERT_THAT(unknown, HasError(Errc::unsupported));
+  EXPECT_NE(unknown.error().message().find("6.1"), std::string::npos);
+  for (const auto& [error, advice] : {std::pair{ENOMEM, "compact"},
+                                      {EBUSY, "later"},
+                                      {EAGAIN, "later"},
+                                      {EIO, "MADV_COLLAPSE"}}) {
+    injector.fail_next("madvise", error);
+    const auto failed = mapping.collapse(0, 4_MiB);
+    ASSERT_THAT(failed, HasError(Errc::os));
+    EXPECT_EQ(failed.error().os_errno, error);
+    EXPECT_NE(failed.error().message().find(advice), std::string::npos);
+    EXPECT_TRUE(holds(mapping, 0, 4_MiB, 1));
+  }
+  injector.fail_next("madvise", EINTR);
+  VMSPACE_EXPECT_OK(mapping.collapse(0, 4_MiB));
+  EXPECT_EQ(injector.count("madvise"), 2U);
+}
+
+TEST(LesserKernels, LockedPrivatePagesStayWhereTheKernelCannotDropThem) {
+  Injector injector;
+  for (const BackingSpec& spec :
+       {BackingSpec{.source = MemorySource::anon},
+        BackingSpec{.source = MemorySource::shmem, .sharing = Sharing::map_private}}) {
+    const auto mapping = map_or_die(spec, {.size = 64_KiB});
+    fill(mapping, 0xa5);
+    VMSPACE_ASSERT_OK(mapping.lock(0, 4_KiB));
+    injector.fail_next("madvise", EINVAL);
+    const auto refused = mapping.discard(0, 64_KiB);
+    ASSERT_THAT(refused, HasError(Errc::unsupported));
+    EXPECT_NE(refused.error().message().find("5.18"), std::string::npos);
+    EXPECT_TRUE(holds(mapping, 0, 64_KiB, 0xa5));
+    VMSPACE_EXPECT_OK(mapping.discard(4_KiB, 60_KiB)) << "what is not locked needs no new kernel";
+    injector.fail_none();
+  }
+}
+
+// What the tests of names see in /proc/self/maps takes a kernel that shows them; this needs none.
+TEST(LesserKernels, TheKernelIsToldTheNameOfAnonymousMemory) {
+  Injector injector;
+  static std::string told;
+  injector.table().prctl = [](int, unsigned long, unsigned long, unsigned long,
+                              unsigned long name) {
+    told = reinterpret_cast<const char*>(name);
+    return 0;
+  };
+  const std::string name = "dimm[1]" + std::string(200, 'x');
+  const auto mapping = map_or_die({.source = MemorySource::anon}, {.size = 64_KiB, .name = name});
+  EXPECT_EQ(told, "dimm_1_" + std::string(72, 'x'));
+}
+
+TEST(LesserKernels, NamesOfMemoryAreNotNeeded) {
+  Injector injector;
+  for (const int error : {EINVAL, ENOSYS, ENOMEM}) {
+    injector.fail_next("prctl", error);
+    const auto mapping =
+        map_or_die({.source = MemorySource::anon}, {.size = 64_KiB, .name = "ram0"});
+    EXPECT_TRUE(injector.has_failed());
+    EXPECT_EQ(name_at(mapping.data()), "");
   }
 }
 

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string_view>
 #include <utility>
 
 #include "vmspace/base/export.hpp"
@@ -57,6 +58,10 @@ class VMSPACE_EXPORT Backing {
   /// - file: `path`, for writing only if it is shared and the guest may write; or a duplicate of
   ///   `fd`. It must be a regular file, which a memfd of another process is too.
   ///
+  /// `name` is what /proc/self/maps shows for a memfd, as in `/memfd:ram0 (deleted)`; by default
+  /// `vmspace`. It is cut after 249 bytes, and characters other than printable ASCII, or one of
+  /// `\\`, `` ` ``, `$`, `[`, `]`, become underscores.
+  ///
   /// Errors: `zero_size`; `limit_exceeded` when offset + size exceeds 2^63-1, the largest file
   /// size; `invalid_argument` for source `none`, for a file that is not a regular file, for a path
   /// that is not in a hugetlbfs, for a page size that the backing does not have, and for a source,
@@ -67,7 +72,8 @@ class VMSPACE_EXPORT Backing {
   /// against it; `unsupported` where the kernel has no pool of this page size; `os`. The error's
   /// text has the path. A few system calls.
   [[nodiscard]] static Result<Backing> open(const BackingSpec& spec, std::uint64_t size,
-                                            Protection protection = Protection::read_write);
+                                            Protection protection = Protection::read_write,
+                                            std::string_view name = {});
 
   /// The descriptor, to be passed to other processes; -1 for anonymous memory. It stays open as
   /// long as any copy of this object lives.

@@ -88,7 +88,9 @@ struct MappingOptions {
   /// then conditions that the place must meet. Guard pages take a page of the arena on either side.
   std::optional<HostArena> arena = {};
   std::uint64_t arena_offset = 0;
-  /// The tag of its part in the arena's parts(); by default the name of the backing's source.
+  /// What /proc/self/maps shows for anonymous memory, as in `[anon:ram0]`, where the kernel can
+  /// (Linux 5.17); cut after 79 bytes, and otherwise as Backing::open says. Also the tag of its part
+  /// in the arena's parts(), by default the name of the backing's source.
   std::string_view name = {};
 };
 
@@ -161,6 +163,17 @@ class VMSPACE_EXPORT MemoryMapping {
   /// the machine's settings forbid them for this kind of memory; without /sys the settings are not
   /// known. Errors: `bad_state` after close(); `os`. A few system calls.
   [[nodiscard]] Result<Applied> use_hugepages();
+  /// Puts the pages of a part into transparent huge pages now (MADV_COLLAPSE, madvise(2)), whatever
+  /// the machine's settings say of them: the way to huge pages for a memfd where `shmem_enabled` is
+  /// `never`. Pages that are absent are allocated, and what lies outside of whole huge pages stays as
+  /// it is. Contents stay too, and others may use the memory meanwhile; collapsing takes as long as
+  /// copying it. `not_applicable` for hugetlb memory, where no huge page fits inside, and where address
+  /// and offset in the file differ modulo the size of a huge page, so that none could be mapped.
+  ///
+  /// Errors: `unsupported` before Linux 6.1, for kinds of memory that the kernel does not collapse, and
+  /// after Advice::no_huge_pages; `os`: ENOMEM where no huge page is free, EBUSY or EAGAIN where pages
+  /// are in use for the moment: what could be collapsed is, and the call may be made again. O(bytes).
+  [[nodiscard]] Result<Applied> collapse(std::uint64_t offset, std::uint64_t size) const;
   /// Keeps all of it from forked children (MADV_DONTFORK). Errors: `bad_state` after close(); `os`.
   /// One system call.
   [[nodiscard]] Result<void> use_dontfork();
@@ -202,10 +215,14 @@ class VMSPACE_EXPORT MemoryMapping {
   /// Dirty bitmaps do not notice: under dirty tracking call GuestMemory::mark_dirty() afterwards,
   /// so that a copy of the memory loses the old contents too.
   ///
-  /// Discarded hugetlb pages go back to the pool, and only populating again makes sure that the
-  /// pool still has them. Errors: `bad_state` for a file that is not discardable, for pinned memory
-  /// (see pin()), and for locked pages; `access_denied` when the mapping may not be written; `unsupported` where kernel or file
-  /// system can't; `os`. After an error the contents are unchanged. O(pages given back).
+  /// Memory that is locked is given back too, and stays locked: what is touched later is in RAM from
+  /// then on (MADV_DONTNEED_LOCKED). Discarded hugetlb pages go back to the pool, and only populating
+  /// again makes sure that the pool still has them.
+  ///
+  /// Errors: `bad_state` for a file that is not discardable, for pinned memory (see pin()), and for
+  /// locked pages of private files and shared anonymous memory; `access_denied` when the mapping may
+  /// not be written; `unsupported` where kernel or file system can't, as with locked private pages
+  /// before Linux 5.18; `os`. After an error the contents are unchanged. O(pages given back).
   [[nodiscard]] Result<void> discard(std::uint64_t offset, std::uint64_t size) const;
   /// Keeps a part from being discarded: devices access it by DMA. Pins are those of the backing's
   /// file, so that discarding through another mapping of the same Backing is refused as well, and
