@@ -60,6 +60,11 @@ int flags_of(const Backing& backing, bool reserve) {
 Result<void> check_options(const Backing& backing, const MappingOptions& options) {
   constexpr const char* operation = map_operation;
   const std::uint64_t page = backing.page_size();
+  if (backing.source() == MemorySource::external) {
+    return fail({.code = Errc::unsupported,
+                 .operation = operation,
+                 .reason = "external memory is mapped already: MemoryMapping::adopt takes it"});
+  }
   VMSPACE_TRY(require_nonzero(operation, options.size, Operand::address(options.offset)));
   VMSPACE_TRY(require_multiple(operation, Operand::size(options.size), page,
                                "the size must be a multiple of the backing's page size"));
@@ -91,6 +96,13 @@ tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& opt
                  .operation = map_operation,
                  .first = size,
                  .reason = "the fd must be open for everything that the protection allows"});
+  }
+  if (backing.is_external() && (errno == EINVAL || errno == ENODEV)) {
+    return fail({.code = Errc::unsupported,
+                 .operation = map_operation,
+                 .first = Operand::span(backing.offset() + options.offset, options.size),
+                 .reason = "the device does not map this part of its fd",
+                 .os_errno = errno});
   }
   if (backing.is_hugetlb() && errno == ENOMEM) {
     return fail_os(map_operation, size, "the hugetlb pool has too few free pages");
@@ -227,6 +239,7 @@ MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
       file_offset_(other.file_offset_),
       reserved_(std::exchange(other.reserved_, nullptr)),
       reserved_size_(std::exchange(other.reserved_size_, 0)),
+      owner_(std::move(other.owner_)),
       arena_(std::exchange(other.arena_, std::nullopt)),
       part_(std::exchange(other.part_, std::nullopt)),
       protection_(other.protection_),
@@ -244,6 +257,7 @@ MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
   file_offset_ = other.file_offset_;
   reserved_ = std::exchange(other.reserved_, nullptr);
   reserved_size_ = std::exchange(other.reserved_size_, 0);
+  owner_ = std::move(other.owner_);
   arena_ = std::exchange(other.arena_, std::nullopt);
   part_ = std::exchange(other.part_, std::nullopt);
   protection_ = other.protection_;
@@ -263,7 +277,13 @@ void MemoryMapping::unmap_or_abandon() noexcept {
 
 /// False, with errno, when the kernel refuses; all is as it was then.
 bool MemoryMapping::unmap() noexcept {
-  if (reserved_ == nullptr) return true;
+  if (reserved_ == nullptr) {  // something else unmaps it
+    data_ = nullptr;
+    size_ = 0;
+    arena_.reset();
+    owner_.reset();
+    return true;
+  }
   if (arena_) {
     // In an arena the addresses stay reserved; in one step, so that nobody gets between.
     if (detail::reserve_addresses(reserved_, reserved_size_, MAP_FIXED) == MAP_FAILED) return false;
@@ -309,7 +329,7 @@ Result<void> MemoryMapping::msync() const {
 Result<void> MemoryMapping::msync(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::msync";
   VMSPACE_TRY_IN(operation, check_part(offset, size));
-  if (backing_.is_anonymous() || !backing_.is_shared()) return {};
+  if (backing_.is_anonymous() || backing_.is_external() || !backing_.is_shared()) return {};
   if (retry([&] { return kernel().msync(data_ + offset, size, MS_SYNC); }) != 0) {
     return fail_os(operation, Operand::span(offset, size), "msync");
   }
@@ -345,6 +365,7 @@ Result<void> MemoryMapping::set_accessible(std::uint64_t offset, std::uint64_t s
 Result<void> MemoryMapping::lock(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::lock";
   VMSPACE_TRY_IN(operation, check_part(offset, size));
+  VMSPACE_TRY(require_own_pages(operation));
   if (retry([&] { return kernel().mlock(data_ + offset, size); }) == 0) return {};
   const int error = errno;
   // mlock marks the range before it faults the pages in, and leaves the mark when that fails.

@@ -88,7 +88,9 @@ Result<Applied> MemoryMapping::use_hugepages() {
   VMSPACE_TRY_IN(operation, check_part(0, size_));
   const PageKind kind = backing_.page_kind();
   // The file system decides what a page cache is made of.
-  if (kind == PageKind::hugetlb || kind == PageKind::file) return Applied::not_applicable;
+  if (kind == PageKind::hugetlb || kind == PageKind::file || kind == PageKind::external) {
+    return Applied::not_applicable;
+  }
   if (!has_huge_page(data_, size_)) return Applied::not_applicable;
   if (huge_pages_forbidden(kind == PageKind::shmem ? "shmem_enabled" : "enabled")) {
     return Applied::not_applicable;
@@ -99,7 +101,7 @@ Result<Applied> MemoryMapping::use_hugepages() {
 Result<Applied> MemoryMapping::collapse(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::collapse";
   VMSPACE_TRY_IN(operation, check_part(offset, size));
-  if (backing_.is_hugetlb()) return Applied::not_applicable;
+  if (backing_.is_hugetlb() || backing_.is_external()) return Applied::not_applicable;
   if (!has_huge_page(data_ + offset, size)) return Applied::not_applicable;
   // A huge page of a file is mapped as one only where file and address agree modulo its size.
   const std::uint64_t apart = reinterpret_cast<std::uintptr_t>(data_) - file_offset_;

@@ -37,6 +37,7 @@ tl::unexpected<Error> fail_discard(Operand part, const char* call) {
 
 Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) const {
   VMSPACE_TRY_IN(operation, check_part(offset, size));
+  VMSPACE_TRY(require_own_pages(operation));
   const Operand part = Operand::span(offset, size);
   const auto refuse = [&](Errc code, const char* reason) {
     return fail({.code = code, .operation = operation, .first = part, .reason = reason});
@@ -51,7 +52,7 @@ Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) co
   }
   // Held until the pages have gone: nobody pins them while they go.
   const auto unchanged = pins_->unchanged();
-  const std::uint64_t first_pin = pin_offset(offset);
+  const std::uint64_t first_pin = file_offset_ + offset;
   if (const std::string* holder = pins_->find(unchanged, first_pin, first_pin + size)) {
     return fail({.code = Errc::bad_state,
                  .operation = operation,
@@ -113,10 +114,6 @@ Result<void> MemoryMapping::discard_pages(std::uint64_t offset, std::uint64_t si
   return {};
 }
 
-std::uint64_t MemoryMapping::pin_offset(std::uint64_t offset) const noexcept {
-  return backing_.is_anonymous() ? offset : file_offset_ + offset;
-}
-
 Result<MemoryPin> MemoryMapping::pin(std::uint64_t offset, std::uint64_t size,
                                      std::string_view holder) const {
   constexpr const char* pin_operation = "MemoryMapping::pin";
@@ -127,7 +124,7 @@ Result<MemoryPin> MemoryMapping::pin(std::uint64_t offset, std::uint64_t size,
   VMSPACE_TRY(detail::require_nonzero(pin_operation, size, Operand::address(offset)));
   VMSPACE_TRY(detail::require_within(pin_operation, offset, size, size_,
                                      "offset + size must lie within the mapping"));
-  const std::uint64_t first = pin_offset(offset);
+  const std::uint64_t first = file_offset_ + offset;
   pins_->pin(first, first + size, holder);
   return MemoryPin(pins_, first, first + size);
 }

@@ -183,6 +183,12 @@ Result<void> add_chunks(const PopulateRange& range, PopulateAccess access,
   }
   const MemoryMapping& mapping = *range.mapping;
   VMSPACE_TRY_IN(operation, mapping.check_part(range.offset, range.size));
+  if (mapping.backing().is_external()) {
+    return fail({.code = Errc::unsupported,
+                 .operation = operation,
+                 .first = Operand::span(range.offset, range.size),
+                 .reason = "memory of devices, and what something else has mapped, has its pages"});
+  }
   access = range.access.value_or(access);
   VMSPACE_TRY(detail::require_known(operation, access, unknown_access));
   const bool write = VMSPACE_TRY(wants_write(range, access));

@@ -20,6 +20,7 @@
 #include "vmspace/base/result.hpp"
 #include "vmspace/host/arena.hpp"
 #include "vmspace/host/backing.hpp"
+#include "vmspace/host/external_memory.hpp"
 #include "vmspace/host/memory_pin.hpp"
 #include "vmspace/spec/protection.hpp"
 
@@ -108,7 +109,8 @@ class VMSPACE_EXPORT MemoryMapping {
   ///
   /// Errors: `zero_size`; `limit_exceeded` for a size or an alignment above 2^62; `misaligned`
   /// unless size, offset and congruent_to are multiples of the backing's page size and the place in
-  /// the arena meets the alignment; `out_of_bounds` past the end of the backing or of the arena;
+  /// the arena meets the alignment; `unsupported` for a backing of source `external`, and for a
+  /// device that maps nothing, or not this part; `out_of_bounds` past the end of the backing or of the arena;
   /// `overlap` with a part of the arena that is taken, naming its holder; `bad_alignment` unless
   /// align is 0 or a power of two; `invalid_argument` for unknown protection bits; `access_denied`
   /// for writing to a backing that is not writable, and where mmap(2) says so; `unsupported` for a
@@ -116,6 +118,22 @@ class VMSPACE_EXPORT MemoryMapping {
   /// hugetlb pool has too few free pages, which are reserved here. A few system calls.
   [[nodiscard]] static Result<MemoryMapping> map(const Backing& backing,
                                                  const MappingOptions& options);
+
+  /// Makes a mapping of memory that something else has mapped, and keeps its owner instead of
+  /// unmapping it. After an error the owner is only the caller's. What is about pages is
+  /// `unsupported` then (discard, bind_to_nodes, populate, lock, residency), or `not_applicable`.
+  /// Errors: `invalid_argument` for a null address and unknown protection bits; `zero_size`;
+  /// `limit_exceeded` for a size above 2^62; `misaligned` unless address and size are multiples of
+  /// the machine's page size; `overflow` when they pass the end of all addresses; `not_found` unless
+  /// all of it is mapped; `os`. One system call.
+  [[nodiscard]] static Result<MemoryMapping> adopt(const ExternalMemory& memory);
+
+  /// A part as a mapping of its own, which unmaps nothing: `owner` keeps this one mapped for as long
+  /// as the part exists. Private pages are in both, and so are pins, node and advice so far. Giving a
+  /// part back to the host is discard()'s to do. See MemoryRegion::part. Errors: those of
+  /// check_part(). No system call.
+  [[nodiscard]] Result<MemoryMapping> part(std::uint64_t offset, std::uint64_t size,
+                                           std::shared_ptr<const void> owner) const;
 
   /// Moves leave `other` closed. A mapping that is assigned to is unmapped first.
   MemoryMapping(MemoryMapping&& other) noexcept;
@@ -251,9 +269,9 @@ class VMSPACE_EXPORT MemoryMapping {
  private:
   explicit MemoryMapping(const Backing& backing);
 
+  /// `unsupported` unless the library may place the pages, and give them back.
+  [[nodiscard]] Result<void> require_own_pages(const char* operation) const;
   [[nodiscard]] Result<void> give_advice(const char* operation, int advice);
-  /// Where `offset` is among the offsets of pins_.
-  [[nodiscard]] std::uint64_t pin_offset(std::uint64_t offset) const noexcept;
   [[nodiscard]] Result<void> discard_pages(std::uint64_t offset, std::uint64_t size) const;
   [[nodiscard]] Result<void> replace_by_zeros(std::uint64_t offset, std::uint64_t size) const;
   [[nodiscard]] Result<std::byte*> reserve(const MappingOptions& options, std::uint64_t align);
@@ -262,14 +280,19 @@ class VMSPACE_EXPORT MemoryMapping {
   void unmap_or_abandon() noexcept;
 
   Backing backing_;
-  std::shared_ptr<detail::PinnedRanges> pins_;  // null only after a move
+  // By offsets in the file, or where there is none, in this mapping and its parts. Null only after a
+  // move.
+  std::shared_ptr<detail::PinnedRanges> pins_;
   std::byte* data_ = nullptr;
   std::uint64_t size_ = 0;
   std::uint64_t file_offset_ = 0;
-  // What is given back: the mapping, and around it the guard pages and what the alignment cost.
+  // What is given back: the mapping, and around it the guard pages and what the alignment cost. Null
+  // where something else maps the memory, which owner_ then keeps.
   std::byte* reserved_ = nullptr;
   std::uint64_t reserved_size_ = 0;
-  // Both or neither. The lease ends when the part is inaccessible again.
+  std::shared_ptr<const void> owner_;
+  // Both or neither, but that a part() has no lease. The lease ends when the memory is inaccessible
+  // again.
   std::optional<HostArena> arena_;
   std::optional<Lease> part_;
   Protection protection_ = Protection::none;
