@@ -221,7 +221,8 @@ Result<Opened> open_or_duplicate(const Request& request) {
 }
 
 Result<Opened> open_file(const Request& request) {
-  Descriptor file = std::move(VMSPACE_TRY(open_or_duplicate(request)).file);
+  Opened opened = VMSPACE_TRY(open_or_duplicate(request));
+  Descriptor file = std::move(opened.file);
   // The seals before the size: a file that was sealed then has not shrunk since.
   const FileAccess access = VMSPACE_TRY(check_access(request, file.value()));
   struct stat info {};

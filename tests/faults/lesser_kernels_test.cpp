@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Host memory where the kernel lacks calls that a newer one has, and in jails without /proc and
-// /sys.
+// Host memory where the kernel lacks calls that a newer one has, in jails without /proc and /sys, and
+// of files that can't answer what a regular one can.
 
 #include <sys/mman.h>
 
@@ -12,6 +12,7 @@
 
 #include "vmspace/host/memory_mapping.hpp"
 #include "vmspace/host/populate.hpp"
+#include "vmspace/memory/memory_region.hpp"
 #include "vmspace/testing.hpp"
 
 #include "faults/injector.hpp"
@@ -171,6 +172,34 @@ TEST(LesserKernels, NamesOfMemoryAreNotNeeded) {
     EXPECT_TRUE(injector.has_failed());
     EXPECT_EQ(name_at(mapping.data()), "");
   }
+}
+
+// A VFIO device's file has offsets that no file is long enough for, and no type.
+TEST(LesserKernels, ADeviceIsNotAskedForItsSizeOrSeals) {
+  const OwnedFd bar(::memfd_create("bar", MFD_CLOEXEC));
+  constexpr std::uint64_t offset = std::uint64_t{2} << 40;
+  ASSERT_EQ(::ftruncate(bar.get(), static_cast<off_t>(offset + 64_KiB)), 0);
+  Injector injector;
+  injector.table().fstat = [](int fd, struct stat* out) {
+    const int done = ::fstat(fd, out);
+    out->st_mode = 0600;
+    out->st_size = 0;
+    return done;
+  };
+  injector.fail_none();
+  const auto region = MemoryRegion::map(
+      {.size = 64_KiB,
+       .backing = {.source = MemorySource::device, .fd = bar.get(), .offset = offset}});
+  ASSERT_THAT(region, IsOk());
+  EXPECT_EQ(injector.count("fcntl"), 2U) << "to duplicate it, and for its mode";
+  EXPECT_EQ(injector.count("fstatfs") + injector.count("lseek"), 0U);
+  (*region)->host_base()[1] = std::byte{7};
+  char byte = 0;
+  ASSERT_EQ(::pread(bar.get(), &byte, 1, static_cast<off_t>(offset + 1)), 1);
+  EXPECT_EQ(byte, 7);
+  injector.fail_next("mmap", EINVAL);
+  const auto refused = MemoryMapping::map((*region)->backing(), {.size = 4_KiB});
+  EXPECT_THAT(refused, HasError(Errc::unsupported)) << "a part that is not for mapping";
 }
 
 TEST(LesserKernels, MemfdOnAKernelWithoutMemfdIsUnsupported) {
