@@ -97,10 +97,10 @@ Result<MemoryMapping> MemoryMapping::part(std::uint64_t offset, std::uint64_t si
   return part;
 }
 
-Result<void> MemoryMapping::require_own_pages(const char* operation) const {
+Result<void> MemoryMapping::require_own_pages(const char* call) const {
   if (!backing_.is_external()) return {};
   return fail({.code = Errc::unsupported,
-               .operation = operation,
+               .operation = call,
                .first = Operand::span(0, size_),
                .reason = "the pages are a device's, or those of memory that something else has "
                          "mapped"});
