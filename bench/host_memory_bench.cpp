@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
+// Random reads from a memfd: random_read/<pages>, each read at an address that the one before gave, so
+// that a read costs its misses of caches and TLB; small pages, and the same pages collapsed.
+//
 // Populating host memory: populate/<who>/<what>. The time is that from asking for addresses to
 // having every page; `s_per_GiB` is the figure to compare, inside one run.
 //
@@ -121,6 +124,31 @@ void page_touch(benchmark::State& state, What what) {
   measure(state, what, [&] { return std::make_unique<RawMemory>(what, 0, true); });
 }
 
+/// Follows a chain of addresses through 1 GiB.
+void random_read(benchmark::State& state, bool collapsed) {
+  const auto backing = Backing::open({.source = MemorySource::shmem}, size);
+  if (!backing) die("memfd");
+  const auto mapping = MemoryMapping::map(*backing, {.size = size, .align = 2_MiB});
+  if (!mapping || !populate(*mapping)) die("populate");
+  if (collapsed) {
+    const auto begin = std::chrono::steady_clock::now();
+    const auto done = mapping->collapse(0, size);
+    if (!done) {
+      state.SkipWithError(done.error().message().c_str());
+      return;
+    }
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    state.counters["collapse_s"] = took.count();
+  }
+  std::uint64_t at = 1;
+  const auto* const words = reinterpret_cast<const volatile std::uint64_t*>(mapping->data());
+  for (auto _ : state) {
+    // A linear congruential generator whose step waits for the word read, which is 0.
+    at = at * 6364136223846793005U + 1442695040888963407U + words[(at >> 33) % (size / 8)];
+  }
+  benchmark::DoNotOptimize(at);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -135,6 +163,12 @@ int main(int argc, char** argv) {
     add("page_touch", [what](benchmark::State& s) { page_touch(s, what); });
     add("vmspace_1t", [what](benchmark::State& s) { vmspace_threads(s, what, 1); });
     add("vmspace_2t", [what](benchmark::State& s) { vmspace_threads(s, what, 2); });
+  }
+  for (const auto& [name, collapsed] : {std::pair{"small", false}, {"collapsed", true}}) {
+    const bool huge = collapsed;
+    benchmark::RegisterBenchmark((std::string("random_read/") + name).c_str(),
+                                 [huge](benchmark::State& s) { random_read(s, huge); })
+        ->Iterations(2'000'000);  // once: preparing the memory takes seconds
   }
   benchmark::RunSpecifiedBenchmarks();
 }

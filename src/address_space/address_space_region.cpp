@@ -56,19 +56,31 @@ Result<void> check_backing(const RegionOptions& options) {
     return {};
   }
   const bool needs_path = backing.source == MemorySource::hugetlbfs;
-  const bool is_file = backing.source == MemorySource::file;
+  const bool is_device = backing.source == MemorySource::device;
+  const bool is_file = backing.source == MemorySource::file || is_device;
   if (needs_path && backing.path.empty())
     return invalid("source hugetlbfs requires the path of a directory in a mounted hugetlbfs");
   if (is_file && backing.path.empty() == !backing.fd) {
-    return invalid("source file requires either a path or an fd, not both");
+    return invalid(is_device ? "source device requires either a path or an fd, not both"
+                             : "source file requires either a path or an fd, not both");
+  }
+  if (is_device || backing.source == MemorySource::external) {
+    if (backing.sharing == Sharing::map_private)
+      return invalid("memory of sources device and external is always shared");
+    if (backing.discardable) return invalid("discardable is only for source file");
+    if (options.numa_node || options.huge_pages || options.populate) {
+      return invalid(
+          "numa_node, huge_pages and populate are not for sources device and external, "
+          "whose pages are not made here");
+    }
   }
   if (is_file && backing.fd && *backing.fd < 0) {
     return invalid("fd must not be negative");
   }
-  if (!is_file && backing.fd) return invalid("fd is only for source file");
+  if (!is_file && backing.fd) return invalid("fd is only for sources file and device");
   if (!is_file && !needs_path && !backing.path.empty())
-    return invalid("path is only for sources file and hugetlbfs");
-  if (!is_file && backing.offset != 0) return invalid("offset is only for source file");
+    return invalid("path is only for sources file, device and hugetlbfs");
+  if (!is_file && backing.offset != 0) return invalid("offset is only for sources file and device");
   if (!is_file && backing.discardable) return invalid("discardable is only for source file");
 
   const std::uint64_t page = backing.effective_page_size();

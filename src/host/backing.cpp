@@ -8,6 +8,7 @@
 #include <bit>
 #include <limits>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
@@ -16,6 +17,7 @@
 #include "host/pinned_ranges.hpp"
 #include "os/argument_checks.hpp"
 #include "os/descriptor.hpp"
+#include "os/kernel_name.hpp"
 #include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
 #include "os/system_calls.hpp"
@@ -35,11 +37,15 @@ using detail::retry;
 
 constexpr const char* operation = "Backing::open";
 
+/// memfd_create(2): bytes, without the null.
+constexpr std::size_t memfd_name_limit = 249;
+
 /// The arguments of open().
 struct Request {
   const BackingSpec& spec;
   std::uint64_t size;
   Protection protection;
+  std::string_view name;
 
   /// For errors of the file as a whole: its descriptor; a path goes into the error's text.
   [[nodiscard]] Operand file() const {
@@ -64,7 +70,7 @@ tl::unexpected<Error> invalid(const char* reason) {
 }
 
 Result<void> check_request(const Request& request) {
-  const auto& [spec, size, protection] = request;
+  const auto& [spec, size, protection, name] = request;
   VMSPACE_TRY(require_known(operation, spec.source, "not a value of MemorySource"));
   VMSPACE_TRY(require_known(operation, spec.sharing, "not a value of Sharing"));
   VMSPACE_TRY(require_known(operation, protection, "unknown protection bits"));
@@ -91,9 +97,10 @@ Result<Opened> open_memfd(const Request& request) {
     flags |= MFD_HUGETLB | static_cast<unsigned>(std::countr_zero(page_size)) << MFD_HUGE_SHIFT;
   }
   // Before Linux 6.3 the kernel does not know MFD_NOEXEC_SEAL and refuses it.
-  int fd = retry([&] { return kernel().memfd_create("vmspace", flags | MFD_NOEXEC_SEAL); });
+  const detail::KernelName<memfd_name_limit> name(request.name.empty() ? "vmspace" : request.name);
+  int fd = retry([&] { return kernel().memfd_create(name.c_str(), flags | MFD_NOEXEC_SEAL); });
   if (fd < 0 && errno == EINVAL) {
-    fd = retry([&] { return kernel().memfd_create("vmspace", flags); });
+    fd = retry([&] { return kernel().memfd_create(name.c_str(), flags); });
   }
   if (fd < 0 && errno == ENODEV && huge) {
     return fail({.code = Errc::unsupported,
@@ -160,21 +167,29 @@ struct FileAccess {
   }
 };
 
-/// How an open file may be accessed; an error where the guest needs more.
-Result<FileAccess> check_access(const Request& request, int fd) {
-  const auto refuse = [&](const char* reason) {
-    return fail({.code = Errc::access_denied,
-                 .operation = operation,
-                 .first = request.file(),
-                 .reason = reason});
-  };
+tl::unexpected<Error> deny(const Request& request, const char* reason) {
+  return fail({.code = Errc::access_denied,
+               .operation = operation,
+               .first = request.file(),
+               .reason = reason});
+}
+
+/// O_RDONLY or O_RDWR; an error where the guest needs more.
+Result<int> access_mode(const Request& request, int fd) {
   const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
   if (flags < 0) return fail_os(operation, request.file(), "fcntl(F_GETFL)");
   const int mode = flags & O_ACCMODE;
   // mmap(2): a mapping always needs reading; writing through it needs writing.
   if ((flags & O_PATH) != 0 || mode == O_WRONLY || (mode == O_RDONLY && request.writes_through())) {
-    return refuse("the fd must be open for reading, and for writing where the guest may write");
+    return deny(request,
+                "the fd must be open for reading, and for writing where the guest may write");
   }
+  return mode;
+}
+
+/// How an open file may be accessed; an error where the guest needs more.
+Result<FileAccess> check_access(const Request& request, int fd) {
+  const int mode = VMSPACE_TRY(access_mode(request, fd));
   FileAccess access{.seals = retry([&] { return kernel().fcntl(fd, F_GET_SEALS, 0); })};
   if (access.seals < 0) {
     // EINVAL: only memfds and files of tmpfs and hugetlbfs can have any.
@@ -182,12 +197,14 @@ Result<FileAccess> check_access(const Request& request, int fd) {
     access.seals = 0;
   }
   const bool sealed = access.is_sealed_against_writing();
-  if (sealed && request.writes_through()) return refuse("the file is sealed against writing");
+  if (sealed && request.writes_through())
+    return deny(request, "the file is sealed against writing");
   access.writable = !request.spec.is_shared() || (mode == O_RDWR && !sealed);
   return access;
 }
 
-Result<Opened> open_file(const Request& request) {
+/// The file of a spec that has one, and nothing known of it.
+Result<Opened> open_or_duplicate(const Request& request) {
   Descriptor file;
   if (request.spec.fd) {
     file = Descriptor(retry([&] { return kernel().fcntl(*request.spec.fd, F_DUPFD_CLOEXEC, 0); }));
@@ -200,6 +217,12 @@ Result<Opened> open_file(const Request& request) {
     }));
     if (file.value() < 0) return fail_os(operation, request.file(), "opening the file");
   }
+  return Opened{std::move(file)};
+}
+
+Result<Opened> open_file(const Request& request) {
+  Opened opened = VMSPACE_TRY(open_or_duplicate(request));
+  Descriptor file = std::move(opened.file);
   // The seals before the size: a file that was sealed then has not shrunk since.
   const FileAccess access = VMSPACE_TRY(check_access(request, file.value()));
   struct stat info {};
@@ -226,6 +249,27 @@ Result<Opened> open_file(const Request& request) {
                 .can_lose_pages = !keeps_size || (huge && !access.is_sealed_against_writing())};
 }
 
+/// Neither the size nor the seals of a device's file mean anything.
+Result<Opened> open_device(const Request& request) {
+  if (!request.spec.is_shared()) return invalid("memory of a device is always shared");
+  Opened opened = VMSPACE_TRY(open_or_duplicate(request));
+  const int fd = opened.file.value();
+  const int mode = VMSPACE_TRY(access_mode(request, fd));
+  struct stat info {};
+  if (retry([&] { return kernel().fstat(fd, &info); }) < 0) {
+    return fail_os(operation, request.file(), "fstat");
+  }
+  // Not the opposite question: the files of VFIO devices and dma-bufs may have no type at all.
+  if (S_ISREG(info.st_mode) || S_ISDIR(info.st_mode)) {
+    return invalid("the file must be that of a device; a regular file is source file");
+  }
+  opened.page_size = base_page_size();
+  opened.kind = PageKind::external;
+  opened.writable = mode == O_RDWR;
+  opened.can_lose_pages = true;
+  return opened;
+}
+
 /// What `spec.source` stands for, whatever its page size turns out to be.
 Result<Opened> open_source(const Request& request) {
   const BackingSpec& spec = request.spec;
@@ -241,6 +285,9 @@ Result<Opened> open_source(const Request& request) {
       return open_memfd(request);
     case MemorySource::hugetlbfs: return open_in_hugetlbfs(request);
     case MemorySource::file: return open_file(request);
+    case MemorySource::device: return open_device(request);
+    case MemorySource::external:
+      return invalid("external memory is mapped already: MemoryMapping::adopt takes it");
   }
   return invalid("source none has no backing to open");
 }
@@ -267,10 +314,11 @@ Backing::State::~State() {
   kernel().close(fd);
 }
 
-Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Protection protection) {
+Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Protection protection,
+                              std::string_view name) {
   auto state = std::make_shared<State>();
   auto pins = std::make_shared<detail::PinnedRanges>();
-  auto opened = open_checked({spec, size, protection});
+  auto opened = open_checked({spec, size, protection, name});
   if (!opened) {
     Error error = opened.error();
     error.text = {{}, spec.path};
@@ -289,7 +337,8 @@ Result<Backing> Backing::open(const BackingSpec& spec, std::uint64_t size, Prote
   state->shared = spec.is_shared();
   state->writable = opened->writable;
   state->can_lose_pages = opened->can_lose_pages;
-  state->discardable = spec.discardable || spec.source != MemorySource::file;
+  state->discardable = spec.discardable ||
+                       (spec.source != MemorySource::file && spec.source != MemorySource::device);
   return Backing(std::move(state));
 }
 

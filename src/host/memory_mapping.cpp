@@ -13,6 +13,7 @@
 
 #include "host/pinned_ranges.hpp"
 #include "os/argument_checks.hpp"
+#include "os/kernel_name.hpp"
 #include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
 #include "os/reserved_addresses.hpp"
@@ -59,6 +60,11 @@ int flags_of(const Backing& backing, bool reserve) {
 Result<void> check_options(const Backing& backing, const MappingOptions& options) {
   constexpr const char* operation = map_operation;
   const std::uint64_t page = backing.page_size();
+  if (backing.source() == MemorySource::external) {
+    return fail({.code = Errc::unsupported,
+                 .operation = operation,
+                 .reason = "external memory is mapped already: MemoryMapping::adopt takes it"});
+  }
   VMSPACE_TRY(require_nonzero(operation, options.size, Operand::address(options.offset)));
   VMSPACE_TRY(require_multiple(operation, Operand::size(options.size), page,
                                "the size must be a multiple of the backing's page size"));
@@ -91,6 +97,13 @@ tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& opt
                  .first = size,
                  .reason = "the fd must be open for everything that the protection allows"});
   }
+  if (backing.is_external() && (errno == EINVAL || errno == ENODEV)) {
+    return fail({.code = Errc::unsupported,
+                 .operation = map_operation,
+                 .first = Operand::span(backing.offset() + options.offset, options.size),
+                 .reason = "the device does not map this part of its fd",
+                 .os_errno = errno});
+  }
   if (backing.is_hugetlb() && errno == ENOMEM) {
     return fail_os(map_operation, size, "the hugetlb pool has too few free pages");
   }
@@ -108,6 +121,16 @@ void* map_at(const Backing& backing, const MappingOptions& options, void* addres
   return kernel().mmap(address, options.size, prot_of(options.protection),
                        flags_of(backing, options.reserve) | flags, backing.fd(),
                        static_cast<off_t>(backing.offset() + options.offset));
+}
+
+/// Names anonymous memory in /proc/self/maps. That is for people: a kernel built without it
+/// (CONFIG_ANON_VMA_NAME), or older than Linux 5.17, shows no name.
+void show_name(void* data, const MappingOptions& options) {
+  if (options.name.empty()) return;
+  constexpr std::size_t limit = 79;  // ANON_VMA_NAME_MAX_LEN, less the null
+  const detail::KernelName<limit> name(options.name);
+  kernel().prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, reinterpret_cast<std::uintptr_t>(data),
+                 options.size, reinterpret_cast<std::uintptr_t>(name.c_str()));
 }
 
 }  // namespace
@@ -146,6 +169,7 @@ Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOp
   mapping.file_offset_ = backing.offset() + options.offset;
   mapping.protection_ = options.protection;
   mapping.reserve_ = options.reserve;
+  if (backing.is_anonymous()) show_name(mapping.data_, options);
   return mapping;
 }
 
@@ -230,6 +254,7 @@ MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
       file_offset_(other.file_offset_),
       reserved_(std::exchange(other.reserved_, nullptr)),
       reserved_size_(std::exchange(other.reserved_size_, 0)),
+      owner_(std::move(other.owner_)),
       arena_(std::exchange(other.arena_, std::nullopt)),
       part_(std::exchange(other.part_, std::nullopt)),
       protection_(other.protection_),
@@ -247,6 +272,7 @@ MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
   file_offset_ = other.file_offset_;
   reserved_ = std::exchange(other.reserved_, nullptr);
   reserved_size_ = std::exchange(other.reserved_size_, 0);
+  owner_ = std::move(other.owner_);
   arena_ = std::exchange(other.arena_, std::nullopt);
   part_ = std::exchange(other.part_, std::nullopt);
   protection_ = other.protection_;
@@ -266,7 +292,13 @@ void MemoryMapping::unmap_or_abandon() noexcept {
 
 /// False, with errno, when the kernel refuses; all is as it was then.
 bool MemoryMapping::unmap() noexcept {
-  if (reserved_ == nullptr) return true;
+  if (reserved_ == nullptr) {  // something else unmaps it
+    data_ = nullptr;
+    size_ = 0;
+    arena_.reset();
+    owner_.reset();
+    return true;
+  }
   if (arena_) {
     // In an arena the addresses stay reserved; in one step, so that nobody gets between.
     if (detail::reserve_addresses(reserved_, reserved_size_, MAP_FIXED) == MAP_FAILED) return false;
@@ -312,7 +344,7 @@ Result<void> MemoryMapping::msync() const {
 Result<void> MemoryMapping::msync(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::msync";
   VMSPACE_TRY_IN(operation, check_part(offset, size));
-  if (backing_.is_anonymous() || !backing_.is_shared()) return {};
+  if (backing_.is_anonymous() || backing_.is_external() || !backing_.is_shared()) return {};
   if (retry([&] { return kernel().msync(data_ + offset, size, MS_SYNC); }) != 0) {
     return fail_os(operation, Operand::span(offset, size), "msync");
   }
@@ -348,6 +380,7 @@ Result<void> MemoryMapping::set_accessible(std::uint64_t offset, std::uint64_t s
 Result<void> MemoryMapping::lock(std::uint64_t offset, std::uint64_t size) const {
   constexpr const char* operation = "MemoryMapping::lock";
   VMSPACE_TRY_IN(operation, check_part(offset, size));
+  VMSPACE_TRY(require_own_pages(operation));
   if (retry([&] { return kernel().mlock(data_ + offset, size); }) == 0) return {};
   const int error = errno;
   // mlock marks the range before it faults the pages in, and leaves the mark when that fails.

@@ -43,6 +43,13 @@ bool huge_pages_forbidden(const char* setting) {
   return text.find("[never]") != text.npos || text.find("[deny]") != text.npos;
 }
 
+/// Whether a whole huge page lies inside.
+bool has_huge_page(const std::byte* data, std::uint64_t size) {
+  const std::uint64_t huge = detail::huge_page_size();
+  const std::uint64_t skipped = (0 - reinterpret_cast<std::uintptr_t>(data)) & (huge - 1);
+  return size >= huge && size - huge >= skipped;
+}
+
 /// EINVAL for a whole mapping: a kernel that was built without what the advice is about.
 Result<Applied> applied_unless_unknown(const Result<void>& advised) {
   if (advised) return Applied::applied;
@@ -81,15 +88,49 @@ Result<Applied> MemoryMapping::use_hugepages() {
   VMSPACE_TRY_IN(operation, check_part(0, size_));
   const PageKind kind = backing_.page_kind();
   // The file system decides what a page cache is made of.
-  if (kind == PageKind::hugetlb || kind == PageKind::file) return Applied::not_applicable;
-  const std::uint64_t huge = detail::huge_page_size();
-  const std::uint64_t first = reinterpret_cast<std::uintptr_t>(data_);
-  const std::uint64_t skipped = (std::uint64_t{0} - first) & (huge - 1);
-  if (size_ < huge || size_ - huge < skipped) return Applied::not_applicable;
+  if (kind == PageKind::hugetlb || kind == PageKind::file || kind == PageKind::external) {
+    return Applied::not_applicable;
+  }
+  if (!has_huge_page(data_, size_)) return Applied::not_applicable;
   if (huge_pages_forbidden(kind == PageKind::shmem ? "shmem_enabled" : "enabled")) {
     return Applied::not_applicable;
   }
   return applied_unless_unknown(give_advice(operation, MADV_HUGEPAGE));
+}
+
+Result<Applied> MemoryMapping::collapse(std::uint64_t offset, std::uint64_t size) const {
+  constexpr const char* operation = "MemoryMapping::collapse";
+  VMSPACE_TRY_IN(operation, check_part(offset, size));
+  if (backing_.is_hugetlb() || backing_.is_external()) return Applied::not_applicable;
+  if (!has_huge_page(data_ + offset, size)) return Applied::not_applicable;
+  // A huge page of a file is mapped as one only where file and address agree modulo its size.
+  const std::uint64_t apart = reinterpret_cast<std::uintptr_t>(data_) - file_offset_;
+  if (!backing_.is_anonymous() && apart % detail::huge_page_size() != 0) {
+    return Applied::not_applicable;
+  }
+  if (retry([&] { return kernel().madvise(data_ + offset, size, MADV_COLLAPSE); }) == 0) {
+    return Applied::applied;
+  }
+  const Operand part = Operand::span(offset, size);
+  switch (errno) {
+    case EINVAL:
+      return fail({.code = Errc::unsupported,
+                   .operation = operation,
+                   .first = part,
+                   .reason =
+                       "this kernel (before Linux 6.1), or this kind of memory, can't collapse "
+                       "pages into huge ones",
+                   .os_errno = EINVAL});
+    case ENOMEM:
+      return fail_os(operation, part,
+                     "no huge page is free, or the memory cgroup is full: free or compact memory, "
+                     "then try again");
+    case EBUSY:
+    case EAGAIN:
+      return fail_os(operation, part,
+                     "some pages are in use, such as pinned for DMA or under I/O: try again later");
+    default: return fail_os(operation, part, "madvise(MADV_COLLAPSE)");
+  }
 }
 
 Result<void> MemoryMapping::use_dontfork() {

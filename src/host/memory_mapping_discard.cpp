@@ -9,6 +9,7 @@
 
 #include "host/pinned_ranges.hpp"
 #include "os/argument_checks.hpp"
+#include "os/kernel_values.hpp"
 #include "os/system_calls.hpp"
 
 namespace vmspace {
@@ -36,6 +37,7 @@ tl::unexpected<Error> fail_discard(Operand part, const char* call) {
 
 Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) const {
   VMSPACE_TRY_IN(operation, check_part(offset, size));
+  VMSPACE_TRY(require_own_pages(operation));
   const Operand part = Operand::span(offset, size);
   const auto refuse = [&](Errc code, const char* reason) {
     return fail({.code = code, .operation = operation, .first = part, .reason = reason});
@@ -50,7 +52,7 @@ Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) co
   }
   // Held until the pages have gone: nobody pins them while they go.
   const auto unchanged = pins_->unchanged();
-  const std::uint64_t first_pin = pin_offset(offset);
+  const std::uint64_t first_pin = file_offset_ + offset;
   if (const std::string* holder = pins_->find(unchanged, first_pin, first_pin + size)) {
     return fail({.code = Errc::bad_state,
                  .operation = operation,
@@ -66,27 +68,38 @@ Result<void> MemoryMapping::discard_pages(std::uint64_t offset, std::uint64_t si
   const Operand part = Operand::span(offset, size);
   std::byte* const first = data_ + offset;
   // Finds locked pages without touching any: for MS_INVALIDATE msync(2) gives EBUSY on them, and
-  // does nothing else. Unlike madvise, punching a hole in a file would ignore the lock.
-  if (retry([&] { return kernel().msync(first, size, MS_INVALIDATE); }) != 0) {
-    if (errno == EBUSY) {
-      return fail({.code = Errc::bad_state,
-                   .operation = operation,
-                   .first = part,
-                   .reason = "the pages are locked; unlock them first"});
-    }
-    return fail_os(operation, part, "msync(MS_INVALIDATE)");
+  // does nothing else.
+  const bool locked = retry([&] { return kernel().msync(first, size, MS_INVALIDATE); }) != 0;
+  if (locked && errno != EBUSY) return fail_os(operation, part, "msync(MS_INVALIDATE)");
+  const bool is_private_file = backing_.source() == MemorySource::file && !backing_.is_shared();
+  if (locked && (is_private_file || (backing_.is_anonymous() && backing_.is_shared()))) {
+    return fail({.code = Errc::bad_state,
+                 .operation = operation,
+                 .first = part,
+                 .reason = "the kernel can't discard locked pages of private files and of shared "
+                           "anonymous memory: unlock them first"});
   }
+  // Asked before any page is gone.
+  if (locked && !backing_.is_shared() && !detail::kernel_knows_advice(MADV_DONTNEED_LOCKED)) {
+    return fail({.code = Errc::unsupported,
+                 .operation = operation,
+                 .first = part,
+                 .reason = "this kernel can't discard locked pages (Linux 5.18 and later can): "
+                           "unlock them first",
+                 .os_errno = errno});
+  }
+  const int drop = locked ? MADV_DONTNEED_LOCKED : MADV_DONTNEED;
 
-  if (backing_.source() == MemorySource::file && !backing_.is_shared())
-    return replace_by_zeros(offset, size);
+  if (is_private_file) return replace_by_zeros(offset, size);
   if (backing_.is_anonymous()) {
-    const int advice = backing_.is_shared() ? MADV_REMOVE : MADV_DONTNEED;
+    const int advice = backing_.is_shared() ? MADV_REMOVE : drop;
     if (retry([&] { return kernel().madvise(first, size, advice); }) != 0) {
       return fail_discard(
           part, advice == MADV_REMOVE ? "madvise(MADV_REMOVE)" : "madvise(MADV_DONTNEED)");
     }
     return {};
   }
+  // Pages of a file go whether or not they are locked.
   if (retry([&] {
         return kernel().fallocate(backing_.fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                   static_cast<off_t>(file_offset_ + offset),
@@ -94,16 +107,11 @@ Result<void> MemoryMapping::discard_pages(std::uint64_t offset, std::uint64_t si
       }) != 0) {
     return fail_discard(part, "fallocate(FALLOC_FL_PUNCH_HOLE)");
   }
-  // Last, because it can hardly fail once the range is known to be mapped and not locked.
-  if (!backing_.is_shared() &&
-      retry([&] { return kernel().madvise(first, size, MADV_DONTNEED); }) != 0) {
+  // Last, because it can hardly fail once the range is known to be mapped, and locked or not.
+  if (!backing_.is_shared() && retry([&] { return kernel().madvise(first, size, drop); }) != 0) {
     return fail_discard(part, "madvise(MADV_DONTNEED)");
   }
   return {};
-}
-
-std::uint64_t MemoryMapping::pin_offset(std::uint64_t offset) const noexcept {
-  return backing_.is_anonymous() ? offset : file_offset_ + offset;
 }
 
 Result<MemoryPin> MemoryMapping::pin(std::uint64_t offset, std::uint64_t size,
@@ -116,7 +124,7 @@ Result<MemoryPin> MemoryMapping::pin(std::uint64_t offset, std::uint64_t size,
   VMSPACE_TRY(detail::require_nonzero(pin_operation, size, Operand::address(offset)));
   VMSPACE_TRY(detail::require_within(pin_operation, offset, size, size_,
                                      "offset + size must lie within the mapping"));
-  const std::uint64_t first = pin_offset(offset);
+  const std::uint64_t first = file_offset_ + offset;
   pins_->pin(first, first + size, holder);
   return MemoryPin(pins_, first, first + size);
 }

@@ -56,6 +56,7 @@ Result<void> check_nodes(std::span<const std::uint32_t> nodes) {
 
 Result<void> MemoryMapping::bind_to_nodes(NumaPolicy policy) {
   VMSPACE_TRY_IN(operation, check_part(0, size_));
+  VMSPACE_TRY(require_own_pages(operation));
   VMSPACE_TRY(detail::require_known(operation, policy.mode, "not a value of NumaMode"));
   int mode = MPOL_DEFAULT;
   bool fits = policy.nodes.empty();

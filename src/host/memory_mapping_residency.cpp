@@ -164,6 +164,7 @@ std::optional<std::uint64_t> huge_bytes_from_smaps(Part part) {
 
 Result<Residency> MemoryMapping::residency(std::uint64_t offset, std::uint64_t size) const {
   VMSPACE_TRY_IN(operation, check_part(offset, size));
+  VMSPACE_TRY(require_own_pages(operation));
   const std::uint64_t start = reinterpret_cast<std::uintptr_t>(data_) + offset;
   const Part part{start, start + size};
   const auto tables = scan_page_tables(part);

@@ -179,7 +179,8 @@ PageScan::PageScan(const MemoryMapping& mapping, const char* operation)
   const Backing& backing = mapping.backing();
   const bool shared = backing.is_shared();
   const std::byte* const data = mapping.data();
-  in_file_ = !backing.is_anonymous();
+  in_file_ = !backing.is_anonymous() && !backing.is_external();
+  if (backing.is_external()) tables_.emplace(data, Source::nothing, false);
   if (!shared) tables_.emplace(data, Source::scan, !backing.is_hugetlb());
   if (backing.is_hugetlb()) {
     if (shared && !in_file_) tables_.emplace(data, Source::nothing, false);

@@ -8,6 +8,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <deque>
+#include <iterator>
+#include <latch>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -16,6 +19,7 @@
 #include "vmspace/base/try.hpp"
 
 #include "host/known_values.hpp"
+#include "host/node_cpus.hpp"
 #include "os/argument_checks.hpp"
 #include "os/kernel_values.hpp"
 #include "os/system_calls.hpp"
@@ -46,11 +50,6 @@ struct Chunk {
   bool write;
 };
 
-/// Whether the kernel knows the advice: it looks at that before it finds nothing to do.
-bool kernel_knows(int advice) {
-  return retry([&] { return kernel().madvise(nullptr, 0, advice); }) == 0;
-}
-
 /// Reads or rewrites a word of each page. The word is rewritten atomically, since somebody else may
 /// be writing it; by a compare-exchange, since compilers turn an atomic addition of 0 into a load.
 void touch(const Chunk& chunk) {
@@ -66,30 +65,47 @@ void touch(const Chunk& chunk) {
   }
 }
 
+/// Chunks of memory that is bound to the same nodes.
+struct Group {
+  std::vector<std::uint32_t> nodes = {};  ///< none: the memory may be anywhere
+  std::vector<Chunk> chunks = {};
+  std::atomic<std::size_t> next = 0;
+  detail::CpuSet cpus = {};  ///< where threads fill them, if the Job has any such place
+};
+
+/// In a deque, where groups need not be movable.
+using Groups = std::deque<Group>;
+
 /// The work of one call, shared by its threads.
 class Job {
  public:
-  explicit Job(std::vector<Chunk> chunks)
-      : chunks_(std::move(chunks)),
-        can_read_(kernel_knows(MADV_POPULATE_READ)),
-        can_write_(kernel_knows(MADV_POPULATE_WRITE)) {}
+  explicit Job(Groups groups)
+      : groups_(std::move(groups)),
+        is_near_(find_cpus(groups_)),
+        can_read_(detail::kernel_knows_advice(MADV_POPULATE_READ)),
+        can_write_(detail::kernel_knows_advice(MADV_POPULATE_WRITE)) {}
 
-  /// Runs on `threads` threads at most, the caller's included.
+  /// Runs on `threads` threads at most. The caller's is one of them, unless threads have to be near
+  /// the memory: what the caller's may run on is the caller's to say.
   Result<void> run(unsigned threads) {
+    const std::size_t wanted = is_near_ ? threads : threads - 1;
     std::vector<pthread_t> others;
-    others.reserve(threads - 1);
+    others.reserve(wanted);
     // New threads inherit the mask: the program's signal handlers must not run on ours.
     sigset_t all;
     sigset_t before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    while (others.size() + 1 < threads) {
+    while (others.size() < wanted) {
       pthread_t thread{};
       if (kernel().pthread_create(&thread, nullptr, &Job::thread_body, this) != 0) break;
       others.push_back(thread);
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    work();
+    // Only now: a thread that fills pages keeps others from being started, since both change the
+    // address space.
+    start_.count_down();
+    if (!is_near_ || others.empty()) work(0, false);
     for (const pthread_t thread : others)
       pthread_join(thread, nullptr);
     if (error_) return fail(*error_);
@@ -97,24 +113,48 @@ class Job {
   }
 
  private:
+  /// Finds where to fill each group; false where that is no matter.
+  static bool find_cpus(Groups& groups) {
+    const auto is_bound = [](const Group& group) { return !group.nodes.empty(); };
+    if (std::ranges::none_of(groups, is_bound)) return false;
+    const detail::CpuSet allowed = detail::allowed_cpus();
+    for (Group& group : groups)
+      group.cpus = is_bound(group) ? detail::cpus_near(group.nodes, allowed) : allowed;
+    return std::ranges::any_of(groups, [&](const Group& group) { return group.cpus != allowed; });
+  }
+
   static void* thread_body(void* self) {
-    static_cast<Job*>(self)->work();
+    Job& job = *static_cast<Job*>(self);
+    job.start_.wait();
+    job.work(job.started_.fetch_add(1, std::memory_order_relaxed), job.is_near_);
     return nullptr;
   }
 
-  void work() {
-    while (!failed_.load(std::memory_order_relaxed)) {
-      const std::size_t index = next_.fetch_add(1, std::memory_order_relaxed);
-      if (index >= chunks_.size()) return;
-      if (auto done = populate_chunk(chunks_[index]); !done) {
-        // The first one to fail reports; joining the threads makes it visible.
-        if (!failed_.exchange(true)) {
-          error_ = done.error();
-          error_->text = chunks_[index].range->about;
+  /// Takes chunks of the first group, and when there are no more, of the others.
+  void work(std::size_t first, bool moves) {
+    for (std::size_t i = 0; i < groups_.size(); ++i) {
+      Group& group = groups_[(first + i) % groups_.size()];
+      bool is_here = !moves;
+      while (!failed_.load(std::memory_order_relaxed)) {
+        const std::size_t index = group.next.fetch_add(1, std::memory_order_relaxed);
+        if (index >= group.chunks.size()) break;
+        if (!is_here) {
+          // Where that fails, the pages come from the right node all the same, only more slowly.
+          kernel().sched_setaffinity(0, group.cpus.size() * sizeof(group.cpus[0]),
+                                     group.cpus.data());
+          is_here = true;
         }
-        return;
+        populate_or_fail(group.chunks[index]);
       }
     }
+  }
+
+  void populate_or_fail(const Chunk& chunk) {
+    const auto done = populate_chunk(chunk);
+    // The first one to fail reports; joining the threads makes it visible.
+    if (done || failed_.exchange(true)) return;
+    error_ = done.error();
+    error_->text = chunk.range->about;
   }
 
   [[nodiscard]] Result<void> populate_chunk(const Chunk& chunk) const {
@@ -150,10 +190,12 @@ class Job {
     return {};
   }
 
-  std::vector<Chunk> chunks_;
+  Groups groups_;
+  bool is_near_;  ///< threads run where the memory is
   bool can_read_;
   bool can_write_;
-  std::atomic<std::size_t> next_ = 0;
+  std::latch start_{1};
+  std::atomic<std::size_t> started_ = 0;
   std::atomic<bool> failed_ = false;
   std::optional<Error> error_;
 };
@@ -178,8 +220,7 @@ Result<bool> wants_write(const PopulateRange& range, PopulateAccess access) {
 
 /// Splits a range into chunks, which end where the host address is a multiple of their size, so
 /// that no huge page is split.
-Result<void> add_chunks(const PopulateRange& range, PopulateAccess access,
-                        std::vector<Chunk>& chunks) {
+Result<void> add_chunks(const PopulateRange& range, PopulateAccess access, Groups& groups) {
   if (range.mapping == nullptr) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
@@ -188,15 +229,28 @@ Result<void> add_chunks(const PopulateRange& range, PopulateAccess access,
   }
   const MemoryMapping& mapping = *range.mapping;
   VMSPACE_TRY_IN(operation, mapping.check_part(range.offset, range.size));
+  if (mapping.backing().is_external()) {
+    return fail({.code = Errc::unsupported,
+                 .operation = operation,
+                 .first = Operand::span(range.offset, range.size),
+                 .reason = "memory of devices, and what something else has mapped, has its pages"});
+  }
   access = range.access.value_or(access);
   VMSPACE_TRY(detail::require_known(operation, access, unknown_access));
   const bool write = VMSPACE_TRY(wants_write(range, access));
+  const std::vector<std::uint32_t>& nodes = mapping.numa_policy().nodes;
+  auto group = std::ranges::find(groups, nodes, &Group::nodes);
+  if (group == groups.end()) {
+    groups.emplace_back();
+    group = std::prev(groups.end());
+    group->nodes = nodes;
+  }
   const std::uint64_t step = std::max(chunk_size, mapping.page_size());
   const std::uint64_t end = range.offset + range.size;
   for (std::uint64_t at = range.offset; at < end;) {
     const auto address = reinterpret_cast<std::uintptr_t>(mapping.data()) + at;
     const std::uint64_t size = std::min(end - at, step - (address & (step - 1)));
-    chunks.push_back({&range, at, size, write});
+    group->chunks.push_back({&range, at, size, write});
     at += size;
   }
   return {};
@@ -212,10 +266,10 @@ unsigned threads_for(std::uint64_t bytes) {
 
 Result<void> populate(std::span<const PopulateRange> ranges, PopulateOptions options) {
   VMSPACE_TRY(detail::require_known(operation, options.access, unknown_access));
-  std::vector<Chunk> chunks;
+  Groups groups;
   std::uint64_t total = 0;
   for (const PopulateRange& range : ranges) {
-    if (auto ok = add_chunks(range, options.access, chunks); !ok) {
+    if (auto ok = add_chunks(range, options.access, groups); !ok) {
       Error error = ok.error();
       error.text = range.about;
       return fail(error);
@@ -223,8 +277,11 @@ Result<void> populate(std::span<const PopulateRange> ranges, PopulateOptions opt
     total += range.size;
   }
   const std::size_t wanted = options.threads != 0 ? options.threads : threads_for(total);
-  const std::size_t most = std::max<std::size_t>(chunks.size(), 1);
-  Job job(std::move(chunks));
+  std::size_t most = 0;
+  for (const Group& group : groups)
+    most += group.chunks.size();
+  if (most == 0) return {};
+  Job job(std::move(groups));
   return job.run(static_cast<unsigned>(std::clamp<std::size_t>(wanted, 1, most)));
 }
 

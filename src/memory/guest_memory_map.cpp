@@ -20,7 +20,9 @@ namespace {
 /// is in that file.
 bool takes_part(const AddressSpaceRegion& description, const MapOptions& options) {
   return options.backing && description.is_mapped() &&
-         description.backing().source != MemorySource::file;
+         description.backing().source != MemorySource::file &&
+         description.backing().source != MemorySource::device &&
+         description.backing().source != MemorySource::external;
 }
 
 using Descriptions = std::vector<AddressSpaceRegionPtr>;
@@ -58,6 +60,23 @@ Result<void> check_parts(std::span<const AddressSpaceRegionPtr> descriptions,
     left -= description.size();
   }
   return {};
+}
+
+/// There is one piece of external memory to give.
+Result<void> check_external(std::span<const AddressSpaceRegionPtr> descriptions) {
+  const auto is_external = [](const AddressSpaceRegionPtr& region) {
+    return region->backing().source == MemorySource::external;
+  };
+  const auto first = std::ranges::find_if(descriptions, is_external);
+  if (first == descriptions.end()) return {};
+  const auto second = std::find_if(std::next(first), descriptions.end(), is_external);
+  if (second == descriptions.end()) return {};
+  return fail({.code = Errc::invalid_argument,
+               .operation = "GuestMemory::remap",
+               .first = detail::operand((*first)->guest_range()),
+               .second = detail::operand((*second)->guest_range()),
+               .reason = "both would be the one MapOptions::external: add one at a time",
+               .text = (*second)->name()});
 }
 
 /// What a change of the address space means for mapped regions.
@@ -154,6 +173,7 @@ Result<void> detail::map_descriptions(std::span<const AddressSpaceRegionPtr> des
                                       const MapOptions& options,
                                       std::vector<MemoryRegionPtr>& regions) {
   VMSPACE_TRY(check_parts(descriptions, regions, options));
+  VMSPACE_TRY(check_external(descriptions));
   std::uint64_t next_part = options.backing_offset;
   MapOptions mapping = options;
   mapping.defer_populate = true;

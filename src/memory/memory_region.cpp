@@ -166,25 +166,6 @@ struct Mapped {
   Applied huge_pages;
 };
 
-Result<Mapped> map_described(const AddressSpaceRegion& description, const MapOptions& options) {
-  VMSPACE_TRY(check_values(options));
-  if (options.backing) VMSPACE_TRY(check_page_size(description, *options.backing));
-  const Backing backing =
-      VMSPACE_TRY(options.backing ? Result<Backing>(*options.backing)
-                                  : Backing::open(description.backing(), description.size(),
-                                                  description.protection()));
-  MemoryMapping mapping = VMSPACE_TRY(map_place(description, backing, options));
-  const Applied huge_pages = VMSPACE_TRY(prepare(mapping, description, options));
-  VMSPACE_TRY(check_blocks(options.blocks, mapping, map_operation));
-  if (description.wants_populate() && !options.defer_populate) {
-    std::vector<PopulateRange> ranges;
-    add_populate_ranges(description, mapping, options.blocks, options.populate, ranges);
-    VMSPACE_TRY(vmspace::populate(ranges, options.populate));
-  }
-  if (options.blocks != nullptr) VMSPACE_TRY(protect_absent_slots(*options.blocks, mapping));
-  return Mapped{.mapping = std::move(mapping), .huge_pages = huge_pages};
-}
-
 /// Whether the memory is what the description says.
 Result<void> check_mapping(const AddressSpaceRegion& description, const MemoryMapping& mapping) {
   const auto refuse = [&](Errc code, Operand first, Operand second, const char* reason) {
@@ -217,6 +198,54 @@ Result<void> check_mapping(const AddressSpaceRegion& description, const MemoryMa
                   "the guest may write the region, so the mapping must be writable");
   }
   return {};
+}
+
+/// The memory of a region that is not mapped here.
+Result<MemoryMapping> adopt_described(const AddressSpaceRegion& description,
+                                      const MapOptions& options) {
+  const auto refuse = [&](Errc code, const char* reason) {
+    return fail({.code = code,
+                 .operation = map_operation,
+                 .first = detail::operand(description.guest_range()),
+                 .reason = reason});
+  };
+  if (!options.external) {
+    return refuse(Errc::invalid_argument,
+                  "source external requires the memory, as MapOptions::external");
+  }
+  if (options.arena || options.guard_pages || options.blocks != nullptr) {
+    return refuse(Errc::unsupported,
+                  "external memory is mapped already: it can't be placed in an arena, have guard "
+                  "pages, or be present in blocks");
+  }
+  MemoryMapping mapping = VMSPACE_TRY(MemoryMapping::adopt(*options.external));
+  VMSPACE_TRY(check_mapping(description, mapping));
+  if (options.dontfork) VMSPACE_TRY(mapping.use_dontfork());
+  if (options.dontdump) VMSPACE_TRY(mapping.use_dontdump());
+  return mapping;
+}
+
+Result<Mapped> map_described(const AddressSpaceRegion& description, const MapOptions& options) {
+  VMSPACE_TRY(check_values(options));
+  if (description.backing().source == MemorySource::external) {
+    auto adopted = VMSPACE_TRY(adopt_described(description, options));
+    return Mapped{.mapping = std::move(adopted), .huge_pages = Applied::not_applicable};
+  }
+  if (options.backing) VMSPACE_TRY(check_page_size(description, *options.backing));
+  const Backing backing =
+      VMSPACE_TRY(options.backing ? Result<Backing>(*options.backing)
+                                  : Backing::open(description.backing(), description.size(),
+                                                  description.protection(), description.name()));
+  MemoryMapping mapping = VMSPACE_TRY(map_place(description, backing, options));
+  const Applied huge_pages = VMSPACE_TRY(prepare(mapping, description, options));
+  VMSPACE_TRY(check_blocks(options.blocks, mapping, map_operation));
+  if (description.wants_populate() && !options.defer_populate) {
+    std::vector<PopulateRange> ranges;
+    add_populate_ranges(description, mapping, options.blocks, options.populate, ranges);
+    VMSPACE_TRY(vmspace::populate(ranges, options.populate));
+  }
+  if (options.blocks != nullptr) VMSPACE_TRY(protect_absent_slots(*options.blocks, mapping));
+  return Mapped{.mapping = std::move(mapping), .huge_pages = huge_pages};
 }
 
 }  // namespace
@@ -299,24 +328,36 @@ Result<void> MemoryRegion::check_move(const AddressSpaceRegion& moved,
     return refuse(Errc::invalid_argument, detail::operand(moved.guest_range()), {},
                   "the description may differ from the region's only in its base");
   }
+  return check_distance(guest_range(), moved.base(), options);
+}
+
+Result<void> MemoryRegion::check_distance(GuestRange from, GuestAddress to,
+                                          const MoveOptions& options) const {
+  const auto refuse = [](Errc code, Operand first, Operand second, const char* reason) {
+    return fail({.code = code,
+                 .operation = at_operation,
+                 .first = first,
+                 .second = second,
+                 .reason = reason});
+  };
   // Modulo 2^64, and so modulo every power of two.
-  const std::uint64_t distance = moved.base().value() - base().value();
+  const std::uint64_t distance = to.value() - from.base.value();
   if (distance == 0) return {};
   if (distance % mapping().page_size() != 0) {
-    return refuse(Errc::misaligned, Operand::address(moved.base().value()),
+    return refuse(Errc::misaligned, Operand::address(to.value()),
                   Operand::size(mapping().page_size()),
                   "base must be a multiple of the mapping's page size");
   }
   if (mapping().is_in_arena() && !options.leave_arena_order) {
-    return refuse(Errc::bad_state, detail::operand(moved.guest_range()), {},
+    return refuse(Errc::bad_state, detail::operand(GuestRange{to, from.size}), {},
                   "a region in an arena would leave the order of guest addresses; "
                   "MoveOptions::leave_arena_order allows it");
   }
   const std::uint64_t huge = detail::huge_page_size();
   const std::uint64_t apart = reinterpret_cast<std::uintptr_t>(host_base()) - base().value();
-  const bool is_congruent = size() >= huge && apart % huge == 0;
+  const bool is_congruent = from.size >= huge && apart % huge == 0;
   if (is_congruent && distance % huge != 0 && !options.lose_huge_pages) {
-    const bool up = moved.base() > base();
+    const bool up = to > from.base;
     return refuse(Errc::misaligned, Operand::size(up ? distance : 0 - distance),
                   Operand::size(huge),
                   "the distance must be a multiple of the huge page size, or KVM can no longer map "

@@ -66,6 +66,13 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
                              "region is anonymous or private",
                    .text = region->description().name()});
     }
+    if (backing.is_external()) {
+      return fail({.code = Errc::unsupported,
+                   .operation = "describe_regions",
+                   .first = detail::operand(region->guest_range()),
+                   .reason = "the fd of a device is not for other processes to map",
+                   .text = region->description().name()});
+    }
     described.push_back({.range = region->guest_range(),
                          .fd = backing.fd(),
                          .offset = region->mapping().file_offset(),

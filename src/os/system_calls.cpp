@@ -4,13 +4,15 @@
 
 #include <linux/membarrier.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 namespace vmspace::detail {
 
 // Lambdas where the C library's function is variadic or missing (membarrier, and the calls for
-// NUMA, which are in libnuma), and for mlock, which the sanitizers replace with a stub.
+// NUMA, which are in libnuma), for mlock, which the sanitizers replace with a stub, and for CPU masks
+// of any size (sched_getaffinity(2) gives how many bytes the kernel's mask has).
 constinit const SystemCalls real_system_calls{
     .mmap = ::mmap,
     .munmap = ::munmap,
@@ -37,6 +39,16 @@ constinit const SystemCalls real_system_calls{
            unsigned long flags) {
           return static_cast<int>(
               ::syscall(SYS_get_mempolicy, mode, nodes, node_bits, address, flags));
+        },
+    .prctl = [](int option, unsigned long a, unsigned long b, unsigned long c,
+                unsigned long d) { return ::prctl(option, a, b, c, d); },
+    .sched_getaffinity =
+        [](pid_t thread, std::size_t size, unsigned long* cpus) {
+          return static_cast<int>(::syscall(SYS_sched_getaffinity, thread, size, cpus));
+        },
+    .sched_setaffinity =
+        [](pid_t thread, std::size_t size, const unsigned long* cpus) {
+          return static_cast<int>(::syscall(SYS_sched_setaffinity, thread, size, cpus));
         },
     .memfd_create = ::memfd_create,
     .open = [](const char* path, int flags, mode_t mode) { return ::open(path, flags, mode); },

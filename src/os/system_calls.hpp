@@ -43,6 +43,10 @@ struct SystemCalls {
   int (*get_mempolicy)(int* mode, unsigned long* nodes, unsigned long node_bits, void* address,
                        unsigned long flags);
 
+  int (*prctl)(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
+  int (*sched_getaffinity)(pid_t thread, std::size_t size, unsigned long* cpus);
+  int (*sched_setaffinity)(pid_t thread, std::size_t size, const unsigned long* cpus);
+
   int (*memfd_create)(const char* name, unsigned flags);
   int (*open)(const char* path, int flags, mode_t mode);
   int (*getentropy)(void* buffer, std::size_t size);
@@ -91,6 +95,11 @@ auto retry(Call call) {
     const auto result = call();
     if (result != -1 || errno != EINTR) return result;
   }
+}
+
+/// Whether the kernel knows an advice of madvise(2): it looks at that before it finds nothing to do.
+inline bool kernel_knows_advice(int advice) {
+  return retry([&] { return kernel().madvise(nullptr, 0, advice); }) == 0;
 }
 
 /// The error of a system call that has just failed. `reason` is a literal: the name of the call, or

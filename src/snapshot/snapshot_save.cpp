@@ -63,6 +63,14 @@ Result<detail::SnapshotHead> lay_out(const GuestMemory& memory) {
                    .first = detail::operand(region->guest_range()),
                    .reason = "the region must be readable"});
     }
+    if (region->backing().source() == MemorySource::device) {
+      return fail({.code = Errc::unsupported,
+                   .operation = operation,
+                   .first = detail::operand(region->guest_range()),
+                   .reason = "memory of a device is for the device to save: save a GuestMemory "
+                             "without this region",
+                   .text = region->description().name()});
+    }
     const std::uint64_t offset = (end + detail::snapshot_align - 1) & ~(detail::snapshot_align - 1);
     if (region->size() > largest_file - offset - detail::snapshot_align) {
       return fail({.code = Errc::limit_exceeded,

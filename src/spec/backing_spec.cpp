@@ -15,7 +15,7 @@ using namespace literals;
 
 namespace {
 
-constexpr std::array<std::pair<std::string_view, MemorySource>, 7> source_names{{
+constexpr std::array<std::pair<std::string_view, MemorySource>, 9> source_names{{
     {"none", MemorySource::none},
     {"anon", MemorySource::anon},
     {"shmem", MemorySource::shmem},
@@ -23,6 +23,8 @@ constexpr std::array<std::pair<std::string_view, MemorySource>, 7> source_names{
     {"hugeshmem", MemorySource::hugeshmem},
     {"hugetlbfs", MemorySource::hugetlbfs},
     {"file", MemorySource::file},
+    {"device", MemorySource::device},
+    {"external", MemorySource::external},
 }};
 
 }  // namespace
@@ -49,7 +51,8 @@ Result<MemorySource> parse_memory_source(std::string_view name) {
   }
   return fail({.code = Errc::invalid_argument,
                .operation = "parse_memory_source",
-               .reason = "the sources are none, anon, shmem, hugeanon, hugeshmem, hugetlbfs, file",
+               .reason = "the sources are none, anon, shmem, hugeanon, hugeshmem, hugetlbfs, file, "
+                         "device, external",
                .text = name});
 }
 

@@ -18,7 +18,9 @@ constexpr bool is_known(MemorySource source) noexcept {
     case MemorySource::hugeanon:
     case MemorySource::hugeshmem:
     case MemorySource::hugetlbfs:
-    case MemorySource::file: return true;
+    case MemorySource::file:
+    case MemorySource::device:
+    case MemorySource::external: return true;
   }
   return false;
 }

@@ -35,8 +35,12 @@ Result<void> check_memory(const AddressSpaceRegion& region, const BlockOptions& 
   if (!allows(region.protection(), Protection::read_write))
     return refuse(Errc::access_denied, "the guest must be able to read and write the region");
   const BackingSpec& spec = region.backing();
-  const bool is_file =
-      how.backing ? how.backing->source() == MemorySource::file : spec.source == MemorySource::file;
+  const MemorySource source = how.backing ? how.backing->source() : spec.source;
+  if (source == MemorySource::device || source == MemorySource::external) {
+    return refuse(Errc::unsupported,
+                  "blocks are given back to the host, which only memory mapped here can be");
+  }
+  const bool is_file = source == MemorySource::file;
   const bool can_be_discarded = how.backing
                                     ? how.backing->is_shared() && how.backing->is_discardable()
                                     : spec.is_shared() && spec.discardable;

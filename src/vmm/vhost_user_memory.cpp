@@ -83,6 +83,13 @@ Result<void> VhostUserMemory::State::check(const MemorySection& section,
                        "another process can map only shared memory with an fd, and the region "
                        "is anonymous or private"});
   }
+  if (backing.is_external()) {
+    return refuse({.code = Errc::unsupported,
+                   .operation = operation,
+                   .first = range,
+                   .reason = "the fd of a device is not for other processes to map: describe the "
+                             "region as RegionType::device_memory, which is left out"});
+  }
   if (log.is_on() && !log.covers(section.guest_range())) {
     return refuse({.code = Errc::out_of_bounds,
                    .operation = operation,

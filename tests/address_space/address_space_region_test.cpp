@@ -172,8 +172,9 @@ TEST(Region, RefusesNumbersThatHaveNoName) {
   };
   EXPECT_EQ(message([](auto& o) { o.type = static_cast<RegionType>(4); }),
             "AddressSpaceRegion::make: \"ram\": invalid argument: 4 (not a value of RegionType)");
-  EXPECT_EQ(message([](auto& o) { o.backing.source = static_cast<MemorySource>(7); }),
-            "AddressSpaceRegion::make: \"ram\": invalid argument: 7 (not a value of MemorySource)");
+  EXPECT_EQ(
+      message([](auto& o) { o.backing.source = static_cast<MemorySource>(99); }),
+      "AddressSpaceRegion::make: \"ram\": invalid argument: 99 (not a value of MemorySource)");
   EXPECT_EQ(message([](auto& o) { o.backing.sharing = static_cast<Sharing>(3); }),
             "AddressSpaceRegion::make: \"ram\": invalid argument: 3 (not a value of Sharing)");
   for (unsigned bits = 0; bits < 256; ++bits) {

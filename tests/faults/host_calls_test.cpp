@@ -180,6 +180,33 @@ TEST(SystemCallFaults, WhatCannotBeUnmappedStaysTakenInItsArena) {
   EXPECT_EQ(arena->parts().holders(), still);
 }
 
+TEST(SystemCallFaults, MappingADevice) {
+  const OwnedFd fd(::open("/dev/zero", O_RDWR | O_CLOEXEC));
+  const BackingSpec specs[] = {{.source = MemorySource::device, .path = "/dev/zero"},
+                               {.source = MemorySource::device, .fd = fd.get()}};
+  for (const auto& spec : specs)
+    fail_each_call([&] { return map_region({.size = size, .backing = spec}, {}); }, never);
+}
+
+TEST(SystemCallFaults, TakingMemoryThatSomethingElseHasMapped) {
+  const auto other = map_or_die({.source = MemorySource::anon}, {.size = size});
+  int released = 0;
+  int runs = 0;
+  fail_each_call(
+      [&]() -> Result<void> {
+        const RegionOptions blob{.size = size, .backing = {.source = MemorySource::external}};
+        ++runs;
+        return map_region(
+            blob, {.external = ExternalMemory{.data = other.data(),
+                                              .size = size,
+                                              .owner = {other.data(), [&](void*) { ++released; }}},
+                   .dontfork = true,
+                   .dontdump = true});
+      },
+      never);
+  EXPECT_EQ(released, runs) << "once, whatever failed";
+}
+
 TEST(SystemCallFaults, HugetlbfsFiles) {
   const TemporaryDirectory directory;
   const HugetlbfsMount mount(directory.path());
@@ -291,6 +318,15 @@ TEST(SystemCallFaults, CallsOnAMappingLeaveItAsItWas) {
     });
     fail_each_call(keeps([&] { return mapping.advise(0, 4_KiB, Advice::random); }), never);
     fail_each_call(keeps([&] { return mapping.prefetch(0, 4_KiB); }), never);
+    fail_each_call(keeps([&]() -> Result<void> {
+                     if (auto ok = mapping.lock(0, 8_KiB); !ok) return ok;
+                     const auto done = mapping.discard(0, 8_KiB);
+                     EXPECT_TRUE(mapping.unlock(0, 8_KiB) || mapping.unlock(0, 8_KiB));
+                     // What the kernel never can is no failure of a call.
+                     if (!done && done.error().code == Errc::bad_state) return {};
+                     return done;
+                   }),
+                   [](const std::string& call, int) { return call == "munlock"; });
     fail_each_call(keeps([&] { return mapping.use_dontfork(); }), never);
     fail_each_call(keeps([&]() -> Result<void> {
                      if (auto ok = mapping.lock(0, 8_KiB); !ok) {

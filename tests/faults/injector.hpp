@@ -39,6 +39,9 @@ class Injector {
     route<&detail::SystemCalls::mincore>("mincore");
     route<&detail::SystemCalls::mbind>("mbind");
     route<&detail::SystemCalls::get_mempolicy>("get_mempolicy");
+    route<&detail::SystemCalls::prctl>("prctl");
+    route<&detail::SystemCalls::sched_getaffinity>("sched_getaffinity");
+    route<&detail::SystemCalls::sched_setaffinity>("sched_setaffinity");
     route<&detail::SystemCalls::memfd_create>("memfd_create");
     route<&detail::SystemCalls::open>("open");
     route<&detail::SystemCalls::getentropy>("getentropy");

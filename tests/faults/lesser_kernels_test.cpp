@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Host memory where the kernel lacks calls that a newer one has, and in jails without /proc and
-// /sys.
+// Host memory where the kernel lacks calls that a newer one has, in jails without /proc and /sys, and
+// of files that can't answer what a regular one can.
 
 #include <sys/mman.h>
 
 #include <string>
+#include <utility>
 
 #include <gtest/gtest.h>
 
 #include "vmspace/host/memory_mapping.hpp"
 #include "vmspace/host/populate.hpp"
+#include "vmspace/memory/memory_region.hpp"
 #include "vmspace/testing.hpp"
 
 #include "faults/injector.hpp"
@@ -103,6 +105,101 @@ TEST(LesserKernels, WithoutProcResidencyIsWhatMincoreSays) {
     EXPECT_EQ(residency->resident, spec.source == MemorySource::file ? 1_MiB : page_size());
     EXPECT_FALSE(residency->huge) << "nobody could tell";
   }
+}
+
+TEST(LesserKernels, WhyPagesWereNotCollapsedSaysWhatToDo) {
+  const auto mapping = map_or_die({.source = MemorySource::anon}, {.size = 4_MiB, .align = 2_MiB});
+  fill(mapping, 1);
+  Injector injector;
+  injector.fail_next("madvise", EINVAL);
+  const auto unknown = mapping.collapse(0, 4_MiB);
+  ASSERT_THAT(unknown, HasError(Errc::unsupported));
+  EXPECT_NE(unknown.error().message().find("6.1"), std::string::npos);
+  for (const auto& [error, advice] : {std::pair{ENOMEM, "compact"},
+                                      {EBUSY, "later"},
+                                      {EAGAIN, "later"},
+                                      {EIO, "MADV_COLLAPSE"}}) {
+    injector.fail_next("madvise", error);
+    const auto failed = mapping.collapse(0, 4_MiB);
+    ASSERT_THAT(failed, HasError(Errc::os));
+    EXPECT_EQ(failed.error().os_errno, error);
+    EXPECT_NE(failed.error().message().find(advice), std::string::npos);
+    EXPECT_TRUE(holds(mapping, 0, 4_MiB, 1));
+  }
+  injector.fail_next("madvise", EINTR);
+  VMSPACE_EXPECT_OK(mapping.collapse(0, 4_MiB));
+  EXPECT_EQ(injector.count("madvise"), 2U);
+}
+
+TEST(LesserKernels, LockedPrivatePagesStayWhereTheKernelCannotDropThem) {
+  Injector injector;
+  for (const BackingSpec& spec :
+       {BackingSpec{.source = MemorySource::anon},
+        BackingSpec{.source = MemorySource::shmem, .sharing = Sharing::map_private}}) {
+    const auto mapping = map_or_die(spec, {.size = 64_KiB});
+    fill(mapping, 0xa5);
+    VMSPACE_ASSERT_OK(mapping.lock(0, 4_KiB));
+    injector.fail_next("madvise", EINVAL);
+    const auto refused = mapping.discard(0, 64_KiB);
+    ASSERT_THAT(refused, HasError(Errc::unsupported));
+    EXPECT_NE(refused.error().message().find("5.18"), std::string::npos);
+    EXPECT_TRUE(holds(mapping, 0, 64_KiB, 0xa5));
+    VMSPACE_EXPECT_OK(mapping.discard(4_KiB, 60_KiB)) << "what is not locked needs no new kernel";
+    injector.fail_none();
+  }
+}
+
+// What the tests of names see in /proc/self/maps takes a kernel that shows them; this needs none.
+TEST(LesserKernels, TheKernelIsToldTheNameOfAnonymousMemory) {
+  Injector injector;
+  static std::string told;
+  injector.table().prctl = [](int, unsigned long, unsigned long, unsigned long,
+                              unsigned long name) {
+    told = reinterpret_cast<const char*>(name);
+    return 0;
+  };
+  const std::string name = "dimm[1]" + std::string(200, 'x');
+  const auto mapping = map_or_die({.source = MemorySource::anon}, {.size = 64_KiB, .name = name});
+  EXPECT_EQ(told, "dimm_1_" + std::string(72, 'x'));
+}
+
+TEST(LesserKernels, NamesOfMemoryAreNotNeeded) {
+  Injector injector;
+  for (const int error : {EINVAL, ENOSYS, ENOMEM}) {
+    injector.fail_next("prctl", error);
+    const auto mapping =
+        map_or_die({.source = MemorySource::anon}, {.size = 64_KiB, .name = "ram0"});
+    EXPECT_TRUE(injector.has_failed());
+    EXPECT_EQ(name_at(mapping.data()), "");
+  }
+}
+
+// A VFIO device's file has offsets that no file is long enough for, and no type.
+TEST(LesserKernels, ADeviceIsNotAskedForItsSizeOrSeals) {
+  const OwnedFd bar(::memfd_create("bar", MFD_CLOEXEC));
+  constexpr std::uint64_t offset = std::uint64_t{2} << 40;
+  ASSERT_EQ(::ftruncate(bar.get(), static_cast<off_t>(offset + 64_KiB)), 0);
+  Injector injector;
+  injector.table().fstat = [](int fd, struct stat* out) {
+    const int done = ::fstat(fd, out);
+    out->st_mode = 0600;
+    out->st_size = 0;
+    return done;
+  };
+  injector.fail_none();
+  const auto region = MemoryRegion::map(
+      {.size = 64_KiB,
+       .backing = {.source = MemorySource::device, .fd = bar.get(), .offset = offset}});
+  ASSERT_THAT(region, IsOk());
+  EXPECT_EQ(injector.count("fcntl"), 2U) << "to duplicate it, and for its mode";
+  EXPECT_EQ(injector.count("fstatfs") + injector.count("lseek"), 0U);
+  (*region)->host_base()[1] = std::byte{7};
+  char byte = 0;
+  ASSERT_EQ(::pread(bar.get(), &byte, 1, static_cast<off_t>(offset + 1)), 1);
+  EXPECT_EQ(byte, 7);
+  injector.fail_next("mmap", EINVAL);
+  const auto refused = MemoryMapping::map((*region)->backing(), {.size = 4_KiB});
+  EXPECT_THAT(refused, HasError(Errc::unsupported)) << "a part that is not for mapping";
 }
 
 TEST(LesserKernels, MemfdOnAKernelWithoutMemfdIsUnsupported) {

@@ -179,7 +179,7 @@ TEST(Backing, MemfdOfSomebodyElseIsRecognised) {
 
 TEST(Backing, ValuesThatAreNoEnumeratorsAreRefusedAndOpenNothing) {
   const auto before = open_descriptors();
-  const auto source = static_cast<MemorySource>(7);
+  const auto source = static_cast<MemorySource>(99);
   const auto sharing = static_cast<Sharing>(3);
   const auto protection = static_cast<Protection>(0x18);
   EXPECT_THAT(Backing::open({.source = source}, 64_KiB), HasError(Errc::invalid_argument));

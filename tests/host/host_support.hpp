@@ -202,6 +202,23 @@ inline std::string permissions_at(const void* address) {
   return "";
 }
 
+/// What /proc/self/maps calls the memory at `address`; empty where it has no name.
+inline std::string name_at(const void* address) {
+  const auto wanted = reinterpret_cast<std::uintptr_t>(address);
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    std::size_t at = 0;
+    const std::uint64_t start = std::stoull(line, &at, 16);
+    const std::uint64_t end = std::stoull(line.substr(at + 1), nullptr, 16);
+    if (start > wanted || wanted >= end) continue;
+    // After five fields, and spaces that align it.
+    for (int field = 0; field < 5; ++field)
+      line.erase(0, line.find(' ') + 1);
+    return line.erase(0, std::min(line.find_first_not_of(' '), line.size()));
+  }
+  return "";
+}
+
 /// The kernel's memory policy for the area that contains `address`, from /proc/self/numa_maps.
 inline std::string numa_policy_at(const void* address) {
   std::string policy;

@@ -76,6 +76,44 @@ TEST(MemoryMapping, HugePagesAreAppliedOnlyWhereTheyCanBe) {
       << shared_setting;
 }
 
+TEST(MemoryMapping, CollapsesPagesIntoHugeOnesWhateverTheSettingsSay) {
+  for (const BackingSpec& spec : {anon, shmem}) {
+    SCOPED_TRACE(name_of(spec.source));
+    // Neither end is that of a huge page.
+    const auto mapping = map_or_die(
+        spec,
+        {.size = 8_MiB, .offset = 2_MiB - 64_KiB, .align = 2_MiB, .congruent_to = 2_MiB - 64_KiB});
+    fill(mapping, 0x5a);
+    const auto collapsed = mapping.collapse(0, 8_MiB);
+    if (!collapsed && collapsed.error().code == Errc::unsupported) {
+      GTEST_SKIP() << "MADV_COLLAPSE came with Linux 6.1";
+    }
+    ASSERT_THAT(collapsed, IsOk());
+    EXPECT_EQ(*collapsed, Applied::applied);
+    EXPECT_EQ(mapping.residency()->huge, 6_MiB) << "the whole huge pages inside";
+    EXPECT_TRUE(holds(mapping, 0, 8_MiB, 0x5a));
+  }
+}
+
+TEST(MemoryMapping, NothingIsCollapsedWhereNoHugePageFits) {
+  const auto small = map_or_die(anon, {.size = 1_MiB});
+  EXPECT_EQ(small.collapse(0, 1_MiB), Applied::not_applicable);
+  const auto misplaced = map_or_die(anon, {.size = 3_MiB, .align = 2_MiB, .congruent_to = 512_KiB});
+  EXPECT_EQ(misplaced.collapse(0, 3_MiB), Applied::not_applicable);
+  const auto apart = map_or_die(shmem, {.size = 8_MiB, .align = 2_MiB, .congruent_to = 512_KiB});
+  EXPECT_EQ(apart.collapse(0, 8_MiB), Applied::not_applicable) << "the memfd begins elsewhere";
+  const auto part = map_or_die(anon, {.size = 8_MiB, .align = 2_MiB});
+  EXPECT_EQ(part.collapse(4_KiB, 3_MiB), Applied::not_applicable);
+  EXPECT_THAT(part.collapse(0, 4_KiB + 1), HasError(Errc::misaligned));
+  EXPECT_THAT(part.collapse(8_MiB, 4_KiB), HasError(Errc::out_of_bounds));
+}
+
+TEST(MemoryMapping, MemoryAdvisedAgainstHugePagesIsNotCollapsed) {
+  const auto mapping = map_or_die(anon, {.size = 4_MiB, .align = 2_MiB});
+  VMSPACE_ASSERT_OK(mapping.advise(0, 4_MiB, Advice::no_huge_pages));
+  EXPECT_THAT(mapping.collapse(0, 4_MiB), HasError(Errc::unsupported));
+}
+
 TEST(MemoryMapping, BindsToNodesOrSaysWhichOneIsMissing) {
   auto mapping = map_or_die(anon, {.size = 1_MiB});
   const auto bound = mapping.bind_to_nodes({NumaMode::bind, {0}});

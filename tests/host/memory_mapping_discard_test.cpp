@@ -204,13 +204,30 @@ TEST(Discard, HugetlbfsFile) {
   EXPECT_TRUE(holds(mapping, huge, huge, 0xa5));
 }
 
-TEST(Discard, LockedPagesAreRefusedForEveryBackingAndKeepTheirContents) {
+TEST(Discard, LockedMemoryIsGivenBackAndStaysLocked) {
+  for (const BackingSpec& spec :
+       {BackingSpec{.source = MemorySource::anon}, BackingSpec{.source = MemorySource::shmem},
+        BackingSpec{.source = MemorySource::shmem, .sharing = Sharing::map_private}}) {
+    const auto mapping = map_or_die(spec, {.size = 64_KiB});
+    fill(mapping, 0xa5);
+    // A part, so that locked and other pages are discarded together.
+    VMSPACE_ASSERT_OK(mapping.lock(16_KiB, 32_KiB));
+    VMSPACE_ASSERT_OK(mapping.discard(8_KiB, 16_KiB));
+    EXPECT_EQ(mapping.residency(8_KiB, 16_KiB)->resident, 0U);
+    EXPECT_TRUE(holds(mapping, 0, 8_KiB, 0xa5));
+    EXPECT_TRUE(holds(mapping, 24_KiB, 40_KiB, 0xa5));
+    EXPECT_NE(smaps_value(mapping.data() + 16_KiB, "VmFlags").find(" lo"), std::string::npos);
+    EXPECT_TRUE(holds(mapping, 8_KiB, 16_KiB, 0));
+    std::fill_n(mapping.data() + 8_KiB, 16_KiB, std::byte{1});
+    EXPECT_EQ(std::stoull(smaps_value(mapping.data() + 16_KiB, "Locked")), 32U)
+        << "what came back is locked";
+  }
+}
+
+TEST(Discard, LockedPagesThatTheKernelCannotDropAreRefusedAndKeepTheirContents) {
   const TemporaryDirectory directory;
   const BackingSpec specs[] = {
-      {.source = MemorySource::anon},
       {.source = MemorySource::anon, .sharing = Sharing::map_shared},
-      {.source = MemorySource::shmem},
-      {.source = MemorySource::shmem, .sharing = Sharing::map_private},
       {.source = MemorySource::file,
        .path = directory.file("image", 64_KiB, 'f'),
        .sharing = Sharing::map_private},

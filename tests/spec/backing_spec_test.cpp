@@ -15,8 +15,9 @@ namespace {
 using namespace literals;
 
 constexpr MemorySource all_sources[] = {
-    MemorySource::none,      MemorySource::anon,      MemorySource::shmem, MemorySource::hugeanon,
-    MemorySource::hugeshmem, MemorySource::hugetlbfs, MemorySource::file};
+    MemorySource::none,     MemorySource::anon,      MemorySource::shmem,
+    MemorySource::hugeanon, MemorySource::hugeshmem, MemorySource::hugetlbfs,
+    MemorySource::file,     MemorySource::device,    MemorySource::external};
 
 TEST(MemorySource, EveryNameReadsBackAsItsSource) {
   for (const MemorySource source : all_sources) {

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string_view>
 #include <utility>
 
 #include "vmspace/base/export.hpp"
@@ -30,6 +31,7 @@ enum class PageKind : std::uint8_t {
   shmem,      ///< pages of a memfd, of tmpfs, or shared anonymous ones
   hugetlb,    ///< pages of a hugetlb pool
   file,       ///< the page cache of a regular file
+  external,   ///< a device's, or those of memory that something else has mapped: nothing is known
 };
 
 /// An opened backing: a handle whose copies share one descriptor, closed with the last of them.
@@ -56,9 +58,16 @@ class VMSPACE_EXPORT Backing {
   /// - hugetlbfs: a new file in the mounted directory `path`, unlinked at once.
   /// - file: `path`, for writing only if it is shared and the guest may write; or a duplicate of
   ///   `fd`. It must be a regular file, which a memfd of another process is too.
+  /// - device: in the same way, what is not a regular file or a directory. Nobody can be asked how
+  ///   much of it there is: MemoryMapping::map finds what the device does not map.
+  ///
+  /// `name` is what /proc/self/maps shows for a memfd, as in `/memfd:ram0 (deleted)`; by default
+  /// `vmspace`. It is cut after 249 bytes, and characters other than printable ASCII, or one of
+  /// `\\`, `` ` ``, `$`, `[`, `]`, become underscores.
   ///
   /// Errors: `zero_size`; `limit_exceeded` when offset + size exceeds 2^63-1, the largest file
-  /// size; `invalid_argument` for source `none`, for a file that is not a regular file, for a path
+  /// size; `invalid_argument` for sources `none` and
+  /// `external`, for a device that is to be private, for a file that is not a regular file, for a path
   /// that is not in a hugetlbfs, for a page size that the backing does not have, and for a source,
   /// sharing or protection that is unknown; `bad_alignment` for a page size that is not a power of
   /// two; `misaligned` unless size and offset are multiples of the page size; `out_of_bounds` for a
@@ -67,7 +76,8 @@ class VMSPACE_EXPORT Backing {
   /// against it; `unsupported` where the kernel has no pool of this page size; `os`. The error's
   /// text has the path. A few system calls.
   [[nodiscard]] static Result<Backing> open(const BackingSpec& spec, std::uint64_t size,
-                                            Protection protection = Protection::read_write);
+                                            Protection protection = Protection::read_write,
+                                            std::string_view name = {});
 
   /// The descriptor, to be passed to other processes; -1 for anonymous memory. It stays open as
   /// long as any copy of this object lives.
@@ -93,12 +103,16 @@ class VMSPACE_EXPORT Backing {
   /// raises SIGBUS: a file that is not sealed against shrinking can be truncated, and huge pages
   /// can be punched out of one that is not sealed against writing as well (F_SEAL_SHRINK,
   /// F_SEAL_WRITE and F_SEAL_FUTURE_WRITE of fcntl(2)). A hole in any other file reads as zeros.
-  /// False for memory created here, whose pages only a process that was given the descriptor could
+  /// True for devices too, which may be reset; for external memory it is what its owner says. False
+  /// for memory created here, whose pages only a process that was given the descriptor could
   /// remove.
   [[nodiscard]] bool can_lose_pages() const noexcept { return state_->can_lose_pages; }
   /// Whether discarding may punch holes: always in memory created here, in a file if its spec says
   /// so.
   [[nodiscard]] bool is_discardable() const noexcept { return state_->discardable; }
+  /// Whether its pages are not the library's to place, to populate or to give back: sources `device`
+  /// and `external`.
+  [[nodiscard]] bool is_external() const noexcept { return page_kind() == PageKind::external; }
   /// Whether there is no descriptor.
   [[nodiscard]] bool is_anonymous() const noexcept { return state_->fd < 0; }
 

@@ -20,6 +20,7 @@
 #include "vmspace/base/result.hpp"
 #include "vmspace/host/arena.hpp"
 #include "vmspace/host/backing.hpp"
+#include "vmspace/host/external_memory.hpp"
 #include "vmspace/host/memory_pin.hpp"
 #include "vmspace/spec/protection.hpp"
 
@@ -88,7 +89,9 @@ struct MappingOptions {
   /// then conditions that the place must meet. Guard pages take a page of the arena on either side.
   std::optional<HostArena> arena = {};
   std::uint64_t arena_offset = 0;
-  /// The tag of its part in the arena's parts(); by default the name of the backing's source.
+  /// What /proc/self/maps shows for anonymous memory, as in `[anon:ram0]`, where the kernel can
+  /// (Linux 5.17); cut after 79 bytes, and otherwise as Backing::open says. Also the tag of its part
+  /// in the arena's parts(), by default the name of the backing's source.
   std::string_view name = {};
 };
 
@@ -106,7 +109,8 @@ class VMSPACE_EXPORT MemoryMapping {
   ///
   /// Errors: `zero_size`; `limit_exceeded` for a size or an alignment above 2^62; `misaligned`
   /// unless size, offset and congruent_to are multiples of the backing's page size and the place in
-  /// the arena meets the alignment; `out_of_bounds` past the end of the backing or of the arena;
+  /// the arena meets the alignment; `unsupported` for a backing of source `external`, and for a
+  /// device that maps nothing, or not this part; `out_of_bounds` past the end of the backing or of the arena;
   /// `overlap` with a part of the arena that is taken, naming its holder; `bad_alignment` unless
   /// align is 0 or a power of two; `invalid_argument` for unknown protection bits; `access_denied`
   /// for writing to a backing that is not writable, and where mmap(2) says so; `unsupported` for a
@@ -114,6 +118,22 @@ class VMSPACE_EXPORT MemoryMapping {
   /// hugetlb pool has too few free pages, which are reserved here. A few system calls.
   [[nodiscard]] static Result<MemoryMapping> map(const Backing& backing,
                                                  const MappingOptions& options);
+
+  /// Makes a mapping of memory that something else has mapped, and keeps its owner instead of
+  /// unmapping it. After an error the owner is only the caller's. What is about pages is
+  /// `unsupported` then (discard, bind_to_nodes, populate, lock, residency), or `not_applicable`.
+  /// Errors: `invalid_argument` for a null address and unknown protection bits; `zero_size`;
+  /// `limit_exceeded` for a size above 2^62; `misaligned` unless address and size are multiples of
+  /// the machine's page size; `overflow` when they pass the end of all addresses; `not_found` unless
+  /// all of it is mapped; `os`. One system call.
+  [[nodiscard]] static Result<MemoryMapping> adopt(const ExternalMemory& memory);
+
+  /// A part as a mapping of its own, which unmaps nothing: `owner` keeps this one mapped for as long
+  /// as the part exists. Private pages are in both, and so are pins, node and advice so far. Giving a
+  /// part back to the host is discard()'s to do. See MemoryRegion::part. Errors: those of
+  /// check_part(). No system call.
+  [[nodiscard]] Result<MemoryMapping> part(std::uint64_t offset, std::uint64_t size,
+                                           std::shared_ptr<const void> owner) const;
 
   /// Moves leave `other` closed. A mapping that is assigned to is unmapped first.
   MemoryMapping(MemoryMapping&& other) noexcept;
@@ -161,6 +181,17 @@ class VMSPACE_EXPORT MemoryMapping {
   /// the machine's settings forbid them for this kind of memory; without /sys the settings are not
   /// known. Errors: `bad_state` after close(); `os`. A few system calls.
   [[nodiscard]] Result<Applied> use_hugepages();
+  /// Puts the pages of a part into transparent huge pages now (MADV_COLLAPSE, madvise(2)), whatever
+  /// the machine's settings say of them: the way to huge pages for a memfd where `shmem_enabled` is
+  /// `never`. Pages that are absent are allocated, and what lies outside of whole huge pages stays as
+  /// it is. Contents stay too, and others may use the memory meanwhile; collapsing takes as long as
+  /// copying it. `not_applicable` for hugetlb memory, where no huge page fits inside, and where address
+  /// and offset in the file differ modulo the size of a huge page, so that none could be mapped.
+  ///
+  /// Errors: `unsupported` before Linux 6.1, for kinds of memory that the kernel does not collapse, and
+  /// after Advice::no_huge_pages; `os`: ENOMEM where no huge page is free, EBUSY or EAGAIN where pages
+  /// are in use for the moment: what could be collapsed is, and the call may be made again. O(bytes).
+  [[nodiscard]] Result<Applied> collapse(std::uint64_t offset, std::uint64_t size) const;
   /// Keeps all of it from forked children (MADV_DONTFORK). Errors: `bad_state` after close(); `os`.
   /// One system call.
   [[nodiscard]] Result<void> use_dontfork();
@@ -202,10 +233,14 @@ class VMSPACE_EXPORT MemoryMapping {
   /// Dirty bitmaps do not notice: under dirty tracking call GuestMemory::mark_dirty() afterwards,
   /// so that a copy of the memory loses the old contents too.
   ///
-  /// Discarded hugetlb pages go back to the pool, and only populating again makes sure that the
-  /// pool still has them. Errors: `bad_state` for a file that is not discardable, for pinned memory
-  /// (see pin()), and for locked pages; `access_denied` when the mapping may not be written; `unsupported` where kernel or file
-  /// system can't; `os`. After an error the contents are unchanged. O(pages given back).
+  /// Memory that is locked is given back too, and stays locked: what is touched later is in RAM from
+  /// then on (MADV_DONTNEED_LOCKED). Discarded hugetlb pages go back to the pool, and only populating
+  /// again makes sure that the pool still has them.
+  ///
+  /// Errors: `bad_state` for a file that is not discardable, for pinned memory (see pin()), and for
+  /// locked pages of private files and shared anonymous memory; `access_denied` when the mapping may
+  /// not be written; `unsupported` where kernel or file system can't, as with locked private pages
+  /// before Linux 5.18; `os`. After an error the contents are unchanged. O(pages given back).
   [[nodiscard]] Result<void> discard(std::uint64_t offset, std::uint64_t size) const;
   /// Keeps a part from being discarded: devices access it by DMA. Pins are those of the backing's
   /// file, so that discarding through another mapping of the same Backing is refused as well, and
@@ -234,9 +269,9 @@ class VMSPACE_EXPORT MemoryMapping {
  private:
   explicit MemoryMapping(const Backing& backing);
 
+  /// `unsupported` unless the library may place the pages, and give them back.
+  [[nodiscard]] Result<void> require_own_pages(const char* operation) const;
   [[nodiscard]] Result<void> give_advice(const char* operation, int advice);
-  /// Where `offset` is among the offsets of pins_.
-  [[nodiscard]] std::uint64_t pin_offset(std::uint64_t offset) const noexcept;
   [[nodiscard]] Result<void> discard_pages(std::uint64_t offset, std::uint64_t size) const;
   [[nodiscard]] Result<void> replace_by_zeros(std::uint64_t offset, std::uint64_t size) const;
   [[nodiscard]] Result<std::byte*> reserve(const MappingOptions& options, std::uint64_t align);
@@ -245,14 +280,19 @@ class VMSPACE_EXPORT MemoryMapping {
   void unmap_or_abandon() noexcept;
 
   Backing backing_;
-  std::shared_ptr<detail::PinnedRanges> pins_;  // null only after a move
+  // By offsets in the file, or where there is none, in this mapping and its parts. Null only after a
+  // move.
+  std::shared_ptr<detail::PinnedRanges> pins_;
   std::byte* data_ = nullptr;
   std::uint64_t size_ = 0;
   std::uint64_t file_offset_ = 0;
-  // What is given back: the mapping, and around it the guard pages and what the alignment cost.
+  // What is given back: the mapping, and around it the guard pages and what the alignment cost. Null
+  // where something else maps the memory, which owner_ then keeps.
   std::byte* reserved_ = nullptr;
   std::uint64_t reserved_size_ = 0;
-  // Both or neither. The lease ends when the part is inaccessible again.
+  std::shared_ptr<const void> owner_;
+  // Both or neither, but that a part() has no lease. The lease ends when the memory is inaccessible
+  // again.
   std::optional<HostArena> arena_;
   std::optional<Lease> part_;
   Protection protection_ = Protection::none;

@@ -4,7 +4,8 @@
 //
 // A guest that touches a page for the first time waits while the host finds and clears one. Doing
 // that beforehand is limited by how fast the host clears memory, so several threads do it, for all
-// regions at once: a thread that is done with one region helps with the next.
+// regions at once: a thread that is done with one region helps with the next. Clearing memory of a
+// distant NUMA node is slower, so threads run where the memory is that they fill.
 
 #pragma once
 
@@ -27,7 +28,9 @@ enum class PopulateAccess : std::uint8_t {
 
 /// How to populate; an aggregate for designated initialisers.
 struct PopulateOptions {
-  /// How many threads work, the caller's included; 0 chooses by size and number of cores.
+  /// How many threads work; 0 chooses by size and number of cores. The caller's is one of them,
+  /// unless memory is bound to NUMA nodes away from some of the CPUs: that is filled by new threads,
+  /// which run on the CPUs of its nodes, and the caller's waits.
   unsigned threads = 0;
   PopulateAccess access = PopulateAccess::by_mapping;
 };
@@ -52,7 +55,8 @@ struct PopulateRange {
 /// can't be allocated is then as likely to raise SIGBUS as on any first touch.
 ///
 /// Errors: `invalid_argument` for a null mapping or an unknown access; those of
-/// MemoryMapping::check_part(); `access_denied` for what may not be read or written; these are
+/// MemoryMapping::check_part(); `unsupported` for external memory (Backing::is_external());
+/// `access_denied` for what may not be read or written; these are
 /// found before any page is allocated. `unsupported` where an old kernel can't do it safely; `os`:
 /// ENOMEM, EFAULT when pool, file system or memory cgroup have no page left, EHWPOISON: the first
 /// that any thread meets is returned, and pages allocated so far stay. The error's text is that of

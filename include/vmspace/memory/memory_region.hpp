@@ -17,6 +17,7 @@
 #include "vmspace/base/result.hpp"
 #include "vmspace/host/arena.hpp"
 #include "vmspace/host/backing.hpp"
+#include "vmspace/host/external_memory.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 #include "vmspace/host/populate.hpp"
 #include "vmspace/memory/dirty_bitmap.hpp"
@@ -45,6 +46,9 @@ struct MapOptions {
   /// and how large its pages are is the backing's. GuestMemory::map gives each region its own part.
   std::optional<Backing> backing = {};
   std::uint64_t backing_offset = 0;
+  /// The memory of a region whose source is MemorySource::external, of exactly its size. Others take no
+  /// notice.
+  std::optional<ExternalMemory> external = {};
   /// An inaccessible page before and after, so that running over an end faults.
   bool guard_pages = false;
   /// Lets this process execute what the guest may execute. Off, no mapping is executable, whatever
@@ -99,7 +103,9 @@ class VMSPACE_EXPORT MemoryRegion {
   ///
   /// The region holds on to `description`, the object that an AddressSpaceBase holds as well.
   ///
-  /// Errors: `invalid_argument` for a null pointer, for a numa_mode or populate.access that is not
+  /// Errors: `invalid_argument` for a null pointer, for a region of source `external` without memory,
+  /// or with memory of another size; `unsupported` for one in an arena, with guard pages or in blocks;
+  /// `invalid_argument` for a numa_mode or populate.access that is not
   /// a named value, needed or not, for a region that asks for pages of another size than
   /// `options.backing` has, and for blocks of a region of another size; `misaligned` when these are
   /// not multiples of the page size; those of Backing::open, MemoryMapping::map (`out_of_bounds` also for a
@@ -144,6 +150,23 @@ class VMSPACE_EXPORT MemoryRegion {
   /// finds only those. Null for all of it. Nothing is mapped, or given back: see MemoryBlocks. Errors:
   /// `invalid_argument` for a set of blocks of a region of another size. Allocates.
   [[nodiscard]] Result<MemoryRegionPtr> with_blocks(PresentBlocksPtr blocks) const;
+  /// A part of this region as a region of its own, beginning `offset` bytes into it: how a region is
+  /// split, cut off at its ends, or moved in parts. Nothing is mapped or copied, and private pages keep
+  /// their contents: this region and its parts share the memory, which is unmapped when the last of them
+  /// is gone, and stays where it is on the host.
+  ///
+  /// To remove a part, leave it out of the next map of guest memory, and give its pages back by
+  /// `part->mapping().discard(0, part->size())`: users of an older map then find zeros there, and never
+  /// a fault. While this region tracks dirty pages, so does the part, and all of it counts as written;
+  /// what is written through this region from then on is not in the part's bitmap.
+  ///
+  /// `part` must otherwise equal the description but for its name, base and size, and for the offset
+  /// in a file, which is `offset` higher. Errors, each naming the part: `invalid_argument` for a null
+  /// pointer, or a description that differs in more than that; those of MemoryMapping::check_part for
+  /// what is not within the region; `unsupported` for a region in blocks; where the part moves, those of
+  /// at() and what `options` allow; those of DirtyBitmap::enable. Allocates.
+  [[nodiscard]] Result<MemoryRegionPtr> part(AddressSpaceRegionPtr part, std::uint64_t offset,
+                                             const MoveOptions& options = {}) const;
   /// This region with another size: a new region that maps the memory again, from the same part of
   /// the same backing, so that both see what either writes. The host address differs. While this one
   /// tracks dirty pages, so does the new one, and all of it counts as written; what is written
@@ -233,6 +256,9 @@ class VMSPACE_EXPORT MemoryRegion {
   [[nodiscard]] static MemoryRegionPtr in_parts(MemoryRegionPtr whole, PresentBlocksPtr blocks);
   [[nodiscard]] Result<void> check_move(const AddressSpaceRegion& moved,
                                         const MoveOptions& options) const;
+  /// Whether a part of it may move to `to`.
+  [[nodiscard]] Result<void> check_distance(GuestRange from, GuestAddress to,
+                                            const MoveOptions& options) const;
   [[nodiscard]] Result<void> check_image(const char* operation, std::uint64_t offset,
                                          std::uint64_t size) const;
 

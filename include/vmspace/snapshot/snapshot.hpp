@@ -79,7 +79,8 @@ struct SnapshotRegion {
 ///
 /// Errors: `invalid_argument` for a file that is not a regular one, is open with O_APPEND, or is
 /// memory of this guest or another one of this process, such as what map_snapshot() made of the
-/// file; `access_denied` for a region that may not be read; `limit_exceeded` where the snapshot
+/// file; `access_denied` for a region that may not be read; `unsupported` for memory of a device
+/// (MemorySource::device), which is the device's to save; `limit_exceeded` where the snapshot
 /// would be larger than the largest file: after these the file is as it was. `out_of_bounds` for
 /// memory whose own file was truncated; `os` (ENOSPC, EIO, ...): after these the file is not a
 /// snapshot.

@@ -24,6 +24,8 @@ enum class MemorySource : std::uint8_t {
   hugeshmem,  ///< a memfd on hugetlb pages (MFD_HUGETLB)
   hugetlbfs,  ///< an unlinked file made in a mounted hugetlbfs
   file,       ///< an existing regular file, by path or by descriptor
+  device,     ///< what a device's file maps, such as a VFIO BAR or a dma-buf, by path or descriptor
+  external,   ///< memory that something else has mapped (ExternalMemory)
 };
 
 /// Whether writes reach the backing and everybody else who maps it (mmap(2): MAP_SHARED,
@@ -38,11 +40,12 @@ enum class Sharing : std::uint8_t {
 /// `{.source = MemorySource::shmem}`.
 struct VMSPACE_EXPORT BackingSpec {
   MemorySource source = MemorySource::none;
-  /// file: the path of the file; hugetlbfs: a directory of a mounted one; otherwise empty.
+  /// file, device: the path of the file; hugetlbfs: a directory of a mounted one; otherwise empty.
   std::string path = {};
-  /// file: an open descriptor instead of a path. It stays the caller's: opening duplicates it.
+  /// file, device: an open descriptor instead of a path. It stays the caller's: opening duplicates it.
   std::optional<int> fd = {};
-  /// file: where in the file the region begins, in bytes; a multiple of the page size.
+  /// file, device: where in the file the region begins, in bytes; a multiple of the page size. Of a
+  /// VFIO device it is the offset that VFIO_DEVICE_GET_REGION_INFO tells.
   std::uint64_t offset = 0;
   /// The size in bytes of the pages that it is made of. 0 means the default: 2 MiB for hugeanon,
   /// hugeshmem and hugetlbfs, the machine's base page size for the others.
@@ -63,7 +66,7 @@ struct VMSPACE_EXPORT BackingSpec {
 };
 
 /// The source with this name (`shmem`, `hugeshmem`, `anon`, `hugeanon`, `hugetlbfs`, `file`,
-/// `none`). Errors: `invalid_argument` for any other text, which the error quotes. O(1).
+/// `device`, `external`, `none`). Errors: `invalid_argument` for any other text, which the error quotes. O(1).
 [[nodiscard]] VMSPACE_EXPORT Result<MemorySource> parse_memory_source(std::string_view name);
 
 /// The name of a source, as parse_memory_source() reads it; `unknown` for any other value.

@@ -18,6 +18,7 @@ namespace vmspace {
     case PageKind::shmem: return "shmem";
     case PageKind::hugetlb: return "hugetlb";
     case PageKind::file: return "file";
+    case PageKind::external: return "external";
   }
   return "?";
 }
