@@ -14,6 +14,7 @@
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/memory/guest_object.hpp"
 #include "vmspace/memory/guest_ptr.hpp"
+#include "vmspace/memory/guest_ref.hpp"
 #include "vmspace/memory/guest_view.hpp"
 #include "vmspace/memory/io_tlb.hpp"
 #include "vmspace/memory/iommu_view.hpp"

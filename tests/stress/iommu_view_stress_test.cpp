@@ -21,7 +21,7 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr int devices = 3;
-constexpr int rounds = 1000;
+constexpr int rounds = 200;
 constexpr std::uint64_t ram = 0x10000;
 constexpr std::uint64_t iova = 0x7000;
 constexpr std::uint64_t good = 0x1111'2222'3333'4444;
@@ -44,6 +44,7 @@ bool read_until(const std::atomic<bool>& end, IoTlb tlb, const GuestMemory& memo
   bool sound = true;
   auto reader = tlb.reader();
   while (!end) {
+    std::this_thread::yield();  // outside of a section
     IommuView view(reader, memory);
     const GuestRange request[] = {{at(iova), 16}, {at(iova + 32), 16}};
     auto in = view.reader(request);
@@ -72,7 +73,7 @@ void run(IoTlb tlb, const Pages& pages, std::atomic<std::uint64_t>& hits, auto m
     pages.set(1 - next, taken_back);
     // Now and then devices have the time to see that the page is theirs.
     const std::uint64_t before = hits;
-    while (round % 64 == 0 && hits == before)
+    while (round % 16 == 0 && hits == before)
       std::this_thread::yield();
   }
   end = true;
