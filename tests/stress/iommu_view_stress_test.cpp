@@ -21,7 +21,7 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr int devices = 3;
-constexpr int rounds = 200;
+constexpr int rounds = 1000;
 constexpr std::uint64_t ram = 0x10000;
 constexpr std::uint64_t iova = 0x7000;
 constexpr std::uint64_t good = 0x1111'2222'3333'4444;
@@ -50,9 +50,10 @@ bool read_until(const std::atomic<bool>& end, IoTlb tlb, const GuestMemory& memo
     auto in = view.reader(request);
     const auto first = view.read<std::uint64_t>(at(iova + 8));
     if (first) ++hits;
+    std::this_thread::yield();  // the cursor is good until the section ends
     sound = sound && first.value_or(good) == good;
     while (in && in->remaining() != 0)
-      sound = sound && in->read<std::uint64_t>().value_or(good) == good;
+      sound = in->read<std::uint64_t>().value_or(good) == good && sound;
   }
   return sound;
 }
@@ -71,9 +72,9 @@ void run(IoTlb tlb, const Pages& pages, std::atomic<std::uint64_t>& hits, auto m
     pages.set(next, good);
     move_to(next);
     pages.set(1 - next, taken_back);
-    // Now and then devices have the time to see that the page is theirs.
+    // So that devices are in the middle of something in each round.
     const std::uint64_t before = hits;
-    while (round % 16 == 0 && hits == before)
+    while (hits < before + devices)
       std::this_thread::yield();
   }
   end = true;
