@@ -210,7 +210,7 @@ Result<IoTlbSlot> IoTlbReader::find(GuestAddress iova, Access access) {
     if (!slot.allows_access(access)) return denied();
     return slot;
   }
-  const IoTlbSlot& slot = map_->find(address);
+  const IoTlbSlot& slot = detail::find_slot(map_->searched(), address);
   if (slot.contains(address)) {
     if (!slot.allows_access(access)) return denied();
     return slot;

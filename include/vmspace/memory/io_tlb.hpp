@@ -77,22 +77,30 @@ struct IoTlbSlot {
 static_assert(sizeof(IoTlbSlot) == 32);
 
 /// The translations at one time. Invariant: the slots are sorted by address and don't overlap; the
-/// first one is empty and at address 0, so that a search always ends on one.
+/// first one is empty and at address 0, which a search ends on where there is no other.
 struct IoTlbMap {
   std::vector<IoTlbSlot> slots = {IoTlbSlot{}};
   std::uint64_t next_age = 0;
 
-  /// The last slot that begins at or below `iova`.
-  [[nodiscard]] const IoTlbSlot& find(std::uint64_t iova) const noexcept {
-    const IoTlbSlot* found = slots.data();
-    for (std::size_t left = slots.size(); left > 1;) {
-      const std::size_t half = left / 2;
-      found = select_at_most(found[half].first, iova, found + half, found);
-      left -= half;
-    }
-    return *found;
+  /// What a look-up searches; valid while the map is. The empty slot only where there is no other, as
+  /// it would cost a step.
+  [[nodiscard]] std::span<const IoTlbSlot> searched() const noexcept {
+    return std::span(slots).subspan(slots.size() == 1 ? 0 : 1);
   }
 };
+
+/// The last of the slots that begins at or below `iova`; the first when none does, which then does not
+/// contain it.
+[[nodiscard, gnu::always_inline]] inline const IoTlbSlot& find_slot(
+    std::span<const IoTlbSlot> slots, std::uint64_t iova) noexcept {
+  const IoTlbSlot* found = slots.data();
+  for (std::size_t left = slots.size(); left > 1;) {
+    const std::size_t half = left / 2;
+    found = select_at_most(found[half].first, iova, found + half, found);
+    left -= half;
+  }
+  return *found;
+}
 
 struct IoTlbState;
 

@@ -52,7 +52,7 @@ class VMSPACE_EXPORT IommuView {
   /// Begins: an atomic exchange, and a lock held briefly where the table has changed.
   IommuView(IoTlbReader& reader, const GuestMemory& memory) : reader_(reader), memory_(memory) {
     reader_.begin_view();
-    map_ = reader_.map_;
+    slots_ = reader_.map_->searched();
   }
   // It would refer to what is gone at the end of the statement.
   IommuView(IoTlbReader& reader, const GuestMemory&& memory) = delete;
@@ -143,7 +143,7 @@ class VMSPACE_EXPORT IommuView {
   [[nodiscard, gnu::always_inline]] const detail::IoTlbSlot* find(GuestAddress iova,
                                                                   std::uint64_t bytes,
                                                                   Access access) const noexcept {
-    const detail::IoTlbSlot& slot = map_->find(iova.value());
+    const detail::IoTlbSlot& slot = detail::find_slot(slots_, iova.value());
     return slot.holds(iova.value(), bytes, access) ? &slot : nullptr;
   }
   [[nodiscard]] static GuestAddress translated(const detail::IoTlbSlot& slot,
@@ -174,7 +174,7 @@ class VMSPACE_EXPORT IommuView {
 
   IoTlbReader& reader_;
   const GuestMemory& memory_;
-  const detail::IoTlbMap* map_;
+  std::span<const detail::IoTlbSlot> slots_;
 };
 
 }  // namespace vmspace
