@@ -16,6 +16,7 @@
 #include <iostream>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -27,6 +28,7 @@
 #include "vmspace/base/published.hpp"
 #include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_memory.hpp"
+#include "vmspace/memory/iommu_view.hpp"
 
 namespace {
 
@@ -283,6 +285,35 @@ void read_published(benchmark::State& state, const std::string& regions) {
   report(state, layout.addresses.size());
 }
 
+/// `section`: the view begins and ends with each access, otherwise once for all.
+template <bool section>
+void read_iommu(benchmark::State& state, const std::string& regions) {
+  const Layout& layout = layout_of(regions);
+  const GuestMemory& memory = layout.memory;
+  constexpr std::uint64_t window = std::uint64_t{1} << 40;
+  IoTlb tlb = expect(IoTlb::make());
+  for (const MemoryRegionPtr& region : memory.regions()) {
+    const GuestAddress iova(region->base().value() + window);
+    if (!tlb.update({.iova = iova, .guest = {region->base(), region->size()}})) std::abort();
+  }
+  auto reader = tlb.reader();
+  std::optional<IommuView> all;
+  if (!section) all.emplace(reader, memory);
+  for (auto _ : state) {
+    std::uint64_t sum = 0;
+    for (const std::uint64_t address : layout.addresses) {
+      const GuestAddress iova(address + window);
+      const auto value = section ? IommuView(reader, memory).read<std::uint64_t>(iova)
+                                 : all->read<std::uint64_t>(iova);
+      if (!value) [[unlikely]]
+        return state.SkipWithError("not found");
+      sum += *value;
+    }
+    benchmark::DoNotOptimize(sum);
+  }
+  report(state, layout.addresses.size());
+}
+
 enum class Tracking { off, on };
 
 template <Tracking tracking>
@@ -373,6 +404,8 @@ void add_all() {
   }
   const std::string eight = "8";
   add("read_u64/vmspace_published/8", read_published, eight);
+  add("iommu/hit/8", read_iommu<false>, eight);
+  add("iommu/section/8", read_iommu<true>, eight);
   add("write_u64/vmspace/8", write_vmspace<Tracking::off>, eight);
   add("write_u64/vmspace_dirty/8", write_vmspace<Tracking::on>, eight);
   for (const std::size_t bytes : {std::size_t{64}, std::size_t{4096}, std::size_t{1} << 20}) {

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -45,15 +46,32 @@ struct ReadOutcome {
   int error;            ///< 0, or the errno of the last read(2)
 };
 
-/// Reads until the target is full, the file has ended, or a read(2) fails; marks what the kernel may
-/// have written.
-inline ReadOutcome marked_read(int fd, const ReadTarget& target) noexcept {
+/// Where to read, and what to do about signals: as in GuestIoOptions.
+struct ReadPlace {
+  std::int64_t offset = -1;  ///< in the file; -1: at the descriptor's own position
+  bool cancellable = false;
+};
+
+/// A system call, repeated when a signal interrupts it unless the transfer is to end then.
+template <typename Call>
+auto retry_unless(bool cancellable, Call call) {
+  return cancellable ? call() : retry(call);
+}
+
+/// Reads until the target is full, the file has ended, or a system call fails; marks what the kernel
+/// may have written.
+inline ReadOutcome marked_read(int fd, const ReadTarget& target,
+                               const ReadPlace& place = {}) noexcept {
   // So that a stream of small pieces does not mark all the rest of the target with each.
   constexpr std::uint64_t chunk = std::uint64_t{1} << 20;
   std::uint64_t done = 0;
   while (done < target.size) {
     const std::uint64_t asked = std::min(chunk, target.size - done);
-    const ssize_t count = retry([&] { return kernel().read(fd, target.host + done, asked); });
+    const ssize_t count = retry_unless(place.cancellable, [&]() -> ssize_t {
+      if (place.offset < 0) return kernel().read(fd, target.host + done, asked);
+      const iovec buffer{.iov_base = target.host + done, .iov_len = asked};
+      return kernel().preadv2(fd, &buffer, 1, place.offset + static_cast<std::int64_t>(done), 0);
+    });
     const int error = count < 0 ? errno : 0;
     // 0 is the end of the file, which Linux looks for before it transfers anything.
     if (count > 0 || (count < 0 && !is_before_data(error))) {

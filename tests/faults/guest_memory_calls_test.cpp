@@ -8,6 +8,7 @@
 
 #include <cstring>
 #include <functional>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -290,6 +291,38 @@ TEST(GuestMemoryCalls, ReadsAndWritesOfDescriptorsAreRetriedAndReported) {
   EXPECT_EQ(read_into_guest(file, memory, {GuestAddress(base), 3 * page}).error().os_errno, EIO);
   injector.fail_none();
   EXPECT_EQ(*harvest_dirty(memory), (std::vector<GuestRange>{{GuestAddress(base), 3 * page}}));
+  close(file);
+}
+
+TEST(GuestMemoryCalls, TransfersAtAnOffsetAndInterruptedOnesAreReported) {
+  const GuestMemory memory = sample();
+  const int file = memfd_create("data", MFD_CLOEXEC);
+  ASSERT_EQ(ftruncate(file, 4 * page), 0);
+  const GuestRange range{GuestAddress(base), 2 * page};
+  Injector injector;
+  for (const bool exact : {false, true}) {
+    for (const int error : {EIO, EINTR}) {
+      const bool cancellable = error == EINTR;
+      for (const auto offset :
+           {std::optional<std::uint64_t>{}, std::optional<std::uint64_t>{page}}) {
+        const GuestIoOptions options{.offset = offset, .exact = exact, .cancellable = cancellable};
+        injector.fail_next(offset ? "preadv2" : "read", error);
+        const auto read = read_into_guest(file, memory, range, options);
+        ASSERT_THAT(read, HasError(Errc::os));
+        EXPECT_EQ(read.error().os_errno, error);
+        injector.fail_next(offset ? "pwritev2" : "write", error);
+        const auto written = write_from_guest(file, memory, range, options);
+        ASSERT_THAT(written, HasError(Errc::os));
+        EXPECT_EQ(written.error().os_errno, error);
+      }
+    }
+  }
+  // Repeated where nobody asked to be told.
+  injector.fail_next("preadv2", EINTR);
+  EXPECT_THAT(read_into_guest(file, memory, range, {.offset = page}), IsOkAndHolds(2 * page));
+  injector.fail_next("pwritev2", EINTR);
+  EXPECT_THAT(write_from_guest(file, memory, range, {.offset = page}), IsOkAndHolds(2 * page));
+  injector.fail_none();
   close(file);
 }
 

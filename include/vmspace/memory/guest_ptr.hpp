@@ -14,6 +14,7 @@
 
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <concepts>
 #include <cstddef>
@@ -24,6 +25,7 @@
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/guest_memory.hpp"
+#include "vmspace/memory/guest_ref.hpp"
 
 namespace vmspace {
 
@@ -66,7 +68,7 @@ class GuestPtr {
   /// index that is not below the count; `overflow` when the element would begin above 2^64-1.
   [[nodiscard]] Result<GuestPtr> at(std::uint64_t index, std::uint64_t count) const {
     if (index >= count) [[unlikely]]
-      return fail(index_error(index, count));
+      return fail(detail::index_error("GuestPtr::at", index, count));
     // The product can't be formed where it would pass 2^64.
     if (index > (std::numeric_limits<std::uint64_t>::max() - address_.value()) / sizeof(T))
         [[unlikely]] {
@@ -78,36 +80,57 @@ class GuestPtr {
     return GuestPtr(*memory_, GuestAddress(address_.value() + index * sizeof(T)));
   }
 
+  /// The element `index` of this array. Errors: those of at(index, count).
+  template <typename A = T>
+  requires(detail::GuestArray<A>)
+      [[nodiscard]] Result<GuestPtr<typename detail::ElementOf<A>::Type>> at(
+          std::uint64_t index) const {
+    using Element = typename detail::ElementOf<A>::Type;
+    return GuestPtr<Element>(*memory_, address_).at(index, detail::ElementOf<A>::count);
+  }
+
   /// A member of the object: `descriptor.member(&Descriptor::flags)`, for looking at one field of a
   /// large structure, or storing one. Errors: `overflow` when it would begin above 2^64-1.
   template <GuestObject M, typename Class>
   requires(std::same_as<Class, T>&& std::is_standard_layout_v<T>)
       [[nodiscard]] Result<GuestPtr<M>> member(M Class::*which) const {
-    const auto address = address_.checked_add(offset_of(which));
+    return part<M>(detail::offset_of(which));
+  }
+  /// A member that is an array, to be indexed by at(). Errors: as for another.
+  template <GuestObject M, std::size_t n, typename Class>
+  requires(std::same_as<Class, T>&& std::is_standard_layout_v<T>)
+      [[nodiscard]] Result<GuestPtr<std::array<M, n>>> member(M (Class::*which)[n]) const {
+    return part<std::array<M, n>>(detail::offset_of(which));
+  }
+
+  /// The object, checked once, to be read and written without further checks: see guest_ref.hpp for
+  /// how long. Errors: those of every access, for reading and writing; `misaligned` unless the address
+  /// is a multiple of alignof(T); `out_of_bounds` also for an object that lies in two regions. O(1).
+  [[nodiscard]] Result<GuestRef<T>> pin() const {
+    const auto place =
+        detail::pin_object("GuestPtr::pin", *memory_, {address_, sizeof(T)}, alignof(T), true);
+    if (!place) return fail(place.error());
+    return GuestRef<T>(*place);
+  }
+  /// As pin(), for reading only: also in read-only regions.
+  [[nodiscard]] Result<GuestRef<const T>> pin_const() const {
+    const auto place = detail::pin_object("GuestPtr::pin_const", *memory_, {address_, sizeof(T)},
+                                          alignof(T), false);
+    if (!place) return fail(place.error());
+    return GuestRef<const T>(*place);
+  }
+
+ private:
+  template <typename M>
+  [[nodiscard]] Result<GuestPtr<M>> part(std::uint64_t offset) const {
+    const auto address = address_.checked_add(offset);
     if (!address) [[unlikely]] {
       return fail({.code = Errc::overflow,
                    .operation = "GuestPtr::member",
                    .first = Operand::address(address_.value()),
-                   .second = Operand::size(offset_of(which))});
+                   .second = Operand::size(offset)});
     }
     return GuestPtr<M>(*memory_, *address);
-  }
-
- private:
-  [[gnu::cold]] static Error index_error(std::uint64_t index, std::uint64_t count) {
-    return {.code = Errc::out_of_bounds,
-            .operation = "GuestPtr::at",
-            .first = Operand::number(index),
-            .second = count == 0 ? Operand{} : Operand::range(0, count - 1)};
-  }
-
-  template <typename M, typename Class>
-  static std::uint64_t offset_of(M Class::*which) noexcept {
-    // Never read: only the addresses count, and the compiler leaves the object out.
-    alignas(T) std::byte bytes[sizeof(T)] = {};
-    const T* const object = reinterpret_cast<const T*>(bytes);
-    return static_cast<std::uint64_t>(reinterpret_cast<const std::byte*>(&(object->*which)) -
-                                      bytes);
   }
 
   const GuestMemory* memory_;

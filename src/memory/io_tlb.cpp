@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/memory/io_tlb.hpp"
+
+#include <algorithm>
+#include <iterator>
+#include <limits>
+#include <utility>
+
+#include "vmspace/base/try.hpp"
+
+namespace vmspace {
+
+using detail::IoTlbMap;
+using detail::IoTlbSlot;
+
+namespace detail {
+
+struct IoTlbState {
+  explicit IoTlbState(IoTlbOptions given) : options(std::move(given)) {}
+
+  const IoTlbOptions options;
+  /// How many invalidations have begun; changed by whoever has the turn to change `map`.
+  std::atomic<std::uint64_t> invalidations{0};
+  Published<IoTlbMap> map{IoTlbMap{}};
+};
+
+}  // namespace detail
+
+namespace {
+
+constexpr std::uint64_t last_address = std::numeric_limits<std::uint64_t>::max();
+constexpr std::uint64_t access_bits = 3;
+constexpr unsigned age_shift = 2;
+static_assert(static_cast<std::uint64_t>(Protection::read_write) == access_bits);
+
+std::uint64_t last_of(const IoTlbSlot& slot) {
+  return slot.first + (slot.size - 1);
+}
+
+Protection access_of(const IoTlbSlot& slot) {
+  return static_cast<Protection>(slot.age_and_access & access_bits);
+}
+
+IoTlbSlot slot_of(const IoTlbEntry& entry, std::uint64_t age) {
+  return {.first = entry.iova.value(),
+          .size = entry.guest.size,
+          .guest = entry.guest.base.value(),
+          .age_and_access = age << age_shift | static_cast<std::uint64_t>(entry.access)};
+}
+
+IoTlbEntry entry_of(const IoTlbSlot& slot) {
+  return {.iova = GuestAddress(slot.first),
+          .guest = {GuestAddress(slot.guest), slot.size},
+          .access = access_of(slot)};
+}
+
+Result<void> check(const char* operation, const IoTlbEntry& entry) {
+  const GuestRange iova{entry.iova, entry.guest.size};
+  VMSPACE_TRY_IN(operation, iova.range());
+  VMSPACE_TRY_IN(operation, entry.guest.range());
+  if (entry.access != Protection::read && entry.access != Protection::write &&
+      entry.access != Protection::read_write) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = detail::operand(iova),
+                 .reason = "an entry must allow reading, writing or both, and nothing else"});
+  }
+  return {};
+}
+
+/// Cuts the addresses from `first` to `last` out of the map.
+void cut(IoTlbMap& map, std::uint64_t first, std::uint64_t last) {
+  auto& slots = map.slots;
+  const auto real = slots.begin() + 1;  // the first one stands for "none"
+  auto begin = std::partition_point(real, slots.end(),
+                                    [&](const IoTlbSlot& slot) { return last_of(slot) < first; });
+  const auto end = std::partition_point(begin, slots.end(),
+                                        [&](const IoTlbSlot& slot) { return slot.first <= last; });
+  if (begin == end) return;
+  IoTlbSlot below = *begin;
+  below.size = first > below.first ? first - below.first : 0;
+  IoTlbSlot above = *std::prev(end);
+  above.size = last_of(above) > last ? last_of(above) - last : 0;
+  if (above.size != 0) {
+    above.guest += last + 1 - above.first;
+    above.first = last + 1;
+  }
+  const auto at = slots.erase(begin, end) - slots.begin();
+  if (above.size != 0) slots.insert(slots.begin() + at, above);
+  if (below.size != 0) slots.insert(slots.begin() + at, below);
+}
+
+void insert(IoTlbMap& map, const IoTlbEntry& entry) {
+  const IoTlbSlot slot = slot_of(entry, map.next_age++);
+  cut(map, slot.first, last_of(slot));
+  const auto at =
+      std::partition_point(map.slots.begin() + 1, map.slots.end(),
+                           [&](const IoTlbSlot& other) { return other.first < slot.first; });
+  map.slots.insert(at, slot);
+}
+
+/// Lets the oldest go while there are more than `most`.
+void retire(IoTlbMap& map, std::size_t most) {
+  while (map.slots.size() - 1 > most) {
+    map.slots.erase(std::ranges::min_element(map.slots.begin() + 1, map.slots.end(), {},
+                                             &IoTlbSlot::age_and_access));
+  }
+}
+
+}  // namespace
+
+Result<IoTlb> IoTlb::make(IoTlbOptions options) {
+  if (options.max_entries == 0) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = "IoTlb::make",
+                 .reason = "max_entries must be at least 1"});
+  }
+  return IoTlb(std::make_shared<detail::IoTlbState>(std::move(options)));
+}
+
+Result<void> IoTlb::update(std::span<const IoTlbEntry> entries) {
+  constexpr const char* operation = "IoTlb::update";
+  for (const IoTlbEntry& entry : entries)
+    VMSPACE_TRY(check(operation, entry));
+  return state_->map.update(
+      [&](IoTlbMap& map) -> Result<void> {
+        for (const IoTlbEntry& entry : entries) {
+          insert(map, entry);
+          retire(map, state_->options.max_entries);
+        }
+        return {};
+      },
+      operation);
+}
+
+Result<void> IoTlb::invalidate(GuestRange iova, std::chrono::nanoseconds timeout) {
+  constexpr const char* operation = "IoTlb::invalidate";
+  // Published even where nothing changes: a view may use what it has missed, which is not in the table
+  // yet, and only a view of an older generation is waited for.
+  VMSPACE_TRY(state_->map.update(
+      [&](IoTlbMap& map) -> Result<void> {
+        state_->invalidations.fetch_add(1, std::memory_order_release);
+        if (iova.empty()) return {};
+        const auto last = iova.last();
+        cut(map, iova.base.value(), last ? last->value() : last_address);
+        retire(map, state_->options.max_entries);  // what lost its middle are two
+        return {};
+      },
+      operation));
+  VMSPACE_TRY_IN(operation, state_->map.wait_released(timeout));
+  return {};
+}
+
+Result<void> IoTlb::invalidate_all(std::chrono::nanoseconds timeout) {
+  constexpr const char* operation = "IoTlb::invalidate_all";
+  VMSPACE_TRY(state_->map.update(
+      [&](IoTlbMap& map) -> Result<void> {
+        state_->invalidations.fetch_add(1, std::memory_order_release);
+        map.slots.resize(1);
+        return {};
+      },
+      operation));
+  VMSPACE_TRY_IN(operation, state_->map.wait_released(timeout));
+  return {};
+}
+
+std::vector<IoTlbEntry> IoTlb::entries() const {
+  const auto map = state_->map.snapshot();
+  std::vector<IoTlbEntry> entries;
+  std::transform(map->slots.begin() + 1, map->slots.end(), std::back_inserter(entries), entry_of);
+  return entries;
+}
+
+IoTlbReader IoTlb::reader() const {
+  return IoTlbReader(state_, state_->map.reader());
+}
+
+Result<void> IoTlb::check_invariants() const {
+  const auto broken = [](const char* rule) {
+    return fail({.code = Errc::corrupt, .operation = "IoTlb::check_invariants", .reason = rule});
+  };
+  const auto map = state_->map.snapshot();
+  const std::span<const IoTlbSlot> slots = map->slots;
+  if (slots.empty() || slots[0].size != 0 || slots[0].first != 0) {
+    return broken("the first slot must be empty");
+  }
+  if (slots.size() - 1 > state_->options.max_entries) return broken("more than max_entries");
+  for (std::size_t i = 1; i < slots.size(); ++i) {
+    if (!check("", entry_of(slots[i]))) return broken("an entry that update() refuses");
+    if (i > 1 && last_of(slots[i - 1]) >= slots[i].first) {
+      return broken("entries must be in order and not overlap");
+    }
+  }
+  return {};
+}
+
+Result<IoTlbSlot> IoTlbReader::find(GuestAddress iova, Access access) {
+  const std::uint64_t address = iova.value();
+  const auto denied = [&] {
+    return fail({.code = Errc::access_denied,
+                 .operation = "IommuView::translate",
+                 .first = Operand::address(address),
+                 .reason = access == Access::read ? "the translation does not allow reading"
+                                                  : "the translation does not allow writing"});
+  };
+  const std::size_t known = std::min(missed_count_, missed_.size());
+  for (const IoTlbSlot& slot : std::span(missed_).first(known)) {
+    if (!slot.contains(address)) continue;
+    if (!slot.allows_access(access)) return denied();
+    return slot;
+  }
+  const IoTlbSlot& slot = detail::find_slot(map_->searched(), address);
+  if (slot.contains(address)) {
+    if (!slot.allows_access(access)) return denied();
+    return slot;
+  }
+  return ask(iova, access);
+}
+
+Result<IoTlbSlot> IoTlbReader::ask(GuestAddress iova, Access access) {
+  constexpr const char* operation = "IommuView::translate";
+  if (!state_->options.on_miss) {
+    return fail({.code = Errc::not_found,
+                 .operation = operation,
+                 .first = Operand::address(iova.value()),
+                 .reason = "no translation"});
+  }
+  const std::uint64_t before = state_->invalidations.load(std::memory_order_acquire);
+  const IoTlbEntry entry = VMSPACE_TRY(state_->options.on_miss(iova, access));
+  const IoTlbSlot slot = slot_of(entry, 0);
+  if (!check(operation, entry) || !slot.holds(iova.value(), 1, access)) {
+    return fail(
+        {.code = Errc::invalid_argument,
+         .operation = operation,
+         .first = Operand::address(iova.value()),
+         .second = detail::operand(GuestRange{entry.iova, entry.guest.size}),
+         .reason = "on_miss must give an entry that contains the address and allows the access"});
+  }
+  // For views to come, unless something was invalidated meanwhile: that may have been this entry, which
+  // was taken back before it was in the table. This view may use it, since whoever invalidates waits
+  // for it.
+  VMSPACE_TRY(state_->map.update(
+      [&](IoTlbMap& map) -> Result<void> {
+        if (state_->invalidations.load(std::memory_order_relaxed) != before) return {};
+        insert(map, entry);
+        retire(map, state_->options.max_entries);
+        return {};
+      },
+      operation));
+  missed_[missed_count_++ % missed_.size()] = slot;
+  return slot;
+}
+
+}  // namespace vmspace
