@@ -3,9 +3,11 @@
 #include "vmspace/memory/guest_io.hpp"
 
 #include <algorithm>
+#include <cerrno>
 
 #include "vmspace/base/try.hpp"
 
+#include "memory/guarded_touch.hpp"
 #include "memory/marked_read.hpp"
 #include "memory/present_parts.hpp"
 #include "os/system_calls.hpp"
@@ -33,6 +35,15 @@ RegionPart rest_of(const GuestMemory& memory, GuestRange range, std::uint64_t do
   return {.region = std::move(region), .offset = offset, .size = size};
 }
 
+/// A system call of this name has failed that was given the part after `done` bytes of the range.
+tl::unexpected<Error> fail_part(const char* operation, GuestRange range, std::uint64_t done,
+                                const RegionPart& part, const char* call, int error) {
+  if (detail::is_fault(*part.region, error)) {
+    return fail(detail::fault_error(operation, range, GuestAddress(range.base.value() + done)));
+  }
+  return detail::fail_os(operation, detail::operand(range), call, error);
+}
+
 }  // namespace
 
 Result<std::uint64_t> read_into_guest(int fd, const GuestMemory& memory, GuestRange range) {
@@ -47,7 +58,7 @@ Result<std::uint64_t> read_into_guest(int fd, const GuestMemory& memory, GuestRa
                                                .offset = part.offset});
     done += read.bytes;
     if (read.error != 0 && done == 0) {
-      return detail::fail_os(operation, detail::operand(range), "read", read.error);
+      return fail_part(operation, range, done, part, "read", read.error);
     }
     if (read.bytes != part.size) break;
   }
@@ -64,7 +75,7 @@ Result<std::uint64_t> write_from_guest(int fd, const GuestMemory& memory, GuestR
         detail::retry([&] { return detail::kernel().write(fd, part.host(), part.size); });
     if (count < 0) {
       if (done != 0) break;
-      return detail::fail_os(operation, detail::operand(range), "write");
+      return fail_part(operation, range, done, part, "write", errno);
     }
     if (count == 0) break;
     done += static_cast<std::uint64_t>(count);
