@@ -103,18 +103,24 @@ Result<void> put_in_chain() {
 
 }  // namespace
 
+// A guard is returned without the mutex: it is copied into the result.
+
 Result<FaultGuard> FaultGuard::install() {
-  const std::lock_guard lock(installation.mutex);
-  const auto ok = put_in_chain();
-  if (!ok) return fail(ok.error());
-  ++installation.guards;
+  {
+    const std::lock_guard lock(installation.mutex);
+    const auto ok = put_in_chain();
+    if (!ok) return fail(ok.error());
+    ++installation.guards;
+  }
   return FaultGuard();
 }
 
 std::optional<FaultGuard> FaultGuard::installed() noexcept {
-  const std::lock_guard lock(installation.mutex);
-  if (installation.guards == 0) return std::nullopt;
-  ++installation.guards;
+  {
+    const std::lock_guard lock(installation.mutex);
+    if (installation.guards == 0) return std::nullopt;
+    ++installation.guards;
+  }
   return FaultGuard();
 }
 
