@@ -101,7 +101,8 @@ Result<std::uint64_t> save_part(const MemoryRegion& region, Extent part, int fd,
     }
     const auto saved = write_all(fd, memory + at, stop - at, file_offset + at);
     if (!saved && detail::is_fault(region, saved.error().os_errno)) {
-      const GuestRange lost{GuestAddress(region.base().value() + at), stop - at};
+      const std::uint64_t from = saved.error().first.first - file_offset;  // what is left to write
+      const GuestRange lost{GuestAddress(region.base().value() + from), stop - from};
       return fail(detail::fault_error(operation, lost, lost.base));
     }
     VMSPACE_TRY(saved);

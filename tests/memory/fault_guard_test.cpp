@@ -117,6 +117,7 @@ class FaultGuardTest : public ::testing::Test {
   }
   /// Memory whose pages from the second on are gone.
   [[nodiscard]] GuestMemory map_broken() const {
+    file.resize(4 * page);
     auto memory = map();
     VMSPACE_EXPECT_OK(memory);
     file.resize(page);
@@ -297,14 +298,12 @@ TEST_F(FaultGuardTest, AHandlerInstalledLaterChains) {
   EXPECT_EQ(calls, 5);
   guard = VMSPACE_ASSERT_OK(FaultGuard::install());
   EXPECT_EQ(bus.now().sa_sigaction, &count_and_chain);
-  file.resize(4 * page);
   expect_guarded(map_broken());
   EXPECT_EQ(calls, 6);
   guard.reset();
   // Where it was dropped without a word, the next guard begins anew.
   bus.set(SIG_DFL);
   guard = VMSPACE_ASSERT_OK(FaultGuard::install());
-  file.resize(4 * page);
   expect_guarded(map_broken());
   guard.reset();
   EXPECT_EQ(bus.now().sa_handler, SIG_DFL);
