@@ -21,7 +21,7 @@
 //   reader.park();                               // before it sleeps
 //
 // Nothing that a message says is trusted. What can't be checked is whether the VMM truncates the
-// files of its memory later: see Unsealed.
+// files of its memory later: install a FaultGuard before, or see Unsealed.
 //
 // Source: QEMU's docs/interop/vhost-user.rst.
 
