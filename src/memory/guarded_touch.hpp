@@ -15,6 +15,9 @@
 
 namespace vmspace::detail {
 
+/// Pages are multiples of this size.
+inline constexpr std::uint64_t guarded_page = 4096;
+
 /// The error of an access to `range` that has found the page of `at` gone.
 [[nodiscard]] inline Error fault_error(const char* operation, GuestRange range, GuestAddress at) {
   return {
@@ -25,29 +28,30 @@ namespace vmspace::detail {
       .reason = "the page behind this address is gone: its file was truncated, or a hole punched"};
 }
 
-/// How far a guarded access came.
-struct GuardedTouch {
-  std::uint64_t done;          ///< bytes that were accessed, up to the page that is gone
-  std::uint64_t fault_offset;  ///< where it is, if fewer than all
-};
+/// How much of memory from `begin` lies below the page that was gone at `fault`. An access that copies
+/// a page need not begin with its first byte.
+[[nodiscard]] inline std::uint64_t bytes_before(const std::byte* fault,
+                                                const std::byte* begin) noexcept {
+  const auto first = reinterpret_cast<std::uintptr_t>(begin);
+  return std::max(reinterpret_cast<std::uintptr_t>(fault) / guarded_page * guarded_page, first) -
+         first;
+}
 
 /// Calls `use(offset, size)`, which touches [begin + offset, begin + offset + size), for the parts of
 /// memory that may fault, from the lowest to the highest, each within one page. So what was written
-/// before a fault is all that lies below its page. 4096 bytes at a time: pages are multiples of that.
+/// before a fault is all that lies below its page. Gives how many bytes that are; `size` without one.
 template <typename Use>
-[[nodiscard]] GuardedTouch touch_guarded(std::byte* begin, std::uint64_t size, Use use) {
-  constexpr std::uint64_t page = 4096;
+[[nodiscard]] std::uint64_t touch_guarded(std::byte* begin, std::uint64_t size, Use use) {
   const auto first = reinterpret_cast<std::uintptr_t>(begin);
   const std::byte* const fault = run_guarded(begin, size, [&] {
     for (std::uint64_t done = 0; done < size;) {
-      const std::uint64_t part = std::min(size - done, page - (first + done) % page);
+      const std::uint64_t part =
+          std::min(size - done, guarded_page - (first + done) % guarded_page);
       use(done, part);
       done += part;
     }
   });
-  if (fault == nullptr) return {.done = size, .fault_offset = size};
-  const auto at = reinterpret_cast<std::uintptr_t>(fault);
-  return {.done = std::max(at / page * page, first) - first, .fault_offset = at - first};
+  return fault == nullptr ? size : bytes_before(fault, begin);
 }
 
 /// Calls `use()`, which touches so much of a region. Errors: `fault`.
@@ -63,7 +67,7 @@ template <typename Use>
   if (fault == nullptr) return {};
   const std::uint64_t base = region.base().value() + offset;
   return fail(fault_error(operation, {GuestAddress(base), size},
-                          GuestAddress(base + static_cast<std::uint64_t>(fault - begin))));
+                          GuestAddress(base + bytes_before(fault, begin))));
 }
 
 /// Whether a system call that was given memory of the region has failed because a page is gone.

@@ -85,13 +85,12 @@ Result<void> GuestCursor::touch(const char* operation, std::uint64_t bytes, Use 
       done += size;
       continue;
     }
-    const detail::GuardedTouch touched =
+    const std::uint64_t touched =
         detail::touch_guarded(host, size, [&](std::uint64_t offset, std::uint64_t part) {
           use(host + offset, static_cast<std::size_t>(part), done + offset);
         });
-    pass(static_cast<std::size_t>(touched.done));
-    if (touched.done != size)
-      return fail(fault_error(operation, bytes, host + touched.fault_offset));
+    pass(static_cast<std::size_t>(touched));
+    if (touched != size) return fail(fault_error(operation, bytes, host + touched));
     done += size;
   }
   return {};

@@ -129,14 +129,14 @@ class VMSPACE_HIDDEN GuestMemory::Pieces {
         done += piece.size;
         continue;
       }
-      const detail::GuardedTouch touched = detail::touch_guarded(
+      const std::uint64_t touched = detail::touch_guarded(
           piece.host, piece.size, [&](std::uint64_t offset, std::uint64_t size) {
             use(piece.host + offset, size, done + offset);
           });
-      if (access == Access::write) piece.mark(touched.done);
-      done += touched.done;
-      if (touched.done != piece.size) {
-        return {.done = done, .fault = GuestAddress(gpa + touched.fault_offset)};
+      if (access == Access::write) piece.mark(touched);
+      done += touched;
+      if (touched != piece.size) {
+        return {.done = done, .fault = GuestAddress(gpa + touched)};
       }
     }
     return {.done = range.size};

@@ -151,8 +151,10 @@ TEST_F(FaultGuardTest, WithoutAGuardMemoryThatMayFaultIsRefused) {
 TEST_F(FaultGuardTest, OnlyWhatAsksForItIsGuarded) {
   const auto guard = VMSPACE_ASSERT_OK(FaultGuard::install());
   EXPECT_THAT(map(Unsealed::refuse), HasError(Errc::access_denied));
-  EXPECT_FALSE(VMSPACE_ASSERT_OK(map(Unsealed::accept)).regions().front()->may_fault());
-  EXPECT_TRUE(VMSPACE_ASSERT_OK(map()).regions().front()->may_fault());
+  const GuestMemory accepted = VMSPACE_ASSERT_OK(map(Unsealed::accept));
+  EXPECT_FALSE(accepted.regions().front()->may_fault());
+  const GuestMemory guarded = VMSPACE_ASSERT_OK(map());
+  EXPECT_TRUE(guarded.regions().front()->may_fault());
   const auto sealed = testing::region({.base = 0, .size = page, .source = MemorySource::shmem});
   EXPECT_FALSE(sealed->may_fault());
   EXPECT_THAT(map(static_cast<Unsealed>(3)), HasError(Errc::invalid_argument));

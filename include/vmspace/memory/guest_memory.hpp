@@ -17,7 +17,7 @@
 // region may not be read, or written; `fault` where a page is gone of memory that may fault (see
 // fault_guard.hpp; no other memory has this error). Only that is found in the middle: all below that
 // page was accessed then. What was written so far is marked, a read has filled its target so far, and
-// the error's second operand is the address of the fault (of a system call, that of its first byte).
+// the error's second operand is the first address without a page (of a system call, where it began).
 // Pointers, views and iovecs are not guarded.
 //
 // Longer than 450 lines: one class, and its accesses have to be inline, each with what it promises.
