@@ -7,7 +7,10 @@
 // over 64 TiB. Each iteration visits 128 random addresses in a random order of 8192 visits: longer
 // than branch predictors know by heart (a Zen 3 learns 2048), while the data stays in the first-level
 // cache, so that what is measured is the translation and not the memory. Every implementation reads
-// the same bytes.
+// the same bytes. `guarded` is memory that may fault, eight regions as well.
+
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -26,6 +29,7 @@
 
 #include "vmspace/base/literals.hpp"
 #include "vmspace/base/published.hpp"
+#include "vmspace/host/fault_guard.hpp"
 #include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/memory/iommu_view.hpp"
@@ -71,16 +75,32 @@ MemoryRegionPtr make_region(std::uint64_t base, std::uint64_t size) {
                                        .backing = {.source = MemorySource::shmem}}))));
 }
 
+/// The region in a file that is not sealed, so that accesses to it are guarded.
+MemoryRegionPtr make_guarded_region(std::uint64_t base, std::uint64_t size) {
+  static const FaultGuard guard = expect(FaultGuard::install());
+  const int fd = memfd_create("unsealed", MFD_CLOEXEC);
+  if (fd < 0 || ftruncate(fd, static_cast<off_t>(size)) != 0) std::abort();
+  auto description =
+      expect(AddressSpaceRegion::make({.name = "ram",
+                                       .base = GuestAddress(base),
+                                       .size = size,
+                                       .backing = {.source = MemorySource::file, .fd = fd}}));
+  auto region = expect(MemoryRegion::map(std::move(description), {.unsealed = Unsealed::guard}));
+  close(fd);
+  return region;
+}
+
 /// A guest, and the addresses to visit.
 struct Layout {
   GuestMemory memory;
   std::vector<std::uint64_t> addresses;
 };
 
-Layout make_layout(const std::vector<std::pair<std::uint64_t, std::uint64_t>>& ranges) {
+Layout make_layout(const std::vector<std::pair<std::uint64_t, std::uint64_t>>& ranges,
+                   MemoryRegionPtr (*make)(std::uint64_t, std::uint64_t) = make_region) {
   std::vector<MemoryRegionPtr> regions;
   for (const auto& [base, size] : ranges)
-    regions.push_back(make_region(base, size));
+    regions.push_back(make(base, size));
   Layout layout{expect(GuestMemory::from_regions(std::move(regions))), {}};
   SplitMix64 random(ranges.size());
   for (std::size_t i = 0; i < places; ++i) {
@@ -108,6 +128,17 @@ const Layout& dense(std::size_t count) {
   return layouts.emplace(count, make_layout(ranges)).first->second;
 }
 
+/// The regions of dense(8), guarded.
+const Layout& guarded() {
+  static const Layout layout = [] {
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges;
+    for (const MemoryRegionPtr& region : dense(8).memory.regions())
+      ranges.emplace_back(region->base().value(), region->size());
+    return make_layout(ranges, make_guarded_region);
+  }();
+  return layout;
+}
+
 /// Eight clusters, 8 TiB apart, of eight regions each: seven from 4 KiB to 16 GiB at gaps of up to
 /// 32 MiB, and one of 1 TiB.
 const Layout& sparse() {
@@ -129,7 +160,8 @@ const Layout& sparse() {
 }
 
 const Layout& layout_of(std::string_view name) {
-  return name == "sparse64" ? sparse() : dense(std::stoul(std::string(name)));
+  if (name == "sparse64") return sparse();
+  return name == "guarded8" ? guarded() : dense(std::stoul(std::string(name)));
 }
 
 void report(benchmark::State& state, std::size_t per_iteration) {
@@ -341,8 +373,8 @@ struct Slices {
   std::vector<std::byte> buffer;
 };
 
-Slices make_slices(std::size_t bytes) {
-  Slices slices{&dense(8).memory, {}, {}, std::vector<std::byte>(bytes)};
+Slices make_slices(const Layout& layout, std::size_t bytes) {
+  Slices slices{&layout.memory, {}, {}, std::vector<std::byte>(bytes)};
   const auto regions = slices.memory->regions();
   for (const auto& region : regions) {
     const GuestRange all{region->base(), region->size()};
@@ -360,13 +392,15 @@ Slices make_slices(std::size_t bytes) {
 
 enum class Way { read, write };
 
-template <Way way, bool raw>
+enum class Through { vmspace, guarded, memcpy };
+
+template <Way way, Through through>
 void slice(benchmark::State& state, std::size_t bytes) {
-  Slices slices = make_slices(bytes);
+  Slices slices = make_slices(through == Through::guarded ? guarded() : dense(8), bytes);
   const GuestMemory& memory = *slices.memory;
   const std::span<std::byte> buffer(slices.buffer);
   for (auto _ : state) {
-    if constexpr (raw) {
+    if constexpr (through == Through::memcpy) {
       for (std::byte* const pointer : slices.pointers) {
         if constexpr (way == Way::read) {
           std::memcpy(buffer.data(), pointer, buffer.size());
@@ -408,12 +442,16 @@ void add_all() {
   add("iommu/section/8", read_iommu<true>, eight);
   add("write_u64/vmspace/8", write_vmspace<Tracking::off>, eight);
   add("write_u64/vmspace_dirty/8", write_vmspace<Tracking::on>, eight);
+  add("read_u64/guarded/8", read_vmspace, std::string("guarded8"));
+  add("write_u64/guarded/8", write_vmspace<Tracking::off>, std::string("guarded8"));
+  add("read_slice/guarded/4096", slice<Way::read, Through::guarded>, std::size_t{4096});
+  add("write_slice/guarded/4096", slice<Way::write, Through::guarded>, std::size_t{4096});
   for (const std::size_t bytes : {std::size_t{64}, std::size_t{4096}, std::size_t{1} << 20}) {
     const std::string size = std::to_string(bytes);
-    add("read_slice/vmspace/" + size, slice<Way::read, false>, bytes);
-    add("read_slice/memcpy/" + size, slice<Way::read, true>, bytes);
-    add("write_slice/vmspace/" + size, slice<Way::write, false>, bytes);
-    add("write_slice/memcpy/" + size, slice<Way::write, true>, bytes);
+    add("read_slice/vmspace/" + size, slice<Way::read, Through::vmspace>, bytes);
+    add("read_slice/memcpy/" + size, slice<Way::read, Through::memcpy>, bytes);
+    add("write_slice/vmspace/" + size, slice<Way::write, Through::vmspace>, bytes);
+    add("write_slice/memcpy/" + size, slice<Way::write, Through::memcpy>, bytes);
   }
 }
 

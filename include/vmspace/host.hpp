@@ -9,6 +9,7 @@
 #include "vmspace/host/arena.hpp"
 #include "vmspace/host/backing.hpp"
 #include "vmspace/host/external_memory.hpp"
+#include "vmspace/host/fault_guard.hpp"
 #include "vmspace/host/host_info.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 #include "vmspace/host/memory_pin.hpp"

@@ -11,6 +11,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "memory/guarded_touch.hpp"
 #include "memory/marked_read.hpp"
 #include "os/system_calls.hpp"
 
@@ -48,6 +49,66 @@ Result<void> repeat(const char* operation, std::uint64_t bytes, std::int64_t off
 
 }  // namespace
 
+class VMSPACE_HIDDEN GuestCursor::Opened {
+ public:
+  explicit Opened(GuestCursor& cursor) noexcept : cursor_(cursor) {
+    cursor_.end_ = cursor_.iovecs_.size();
+  }
+  Opened(const Opened&) = delete;
+  Opened& operator=(const Opened&) = delete;
+  ~Opened() {
+    if (!cursor_.guarded_.empty()) cursor_.close();
+  }
+
+ private:
+  GuestCursor& cursor_;
+};
+
+void GuestCursor::close() noexcept {
+  if (left_ != 0) {
+    iovecs_[--next_] = {.iov_base = at_, .iov_len = left_};
+    after_ += left_;
+    left_ = 0;
+  }
+  end_ = next_;
+}
+
+template <typename Use>
+Result<void> GuestCursor::touch(const char* operation, std::uint64_t bytes, Use use) {
+  const Opened opened(*this);
+  for (std::uint64_t done = 0; done < bytes;) {
+    const std::size_t size = next_in_piece(bytes - done);
+    std::byte* const host = at_;
+    if (guarded_.empty()) [[likely]] {
+      use(host, size, done);
+      pass(size);
+      done += size;
+      continue;
+    }
+    const std::uint64_t touched =
+        detail::touch_guarded(host, size, [&](std::uint64_t offset, std::uint64_t part) {
+          use(host + offset, static_cast<std::size_t>(part), done + offset);
+        });
+    pass(static_cast<std::size_t>(touched));
+    if (touched != size) return fail(fault_error(operation, bytes, host + touched));
+    done += size;
+  }
+  return {};
+}
+
+Error GuestCursor::fault_error(const char* operation, std::uint64_t bytes,
+                               const std::byte* host) const {
+  Error error = detail::fault_error(operation, {}, GuestAddress(0));
+  error.first = Operand::size(bytes);
+  error.second = {};
+  for (const MemoryRegionPtr& region : guarded_) {
+    const std::uint64_t offset = reinterpret_cast<std::uintptr_t>(host) -
+                                 reinterpret_cast<std::uintptr_t>(region->host_base());
+    if (offset < region->size()) error.second = Operand::address(region->base().value() + offset);
+  }
+  return error;
+}
+
 std::size_t GuestCursor::next_in_piece(std::uint64_t bytes) noexcept {
   if (left_ == 0) enter_next();
   return static_cast<std::size_t>(std::min<std::uint64_t>(left_, bytes));
@@ -70,6 +131,7 @@ void GuestCursor::keep(std::uint64_t bytes) noexcept {
     left_ = static_cast<std::size_t>(bytes);
     after_ = 0;
     iovecs_.truncate(next_);
+    end_ = next_;
     return;
   }
   after_ = bytes - left_;
@@ -82,6 +144,7 @@ void GuestCursor::keep(std::uint64_t bytes) noexcept {
     }
     piece.iov_len = static_cast<std::size_t>(left);
     iovecs_.truncate(i + 1);
+    end_ = i + 1;
     return;
   }
 }
@@ -90,6 +153,7 @@ void GuestCursor::begin_at(GuestCursor& other) {
   for (const iovec& piece : other.iovecs())
     iovecs_.push_back(piece);
   begin(other.remaining());
+  guarded_ = other.guarded_;
 }
 
 Error GuestCursor::end_error(const char* operation, std::uint64_t bytes) const {
@@ -121,14 +185,25 @@ GuestCursor::Transfer GuestCursor::transfer(int fd, std::uint64_t bytes, std::in
   return {.asked = asked - beyond, .count = done, .error = error};
 }
 
+Error GuestCursor::transfer_error(const char* operation, const Transfer& failed, const char* call) {
+  if (failed.error == EFAULT && !guarded_.empty()) {
+    const void* const begin = iovecs().front().iov_base;
+    return fault_error(operation, failed.asked, static_cast<const std::byte*>(begin));
+  }
+  return detail::fail_os(operation, Operand::size(failed.asked), call, failed.error).value();
+}
+
 // Made in the result, which both ways out return: moving a cursor costs more than translating a range.
 Result<GuestReader> GuestReader::make(const GuestMemory& memory,
                                       std::span<const GuestRange> ranges) {
   Result<GuestReader> made;
+  bool may_fault = false;
   const auto total = detail::GuestPieces::append("GuestReader::make", memory, ranges, Access::read,
-                                                 made->iovecs_, nullptr);
+                                                 made->iovecs_, nullptr, &may_fault);
   if (total) [[likely]] {
     made->begin(*total);
+    if (may_fault) [[unlikely]]
+      made->guard(memory.regions());
   } else {
     made = fail(total.error());
   }
@@ -140,26 +215,28 @@ Result<void> GuestReader::read_pieces(const char* operation, std::span<std::byte
   // Objects up to this size are promised whole integers.
   const auto copy =
       to.size() <= detail::inline_copy_limit ? detail::load_words : detail::copy_from_shared;
-  while (!to.empty()) {
-    const std::size_t size = next_in_piece(to.size());
-    copy(to.data(), at_, size);
-    pass(size);
-    to = to.subspan(size);
-  }
-  return {};
+  return touch(operation, to.size(),
+               [&](const std::byte* host, std::size_t size, std::uint64_t done) {
+                 copy(to.data() + done, host, size);
+               });
 }
 
 Result<void> GuestReader::skip(std::uint64_t bytes) {
   VMSPACE_TRY(check("GuestReader::skip", bytes));
+  const Opened opened(*this);
   pass_pieces(bytes);
   return {};
 }
 
 Result<GuestReader> GuestReader::split_at(std::uint64_t bytes) {
   VMSPACE_TRY(check("GuestReader::split_at", bytes));
+  const Opened first(*this);
   GuestReader second;
   second.begin_at(*this);
-  second.pass_pieces(bytes);
+  {
+    const Opened opened(second);
+    second.pass_pieces(bytes);
+  }
   second.restart();
   keep(bytes);
   return second;
@@ -169,9 +246,8 @@ Result<std::uint64_t> GuestReader::send(const char* operation, int fd, std::uint
                                         std::int64_t offset) {
   if (bytes == 0) return 0;
   const Transfer done = transfer(fd, bytes, offset, Access::read);
-  if (done.count < 0) {
-    return detail::fail_os(operation, Operand::size(done.asked), "pwritev2", done.error);
-  }
+  if (done.count < 0) return fail(transfer_error(operation, done, "pwritev2"));
+  const Opened opened(*this);
   pass_pieces(static_cast<std::uint64_t>(done.count));
   return static_cast<std::uint64_t>(done.count);
 }
@@ -205,10 +281,13 @@ Result<void> GuestReader::read_exact_to(int fd, std::uint64_t bytes, std::uint64
 Result<GuestWriter> GuestWriter::make(const GuestMemory& memory,
                                       std::span<const GuestRange> ranges) {
   Result<GuestWriter> made;
+  bool may_fault = false;
   const auto total = detail::GuestPieces::append("GuestWriter::make", memory, ranges, Access::write,
-                                                 made->iovecs_, &made->parts_);
+                                                 made->iovecs_, &made->parts_, &may_fault);
   if (total) [[likely]] {
     made->begin(*total);
+    if (may_fault) [[unlikely]]
+      made->guard(memory.regions());
     made->enter_next_part();
   } else {
     made = fail(total.error());
@@ -240,21 +319,22 @@ void GuestWriter::pass_parts(std::uint64_t bytes) noexcept {
 
 Result<void> GuestWriter::write_pieces(const char* operation, std::span<const std::byte> from) {
   VMSPACE_TRY(check(operation, from.size()));
-  const std::size_t all = from.size();
-  const auto copy = all <= detail::inline_copy_limit ? detail::store_words : detail::copy_to_shared;
-  while (!from.empty()) {
-    const std::size_t size = next_in_piece(from.size());
-    copy(at_, from.data(), size);
-    pass(size);
-    from = from.subspan(size);
-  }
-  mark(all);
-  pass_parts(all);
-  return {};
+  const auto copy =
+      from.size() <= detail::inline_copy_limit ? detail::store_words : detail::copy_to_shared;
+  const std::uint64_t before = position();
+  const auto touched =
+      touch(operation, from.size(), [&](std::byte* host, std::size_t size, std::uint64_t done) {
+        copy(host, from.data() + done, size);
+      });
+  const std::uint64_t written = position() - before;
+  mark(written);
+  pass_parts(written);
+  return touched;
 }
 
 Result<void> GuestWriter::skip(std::uint64_t bytes) {
   VMSPACE_TRY(check("GuestWriter::skip", bytes));
+  const Opened opened(*this);
   pass_pieces(bytes);
   pass_parts(bytes);
   return {};
@@ -262,6 +342,7 @@ Result<void> GuestWriter::skip(std::uint64_t bytes) {
 
 Result<void> GuestWriter::commit_pieces(std::uint64_t bytes) {
   VMSPACE_TRY(check("GuestWriter::commit", bytes));
+  const Opened opened(*this);
   mark(bytes);
   pass_pieces(bytes);
   pass_parts(bytes);
@@ -270,13 +351,17 @@ Result<void> GuestWriter::commit_pieces(std::uint64_t bytes) {
 
 Result<GuestWriter> GuestWriter::split_at(std::uint64_t bytes) {
   VMSPACE_TRY(check("GuestWriter::split_at", bytes));
+  const Opened first(*this);
   GuestWriter second;
   if (part_.size != 0) second.parts_.push_back(part_);
   for (const detail::DirtyPart& part : parts_.values().subspan(next_part_))
     second.parts_.push_back(part);
   second.begin_at(*this);
   second.enter_next_part();
-  second.pass_pieces(bytes);
+  {
+    const Opened opened(second);
+    second.pass_pieces(bytes);
+  }
   second.pass_parts(bytes);
   second.restart();
   keep(bytes);  // the parts beyond are never reached
@@ -289,9 +374,8 @@ Result<std::uint64_t> GuestWriter::receive(const char* operation, int fd, std::u
   const Transfer done = transfer(fd, bytes, offset, Access::write);
   // See marked_read.hpp: what was asked for may have been written, unless there was no data.
   if (done.count > 0 || (done.count < 0 && !detail::is_before_data(done.error))) mark(done.asked);
-  if (done.count < 0) {
-    return detail::fail_os(operation, Operand::size(done.asked), "preadv2", done.error);
-  }
+  if (done.count < 0) return fail(transfer_error(operation, done, "preadv2"));
+  const Opened opened(*this);
   const auto count = static_cast<std::uint64_t>(done.count);
   pass_pieces(count);
   pass_parts(count);

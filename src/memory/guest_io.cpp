@@ -8,6 +8,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "memory/guarded_touch.hpp"
 #include "memory/marked_read.hpp"
 #include "memory/present_parts.hpp"
 #include "os/system_calls.hpp"
@@ -70,15 +71,13 @@ Result<std::uint64_t> transfer(const char* operation, const GuestMemory& memory,
     if (error != 0 || taken.ended) break;
   }
   const bool is_short = done < range.size;
-  if (is_short && options.exact) {
-    auto failed =
-        detail::fail_os(operation, detail::operand(range), call, error != 0 ? error : EIO);
-    failed.value().second = Operand::size(done);
-    return failed;
-  }
-  if (error != 0 && done == 0)
-    return detail::fail_os(operation, detail::operand(range), call, error);
-  return done;
+  if (!is_short || (!options.exact && (error == 0 || done != 0))) return done;
+  const GuestAddress at(range.base.value() + done);
+  if (detail::is_fault(*memory.region_at(at), error))
+    return fail(detail::fault_error(operation, range, at));
+  auto failed = detail::fail_os(operation, detail::operand(range), call, error != 0 ? error : EIO);
+  if (options.exact) failed.value().second = Operand::size(done);
+  return failed;
 }
 
 /// What a callback was given, marked when it has returned, or thrown.

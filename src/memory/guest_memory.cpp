@@ -160,11 +160,11 @@ Result<GuestMemory> GuestMemory::with_changes(std::span<const MemoryRegionPtr> r
 
   // No access can use what may not be read, so it has no entry; range_error() still finds it.
   for (const MemoryRegionPtr& region : changed.regions) {
-    if (is_readable(*region) && !region->is_whole()) changed.in_parts.push_back(region.get());
+    if (is_readable(*region) && Map::is_flagged(*region)) changed.flagged.push_back(region.get());
   }
   std::vector<detail::TranslationEntry> new_entries;
   for (const MemoryRegionPtr& region : added) {
-    if (!is_readable(*region) || !region->is_whole()) continue;
+    if (!is_readable(*region) || Map::is_flagged(*region)) continue;
     const bool writable = allows(region->protection(), Protection::write);
     new_entries.push_back({.first = region->base().value(),
                            .size = region->size(),
@@ -376,7 +376,17 @@ Result<GuestMemory::IntegerPlace> GuestMemory::find_integer(const char* operatio
   VMSPACE_TRY(check(operation, {.base = address, .size = size}, access));
   // Regions and blocks begin at multiples of a page, so that no aligned integer crosses into another.
   const detail::Piece piece = Pieces(*this).at(address.value(), size);
-  return IntegerPlace{.host = piece.host, .dirty = piece.dirty, .offset = piece.offset};
+  return IntegerPlace{.host = piece.host,
+                      .dirty = piece.dirty,
+                      .offset = piece.offset,
+                      .may_fault = piece.may_fault};
+}
+
+Result<void> GuestMemory::touch_integer(const char* operation, GuestRange integer,
+                                        const IntegerPlace& place, void (*touch)(void*),
+                                        void* argument) {
+  if (detail::run_guarded(place.host, integer.size, touch, argument) == nullptr) return {};
+  return fail(detail::fault_error(operation, integer, integer.base));
 }
 
 Result<void> GuestMemory::check_invariants() const noexcept {
@@ -398,17 +408,17 @@ const char* GuestMemory::broken_rule() const noexcept {
   if (map_->regions.empty() || map_->regions.size() > max_regions)
     return "the number of regions must be 1 to max_regions";
   std::size_t readable = 0;
-  std::size_t in_parts = 0;
+  std::size_t flagged = 0;
   const MemoryRegion* before = nullptr;
   for (const MemoryRegionPtr& region : map_->regions) {
     if (before != nullptr && region->base() <= before->last_addr())
       return "regions must be sorted and must not overlap";
     before = region.get();
     if (!is_readable(*region)) continue;
-    if (!region->is_whole()) {
-      ++in_parts;
+    if (Map::is_flagged(*region)) {
+      ++flagged;
       if (translator_.find(region->base().value(), 1) != nullptr)
-        return "a region that is present in parts must not have an entry";
+        return "a region that is present in parts or may fault must not have an entry";
       continue;
     }
     ++readable;
@@ -421,9 +431,9 @@ const char* GuestMemory::broken_rule() const noexcept {
     }
   }
   if (readable != map_->table.entries().size())
-    return "there must be one entry for each readable region that is whole";
-  if (in_parts != map_->in_parts.size())
-    return "every readable region that is present in parts must be known as such";
+    return "there must be one entry for each readable region that is whole and can't fault";
+  if (flagged != map_->flagged.size())
+    return "every readable region that is present in parts or may fault must be known as such";
   return nullptr;
 }
 

@@ -9,11 +9,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "vmspace/memory/guest_memory.hpp"
+
+#include "memory/guarded_touch.hpp"
+#include "memory/present_parts.hpp"
 
 namespace vmspace {
 
@@ -23,9 +27,13 @@ struct VMSPACE_HIDDEN GuestMemory::Map {
   detail::TranslationTable table;            ///< the regions that can be read
   std::vector<std::uint16_t> region_of;      ///< the index of the region of each entry of the table
   std::vector<const MemoryRegion*> by_host;  ///< regions, by host address
-  /// Those that can be read and are present in parts, by guest address. The table has no entry for
-  /// them, so that an access which needs no further question pays for none.
-  std::vector<const MemoryRegion*> in_parts;
+  /// Those that can be read and are present in parts or may fault, by guest address. The table has no
+  /// entry for them, so that an access which needs no further question pays for none.
+  std::vector<const MemoryRegion*> flagged;
+
+  [[nodiscard]] static bool is_flagged(const MemoryRegion& region) noexcept {
+    return !region.is_whole() || region.may_fault();
+  }
 };
 
 namespace detail {
@@ -36,16 +44,25 @@ struct Piece {
   std::uint64_t size;
   DirtyBitmap* dirty;
   std::uint64_t offset;  ///< of `host` in the region
+  bool may_fault = false;
 
-  void mark() const noexcept {
+  void mark() const noexcept { mark(size); }
+  /// Marks so many bytes from the first.
+  void mark(std::uint64_t bytes) const noexcept {
     assert(dirty != nullptr);  // the range was checked for writing
-    dirty->mark(offset, size);
+    if (bytes != 0) dirty->mark(offset, bytes);
   }
+};
+
+/// How far an access to a range came.
+struct Touched {
+  std::uint64_t done = 0;                  ///< bytes from the first
+  std::optional<GuestAddress> fault = {};  ///< where a page was gone
 };
 
 }  // namespace detail
 
-/// Finds the pieces of ranges: in the table first, then in the regions that are present in parts.
+/// Finds the pieces of ranges: in the table first, then in the regions that it has no entry for.
 class VMSPACE_HIDDEN GuestMemory::Pieces {
  public:
   explicit Pieces(const GuestMemory& memory) noexcept
@@ -61,10 +78,11 @@ class VMSPACE_HIDDEN GuestMemory::Pieces {
               .dirty = entry->dirty,
               .offset = offset};
     }
-    const MemoryRegion* const region = in_parts(gpa);
+    const MemoryRegion* const region = flagged(gpa);
     if (region == nullptr) return {};
     const std::uint64_t offset = gpa - region->base().value();
-    return part_of(*region, offset, region->blocks()->present_after(offset, size));
+    return part_of(*region, offset,
+                   detail::present_after(*region, offset, std::min(size, region->size() - offset)));
   }
 
   /// The piece of at most `size` bytes whose last byte is at `gpa`.
@@ -77,10 +95,12 @@ class VMSPACE_HIDDEN GuestMemory::Pieces {
               .dirty = entry->dirty,
               .offset = end - taken};
     }
-    const MemoryRegion* const region = in_parts(gpa);
+    const MemoryRegion* const region = flagged(gpa);
     if (region == nullptr) return {};
     const std::uint64_t end = gpa - region->base().value() + 1;
-    const std::uint64_t taken = region->blocks()->present_before(end, size);
+    const std::uint64_t taken = region->blocks() == nullptr
+                                    ? std::min(size, end)
+                                    : region->blocks()->present_before(end, size);
     return part_of(*region, end - taken, taken);
   }
 
@@ -96,12 +116,39 @@ class VMSPACE_HIDDEN GuestMemory::Pieces {
     }
   }
 
+  /// Calls `use(host, size, done)`, which touches so much memory, for the parts of a range that was
+  /// checked, from the lowest to the highest, up to a page that is gone; then marks what was written.
+  template <typename Use>
+  [[nodiscard]] detail::Touched touch(GuestRange range, Access access, Use use) const {
+    for (std::uint64_t done = 0; done < range.size;) {
+      const std::uint64_t gpa = range.base.value() + done;
+      const detail::Piece piece = at(gpa, range.size - done);
+      assert(piece.size != 0);  // the range was checked
+      if (!piece.may_fault) {
+        use(piece.host, piece.size, done);
+        if (access == Access::write) piece.mark();
+        done += piece.size;
+        continue;
+      }
+      const std::uint64_t touched = detail::touch_guarded(
+          piece.host, piece.size, [&](std::uint64_t offset, std::uint64_t size) {
+            use(piece.host + offset, size, done + offset);
+          });
+      if (access == Access::write) piece.mark(touched);
+      done += touched;
+      if (touched != piece.size) {
+        return {.done = done, .fault = GuestAddress(gpa + touched)};
+      }
+    }
+    return {.done = range.size};
+  }
+
  private:
-  [[nodiscard]] const MemoryRegion* in_parts(std::uint64_t gpa) const noexcept {
-    if (map_ == nullptr || map_->in_parts.empty()) return nullptr;
+  [[nodiscard]] const MemoryRegion* flagged(std::uint64_t gpa) const noexcept {
+    if (map_ == nullptr || map_->flagged.empty()) return nullptr;
     const auto above =
-        std::ranges::upper_bound(map_->in_parts, GuestAddress(gpa), {}, &MemoryRegion::base);
-    if (above == map_->in_parts.begin()) return nullptr;
+        std::ranges::upper_bound(map_->flagged, GuestAddress(gpa), {}, &MemoryRegion::base);
+    if (above == map_->flagged.begin()) return nullptr;
     const MemoryRegion* const region = *std::prev(above);
     return GuestAddress(gpa) <= region->last_addr() ? region : nullptr;
   }
@@ -110,7 +157,8 @@ class VMSPACE_HIDDEN GuestMemory::Pieces {
     return {.host = region.host_base() + offset,
             .size = size,
             .dirty = allows(region.protection(), Protection::write) ? &region.dirty() : nullptr,
-            .offset = offset};
+            .offset = offset,
+            .may_fault = region.may_fault()};
   }
 
   detail::Translator translator_;

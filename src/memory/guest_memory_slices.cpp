@@ -15,63 +15,89 @@
 namespace vmspace {
 
 using detail::Piece;
+using detail::Touched;
+
+namespace {
+
+Result<void> whole_or_fault(const char* operation, GuestRange range, const Touched& touched) {
+  if (!touched.fault) [[likely]]
+    return {};
+  return fail(detail::fault_error(operation, range, *touched.fault));
+}
+
+/// As many bytes as were reached, if any were.
+Result<std::size_t> some_or_fault(const char* operation, GuestRange range, const Touched& touched) {
+  if (touched.done == 0) VMSPACE_TRY(whole_or_fault(operation, range, touched));
+  return static_cast<std::size_t>(touched.done);
+}
+
+}  // namespace
+
+detail::Touched GuestMemory::read_pieces(GuestRange range, void* to) const {
+  auto* const out = static_cast<std::byte*>(to);
+  // Objects up to this size are promised whole integers.
+  const auto copy =
+      range.size <= detail::inline_copy_limit ? detail::load_words : detail::copy_from_shared;
+  return Pieces(*this).touch(range, Access::read,
+                             [&](const std::byte* host, std::uint64_t size, std::uint64_t done) {
+                               copy(out + done, host, size);
+                             });
+}
+
+detail::Touched GuestMemory::write_pieces(GuestRange range, const void* from) const {
+  const auto* const in = static_cast<const std::byte*>(from);
+  const auto copy =
+      range.size <= detail::inline_copy_limit ? detail::store_words : detail::copy_to_shared;
+  return Pieces(*this).touch(range, Access::write,
+                             [&](std::byte* host, std::uint64_t size, std::uint64_t done) {
+                               copy(host, in + done, size);
+                             });
+}
 
 Result<void> GuestMemory::read_across(const char* operation, GuestAddress address, void* to,
                                       std::size_t size) const {
   const GuestRange range{.base = address, .size = size};
   VMSPACE_TRY(check(operation, range, Access::read));
-  auto* const out = static_cast<std::byte*>(to);
-  // Objects up to this size are promised whole integers.
-  const auto copy =
-      size <= detail::inline_copy_limit ? detail::load_words : detail::copy_from_shared;
-  Pieces(*this).for_each(range, [&](const Piece& piece, std::uint64_t done) {
-    copy(out + done, piece.host, piece.size);
-  });
-  return {};
+  return whole_or_fault(operation, range, read_pieces(range, to));
 }
 
 Result<void> GuestMemory::write_across(const char* operation, GuestAddress address,
                                        const void* from, std::size_t size) const {
   const GuestRange range{.base = address, .size = size};
   VMSPACE_TRY(check(operation, range, Access::write));
-  const auto* const in = static_cast<const std::byte*>(from);
-  const auto copy =
-      size <= detail::inline_copy_limit ? detail::store_words : detail::copy_to_shared;
-  Pieces(*this).for_each(range, [&](const Piece& piece, std::uint64_t done) {
-    copy(piece.host, in + done, piece.size);
-    piece.mark();
-  });
-  return {};
+  return whole_or_fault(operation, range, write_pieces(range, from));
 }
 
 Result<std::size_t> GuestMemory::read_some(GuestAddress address, std::span<std::byte> to) const {
   constexpr const char* operation = "GuestMemory::read_some";
-  const std::uint64_t size = reachable({.base = address, .size = to.size()}, Access::read);
-  if (size == 0 && !to.empty()) {
+  const GuestRange range{.base = address,
+                         .size = reachable({.base = address, .size = to.size()}, Access::read)};
+  if (range.empty() && !to.empty()) {
     return fail(range_error(operation, {.base = address, .size = 1}, Access::read));
   }
-  VMSPACE_TRY(read_across(operation, address, to.data(), size));
-  return size;
+  return some_or_fault(operation, range, read_pieces(range, to.data()));
 }
 
 Result<std::size_t> GuestMemory::write_some(GuestAddress address,
                                             std::span<const std::byte> from) const {
   constexpr const char* operation = "GuestMemory::write_some";
-  const std::uint64_t size = reachable({.base = address, .size = from.size()}, Access::write);
-  if (size == 0 && !from.empty()) {
+  const GuestRange range{.base = address,
+                         .size = reachable({.base = address, .size = from.size()}, Access::write)};
+  if (range.empty() && !from.empty()) {
     return fail(range_error(operation, {.base = address, .size = 1}, Access::write));
   }
-  VMSPACE_TRY(write_across(operation, address, from.data(), size));
-  return size;
+  return some_or_fault(operation, range, write_pieces(range, from.data()));
 }
 
 Result<void> GuestMemory::fill(GuestRange range, std::byte value) const {
-  VMSPACE_TRY(check("GuestMemory::fill", range, Access::write));
-  Pieces(*this).for_each(range, [&](const Piece& piece, std::uint64_t) {
-    detail::fill_shared(piece.host, value, piece.size);
-    piece.mark();
-  });
-  return {};
+  constexpr const char* operation = "GuestMemory::fill";
+  VMSPACE_TRY(check(operation, range, Access::write));
+  return whole_or_fault(
+      operation, range,
+      Pieces(*this).touch(range, Access::write,
+                          [&](std::byte* host, std::uint64_t size, std::uint64_t) {
+                            detail::fill_shared(host, value, size);
+                          }));
 }
 
 Result<void> GuestMemory::copy(GuestAddress to, GuestRange from) const {
@@ -93,6 +119,20 @@ Result<void> GuestMemory::copy(GuestAddress to, GuestRange from) const {
       target = pieces.at(to.value() + (size - left), source.size);
     }
     assert(target.size != 0);  // both ranges were checked
+    if (source.may_fault || target.may_fault) {
+      // Through a buffer, so that an access is about one range: from page to page.
+      std::array<std::byte, 4096> buffer;
+      const std::uint64_t moved = std::min<std::uint64_t>(target.size, buffer.size());
+      const std::uint64_t at = downwards ? left - moved : size - left;
+      left -= moved;
+      const GuestRange source_range{GuestAddress(from.base.value() + at), moved};
+      const GuestRange target_range{GuestAddress(to.value() + at), moved};
+      VMSPACE_TRY(
+          whole_or_fault(operation, source_range, read_pieces(source_range, buffer.data())));
+      VMSPACE_TRY(
+          whole_or_fault(operation, target_range, write_pieces(target_range, buffer.data())));
+      continue;
+    }
     detail::move_shared(target.host, source.host, target.size);
     target.mark();
     left -= target.size;
@@ -110,6 +150,7 @@ Result<std::string> GuestMemory::read_string(GuestAddress address, std::size_t l
     if (!at) return fail(range_error(operation, {address, text.size() + 1}, Access::read));
     const std::size_t size = std::min(chunk.size(), limit - text.size());
     const auto read = read_some(*at, std::span(chunk).first(size));
+    if (!read && read.error().code == Errc::fault) return fail(read.error().in(operation));
     if (!read) return fail(range_error(operation, {address, text.size() + 1}, Access::read));
     const auto got = std::span(chunk).first(*read);
     const auto end = std::ranges::find(got, std::byte{0});

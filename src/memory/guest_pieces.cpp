@@ -39,7 +39,7 @@ namespace {
 
 Result<std::uint64_t> GuestPieces::append(const char* operation, const GuestMemory& memory,
                                           std::span<const GuestRange> ranges, Access access,
-                                          Iovecs& iovecs, DirtyParts* written) {
+                                          Iovecs& iovecs, DirtyParts* written, bool* may_fault) {
   std::uint64_t total = 0;
   for (const GuestRange& range : ranges) {
     if (range.size > std::numeric_limits<std::uint64_t>::max() - total) [[unlikely]] {
@@ -61,8 +61,10 @@ Result<std::uint64_t> GuestPieces::append(const char* operation, const GuestMemo
             .offset = offset});
     } else {
       VMSPACE_TRY_IN(operation, memory.check(range, access));
-      GuestMemory::Pieces(memory).for_each(
-          range, [&](const Piece& piece, std::uint64_t) { push(iovecs, written, piece); });
+      GuestMemory::Pieces(memory).for_each(range, [&](const Piece& piece, std::uint64_t) {
+        push(iovecs, written, piece);
+        if (piece.may_fault && may_fault != nullptr) *may_fault = true;
+      });
     }
     const std::size_t count = written == nullptr ? iovecs.size() : written->size();
     if (count > max_count) [[unlikely]] {

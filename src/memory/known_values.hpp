@@ -4,14 +4,15 @@
 
 #pragma once
 
-#include "vmspace/memory/region_descriptor.hpp"
+#include "vmspace/memory/memory_region.hpp"
 
 namespace vmspace {
 
 constexpr bool is_known(Unsealed unsealed) noexcept {
   switch (unsealed) {
     case Unsealed::accept:
-    case Unsealed::refuse: return true;
+    case Unsealed::refuse:
+    case Unsealed::guard: return true;
   }
   return false;
 }

@@ -10,6 +10,7 @@
 
 #include "host/known_values.hpp"
 #include "memory/alike_regions.hpp"
+#include "memory/known_values.hpp"
 #include "memory/region_error.hpp"
 #include "os/argument_checks.hpp"
 #include "os/page_size.hpp"
@@ -61,6 +62,8 @@ Result<MemoryMapping> map_place(const AddressSpaceRegion& description, const Bac
 /// Options come from configurations, and are looked at whether or not this region needs them.
 Result<void> check_values(const MapOptions& options) {
   VMSPACE_TRY(
+      detail::require_known("MemoryRegion::map", options.unsealed, "not a value of Unsealed"));
+  VMSPACE_TRY(
       detail::require_known("MemoryRegion::map", options.numa_mode, "not a value of NumaMode"));
   return detail::require_known("MemoryRegion::map", options.populate.access,
                                "not a value of PopulateAccess");
@@ -76,6 +79,23 @@ Result<void> check_page_size(const AddressSpaceRegion& description, const Backin
                .first = Operand::size(spec.effective_page_size()),
                .second = Operand::size(backing.page_size()),
                .reason = "the backing must have the page size that the region asks for"});
+}
+
+/// The guard of memory that may fault; nothing for memory that can't, or whose owner is trusted.
+Result<std::optional<FaultGuard>> guard_of(const Backing& backing, Unsealed unsealed) {
+  if (unsealed == Unsealed::accept || !backing.can_lose_pages()) return std::nullopt;
+  std::optional<FaultGuard> guard;
+  if (unsealed == Unsealed::guard) guard = FaultGuard::installed();
+  if (guard) return guard;
+  return fail({.code = Errc::access_denied,
+               .operation = "MemoryRegion::map",
+               .reason = backing.is_hugetlb()
+                             ? "the file's owner could punch holes in its huge pages, which would "
+                               "raise SIGBUS here: install a FaultGuard (see Unsealed::guard), or "
+                               "seal the file with F_SEAL_SHRINK and F_SEAL_WRITE"
+                             : "the file's owner could truncate it, which would raise SIGBUS here: "
+                               "install a FaultGuard (see Unsealed::guard), or seal the file with "
+                               "F_SEAL_SHRINK"});
 }
 
 Error name_region(const Error& error, const AddressSpaceRegion& region) {
@@ -164,6 +184,7 @@ tl::unexpected<Error> no_description(const char* operation) {
 struct Mapped {
   MemoryMapping mapping;
   Applied huge_pages;
+  std::optional<FaultGuard> guard;
 };
 
 /// Whether the memory is what the description says.
@@ -229,13 +250,16 @@ Result<Mapped> map_described(const AddressSpaceRegion& description, const MapOpt
   VMSPACE_TRY(check_values(options));
   if (description.backing().source == MemorySource::external) {
     auto adopted = VMSPACE_TRY(adopt_described(description, options));
-    return Mapped{.mapping = std::move(adopted), .huge_pages = Applied::not_applicable};
+    const auto guard = VMSPACE_TRY(guard_of(adopted.backing(), options.unsealed));
+    return Mapped{
+        .mapping = std::move(adopted), .huge_pages = Applied::not_applicable, .guard = guard};
   }
   if (options.backing) VMSPACE_TRY(check_page_size(description, *options.backing));
   const Backing backing =
       VMSPACE_TRY(options.backing ? Result<Backing>(*options.backing)
                                   : Backing::open(description.backing(), description.size(),
                                                   description.protection(), description.name()));
+  const auto guard = VMSPACE_TRY(guard_of(backing, options.unsealed));
   MemoryMapping mapping = VMSPACE_TRY(map_place(description, backing, options));
   const Applied huge_pages = VMSPACE_TRY(prepare(mapping, description, options));
   VMSPACE_TRY(check_blocks(options.blocks, mapping, map_operation));
@@ -245,17 +269,19 @@ Result<Mapped> map_described(const AddressSpaceRegion& description, const MapOpt
     VMSPACE_TRY(vmspace::populate(ranges, options.populate));
   }
   if (options.blocks != nullptr) VMSPACE_TRY(protect_absent_slots(*options.blocks, mapping));
-  return Mapped{.mapping = std::move(mapping), .huge_pages = huge_pages};
+  return Mapped{.mapping = std::move(mapping), .huge_pages = huge_pages, .guard = guard};
 }
 
 }  // namespace
 
 MemoryRegionPtr MemoryRegion::of_mapping(AddressSpaceRegionPtr description, MemoryMapping mapping,
-                                         Applied huge_pages) {
+                                         Applied huge_pages, std::optional<FaultGuard> guard) {
   const std::uint64_t size = mapping.size();
   // Not make_shared, which initialises no aggregates.
-  std::shared_ptr<const Memory> memory(new Memory{
-      .mapping = std::move(mapping), .huge_pages = huge_pages, .dirty = DirtyBitmap(size)});
+  std::shared_ptr<const Memory> memory(new Memory{.mapping = std::move(mapping),
+                                                  .huge_pages = huge_pages,
+                                                  .guard = std::move(guard),
+                                                  .dirty = DirtyBitmap(size)});
   return MemoryRegionPtr(new MemoryRegion(std::move(description), std::move(memory)));
 }
 
@@ -264,9 +290,9 @@ Result<MemoryRegionPtr> MemoryRegion::map(AddressSpaceRegionPtr description,
   if (description == nullptr) return no_description(map_operation);
   auto mapped = map_described(*description, options);
   if (!mapped) return fail(name_region(mapped.error().in(map_operation), *description));
-  return in_parts(
-      of_mapping(std::move(description), std::move(mapped->mapping), mapped->huge_pages),
-      options.blocks);
+  return in_parts(of_mapping(std::move(description), std::move(mapped->mapping), mapped->huge_pages,
+                             std::move(mapped->guard)),
+                  options.blocks);
 }
 
 Result<MemoryRegionPtr> MemoryRegion::map(RegionOptions description, const MapOptions& options) {

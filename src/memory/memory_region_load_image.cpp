@@ -4,6 +4,7 @@
 #include "vmspace/memory/detail/guest_access.hpp"
 #include "vmspace/memory/memory_region.hpp"
 
+#include "memory/guarded_touch.hpp"
 #include "memory/marked_read.hpp"
 
 namespace vmspace {
@@ -35,11 +36,14 @@ Result<void> MemoryRegion::check_image(const char* operation, std::uint64_t offs
 
 Result<void> MemoryRegion::load_image(std::uint64_t offset,
                                       std::span<const std::byte> bytes) const {
-  VMSPACE_TRY(check_image("MemoryRegion::load_image", offset, bytes.size()));
+  constexpr const char* operation = "MemoryRegion::load_image";
+  VMSPACE_TRY(check_image(operation, offset, bytes.size()));
   if (bytes.empty()) return {};
-  detail::copy_to_shared(host_base() + offset, bytes.data(), bytes.size());
-  dirty().mark(offset, bytes.size());
-  return {};
+  const auto copied = detail::touch_region(operation, *this, offset, bytes.size(), [&] {
+    detail::copy_to_shared(host_base() + offset, bytes.data(), bytes.size());
+  });
+  dirty().mark(offset, bytes.size());  // also when a part was written
+  return copied;
 }
 
 Result<std::uint64_t> MemoryRegion::load_image_from(int fd, std::uint64_t offset,
@@ -48,6 +52,10 @@ Result<std::uint64_t> MemoryRegion::load_image_from(int fd, std::uint64_t offset
   VMSPACE_TRY(check_image(operation, offset, size));
   const auto read = detail::marked_read(
       fd, {.host = host_base() + offset, .size = size, .dirty = dirty(), .offset = offset});
+  if (detail::is_fault(*this, read.error)) {
+    return fail(detail::fault_error(operation, {GuestAddress(base().value() + offset), size},
+                                    GuestAddress(base().value() + offset + read.bytes)));
+  }
   if (read.error != 0) {
     return detail::fail_os(operation, Operand::span(offset, size), "read", read.error);
   }

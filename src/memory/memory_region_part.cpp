@@ -60,7 +60,8 @@ Result<MemoryRegionPtr> MemoryRegion::part(AddressSpaceRegionPtr part, std::uint
     return named(ok.error());
   auto memory = mapping().part(offset, part->size(), memory_);
   if (!memory) return named(memory.error());
-  MemoryRegionPtr region = of_mapping(std::move(part), std::move(*memory), huge_pages());
+  MemoryRegionPtr region =
+      of_mapping(std::move(part), std::move(*memory), huge_pages(), memory_->guard);
   if (dirty().is_enabled()) {
     VMSPACE_TRY_IN(operation, region->dirty().enable());
     region->dirty().mark(0, region->size());

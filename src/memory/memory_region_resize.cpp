@@ -71,6 +71,7 @@ Result<MemoryRegionPtr> MemoryRegion::with_size(AddressSpaceRegionPtr resized,
   }
   VMSPACE_TRY(check(*this, *resized, options.move));
   MapOptions again = options;
+  again.unsealed = may_fault() ? Unsealed::guard : Unsealed::accept;
   again.backing = backing();
   again.backing_offset = mapping().file_offset() - backing().offset();
   if (mapping().is_in_arena()) again.arena.reset();

@@ -34,21 +34,14 @@ Result<MemoryRegionPtr> map_region(const RegionDescriptor& region, Unsealed unse
                    .sharing = Sharing::map_shared};
   const auto backing = Backing::open(spec, region.range.size, region.protection);
   if (!backing) return fail_region(backing.error());
-  if (unsealed == Unsealed::refuse && backing->can_lose_pages()) {
-    return refuse(Errc::access_denied,
-                  backing->is_hugetlb()
-                      ? "the file's owner could punch holes in its huge pages, which would raise "
-                        "SIGBUS here: seal it with F_SEAL_WRITE, or pass Unsealed::accept"
-                      : "the file's owner could truncate it, which would raise SIGBUS here: seal "
-                        "it with F_SEAL_SHRINK, or pass Unsealed::accept");
-  }
   spec.page_size = backing->page_size();
   const auto description = AddressSpaceRegion::make({.base = region.range.base,
                                                      .size = region.range.size,
                                                      .backing = std::move(spec),
                                                      .protection = region.protection});
   if (!description) return fail_region(description.error());
-  return VMSPACE_TRY_IN(map_operation, MemoryRegion::map(*description, {.backing = *backing}));
+  return VMSPACE_TRY_IN(
+      map_operation, MemoryRegion::map(*description, {.backing = *backing, .unsealed = unsealed}));
 }
 
 }  // namespace

@@ -84,6 +84,7 @@ constinit const SystemCalls real_system_calls{
     .poll = ::poll,
     .shutdown = ::shutdown,
     .sysinfo = ::sysinfo,
+    .sigaction = ::sigaction,
     .pthread_create = ::pthread_create,
 };
 

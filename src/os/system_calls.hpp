@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -71,6 +72,7 @@ struct SystemCalls {
   int (*poll)(struct pollfd* fds, nfds_t count, int timeout);
   int (*shutdown)(int fd, int how);
   int (*sysinfo)(struct sysinfo* out);
+  int (*sigaction)(int signal, const struct sigaction* action, struct sigaction* before);
 
   /// Returns the error instead of setting errno, as its man page says.
   int (*pthread_create)(pthread_t* thread, const pthread_attr_t* attributes, void* (*body)(void*),

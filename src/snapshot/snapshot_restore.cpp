@@ -11,6 +11,7 @@
 #include "vmspace/snapshot/snapshot.hpp"
 
 #include "host/page_scan.hpp"
+#include "memory/guarded_touch.hpp"
 #include "memory/present_parts.hpp"
 #include "snapshot/snapshot_format.hpp"
 #include "snapshot/snapshot_io.hpp"
@@ -54,9 +55,12 @@ Result<void> clear_part(const MemoryRegion& region, PageScan& scan, Extent part)
     const Extent used = VMSPACE_TRY(scan.next(at, part.end()));
     for (at = used.offset; at < used.end(); at += snapshot_page) {
       std::byte* const page = region.host_base() + at;
-      if (is_zero(page, snapshot_page)) continue;
-      std::memset(page, 0, snapshot_page);
-      region.dirty().mark(at, snapshot_page);
+      bool was_zero = false;
+      VMSPACE_TRY(detail::touch_region(restoring, region, at, snapshot_page, [&] {
+        was_zero = is_zero(page, snapshot_page);
+        if (!was_zero) std::memset(page, 0, snapshot_page);
+      }));
+      if (!was_zero) region.dirty().mark(at, snapshot_page);
     }
   }
   return {};
@@ -109,8 +113,11 @@ Result<void> compare(const MemoryRegion& region, const SnapshotRegion& saved, in
       const Extent used = VMSPACE_TRY(scan.next(at, end));
       const std::uint64_t hole = used.offset - at;
       const std::byte* const memory = region.host_base() + used.offset;
-      if ((hole != 0 && !is_zero(bytes + (at - begin), hole)) ||
-          std::memcmp(bytes + (used.offset - begin), memory, used.size) != 0) {
+      bool is_equal = hole == 0 || is_zero(bytes + (at - begin), hole);
+      VMSPACE_TRY(detail::touch_region(restoring, region, used.offset, used.size, [&] {
+        is_equal = is_equal && std::memcmp(bytes + (used.offset - begin), memory, used.size) == 0;
+      }));
+      if (!is_equal) {
         return fail({.code = Errc::access_denied,
                      .operation = restoring,
                      .first = detail::operand(region.guest_range()),
@@ -208,6 +215,10 @@ Result<void> restore_snapshot(const GuestMemory& memory, int fd, const SnapshotP
           auto read = for_each_present(region, {offset, size}, [&](Extent part) {
             auto done = read_all(restoring, fd, region.host_base() + part.offset, part.size,
                                  saved.offset + part.offset);
+            if (!done && detail::is_fault(region, done.error().os_errno)) {
+              const GuestRange lost{GuestAddress(region.base().value() + part.offset), part.size};
+              done = fail(detail::fault_error(restoring, lost, lost.base));
+            }
             region.dirty().mark(part.offset, part.size);  // also when part of it was read
             return done;
           });

@@ -14,6 +14,7 @@
 
 #include "host/live_files.hpp"
 #include "host/page_scan.hpp"
+#include "memory/guarded_touch.hpp"
 #include "memory/present_parts.hpp"
 #include "os/system_calls.hpp"
 #include "snapshot/snapshot_format.hpp"
@@ -96,12 +97,23 @@ Result<std::uint64_t> save_part(const MemoryRegion& region, Extent part, int fd,
   const std::uint64_t end = part.offset + part.size;
   std::uint64_t written = 0;
   for (std::uint64_t at = part.offset; at < end;) {
-    while (sparse && at < end && is_zero(memory + at, snapshot_page))
-      at += snapshot_page;
-    std::uint64_t stop = sparse ? at : end;
-    while (stop < end && !is_zero(memory + stop, snapshot_page))
-      stop += snapshot_page;
-    VMSPACE_TRY(write_all(fd, memory + at, stop - at, file_offset + at));
+    std::uint64_t stop = end;
+    if (sparse) {
+      VMSPACE_TRY(detail::touch_region(operation, region, at, end - at, [&] {
+        while (at < end && is_zero(memory + at, snapshot_page))
+          at += snapshot_page;
+        stop = at;
+        while (stop < end && !is_zero(memory + stop, snapshot_page))
+          stop += snapshot_page;
+      }));
+    }
+    const auto saved = write_all(fd, memory + at, stop - at, file_offset + at);
+    if (!saved && detail::is_fault(region, saved.error().os_errno)) {
+      const std::uint64_t from = saved.error().first.first - file_offset;  // what is left to write
+      const GuestRange lost{GuestAddress(region.base().value() + from), stop - from};
+      return fail(detail::fault_error(operation, lost, lost.base));
+    }
+    VMSPACE_TRY(saved);
     written += stop - at;
     at = stop;
   }

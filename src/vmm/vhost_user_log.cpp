@@ -65,7 +65,7 @@ Result<VhostUserLog> VhostUserLog::map(const VhostUserLogArea& area, Unsealed un
   // against writing as well, it would be no log.
   const bool huge = fs.f_type == HUGETLBFS_MAGIC;
   const bool keeps_pages = seals >= 0 && (seals & F_SEAL_SHRINK) != 0 && !huge;
-  if (unsealed == Unsealed::refuse && !keeps_pages) {
+  if (unsealed != Unsealed::accept && !keeps_pages) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,
                  .first = which,

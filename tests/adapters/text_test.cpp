@@ -22,9 +22,9 @@ TEST(Text, CodesAreTheirNamesAndErrorsTheirMessages) {
   EXPECT_EQ(to_text(Errc::no_space), "no_space");
   EXPECT_EQ(to_text(static_cast<Errc>(999)), "Errc 999");
   std::set<std::string> names;
-  for (int code = 1; code <= static_cast<int>(Errc::inconsistent); ++code)
+  for (int code = 1; code <= static_cast<int>(Errc::fault); ++code)
     names.insert(to_text(static_cast<Errc>(code)));
-  EXPECT_EQ(names.size(), static_cast<std::size_t>(Errc::inconsistent));
+  EXPECT_EQ(names.size(), static_cast<std::size_t>(Errc::fault));
   EXPECT_EQ(to_text(overlap), "insert: [0x200, 0x2ff] overlaps [0x100, 0x20f]");
   EXPECT_EQ(to_text(Operand::number(7)), "7");
   EXPECT_EQ(to_text(Operand::range(1, 2)), "[0x1, 0x2]");

@@ -117,7 +117,7 @@ TEST(Error, ConvertsToStandardErrorCodes) {
 }
 
 TEST(Error, EveryCodeHasItsOwnWords) {
-  for (int value = 1; value <= static_cast<int>(Errc::inconsistent); ++value) {
+  for (int value = 1; value <= static_cast<int>(Errc::fault); ++value) {
     const std::error_code code = static_cast<Errc>(value);
     EXPECT_NE(code.message(), "unknown error") << value;
     EXPECT_FALSE(code.message().empty()) << value;

@@ -93,10 +93,12 @@ TEST(RegionDescriptor, FilesThatTheirOwnerCouldShrinkAreRefusedUnlessAccepted) {
     VMSPACE_EXPECT_OK(map_regions(regions, Unsealed::accept));
     const auto refused = map_regions(regions);
     ASSERT_THAT(refused, HasError(Errc::access_denied));
-    EXPECT_EQ(
-        refused.error().message(),
-        "map_regions: access denied: [0x1000, 0x1fff] (the file's owner could truncate it, which "
-        "would raise SIGBUS here: seal it with F_SEAL_SHRINK, or pass Unsealed::accept)");
+    EXPECT_EQ(refused.error().message(),
+              "map_regions: \"[0x1000, 0x1fff]\": access denied (the file's owner could truncate "
+              "it, which "
+              "would raise SIGBUS here: install a FaultGuard (see Unsealed::guard), or seal the "
+              "file with "
+              "F_SEAL_SHRINK)");
     close(file);
   }
   std::fclose(regular);
@@ -156,7 +158,7 @@ TEST(RegionDescriptor, NothingThatWasReceivedIsTrusted) {
   EXPECT_THAT(map_regions(many), HasError(Errc::limit_exceeded));
   EXPECT_EQ(map_regions({})->regions().size(), 0U);
   const auto before = test::open_descriptors();
-  EXPECT_EQ(map_regions(std::vector{good}, static_cast<Unsealed>(2)).error().code,
+  EXPECT_EQ(map_regions(std::vector{good}, static_cast<Unsealed>(3)).error().code,
             Errc::invalid_argument);
   EXPECT_EQ(test::open_descriptors(), before);
   close(file);

@@ -42,6 +42,7 @@ enum class Errc : int {
   unsupported,        ///< this kernel, machine or build can't do it
   os,                 ///< a system call failed; `os_errno` says how
   inconsistent,       ///< undoing a failed change failed as well; `reason` says what is left
+  fault,  ///< memory whose page is gone: its file was truncated, or a hole punched in it
 };
 
 /// One operand of a failed operation: a number, an address, a size in bytes, or a range.
@@ -155,6 +156,7 @@ constexpr ErrcPhrase phrase(Errc code) noexcept {
     case Errc::unsupported: return {"unsupported:", "for"};
     case Errc::os: return {"failed:", "at"};
     case Errc::inconsistent: return {"left inconsistent:", "at"};
+    case Errc::fault: return {"memory fault:", "at"};
   }
   return {"unknown error", "and"};
 }

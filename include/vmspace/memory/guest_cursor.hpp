@@ -19,7 +19,9 @@
 // call, for I/O that ends later, keeps a copy of the GuestMemory beside it.
 //
 // A call that fails has neither moved the cursor nor touched memory, unless it says otherwise. Reading
-// and writing past the end is `out_of_bounds`. Bytes are copied once, as by GuestMemory::read.
+// and writing past the end is `out_of_bounds`. Where a page is gone of memory that may fault, every call
+// that touches memory gives `fault`; what lies below that page was accessed, marked and passed then, as
+// said at guest_memory.hpp, and iovecs() are not guarded. Bytes are copied once, as by GuestMemory::read.
 
 #pragma once
 
@@ -45,7 +47,9 @@ namespace vmspace {
 /// its end.
 ///
 /// Invariant: [at_, at_ + left_) is the rest of the piece before next_, or empty; after_ is the bytes
-/// from next_ on. Pieces are not empty.
+/// from next_ on. Pieces are not empty. The pieces below end_ may be entered: all of them, but of memory
+/// that may fault none, so that left_ is 0 and every call takes the slow way, which opens the cursor and
+/// closes it again (see Opened).
 class VMSPACE_EXPORT GuestCursor {
  public:
   /// The bytes from here to the end. O(1).
@@ -67,13 +71,30 @@ class VMSPACE_EXPORT GuestCursor {
   [[gnu::always_inline]] void begin(std::uint64_t total) noexcept {
     after_ = total;
     total_ = total;
+    end_ = iovecs_.size();
     enter_next();
   }
+  /// Of memory that may fault; before anything is read or written.
+  void guard(std::span<const MemoryRegionPtr> regions) noexcept {
+    guarded_ = regions;
+    close();
+  }
+  /// Makes a cursor for as long as this lives one whose pieces can be entered.
+  class Opened;
+  /// Calls `use(host, size, done)`, which touches so much memory, for the next bytes, which remain, and
+  /// passes them, or those up to a page that is gone. Errors: `fault`, after such a part.
+  template <typename Use>
+  [[nodiscard]] Result<void> touch(const char* operation, std::uint64_t bytes, Use use);
+  /// `fault`: of the next `bytes`, the one at `host` is gone.
+  [[nodiscard, gnu::cold]] Error fault_error(const char* operation, std::uint64_t bytes,
+                                             const std::byte* host) const;
   GuestCursor(GuestCursor&& other) noexcept
       : iovecs_(std::move(other.iovecs_)),
         at_(other.at_),
         left_(std::exchange(other.left_, 0)),
         next_(std::exchange(other.next_, 0)),
+        end_(std::exchange(other.end_, 0)),
+        guarded_(std::exchange(other.guarded_, {})),
         after_(std::exchange(other.after_, 0)),
         total_(std::exchange(other.total_, 0)) {}
   GuestCursor& operator=(GuestCursor&& other) noexcept {
@@ -82,6 +103,8 @@ class VMSPACE_EXPORT GuestCursor {
     left_ = std::exchange(other.left_, 0);
     iovecs_ = std::move(other.iovecs_);
     next_ = std::exchange(other.next_, 0);
+    end_ = std::exchange(other.end_, 0);
+    guarded_ = std::exchange(other.guarded_, {});
     after_ = std::exchange(other.after_, 0);
     total_ = std::exchange(other.total_, 0);
     return *this;
@@ -130,20 +153,27 @@ class VMSPACE_EXPORT GuestCursor {
   /// One preadv2(2) or pwritev2(2) of up to `bytes`, not 0, of the rest; passes nothing. `offset` -1
   /// is the descriptor's own.
   [[nodiscard]] Transfer transfer(int fd, std::uint64_t bytes, std::int64_t offset, Access access);
+  /// The error of one that has failed.
+  [[nodiscard, gnu::cold]] Error transfer_error(const char* operation, const Transfer& failed,
+                                                const char* call);
   detail::Iovecs iovecs_;
   std::byte* at_ = nullptr;
   std::size_t left_ = 0;
 
  private:
   [[gnu::always_inline]] void enter_next() noexcept {
-    if (next_ == iovecs_.size()) return;
+    if (next_ == end_) return;
     const iovec& piece = iovecs_[next_++];
     at_ = static_cast<std::byte*>(piece.iov_base);
     left_ = piece.iov_len;
     after_ -= left_;
   }
 
+  void close() noexcept;
+
   std::size_t next_ = 0;
+  std::size_t end_ = 0;
+  std::span<const MemoryRegionPtr> guarded_;  ///< if some memory may fault: the regions, for errors
   std::uint64_t after_ = 0;
   std::uint64_t total_ = 0;
 };

@@ -14,7 +14,11 @@
 //
 // Errors of every access: `not_found` for a first byte that no region holds; `out_of_bounds` for a
 // range that runs into a gap; `overflow` for one that would pass 2^64; `access_denied` where the
-// region may not be read, or written.
+// region may not be read, or written; `fault` where a page is gone of memory that may fault (see
+// fault_guard.hpp; no other memory has this error). Only that is found in the middle: all below that
+// page was accessed then. What was written so far is marked, a read has filled its target so far, and
+// the error's second operand is the first address without a page (of a system call, where it began).
+// Pointers, views and iovecs are not guarded.
 //
 // Longer than 450 lines: one class, and its accesses have to be inline, each with what it promises.
 
@@ -44,6 +48,10 @@
 
 namespace vmspace {
 
+namespace detail {
+struct Touched;
+}
+
 /// What the host is about to do to guest memory.
 enum class Access : std::uint8_t { read, write };
 
@@ -56,10 +64,11 @@ enum class Access : std::uint8_t { read, write };
 /// and leaves both usable.
 ///
 /// Of a region that is present in parts (MemoryRegion::blocks) only these are memory: to every access
-/// the others are gaps. Such accesses take the slow way, until all of the region is present.
+/// the others are gaps. Such accesses take the slow way, until all of the region is present; those to
+/// memory that may fault (MemoryRegion::may_fault) always do.
 ///
 /// Invariant: regions are sorted by address and overlap neither in guest addresses nor in memory, and
-/// every readable one that is whole is found by its first and its last byte.
+/// every readable one that is whole and can't fault is found by its first and its last byte.
 class VMSPACE_EXPORT GuestMemory {
  public:
   /// The most regions that one map can hold.
@@ -310,7 +319,7 @@ class VMSPACE_EXPORT GuestMemory {
 
   // Bytes, across adjacent regions.
 
-  /// Fills `to` from the guest: all of it, or nothing and an error.
+  /// Fills `to` from the guest: all of it, or nothing and an error; see `fault` above.
   [[nodiscard]] Result<void> read_slice(GuestAddress address, std::span<std::byte> to) const {
     const bool done =
         detail::is_short(to.size()) ? read_short(address, to) : read_long(address, to);
@@ -319,7 +328,7 @@ class VMSPACE_EXPORT GuestMemory {
     return read_across("GuestMemory::read_slice", address, to.data(), to.size());
   }
 
-  /// Writes all of `from` into the guest, or nothing and an error.
+  /// Writes all of `from` into the guest, or nothing and an error; see `fault` above.
   [[nodiscard]] Result<void> write_slice(GuestAddress address,
                                          std::span<const std::byte> from) const {
     const bool done =
@@ -329,18 +338,19 @@ class VMSPACE_EXPORT GuestMemory {
     return write_across("GuestMemory::write_slice", address, from.data(), from.size());
   }
 
-  /// Reads up to the first gap, unreadable region or 2^64; gives how many bytes. An error when the
-  /// first byte can't be read; 0 for an empty span.
+  /// Reads up to the first gap, unreadable region, page that is gone or 2^64; gives how many bytes. An
+  /// error when the first byte can't be read; 0 for an empty span.
   [[nodiscard]] Result<std::size_t> read_some(GuestAddress address, std::span<std::byte> to) const;
-  /// Writes up to the first gap, read-only region or 2^64; gives how many bytes. An error when the
-  /// first byte can't be written; 0 for an empty span.
+  /// Writes up to the first gap, read-only region, page that is gone or 2^64; gives how many bytes. An
+  /// error when the first byte can't be written; 0 for an empty span.
   [[nodiscard]] Result<std::size_t> write_some(GuestAddress address,
                                                std::span<const std::byte> from) const;
 
-  /// Sets every byte of the range, or none. Errors: those of every access. O(bytes).
+  /// Sets every byte of the range, or none; see `fault` above. Errors: those of every access. O(bytes).
   [[nodiscard]] Result<void> fill(GuestRange range, std::byte value) const;
   /// Copies the range `from` to the address `to`; they may overlap, as with memmove. Both are
-  /// checked first. Errors: those of every access. O(bytes).
+  /// checked first. Errors: those of every access; after a `fault`, some pages of the target are
+  /// copied and marked. O(bytes).
   [[nodiscard]] Result<void> copy(GuestAddress to, GuestRange from) const;
 
   /// The text from `address` to its terminating 0, without it. Errors: `limit_exceeded` when there
@@ -442,6 +452,7 @@ class VMSPACE_EXPORT GuestMemory {
     std::byte* host;
     DirtyBitmap* dirty;
     std::uint64_t offset;
+    bool may_fault;
   };
 
   /// Calls `use(T*, DirtyBitmap*, offset)` for an aligned integer that may be accessed.
@@ -463,7 +474,17 @@ class VMSPACE_EXPORT GuestMemory {
   with_integer_across(const char* operation, GuestAddress address, Access access, Use use) const {
     const auto place = find_integer(operation, address, sizeof(T), access);
     if (!place) return fail(place.error());
-    return use(reinterpret_cast<T*>(place->host), place->dirty, place->offset);
+    const auto use_place = [&] {
+      return use(reinterpret_cast<T*>(place->host), place->dirty, place->offset);
+    };
+    if (!place->may_fault) return use_place();
+    std::invoke_result_t<Use, T*, DirtyBitmap*, std::uint64_t> result;
+    auto use_guarded = [&] { result = use_place(); };
+    const auto ok = touch_integer(
+        operation, {address, sizeof(T)}, *place,
+        [](void* guarded) { (*static_cast<decltype(use_guarded)*>(guarded))(); }, &use_guarded);
+    if (!ok) return fail(ok.error());
+    return result;
   }
 
   // Out of line: what is rare, and every Error, so that the accessors above stay a few
@@ -472,10 +493,16 @@ class VMSPACE_EXPORT GuestMemory {
                                          std::size_t size) const;
   [[gnu::cold]] Result<void> write_across(const char* operation, GuestAddress address,
                                           const void* from, std::size_t size) const;
+  [[nodiscard]] detail::Touched read_pieces(GuestRange range, void* to) const;
+  [[nodiscard]] detail::Touched write_pieces(GuestRange range, const void* from) const;
   [[gnu::cold]] Result<IntegerPlace> find_integer(const char* operation, GuestAddress address,
                                                   std::size_t size, Access access) const;
   [[gnu::cold]] Result<std::byte*> host_address_across(GuestRange range) const;
   [[gnu::cold]] Result<const std::byte*> const_host_address_across(GuestRange range) const;
+  /// Calls `touch(argument)`, which accesses an integer of memory that may fault.
+  [[gnu::cold]] static Result<void> touch_integer(const char* operation, GuestRange integer,
+                                                  const IntegerPlace& place, void (*touch)(void*),
+                                                  void* argument);
   [[gnu::cold]] Error range_error(const char* operation, GuestRange range, Access access) const;
   [[nodiscard]] Result<void> check(const char* operation, GuestRange range, Access access) const;
   /// How many bytes from the start of the range can be accessed.

@@ -18,6 +18,7 @@
 #include "vmspace/host/arena.hpp"
 #include "vmspace/host/backing.hpp"
 #include "vmspace/host/external_memory.hpp"
+#include "vmspace/host/fault_guard.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 #include "vmspace/host/populate.hpp"
 #include "vmspace/memory/dirty_bitmap.hpp"
@@ -36,6 +37,22 @@ struct MoveOptions {
   bool lose_huge_pages = false;
 
   friend bool operator==(const MoveOptions&, const MoveOptions&) = default;
+};
+
+/// What to do with memory whose owner can still remove pages from it (Backing::can_lose_pages), by
+/// truncating a file that is not sealed against that, or by punching huge pages out of a hugetlb
+/// file. Touching a removed page raises SIGBUS in this process, not in the owner's.
+///
+/// This library's own memfds of small pages are sealed, and so are those of QEMU's
+/// memory-backend-memfd. QEMU's memory-backend-file, in /dev/shm or hugetlbfs, and DPDK's files and
+/// memfds are not: serve their guests with a FaultGuard, or, trusting the owner, with `accept`.
+enum class Unsealed : std::uint8_t {
+  accept,  ///< map it, and take the risk
+  refuse,  ///< return `access_denied`
+  /// Map it as memory that may fault, if a FaultGuard is installed: an access by GuestMemory or by a
+  /// cursor to a removed page is `Errc::fault` then, and every access takes the slow way. Without a
+  /// guard, return `access_denied`.
+  guard,
 };
 
 /// How a region is mapped, beyond what its description says; an aggregate for designated
@@ -70,6 +87,9 @@ struct MapOptions {
   /// Leaves regions that ask to be populated to the caller, who can populate several at once.
   bool defer_populate = false;
   PopulateOptions populate = {};
+  /// What to do with a file that its owner may truncate. Accepted here, since the caller has named the
+  /// file; map_regions(), which is told of files by others, asks for a guard.
+  Unsealed unsealed = Unsealed::accept;
   /// What GuestMemory::remap may give up for a region that has moved.
   MoveOptions move = {};
   /// Which blocks are present, in a region of the size that these say. Only they are populated, and
@@ -104,10 +124,11 @@ class VMSPACE_EXPORT MemoryRegion {
   /// The region holds on to `description`, the object that an AddressSpaceBase holds as well.
   ///
   /// Errors: `invalid_argument` for a null pointer, for a region of source `external` without memory,
-  /// or with memory of another size; `unsupported` for one in an arena, with guard pages or in blocks;
-  /// `invalid_argument` for a numa_mode or populate.access that is not
-  /// a named value, needed or not, for a region that asks for pages of another size than
-  /// `options.backing` has, and for blocks of a region of another size; `misaligned` when these are
+  /// or with memory of another size, for a numa_mode, unsealed or populate.access that is not a named
+  /// value, needed or not, for a region that asks for pages of another size than `options.backing`
+  /// has, and for blocks of a region of another size; `unsupported` for external memory in an arena,
+  /// with guard pages or in blocks; `access_denied` for memory that can lose pages, as
+  /// `options.unsealed` says; `misaligned` when these are
   /// not multiples of the page size; those of Backing::open, MemoryMapping::map (`out_of_bounds` also for a
   /// region that is not inside the arena), bind_to_nodes, use_hugepages and populate. Nothing is
   /// left of the region then, and the error's text names the region, its guest range and its file.
@@ -173,7 +194,7 @@ class VMSPACE_EXPORT MemoryRegion {
   /// through this one from then on is not in the bitmap of the new one.
   ///
   /// `resized` must otherwise equal the description, and is held on to; `options` apply as they do to
-  /// map(), but for the backing. Errors, each naming the region: `invalid_argument` for a null
+  /// map(), but for the backing and `unsealed`, which stays as it was. Errors, each naming the region: `invalid_argument` for a null
   /// pointer, or a description that differs in more than its size; `unsupported` when the memory is
   /// private or anonymous, for a region in blocks, and in an arena unless MoveOptions::leave_arena_order lets the new region
   /// lie outside of it; `out_of_bounds` when the backing ends before the region does; those of map()
@@ -209,6 +230,9 @@ class VMSPACE_EXPORT MemoryRegion {
   }
   /// Whether all of it is present.
   [[nodiscard]] bool is_whole() const noexcept { return blocks_ == nullptr || blocks_->all(); }
+  /// Whether its pages may go away under accesses, which are guarded against that: it was mapped with
+  /// Unsealed::guard from a backing that can lose pages. Shared by the regions made of it.
+  [[nodiscard]] bool may_fault() const noexcept { return memory_->guard.has_value(); }
   /// Whether both are one memory: they are one region, or one was made of the other.
   [[nodiscard]] bool shares_memory_with(const MemoryRegion& other) const noexcept {
     return memory_ == other.memory_;
@@ -226,7 +250,8 @@ class VMSPACE_EXPORT MemoryRegion {
 
   /// Copies `bytes` to `offset`. Errors: `out_of_bounds` for what is not within the region;
   /// `not_found` for what is not in present blocks;
-  /// `access_denied` where this process may not write either (see map()).
+  /// `access_denied` where this process may not write either (see map()); `fault` where a page is gone
+  /// of memory that may fault, after a part was written.
   [[nodiscard]] Result<void> load_image(std::uint64_t offset,
                                         std::span<const std::byte> bytes) const;
   /// Reads up to `size` bytes from a descriptor to `offset`; gives how many, fewer at the end of the
@@ -239,7 +264,8 @@ class VMSPACE_EXPORT MemoryRegion {
   struct Memory {
     MemoryMapping mapping;
     Applied huge_pages;
-    mutable DirtyBitmap dirty;  // thread-safe by itself
+    std::optional<FaultGuard> guard;  // if the memory may fault
+    mutable DirtyBitmap dirty;        // thread-safe by itself
   };
 
   MemoryRegion(AddressSpaceRegionPtr description, std::shared_ptr<const Memory> memory) noexcept
@@ -251,7 +277,8 @@ class VMSPACE_EXPORT MemoryRegion {
         whole_(std::move(whole)) {}
 
   [[nodiscard]] static MemoryRegionPtr of_mapping(AddressSpaceRegionPtr description,
-                                                  MemoryMapping mapping, Applied huge_pages);
+                                                  MemoryMapping mapping, Applied huge_pages,
+                                                  std::optional<FaultGuard> guard = {});
   /// The region of `whole` in which these blocks are present; null for all of it.
   [[nodiscard]] static MemoryRegionPtr in_parts(MemoryRegionPtr whole, PresentBlocksPtr blocks);
   [[nodiscard]] Result<void> check_move(const AddressSpaceRegion& moved,

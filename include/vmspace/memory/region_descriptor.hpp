@@ -38,26 +38,14 @@ struct RegionDescriptor {
 [[nodiscard]] VMSPACE_EXPORT Result<std::vector<RegionDescriptor>> describe_regions(
     const GuestMemory& memory);
 
-/// What to do with memory whose owner can still remove pages from it (Backing::can_lose_pages), by
-/// truncating a file that is not sealed against that, or by punching huge pages out of a hugetlb
-/// file. Touching a removed page raises SIGBUS in this process, not in the owner's.
-///
-/// This library's own memfds of small pages are sealed, and so are those of QEMU's
-/// memory-backend-memfd. QEMU's memory-backend-file, in /dev/shm or hugetlbfs, and DPDK's files and
-/// memfds are not: to serve their guests, use `accept` and trust the owner.
-enum class Unsealed : std::uint8_t {
-  accept,  ///< map it, and take the risk
-  refuse,  ///< return `access_denied`
-};
-
 /// Maps what another process described, trusting none of it. The descriptors are duplicated; the
 /// caller closes its own. Errors, each naming the region: `access_denied` for memory that can lose
-/// pages, unless that is accepted; `invalid_argument` for unknown protection bits, and for an
+/// pages, unless that is accepted or guarded (see Unsealed); `invalid_argument` for unknown protection bits, and for an
 /// `unsealed` that is not a named value; `limit_exceeded` above GuestMemory::max_regions; those of
 /// Backing::open (a file shorter than described is `out_of_bounds`), AddressSpaceRegion::make,
 /// MemoryRegion::map and GuestMemory::from_regions; nothing stays mapped then. A few system calls a
 /// region.
 [[nodiscard]] VMSPACE_EXPORT Result<GuestMemory> map_regions(
-    std::span<const RegionDescriptor> regions, Unsealed unsealed = Unsealed::refuse);
+    std::span<const RegionDescriptor> regions, Unsealed unsealed = Unsealed::guard);
 
 }  // namespace vmspace

@@ -105,6 +105,7 @@ std::string list_text(const Values& values) {
     case Errc::unsupported: return "unsupported";
     case Errc::os: return "os";
     case Errc::inconsistent: return "inconsistent";
+    case Errc::fault: return "fault";
   }
   return "Errc " + std::to_string(static_cast<int>(code));
 }

@@ -65,7 +65,12 @@ template <typename T>
 
 /// The enumerator's name.
 [[nodiscard]] inline std::string to_text(Unsealed unsealed) {
-  return unsealed == Unsealed::accept ? "accept" : "refuse";
+  switch (unsealed) {
+    case Unsealed::accept: return "accept";
+    case Unsealed::refuse: return "refuse";
+    case Unsealed::guard: return "guard";
+  }
+  return "Unsealed " + std::to_string(static_cast<int>(unsealed));
 }
 
 }  // namespace vmspace

@@ -21,7 +21,7 @@
 //   reader.park();                               // before it sleeps
 //
 // Nothing that a message says is trusted. What can't be checked is whether the VMM truncates the
-// files of its memory later: see Unsealed.
+// files of its memory later: install a FaultGuard before, or see Unsealed.
 //
 // Source: QEMU's docs/interop/vhost-user.rst.
 
@@ -52,8 +52,9 @@ struct VhostUserMap {
 
 /// How memory is taken from a front-end; an aggregate for designated initialisers.
 struct VhostUserBackendOptions {
-  /// What to do with files that their owner can truncate, or punch huge pages out of.
-  Unsealed unsealed = Unsealed::refuse;
+  /// What to do with files that their owner can truncate, or punch huge pages out of. A log must be
+  /// sealed unless that is accepted: it can't be guarded.
+  Unsealed unsealed = Unsealed::guard;
   /// How many regions the front-end is told that it may add; at most GuestMemory::max_regions.
   std::size_t max_regions = GuestMemory::max_regions;
   /// How long a removal waits for threads that use the memory.

@@ -50,7 +50,8 @@ class VMSPACE_EXPORT VhostUserLog {
   /// Errors: `zero_size`; `misaligned` unless the offset is a multiple of the page size;
   /// `invalid_argument` for what is not a regular file (a memfd is one), and for an `unsealed` that
   /// is not a named value; `out_of_bounds` for a file that ends before the log does; `access_denied`
-  /// for a file whose owner could remove pages of it (see Unsealed), unless that is accepted; `os`.
+  /// for a file whose owner could remove pages of it, unless that is accepted (see Unsealed; a log
+  /// can't be guarded, and `guard` refuses it); `os`.
   /// A few system calls.
   [[nodiscard]] static Result<VhostUserLog> map(const VhostUserLogArea& area,
                                                 Unsealed unsealed = Unsealed::refuse);

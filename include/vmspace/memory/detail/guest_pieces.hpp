@@ -46,7 +46,8 @@ struct GuestPieces {
   static constexpr std::size_t max_count = 65536;
 
   /// Appends the pieces of `ranges`, in order, and, when they are to be written, what to mark; gives
-  /// the bytes of all. Neighbours that are contiguous on the host are one piece. Errors, named after
+  /// the bytes of all. Neighbours that are contiguous on the host are one piece. Sets `may_fault`, if
+  /// given, when one of them lies in memory that may fault, else leaves it. Errors, named after
   /// `operation`: those of every access (see guest_memory.hpp); `overflow` when the sizes sum to 2^64
   /// or more; `limit_exceeded` above max_count pieces. The lists are unspecified then. O(ranges +
   /// regions crossed); allocates above inline_pieces.
@@ -54,7 +55,7 @@ struct GuestPieces {
                                                     const GuestMemory& memory,
                                                     std::span<const GuestRange> ranges,
                                                     Access access, Iovecs& iovecs,
-                                                    DirtyParts* written);
+                                                    DirtyParts* written, bool* may_fault = nullptr);
 };
 
 }  // namespace detail
