@@ -451,6 +451,7 @@ class IntervalTree {
                                            typename Tree::Path& at) {
     std::size_t wasted = 0;
     Result<Range> place = find_place(constraint, operation, at, wasted);
+    if (wasted != 0) tree_.settle();
     tree_.learn(constraint, wasted);
     return place;
   }
