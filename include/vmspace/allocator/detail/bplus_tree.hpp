@@ -5,7 +5,7 @@
 //
 // Invariants (each a rule of the Checker):
 //   - all leaves have the same depth, and are linked in address order;
-//   - every node but the root is at least a quarter full; an inner root has at least two children;
+//   - every node but the root is at least a third full; an inner root has at least two children;
 //   - entries ascend and do not overlap; a key in an inner node is the lowest address below a child;
 //   - the summary and aligned lengths that an inner node has for a child are the maxima of those in
 //     the child; for a leaf, those of its free entries, and for the one leaf that is behind, no less.
@@ -163,17 +163,17 @@ class BPlusTree {
 
   // -- changing --------------------------------------------------------------------------------
 
-  /// Whether the leaf must be split to take `n` more entries (1 or 2); if so, has the nodes for it in
-  /// stock. Throws std::bad_alloc.
+  /// Whether the leaf must be split, or give entries to a sibling, to take `n` more (1 or 2); if so,
+  /// has the nodes for it in stock. Throws std::bad_alloc.
   [[nodiscard]] bool prepare_split(const Path& path, unsigned n) {
     if (path.leaf->count + n <= node_capacity) return false;
     prepare_split_nodes(path);
     return true;
   }
 
-  /// Splits the leaf, as prepared. The path stays at its entry.
+  /// Splits the leaf, or gives entries to a sibling, as prepared. The path stays at its entry.
   void split_if(bool prepared, Path& path) noexcept {
-    if (prepared) split_leaf(path);
+    if (prepared) make_space(path);
   }
 
   /// Inserts the first entry of an empty tree. Throws std::bad_alloc.
@@ -454,15 +454,62 @@ class BPlusTree {
   /// Has the nodes in stock to split the leaf, each ancestor that is full in turn, and the root if it
   /// is one.
   [[gnu::noinline]] void prepare_split_nodes(const Path& path) {
+    if (left_of_roomy_pair(path) != node_capacity) return;
     unsigned level = 0;
     while (level < height_ && path.ancestors[level].node->count == node_capacity)
       ++level;
     stock_.prepare({.leaves = 1, .inner = level + (level == height_)});
   }
 
+  /// The leaf is full: which slot of its parent has the left one of the leaf and a sibling that has
+  /// space; 32 when neither sibling has. One that is nearly full does not count, as it would soon have to
+  /// give what it got to the next.
+  [[nodiscard]] unsigned left_of_roomy_pair(const Path& path) const noexcept {
+    if (height_ == 0) return node_capacity;
+    const PathStep& step = path.ancestors[0];
+    const auto is_roomy = [&step](unsigned slot) {
+      return step.node->child[slot]->count <= node_roomy;
+    };
+    if (step.slot > 0 && is_roomy(step.slot - 1)) return step.slot - 1;
+    if (step.slot + 1 < step.node->count && is_roomy(step.slot + 1)) return step.slot;
+    return node_capacity;
+  }
+
+  /// Makes space in the full leaf: gives entries to a sibling, or else splits it.
+  [[gnu::noinline]] void make_space(Path& path) noexcept {
+    settle();  // it may be this leaf or the sibling
+    const unsigned slot = left_of_roomy_pair(path);
+    if (slot == node_capacity) {
+      split_leaf(path);
+    } else {
+      share_with_sibling(path, slot);
+    }
+  }
+
+  /// Evens out the leaf and its sibling, of which the left one is in this slot of their parent. What has
+  /// been filled in one direction goes on like that: there the sibling is filled up.
+  void share_with_sibling(Path& path, unsigned slot) noexcept {
+    PathStep& step = path.ancestors[0];
+    Inner& parent = *step.node;
+    Leaf<T>* const left = static_cast<Leaf<T>*>(parent.child[slot]);
+    Leaf<T>* const right = static_cast<Leaf<T>*>(parent.child[slot + 1]);
+    const unsigned total = left->count + right->count;
+    const unsigned pos = path.pos + (path.leaf == right ? left->count : 0);
+    unsigned in_left = total / 2;
+    if (right == last_ && pos + 1 >= total) in_left = node_capacity;
+    if (left == first_ && pos == 0) in_left = total - node_capacity;
+    Leaf<T>::redistribute(*left, *right, in_left);
+    parent.summarise(slot, *left, learned_);
+    parent.summarise(slot + 1, *right, learned_);
+    parent.key[slot + 1] = right->min[0];
+    const bool in_right = pos >= in_left;
+    step.slot = slot + in_right;
+    path.leaf = in_right ? right : left;
+    path.pos = pos - (in_right ? in_left : 0);
+  }
+
   /// Splits the leaf, and every ancestor that is full in turn.
-  [[gnu::noinline]] void split_leaf(Path& path) noexcept {
-    if (behind_ == path.leaf) settle();
+  void split_leaf(Path& path) noexcept {
     Leaf<T>* const left = path.leaf;
     Leaf<T>* const right = stock_.take_leaf();
     right->prev = left;
@@ -559,7 +606,7 @@ class BPlusTree {
     N& left = *left_node;
     N& right = *right_node;
     const unsigned total = left.count + right.count;
-    if (total > node_merged) {
+    if (total > node_roomy) {
       N::redistribute(left, right, total / 2);
       parent.summarise(slot, left, learned_);
       parent.summarise(slot + 1, right, learned_);

@@ -31,12 +31,13 @@ namespace vmspace::detail {
 /// Entries in a leaf, children of an inner node.
 inline constexpr unsigned node_capacity = 32;
 
-/// Every node but the root has at least this many.
-inline constexpr unsigned node_minimum = node_capacity / 4;
+/// Every node but the root has at least this many: a third.
+inline constexpr unsigned node_minimum = (node_capacity + 2) / 3;
 
-/// Two siblings are merged when together they have at most this many: fewer than fit, so that the
-/// next insertion does not split them again.
-inline constexpr unsigned node_merged = node_capacity * 3 / 4;
+/// A node that has at most this many has space for more: two siblings are merged when together they have
+/// no more, and a full leaf gives entries to a sibling that has no more. Fewer than fit, so that the
+/// next insertions find space.
+inline constexpr unsigned node_roomy = node_capacity - 6;
 
 /// Ascending keys; unused ones are 2^64-1.
 struct Keys {
