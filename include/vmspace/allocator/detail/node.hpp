@@ -333,15 +333,19 @@ struct Inner : Node {
   /// The first child from `slot` on that may have a fit, as may_fit() has it; 32 when there is none.
   [[nodiscard]] unsigned next_candidate(const Request& request, unsigned row,
                                         unsigned slot) const noexcept {
-    for (unsigned group = slot / 8 * 8; group < count; group += 8) {
-      std::uint64_t may = request.may_fit(order + group, zeros + group);
-      if (group < slot) may = may >> (slot - group) * 8 << (slot - group) * 8;
+    if (slot >= count) return node_capacity;
+    unsigned group = slot / 8 * 8;
+    std::uint64_t may = request.may_fit(order + group, zeros + group);
+    may &= ~std::uint64_t{0} << (slot - group) * 8;
+    for (;;) {
       for (; may != 0; may &= may - 1) {
         const unsigned found = group + static_cast<unsigned>(std::countr_zero(may)) / 8;
         if (lengths(row)[found] >= request.size()) return found;
       }
+      group += 8;
+      if (group >= count) return node_capacity;
+      may = request.may_fit(order + group, zeros + group);
     }
-    return node_capacity;
   }
 
   template <typename N>
