@@ -185,8 +185,8 @@ class IntervalTree {
   /// amortised O(log n) for up to four alignments: a call may be O(n) while the tree has not learned
   /// its alignment, which it does before such calls have cost O(n) together. One more alignment takes
   /// the place of another, which pays less often; then a call may be O(n) again. best_match: tests up
-  /// to every free range of the window that may fit, which takes a
-  /// few nanoseconds each, and stops at one that is exactly as long as asked for.
+  /// to every free range of the window that may fit, which takes a few nanoseconds each; it stops at
+  /// one that is just as long as asked for.
   [[nodiscard]] Result<Range> allocate(const Constraint& constraint) {
     typename Tree::Path at;
     const Result<Range> place = choose_place(constraint, "IntervalTree::allocate", at);
