@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What else one could use to give out ranges, behind the calls that the workloads of allocator_bench
-// make: allocate, free and, where ranges are kept in address order, find.
+// make: allocate, free and, where ranges are kept in address order, find. Those of Abseil and LLVM are
+// there where CMake has found these libraries (Debian's libabsl-dev and llvm-dev).
 //
 // The namespace is unnamed although this is a header: GCC inlines less of what has external linkage,
 // and the baselines must not differ in that from the rest of the program.
@@ -20,6 +21,13 @@
 
 #include <boost/icl/interval_map.hpp>
 #include <boost/icl/interval_set.hpp>
+
+#if VMSPACE_BENCH_ABSL
+#include <absl/container/btree_map.h>
+#endif
+#if VMSPACE_BENCH_LLVM
+#include <llvm/ADT/IntervalMap.h>
+#endif
 
 namespace {
 
@@ -47,14 +55,13 @@ std::optional<std::uint64_t> place_in(std::uint64_t lo, std::uint64_t hi, const 
   return place;
 }
 
-/// What most VMMs have: two std::map, walked from the lowest free range.
-class StdMap {
+/// Two ordered maps, walked from the lowest free range.
+template <template <typename, typename> typename Map>
+class TwoMaps {
  public:
-  static constexpr const char* name = "std_map";
   static constexpr bool ordered = true;
-  static constexpr bool complete = true;
 
-  StdMap(std::uint64_t min, std::uint64_t max) { free_.emplace(min, max); }
+  TwoMaps(std::uint64_t min, std::uint64_t max) { free_.emplace(min, max); }
 
   std::optional<Live> allocate(const Want& want) {
     auto it = free_.upper_bound(want.min);
@@ -120,9 +127,87 @@ class StdMap {
     std::uint64_t max;
     std::uint64_t value;
   };
-  std::map<std::uint64_t, Taken> live_;
-  std::map<std::uint64_t, std::uint64_t> free_;
+  Map<std::uint64_t, Taken> live_;
+  Map<std::uint64_t, std::uint64_t> free_;
 };
+
+template <typename K, typename V>
+using PlainMap = std::map<K, V>;
+
+/// What most VMMs have.
+class StdMap : public TwoMaps<PlainMap> {
+ public:
+  static constexpr const char* name = "std_map";
+  static constexpr bool complete = true;
+
+  using TwoMaps::TwoMaps;
+};
+
+#if VMSPACE_BENCH_ABSL
+template <typename K, typename V>
+using BTreeMap = absl::btree_map<K, V>;
+
+class AbslBTree : public TwoMaps<BTreeMap> {
+ public:
+  static constexpr const char* name = "absl_btree";
+
+  using TwoMaps::TwoMaps;
+};
+#endif
+
+#if VMSPACE_BENCH_LLVM
+/// LLVM's IntervalMap, which joins free ranges by itself; finding a place is a walk too.
+class LlvmIntervalMap {
+ public:
+  static constexpr const char* name = "llvm_interval_map";
+  static constexpr bool ordered = true;
+
+  LlvmIntervalMap(std::uint64_t min, std::uint64_t max) { free_.insert(min, max, 0); }
+
+  std::optional<Live> allocate(const Want& want) {
+    for (auto it = free_.find(want.min); it.valid() && it.start() <= want.max; ++it) {
+      const std::uint64_t lo = it.start();
+      const std::uint64_t hi = it.stop();
+      const auto place = place_in(lo, hi, want);
+      if (!place) continue;
+      const std::uint64_t last = *place + (want.size - 1);
+      if (*place == lo && last == hi) {
+        it.erase();
+      } else if (*place == lo) {
+        it.setStart(last + 1);
+      } else {
+        it.setStop(*place - 1);
+        if (last != hi) {
+          ++it;
+          it.insert(last + 1, hi, 0);
+        }
+      }
+      // Values tell neighbours apart, or the map would join them.
+      live_.insert(*place, last, *place);
+      return Live{*place, want.size};
+    }
+    return std::nullopt;
+  }
+
+  bool free(const Live& live) {
+    auto it = live_.find(live.base);
+    if (!it.valid() || it.start() != live.base || it.stop() != live.base + (live.size - 1)) {
+      return false;
+    }
+    it.erase();
+    free_.insert(live.base, live.base + (live.size - 1), 0);
+    return true;
+  }
+
+ private:
+  using Free = llvm::IntervalMap<std::uint64_t, char>;
+  using Taken = llvm::IntervalMap<std::uint64_t, std::uint64_t>;
+  Free::Allocator free_nodes_;
+  Taken::Allocator taken_nodes_;
+  Free free_{free_nodes_};
+  Taken live_{taken_nodes_};
+};
+#endif
 
 /// Boost.ICL, which joins and splits by itself; finding a place is a walk too.
 class Icl {

@@ -5,7 +5,8 @@
 // Names are workload/implementation/n. Each implementation does the same work through its public
 // calls: it knows the live ranges with a 64-bit value each, refuses to free what it does not know,
 // and gives out the lowest place that fits; but for `unordered`, which gives any place in constant
-// time and shows what address order costs. Seeds are fixed. Unless told otherwise, every case runs
+// time and shows what address order costs. `absl_btree` and `llvm_interval_map` are there where CMake finds
+// Abseil and LLVM (Debian: libabsl-dev, llvm-dev). Seeds are fixed. Unless told otherwise, every case runs
 // five times, in random order, so that a busy moment of the machine does not fall on one of them
 // alone:
 //
@@ -324,46 +325,55 @@ void sequential(benchmark::State& state, std::size_t n) {
   state.SetItemsProcessed(state.iterations() * static_cast<std::int64_t>(n));
 }
 
+constexpr std::array<std::size_t, 4> sizes = {100, 1'000, 10'000, 100'000};
+
+template <typename A>
+void add(const std::string& workload, std::size_t n, void (*run)(benchmark::State&, std::size_t)) {
+  benchmark::RegisterBenchmark((workload + "/" + A::name + "/" + std::to_string(n)).c_str(),
+                               [=](benchmark::State& state) { run(state, n); });
+}
+
+/// What every implementation is measured by.
+template <typename A>
+void add_common() {
+  for (const std::size_t n : sizes) {
+    add<A>("fill", n, fill<A>);
+    add<A>("churn", n, churn<A, churn_want>);
+    if constexpr (A::ordered) add<A>("window", n, churn<A, window_want>);
+  }
+}
+
 template <typename A>
 void add_all() {
-  constexpr std::array<std::size_t, 4> sizes = {100, 1'000, 10'000, 100'000};
-  const auto add = [](std::string workload, std::size_t n, auto run) {
-    benchmark::RegisterBenchmark((workload + "/" + A::name + "/" + std::to_string(n)).c_str(),
-                                 [=](benchmark::State& state) { run(state, n); });
-  };
-  for (const std::size_t n : sizes) {
-    add("fill", n, fill<A>);
-    add("churn", n, churn<A, churn_want>);
-    if constexpr (A::ordered) {
-      add("window", n, churn<A, window_want>);
-      // To warm up what walks, at the largest size, takes ten minutes.
-      if (n < sizes.back() || std::is_same_v<A, Vmspace>) add("mixed", n, churn<A, mixed_want>);
-      add("lookup", n, lookup<A>);
-    }
-  }
+  add_common<A>();
   if constexpr (A::ordered) {
-    add("ids", 1024, ids<A>);
     for (const std::size_t n : sizes) {
-      add("misfit_a", n, [](benchmark::State& state, std::size_t count) {
+      // To warm up what walks, at the largest size, takes ten minutes.
+      if (n < sizes.back() || std::is_same_v<A, Vmspace>) add<A>("mixed", n, churn<A, mixed_want>);
+      add<A>("lookup", n, lookup<A>);
+    }
+    add<A>("ids", 1024, ids<A>);
+    for (const std::size_t n : sizes) {
+      add<A>("misfit_a", n, [](benchmark::State& state, std::size_t count) {
         misfit<A>(state, count, 5 * page, 4 * page, 2 * page,
                   {.size = 2 * page, .align = 2 * page});
       });
-      add("misfit_b", n, [](benchmark::State& state, std::size_t count) {
+      add<A>("misfit_b", n, [](benchmark::State& state, std::size_t count) {
         misfit<A>(state, count, 5 * page, 4 * page, 2 * page, {.size = page, .align = 2_MiB});
       });
-      add("misfit_c", n, [](benchmark::State& state, std::size_t count) {
+      add<A>("misfit_c", n, [](benchmark::State& state, std::size_t count) {
         misfit<A>(state, count, 2_MiB - 2 * page, 2_MiB, 3 * page,
                   {.size = 2 * page, .align = 2_MiB});
       });
-      add("odd3", n, [](benchmark::State& state, std::size_t count) {
+      add<A>("odd3", n, [](benchmark::State& state, std::size_t count) {
         misfit<A>(state, count, 5 * page, 4 * page, 3 * page,
                   {.size = 3 * page, .align = 2 * page});
       });
-      add("long_short", n, long_short<A>);
-      add("dma32", n, dma32<A>);
+      add<A>("long_short", n, long_short<A>);
+      add<A>("dma32", n, dma32<A>);
       if constexpr (A::complete) {
-        add("best_fit", n, best_fit<A>);
-        add("sequential", n, sequential<A>);
+        add<A>("best_fit", n, best_fit<A>);
+        add<A>("sequential", n, sequential<A>);
       }
     }
   }
@@ -386,7 +396,13 @@ int main(int argc, char** argv) {
   add_all<Vmspace>();
   add_all<StdMap>();
   add_all<Icl>();
-  add_all<Unordered>();
+  add_common<Unordered>();
+#if VMSPACE_BENCH_ABSL
+  add_common<AbslBTree>();
+#endif
+#if VMSPACE_BENCH_LLVM
+  add_common<LlvmIntervalMap>();
+#endif
   benchmark::Initialize(&count, args.data());
   if (benchmark::ReportUnrecognizedArguments(count, args.data())) return 1;
   benchmark::RunSpecifiedBenchmarks();

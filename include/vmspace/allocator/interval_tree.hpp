@@ -33,7 +33,14 @@
 //
 // Splitting a free range and merging one back change entries in place: a neighbour grows or shrinks,
 // and at most two entries are added or removed beside it. Then summaries are made exact again, from
-// the leaf upwards, until one stays as it was.
+// the leaf upwards, until one stays as it was. There is one exception: after a piece has been cut from a
+// range that is long enough for another, that leaf's summary stays as it was, too high, because the
+// next piece usually comes from there again. At most one leaf is left behind like that, so a search
+// enters at most one leaf in vain for it; const calls need not correct anything.
+//
+// A leaf that is full gives entries to a sibling that has space, and is split only where there is none.
+// Where entries come in ascending or descending order, the sibling is filled up, so that a tree built
+// that way has full leaves.
 //
 // Longer than 450 lines: it is one class, whose calls are short, and most of it says what they do.
 
@@ -178,7 +185,8 @@ class IntervalTree {
   /// amortised O(log n) for up to four alignments: a call may be O(n) while the tree has not learned
   /// its alignment, which it does before such calls have cost O(n) together. One more alignment takes
   /// the place of another, which pays less often; then a call may be O(n) again. best_match: tests up
-  /// to every free range of the window that may fit.
+  /// to every free range of the window that may fit, which takes a few nanoseconds each; it stops at
+  /// one that is just as long as asked for.
   [[nodiscard]] Result<Range> allocate(const Constraint& constraint) {
     typename Tree::Path at;
     const Result<Range> place = choose_place(constraint, "IntervalTree::allocate", at);
@@ -451,6 +459,7 @@ class IntervalTree {
                                            typename Tree::Path& at) {
     std::size_t wasted = 0;
     Result<Range> place = find_place(constraint, operation, at, wasted);
+    if (wasted != 0) tree_.settle();
     tree_.learn(constraint, wasted);
     return place;
   }

@@ -39,6 +39,12 @@ class AncestorSummaries {
     if (may_lower(lo, hi, piece)) lower_summaries();
   }
 
+  /// Whether cut() may have anything to tell.
+  [[nodiscard]] bool is_affected_by_cut(std::uint64_t lo, std::uint64_t hi,
+                                        const Range& piece) const noexcept {
+    return learned_.any() || may_lower(lo, hi, piece);
+  }
+
   /// The leaf has gained the free entry [lo, hi].
   void grow(std::uint64_t lo, std::uint64_t hi) const noexcept {
     if (height_ == 0) return;

@@ -5,12 +5,17 @@
 //
 // Invariants (each a rule of the Checker):
 //   - all leaves have the same depth, and are linked in address order;
-//   - every node but the root is at least a quarter full; an inner root has at least two children;
+//   - every node but the root is at least a third full; an inner root has at least two children;
 //   - entries ascend and do not overlap; a key in an inner node is the lowest address below a child;
-//   - the summaries and aligned lengths in an inner node are exact for the subtree of each child.
+//   - the summary and aligned lengths that an inner node has for a child are the maxima of those in
+//     the child; for a leaf, those of its free entries, and for the one leaf that is behind, no less.
 //
 // A change works on a Path: an entry, and the way to it from the root. The leaf is changed first;
-// then its ancestors are told (ancestor_summaries.hpp).
+// then its ancestors are told (ancestor_summaries.hpp). Telling them is half the work where one piece
+// after the other is cut from a long free range, and of no use: it makes searches skip the leaf, and
+// the next piece is there again. So then they are not told: the leaf is `behind` until another leaf
+// is, until it is split or merged, or until a search tries leaves in vain, which it may be the cause
+// of. Only one leaf is behind at a time, so that what a search loses by it is one descent.
 //
 // Only reserve(), prepare_split() and insert_first() allocate, and nothing else can fail. Adding an
 // entry allocates first, then moves the value, then changes the tree. Removal merges or evens out
@@ -61,6 +66,7 @@ class BPlusTree {
     learned_ = other.learned_;
     stock_.count_as(other.stock_);
     clone_subtree(root_, *other.root_, height_, first_, last_);
+    if (other.behind_ != nullptr) behind_ = upper_bound(other.behind_->min[0]).leaf;
   }
   BPlusTree(BPlusTree&& other) noexcept : BPlusTree() { swap(other); }
   BPlusTree& operator=(const BPlusTree&) = delete;
@@ -71,6 +77,7 @@ class BPlusTree {
     std::swap(last_, other.last_);
     std::swap(height_, other.height_);
     std::swap(size_, other.size_);
+    std::swap(behind_, other.behind_);
     std::swap(learned_, other.learned_);
     stock_.swap(other.stock_);
   }
@@ -79,7 +86,7 @@ class BPlusTree {
   void clear() noexcept {
     destroy_subtree<T>(root_, height_);
     root_ = nullptr;
-    first_ = last_ = nullptr;
+    first_ = last_ = behind_ = nullptr;
     height_ = 0;
     size_ = 0;
     learned_ = {};
@@ -156,17 +163,17 @@ class BPlusTree {
 
   // -- changing --------------------------------------------------------------------------------
 
-  /// Whether the leaf must be split to take `n` more entries (1 or 2); if so, has the nodes for it in
-  /// stock. Throws std::bad_alloc.
+  /// Whether the leaf must be split, or give entries to a sibling, to take `n` more (1 or 2); if so,
+  /// has the nodes for it in stock. Throws std::bad_alloc.
   [[nodiscard]] bool prepare_split(const Path& path, unsigned n) {
     if (path.leaf->count + n <= node_capacity) return false;
     prepare_split_nodes(path);
     return true;
   }
 
-  /// Splits the leaf, as prepared. The path stays at its entry.
+  /// Splits the leaf, or gives entries to a sibling, as prepared. The path stays at its entry.
   void split_if(bool prepared, Path& path) noexcept {
-    if (prepared) split_leaf(path);
+    if (prepared) make_space(path);
   }
 
   /// Inserts the first entry of an empty tree. Throws std::bad_alloc.
@@ -210,7 +217,7 @@ class BPlusTree {
       leaf.max[path.pos + 1] = hi;
       leaf.free.set(path.pos + 1);
     }
-    above(path).cut(lo, hi, piece);
+    tell_of_cut(path, lo, hi, piece);
   }
 
   /// Takes `piece` out of the free entry at the path and out of the tree; what is left on either side
@@ -224,7 +231,7 @@ class BPlusTree {
     const bool tail = piece.max() != hi;
     if (!head && !tail) {
       if (!drop_entries(path, 1)) return;
-      above(path).cut(lo, hi, piece);
+      tell_of_cut(path, lo, hi, piece);
       rebalance(path);
       return;
     }
@@ -239,7 +246,7 @@ class BPlusTree {
       leaf.min[pos] = piece.max() + 1;
       if (pos == 0) propagate_key(path);
     }
-    above(path).cut(lo, hi, piece);
+    tell_of_cut(path, lo, hi, piece);
   }
 
   /// Which free entries touch a range that is not in the tree. The path is where upper_bound() finds
@@ -326,8 +333,13 @@ class BPlusTree {
   /// Removes `n` entries at the path, whose values have been destroyed.
   void remove(Path& path, unsigned n) noexcept {
     if (!drop_entries(path, n)) return;
-    above(path).shrink();
+    tell_of_loss(path);
     rebalance(path);
+  }
+
+  /// Tells the ancestors of the leaf that is behind, if there is one, what they have not been told.
+  void settle() noexcept {
+    if (behind_ != nullptr) tell_of_behind();
   }
 
   // -- learning --------------------------------------------------------------------------------
@@ -352,7 +364,7 @@ class BPlusTree {
 
   /// The first rule that the structure breaks, as text; null when it breaks none. O(n).
   [[nodiscard]] const char* check() const noexcept {
-    return Checker<T>{root_, first_, last_, size_, height_, learned_}.first_broken_rule();
+    return Checker<T>{root_, first_, last_, behind_, size_, height_, learned_}.first_broken_rule();
   }
 
  private:
@@ -400,6 +412,35 @@ class BPlusTree {
     return {path, height_, learned_};
   }
 
+  [[gnu::noinline]] void tell_of_behind() noexcept {
+    Path path;
+    upper_bound(behind_->min[0], path);
+    tell_of_loss(path);
+  }
+
+  /// Tells the ancestors that free entries of the leaf have shrunk or gone.
+  void tell_of_loss(const Path& path) noexcept {
+    if (behind_ == path.leaf) behind_ = nullptr;
+    above(path).shrink();
+  }
+
+  /// Tells the ancestors that the free entry [lo, hi] has shrunk to what is left of it around `piece`;
+  /// or leaves the leaf behind, where it has space for such a piece again.
+  void tell_of_cut(const Path& path, std::uint64_t lo, std::uint64_t hi,
+                   const Range& piece) noexcept {
+    if (height_ == 0) return;
+    const std::uint64_t left = std::max(piece.min() - lo, hi - piece.max());
+    const bool again = left > piece.max() - piece.min();
+    if (behind_ == path.leaf) {
+      if (!again) tell_of_loss(path);
+    } else if (!again) {
+      above(path).cut(lo, hi, piece);
+    } else if (above(path).is_affected_by_cut(lo, hi, piece)) {
+      settle();
+      behind_ = path.leaf;
+    }
+  }
+
   /// The leaf's first key has changed: updates it in the ancestors that hold it.
   void propagate_key(const Path& path) noexcept {
     for (unsigned level = 0; level < height_; ++level) {
@@ -413,14 +454,62 @@ class BPlusTree {
   /// Has the nodes in stock to split the leaf, each ancestor that is full in turn, and the root if it
   /// is one.
   [[gnu::noinline]] void prepare_split_nodes(const Path& path) {
+    if (left_of_roomy_pair(path) != node_capacity) return;
     unsigned level = 0;
     while (level < height_ && path.ancestors[level].node->count == node_capacity)
       ++level;
     stock_.prepare({.leaves = 1, .inner = level + (level == height_)});
   }
 
+  /// The leaf is full: which slot of its parent has the left one of the leaf and a sibling that has
+  /// space; 32 when neither sibling has. One that is nearly full does not count, as it would soon have to
+  /// give what it got to the next.
+  [[nodiscard]] unsigned left_of_roomy_pair(const Path& path) const noexcept {
+    if (height_ == 0) return node_capacity;
+    const PathStep& step = path.ancestors[0];
+    const auto is_roomy = [&step](unsigned slot) {
+      return step.node->child[slot]->count <= node_roomy;
+    };
+    if (step.slot > 0 && is_roomy(step.slot - 1)) return step.slot - 1;
+    if (step.slot + 1 < step.node->count && is_roomy(step.slot + 1)) return step.slot;
+    return node_capacity;
+  }
+
+  /// Makes space in the full leaf: gives entries to a sibling, or else splits it.
+  [[gnu::noinline]] void make_space(Path& path) noexcept {
+    settle();  // it may be this leaf or the sibling
+    const unsigned slot = left_of_roomy_pair(path);
+    if (slot == node_capacity) {
+      split_leaf(path);
+    } else {
+      share_with_sibling(path, slot);
+    }
+  }
+
+  /// Evens out the leaf and its sibling, of which the left one is in this slot of their parent. What has
+  /// been filled in one direction goes on like that: there the sibling is filled up.
+  void share_with_sibling(Path& path, unsigned slot) noexcept {
+    PathStep& step = path.ancestors[0];
+    Inner& parent = *step.node;
+    Leaf<T>* const left = static_cast<Leaf<T>*>(parent.child[slot]);
+    Leaf<T>* const right = static_cast<Leaf<T>*>(parent.child[slot + 1]);
+    const unsigned total = left->count + right->count;
+    const unsigned pos = path.pos + (path.leaf == right ? left->count : 0);
+    unsigned in_left = total / 2;
+    if (right == last_ && pos + 1 >= total) in_left = node_capacity;
+    if (left == first_ && pos == 0) in_left = total - node_capacity;
+    Leaf<T>::redistribute(*left, *right, in_left);
+    parent.summarise(slot, *left, learned_);
+    parent.summarise(slot + 1, *right, learned_);
+    parent.key[slot + 1] = right->min[0];
+    const bool in_right = pos >= in_left;
+    step.slot = slot + in_right;
+    path.leaf = in_right ? right : left;
+    path.pos = pos - (in_right ? in_left : 0);
+  }
+
   /// Splits the leaf, and every ancestor that is full in turn.
-  [[gnu::noinline]] void split_leaf(Path& path) noexcept {
+  void split_leaf(Path& path) noexcept {
     Leaf<T>* const left = path.leaf;
     Leaf<T>* const right = stock_.take_leaf();
     right->prev = left;
@@ -488,6 +577,7 @@ class BPlusTree {
   /// Restores the minimum fill of the leaf after a removal.
   void rebalance(Path& path) noexcept {
     if (height_ == 0 || path.leaf->count >= node_minimum) return;
+    settle();  // it may be this leaf or the sibling
     if (merge_or_redistribute<Leaf<T>>(path.ancestors[0])) rebalance_inner(path, 0);
   }
 
@@ -516,7 +606,7 @@ class BPlusTree {
     N& left = *left_node;
     N& right = *right_node;
     const unsigned total = left.count + right.count;
-    if (total > node_merged) {
+    if (total > node_roomy) {
       N::redistribute(left, right, total / 2);
       parent.summarise(slot, left, learned_);
       parent.summarise(slot + 1, right, learned_);
@@ -537,6 +627,7 @@ class BPlusTree {
   Node* root_ = nullptr;
   Leaf<T>* first_ = nullptr;
   Leaf<T>* last_ = nullptr;
+  Leaf<T>* behind_ = nullptr;  ///< whose ancestors believe that more is free in it than there is
   std::size_t size_ = 0;
   unsigned height_ = 0;  ///< levels of inner nodes; 0 when the root is a leaf
   LearnedAlignments learned_;

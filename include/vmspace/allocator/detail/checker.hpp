@@ -21,19 +21,29 @@ namespace vmspace::detail {
 template <typename T>
 class Checker {
  public:
-  Checker(const Node* root, const Leaf<T>* first, const Leaf<T>* last, std::size_t size,
-          unsigned height, const LearnedAlignments& learned) noexcept
-      : root_(root), first_(first), last_(last), size_(size), height_(height), learned_(learned) {}
+  Checker(const Node* root, const Leaf<T>* first, const Leaf<T>* last, const Leaf<T>* behind,
+          std::size_t size, unsigned height, const LearnedAlignments& learned) noexcept
+      : root_(root),
+        first_(first),
+        last_(last),
+        behind_(behind),
+        size_(size),
+        height_(height),
+        learned_(learned) {}
 
   /// The text of the rule; null when all hold.
   [[nodiscard]] const char* first_broken_rule() noexcept {
     if (root_ == nullptr) {
-      const bool nothing = size_ == 0 && height_ == 0 && first_ == nullptr && last_ == nullptr;
+      const bool nothing =
+          size_ == 0 && height_ == 0 && first_ == nullptr && last_ == nullptr && behind_ == nullptr;
       return nothing ? nullptr : "an empty tree must have no size, height or leaves";
     }
     check(*root_, height_);
     if (broken_ != nullptr) return broken_;
     if (leaf_ != last_ || last_->next != nullptr) return "the last leaf must end the chain";
+    if (behind_ != nullptr && (height_ == 0 || !has_seen_behind_)) {
+      return "a leaf that is behind must have ancestors";
+    }
     if (entries_ != size_) return "size() must be the number of entries";
     return nullptr;
   }
@@ -47,7 +57,7 @@ class Checker {
   /// Checks a subtree; returns its summary.
   FreeSummary check(const Node& node, unsigned level) noexcept {
     const unsigned least = &node != root_ ? node_minimum : level == 0 ? 1 : 2;
-    if (node.count < least) return broken("a node must be at least a quarter full");
+    if (node.count < least) return broken("a node must be at least a third full");
     if (node.count > node_capacity) return broken("a node must have at most 32 entries");
     if (level == 0) return check_leaf(static_cast<const Leaf<T>&>(node));
 
@@ -74,15 +84,17 @@ class Checker {
       if (inner.key[i] != static_cast<const Leaf<T>*>(leftmost)->min[0]) {
         return broken("a key must be the lowest address below its child");
       }
-      if (check(*inner.child[i], level - 1) != inner.summary_of(i)) {
-        return broken("a summary must be exact for its subtree");
-      }
+      FreeSummary free = check(*inner.child[i], level - 1);
+      const bool is_behind = inner.child[i] == behind_;
+      if (is_behind) free.merge(inner.summary_of(i));  // the bound may be above, not below
+      if (free != inner.summary_of(i)) return broken("a summary must be exact for its subtree");
       for (unsigned row = 1; row < learned_.rows(); ++row) {
         // What is below has been checked: its own row is exact.
         const std::uint64_t longest =
             level == 1 ? static_cast<const Leaf<T>*>(inner.child[i])->longest_of(row, learned_)
                        : static_cast<const Inner*>(inner.child[i])->longest_of(row, learned_);
-        if (inner.lengths(row)[i] != longest) {
+        const std::uint64_t known = inner.lengths(row)[i];
+        if (is_behind ? known < longest : known != longest) {
           return broken("an aligned length must be exact for its subtree");
         }
       }
@@ -95,6 +107,7 @@ class Checker {
       return broken("leaves must be linked in order");
     }
     leaf_ = std::addressof(leaf);
+    if (leaf_ == behind_) has_seen_behind_ = true;
     if (leaf.free.from(leaf.count).any() || leaf.valued.from(leaf.count).any()) {
       return broken("an unused entry must have no state");
     }
@@ -117,11 +130,13 @@ class Checker {
   const Node* root_;
   const Leaf<T>* first_;
   const Leaf<T>* last_;
+  const Leaf<T>* behind_;
   std::size_t size_;
   unsigned height_;
   const LearnedAlignments& learned_;
 
-  const Leaf<T>* leaf_ = nullptr;     ///< the last one seen
+  const Leaf<T>* leaf_ = nullptr;  ///< the last one seen
+  bool has_seen_behind_ = false;
   std::size_t entries_ = 0;           ///< seen so far
   std::optional<std::uint64_t> end_;  ///< of the last entry seen
   const char* broken_ = nullptr;

@@ -142,7 +142,8 @@ class Request {
   /// byte i of the result is set when subtree i may fit.
   [[nodiscard]] std::uint64_t may_fit(const std::uint8_t* orders,
                                       const std::uint8_t* zeros) const noexcept {
-    return at_least(orders, order_) & at_least(zeros, zeros_);
+    return (eight_of(orders) + to_reach_high_bits(order_)) &
+           (eight_of(zeros) + to_reach_high_bits(zeros_)) & each_byte * 128;
   }
 
   /// The lowest place in the free range [lo, hi] that satisfies the request.
@@ -168,14 +169,18 @@ class Request {
   }
 
  private:
-  /// Which of eight numbers are at least `least`. None is above 64, so that adding 128 - least to
-  /// each carries into the high bit of its byte and no further.
-  static std::uint64_t at_least(const std::uint8_t* numbers, std::uint8_t least) noexcept {
+  static constexpr std::uint64_t each_byte = 0x0101'0101'0101'0101;
+
+  /// What to add to eight numbers at once, none above 64, to have the high bit of the byte of each that
+  /// is at least `least` set: the sum carries no further.
+  static constexpr std::uint64_t to_reach_high_bits(std::uint8_t least) noexcept {
+    return each_byte * (128U - least);
+  }
+  static std::uint64_t eight_of(const std::uint8_t* numbers) noexcept {
     static_assert(std::endian::native == std::endian::little, "byte 0 is the lowest");
-    constexpr std::uint64_t each = 0x0101'0101'0101'0101;
     std::uint64_t eight;
     std::memcpy(&eight, numbers, sizeof eight);
-    return (eight + each * (128U - least)) & each * 128;
+    return eight;
   }
 
   std::uint64_t size_;

@@ -31,12 +31,13 @@ namespace vmspace::detail {
 /// Entries in a leaf, children of an inner node.
 inline constexpr unsigned node_capacity = 32;
 
-/// Every node but the root has at least this many.
-inline constexpr unsigned node_minimum = node_capacity / 4;
+/// Every node but the root has at least this many: a third.
+inline constexpr unsigned node_minimum = (node_capacity + 2) / 3;
 
-/// Two siblings are merged when together they have at most this many: fewer than fit, so that the
-/// next insertion does not split them again.
-inline constexpr unsigned node_merged = node_capacity * 3 / 4;
+/// A node that has at most this many has space for more: two siblings are merged when together they have
+/// no more, and a full leaf gives entries to a sibling that has no more. Fewer than fit, so that the
+/// next insertions find space.
+inline constexpr unsigned node_roomy = node_capacity - 6;
 
 /// Ascending keys; unused ones are 2^64-1.
 struct Keys {
@@ -332,15 +333,19 @@ struct Inner : Node {
   /// The first child from `slot` on that may have a fit, as may_fit() has it; 32 when there is none.
   [[nodiscard]] unsigned next_candidate(const Request& request, unsigned row,
                                         unsigned slot) const noexcept {
-    for (unsigned group = slot / 8 * 8; group < count; group += 8) {
-      std::uint64_t may = request.may_fit(order + group, zeros + group);
-      if (group < slot) may = may >> (slot - group) * 8 << (slot - group) * 8;
+    if (slot >= count) return node_capacity;
+    unsigned group = slot / 8 * 8;
+    std::uint64_t may = request.may_fit(order + group, zeros + group);
+    may &= ~std::uint64_t{0} << (slot - group) * 8;
+    for (;;) {
       for (; may != 0; may &= may - 1) {
         const unsigned found = group + static_cast<unsigned>(std::countr_zero(may)) / 8;
         if (lengths(row)[found] >= request.size()) return found;
       }
+      group += 8;
+      if (group >= count) return node_capacity;
+      may = request.may_fit(order + group, zeros + group);
     }
-    return node_capacity;
   }
 
   template <typename N>
