@@ -69,11 +69,12 @@ Result<void> check(const char* operation, const IoTlbEntry& entry) {
   return {};
 }
 
-/// Cuts the addresses from `first` to `last` out of the map.
-void cut(IoTlbMap& map, std::uint64_t first, std::uint64_t last) {
-  auto& slots = map.slots;
-  const auto real = slots.begin() + 1;  // the first one stands for "none"
-  auto begin = std::partition_point(real, slots.end(),
+using Slots = std::vector<IoTlbSlot>;
+using Table = detail::DecodeTable<IoTlbSlot>;
+
+/// Cuts the addresses from `first` to `last` out of the slots.
+void cut(Slots& slots, std::uint64_t first, std::uint64_t last) {
+  auto begin = std::partition_point(slots.begin(), slots.end(),
                                     [&](const IoTlbSlot& slot) { return last_of(slot) < first; });
   const auto end = std::partition_point(begin, slots.end(),
                                         [&](const IoTlbSlot& slot) { return slot.first <= last; });
@@ -91,30 +92,38 @@ void cut(IoTlbMap& map, std::uint64_t first, std::uint64_t last) {
   if (below.size != 0) slots.insert(slots.begin() + at, below);
 }
 
-void insert(IoTlbMap& map, const IoTlbEntry& entry) {
-  const IoTlbSlot slot = slot_of(entry, map.next_age++);
-  cut(map, slot.first, last_of(slot));
-  const auto at =
-      std::partition_point(map.slots.begin() + 1, map.slots.end(),
-                           [&](const IoTlbSlot& other) { return other.first < slot.first; });
-  map.slots.insert(at, slot);
+void insert(Slots& slots, const IoTlbSlot& slot) {
+  cut(slots, slot.first, last_of(slot));
+  const auto at = std::ranges::lower_bound(slots, slot.first, {}, &IoTlbSlot::first);
+  slots.insert(at, slot);
 }
 
 /// Lets the oldest go while there are more than `most`.
-void retire(IoTlbMap& map, std::size_t most) {
-  while (map.slots.size() - 1 > most) {
-    map.slots.erase(std::ranges::min_element(map.slots.begin() + 1, map.slots.end(), {},
-                                             &IoTlbSlot::age_and_access));
-  }
+void retire(Slots& slots, std::size_t most) {
+  while (slots.size() > most)
+    slots.erase(std::ranges::min_element(slots, {}, &IoTlbSlot::age_and_access));
+}
+
+/// Changes the slots of a map by `edit(slots)`.
+template <typename Edit>
+void change(IoTlbMap& map, std::size_t most, Edit edit) {
+  const std::span<const IoTlbSlot> before = map.slots();
+  Slots slots(before.begin(), before.end());
+  edit(slots);
+  retire(slots, most);
+  map.table = slots.empty() ? nullptr : std::make_shared<const Table>(slots, last_of(slots.back()));
+  map.decoder = slots.empty() ? Table::empty_decoder() : map.table->decoder();
 }
 
 }  // namespace
 
 Result<IoTlb> IoTlb::make(IoTlbOptions options) {
-  if (options.max_entries == 0) {
+  if (options.max_entries == 0 || options.max_entries > Table::max_entries) {
     return fail({.code = Errc::invalid_argument,
                  .operation = "IoTlb::make",
-                 .reason = "max_entries must be at least 1"});
+                 .first = Operand::number(options.max_entries),
+                 .second = Operand::range(1, Table::max_entries),
+                 .reason = "max_entries is out of range"});
   }
   return IoTlb(std::make_shared<detail::IoTlbState>(std::move(options)));
 }
@@ -125,10 +134,13 @@ Result<void> IoTlb::update(std::span<const IoTlbEntry> entries) {
     VMSPACE_TRY(check(operation, entry));
   return state_->map.update(
       [&](IoTlbMap& map) -> Result<void> {
-        for (const IoTlbEntry& entry : entries) {
-          insert(map, entry);
-          retire(map, state_->options.max_entries);
-        }
+        const std::size_t most = state_->options.max_entries;
+        change(map, most, [&](Slots& slots) {
+          for (const IoTlbEntry& entry : entries) {
+            insert(slots, slot_of(entry, map.next_age++));
+            retire(slots, most);
+          }
+        });
         return {};
       },
       operation);
@@ -143,8 +155,10 @@ Result<void> IoTlb::invalidate(GuestRange iova, std::chrono::nanoseconds timeout
         state_->invalidations.fetch_add(1, std::memory_order_release);
         if (iova.empty()) return {};
         const auto last = iova.last();
-        cut(map, iova.base.value(), last ? last->value() : last_address);
-        retire(map, state_->options.max_entries);  // what lost its middle are two
+        // What loses its middle becomes two, so that there may be one too many.
+        change(map, state_->options.max_entries, [&](Slots& slots) {
+          cut(slots, iova.base.value(), last ? last->value() : last_address);
+        });
         return {};
       },
       operation));
@@ -157,7 +171,7 @@ Result<void> IoTlb::invalidate_all(std::chrono::nanoseconds timeout) {
   VMSPACE_TRY(state_->map.update(
       [&](IoTlbMap& map) -> Result<void> {
         state_->invalidations.fetch_add(1, std::memory_order_release);
-        map.slots.resize(1);
+        change(map, 0, [](Slots&) {});
         return {};
       },
       operation));
@@ -168,7 +182,7 @@ Result<void> IoTlb::invalidate_all(std::chrono::nanoseconds timeout) {
 std::vector<IoTlbEntry> IoTlb::entries() const {
   const auto map = state_->map.snapshot();
   std::vector<IoTlbEntry> entries;
-  std::transform(map->slots.begin() + 1, map->slots.end(), std::back_inserter(entries), entry_of);
+  std::ranges::transform(map->slots(), std::back_inserter(entries), entry_of);
   return entries;
 }
 
@@ -181,16 +195,14 @@ Result<void> IoTlb::check_invariants() const {
     return fail({.code = Errc::corrupt, .operation = "IoTlb::check_invariants", .reason = rule});
   };
   const auto map = state_->map.snapshot();
-  const std::span<const IoTlbSlot> slots = map->slots;
-  if (slots.empty() || slots[0].size != 0 || slots[0].first != 0) {
-    return broken("the first slot must be empty");
-  }
-  if (slots.size() - 1 > state_->options.max_entries) return broken("more than max_entries");
-  for (std::size_t i = 1; i < slots.size(); ++i) {
+  const std::span<const IoTlbSlot> slots = map->slots();
+  if (slots.size() > state_->options.max_entries) return broken("more than max_entries");
+  for (std::size_t i = 0; i < slots.size(); ++i) {
     if (!check("", entry_of(slots[i]))) return broken("an entry that update() refuses");
-    if (i > 1 && last_of(slots[i - 1]) >= slots[i].first) {
+    if (i != 0 && last_of(slots[i - 1]) >= slots[i].first) {
       return broken("entries must be in order and not overlap");
     }
+    if (map->decoder.nearest(slots[i].first)->first != slots[i].first) return broken("an entry is not found");
   }
   return {};
 }
@@ -210,7 +222,7 @@ Result<IoTlbSlot> IoTlbReader::find(GuestAddress iova, Access access) {
     if (!slot.allows_access(access)) return denied();
     return slot;
   }
-  const IoTlbSlot& slot = detail::find_slot(map_->searched(), address);
+  const IoTlbSlot& slot = *map_->decoder.nearest(address);
   if (slot.contains(address)) {
     if (!slot.allows_access(access)) return denied();
     return slot;
@@ -243,8 +255,8 @@ Result<IoTlbSlot> IoTlbReader::ask(GuestAddress iova, Access access) {
   VMSPACE_TRY(state_->map.update(
       [&](IoTlbMap& map) -> Result<void> {
         if (state_->invalidations.load(std::memory_order_relaxed) != before) return {};
-        insert(map, entry);
-        retire(map, state_->options.max_entries);
+        change(map, state_->options.max_entries,
+               [&](Slots& slots) { insert(slots, slot_of(entry, map.next_age++)); });
         return {};
       },
       operation));

@@ -381,6 +381,7 @@ void access_in_handler(int) {
 }
 
 TEST_F(FaultGuardTest, AHandlerThatInterruptsAnAccessHasItsOwn) {
+  VMSPACE_SKIP_WHERE_HANDLERS_CANT_FAULT();
   const auto guard = VMSPACE_ASSERT_OK(FaultGuard::install());
   const GuestMemory memory = map_broken();
   interrupting = &memory;
@@ -412,6 +413,7 @@ TEST_F(FaultGuardTest, AHandlerThatInterruptsAnAccessHasItsOwn) {
 }
 
 TEST_F(FaultGuardTest, HandlersRunOnTheAlternateStack) {
+  VMSPACE_SKIP_WHERE_HANDLERS_CANT_FAULT();
   const auto guard = VMSPACE_ASSERT_OK(FaultGuard::install());
   const GuestMemory memory = map_broken();
   interrupting = &memory;

@@ -14,10 +14,17 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/host/fault_guard.hpp"
+#include "vmspace/memory/detail/guest_access.hpp"
 #include "vmspace/memory/region_descriptor.hpp"
 #include "vmspace/testing.hpp"
 
 #include "memory/guest_support.hpp"
+
+// ThreadSanitizer runs handlers with all signals blocked, where a fault kills the process.
+#define VMSPACE_SKIP_WHERE_HANDLERS_CANT_FAULT()                                               \
+  if (VMSPACE_DETAIL_TSAN)                                                                     \
+  GTEST_SKIP() << "ThreadSanitizer blocks all signals in a handler, so that a fault in it is " \
+                  "fatal"
 
 namespace vmspace::testing {
 

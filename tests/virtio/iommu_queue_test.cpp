@@ -71,7 +71,7 @@ TEST(IommuQueue, TakesRequestsWhoseBuffersAreIovas) {
   ASSERT_THAT(request, IsOk());
   EXPECT_EQ(request->sector, 7U);
   VMSPACE_EXPECT_OK(out->write(std::uint8_t{0x5a}));
-  VMSPACE_EXPECT_OK(queue->push_used(memory, chain.head(), 1));
+  VMSPACE_EXPECT_OK(queue->push_used(memory, chain.id(), 1));
   EXPECT_THAT(memory.read<std::uint8_t>(at(buffer + 64)), IsOkAndHolds(0x5a));
 
   // What the driver has not mapped, or not for this, is refused, though it is memory.

@@ -34,10 +34,10 @@
 
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/guest_range.hpp"
+#include "vmspace/allocator/detail/decode_table.hpp"
 #include "vmspace/base/export.hpp"
 #include "vmspace/base/published.hpp"
 #include "vmspace/base/result.hpp"
-#include "vmspace/memory/detail/translation_table.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/spec/protection.hpp"
 
@@ -69,6 +69,10 @@ struct IoTlbSlot {
     return bytes <= size && iova - first <= size - bytes && allows_access(access);
   }
   [[nodiscard]] bool contains(std::uint64_t iova) const noexcept { return iova - first < size; }
+  /// One that holds nothing.
+  [[nodiscard]] static constexpr IoTlbSlot smallest(std::uint64_t at) noexcept {
+    return {.first = at, .size = 0, .guest = 0, .age_and_access = 0};
+  }
   [[nodiscard]] bool allows_access(Access access) const noexcept {
     const Protection wanted = access == Access::read ? Protection::read : Protection::write;
     return (age_and_access & static_cast<std::uint64_t>(wanted)) != 0;
@@ -76,31 +80,18 @@ struct IoTlbSlot {
 };
 static_assert(sizeof(IoTlbSlot) == 32);
 
-/// The translations at one time. Invariant: the slots are sorted by address and don't overlap; the
-/// first one is empty and at address 0, which a search ends on where there is no other.
+/// The translations at one time.
 struct IoTlbMap {
-  std::vector<IoTlbSlot> slots = {IoTlbSlot{}};
+  /// Shared by copies, and replaced by whoever changes one. Null when there are none.
+  std::shared_ptr<const DecodeTable<IoTlbSlot>> table = {};
+  Decoder<IoTlbSlot> decoder = DecodeTable<IoTlbSlot>::empty_decoder();
   std::uint64_t next_age = 0;
 
-  /// What a look-up searches; valid while the map is. The empty slot only where there is no other, as
-  /// it would cost a step.
-  [[nodiscard]] std::span<const IoTlbSlot> searched() const noexcept {
-    return std::span(slots).subspan(slots.size() == 1 ? 0 : 1);
+  /// In order of their addresses; they don't overlap.
+  [[nodiscard]] std::span<const IoTlbSlot> slots() const noexcept {
+    return table == nullptr ? std::span<const IoTlbSlot>() : table->entries();
   }
 };
-
-/// The last of the slots that begins at or below `iova`; the first when none does, which then does not
-/// contain it.
-[[nodiscard, gnu::always_inline]] inline const IoTlbSlot& find_slot(
-    std::span<const IoTlbSlot> slots, std::uint64_t iova) noexcept {
-  const IoTlbSlot* found = slots.data();
-  for (std::size_t left = slots.size(); left > 1;) {
-    const std::size_t half = left / 2;
-    found = select_at_most(found[half].first, iova, found + half, found);
-    left -= half;
-  }
-  return *found;
-}
 
 struct IoTlbState;
 
@@ -130,7 +121,8 @@ class IoTlbReader;
 /// Invariant: the entries don't overlap, and there are no more than max_entries.
 class VMSPACE_EXPORT IoTlb {
  public:
-  /// A table without entries. Errors: `invalid_argument` for max_entries of 0.
+  /// A table without entries. Errors: `invalid_argument` for max_entries that are not 1 to
+  /// 15871.
   [[nodiscard]] static Result<IoTlb> make(IoTlbOptions options = {});
 
   /// Adds entries, in their order, all or none. What they overlap is replaced: of an older entry, the

@@ -52,7 +52,7 @@ class VMSPACE_EXPORT IommuView {
   /// Begins: an atomic exchange, and a lock held briefly where the table has changed.
   IommuView(IoTlbReader& reader, const GuestMemory& memory) : reader_(reader), memory_(memory) {
     reader_.begin_view();
-    slots_ = reader_.map_->searched();
+    decoder_ = reader_.map_->decoder;
   }
   // It would refer to what is gone at the end of the statement.
   IommuView(IoTlbReader& reader, const GuestMemory&& memory) = delete;
@@ -143,8 +143,8 @@ class VMSPACE_EXPORT IommuView {
   [[nodiscard, gnu::always_inline]] const detail::IoTlbSlot* find(GuestAddress iova,
                                                                   std::uint64_t bytes,
                                                                   Access access) const noexcept {
-    const detail::IoTlbSlot& slot = detail::find_slot(slots_, iova.value());
-    return slot.holds(iova.value(), bytes, access) ? &slot : nullptr;
+    const detail::IoTlbSlot* slot = decoder_.nearest(iova.value());
+    return slot->holds(iova.value(), bytes, access) ? slot : nullptr;
   }
   [[nodiscard]] static GuestAddress translated(const detail::IoTlbSlot& slot,
                                                GuestAddress iova) noexcept {
@@ -174,7 +174,7 @@ class VMSPACE_EXPORT IommuView {
 
   IoTlbReader& reader_;
   const GuestMemory& memory_;
-  std::span<const detail::IoTlbSlot> slots_;
+  detail::Decoder<detail::IoTlbSlot> decoder_;
 };
 
 }  // namespace vmspace
