@@ -87,6 +87,7 @@ TEST_F(Guarded, AFaultTellsWhichAddress) {
 }
 
 TEST_F(Guarded, IntegersFault) {
+  VMSPACE_SKIP_WHERE_ATOMICS_CANT_FAULT();
   keep(2);
   const std::uint64_t gone = base + 2 * page + 8;
   const auto every_size = [&]<typename T>(T) {

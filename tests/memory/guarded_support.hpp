@@ -26,6 +26,11 @@
   GTEST_SKIP() << "ThreadSanitizer blocks all signals in a handler, so that a fault in it is " \
                   "fatal"
 
+// Its runtime makes ordered atomic accesses under a lock of its own, which a fault leaves locked.
+#define VMSPACE_SKIP_WHERE_ATOMICS_CANT_FAULT() \
+  if (VMSPACE_DETAIL_TSAN)                      \
+  GTEST_SKIP() << "ThreadSanitizer holds a lock during an atomic access that faults"
+
 namespace vmspace::testing {
 
 /// A file that is not sealed; closed at the end.

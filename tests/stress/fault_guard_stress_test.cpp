@@ -82,7 +82,10 @@ TEST_F(GuardedStress, EveryAccessIsWholeOrAFault) {
       case 1: return memory.write(where, i);
       case 2: return memory.read_slice(where, buffer);
       case 3: return memory.write_slice(where, buffer);
-      case 4: return drop(memory.fetch_or<std::uint64_t>(where, i));
+      case 4:
+        // ThreadSanitizer holds a lock during an ordered access, which a fault leaves locked.
+        if (VMSPACE_DETAIL_TSAN) return {};
+        return drop(memory.fetch_or<std::uint64_t>(where, i));
       case 5: return memory.fill({where, 300}, std::byte{1});
       case 6: return memory.copy(at(base + 100), {where, 300});
       default: {

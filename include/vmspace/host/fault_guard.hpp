@@ -48,7 +48,9 @@ namespace vmspace {
 /// before, with its signal mask and its flags SA_SIGINFO, SA_NODEFER, SA_RESTART and SA_RESETHAND, on
 /// the alternate stack if the thread has one; or, for SIG_DFL, the end of the process with the fault's
 /// own address in the core dump. A thread must not block SIGBUS while it accesses guarded memory: the
-/// kernel kills a process that faults while the signal is blocked.
+/// kernel kills a process that faults while the signal is blocked. Nor may a handler that interrupts a
+/// guarded access leave it by longjmp. Under ThreadSanitizer, which blocks signals in handlers, and
+/// holds a lock of its own during ordered atomic accesses, those must not fault.
 ///
 /// Threads: any call from any thread; an access may fault in any thread, and in signal handlers.
 class VMSPACE_EXPORT FaultGuard {
