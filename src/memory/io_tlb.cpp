@@ -202,7 +202,8 @@ Result<void> IoTlb::check_invariants() const {
     if (i != 0 && last_of(slots[i - 1]) >= slots[i].first) {
       return broken("entries must be in order and not overlap");
     }
-    if (map->decoder.nearest(slots[i].first)->first != slots[i].first) return broken("an entry is not found");
+    if (map->decoder.nearest(slots[i].first)->first != slots[i].first)
+      return broken("an entry is not found");
   }
   return {};
 }
