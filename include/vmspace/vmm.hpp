@@ -16,6 +16,7 @@
 #include "vmspace/vmm/vfio_container.hpp"
 #include "vmspace/vmm/vhost_kernel_memory.hpp"
 #include "vmspace/vmm/vhost_user_backend.hpp"
+#include "vmspace/vmm/vhost_user_iotlb.hpp"
 #include "vmspace/vmm/vhost_user_log.hpp"
 #include "vmspace/vmm/vhost_user_memory.hpp"
 #include "vmspace/vmm/vhost_user_message.hpp"

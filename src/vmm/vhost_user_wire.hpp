@@ -27,9 +27,23 @@ inline constexpr std::uint32_t get_features = 1;
 inline constexpr std::uint32_t set_features = 2;
 inline constexpr std::uint32_t set_mem_table = 5;
 inline constexpr std::uint32_t set_log_base = 6;
+inline constexpr std::uint32_t iotlb_msg = 22;
 inline constexpr std::uint32_t get_max_mem_slots = 36;
 inline constexpr std::uint32_t add_mem_reg = 37;
 inline constexpr std::uint32_t rem_mem_reg = 38;
+
+/// VHOST_USER_BACKEND_*, of back-ends, on a channel of their own.
+inline constexpr std::uint32_t backend_iotlb_msg = 1;
+
+/// What an IOTLB message is (VHOST_IOTLB_*).
+inline constexpr std::uint8_t iotlb_miss = 1;
+inline constexpr std::uint8_t iotlb_update = 2;
+inline constexpr std::uint8_t iotlb_invalidate = 3;
+inline constexpr std::uint8_t iotlb_access_fail = 4;
+/// What it allows, or asks for (VHOST_ACCESS_*).
+inline constexpr std::uint8_t access_read = 1;
+inline constexpr std::uint8_t access_write = 2;
+inline constexpr std::uint8_t access_both = 3;
 
 /// The feature bit VHOST_F_LOG_ALL: the back-end logs its writes.
 inline constexpr std::uint64_t log_all = std::uint64_t{1} << 26U;
@@ -83,6 +97,19 @@ struct WireLog {
   std::uint64_t offset = 0;
 };
 static_assert(sizeof(WireLog) == 16);
+
+// Not from linux/vhost_types.h, which includes a header that is no C++.
+
+/// The payload of IOTLB messages: the kernel's struct vhost_iotlb_msg.
+struct WireIotlb {
+  std::uint64_t iova = 0;
+  std::uint64_t size = 0;
+  std::uint64_t user_address = 0;
+  std::uint8_t access = 0;  ///< access_*
+  std::uint8_t type = 0;    ///< iotlb_*
+  std::uint8_t padding[6] = {};
+};
+static_assert(sizeof(WireIotlb) == 32);
 
 /// The regions that a SET_MEM_TABLE carries.
 struct WireRegions {
