@@ -104,15 +104,27 @@ void retire(Slots& slots, std::size_t most) {
     slots.erase(std::ranges::min_element(slots, {}, &IoTlbSlot::age_and_access));
 }
 
-/// Changes the slots of a map by `edit(slots)`.
+/// The slot of a map with its address as it is.
+IoTlbSlot absolute(const IoTlbMap& map, IoTlbSlot slot) {
+  slot.first += map.origin;
+  return slot;
+}
+
+/// Changes the slots of a map by `edit(slots)`, which have their addresses as they are.
 template <typename Edit>
 void change(IoTlbMap& map, std::size_t most, Edit edit) {
-  const std::span<const IoTlbSlot> before = map.slots();
-  Slots slots(before.begin(), before.end());
+  Slots slots;
+  slots.reserve(map.slots().size() + 2);
+  for (const IoTlbSlot& slot : map.slots())
+    slots.push_back(absolute(map, slot));
   edit(slots);
   retire(slots, most);
+  const std::uint64_t origin = slots.empty() ? 0 : slots.front().first;
+  for (IoTlbSlot& slot : slots)
+    slot.first -= origin;
   map.table = slots.empty() ? nullptr : std::make_shared<const Table>(slots, last_of(slots.back()));
   map.decoder = slots.empty() ? Table::empty_decoder() : map.table->decoder();
+  map.origin = origin;
 }
 
 }  // namespace
@@ -182,7 +194,8 @@ Result<void> IoTlb::invalidate_all(std::chrono::nanoseconds timeout) {
 std::vector<IoTlbEntry> IoTlb::entries() const {
   const auto map = state_->map.snapshot();
   std::vector<IoTlbEntry> entries;
-  std::ranges::transform(map->slots(), std::back_inserter(entries), entry_of);
+  for (const IoTlbSlot& slot : map->slots())
+    entries.push_back(entry_of(absolute(*map, slot)));
   return entries;
 }
 
@@ -198,7 +211,8 @@ Result<void> IoTlb::check_invariants() const {
   const std::span<const IoTlbSlot> slots = map->slots();
   if (slots.size() > state_->options.max_entries) return broken("more than max_entries");
   for (std::size_t i = 0; i < slots.size(); ++i) {
-    if (!check("", entry_of(slots[i]))) return broken("an entry that update() refuses");
+    if (!check("", entry_of(absolute(*map, slots[i]))))
+      return broken("an entry that update() refuses");
     if (i != 0 && last_of(slots[i - 1]) >= slots[i].first) {
       return broken("entries must be in order and not overlap");
     }
@@ -223,7 +237,7 @@ Result<IoTlbSlot> IoTlbReader::find(GuestAddress iova, Access access) {
     if (!slot.allows_access(access)) return denied();
     return slot;
   }
-  const IoTlbSlot& slot = *map_->decoder.nearest(address);
+  const IoTlbSlot slot = absolute(*map_, *map_->decoder.nearest(address - map_->origin));
   if (slot.contains(address)) {
     if (!slot.allows_access(access)) return denied();
     return slot;

@@ -8,6 +8,8 @@ cmake_minimum_required(VERSION 3.22)
 # What inline functions of the headers call out of line.
 set(private
     vmspace::detail::TranslationTable::empty # of a GuestMemory that has no memory
+    vmspace::detail::index_error # of an element of a GuestRef
+    vmspace::detail::pin_object # GuestPtr::pin, for any type
     vmspace::detail::load_words # what guest memory is copied by where the size is not a constant
     vmspace::detail::store_words)
 

@@ -43,7 +43,7 @@ class DecodeMap {
  private:
   /// What a search looks at.
   struct Place {
-    std::uint64_t first;
+    std::uint64_t first;   ///< from `origin_`
     std::uint64_t extent;  ///< the last member less the first, so that the whole domain has one too
     const Entry* entry;
 
@@ -98,9 +98,10 @@ class DecodeMap {
   /// The range that holds `number`, and its value; null when none does. Valid while the map lives, and
   /// wherever it is moved to. A nanosecond or two for the ranges of usual layouts, O(log n) for any.
   [[nodiscard]] const Entry* find(std::uint64_t number) const noexcept {
-    const Place* const place = table_.decoder().nearest(number);
-    // Below the place, the difference wraps to a number above every extent.
-    if (number - place->first > place->extent) return nullptr;
+    // Below the lowest range, and below the place, the difference wraps to a number above every extent.
+    const std::uint64_t at = number - origin_;
+    const Place* const place = table_.decoder().nearest(at);
+    if (at - place->first > place->extent) return nullptr;
     return place->entry;
   }
 
@@ -110,17 +111,20 @@ class DecodeMap {
  private:
   explicit DecodeMap(std::vector<Entry> entries) : entries_(std::move(entries)) {
     if (entries_.empty()) return;
+    origin_ = entries_.front().range.min();
     std::vector<Place> places;
     places.reserve(entries_.size());
     for (const Entry& entry : entries_) {
-      places.push_back({.first = entry.range.min(),
+      places.push_back({.first = entry.range.min() - origin_,
                         .extent = entry.range.max() - entry.range.min(),
                         .entry = &entry});
     }
-    table_ = Table(places, entries_.back().range.max());
+    table_ = Table(places, entries_.back().range.max() - origin_);
   }
 
   std::vector<Entry> entries_;
+  /// The lowest number: far from 0, the slots of a decoder would be too coarse to tell ranges apart.
+  std::uint64_t origin_ = 0;
   Table table_;
 };
 

@@ -58,17 +58,17 @@ namespace detail {
 
 /// An entry as a look-up reads it: 32 bytes, so that indexing is a shift.
 struct IoTlbSlot {
-  std::uint64_t first;
+  std::uint64_t first;  ///< in a map, from the map's origin
   std::uint64_t size;
-  std::uint64_t guest;
+  std::uint64_t guest;           ///< what `first` means
   std::uint64_t age_and_access;  ///< how many came before, and in the lowest two bits a Protection
 
   /// Whether all of `bytes`, not 0, lie in here and may be accessed.
-  [[nodiscard]] bool holds(std::uint64_t iova, std::uint64_t bytes, Access access) const noexcept {
+  [[nodiscard]] bool holds(std::uint64_t at, std::uint64_t bytes, Access access) const noexcept {
     // An address below `first` wraps to a difference above every size.
-    return bytes <= size && iova - first <= size - bytes && allows_access(access);
+    return bytes <= size && at - first <= size - bytes && allows_access(access);
   }
-  [[nodiscard]] bool contains(std::uint64_t iova) const noexcept { return iova - first < size; }
+  [[nodiscard]] bool contains(std::uint64_t at) const noexcept { return at - first < size; }
   /// One that holds nothing.
   [[nodiscard]] static constexpr IoTlbSlot smallest(std::uint64_t at) noexcept {
     return {.first = at, .size = 0, .guest = 0, .age_and_access = 0};
@@ -85,9 +85,12 @@ struct IoTlbMap {
   /// Shared by copies, and replaced by whoever changes one. Null when there are none.
   std::shared_ptr<const DecodeTable<IoTlbSlot>> table = {};
   Decoder<IoTlbSlot> decoder = DecodeTable<IoTlbSlot>::empty_decoder();
+  /// The lowest IOVA: drivers take them from the top of some space, far from 0, where the slots of a
+  /// decoder would be too coarse to tell them apart.
+  std::uint64_t origin = 0;
   std::uint64_t next_age = 0;
 
-  /// In order of their addresses; they don't overlap.
+  /// In order of their addresses, which are relative to `origin`; they don't overlap.
   [[nodiscard]] std::span<const IoTlbSlot> slots() const noexcept {
     return table == nullptr ? std::span<const IoTlbSlot>() : table->entries();
   }

@@ -53,6 +53,7 @@ class VMSPACE_EXPORT IommuView {
   IommuView(IoTlbReader& reader, const GuestMemory& memory) : reader_(reader), memory_(memory) {
     reader_.begin_view();
     decoder_ = reader_.map_->decoder;
+    origin_ = reader_.map_->origin;
   }
   // It would refer to what is gone at the end of the statement.
   IommuView(IoTlbReader& reader, const GuestMemory&& memory) = delete;
@@ -143,12 +144,13 @@ class VMSPACE_EXPORT IommuView {
   [[nodiscard, gnu::always_inline]] const detail::IoTlbSlot* find(GuestAddress iova,
                                                                   std::uint64_t bytes,
                                                                   Access access) const noexcept {
-    const detail::IoTlbSlot* slot = decoder_.nearest(iova.value());
-    return slot->holds(iova.value(), bytes, access) ? slot : nullptr;
+    const std::uint64_t at = iova.value() - origin_;
+    const detail::IoTlbSlot* slot = decoder_.nearest(at);
+    return slot->holds(at, bytes, access) ? slot : nullptr;
   }
-  [[nodiscard]] static GuestAddress translated(const detail::IoTlbSlot& slot,
-                                               GuestAddress iova) noexcept {
-    return GuestAddress(slot.guest + (iova.value() - slot.first));
+  [[nodiscard]] GuestAddress translated(const detail::IoTlbSlot& slot,
+                                        GuestAddress iova) const noexcept {
+    return GuestAddress(slot.guest + (iova.value() - origin_ - slot.first));
   }
 
   template <typename T, typename Use>
@@ -175,6 +177,7 @@ class VMSPACE_EXPORT IommuView {
   IoTlbReader& reader_;
   const GuestMemory& memory_;
   detail::Decoder<detail::IoTlbSlot> decoder_;
+  std::uint64_t origin_;
 };
 
 }  // namespace vmspace
