@@ -30,8 +30,9 @@ Result<void> IommuView::append(const char* operation, std::span<const GuestRange
     for (std::uint64_t done = 0; done < range.size;) {
       const GuestAddress iova(range.base.value() + done);
       const detail::IoTlbSlot slot = VMSPACE_TRY_IN(operation, reader_.find(iova, access));
-      const std::uint64_t in_slot = slot.size - (iova.value() - slot.first);
-      const GuestRange part{translated(slot, iova), std::min(in_slot, range.size - done)};
+      const std::uint64_t offset = iova.value() - slot.first;  // a slot that is found has it as it is
+      const GuestRange part{GuestAddress(slot.guest + offset),
+                            std::min(slot.size - offset, range.size - done)};
       if (continues(ranges, part)) {
         ranges.back().size += part.size;
       } else {
