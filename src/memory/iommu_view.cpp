@@ -30,7 +30,7 @@ Result<void> IommuView::append(const char* operation, std::span<const GuestRange
     for (std::uint64_t done = 0; done < range.size;) {
       const GuestAddress iova(range.base.value() + done);
       const detail::IoTlbSlot slot = VMSPACE_TRY_IN(operation, reader_.find(iova, access));
-      const std::uint64_t offset = iova.value() - slot.first;  // a slot that is found has it as it is
+      const std::uint64_t offset = iova.value() - slot.first;
       const GuestRange part{GuestAddress(slot.guest + offset),
                             std::min(slot.size - offset, range.size - done)};
       if (continues(ranges, part)) {
