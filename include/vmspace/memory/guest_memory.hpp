@@ -497,8 +497,9 @@ class VMSPACE_EXPORT GuestMemory {
   [[nodiscard]] detail::Touched write_pieces(GuestRange range, const void* from) const;
   [[gnu::cold]] Result<IntegerPlace> find_integer(const char* operation, GuestAddress address,
                                                   std::size_t size, Access access) const;
-  [[gnu::cold]] Result<std::byte*> host_address_across(GuestRange range) const;
-  [[gnu::cold]] Result<const std::byte*> const_host_address_across(GuestRange range) const;
+  [[nodiscard, gnu::cold]] Result<std::byte*> host_address_across(GuestRange range) const;
+  [[nodiscard, gnu::cold]] Result<const std::byte*> const_host_address_across(
+      GuestRange range) const;
   /// Calls `touch(argument)`, which accesses an integer of memory that may fault.
   [[gnu::cold]] static Result<void> touch_integer(const char* operation, GuestRange integer,
                                                   const IntegerPlace& place, void (*touch)(void*),

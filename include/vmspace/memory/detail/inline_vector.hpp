@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cassert>
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -50,6 +51,7 @@ requires(std::is_trivially_copyable_v<T>&& std::is_trivially_destructible_v<T>) 
 
  private:
   [[gnu::noinline]] void grow() {
+    assert(capacity_ != 0);
     auto larger = std::make_unique_for_overwrite<T[]>(2 * capacity_);
     std::copy_n(data_, size_, larger.get());
     heap_ = std::move(larger);
