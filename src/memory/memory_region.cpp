@@ -174,6 +174,14 @@ constexpr const char* map_operation = "MemoryRegion::map";
 constexpr const char* make_operation = "MemoryRegion::make";
 constexpr const char* at_operation = "MemoryRegion::at";
 
+tl::unexpected<Error> refuse_move(Errc code, Operand first, Operand second, const char* reason) {
+  return fail({.code = code,
+               .operation = at_operation,
+               .first = first,
+               .second = second,
+               .reason = reason});
+}
+
 tl::unexpected<Error> no_description(const char* operation) {
   return fail({.code = Errc::invalid_argument,
                .operation = operation,
@@ -343,51 +351,37 @@ MemoryRegionPtr MemoryRegion::in_parts(MemoryRegionPtr whole, PresentBlocksPtr b
 
 Result<void> MemoryRegion::check_move(const AddressSpaceRegion& moved,
                                       const MoveOptions& options) const {
-  const auto refuse = [](Errc code, Operand first, Operand second, const char* reason) {
-    return fail({.code = code,
-                 .operation = at_operation,
-                 .first = first,
-                 .second = second,
-                 .reason = reason});
-  };
   if (!detail::are_alike_but_for_base(moved, description())) {
-    return refuse(Errc::invalid_argument, detail::operand(moved.guest_range()), {},
-                  "the description may differ from the region's only in its base");
+    return refuse_move(Errc::invalid_argument, detail::operand(moved.guest_range()), {},
+                       "the description may differ from the region's only in its base");
   }
   return check_distance(guest_range(), moved.base(), options);
 }
 
 Result<void> MemoryRegion::check_distance(GuestRange from, GuestAddress to,
                                           const MoveOptions& options) const {
-  const auto refuse = [](Errc code, Operand first, Operand second, const char* reason) {
-    return fail({.code = code,
-                 .operation = at_operation,
-                 .first = first,
-                 .second = second,
-                 .reason = reason});
-  };
   // Modulo 2^64, and so modulo every power of two.
   const std::uint64_t distance = to.value() - from.base.value();
   if (distance == 0) return {};
   if (distance % mapping().page_size() != 0) {
-    return refuse(Errc::misaligned, Operand::address(to.value()),
-                  Operand::size(mapping().page_size()),
-                  "base must be a multiple of the mapping's page size");
+    return refuse_move(Errc::misaligned, Operand::address(to.value()),
+                       Operand::size(mapping().page_size()),
+                       "base must be a multiple of the mapping's page size");
   }
   if (mapping().is_in_arena() && !options.leave_arena_order) {
-    return refuse(Errc::bad_state, detail::operand(GuestRange{to, from.size}), {},
-                  "a region in an arena would leave the order of guest addresses; "
-                  "MoveOptions::leave_arena_order allows it");
+    return refuse_move(Errc::bad_state, detail::operand(GuestRange{to, from.size}), {},
+                       "a region in an arena would leave the order of guest addresses; "
+                       "MoveOptions::leave_arena_order allows it");
   }
   const std::uint64_t huge = detail::huge_page_size();
   const std::uint64_t apart = reinterpret_cast<std::uintptr_t>(host_base()) - base().value();
   const bool is_congruent = from.size >= huge && apart % huge == 0;
   if (is_congruent && distance % huge != 0 && !options.lose_huge_pages) {
     const bool up = to > from.base;
-    return refuse(Errc::misaligned, Operand::size(up ? distance : 0 - distance),
-                  Operand::size(huge),
-                  "the distance must be a multiple of the huge page size, or KVM can no longer map "
-                  "huge pages; MoveOptions::lose_huge_pages allows it");
+    return refuse_move(
+        Errc::misaligned, Operand::size(up ? distance : 0 - distance), Operand::size(huge),
+        "the distance must be a multiple of the huge page size, or KVM can no longer map "
+        "huge pages; MoveOptions::lose_huge_pages allows it");
   }
   return {};
 }
