@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a snapshot is called by those that refer to it: the differential snapshot made after it, and
+// the working set recorded from it.
+
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace vmspace {
+
+/// 128 random bits; all of them 0 for a snapshot that has none (version 1).
+struct SnapshotId {
+  std::array<std::uint8_t, 16> bytes{};
+
+  /// Whether there is one.
+  [[nodiscard]] constexpr explicit operator bool() const noexcept { return *this != SnapshotId{}; }
+  friend constexpr bool operator==(const SnapshotId&, const SnapshotId&) = default;
+};
+
+}  // namespace vmspace
