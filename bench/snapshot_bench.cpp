@@ -4,16 +4,14 @@
 // VMSPACE_BENCH_DIR names, or the working directory; and the plain sequential write of as many
 // bytes.
 
-#include <fcntl.h>
+#include "snapshot_bench.hpp"
+
 #include <unistd.h>
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
-#include <iostream>
-#include <utility>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -27,33 +25,8 @@ namespace {
 using namespace vmspace;
 using namespace vmspace::literals;
 
-template <typename T>
-T expect(Result<T> result) {
-  if (!result) {
-    std::cerr << result.error().message() << '\n';
-    std::exit(1);
-  }
-  return *std::move(result);
-}
-
-class TempFile {
- public:
-  TempFile() {
-    const char* directory = std::getenv("VMSPACE_BENCH_DIR");
-    fd_ = open(directory != nullptr ? directory : ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (fd_ < 0) {
-      std::perror("a file without a name, in VMSPACE_BENCH_DIR or here");
-      std::exit(1);
-    }
-  }
-  TempFile(const TempFile&) = delete;
-  TempFile& operator=(const TempFile&) = delete;
-  ~TempFile() { close(fd_); }
-  [[nodiscard]] int fd() const { return fd_; }
-
- private:
-  int fd_ = -1;
-};
+using bench::expect;
+using bench::TempFile;
 
 constexpr std::uint64_t snapshot_data = 256_MiB;
 constexpr std::uint64_t snapshot_piece = 1_MiB;
@@ -116,7 +89,7 @@ void restore_copied(benchmark::State& state) {
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
 }
 
-void add_all() {
+[[maybe_unused]] const bool registered = [] {
   benchmark::RegisterBenchmark("snapshot_save/plain_write/256M", save_plain)
       ->Unit(benchmark::kMillisecond)
       ->UseRealTime();
@@ -129,14 +102,14 @@ void add_all() {
   benchmark::RegisterBenchmark("snapshot_restore/vmspace_copied/256M", restore_copied)
       ->Unit(benchmark::kMillisecond)
       ->UseRealTime();
-}
+  return true;
+}();
 
 }  // namespace
 
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  add_all();
   benchmark::RunSpecifiedBenchmarks();
   return 0;
 }
