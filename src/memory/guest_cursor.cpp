@@ -73,6 +73,21 @@ void GuestCursor::close() noexcept {
   end_ = next_;
 }
 
+Result<void> GuestCursor::begin_rest(const char* operation, const GuestMemory& memory,
+                                     std::span<const GuestRange> ranges, Access access,
+                                     detail::DirtyParts* written) {
+  bool may_fault = false;
+  total_ =
+      VMSPACE_TRY(detail::GuestPieces::append(operation, memory, ranges.subspan(iovecs_.size()),
+                                              access, iovecs_, written, &may_fault, total_));
+  begin();
+  if (may_fault) {
+    guarded_ = memory.regions();
+    close();
+  }
+  return {};
+}
+
 template <typename Use>
 Result<void> GuestCursor::touch(const char* operation, std::uint64_t bytes, Use use) {
   const Opened opened(*this);
@@ -152,7 +167,8 @@ void GuestCursor::keep(std::uint64_t bytes) noexcept {
 void GuestCursor::begin_at(GuestCursor& other) {
   for (const iovec& piece : other.iovecs())
     iovecs_.push_back(piece);
-  begin(other.remaining());
+  total_ = other.remaining();
+  begin();
   guarded_ = other.guarded_;
 }
 
@@ -193,21 +209,10 @@ Error GuestCursor::transfer_error(const char* operation, const Transfer& failed,
   return detail::fail_os(operation, Operand::size(failed.asked), call, failed.error).value();
 }
 
-// Made in the result, which both ways out return: moving a cursor costs more than translating a range.
-Result<GuestReader> GuestReader::make(const GuestMemory& memory,
-                                      std::span<const GuestRange> ranges) {
-  Result<GuestReader> made;
-  bool may_fault = false;
-  const auto total = detail::GuestPieces::append("GuestReader::make", memory, ranges, Access::read,
-                                                 made->iovecs_, nullptr, &may_fault);
-  if (total) [[likely]] {
-    made->begin(*total);
-    if (may_fault) [[unlikely]]
-      made->guard(memory.regions());
-  } else {
-    made = fail(total.error());
-  }
-  return made;
+void GuestReader::make_rest(Result<GuestReader>& made, const GuestMemory& memory,
+                            std::span<const GuestRange> ranges) {
+  const auto ok = made->begin_rest("GuestReader::make", memory, ranges, Access::read, nullptr);
+  if (!ok) made = fail(ok.error());
 }
 
 Result<void> GuestReader::read_pieces(const char* operation, std::span<std::byte> to) {
@@ -278,43 +283,35 @@ Result<void> GuestReader::read_exact_to(int fd, std::uint64_t bytes, std::uint64
                 [&](std::uint64_t left, std::int64_t at) { return send(operation, fd, left, at); });
 }
 
-Result<GuestWriter> GuestWriter::make(const GuestMemory& memory,
-                                      std::span<const GuestRange> ranges) {
-  Result<GuestWriter> made;
-  bool may_fault = false;
-  const auto total = detail::GuestPieces::append("GuestWriter::make", memory, ranges, Access::write,
-                                                 made->iovecs_, &made->parts_, &may_fault);
-  if (total) [[likely]] {
-    made->begin(*total);
-    if (may_fault) [[unlikely]]
-      made->guard(memory.regions());
-    made->enter_next_part();
-  } else {
-    made = fail(total.error());
-  }
-  return made;
+void GuestWriter::make_rest(Result<GuestWriter>& made, const GuestMemory& memory,
+                            std::span<const GuestRange> ranges) {
+  const auto ok =
+      made->begin_rest("GuestWriter::make", memory, ranges, Access::write, &made->parts_);
+  if (!ok) made = fail(ok.error());
 }
 
 void GuestWriter::mark(std::uint64_t bytes) const noexcept {
-  detail::DirtyPart part = part_;
-  for (std::size_t next = next_part_;; ++next) {
-    const std::uint64_t size = std::min(bytes, part.size);
-    if (size != 0) part.bitmap->mark(part.offset, size);
+  std::uint64_t done = part_done_;
+  for (std::size_t i = part_; bytes != 0; ++i) {
+    const detail::DirtyPart& part = parts_[i];
+    const std::uint64_t size = std::min(bytes, part.size - done);
+    if (size != 0) part.bitmap->mark(part.offset + done, size);
     bytes -= size;
-    if (bytes == 0) return;
-    assert(next < parts_.size());
-    part = parts_[next];
+    done = 0;
   }
 }
 
 void GuestWriter::pass_parts(std::uint64_t bytes) noexcept {
-  while (bytes > part_.size) {
-    bytes -= part_.size;
-    part_.size = 0;
-    enter_next_part();
+  while (bytes != 0) {
+    const std::uint64_t left = parts_[part_].size - part_done_;
+    if (bytes <= left) {
+      part_done_ += bytes;
+      return;
+    }
+    bytes -= left;
+    ++part_;
+    part_done_ = 0;
   }
-  part_.offset += bytes;
-  part_.size -= bytes;
 }
 
 Result<void> GuestWriter::write_pieces(const char* operation, std::span<const std::byte> from) {
@@ -353,11 +350,10 @@ Result<GuestWriter> GuestWriter::split_at(std::uint64_t bytes) {
   VMSPACE_TRY(check("GuestWriter::split_at", bytes));
   const Opened first(*this);
   GuestWriter second;
-  if (part_.size != 0) second.parts_.push_back(part_);
-  for (const detail::DirtyPart& part : parts_.values().subspan(next_part_))
-    second.parts_.push_back(part);
+  for (std::size_t i = part_; i < parts_.size(); ++i)
+    second.parts_.push_back(parts_[i]);
+  second.part_done_ = part_done_;
   second.begin_at(*this);
-  second.enter_next_part();
   {
     const Opened opened(second);
     second.pass_pieces(bytes);

@@ -39,8 +39,8 @@ namespace {
 
 Result<std::uint64_t> GuestPieces::append(const char* operation, const GuestMemory& memory,
                                           std::span<const GuestRange> ranges, Access access,
-                                          Iovecs& iovecs, DirtyParts* written, bool* may_fault) {
-  std::uint64_t total = 0;
+                                          Iovecs& iovecs, DirtyParts* written, bool* may_fault,
+                                          std::uint64_t total) {
   for (const GuestRange& range : ranges) {
     if (range.size > std::numeric_limits<std::uint64_t>::max() - total) [[unlikely]] {
       return fail({.code = Errc::overflow,
@@ -50,10 +50,11 @@ Result<std::uint64_t> GuestPieces::append(const char* operation, const GuestMemo
                    .reason = "the sizes of all ranges must sum to less than 2^64"});
     }
     total += range.size;
-    const std::uint64_t base = range.base.value();
-    const TranslationEntry* entry = memory.translator_.find_any(base, range.size);
-    if (entry != nullptr && (access == Access::read || entry->dirty != nullptr)) [[likely]] {
-      const std::uint64_t offset = base - entry->first;
+    const auto* entry = access == Access::read
+                            ? GuestMemory::entry_of<Access::read>(memory.translator_, range)
+                            : GuestMemory::entry_of<Access::write>(memory.translator_, range);
+    if (entry != nullptr) [[likely]] {
+      const std::uint64_t offset = range.base.value() - entry->first;
       push(iovecs, written,
            {.host = entry->host + offset,
             .size = range.size,

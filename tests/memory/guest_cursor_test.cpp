@@ -72,6 +72,24 @@ TEST_F(GuestCursors, ReadObjectsAcrossTheBordersOfRanges) {
   EXPECT_THAT(in.read<std::uint8_t>(), HasError(Errc::out_of_bounds));
 }
 
+TEST_F(GuestCursors, TakeRangesOfEveryKindInTheirOrder) {
+  // One that is a piece; one that continues it; none; one over two regions; one that is a piece.
+  const std::vector<GuestRange> ranges = {
+      {at(first), 8}, {at(first + 8), 8}, {at(0), 0}, {at(second - 4), 8}, {at(first + page), 4}};
+  auto out = writer(ranges);
+  ASSERT_EQ(out.remaining(), 28U);
+  const auto bytes = pattern(28);
+  ASSERT_THAT(out.write_exact(bytes), IsOk());
+  EXPECT_THAT(harvest(), ElementsAre(pages(first, 3)));
+  auto in = reader(ranges);
+  EXPECT_EQ(in.iovecs()[0].iov_len, 16U) << "what is contiguous is one piece";
+  std::vector<std::byte> read(28);
+  ASSERT_THAT(in.read_exact(read), IsOk());
+  EXPECT_EQ(read, bytes);
+  EXPECT_EQ(contents(memory, second, 4),
+            (std::vector<std::byte>(bytes.begin() + 20, bytes.begin() + 24)));
+}
+
 TEST_F(GuestCursors, AnAccessPastTheEndChangesNothing) {
   auto in = reader({{at(first), 3}, {at(second), 4}});
   EXPECT_THAT(in.read<std::uint64_t>(), HasError(Errc::out_of_bounds));
@@ -162,6 +180,7 @@ TEST_F(GuestCursors, MovedFromAreAtTheirEnd) {
   EXPECT_EQ(other.remaining(), 16U);
   EXPECT_EQ(out.remaining(), 0U);  // NOLINT(bugprone-use-after-move)
   EXPECT_THAT(out.write(std::uint8_t{1}), HasError(Errc::out_of_bounds));
+  EXPECT_THAT(out.split_at(0), IsOk());
   out = std::move(other);
   EXPECT_THAT(out.write(std::array<std::uint64_t, 2>{1, 2}), IsOk());
 }

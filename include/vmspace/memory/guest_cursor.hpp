@@ -14,6 +14,9 @@
 // from then on an access adds to a pointer, and compares it with one end. Up to 16 pieces lie in the
 // cursor, so that an ordinary request allocates nothing.
 //
+// What an ordinary request calls is in line by force: clang leaves it out of line otherwise, and such a
+// request takes a third longer.
+//
 // A cursor borrows: the GuestMemory that it was made from has to outlive it. Holding it would cost two
 // atomic operations a cursor, more than all else that is done to make one; who keeps a cursor beyond a
 // call, for I/O that ends later, keeps a copy of the GuestMemory beside it.
@@ -27,6 +30,7 @@
 
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -67,18 +71,56 @@ class VMSPACE_EXPORT GuestCursor {
  protected:
   // Not defaulted: what is value-initialised would be filled with zeros.
   GuestCursor() noexcept {}  // NOLINT(modernize-use-equals-default)
-  /// Begins with the first of iovecs_, which hold so many bytes.
-  [[gnu::always_inline]] void begin(std::uint64_t total) noexcept {
-    after_ = total;
-    total_ = total;
+  /// Begins with the first of iovecs_; total_ is their bytes.
+  [[gnu::always_inline]] void begin() noexcept {
+    after_ = total_;
     end_ = iovecs_.size();
     enter_next();
   }
-  /// Of memory that may fault; before anything is read or written.
-  void guard(std::span<const MemoryRegionPtr> regions) noexcept {
-    guarded_ = regions;
-    close();
+  /// Begins, as a new cursor, at ranges of which each is one piece, as nearly all requests have them:
+  /// it lies in one region that can't fault, and does not continue the one before. False when there
+  /// are others; then the pieces of the ranges before the first of them are there, for begin_rest().
+  template <Access access>
+  [[nodiscard, gnu::always_inline]] bool begin_simple(const GuestMemory& memory,
+                                                      std::span<const GuestRange> ranges,
+                                                      detail::DirtyParts* written) noexcept {
+    // By value, or it would be loaded anew for each range.
+    const detail::Translator translator = memory.translator_;
+    iovec* const pieces = iovecs_.inline_values();
+    const std::size_t most = std::min(ranges.size(), detail::inline_pieces);
+    const std::byte* end = nullptr;
+    std::uint64_t total = 0;  // does not wrap: no mapping has 2^60 bytes
+    std::size_t count = 0;
+    for (; count < most; ++count) {
+      const GuestRange range = ranges[count];
+      const auto* entry = GuestMemory::entry_of<access>(translator, range);
+      if (entry == nullptr) [[unlikely]]
+        break;
+      const std::uint64_t offset = range.base.value() - entry->first;
+      std::byte* const host = entry->host + offset;
+      if (host == end) [[unlikely]]
+        break;
+      pieces[count] = {.iov_base = host, .iov_len = range.size};
+      if constexpr (access == Access::write) {
+        written->inline_values()[count] = {
+            .bitmap = entry->dirty, .offset = offset, .size = range.size};
+      }
+      end = host + range.size;
+      total += range.size;
+    }
+    iovecs_.set_inline_size(count);
+    if constexpr (access == Access::write) written->set_inline_size(count);
+    total_ = total;
+    if (count != ranges.size()) [[unlikely]]
+      return false;
+    begin();
+    return true;
   }
+  /// Begins at all of the ranges after begin_simple() has given up. Errors: those of
+  /// GuestReader::make.
+  [[nodiscard]] Result<void> begin_rest(const char* operation, const GuestMemory& memory,
+                                        std::span<const GuestRange> ranges, Access access,
+                                        detail::DirtyParts* written);
   /// Makes a cursor for as long as this lives one whose pieces can be entered.
   class Opened;
   /// Calls `use(host, size, done)`, which touches so much memory, for the next bytes, which remain, and
@@ -188,8 +230,15 @@ class VMSPACE_EXPORT GuestReader : public GuestCursor {
   /// those of every access (see guest_memory.hpp), for any of the ranges; `overflow` when their sizes
   /// sum to 2^64 or more; `limit_exceeded` above 65536 pieces. O(ranges + regions crossed); allocates
   /// above 16 pieces.
-  [[nodiscard]] static Result<GuestReader> make(const GuestMemory& memory,
-                                                std::span<const GuestRange> ranges);
+  [[nodiscard, gnu::always_inline]] static Result<GuestReader> make(
+      const GuestMemory& memory, std::span<const GuestRange> ranges) {
+    // Made in the result, which all ways out return: moving a cursor costs more than translating a
+    // range.
+    Result<GuestReader> made;
+    if (!made->begin_simple<Access::read>(memory, ranges, nullptr)) [[unlikely]]
+      make_rest(made, memory, ranges);
+    return made;
+  }
   // It would point into what is gone at the end of the statement.
   static Result<GuestReader> make(const GuestMemory&& memory,
                                   std::span<const GuestRange> ranges) = delete;
@@ -239,6 +288,9 @@ class VMSPACE_EXPORT GuestReader : public GuestCursor {
   [[nodiscard]] Result<void> read_exact_to(int fd, std::uint64_t bytes, std::uint64_t offset);
 
  private:
+  /// Finishes what begin_simple() has given up, or puts the error in its place.
+  static void make_rest(Result<GuestReader>& made, const GuestMemory& memory,
+                        std::span<const GuestRange> ranges);
   [[nodiscard]] Result<void> read_pieces(const char* operation, std::span<std::byte> to);
   [[nodiscard]] Result<std::uint64_t> send(const char* operation, int fd, std::uint64_t bytes,
                                            std::int64_t offset);
@@ -251,15 +303,20 @@ class VMSPACE_EXPORT GuestWriter : public GuestCursor {
   /// Of nothing: at its end.
   GuestWriter() noexcept {}  // NOLINT(modernize-use-equals-default): see GuestCursor
   /// At the first byte of `ranges`. Errors and cost: as GuestReader::make, for writing.
-  [[nodiscard]] static Result<GuestWriter> make(const GuestMemory& memory,
-                                                std::span<const GuestRange> ranges);
+  [[nodiscard, gnu::always_inline]] static Result<GuestWriter> make(
+      const GuestMemory& memory, std::span<const GuestRange> ranges) {
+    Result<GuestWriter> made;  // see GuestReader::make
+    if (!made->begin_simple<Access::write>(memory, ranges, &made->parts_)) [[unlikely]]
+      make_rest(made, memory, ranges);
+    return made;
+  }
   static Result<GuestWriter> make(const GuestMemory&& memory,
                                   std::span<const GuestRange> ranges) = delete;
 
   /// Writes the object; what is said of integers in it at GuestMemory::write holds here, within one
   /// piece. Errors: `out_of_bounds`. O(1) within a piece.
   template <WritableGuestObject T>
-  [[nodiscard]] Result<void> write(const T& value) {
+  [[nodiscard, gnu::always_inline]] Result<void> write(const T& value) {
     if (is_in_piece(sizeof(T)) && is_in_part(sizeof(T))) [[likely]] {
       if constexpr (sizeof(T) <= detail::inline_copy_limit) {
         detail::store_once(at_, value);
@@ -303,7 +360,7 @@ class VMSPACE_EXPORT GuestWriter : public GuestCursor {
 
   /// Records the next `bytes` as written and passes them: after I/O into the iovecs(). Errors:
   /// `out_of_bounds`. O(pages) while tracking is on, else O(pieces).
-  [[nodiscard]] Result<void> commit(std::uint64_t bytes) {
+  [[nodiscard, gnu::always_inline]] Result<void> commit(std::uint64_t bytes) {
     if (bytes != 0 && is_in_piece(bytes) && is_in_part(bytes)) [[likely]] {
       pass(bytes);
       mark_part(bytes);
@@ -313,6 +370,8 @@ class VMSPACE_EXPORT GuestWriter : public GuestCursor {
   }
 
  private:
+  static void make_rest(Result<GuestWriter>& made, const GuestMemory& memory,
+                        std::span<const GuestRange> ranges);
   [[nodiscard]] Result<void> write_pieces(const char* operation, std::span<const std::byte> from);
   [[nodiscard]] Result<void> commit_pieces(std::uint64_t bytes);
   [[nodiscard]] Result<std::uint64_t> receive(const char* operation, int fd, std::uint64_t bytes,
@@ -320,9 +379,9 @@ class VMSPACE_EXPORT GuestWriter : public GuestCursor {
 
   /// Marks and passes bytes of the current part.
   [[gnu::always_inline]] void mark_part(std::uint64_t bytes) noexcept {
-    part_.bitmap->mark(part_.offset, bytes);
-    part_.offset += bytes;
-    part_.size -= bytes;
+    const detail::DirtyPart& part = parts_[part_];
+    part.bitmap->mark(part.offset + part_done_, bytes);
+    part_done_ += bytes;
   }
   /// Marks the next `bytes`, which remain.
   void mark(std::uint64_t bytes) const noexcept;
@@ -330,19 +389,20 @@ class VMSPACE_EXPORT GuestWriter : public GuestCursor {
   void pass_parts(std::uint64_t bytes) noexcept;
   /// As is_in_piece(): where two regions lie side by side on the host, a piece has two parts.
   [[nodiscard, gnu::always_inline]] bool is_in_part(std::size_t bytes) noexcept {
-    if (part_.size >= bytes) [[likely]]
+    const std::uint64_t left = parts_[part_].size - part_done_;
+    if (left >= bytes) [[likely]]
       return true;
-    if (part_.size != 0) return false;
-    enter_next_part();
-    return part_.size >= bytes;
-  }
-  [[gnu::always_inline]] void enter_next_part() noexcept {
-    if (next_part_ != parts_.size()) part_ = parts_[next_part_++];
+    if (left != 0) return false;
+    ++part_;
+    part_done_ = 0;
+    return parts_[part_].size >= bytes;
   }
 
   detail::DirtyParts parts_;
-  std::size_t next_part_ = 0;
-  detail::DirtyPart part_{};  ///< the rest of the part before next_part_
+  // The current part, by its index. Compilers would load a copy of it in wider words than it was stored
+  // in, and the processor waits for stores that it can't forward: 3 ns a request.
+  std::size_t part_ = 0;
+  std::uint64_t part_done_ = 0;  ///< bytes of it that were passed
 };
 
 }  // namespace vmspace

@@ -159,15 +159,15 @@ class VMSPACE_EXPORT GuestMemory {
   /// of every access; `zero_size`; `out_of_bounds` also for a range that crosses regions, unless they
   /// lie side by side in one arena. O(regions crossed).
   [[nodiscard]] Result<std::byte*> host_address(GuestRange range) const {
-    const auto* entry = translator_.find_any(range.base.value(), range.size);
-    if (entry == nullptr || entry->dirty == nullptr) [[unlikely]]
+    const auto* entry = entry_of<Access::write>(translator_, range);
+    if (entry == nullptr) [[unlikely]]
       return host_address_across(range);
     return entry->host + (range.base.value() - entry->first);
   }
   /// Where the range lies in this process, contiguous, for reading only: also in read-only regions.
   /// Errors: those of host_address(), for reading. O(regions crossed).
   [[nodiscard]] Result<const std::byte*> const_host_address(GuestRange range) const {
-    const auto* entry = translator_.find_any(range.base.value(), range.size);
+    const auto* entry = entry_of<Access::read>(translator_, range);
     if (entry == nullptr) [[unlikely]]
       return const_host_address_across(range);
     return entry->host + (range.base.value() - entry->first);
@@ -383,6 +383,7 @@ class VMSPACE_EXPORT GuestMemory {
 
  private:
   friend struct detail::GuestPieces;
+  friend class GuestCursor;
   struct Map;
   class Pieces;
 
@@ -393,6 +394,19 @@ class VMSPACE_EXPORT GuestMemory {
   [[nodiscard]] const char* broken_rule() const noexcept;
 
   explicit GuestMemory(std::shared_ptr<const Map> map) noexcept;
+
+  /// The entry that holds all of a range that may be accessed; null for a range that takes the slow
+  /// way, which also finds the error.
+  template <Access access>
+  [[nodiscard, gnu::always_inline]] static const detail::TranslationEntry* entry_of(
+      const detail::Translator& translator, GuestRange range) noexcept {
+    const auto* entry = translator.find_any(range.base.value(), range.size);
+    if constexpr (access == Access::write) {
+      if (entry != nullptr && entry->dirty == nullptr) [[unlikely]]
+        return nullptr;
+    }
+    return entry;
+  }
 
   // Slices that lie in one region; false, and nothing done, for others. Short and long ones have
   // functions of their own, so that the former need not save registers around the latter's memcpy.

@@ -193,6 +193,20 @@ class BPlusTree {
     if (state == NodeState::free) above(path).grow(range.min(), range.max());
   }
 
+  /// Whether the range lies above all entries, and the last leaf has space for it.
+  [[nodiscard]] bool is_appendable(const Range& range) const noexcept {
+    return last_ != nullptr && last_->count < node_capacity &&
+           last_->max[last_->count - 1] < range.min();
+  }
+
+  /// Adds a taken entry that is_appendable(). The ancestors know nothing of what is taken, so the path
+  /// has none, and there is no descent.
+  void append(const Range& range, Path& path) noexcept {
+    path.leaf = last_;
+    path.pos = last_->count;
+    add_entry(path, range, NodeState::allocated);
+  }
+
   /// Takes `piece` out of the free entry at the path; what is left on either side stays free, and
   /// the leaf must have space for it. The path is then at the piece.
   void split_entry(Path& path, const Range& piece) noexcept {

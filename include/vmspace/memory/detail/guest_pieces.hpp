@@ -51,11 +51,14 @@ struct GuestPieces {
   /// `operation`: those of every access (see guest_memory.hpp); `overflow` when the sizes sum to 2^64
   /// or more; `limit_exceeded` above max_count pieces. The lists are unspecified then. O(ranges +
   /// regions crossed); allocates above inline_pieces.
+  ///
+  /// The lists may hold pieces already; `total` is their bytes, which are counted with the others.
   [[nodiscard]] static Result<std::uint64_t> append(const char* operation,
                                                     const GuestMemory& memory,
                                                     std::span<const GuestRange> ranges,
                                                     Access access, Iovecs& iovecs,
-                                                    DirtyParts* written, bool* may_fault = nullptr);
+                                                    DirtyParts* written, bool* may_fault = nullptr,
+                                                    std::uint64_t total = 0);
 };
 
 }  // namespace detail

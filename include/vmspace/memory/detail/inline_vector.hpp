@@ -49,6 +49,14 @@ requires(std::is_trivially_copyable_v<T>&& std::is_trivially_destructible_v<T>) 
   /// Keeps the first `count`, which are no more than there are.
   void truncate(std::size_t count) noexcept { size_ = count; }
 
+  // Up to inline_count values of a new list may be written here, then counted. For all the compiler
+  // knows, pushed values go anywhere, and data_ and size_ would be loaded and stored for each.
+  [[nodiscard]] T* inline_values() noexcept { return inline_; }
+  void set_inline_size(std::size_t count) noexcept {
+    assert(heap_ == nullptr && count <= inline_count);
+    size_ = count;
+  }
+
  private:
   [[gnu::noinline]] void grow() {
     assert(capacity_ != 0);
