@@ -25,7 +25,7 @@ packages_for() {
   case $1 in
     demo) echo "$library" ;;
     test | shared) echo "$library $tests" ;;
-    clients) echo "$library $tests libcli11-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev" ;;
+    clients) echo "$library $tests libcli11-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev qemu-system-x86 qemu-utils busybox-static" ;;
     asan | tsan) echo "$library $tests ccache" ;;
     clang) echo "$library $tests ccache clang libclang-rt-dev clang-format clang-tidy" ;;
     release) echo "$library libbenchmark-dev" ;;

@@ -6,6 +6,7 @@
 // A KVM that emulates kernel-mode code gets no further than that: it lacks instructions. With help
 // from the processor the same start goes on to the end of the kernel's own work; the test says which.
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -128,10 +129,15 @@ void expect_kernel_sees_our_memory(const std::string& nodes, std::uint64_t bytes
   EXPECT_EQ(listed.size(), count);
   EXPECT_EQ(boot.find(R"(SRAT: Node ([0-9]+) PXM)").empty(), false);
 
-  const bool is_complete = boot.status == 0;
-  std::cout << (is_complete ? "the kernel did all of its own work, and missed a root file system\n"
-                            : "this KVM emulates the guest, and got as far as: " +
-                                  boot.lines.back() + "\n");
+  // Emulation takes ten times as long as this, and ends soon after at an instruction that it lacks.
+  if (elapsed > std::chrono::seconds(4)) {
+    std::cout
+        << "this KVM emulates the guest: not tried beyond the kernel's own report of its memory\n";
+    return;
+  }
+  const Output whole = boot_until("VFS: Unable to mount root fs");
+  EXPECT_EQ(whole.status, 0) << whole.text();
+  std::cout << "the kernel did all of its own work, and missed a root file system\n";
 }
 
 TEST(BootLinux, KernelSees512MiB) {
