@@ -66,6 +66,8 @@ class VhostUserBlk : public ::testing::Test {
          "unix:" + (directory_ / "monitor") + ",server=on,wait=off",
          "-qtest",
          "unix:" + (directory_ / "qtest") + ",server=on,wait=off",
+         "-qtest-log",
+         "/dev/null",
          "-chardev",
          "socket,id=device,path=" + (directory_ / "device"),
          "-device",
@@ -91,14 +93,14 @@ class VhostUserBlk : public ::testing::Test {
   }
   /// One request of a page; gives its status, 0xfe when there is no answer.
   unsigned request(bool is_write, std::uint64_t first_sector, std::uint64_t where,
-                   std::uint32_t length = 4096) {
+                   std::uint32_t length = 4096, std::chrono::milliseconds limit = 10s) {
     write_header(is_write, first_sector);
     disk().describe(VirtioPci::descriptors, 0, header_at, 16, has_next, 1);
     disk().describe(VirtioPci::descriptors, 1, where, length,
                     static_cast<std::uint16_t>(has_next | (is_write ? 0 : writable)), 2);
     disk().describe(VirtioPci::descriptors, 2, status_at, 1, writable, 0);
     disk().offer(0);
-    if (!disk().take_used(10s)) return 0xfe;
+    if (!disk().take_used(limit)) return 0xfe;
     return machine().read8(status_at);
   }
   [[nodiscard]] std::string disk_contents(std::size_t offset, std::size_t size) const {
@@ -147,7 +149,8 @@ TEST_F(VhostUserBlk, SeesMemoryComeAndGo) {
   machine().out8(0xa14, 8);
   ASSERT_TRUE(device().output.find("MiB of memory in 3 regions", 20s)) << device().output.all();
   EXPECT_EQ(request(false, 0, data_at), 0U) << "the ring goes on";
-  EXPECT_EQ(request(false, 0, dimm + 4096), 0xfeU) << "a buffer where no memory is any more";
+  EXPECT_EQ(request(false, 0, dimm + 4096, 4096, 500ms), 0xfeU)
+      << "a buffer where no memory is any more";
   EXPECT_TRUE(device().output.find("the ring is stopped", 20s)) << device().output.all();
 }
 
