@@ -12,8 +12,6 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/endian.hpp"
 
-#include "acpi.hpp"
-
 namespace boot_linux {
 
 using namespace vmspace::literals;
@@ -209,7 +207,7 @@ Result<Entry> load_linux(const GuestMemory& memory, const Boot& boot) {
   VMSPACE_TRY(load_kernel(memory, boot));
   const GuestRange initrd = VMSPACE_TRY(load_initrd(memory, boot));
   VMSPACE_TRY(load_command_line(memory, boot.command_line));
-  VMSPACE_TRY(load_acpi(memory, boot.srat));
+  VMSPACE_TRY(load_acpi(memory, boot.srat, boot.device));
   return boot.use_pvh && boot.kernel.pvh_entry() ? prepare_pvh(memory, boot, initrd)
                                                  : prepare_64_bit(memory, boot, initrd);
 }

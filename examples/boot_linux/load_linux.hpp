@@ -7,7 +7,7 @@
 //   0x6000   start_info (PVH) or boot_params (64-bit protocol)
 //   0x9000   page tables, for 64-bit mode: the first 4 GiB, each address to itself
 //   0x20000  command line
-//   0xe0000  RSDP, XSDT, SRAT: where a PC's firmware leaves its tables, which e820 has as reserved
+//   0xe0000  ACPI tables: where a PC's firmware leaves its tables, which e820 has as reserved
 //   0x1000000 (or what the kernel says)  the kernel
 //   below 2 GiB, or the end of the first piece of RAM  the initrd
 
@@ -22,6 +22,7 @@
 #include "vmspace/boot.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 
+#include "acpi.hpp"
 #include "kernel_image.hpp"
 
 namespace boot_linux {
@@ -42,7 +43,8 @@ struct Boot {
   std::string_view command_line;
   std::span<const vmspace::E820Entry> e820;
   std::span<const std::byte> srat;
-  bool use_pvh;  ///< where the kernel has the entry; else the 64-bit boot protocol
+  const MmioDevice* device;  ///< or null
+  bool use_pvh;              ///< where the kernel has the entry; else the 64-bit boot protocol
 };
 
 /// Writes all of it. Errors: `no_space` for a kernel or an initrd that does not fit into RAM;

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -124,13 +125,19 @@ struct Machine::State {
   Descriptor kvm, vm, vcpu;
   kvm_run* run = nullptr;
   std::size_t run_size = 0;
+  vmspace::GuestRange registers;
+  MmioAccess access;
 
+  State() = default;
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
   ~State() {
     if (run != nullptr) ::munmap(run, run_size);
   }
   Result<void> set_processor() const;
   Result<void> set_registers(const Entry& entry) const;
   void handle_port(SerialPort& serial) const;
+  void handle_mmio() const;
 };
 
 Machine::Machine(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -139,6 +146,18 @@ Machine::~Machine() = default;
 
 int Machine::vm_fd() const {
   return state_->vm.get();
+}
+
+void Machine::set_interrupt(unsigned line, bool level) const {
+  kvm_irq_level change{};
+  change.irq = line;
+  change.level = level ? 1 : 0;
+  ::ioctl(state_->vm.get(), KVM_IRQ_LINE, &change);
+}
+
+void Machine::attach(vmspace::GuestRange registers, MmioAccess access) {
+  state_->registers = registers;
+  state_->access = std::move(access);
 }
 
 Result<Machine> Machine::create() {
@@ -228,6 +247,17 @@ void Machine::State::handle_port(SerialPort& serial) const {
   }
 }
 
+void Machine::State::handle_mmio() const {
+  auto& mmio = run->mmio;
+  const std::span bytes = std::as_writable_bytes(std::span(mmio.data)).first(mmio.len);
+  const std::uint64_t offset = mmio.phys_addr - registers.base.value();
+  if (access && mmio.phys_addr >= registers.base.value() && offset < registers.size) {
+    access(offset, bytes, mmio.is_write != 0);
+  } else if (mmio.is_write == 0) {
+    std::ranges::fill(bytes, std::byte{0xff});
+  }
+}
+
 Result<Stopped> Machine::run(const Entry& entry, std::function<bool(char)> print,
                              std::chrono::seconds limit) {
   State& state = *state_;
@@ -237,10 +267,7 @@ Result<Stopped> Machine::run(const Entry& entry, std::function<bool(char)> print
                     [&, before = false](bool level) mutable {
                       if (level == before) return;
                       before = level;
-                      kvm_irq_level line{};
-                      line.irq = SerialPort::irq;
-                      line.level = level ? 1 : 0;
-                      ::ioctl(state.vm.get(), KVM_IRQ_LINE, &line);
+                      set_interrupt(SerialPort::irq, level);
                     });
   const Alarm alarm(limit);
   if (!alarm.is_set()) {
@@ -263,9 +290,7 @@ Result<Stopped> Machine::run(const Entry& entry, std::function<bool(char)> print
     }
     switch (state.run->exit_reason) {
       case KVM_EXIT_IO: state.handle_port(serial); break;
-      case KVM_EXIT_MMIO:
-        if (state.run->mmio.is_write == 0) std::memset(state.run->mmio.data, 0xff, 8);
-        break;
+      case KVM_EXIT_MMIO: state.handle_mmio(); break;
       case KVM_EXIT_SHUTDOWN:
       case KVM_EXIT_SYSTEM_EVENT:
       case KVM_EXIT_HLT: return Stopped::by_guest;

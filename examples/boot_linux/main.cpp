@@ -3,12 +3,14 @@
 // Boots a distribution's Linux in memory that vmspace plans, maps and shows to KVM.
 //
 // Read in this order: here (options, and the steps), load_linux (what the kernel finds in memory),
-// kernel_image and decompress (the kernel's file), machine and serial_port (KVM and its guest).
+// kernel_image and decompress (the kernel's file), machine and serial_port (KVM and its guest), disk and
+// virtio_mmio (its disk).
 
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,6 +22,7 @@
 #include "vmspace/fmt.hpp"
 #include "vmspace/vmm.hpp"
 
+#include "disk.hpp"
 #include "kernel_image.hpp"
 #include "load_linux.hpp"
 #include "machine.hpp"
@@ -40,6 +43,7 @@ struct Options {
   std::string initrd;
   std::string command_line = "console=ttyS0 earlyprintk=ttyS0";
   std::vector<std::uint64_t> nodes;  ///< bytes of RAM of each of the guest's NUMA nodes
+  std::string disk;
   std::string memory = "shmem";
   std::string until;
   std::chrono::seconds limit{60};
@@ -114,6 +118,15 @@ Result<Stopped> boot(const Options& options) {
       VMSPACE_TRY(vmspace::RangePool::create("memory slots", {vmspace::Range::of(0, 31)}));
   auto slots = VMSPACE_TRY(vmspace::KvmMemslots::create(machine.vm_fd(), numbers));
   VMSPACE_TRY(memory.add_listener(std::make_shared<vmspace::KvmMemslots>(std::move(slots))));
+  const auto manager = VMSPACE_TRY(
+      vmspace::ResourceManager::create(std::make_shared<VmMemory>(memory), {.kvm_slots = numbers}));
+  std::unique_ptr<Disk> disk;
+  std::optional<MmioDevice> device;
+  if (!options.disk.empty()) {
+    disk = VMSPACE_TRY(Disk::attach(options.disk, manager, memory, machine));
+    device = disk->mmio();
+    say("disk at {:#x}, interrupt {}", device->base.value(), device->interrupt);
+  }
 
   const auto entry =
       VMSPACE_TRY(load_linux(memory.map()->memory, {.kernel = kernel,
@@ -121,6 +134,7 @@ Result<Stopped> boot(const Options& options) {
                                                     .command_line = options.command_line,
                                                     .e820 = e820,
                                                     .srat = srat,
+                                                    .device = device ? &*device : nullptr,
                                                     .use_pvh = !options.use_64_bit_entry}));
   say("loaded; starting at {:#x} in {}", entry.code.value(),
       entry.mode == Entry::Mode::long_64 ? "64-bit mode" : "32-bit mode (PVH)");
@@ -135,6 +149,7 @@ int run(int argc, char** argv) {
   app.add_option("--kernel", options.kernel, "a bzImage (/boot/vmlinuz-...) or a vmlinux")
       ->required();
   app.add_option("--initrd", options.initrd, "an initrd or initramfs");
+  app.add_option("--disk", options.disk, "a file for a virtio-mmio block device");
   app.add_option("--append", options.command_line, "the kernel's command line")
       ->capture_default_str();
   app.add_option("--node", options.nodes,
