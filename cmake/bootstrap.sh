@@ -5,7 +5,8 @@
 #
 # Installs what each preset needs and this machine lacks, with the system's package manager, then
 # runs `cmake --workflow --preset <preset>`. The main ones: `demo` builds and runs the tiny VM,
-# `test` builds and passes the tests. The others are those of CMakePresets.json.
+# `test` builds and passes the tests, `clients` the tests with programs that nobody here wrote: it also
+# gets Debian's cloud kernel, and unpacks it under build/. The others are those of CMakePresets.json.
 #
 # Installing needs Debian 12 or newer (or a derivative) and root, or sudo. Elsewhere the script says
 # what it would have installed and tries with what is there.
@@ -13,7 +14,7 @@
 set -eu
 
 usage() {
-  echo "usage: sh cmake/bootstrap.sh demo|test|shared|release|asan|tsan|clang ..." >&2
+  echo "usage: sh cmake/bootstrap.sh demo|test|clients|shared|release|asan|tsan|clang ..." >&2
   exit 2
 }
 
@@ -24,6 +25,7 @@ packages_for() {
   case $1 in
     demo) echo "$library" ;;
     test | shared) echo "$library $tests" ;;
+    clients) echo "$library $tests libcli11-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev qemu-system-x86 qemu-utils busybox-static" ;;
     asan | tsan) echo "$library $tests ccache" ;;
     clang) echo "$library $tests ccache clang libclang-rt-dev clang-format clang-tidy" ;;
     release) echo "$library libbenchmark-dev" ;;
@@ -72,6 +74,20 @@ else
   echo "for tests GoogleTest and RapidCheck, for benchmarks Google Benchmark. Trying with what is installed." >&2
 fi
 
+# unpack_kernel <directory>: the kernel of linux-image-cloud-amd64, not installed.
+unpack_kernel() {
+  [ -z "$(ls "$1"/boot/vmlinuz-* 2>/dev/null)" ] || return 0
+  package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[^ ]*\)$/\1/p' | head -n 1)
+  mkdir -p "$1/package"
+  if [ -z "$package" ] || ! (cd "$1/package" && apt-get download -qq "$package"); then
+    echo "bootstrap: no Debian cloud kernel to be had here; the tests that boot one are skipped" >&2
+    return 0
+  fi
+  dpkg-deb -x "$1"/package/*.deb "$1"
+  rm -r "$1/package"
+}
+
 for preset in "$@"; do
+  [ "$preset" != clients ] || unpack_kernel build/test/clients/kernel
   cmake --workflow --preset "$preset"
 done

@@ -36,7 +36,8 @@ class BlkDevice {
   /// `disk` is a descriptor of a file of so many sectors.
   BlkDevice(int disk, std::uint64_t sectors) : disk_(disk), sectors_(sectors) {}
 
-  /// Serves every request that is there; gives whether the driver is to be notified. An error is a
+  /// Serves every request that is there; gives whether the driver is to be notified. Before it waits
+  /// for the driver's next notification, the caller asks for it (enable_notifications). An error is a
   /// driver that breaks the rules of the queue, or puts buffers where no memory is.
   vmspace::Result<bool> serve(const vmspace::GuestMemory& memory,
                               vmspace::VirtioQueue auto& queue) {

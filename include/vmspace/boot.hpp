@@ -6,3 +6,4 @@
 
 #include "vmspace/address_space.hpp"
 #include "vmspace/boot/e820.hpp"
+#include "vmspace/boot/srat.hpp"
