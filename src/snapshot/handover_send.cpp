@@ -14,6 +14,7 @@
 #include "vmspace/memory/endian.hpp"
 #include "vmspace/snapshot/handover.hpp"
 
+#include "host/fault_owner.hpp"
 #include "host/page_scan.hpp"
 #include "memory/guarded_touch.hpp"
 #include "memory/present_parts.hpp"
@@ -163,6 +164,12 @@ Result<void> check_shareable(const MemoryRegion& region, PrivateMemory private_m
     return refuse(region.description(), Errc::unsupported,
                   "memory of a device, or of another library, stays where it is: hand the guest "
                   "over without this region");
+  }
+  if (const char* holder = detail::FaultClaim::holder(region.mapping())) {
+    return fail(name_region({.code = Errc::bad_state,
+                             .reason = "the memory's page faults are still handled here, by",
+                             .text = {{}, holder}},
+                            region.description()));
   }
   if (is_private(backing) && private_memory == PrivateMemory::refuse) {
     return refuse(region.description(), Errc::unsupported,

@@ -95,7 +95,8 @@ struct ReceiveHandoverOptions {
 ///
 /// Errors, each naming the region where it is about one: `unsupported` for private memory that is not
 /// to be copied, for memory of sources `device` and `external`, and for a description that has an fd
-/// and is not mapped; `invalid_argument` for a region of `memory` that `space` does not have, for names
+/// and is not mapped; `bad_state` for memory that is being restored or saved, naming by what;
+/// `invalid_argument` for a region of `memory` that `space` does not have, for names
 /// with unprintable characters, a socket of another kind, and a private_memory that is not a named
 /// value; `limit_exceeded` above 65,536 regions, 1,024 parked ones, 256 apertures and holes, 1,024
 /// bytes of a name, 4,095 of a path, 4,096 runs of present blocks in a region, or 16 MiB for all of
