@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include <span>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include <benchmark/benchmark.h>
 
@@ -72,7 +74,9 @@ void hand_over(benchmark::State& state) {
   const Handover guest = resident_guest(static_cast<std::uint64_t>(state.range(0)) * 1_GiB);
   for (auto _ : state) {
     const Ends ends;
-    std::thread sender([&] { expect(send_handover(ends.sender(), guest)); });
+    std::thread sender([&] {
+      if (!send_handover(ends.sender(), guest)) std::abort();
+    });
     const auto taken = expect(receive_handover(ends.receiver()));
     benchmark::DoNotOptimize(expect(taken.memory.read<std::uint8_t>(GuestAddress(4_GiB))));
     sender.join();
