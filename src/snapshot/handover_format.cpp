@@ -111,13 +111,17 @@ class Writer {
  private:
   template <typename T>
   void put(const T& value) {
-    const auto raw = std::as_bytes(std::span(&value, 1));
-    bytes_.insert(bytes_.end(), raw.begin(), raw.end());
+    append(&value, sizeof value);
   }
   void put_text(std::string_view text) {
     count(text.size());
-    const auto raw = std::as_bytes(std::span(text));
-    bytes_.insert(bytes_.end(), raw.begin(), raw.end());
+    if (!text.empty()) append(text.data(), text.size());
+  }
+  // Not vector::insert: optimised, g++ 12 warns of an overflow that can't be (-Wstringop-overflow).
+  void append(const void* from, std::size_t size) {
+    const std::size_t at = bytes_.size();
+    bytes_.resize(at + size);
+    std::memcpy(bytes_.data() + at, from, size);
   }
 
   std::vector<std::byte> bytes_;

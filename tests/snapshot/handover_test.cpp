@@ -264,6 +264,65 @@ TEST(Handover, ADescriptionByDescriptorHasTheOneOfTheReceiver) {
   EXPECT_EQ(contents(outcome.received->memory, page, page), pattern(page));
 }
 
+/// A guest of one region of a file.
+Handover guest_of(RegionOptions options, const MapOptions& map = {}) {
+  auto space = AddressSpaceBase(sample_guest().space.layout());
+  VMSPACE_EXPECT_OK(space.insert_region(std::move(options)));
+  const auto memory = GuestMemory::map(space, map);
+  VMSPACE_EXPECT_OK(memory);
+  return {.space = space, .memory = *memory};
+}
+
+TEST(Handover, MemoryThatWasGuardedStaysGuarded) {
+  const Fd file = memory_file(8 * page, 0);
+  const RegionOptions ram{.name = "shared",
+                          .size = 8 * page,
+                          .backing = {.source = MemorySource::file, .fd = file.get()}};
+  const auto guard = FaultGuard::install();
+  ASSERT_THAT(guard, IsOk());
+  const Handover guarded = guest_of(ram, {.unsealed = Unsealed::guard});
+  const Handover accepted = guest_of(ram);
+  const auto may_fault = [](const Handover& guest, Unsealed unsealed) {
+    const Outcome outcome = hand_over(guest, {}, {.map = {.unsealed = unsealed}});
+    VMSPACE_EXPECT_OK(outcome.received);
+    return outcome.received->memory.regions()[0]->may_fault();
+  };
+  EXPECT_TRUE(may_fault(guarded, Unsealed::accept));
+  EXPECT_TRUE(may_fault(guarded, Unsealed::guard));
+  EXPECT_FALSE(may_fault(accepted, Unsealed::accept));
+  EXPECT_TRUE(may_fault(accepted, Unsealed::guard));
+}
+
+TEST(Handover, MemoryIsBoundToItsNodeThereToo) {
+  const RegionOptions ram{
+      .size = 8 * page, .backing = {.source = MemorySource::shmem}, .numa_node = 0};
+  if (!MemoryRegion::map(ram)) GTEST_SKIP() << "mbind is not allowed here";
+  const Outcome bound = hand_over(guest_of(ram));
+  ASSERT_THAT(bound.received, IsOk());
+  EXPECT_EQ(bound.received->memory.regions()[0]->mapping().numa_policy(),
+            (NumaPolicy{NumaMode::bind, {0}}));
+  const Outcome free = hand_over(guest_of(ram, {.numa_mode = NumaMode::by_default}));
+  ASSERT_THAT(free.received, IsOk());
+  EXPECT_EQ(free.received->memory.regions()[0]->mapping().numa_policy(), NumaPolicy{});
+}
+
+TEST(Handover, HugePagesStayHugeCopiedOrNot) {
+  const HugePages pool(2_MiB, 6);
+  if (!pool.available()) GTEST_SKIP() << pool.why_not();
+  for (const MemorySource source : {MemorySource::hugeanon, MemorySource::hugeshmem}) {
+    const Handover guest = guest_of({.size = 4_MiB, .backing = {.source = source}});
+    ASSERT_THAT(guest.memory.write_slice(GuestAddress(2_MiB + 5), pattern(page)), IsOk());
+    // Another holder of the file could punch holes in it: that is to be accepted.
+    const Outcome outcome = hand_over(guest, {.private_memory = PrivateMemory::copy}, {.map = {}});
+    ASSERT_THAT(outcome.sent, IsOk());
+    ASSERT_THAT(outcome.received, IsOk());
+    const auto& region = outcome.received->memory.regions()[0];
+    EXPECT_TRUE(region->backing().is_hugetlb());
+    EXPECT_EQ(region->description().backing().source, MemorySource::hugeshmem);
+    EXPECT_EQ(contents(outcome.received->memory, 2_MiB + 5, page), pattern(page));
+  }
+}
+
 TEST(Handover, WhatCantBeSentIsRefusedByName) {
   const Handover sample = sample_guest();
   const auto refused = [](const Handover& guest) {

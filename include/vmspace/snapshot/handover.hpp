@@ -118,7 +118,9 @@ struct ReceiveHandoverOptions {
 /// BackingSpec::fd that the memory has here (Backing::fd()). A path in a description is the sender's word:
 /// the memory was not opened by it. Memory is a file that others may hold, to whoever does not trust
 /// them: `options.map.unsealed` says what to do with one that can be cut off; memfds that the
-/// library has made can't, but for those of huge pages, which need a FaultGuard, or `accept`.
+/// library has made can't, but for those of huge pages, which need a FaultGuard, or `accept`. A file
+/// whose file system another process serves (FUSE, NFS) may make the calls on it wait, which no timeout
+/// bounds.
 ///
 /// Errors, which name the region where they are about one: `invalid_argument` for a socket of another
 /// kind; `timed_out`; `corrupt` for anything that is not a handover, or contradicts itself;
