@@ -33,6 +33,7 @@ vmspace::Result<std::unique_ptr<Vcpu>> Vcpu::resume(const Vm&, std::span<const s
                                                     std::shared_ptr<const vmspace::VcpuGate>) {
   return wrong_host();
 }
+void Vcpu::stop() {}
 vmspace::Result<std::vector<std::byte>> Vcpu::registers() const {
   return wrong_host();
 }

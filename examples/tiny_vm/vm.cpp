@@ -158,9 +158,13 @@ Vcpu::Vcpu(Descriptor vcpu, kvm_run* run, std::size_t run_size,
       gate_(std::move(gate)),
       thread_([this] { run_loop(); }) {}
 
-Vcpu::~Vcpu() {
+void Vcpu::stop() {
   is_to_stop_ = true;
   kick(thread_.native_handle());
+}
+
+Vcpu::~Vcpu() {
+  stop();
   thread_.join();
   ::munmap(run_, run_size_);
 }

@@ -105,6 +105,9 @@ class Vcpu {
   /// exit if the processor could not continue.
   vmspace::Result<Event> next_event(std::chrono::seconds limit);
 
+  /// Keeps the processor from the guest from now on. During a pause, it has run for the last time.
+  void stop();
+
   /// All that this guest uses of a processor, while the gate is closed.
   [[nodiscard]] vmspace::Result<std::vector<std::byte>> registers() const;
 

@@ -63,63 +63,69 @@ Result<void> expect_pattern(const GuestMemory& memory, GuestAddress where, const
   return expect(found == pattern, "the guest's memory is as it was left");
 }
 
-/// Shows the memory to a new VM, which keeps it mapped.
-Result<KvmMemslots> show(const GuestMemory& memory, const Vm& vm) {
+/// Shows the memory to a VM, now and after each change.
+Result<std::shared_ptr<VcpuGate>> connect(const VmMemory& memory, const Vm& vm) {
   auto numbers = VMSPACE_TRY(RangePool::create("slots", {Range::of(0, 31)}));
   auto slots = VMSPACE_TRY(KvmMemslots::create(vm.fd(), std::move(numbers)));
-  for (const MemoryRegionPtr& region : memory.regions())
-    VMSPACE_TRY(slots.set(*region));
-  return slots;
+  VMSPACE_TRY(memory.add_listener(std::make_shared<KvmMemslots>(std::move(slots))));
+  auto gate = std::make_shared<VcpuGate>();
+  VMSPACE_TRY(memory.set_gate(gate));
+  return gate;
 }
 
-/// A guest with RAM below and above 4 GiB, and more of it that it does not know of yet.
+/// A guest with RAM below and above 4 GiB.
 Result<AddressSpaceBase> plan() {
   auto layout = VMSPACE_TRY(AddressSpaceLayout::x86_64({.phys_bits = 40}));
   AddressSpaceBase space(std::move(layout));
-  const auto ram = [&](const char* name, GuestAddress base, std::uint64_t size) {
+  const auto ram = [&](const char* name, GuestAddress base) {
     return space.insert_region(
-        {.name = name, .base = base, .size = size, .backing = {.source = MemorySource::shmem}});
+        {.name = name, .base = base, .size = 128_MiB, .backing = {.source = MemorySource::shmem}});
   };
-  VMSPACE_TRY(ram("low", GuestAddress(0), 128_MiB));
-  VMSPACE_TRY(ram("high", GuestAddress(5_GiB), 128_MiB));
-  VMSPACE_TRY(ram("dimm0", dimm, 2_MiB));
+  VMSPACE_TRY(ram("low", GuestAddress(0)));
+  VMSPACE_TRY(ram("high", above));
   return space;
 }
 
-/// The old process: runs the guest to its first report, and gives it away while it waits for memory.
+/// The old process: runs the guest to its first report, and gives it away while it waits for memory to
+/// be plugged.
 Result<void> run_and_send(const Vm& vm, int socket) {
   const AddressSpaceBase space = VMSPACE_TRY(plan());
-  const GuestMemory memory = VMSPACE_TRY(GuestMemory::map(space));
-  const tiny_vm::Start start = VMSPACE_TRY(
-      tiny_vm::load_guest(memory, {.low = below, .high = above, .seed = seed, .port = port}));
-  const KvmMemslots slots = VMSPACE_TRY(show(memory, vm));
-  const auto gate = std::make_shared<VcpuGate>();
+  const VmMemory memory = VMSPACE_TRY(VmMemory::create(space));
+  const auto gate = VMSPACE_TRY(connect(memory, vm));
+  const tiny_vm::Start start = VMSPACE_TRY(tiny_vm::load_guest(
+      memory.map()->memory, {.low = below, .high = above, .seed = seed, .port = port}));
   const auto vcpu = VMSPACE_TRY(Vcpu::start(vm, start, gate));
   VMSPACE_TRY(expect_report(*vcpu, REPORT_PATTERNS_WRITTEN));
-  // Stopped for good: the guest is another's, or goes on here if that fails.
-  const auto stopped = VMSPACE_TRY(gate->pause_vcpus());
+  const auto paused = VMSPACE_TRY(gate->pause_vcpus());
   auto registers = VMSPACE_TRY(vcpu->registers());
-  return send_handover(socket, {.space = space, .memory = memory, .state = std::move(registers)});
+  const auto now = memory.map();
+  VMSPACE_TRY(send_handover(
+      socket, {.space = now->space, .memory = now->memory, .state = std::move(registers)}));
+  vcpu->stop();  // before the pause ends: it runs in the other process now
+  return {};
 }
 
-/// The new process: takes the guest, and gives it the memory that it waits for.
+/// The new process: takes the guest, and plugs the memory that it waits for.
 Result<void> take_and_run(int socket) {
   const Handover guest = VMSPACE_TRY(receive_handover(socket));
-  const GuestMemory& memory = guest.memory;
-  VMSPACE_TRY(expect(guest.space.find_region(dimm)->name() == "dimm0", "the map has come"));
-  VMSPACE_TRY(expect_pattern(memory, below, tiny_vm::make_pattern(seed)));
+  const VmMemory memory =
+      VMSPACE_TRY(VmMemory::adopt({.space = guest.space, .memory = guest.memory}));
   const Vm vm = VMSPACE_TRY(Vm::create());
-  const KvmMemslots slots = VMSPACE_TRY(show(memory, vm));
-  const auto gate = std::make_shared<VcpuGate>();
+  const auto gate = VMSPACE_TRY(connect(memory, vm));
   const auto vcpu = VMSPACE_TRY(Vcpu::resume(vm, guest.state, gate));
 
-  VMSPACE_TRY(memory.write(dimm, tiny_vm::make_pattern(seed)));
+  VMSPACE_TRY(memory.plug({.name = "dimm0",
+                           .base = dimm,
+                           .size = 128_MiB,
+                           .backing = {.source = MemorySource::shmem}}));
+  const GuestMemory ram = memory.map()->memory;
+  VMSPACE_TRY(ram.write(dimm, tiny_vm::make_pattern(seed)));
   const GuestAddress plugged{tiny_vm::boot_params.value() + BOOT_PLUGGED};
-  VMSPACE_TRY(memory.store(plugged, dimm.value(), std::memory_order_release));
+  VMSPACE_TRY(ram.store(plugged, dimm.value(), std::memory_order_release));
   VMSPACE_TRY(expect_report(*vcpu, REPORT_REGION_USED));
-  VMSPACE_TRY(expect_pattern(memory, dimm, tiny_vm::inverted(tiny_vm::make_pattern(seed))));
-  VMSPACE_TRY(expect_pattern(memory, below, tiny_vm::make_pattern(seed)));
-  return expect_pattern(memory, above, tiny_vm::make_pattern(seed));
+  VMSPACE_TRY(expect_pattern(ram, dimm, tiny_vm::inverted(tiny_vm::make_pattern(seed))));
+  VMSPACE_TRY(expect_pattern(ram, below, tiny_vm::make_pattern(seed)));
+  return expect_pattern(ram, above, tiny_vm::make_pattern(seed));
 }
 
 /// Starts this program anew, to take the guest that comes through `socket`.

@@ -7,6 +7,7 @@
 //   VMSPACE_TRY(send_handover(socket, {.space = space, .memory = memory, .state = registers}));
 //   // the new process
 //   const Handover taken = VMSPACE_TRY(receive_handover(socket));
+//   const auto vm_memory = VMSPACE_TRY(VmMemory::adopt({taken.space, taken.memory}));  // if one is used
 //
 // What travels is the address space (layout, all regions, also those of devices and parked ones), for
 // each mapped region the descriptor of its memory and how it is mapped, which pages are dirty where
