@@ -222,9 +222,10 @@ Result<Handover> receive_handover(int socket_fd, const ReceiveHandoverOptions& o
     VMSPACE_TRY(receive_bitmaps(socket, unpacked.regions));
   }
   auto state = VMSPACE_TRY(receive_bytes(socket, head.state_size));
-  auto memory = VMSPACE_TRY_IN(operation, GuestMemory::from_regions(std::move(unpacked.regions)));
-  Result<Handover> guest(Handover{
-      .space = std::move(unpacked.space), .memory = std::move(memory), .state = std::move(state)});
+  const auto memory =
+      VMSPACE_TRY_IN(operation, GuestMemory::from_regions(std::move(unpacked.regions)));
+  Result<Handover> guest(
+      Handover{.space = std::move(unpacked.space), .memory = memory, .state = std::move(state)});
   // Nothing is allocated from here on, and nothing can be refused.
   VMSPACE_TRY(socket.send({&detail::handover_ready, 1}));
   VMSPACE_TRY(receive_commit(socket));

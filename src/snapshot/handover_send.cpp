@@ -28,7 +28,6 @@ namespace vmspace {
 namespace {
 
 using detail::Extent;
-using detail::HandoverFile;
 using detail::HandoverMap;
 using detail::HandoverPlace;
 using detail::HandoverRegion;
