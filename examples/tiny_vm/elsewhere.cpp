@@ -29,6 +29,14 @@ vmspace::Result<std::unique_ptr<Vcpu>> Vcpu::start(const Vm&, const Start&,
                                                    std::shared_ptr<const vmspace::VcpuGate>) {
   return wrong_host();
 }
+vmspace::Result<std::unique_ptr<Vcpu>> Vcpu::resume(const Vm&, std::span<const std::byte>,
+                                                    std::shared_ptr<const vmspace::VcpuGate>) {
+  return wrong_host();
+}
+void Vcpu::stop() {}
+vmspace::Result<std::vector<std::byte>> Vcpu::registers() const {
+  return wrong_host();
+}
 vmspace::Result<Event> Vcpu::next_event(std::chrono::seconds) {
   return wrong_host();
 }

@@ -90,22 +90,55 @@ Result<Vm> Vm::create() {
   return Vm(std::move(vm), static_cast<std::size_t>(run_size));
 }
 
+struct Vcpu::Registers {
+  kvm_regs general;
+  kvm_sregs system;
+};
+
 Result<std::unique_ptr<Vcpu>> Vcpu::start(const Vm& vm, const Start& start,
                                           std::shared_ptr<const vmspace::VcpuGate> gate) {
   Descriptor vcpu(::ioctl(vm.fd(), KVM_CREATE_VCPU, start.id));
   if (vcpu.get() < 0) return os_failure("KVM_CREATE_VCPU");
 
-  kvm_sregs sregs{};
-  if (::ioctl(vcpu.get(), KVM_GET_SREGS, &sregs) < 0) return os_failure("KVM_GET_SREGS");
-  enter_long_mode(sregs, start);
-  if (::ioctl(vcpu.get(), KVM_SET_SREGS, &sregs) < 0) return os_failure("KVM_SET_SREGS");
-
-  kvm_regs regs{};
-  regs.rip = start.code.value();
-  regs.rdi = start.argument.value();
+  Registers registers{};
+  if (::ioctl(vcpu.get(), KVM_GET_SREGS, &registers.system) < 0) return os_failure("KVM_GET_SREGS");
+  enter_long_mode(registers.system, start);
+  registers.general.rip = start.code.value();
+  registers.general.rdi = start.argument.value();
   constexpr std::uint64_t always_set = 1u << 1, ports_for_all = 3u << 12;
-  regs.rflags = always_set | (start.user_mode ? ports_for_all : 0);  // interrupts off
-  if (::ioctl(vcpu.get(), KVM_SET_REGS, &regs) < 0) return os_failure("KVM_SET_REGS");
+  registers.general.rflags = always_set | (start.user_mode ? ports_for_all : 0);  // interrupts off
+  return launch(vm, std::move(vcpu), registers, std::move(gate));
+}
+
+Result<std::unique_ptr<Vcpu>> Vcpu::resume(const Vm& vm, std::span<const std::byte> registers,
+                                           std::shared_ptr<const vmspace::VcpuGate> gate) {
+  Registers before;
+  if (registers.size() != sizeof before) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = "Vcpu::resume",
+                 .first = Operand::size(registers.size()),
+                 .second = Operand::size(sizeof before),
+                 .reason = "these are not the registers of a processor"});
+  }
+  std::memcpy(&before, registers.data(), sizeof before);
+  Descriptor vcpu(::ioctl(vm.fd(), KVM_CREATE_VCPU, 0));
+  if (vcpu.get() < 0) return os_failure("KVM_CREATE_VCPU");
+  return launch(vm, std::move(vcpu), before, std::move(gate));
+}
+
+Result<std::vector<std::byte>> Vcpu::registers() const {
+  Registers now;
+  if (::ioctl(vcpu_.get(), KVM_GET_REGS, &now.general) < 0) return os_failure("KVM_GET_REGS");
+  if (::ioctl(vcpu_.get(), KVM_GET_SREGS, &now.system) < 0) return os_failure("KVM_GET_SREGS");
+  const auto bytes = std::as_bytes(std::span(&now, 1));
+  return std::vector(bytes.begin(), bytes.end());
+}
+
+Result<std::unique_ptr<Vcpu>> Vcpu::launch(const Vm& vm, Descriptor vcpu,
+                                           const Registers& registers,
+                                           std::shared_ptr<const vmspace::VcpuGate> gate) {
+  if (::ioctl(vcpu.get(), KVM_SET_SREGS, &registers.system) < 0) return os_failure("KVM_SET_SREGS");
+  if (::ioctl(vcpu.get(), KVM_SET_REGS, &registers.general) < 0) return os_failure("KVM_SET_REGS");
 
   void* run = ::mmap(nullptr, vm.run_size(), PROT_READ | PROT_WRITE, MAP_SHARED, vcpu.get(), 0);
   if (run == MAP_FAILED) return os_failure("mmap kvm_run");
@@ -125,9 +158,13 @@ Vcpu::Vcpu(Descriptor vcpu, kvm_run* run, std::size_t run_size,
       gate_(std::move(gate)),
       thread_([this] { run_loop(); }) {}
 
-Vcpu::~Vcpu() {
+void Vcpu::stop() {
   is_to_stop_ = true;
   kick(thread_.native_handle());
+}
+
+Vcpu::~Vcpu() {
+  stop();
   thread_.join();
   ::munmap(run_, run_size_);
 }

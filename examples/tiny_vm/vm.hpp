@@ -16,8 +16,10 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/base/result.hpp"
@@ -88,6 +90,11 @@ class Vcpu {
  public:
   static vmspace::Result<std::unique_ptr<Vcpu>> start(
       const Vm& vm, const Start& start, std::shared_ptr<const vmspace::VcpuGate> gate);
+  /// Goes on where processor 0 of another machine was, perhaps in another process: `registers` are what
+  /// its registers() gave.
+  static vmspace::Result<std::unique_ptr<Vcpu>> resume(
+      const Vm& vm, std::span<const std::byte> registers,
+      std::shared_ptr<const vmspace::VcpuGate> gate);
   Vcpu(const Vcpu&) = delete;
   Vcpu& operator=(const Vcpu&) = delete;
   /// Forces the processor out of the guest and joins its thread. Not during a pause, which the thread
@@ -98,7 +105,17 @@ class Vcpu {
   /// exit if the processor could not continue.
   vmspace::Result<Event> next_event(std::chrono::seconds limit);
 
+  /// Keeps the processor from the guest from now on. During a pause, it has run for the last time.
+  void stop();
+
+  /// All that this guest uses of a processor, while the gate is closed.
+  [[nodiscard]] vmspace::Result<std::vector<std::byte>> registers() const;
+
  private:
+  struct Registers;
+  static vmspace::Result<std::unique_ptr<Vcpu>> launch(
+      const Vm& vm, Descriptor vcpu, const Registers& registers,
+      std::shared_ptr<const vmspace::VcpuGate> gate);
   Vcpu(Descriptor vcpu, kvm_run* run, std::size_t run_size,
        std::shared_ptr<const vmspace::VcpuGate> gate);
   void run_loop();

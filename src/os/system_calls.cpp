@@ -84,6 +84,7 @@ constinit const SystemCalls real_system_calls{
     .recvmsg = ::recvmsg,
     .poll = ::poll,
     .shutdown = ::shutdown,
+    .getsockopt = ::getsockopt,
     .sysinfo = ::sysinfo,
     .sigaction = ::sigaction,
     .pthread_create = ::pthread_create,

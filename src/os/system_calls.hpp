@@ -72,6 +72,7 @@ struct SystemCalls {
   ssize_t (*recvmsg)(int fd, struct msghdr* message, int flags);
   int (*poll)(struct pollfd* fds, nfds_t count, int timeout);
   int (*shutdown)(int fd, int how);
+  int (*getsockopt)(int fd, int level, int option, void* value, socklen_t* size);
   int (*sysinfo)(struct sysinfo* out);
   int (*sigaction)(int signal, const struct sigaction* action, struct sigaction* before);
 

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <array>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -18,6 +17,7 @@
 #include "vmspace/base/result.hpp"
 
 #include "os/descriptor.hpp"
+#include "os/unix_socket.hpp"
 
 namespace vmspace::detail {
 
@@ -144,12 +144,6 @@ template <typename T>
 /// Reads the payload of ADD_MEM_REG or REM_MEM_REG. Errors: `corrupt`.
 [[nodiscard]] Result<WireRegion> decode_region(std::span<const std::byte> payload,
                                                const char* operation);
-
-/// When to give up.
-using Deadline = std::chrono::steady_clock::time_point;
-
-/// `timeout` from now; a timeout that is too large is never over.
-[[nodiscard]] Deadline deadline_after(std::chrono::nanoseconds timeout) noexcept;
 
 /// Sends a header, its payload, and descriptors with it. Errors: `timed_out`; `os`. After any, a
 /// part may have been sent.

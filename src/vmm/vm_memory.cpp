@@ -86,6 +86,27 @@ Result<VmMemory> VmMemory::create(const AddressSpaceBase& space, const MapOption
   return VmMemory(std::make_shared<State>(VmMap{.space = space, .memory = memory}, later));
 }
 
+Result<VmMemory> VmMemory::adopt(VmMap map, const MapOptions& options) {
+  const auto refuse = [](const AddressSpaceRegion& region, const char* reason) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = "VmMemory::adopt",
+                 .first = detail::operand(region.guest_range()),
+                 .reason = reason,
+                 .text = region.name()});
+  };
+  for (const AddressSpaceRegionPtr& described : map.space) {
+    const MemoryRegion* const region = map.memory.region_at(described->base());
+    if (described->is_mapped() && region == nullptr)
+      return refuse(*described, "the region has a backing, and is not mapped");
+  }
+  for (const MemoryRegionPtr& region : map.memory.regions()) {
+    const AddressSpaceRegion* const described = map.space.find_region(region->base());
+    if (described == nullptr || *described != region->description())
+      return refuse(region->description(), "the space does not have the mapped region as it is");
+  }
+  return VmMemory(std::make_shared<State>(std::move(map), options));
+}
+
 VmMemory::Reader VmMemory::reader() const {
   return state_->map.reader();
 }

@@ -66,6 +66,7 @@ class Injector {
     route<&detail::SystemCalls::recvmsg>("recvmsg");
     route<&detail::SystemCalls::poll>("poll");
     route<&detail::SystemCalls::shutdown>("shutdown");
+    route<&detail::SystemCalls::getsockopt>("getsockopt");
     route<&detail::SystemCalls::sysinfo>("sysinfo");
     route<&detail::SystemCalls::pthread_create>("pthread_create");
     state() = {};

@@ -107,6 +107,11 @@ class VMSPACE_EXPORT VmMemory final : public RegionLedger {
   /// region here has its part. Errors: those of GuestMemory::map.
   [[nodiscard]] static Result<VmMemory> create(const AddressSpaceBase& space,
                                                const MapOptions& options = {});
+  /// Memory that is mapped already, such as a Handover's. `options` are for later changes, as those of
+  /// create() without regions. Errors: `invalid_argument`, naming the region, unless `map.memory` has
+  /// exactly those regions of `map.space` that have an address and a backing, as they are described.
+  /// O(n log n); maps nothing.
+  [[nodiscard]] static Result<VmMemory> adopt(VmMap map, const MapOptions& options = {});
 
   // Copies are handles of one memory, and moving copies: every handle can be used at any time.
   VmMemory(const VmMemory&) = default;
