@@ -3,6 +3,7 @@
 // Guest memory to a file.
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <vector>
 
@@ -13,6 +14,8 @@
 #include "host/page_scan.hpp"
 #include "memory/guarded_touch.hpp"
 #include "memory/present_parts.hpp"
+#include "os/page_size.hpp"
+#include "os/system_calls.hpp"
 #include "snapshot/snapshot_format.hpp"
 #include "snapshot/snapshot_io.hpp"
 
@@ -42,8 +45,10 @@ class RegionSaver {
         scan_(region.mapping(), operation) {}
 
   Result<void> save(Extent part) {
+    const bool is_there = is_resident(part);
     for (std::uint64_t at = part.offset; at < part.end();) {
-      const Extent used = VMSPACE_TRY(next_used(at, part.end()));
+      Extent used{at, part.end() - at};
+      if (!is_there) used = VMSPACE_TRY(next_used(at, part.end()));
       VMSPACE_TRY(save_zeros({at, used.offset - at}));
       progress_.done(used.offset - at);
       for (at = used.offset; at < used.end();) {
@@ -57,6 +62,23 @@ class RegionSaver {
   }
 
  private:
+  /// Whether all of a small part can be touched without allocating a page. So it is with nearly all
+  /// pages that were written of late, and the page tables say so at less cost than a file says where
+  /// its data end.
+  bool is_resident(Extent part) const {
+    std::array<unsigned char, 64> pages;
+    if (part.size > pages.size() * snapshot_page ||
+        detail::present_after(region_, part.offset, part.size) != part.size) {
+      return false;
+    }
+    auto* const first = region_.host_base() + part.offset;
+    if (detail::kernel().mincore(first, part.size, pages.data()) != 0) return false;
+    const std::uint64_t page = detail::base_page_size();
+    // The other bits are undefined (mincore(2)).
+    return std::ranges::all_of(std::span(pages).first((part.size + page - 1) / page),
+                               [](unsigned char flags) { return (flags & 1) != 0; });
+  }
+
   /// The first part of [at, end) that may hold anything but zeros; empty at `end`.
   Result<Extent> next_used(std::uint64_t at, std::uint64_t end) {
     while (at < end) {
@@ -64,9 +86,10 @@ class RegionSaver {
       at += detail::absent_after(region_, at, end - at);
       const std::uint64_t stop = at + detail::present_after(region_, at, end - at);
       if (at < stop && used_.end() <= at) {
-        // Further than asked for: one look serves many small parts.
-        const std::uint64_t ahead =
-            std::min(std::max(end - at, detail::snapshot_chunk), region_.size() - at);
+        // As far as the kernel sees at once, since one look serves many small parts. Pages of a
+        // hugetlb file are read to find out.
+        const bool is_costly = region_.backing().is_hugetlb();
+        const std::uint64_t ahead = (is_costly ? end : region_.size()) - at;
         used_ = VMSPACE_TRY(scan_.next(at, at + detail::present_after(region_, at, ahead)));
       }
       const std::uint64_t begin = std::max(at, used_.offset);
