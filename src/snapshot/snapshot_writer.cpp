@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <utility>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "os/descriptor.hpp"
 #include "os/system_calls.hpp"
 #include "snapshot/content_checksum.hpp"
+#include "snapshot/snapshot_file.hpp"
 #include "snapshot/snapshot_format.hpp"
 #include "snapshot/snapshot_io.hpp"
 
@@ -57,6 +59,17 @@ Result<struct stat> check_target(int fd) {
   // pwrite(2), "BUGS": Linux then appends, whatever the offset.
   if ((flags & O_APPEND) != 0) return invalid("the fd must not be open with O_APPEND");
   return file;
+}
+
+/// Whether a file that will be written over holds the snapshot that the new one is based on.
+Result<bool> holds(int fd, const SnapshotId& id) {
+  const auto file = detail::SnapshotFile::open(creating, fd);
+  if (file) return file->head().id == id;
+  // What is there may be anything, and the descriptor may be for writing only.
+  const int error = file.error().os_errno;
+  const bool is_failure = error != 0 && error != EBADF;
+  if (is_failure) return fail(file.error());
+  return false;
 }
 
 /// The regions of memory that can be saved.
@@ -292,6 +305,10 @@ Result<SnapshotWriter> SnapshotWriter::create(int fd, std::span<const SnapshotRe
   const struct stat file = VMSPACE_TRY(check_target(fd));
   if (options.parent && !*options.parent)
     return invalid("a snapshot without an id (version 1) can't be a parent");
+  if (options.parent && !detail::is_stream(file)) {
+    const bool is_parent = VMSPACE_TRY(holds(fd, *options.parent));
+    if (is_parent) return invalid("the file holds the parent itself and must not be overwritten");
+  }
   auto state = std::make_unique<State>();
   state->is_stream = detail::is_stream(file);
   state->is_socket = S_ISSOCK(file.st_mode);

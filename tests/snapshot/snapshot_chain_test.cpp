@@ -2,6 +2,8 @@
 //
 // Differential snapshots, and chains of them.
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -109,6 +111,16 @@ TEST_F(SnapshotChain, DoesNotOverwriteItselfWhileItIsMerged) {
   for (const TempFile* const own : {&full, &first})
     EXPECT_THAT(merge_snapshots(*reader, own->fd()), HasError(Errc::invalid_argument));
   VMSPACE_EXPECT_OK(SnapshotReader::open(first.fd(), std::array{full.fd()}));
+}
+
+TEST_F(SnapshotChain, DoesNotOverwriteItsParent) {
+  const SaveOptions options{.changes = SnapshotChanges{first_saved.id, {}}};
+  EXPECT_THAT(save_snapshot(memory, first.fd(), options), HasError(Errc::invalid_argument));
+  VMSPACE_EXPECT_OK(SnapshotReader::open(first.fd(), std::array{full.fd()}));
+  // Another file can be written over, also where it can't be read.
+  const std::string path = "/proc/self/fd/" + std::to_string(second.fd());
+  const OwnedFd write_only(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  VMSPACE_EXPECT_OK(save_snapshot(memory, write_only.get(), options));
 }
 
 TEST_F(SnapshotChain, NamesTheParentThatIsMissing) {

@@ -77,8 +77,8 @@ struct SavedSnapshot {
 /// Writes a snapshot over the whole file, or to a pipe or a stream socket.
 ///
 /// Errors: `invalid_argument` for another kind of file, one that is open with O_APPEND, or is memory
-/// of this guest or another one of this process, such as what map_snapshot() made of the file, and
-/// for changes since a snapshot without an id; `out_of_bounds` for changes outside of the memory;
+/// of this guest or another one of this process, such as what map_snapshot() made of the file; for
+/// changes since a snapshot without an id, and for the file of that snapshot; `out_of_bounds` for changes outside of the memory;
 /// `access_denied` for a region that may not be read; `unsupported` for memory of a device
 /// (MemorySource::device), which is the device's to save; `limit_exceeded` where the snapshot would
 /// be larger than the largest file: after these the file is as it was. `out_of_bounds` for memory

@@ -38,8 +38,8 @@ struct SnapshotWriterOptions {
 
 /// Writes one snapshot. Until finish() has returned, the file is not a snapshot.
 ///
-/// After an error of the file (`os`) every call is `bad_state`; other errors change nothing. One
-/// thread at a time. Moved from, it can only be assigned to or destroyed.
+/// After an error of the file (`os`), or of finish(), every call is `bad_state`; other errors change
+/// nothing. One thread at a time. Moved from, it can only be assigned to or destroyed.
 class VMSPACE_EXPORT SnapshotWriter {
  public:
   /// Begins a snapshot of memory of this layout in a regular file, whose contents are lost at once,
@@ -47,7 +47,8 @@ class VMSPACE_EXPORT SnapshotWriter {
   /// the writer is destroyed; the position of a regular file is neither used nor changed.
   ///
   /// Errors: `invalid_argument` for another kind of file, one that is open with O_APPEND or is
-  /// memory of this process, and for a parent without an id (version 1); `access_denied` for a
+  /// memory of this process, for a parent without an id (version 1), and for a file that holds the
+  /// parent, if it can be read; `access_denied` for a
   /// region that may not be read; `unsupported` for memory of a device; `limit_exceeded` where an
   /// image would be larger than the largest file: after these a file is as it was. `os`. A few
   /// system calls.

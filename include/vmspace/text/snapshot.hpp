@@ -22,4 +22,9 @@ namespace vmspace {
   return id ? detail::hex(id) : "none";
 }
 
+/// `0123456789abcdef0123456789abcdef, 0x1000 bytes stored`.
+[[nodiscard]] inline std::string to_text(const SavedSnapshot& saved) {
+  return detail::concat(to_text(saved.id), ", ", detail::hex(saved.stored), " bytes stored");
+}
+
 }  // namespace vmspace
