@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Snapshots of a guest of 4 GiB with 256 MiB of data in pieces of 1 MiB, into the directory that
-// VMSPACE_BENCH_DIR names, or the working directory; and the plain sequential write of as many
-// bytes.
+// Restoring a guest of 4 GiB with 256 MiB of data in pieces of 1 MiB, from the directory that
+// VMSPACE_BENCH_DIR names, or the working directory.
 
 #include "snapshot_bench.hpp"
 
@@ -43,31 +42,6 @@ const GuestMemory& snapshot_guest() {
   return memory;
 }
 
-void save_plain(benchmark::State& state) {
-  const GuestMemory& guest = snapshot_guest();
-  const TempFile file;
-  for (auto _ : state) {
-    if (ftruncate(file.fd(), 0) != 0) return state.SkipWithError("ftruncate");
-    for (std::uint64_t i = 0; i < snapshot_data / snapshot_piece; ++i) {
-      const auto* piece = *guest.const_host_address({GuestAddress(i * 16_MiB), snapshot_piece});
-      if (pwrite(file.fd(), piece, snapshot_piece, static_cast<off_t>(i * snapshot_piece)) !=
-          static_cast<ssize_t>(snapshot_piece)) {
-        return state.SkipWithError("pwrite");
-      }
-    }
-  }
-  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
-}
-
-void save_sparse(benchmark::State& state) {
-  const GuestMemory& guest = snapshot_guest();
-  const TempFile file;
-  for (auto _ : state) {
-    if (!save_snapshot(guest, file.fd())) return state.SkipWithError("save");
-  }
-  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(snapshot_data));
-}
-
 void restore_mapped(benchmark::State& state) {
   const TempFile file;
   expect(save_snapshot(snapshot_guest(), file.fd()));
@@ -90,12 +64,6 @@ void restore_copied(benchmark::State& state) {
 }
 
 [[maybe_unused]] const bool registered = [] {
-  benchmark::RegisterBenchmark("snapshot_save/plain_write/256M", save_plain)
-      ->Unit(benchmark::kMillisecond)
-      ->UseRealTime();
-  benchmark::RegisterBenchmark("snapshot_save/vmspace/256M", save_sparse)
-      ->Unit(benchmark::kMillisecond)
-      ->UseRealTime();
   benchmark::RegisterBenchmark("snapshot_restore/vmspace_mapped/256M", restore_mapped)
       ->Unit(benchmark::kMillisecond)
       ->UseRealTime();

@@ -150,6 +150,10 @@ TEST(Text, OfGuestMemory) {
       "0x1000+0x2000 rw- of fd 5 offset 0x3000");
   EXPECT_EQ(to_text(SnapshotRegion{GuestAddress(0x1000), 0x2000, 0x3000, Protection::read}),
             "0x1000+0x2000 r-- offset 0x3000");
+  EXPECT_EQ(to_text(SnapshotId{{0x01, 0xab}}), "01ab0000000000000000000000000000");
+  EXPECT_EQ(to_text(SnapshotId{}), "none");
+  EXPECT_EQ(to_text(SavedSnapshot{.id = SnapshotId{{0xff}}, .stored = 0x1000}),
+            "ff000000000000000000000000000000, 0x1000 bytes stored");
   const std::vector<GuestRange> ram = {{GuestAddress(0x1000), 0x1000},
                                        {GuestAddress(0x4000), 0x1000}};
   const auto memory = GuestMemory::create(ram);

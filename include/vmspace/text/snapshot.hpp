@@ -17,4 +17,14 @@ namespace vmspace {
                         to_text(region.protection), " offset ", detail::hex(region.offset));
 }
 
+/// `0123456789abcdef0123456789abcdef`; `none` for no id.
+[[nodiscard]] inline std::string to_text(const SnapshotId& id) {
+  return id ? detail::hex(id) : "none";
+}
+
+/// `0123456789abcdef0123456789abcdef, 0x1000 bytes stored`.
+[[nodiscard]] inline std::string to_text(const SavedSnapshot& saved) {
+  return detail::concat(to_text(saved.id), ", ", detail::hex(saved.stored), " bytes stored");
+}
+
 }  // namespace vmspace
