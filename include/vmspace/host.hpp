@@ -14,4 +14,5 @@
 #include "vmspace/host/memory_mapping.hpp"
 #include "vmspace/host/memory_pin.hpp"
 #include "vmspace/host/populate.hpp"
+#include "vmspace/host/zero_test.hpp"
 #include "vmspace/spec.hpp"

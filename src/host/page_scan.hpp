@@ -64,9 +64,6 @@ struct Extent {
 [[nodiscard]] Result<Extent> next_file_data(const char* operation, Errc if_cut_off, int fd,
                                             std::uint64_t from, std::uint64_t end);
 
-/// Whether `size` bytes, a multiple of 8 and not 0, are all 0.
-[[nodiscard]] bool is_zero(const std::byte* bytes, std::size_t size) noexcept;
-
 /// Pages that the kernel says are present, asked for window by window.
 class PresentPages {
  public:

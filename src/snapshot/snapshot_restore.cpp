@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "vmspace/base/try.hpp"
+#include "vmspace/host/zero_test.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 
 #include "host/page_scan.hpp"
@@ -21,7 +22,6 @@ namespace vmspace {
 namespace {
 
 using detail::Extent;
-using detail::is_zero;
 using detail::PageScan;
 using detail::Progress;
 using detail::read_all;
@@ -57,7 +57,7 @@ Result<void> clear_part(const MemoryRegion& region, PageScan& scan, Extent part)
       std::byte* const page = region.host_base() + at;
       bool was_zero = false;
       VMSPACE_TRY(detail::touch_region(restoring, region, at, snapshot_page, [&] {
-        was_zero = is_zero(page, snapshot_page);
+        was_zero = is_zero({page, snapshot_page});
         if (!was_zero) std::memset(page, 0, snapshot_page);
       }));
       if (!was_zero) region.dirty().mark(at, snapshot_page);
@@ -113,7 +113,7 @@ Result<void> compare(const MemoryRegion& region, const SnapshotRegion& saved, in
       const Extent used = VMSPACE_TRY(scan.next(at, end));
       const std::uint64_t hole = used.offset - at;
       const std::byte* const memory = region.host_base() + used.offset;
-      bool is_equal = hole == 0 || is_zero(bytes + (at - begin), hole);
+      bool is_equal = hole == 0 || is_zero({bytes + (at - begin), hole});
       VMSPACE_TRY(detail::touch_region(restoring, region, used.offset, used.size, [&] {
         is_equal = is_equal && std::memcmp(bytes + (used.offset - begin), memory, used.size) == 0;
       }));
@@ -137,7 +137,7 @@ Result<void> check_absent(const MemoryRegion& region, const SnapshotRegion& save
       const std::uint64_t absent = detail::absent_after(region, at, offset + size - at);
       buffer.resize(absent);
       VMSPACE_TRY(read_all(restoring, fd, buffer.data(), absent, saved.offset + at));
-      if (absent != 0 && !is_zero(buffer.data(), absent)) {
+      if (absent != 0 && !is_zero({buffer.data(), absent})) {
         return fail({.code = Errc::bad_state,
                      .operation = restoring,
                      .first = Operand::span(region.base().value() + at, absent),

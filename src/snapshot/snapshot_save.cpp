@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "vmspace/base/try.hpp"
+#include "vmspace/host/zero_test.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 
 #include "host/live_files.hpp"
@@ -26,7 +27,6 @@ namespace {
 
 using detail::Extent;
 using detail::fail_os;
-using detail::is_zero;
 using detail::kernel;
 using detail::PageScan;
 using detail::Progress;
@@ -100,10 +100,10 @@ Result<std::uint64_t> save_part(const MemoryRegion& region, Extent part, int fd,
     std::uint64_t stop = end;
     if (sparse) {
       VMSPACE_TRY(detail::touch_region(operation, region, at, end - at, [&] {
-        while (at < end && is_zero(memory + at, snapshot_page))
+        while (at < end && is_zero({memory + at, snapshot_page}))
           at += snapshot_page;
         stop = at;
-        while (stop < end && !is_zero(memory + stop, snapshot_page))
+        while (stop < end && !is_zero({memory + stop, snapshot_page}))
           stop += snapshot_page;
       }));
     }
