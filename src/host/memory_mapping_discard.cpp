@@ -61,7 +61,8 @@ Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) co
                            "unmap it for them first",
                  .text = *holder});
   }
-  return discard_pages(offset, size);
+  return pins_->discard_claimed(unchanged, first_pin, first_pin + size,
+                                [&] { return discard_pages(offset, size); });
 }
 
 Result<void> MemoryMapping::discard_pages(std::uint64_t offset, std::uint64_t size) const {

@@ -2,9 +2,13 @@
 
 #include "host/pinned_ranges.hpp"
 
+#include <algorithm>
 #include <iterator>
 
+#include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_pin.hpp"
+
+#include "host/fault_owner.hpp"
 
 namespace vmspace {
 
@@ -65,6 +69,40 @@ const std::string* PinnedRanges::find(const Unchanged&, std::uint64_t first,
     if (piece->second.pins != 0) return piece->second.holder.get();
   }
   return nullptr;
+}
+
+const char* PinnedRanges::claim(std::uint64_t first, std::uint64_t end, FaultOwner& owner) {
+  const Unchanged held = unchanged();
+  if (const FaultOwner* holder = find_claim(held, first, end)) return holder->name();
+  claims_.emplace(first, Claim{end, &owner});
+  return nullptr;
+}
+
+void PinnedRanges::unclaim(std::uint64_t first) noexcept {
+  const std::lock_guard lock(mutex_);
+  claims_.erase(first);
+}
+
+FaultOwner* PinnedRanges::find_claim(const Unchanged&, std::uint64_t first,
+                                     std::uint64_t end) const noexcept {
+  auto claim = claims_.upper_bound(first);
+  if (claim != claims_.begin() && std::prev(claim)->second.end > first) --claim;
+  return claim != claims_.end() && claim->first < end ? claim->second.owner : nullptr;
+}
+
+Result<void> PinnedRanges::discard_claimed(const Unchanged& held, std::uint64_t first,
+                                           std::uint64_t end,
+                                           const std::function<Result<void>()>& discard) const {
+  auto claim = claims_.upper_bound(first);
+  if (claim != claims_.begin() && std::prev(claim)->second.end > first) --claim;
+  if (claim == claims_.end() || claim->first >= end) return discard();
+  FaultOwner& owner = *claim->second.owner;
+  const std::uint64_t from = std::max(first, claim->first);
+  const std::uint64_t to = std::min(end, claim->second.end);
+  VMSPACE_TRY(owner.begin_discard(from, to));
+  const auto discarded = to == end ? discard() : discard_claimed(held, to, end, discard);
+  owner.end_discard(from, to, discarded.has_value());
+  return discarded;
 }
 
 }  // namespace detail

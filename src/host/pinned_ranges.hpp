@@ -10,18 +10,26 @@
 //   ends        1     1     1     1         1     1        pins that begin or end there
 //
 // A boundary goes when no pin begins or ends there: to unpin, nothing need ever be split.
+//
+// The claims of those who handle page faults (fault_owner.hpp) are kept here as well, since a discard
+// has to know both, and nothing may be pinned or claimed while it runs. Claims don't overlap.
 
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
 
+#include "vmspace/base/result.hpp"
+
 namespace vmspace::detail {
+
+class FaultOwner;
 
 /// Invariant: a piece begins at each boundary, and no two pieces without a pin are neighbours.
 ///
@@ -42,7 +50,25 @@ class PinnedRanges {
   [[nodiscard]] const std::string* find(const Unchanged& held, std::uint64_t first,
                                         std::uint64_t end) const noexcept;
 
+  /// Claims [first, end), which is not empty, unless another claim overlaps it: then gives the name of
+  /// its owner, else null. Allocates, strongly exception-safe. O(log n).
+  [[nodiscard]] const char* claim(std::uint64_t first, std::uint64_t end, FaultOwner& owner);
+  /// Undoes the claim that begins there.
+  void unclaim(std::uint64_t first) noexcept;
+  /// The owner of a claim that overlaps [first, end), or null. Valid while `held` is. O(log n).
+  [[nodiscard]] FaultOwner* find_claim(const Unchanged& held, std::uint64_t first,
+                                       std::uint64_t end) const noexcept;
+  /// Calls `discard()` between begin_discard() and end_discard() of all whose claims overlap
+  /// [first, end); gives its error or theirs.
+  [[nodiscard]] Result<void> discard_claimed(const Unchanged& held, std::uint64_t first,
+                                             std::uint64_t end,
+                                             const std::function<Result<void>()>& discard) const;
+
  private:
+  struct Claim {
+    std::uint64_t end;
+    FaultOwner* owner;
+  };
   struct Piece {
     std::size_t pins = 0;  ///< that cover it
     std::size_t ends = 0;  ///< of pins, at its beginning
@@ -56,6 +82,7 @@ class PinnedRanges {
 
   mutable std::mutex mutex_;
   Pieces pieces_;
+  std::map<std::uint64_t, Claim> claims_;
 };
 
 }  // namespace vmspace::detail

@@ -67,6 +67,7 @@ constinit const SystemCalls real_system_calls{
     .pwrite = ::pwrite,
     .preadv2 = ::preadv2,
     .pwritev2 = ::pwritev2,
+    .userfaultfd = [](int flags) { return static_cast<int>(::syscall(SYS_userfaultfd, flags)); },
     .membarrier =
         [](int command, unsigned flags) {
           // A process registers once, and its children have it with its memory.

@@ -26,6 +26,10 @@
 
 namespace vmspace {
 
+namespace detail {
+class FaultClaim;
+}
+
 /// Whether advice took effect; that it did not is not an error.
 enum class Applied : std::uint8_t {
   applied,
@@ -267,6 +271,8 @@ class VMSPACE_EXPORT MemoryMapping {
   [[nodiscard]] Result<void> msync(std::uint64_t offset, std::uint64_t size) const;
 
  private:
+  friend class detail::FaultClaim;
+
   explicit MemoryMapping(const Backing& backing);
 
   /// `unsupported` unless the library may place the pages, and give them back.

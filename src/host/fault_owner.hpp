@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Who resolves the page faults of memory by userfaultfd(2), and what is asked of them.
+//
+// A range can be registered with one userfaultfd only, and what its owner knows of the pages goes
+// wrong when others change them behind its back: a page that is discarded while it is restored would
+// come back with its old contents (fallocate(2) sends no event). So the owner claims the memory, in
+// the place that knows its pins: by offsets in the backing's file, so that other mappings of that file
+// meet the claim too, and in the mapping and its parts where there is none.
+
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "vmspace/base/result.hpp"
+#include "vmspace/host/memory_mapping.hpp"
+
+namespace vmspace::detail {
+
+class PinnedRanges;
+
+/// What holds a FaultClaim. Ranges are given as pins are: offsets from MemoryMapping::file_offset() 0.
+class FaultOwner {
+ public:
+  /// For errors; a literal, such as "LazyRestore".
+  [[nodiscard]] virtual const char* name() const noexcept = 0;
+
+  /// The pages of [first, end), a part of what was claimed, are about to be discarded. Until
+  /// end_discard() the owner leaves them alone: it waits for what it does there, and puts nothing
+  /// there. An error refuses the discard, and is its error. Called with the claims locked: neither this
+  /// nor what it waits for may claim, pin or discard.
+  [[nodiscard]] virtual Result<void> begin_discard(std::uint64_t first, std::uint64_t end) = 0;
+  /// The discard has ended. If `discarded`, the pages are zeros from now on; else they are as before.
+  virtual void end_discard(std::uint64_t first, std::uint64_t end, bool discarded) noexcept = 0;
+
+ protected:
+  FaultOwner() = default;
+  FaultOwner(const FaultOwner&) = default;
+  FaultOwner& operator=(const FaultOwner&) = default;
+  ~FaultOwner() = default;
+};
+
+/// Makes its holder the one owner of a mapping's page faults, until it is destroyed. From any thread.
+class FaultClaim {
+ public:
+  /// Claims nothing.
+  FaultClaim() noexcept = default;
+  /// Claims all of a mapping; `owner` outlives the claim. Errors: `bad_state` while another claims any
+  /// of it, whom the error names. Waits for discards that run. Allocates.
+  [[nodiscard]] static Result<FaultClaim> make(const char* operation, const MemoryMapping& mapping,
+                                               FaultOwner& owner);
+  FaultClaim(FaultClaim&& other) noexcept
+      : ranges_(std::move(other.ranges_)), first_(other.first_) {}
+  FaultClaim& operator=(FaultClaim&& other) noexcept {
+    FaultClaim moved(std::move(other));
+    std::swap(ranges_, moved.ranges_);
+    std::swap(first_, moved.first_);
+    return *this;
+  }
+  /// Waits for discards that run. Allocates nothing.
+  ~FaultClaim();
+
+  /// The name() of who claims any of the mapping, or null: for what may not be done meanwhile.
+  [[nodiscard]] static const char* holder(const MemoryMapping& mapping);
+
+ private:
+  FaultClaim(std::shared_ptr<PinnedRanges> ranges, std::uint64_t first) noexcept
+      : ranges_(std::move(ranges)), first_(first) {}
+
+  std::shared_ptr<PinnedRanges> ranges_;  // null when it claims nothing
+  std::uint64_t first_ = 0;
+};
+
+/// `bad_state` while anybody claims any of the mapping, whom the error names; `reason`, a literal,
+/// says why that is in the way.
+[[nodiscard]] Result<void> require_unclaimed(const char* operation, const MemoryMapping& mapping,
+                                             Operand where, const char* reason);
+
+}  // namespace vmspace::detail
