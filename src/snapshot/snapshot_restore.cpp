@@ -8,10 +8,11 @@
 #include <vector>
 
 #include "vmspace/base/try.hpp"
+#include "vmspace/host/page_scan.hpp"
 #include "vmspace/host/zero_test.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 
-#include "host/page_scan.hpp"
+#include "host/present_pages.hpp"
 #include "memory/guarded_touch.hpp"
 #include "memory/present_parts.hpp"
 #include "snapshot/snapshot_format.hpp"
@@ -21,8 +22,6 @@ namespace vmspace {
 
 namespace {
 
-using detail::Extent;
-using detail::PageScan;
 using detail::Progress;
 using detail::read_all;
 using detail::snapshot_page;
@@ -52,7 +51,7 @@ constexpr const char* restoring = "restore_snapshot";
 /// pool that could be empty: a private mapping has reserved the pages that it may copy to.
 Result<void> clear_part(const MemoryRegion& region, PageScan& scan, Extent part) {
   for (std::uint64_t at = part.offset; at < part.end();) {
-    const Extent used = VMSPACE_TRY(scan.next(at, part.end()));
+    const Extent used = VMSPACE_TRY_IN(restoring, scan.next(at, part.end()));
     for (at = used.offset; at < used.end(); at += snapshot_page) {
       std::byte* const page = region.host_base() + at;
       bool was_zero = false;
@@ -103,14 +102,14 @@ Result<void> for_each_part(int fd, const SnapshotRegion& region, Data data, Hole
 
 /// A region that may not be written must hold what was saved.
 Result<void> compare(const MemoryRegion& region, const SnapshotRegion& saved, int fd) {
-  PageScan scan(region.mapping(), restoring);
+  PageScan scan(region.mapping());
   std::vector<std::byte> buffer(std::min(detail::snapshot_chunk, region.size()));
   for (std::uint64_t begin = 0; begin < region.size(); begin += buffer.size()) {
     const std::uint64_t end = std::min(region.size(), begin + buffer.size());
     const std::byte* const bytes = buffer.data();
     VMSPACE_TRY(read_all(restoring, fd, buffer.data(), end - begin, saved.offset + begin));
     for (std::uint64_t at = begin; at < end;) {
-      const Extent used = VMSPACE_TRY(scan.next(at, end));
+      const Extent used = VMSPACE_TRY_IN(restoring, scan.next(at, end));
       const std::uint64_t hole = used.offset - at;
       const std::byte* const memory = region.host_base() + used.offset;
       bool is_equal = hole == 0 || is_zero({bytes + (at - begin), hole});
@@ -208,7 +207,7 @@ Result<void> restore_snapshot(const GuestMemory& memory, int fd, const SnapshotP
       progress.done(region.size());
       continue;
     }
-    PageScan scan(region.mapping(), restoring);
+    PageScan scan(region.mapping());
     VMSPACE_TRY(for_each_part(
         fd, saved,
         [&](std::uint64_t offset, std::uint64_t size) {

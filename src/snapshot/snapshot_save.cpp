@@ -10,11 +10,11 @@
 #include <vector>
 
 #include "vmspace/base/try.hpp"
+#include "vmspace/host/page_scan.hpp"
 #include "vmspace/host/zero_test.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 
 #include "host/live_files.hpp"
-#include "host/page_scan.hpp"
 #include "memory/guarded_touch.hpp"
 #include "memory/present_parts.hpp"
 #include "os/system_calls.hpp"
@@ -25,10 +25,8 @@ namespace vmspace {
 
 namespace {
 
-using detail::Extent;
 using detail::fail_os;
 using detail::kernel;
-using detail::PageScan;
 using detail::Progress;
 using detail::retry;
 using detail::snapshot_page;
@@ -135,13 +133,13 @@ Result<void> write_zeros(int fd, std::uint64_t size, std::uint64_t offset) {
 /// Writes a region; gives the bytes written.
 Result<std::uint64_t> save_region(const MemoryRegion& region, int fd, std::uint64_t file_offset,
                                   bool sparse, Progress& progress) {
-  PageScan scan(region.mapping(), operation);
+  PageScan scan(region.mapping());
   std::uint64_t written = 0;
   for (std::uint64_t at = 0; at < region.size();) {
     // What is not present is not looked at: it may not even be accessible.
     const std::uint64_t begin = at + detail::absent_after(region, at, region.size() - at);
     const std::uint64_t end = begin + detail::present_after(region, begin, region.size() - begin);
-    const Extent used = VMSPACE_TRY(begin == end ? Extent{end, 0} : scan.next(begin, end));
+    const Extent used = VMSPACE_TRY_IN(operation, scan.next(begin, end));
     const std::uint64_t hole = used.offset - at;
     if (!sparse && hole != 0) {
       VMSPACE_TRY(write_zeros(fd, hole, file_offset + at));
