@@ -5,4 +5,5 @@
 #pragma once
 
 #include "vmspace/memory.hpp"
+#include "vmspace/snapshot/dirty_scan.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
