@@ -66,6 +66,7 @@ class Watched final : public detail::FaultOwner {
   [[nodiscard]] std::byte* data() const noexcept { return mapping().data(); }
 
   [[nodiscard]] const char* name() const noexcept override { return "DirtyScan"; }
+  [[nodiscard]] bool only_watches() const noexcept override { return true; }
   [[nodiscard]] Result<void> begin_discard(std::uint64_t, std::uint64_t) override {
     // Room for the end, which must not allocate; harvests leave it.
     const std::lock_guard lock(mutex_);

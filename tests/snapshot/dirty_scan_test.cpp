@@ -18,9 +18,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "vmspace/snapshot/snapshot.hpp"
+#include "vmspace/snapshot/snapshot_reader.hpp"
 #include "vmspace/testing.hpp"
 
 #include "faults/injector.hpp"
+#include "host/fault_owner.hpp"
 #include "host/host_support.hpp"
 #include "memory/guest_support.hpp"
 
@@ -215,6 +218,23 @@ TEST(DirtyScan, OfAnonymousHugePagesOnlyWhatWasWrittenIsReported) {
   EXPECT_EQ(mapping.residency()->huge, 6_MiB) << "writing splits one";
 }
 
+TEST(DirtyScan, OfHugePagesOfAMemfdWholePagesAreReported) {
+  const GuestMemory memory = guest({{4_MiB, 8_MiB, Protection::read_write, MemorySource::shmem}});
+  const MemoryMapping& mapping = memory.regions()[0]->mapping();
+  ASSERT_TRUE(memory.fill({GuestAddress(4_MiB), 8_MiB}, std::byte{1}));
+  const auto collapsed = mapping.collapse(0, 8_MiB);
+  if (!collapsed) GTEST_SKIP() << collapsed.error().message();
+  ASSERT_TRUE(memory.fill({GuestAddress(4_MiB), 8_MiB}, std::byte{2}));
+  if (mapping.residency()->huge.value_or(0) != 8_MiB) GTEST_SKIP() << "no huge pages to be had";
+  START_OR_SKIP(scan, memory);
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_THAT(harvest(scan), IsEmpty());
+    VMSPACE_EXPECT_OK(memory.write(GuestAddress(6_MiB + 5 * page), 1));
+    EXPECT_THAT(harvest(scan), ElementsAre(GuestRange{GuestAddress(6_MiB), 2_MiB}));
+  }
+  EXPECT_EQ(mapping.residency()->huge, 8_MiB);
+}
+
 TEST(DirtyScan, OfHugetlbMemoryWholePagesAreReported) {
   const HugePages pool(2_MiB, 6);
   if (!pool.available()) GTEST_SKIP() << pool.why_not();
@@ -242,6 +262,31 @@ TEST(DirtyScan, SeveralScansOfTheSameMemoryAreRefusedByName) {
     EXPECT_THAT(harvest(scan), ElementsAre(pages(1, 1))) << "the first one is as before";
   }
   EXPECT_THAT(DirtyScan::start(memory), IsOk());
+}
+
+// It does not stand in the way of what its harvests are for.
+TEST(DirtyScan, ADifferentialSnapshotIsMadeOfAHarvest) {
+  const GuestMemory memory = guest({{base, size}});
+  write(memory, 0, 50);
+  START_OR_SKIP(scan, memory);
+  EXPECT_EQ(detail::FaultClaim::holder(memory.regions()[0]->mapping()), nullptr);
+  const OwnedFd full(::memfd_create("full", MFD_CLOEXEC));
+  const OwnedFd changes(::memfd_create("changes", MFD_CLOEXEC));
+  const auto saved = save_snapshot(memory, full.get());
+  ASSERT_THAT(saved, IsOk());
+  EXPECT_THAT(memory.write(GuestAddress(base + 20 * page), std::uint64_t{0x5678}), IsOk());
+  VMSPACE_EXPECT_OK(memory.regions()[0]->mapping().discard(30 * page, page));
+  const SaveOptions options{.changes = SnapshotChanges{saved->id, harvest(scan)}};
+  const auto difference = save_snapshot(memory, changes.get(), options);
+  ASSERT_THAT(difference, IsOk());
+  EXPECT_EQ(difference->stored, page);
+
+  const GuestMemory again = guest({{base, size}});
+  const std::array parents{full.get()};
+  auto reader = SnapshotReader::open(changes.get(), parents);
+  ASSERT_THAT(reader, IsOk());
+  VMSPACE_ASSERT_OK(restore_snapshot(again, *reader));
+  EXPECT_EQ(testing::contents(again, base, size), testing::contents(memory, base, size));
 }
 
 TEST(DirtyScan, MemoryThatNobodyMayWriteIsLeftOut) {

@@ -14,7 +14,7 @@
 //   anonymous                4 KiB                a fault that the kernel resolves
 //   anonymous, huge (THP)    4 KiB                the huge page is split, and stays split
 //   memfd, shared            4 KiB                a fault
-//   memfd, huge (THP)        4 KiB or 2 MiB       a fault; the kernel may map it by small pages then
+//   memfd, huge (THP)        2 MiB                a fault; the page stays huge
 //   hugetlb                  its page size        a fault
 //   file                     4 KiB                a fault
 //
