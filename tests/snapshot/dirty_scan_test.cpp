@@ -276,7 +276,8 @@ TEST(DirtyScan, ADifferentialSnapshotIsMadeOfAHarvest) {
   ASSERT_THAT(saved, IsOk());
   EXPECT_THAT(memory.write(GuestAddress(base + 20 * page), std::uint64_t{0x5678}), IsOk());
   VMSPACE_EXPECT_OK(memory.regions()[0]->mapping().discard(30 * page, page));
-  const SaveOptions options{.changes = SnapshotChanges{saved->id, harvest(scan)}};
+  const std::vector<GuestRange> written = harvest(scan);
+  const SaveOptions options{.changes = SnapshotChanges{saved->id, written}};
   const auto difference = save_snapshot(memory, changes.get(), options);
   ASSERT_THAT(difference, IsOk());
   EXPECT_EQ(difference->stored, page);
