@@ -261,6 +261,33 @@ TEST_F(PageScanKinds, WithoutPagemapScanWhatWasWrittenIsUnsupported) {
   EXPECT_THAT(scan(mapping, PageQuery::written), HasError(Errc::unsupported));
 }
 
+TEST_F(PageScanKinds, WhicheverCallFailsNothingThatWasWrittenIsLeftOut) {
+  for (const BackingSpec& spec : specs_) {
+    SCOPED_TRACE(name(spec));
+    const auto mapping = map_small_pages(spec);
+    const auto written = write_some(mapping);
+    for (const PageQuery query : {PageQuery::data, PageQuery::present, PageQuery::written}) {
+      for (std::size_t index = 0;; ++index) {
+        Injector injector;
+        injector.fail_call(index, EIO);
+        const auto found = scan(mapping, query);
+        const bool failed = injector.has_failed();
+        injector.fail_none();
+        for (const Extent& one : found ? written : std::vector<Extent>{}) {
+          EXPECT_TRUE(std::ranges::any_of(*found, [&](const Extent& extent) {
+            return extent.offset <= one.offset && one.end() <= extent.end();
+          })) << index;
+        }
+        if (!failed) break;
+      }
+    }
+    static_cast<void>(::ftruncate(memfd_.get(), 0));
+    static_cast<void>(::ftruncate(memfd_.get(), size));
+    static_cast<void>(::truncate(path_.c_str(), 0));
+    static_cast<void>(::truncate(path_.c_str(), size));
+  }
+}
+
 TEST_F(PageScanKinds, WhatIsPresentIsNotGuessed) {
   for (const BackingSpec& spec : specs_) {
     SCOPED_TRACE(name(spec));
