@@ -12,10 +12,10 @@
 
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/endian.hpp"
+#include "vmspace/host/page_scan.hpp"
 #include "vmspace/snapshot/handover.hpp"
 
 #include "host/fault_owner.hpp"
-#include "host/page_scan.hpp"
 #include "memory/guarded_touch.hpp"
 #include "memory/present_parts.hpp"
 #include "memory/region_error.hpp"
@@ -27,7 +27,6 @@ namespace vmspace {
 
 namespace {
 
-using detail::Extent;
 using detail::HandoverMap;
 using detail::HandoverPlace;
 using detail::HandoverRegion;
@@ -119,12 +118,12 @@ Result<Backing> copy_region(const MemoryRegion& region) {
   if (region.mapping().numa_policy().mode != NumaMode::by_default) {
     VMSPACE_TRY(to.bind_to_nodes(region.mapping().numa_policy()));
   }
-  detail::PageScan scan(region.mapping(), operation);
+  PageScan scan(region.mapping());
   for (std::uint64_t at = 0; at < region.size();) {
     const std::uint64_t begin = at + detail::absent_after(region, at, region.size() - at);
     const std::uint64_t end = begin + detail::present_after(region, begin, region.size() - begin);
     if (begin == end) break;
-    const Extent used = VMSPACE_TRY(scan.next(begin, end));
+    const Extent used = VMSPACE_TRY_IN(operation, scan.next(begin, end));
     for (at = used.offset; at < used.end();) {
       // Whole pieces, so that a huge page is in one.
       const std::uint64_t rest = std::max(copy_piece, to.page_size()) - at % copy_piece;

@@ -8,10 +8,11 @@
 #include <vector>
 
 #include "vmspace/base/try.hpp"
+#include "vmspace/host/page_scan.hpp"
+#include "vmspace/host/zero_test.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 #include "vmspace/snapshot/snapshot_writer.hpp"
 
-#include "host/page_scan.hpp"
 #include "memory/guarded_touch.hpp"
 #include "memory/present_parts.hpp"
 #include "os/page_size.hpp"
@@ -23,9 +24,6 @@ namespace vmspace {
 
 namespace {
 
-using detail::Extent;
-using detail::is_zero;
-using detail::PageScan;
 using detail::Progress;
 using detail::snapshot_page;
 
@@ -42,7 +40,7 @@ class RegionSaver {
         writer_(writer),
         sparse_(sparse),
         progress_(progress),
-        scan_(region.mapping(), operation) {}
+        scan_(region.mapping()) {}
 
   Result<void> save(Extent part) {
     const bool is_there = is_resident(part);
@@ -90,7 +88,8 @@ class RegionSaver {
         // hugetlb file are read to find out.
         const bool is_costly = region_.backing().is_hugetlb();
         const std::uint64_t ahead = (is_costly ? end : region_.size()) - at;
-        used_ = VMSPACE_TRY(scan_.next(at, at + detail::present_after(region_, at, ahead)));
+        used_ = VMSPACE_TRY_IN(operation,
+                               scan_.next(at, at + detail::present_after(region_, at, ahead)));
       }
       const std::uint64_t begin = std::max(at, used_.offset);
       const std::uint64_t last = std::min(stop, used_.end());
@@ -123,10 +122,10 @@ class RegionSaver {
       std::uint64_t stop = part.end();
       if (sparse_) {
         VMSPACE_TRY(detail::touch_region(operation, region_, at, part.end() - at, [&] {
-          while (data < part.end() && is_zero(memory + data, snapshot_page))
+          while (data < part.end() && is_zero({memory + data, snapshot_page}))
             data += snapshot_page;
           stop = data;
-          while (stop < part.end() && !is_zero(memory + stop, snapshot_page))
+          while (stop < part.end() && !is_zero({memory + stop, snapshot_page}))
             stop += snapshot_page;
         }));
       }

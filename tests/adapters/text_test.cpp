@@ -143,6 +143,8 @@ TEST(Text, OfGuestMemory) {
   EXPECT_EQ(to_text(DirtyRange{0x1000, 0x2000}), "0x1000+0x2000");
   EXPECT_EQ(to_text(LittleEndian<std::uint16_t>(0x1234)), "0x1234");
   EXPECT_EQ(to_text(NumaPolicy{NumaMode::bind, {0, 1}}), "bind {0, 1}");
+  EXPECT_EQ(to_text(Extent{0x1000, 0x2000}), "0x1000+0x2000");
+  EXPECT_EQ(to_text(PageQuery::present), "present");
   EXPECT_EQ(to_text(Residency{.resident = 0x1000}), "0x1000 resident, ? huge");
   EXPECT_EQ(to_text(Residency{.resident = 0x1000, .huge = 0}), "0x1000 resident, 0x0 huge");
   EXPECT_EQ(

@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/host/memory_mapping.hpp"
+#include "vmspace/host/page_scan.hpp"
 #include "vmspace/host/populate.hpp"
 #include "vmspace/memory/memory_region.hpp"
 #include "vmspace/testing.hpp"
@@ -66,6 +67,26 @@ TEST(LesserKernels, OlderKernelsStillTellWhatIsHuge) {
   const auto part = mapping.residency(0, 2_MiB + 4_KiB);
   ASSERT_THAT(part, IsOk());
   EXPECT_EQ(part->huge.has_value(), *summed->huge == 0) << "a sum can't be divided";
+}
+
+TEST(LesserKernels, WhatIsPresentIsFoundWithoutPagemapScanAndWithoutProc) {
+  for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
+    const auto mapping = map_or_die({.source = source}, {.size = 1_MiB});
+    mapping.data()[64_KiB] = std::byte{1};
+    mapping.data()[256_KiB] = std::byte{1};
+    mapping.data()[256_KiB] = std::byte{0};
+    Injector injector;
+    for (const bool has_proc : {true, false}) {
+      injector.fail_always("ioctl", ENOTTY);
+      if (!has_proc) injector.hide_proc_and_sys();
+      PageScan present(mapping, PageQuery::present);
+      PageScan zero(mapping, PageQuery::zero);
+      const std::uint64_t page = page_size();
+      EXPECT_EQ(*present.next(0, 1_MiB), (Extent{64_KiB, page}));
+      EXPECT_EQ(*present.next(64_KiB + page, 1_MiB), (Extent{256_KiB, page}));
+      EXPECT_EQ(*zero.next(0, 1_MiB), (Extent{256_KiB, page}));
+    }
+  }
 }
 
 TEST(LesserKernels, WithoutSysTheKernelIsAskedForHugePages) {

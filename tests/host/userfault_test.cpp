@@ -160,6 +160,7 @@ class Recorder final : public FaultOwner {
  public:
   explicit Recorder(const char* name = "LazyRestore") : name_(name) {}
   [[nodiscard]] const char* name() const noexcept override { return name_; }
+  [[nodiscard]] bool only_watches() const noexcept override { return watches; }
   Result<void> begin_discard(std::uint64_t first, std::uint64_t end) override {
     if (refuses) {
       return fail({.code = Errc::timed_out, .operation = operation, .reason = "not now"});
@@ -175,6 +176,7 @@ class Recorder final : public FaultOwner {
   using Pages = std::vector<std::pair<std::uint64_t, std::uint64_t>>;
   Pages begun, ended;
   bool refuses = false;
+  bool watches = false;
   bool all_discarded = true;
 
  private:
@@ -198,6 +200,26 @@ TEST(FaultClaim, IsOfOneOwnerAtATime) {
   }
   EXPECT_THAT(FaultClaim::make(operation, mapping, second), IsOk());
   EXPECT_EQ(FaultClaim::holder(mapping), nullptr);
+}
+
+TEST(FaultClaim, OfOneWhoOnlyWatchesIsInNobodysWay) {
+  const auto backing =
+      Backing::open({.source = MemorySource::shmem}, 16 * page, Protection::read_write);
+  ASSERT_THAT(backing, IsOk());
+  const auto low = MemoryMapping::map(*backing, {.size = 4 * page});
+  const auto high = MemoryMapping::map(*backing, {.size = 4 * page, .offset = 8 * page});
+  const auto all = MemoryMapping::map(*backing, {.size = 16 * page});
+  Recorder watcher("DirtyScan");
+  watcher.watches = true;
+  Recorder other;
+  const auto low_claim = FaultClaim::make(operation, *low, watcher);
+  ASSERT_THAT(low_claim, IsOk());
+  EXPECT_EQ(FaultClaim::holder(*low), nullptr);
+  EXPECT_THAT(FaultClaim::make(operation, *low, other), HasError(Errc::bad_state));
+  EXPECT_EQ(FaultClaim::holder(*all), nullptr);
+  const auto high_claim = FaultClaim::make(operation, *high, other);
+  ASSERT_THAT(high_claim, IsOk());
+  EXPECT_STREQ(FaultClaim::holder(*all), "LazyRestore");
 }
 
 TEST(FaultClaim, TellsItsOwnerOfDiscardsThroughAnyMappingOfTheFile) {

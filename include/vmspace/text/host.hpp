@@ -72,4 +72,20 @@ namespace vmspace {
                         residency.huge ? detail::hex(*residency.huge) : "?", " huge");
 }
 
+/// `0x1000+0x2000`.
+[[nodiscard]] inline std::string to_text(const Extent& extent) {
+  return detail::base_and_size(extent.offset, extent.size);
+}
+
+/// The enumerator's name.
+[[nodiscard]] inline std::string to_text(PageQuery query) {
+  switch (query) {
+    case PageQuery::data: return "data";
+    case PageQuery::present: return "present";
+    case PageQuery::zero: return "zero";
+    case PageQuery::written: return "written";
+  }
+  return "?";
+}
+
 }  // namespace vmspace
