@@ -27,6 +27,10 @@ class FaultOwner {
   /// For errors; a literal, such as "LazyRestore".
   [[nodiscard]] virtual const char* name() const noexcept = 0;
 
+  /// Whether devices may access the memory by DMA meanwhile, past the page tables. If not, pinned
+  /// memory can't be claimed, and claimed memory can't be pinned.
+  [[nodiscard]] virtual bool allows_pins() const noexcept { return true; }
+
   /// The pages of [first, end), a part of what was claimed, are about to be discarded. Until
   /// end_discard() the owner leaves them alone: it waits for what it does there, and puts nothing
   /// there. An error refuses the discard, and is its error. Called with the claims locked: neither this
@@ -48,7 +52,8 @@ class FaultClaim {
   /// Claims nothing.
   FaultClaim() noexcept = default;
   /// Claims all of a mapping; `owner` outlives the claim. Errors: `bad_state` while another claims any
-  /// of it, whom the error names. Waits for discards that run. Allocates.
+  /// of it, whom the error names, and for pinned memory unless the owner allows pins. Waits for
+  /// discards that run. Allocates.
   [[nodiscard]] static Result<FaultClaim> make(const char* operation, const MemoryMapping& mapping,
                                                FaultOwner& owner);
   FaultClaim(FaultClaim&& other) noexcept
