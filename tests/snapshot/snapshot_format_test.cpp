@@ -17,6 +17,7 @@
 #include "vmspace/snapshot/snapshot.hpp"
 #include "vmspace/testing.hpp"
 
+#include "snapshot/format_support.hpp"
 #include "snapshot/snapshot_support.hpp"
 
 namespace vmspace {
@@ -59,7 +60,7 @@ TEST(Snapshot, AFileThatIsCutOffIsAnErrorAtEveryLength) {
   VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd()));
   const off_t whole = file.status().st_size;
   const GuestMemory target = sample(MemorySource::anon);
-  for (const off_t size : {whole - 1, whole / 2, off_t{metadata}, off_t{metadata - 1}, off_t{64},
+  for (const off_t size : {whole - 1, whole / 2, off_t{metadata}, off_t{metadata - 1}, off_t{128},
                            off_t{63}, off_t{1}, off_t{0}}) {
     SCOPED_TRACE(size);
     ASSERT_EQ(ftruncate(file.fd(), size), 0);
@@ -85,19 +86,9 @@ TEST(Snapshot, ANewerVersionIsUnsupportedAndNotCorrupt) {
   TempFile file;
   VMSPACE_ASSERT_OK(save_snapshot(sample(MemorySource::anon), file.fd()));
   auto head = file.read(64);
-  head[8] = std::byte{2};
+  head[8] = std::byte{3};
   file.write(head);
   EXPECT_THAT(inspect_snapshot(file.fd()), HasError(Errc::unsupported));
-}
-
-/// The file's header and table with the checksum that belongs to them, as the format describes it.
-void mend_checksum(std::vector<std::byte>& head) {
-  std::fill_n(head.begin() + 24, 8, std::byte{0});
-  std::uint64_t sum = 0xcbf2'9ce4'8422'2325;
-  for (const std::byte byte : head)
-    sum = (sum ^ std::to_integer<std::uint64_t>(byte)) * 0x0000'0100'0000'01b3;
-  const Le64 stored = sum;
-  std::memcpy(head.data() + 24, &stored, sizeof stored);
 }
 
 TEST(Snapshot, UnknownProtectionBitsAreCorrupt) {
@@ -107,15 +98,15 @@ TEST(Snapshot, UnknownProtectionBitsAreCorrupt) {
   for (const std::uint32_t protection : {8U, 0x0fU, 0x100U, 0x103U, 0x8000'0003U}) {
     SCOPED_TRACE(protection);
     const Le32 stored = protection;
-    std::memcpy(head.data() + 64 + 24, &stored, sizeof stored);
-    mend_checksum(head);
+    std::memcpy(head.data() + 128 + 24, &stored, sizeof stored);
+    mend_head(head);
     file.write(head);
     EXPECT_THAT(inspect_snapshot(file.fd()), HasError(Errc::corrupt));
     EXPECT_THAT(map_snapshot(file.fd()), HasError(Errc::corrupt));
   }
   const Le32 known = 7U;
-  std::memcpy(head.data() + 64 + 24, &known, sizeof known);
-  mend_checksum(head);
+  std::memcpy(head.data() + 128 + 24, &known, sizeof known);
+  mend_head(head);
   file.write(head);
   VMSPACE_EXPECT_OK(inspect_snapshot(file.fd()));
 }
