@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <functional>
+#include <iterator>
+#include <new>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
@@ -298,9 +300,14 @@ Result<void> LiveSnapshot::State::take(std::span<const GuestRange> ranges, bool 
   }
   // Whatever else is saved meanwhile, because a thread was not stopped, this much is left.
   left = 1;
-  if (const auto done = protect(ranges, all); !done) {
-    give_up(done.error());
-    return done;
+  try {
+    if (const auto done = protect(ranges, all); !done) {
+      give_up(done.error());
+      return done;
+    }
+  } catch (const std::bad_alloc&) {
+    give_up(fail_os(take_operation, {}, "allocating memory for the present pages", ENOMEM).value());
+    throw;
   }
   {
     const std::lock_guard lock(mutex);
