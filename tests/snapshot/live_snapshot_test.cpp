@@ -21,6 +21,7 @@
 
 #include "vmspace/host/fault_guard.hpp"
 #include "vmspace/memory/guest_io.hpp"
+#include "vmspace/snapshot/snapshot_reader.hpp"
 #include "vmspace/testing.hpp"
 
 #include "faults/injector.hpp"
@@ -234,108 +235,6 @@ TEST(LiveSnapshot, CanBeGivenUpAtAnyTime) {
   ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(1_MiB, 2)));
 }
 
-TEST(LiveSnapshot, IsTakenOnceAndWaitedForOnce) {
-  const GuestMemory memory = guest_of(anon, 1_MiB);
-  const TempFile file;
-  PREPARE_OR_SKIP(snapshot, memory, file.fd());
-  EXPECT_THAT(snapshot.wait(), HasError(Errc::bad_state));
-  VMSPACE_ASSERT_OK(snapshot.take());
-  EXPECT_THAT(snapshot.take(), HasError(Errc::bad_state));
-  VMSPACE_EXPECT_OK(snapshot.wait());
-  EXPECT_TRUE(snapshot.is_done());
-  EXPECT_THAT(snapshot.wait(), HasError(Errc::bad_state));
-  EXPECT_THAT(snapshot.take(), HasError(Errc::bad_state));
-}
-
-TEST(LiveSnapshot, HasTheFaultsForItself) {
-  const GuestMemory memory = guest_of(anon, 1_MiB);
-  const MemoryMapping& mapping = memory.regions().front()->mapping();
-  const TempFile file;
-  const TempFile second;
-  PREPARE_OR_SKIP(snapshot, memory, file.fd());
-  const auto refused = prepare_live(memory, second.fd());
-  ASSERT_THAT(refused, HasError(Errc::bad_state));
-  EXPECT_THAT(refused.error().message(), HasSubstr("LiveSnapshot"));
-  const auto pinned = mapping.pin(0, page, "dimm0");
-  ASSERT_THAT(pinned, HasError(Errc::bad_state));
-  EXPECT_THAT(pinned.error().message(), HasSubstr("LiveSnapshot"));
-  VMSPACE_ASSERT_OK(snapshot.take());
-  VMSPACE_ASSERT_OK(snapshot.wait());
-  VMSPACE_EXPECT_OK(mapping.pin(0, page, "dimm0"));
-  EXPECT_THAT(prepare_live(memory, second.fd()), IsOk());
-}
-
-TEST(LiveSnapshot, IsRefusedWhereWritesWouldBeMissed) {
-  const TempFile file;
-  const GuestMemory memory = guest_of(anon, 1_MiB);
-  const auto pin = memory.regions().front()->mapping().pin(page, page, "nic0");
-  ASSERT_THAT(pin, IsOk());
-  const auto pinned = prepare_live(memory, file.fd());
-  ASSERT_THAT(pinned, HasError(Errc::bad_state));
-  EXPECT_THAT(pinned.error().message(), HasSubstr("nic0"));
-
-  const GuestMemory shared =
-      guest_of({.name = "", .backing = {.source = MemorySource::shmem}}, 1_MiB);
-  const auto refused = prepare_live(shared, file.fd(), {});
-  ASSERT_THAT(refused, HasError(Errc::bad_state));
-  EXPECT_THAT(refused.error().message(), HasSubstr("peers_stopped"));
-}
-
-TEST(LiveSnapshot, PrivateFilesAreUnsupported) {
-  const TemporaryDirectory directory;
-  const std::string path = directory.file("ram", 1_MiB, 'x');
-  const GuestMemory memory = guest_of(
-      {.name = "",
-       .backing = {.source = MemorySource::file, .path = path, .sharing = Sharing::map_private}},
-      1_MiB);
-  const TempFile file;
-  const auto refused = prepare_live(memory, file.fd());
-  ASSERT_FALSE(refused);
-  EXPECT_TRUE(refused.error().code == Errc::unsupported ||
-              refused.error().code == Errc::access_denied)
-      << refused.error().message();
-}
-
-/// A kernel whose userfaultfd lacks some features.
-class LesserKernel {
- public:
-  explicit LesserKernel(std::uint64_t lacking) {
-    lacks() = lacking;
-    injector_.table().ioctl = [](int fd, unsigned long request, void* argument) {
-      const int result = detail::real_system_calls.ioctl(fd, request, argument);
-      if (request == UFFDIO_API) static_cast<uffdio_api*>(argument)->features &= ~lacks();
-      return result;
-    };
-  }
-
- private:
-  static std::uint64_t& lacks() {
-    static std::uint64_t bits;
-    return bits;
-  }
-  Injector injector_;
-};
-
-TEST(LiveSnapshot, NamesWhatTheKernelLacks) {
-  namespace feature = detail::userfault_feature;
-  const TempFile file;
-  const GuestMemory memory = guest_of(anon, 1_MiB);
-  const GuestMemory shared =
-      guest_of({.name = "", .backing = {.source = MemorySource::shmem}}, 1_MiB);
-  { PREPARE_OR_SKIP(works_here, memory, file.fd()); }
-  {
-    const LesserKernel kernel(feature::write_protect);
-    const auto refused = prepare_live(memory, file.fd());
-    ASSERT_THAT(refused, HasError(Errc::unsupported));
-    EXPECT_THAT(refused.error().message(), HasSubstr("can't write-protect pages"));
-  }
-  const LesserKernel kernel(feature::write_protect_files);
-  const auto refused = prepare_live(shared, file.fd());
-  ASSERT_THAT(refused, HasError(Errc::unsupported));
-  EXPECT_THAT(refused.error().message(), HasSubstr("shared and hugetlb memory"));
-  EXPECT_THAT(prepare_live(memory, file.fd()), IsOk());
-}
-
 TEST(LiveSnapshot, HoldsTheInstantWhereAbsentPagesCantBeProtectedAndNobodyKnowsWhichAreAbsent) {
   namespace feature = detail::userfault_feature;
   const GuestMemory memory = guest_of(anon, 1_MiB);
@@ -366,6 +265,70 @@ TEST(LiveSnapshot, HoldsTheInstantWhereAbsentPagesCantBeProtectedAndNobodyKnowsW
   const GuestMemory again = restored(memory, file.fd());
   EXPECT_THAT(again.read<std::uint64_t>(base_of(memory)), IsOkAndHolds(1U));
   EXPECT_THAT(again.read<std::uint64_t>(far), IsOkAndHolds(0U));
+}
+
+TEST(LiveSnapshot, SavesWhatHasChangedSinceAnother) {
+  for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
+    const GuestMemory memory = guest_of({.name = "", .backing = {.source = source}}, 1_MiB);
+    const std::uint64_t base = base_of(memory).value();
+    ASSERT_TRUE(memory.write_slice(GuestAddress(base), pattern(64 * page, 1)));
+    const TempFile full;
+    PREPARE_OR_SKIP(first, memory, full.fd());
+    VMSPACE_ASSERT_OK(first.take());
+    const auto parent = first.wait();
+    ASSERT_THAT(parent, IsOk());
+
+    // Written, discarded, and both at an end of a range.
+    ASSERT_TRUE(memory.write_slice(GuestAddress(base + 8 * page), pattern(4 * page, 2)));
+    VMSPACE_ASSERT_OK(memory.regions().front()->mapping().discard(30 * page, 2 * page));
+    const std::vector<GuestRange> changed{{GuestAddress(base + 8 * page), 4 * page},
+                                          {GuestAddress(base + 30 * page), 3 * page}};
+    const auto instant = contents(memory, base, 1_MiB);
+    const TempFile difference;
+    auto writer = SnapshotWriter::create(difference.fd(), memory, {.parent = *parent});
+    ASSERT_THAT(writer, IsOk());
+    auto second = LiveSnapshot::prepare(memory, *std::move(writer), {.peers_stopped = true});
+    ASSERT_THAT(second, IsOk());
+    const SlowDisk disk;
+    VMSPACE_ASSERT_OK(second->take(changed));
+    // Reading them has brought the discarded pages of the memfd back.
+    EXPECT_LE(second->statistics().protected_bytes, 7 * page);
+    ASSERT_TRUE(memory.write_slice(GuestAddress(base), pattern(64 * page, 3)));
+    SlowDisk::go_on();
+    VMSPACE_ASSERT_OK(second->wait());
+
+    auto reader = SnapshotReader::open(difference.fd(), {{full.fd()}});
+    ASSERT_THAT(reader, IsOk());
+    std::vector<std::byte> read(1_MiB);
+    VMSPACE_ASSERT_OK(reader->read(GuestAddress(base), read));
+    EXPECT_EQ(read, instant);
+  }
+}
+
+TEST(LiveSnapshot, PagesThatAreGoneAreAFault) {
+  const auto guard = FaultGuard::install();
+  ASSERT_THAT(guard, IsOk());
+  const int fd = memfd_create("unsealed", MFD_CLOEXEC);
+  ASSERT_EQ(ftruncate(fd, 8_MiB), 0);
+  const auto region = MemoryRegion::map({.name = "ram",
+                                         .base = GuestAddress(0),
+                                         .size = 8_MiB,
+                                         .backing = {.source = MemorySource::file, .fd = fd},
+                                         .protection = Protection::read_write},
+                                        {.unsealed = Unsealed::guard});
+  ASSERT_THAT(region, IsOk());
+  const auto memory = GuestMemory::from_regions({*region});
+  ASSERT_THAT(memory, IsOk());
+  ASSERT_TRUE(memory->write_slice(GuestAddress(0), pattern(8_MiB)));
+  const TempFile file;
+  const SlowDisk disk;
+  PREPARE_OR_SKIP(snapshot, *memory, file.fd());
+  VMSPACE_ASSERT_OK(snapshot.take());
+  ASSERT_EQ(ftruncate(fd, page), 0);
+  SlowDisk::go_on();
+  EXPECT_THAT(snapshot.wait(), HasError(Errc::fault));
+  VMSPACE_EXPECT_OK(memory->write(GuestAddress(0), std::uint64_t{1}));
+  close(fd);
 }
 
 }  // namespace
