@@ -205,15 +205,18 @@ LiveSnapshot::State::LiveRegion* LiveSnapshot::State::find_region(std::uint64_t 
   return region->offset_of(address) < region->region().size() ? region : nullptr;
 }
 
-std::shared_ptr<const LiveSnapshot::State::Userfault> LiveSnapshot::State::end_faults() noexcept {
-  std::shared_ptr<const Userfault> mine;
+void LiveSnapshot::State::end_faults() noexcept {
+  std::shared_ptr<const Userfault> ended;
   {
     const std::lock_guard lock(mutex);
-    mine = std::exchange(faults, nullptr);
+    ended = std::exchange(faults, nullptr);
   }
+  if (ended == nullptr) return;
+  // Not left to closing it: the last one to do so may wait for a disk, or be a child that has forked.
+  for (const LiveRegion& region : regions)
+    region.remove_from(*ended);
   const std::uint64_t one = 1;
-  if (mine != nullptr) (void)kernel().write(wake.value(), &one, sizeof one);
-  return mine;
+  (void)kernel().write(wake.value(), &one, sizeof one);
 }
 
 void LiveSnapshot::State::drop(std::uint64_t bytes) noexcept {
@@ -229,11 +232,7 @@ void LiveSnapshot::State::give_up(const Error& why) noexcept {
     error = why;
     phase = Phase::written;
   }
-  // At once: the thread that closes the userfaultfd may wait for a disk.
-  if (const auto userfault = end_faults()) {
-    for (const LiveRegion& region : regions)
-      region.remove_from(*userfault);
-  }
+  end_faults();
   for (LiveRegion& region : regions)
     region.pages().close();
   buffer.close();

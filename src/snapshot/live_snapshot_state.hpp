@@ -106,8 +106,8 @@ struct LiveSnapshot::State final : detail::DiscardListener {
   [[nodiscard]] LiveRegion* find_region(std::uint64_t host_address) const;
   /// Makes the memory stand still.
   [[nodiscard]] Result<void> protect(std::span<const GuestRange> ranges, bool all);
-  /// Ends the handling of faults, and gives what did.
-  std::shared_ptr<const Userfault> end_faults() noexcept;
+  /// Nothing is protected any more, and nobody waits.
+  void end_faults() noexcept;
   /// Less is left to be copied.
   void drop(std::uint64_t bytes) noexcept;
   /// A page into the buffer, which was taken; false when the snapshot has failed.
