@@ -13,5 +13,7 @@
 #include "vmspace/host/host_info.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 #include "vmspace/host/memory_pin.hpp"
+#include "vmspace/host/page_scan.hpp"
 #include "vmspace/host/populate.hpp"
+#include "vmspace/host/zero_test.hpp"
 #include "vmspace/spec.hpp"

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "vmspace/memory.hpp"
+#include "vmspace/snapshot/dirty_scan.hpp"
 #include "vmspace/snapshot/live_snapshot.hpp"
 #include "vmspace/snapshot/page_source.hpp"
 #include "vmspace/snapshot/snapshot.hpp"

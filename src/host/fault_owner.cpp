@@ -39,7 +39,7 @@ const char* FaultClaim::holder(const MemoryMapping& mapping) {
   const auto& ranges = mapping.pins_;
   const std::uint64_t first = mapping.file_offset();
   const auto unchanged = ranges->unchanged();
-  const FaultOwner* owner = ranges->find_claim(unchanged, first, first + mapping.size());
+  const FaultOwner* owner = ranges->find_hindering_claim(unchanged, first, first + mapping.size());
   return owner != nullptr ? owner->name() : nullptr;
 }
 

@@ -31,6 +31,9 @@ class FaultOwner {
   /// memory can't be claimed, and claimed memory can't be pinned.
   [[nodiscard]] virtual bool allows_pins() const noexcept { return true; }
 
+  /// Whether it only watches the memory, which others may save and share meanwhile as any other.
+  [[nodiscard]] virtual bool only_watches() const noexcept { return false; }
+
   /// The pages of [first, end), a part of what was claimed, are about to be discarded. Until
   /// end_discard() the owner leaves them alone: it waits for what it does there, and puts nothing
   /// there. An error refuses the discard, and is its error. Called with the claims locked: neither this
@@ -67,7 +70,8 @@ class FaultClaim {
   /// Waits for discards that run. Allocates nothing.
   ~FaultClaim();
 
-  /// The name() of who claims any of the mapping, or null: for what may not be done meanwhile.
+  /// The name() of who claims any of the mapping and does more than watch it, or null: for what may
+  /// not be done meanwhile.
   [[nodiscard]] static const char* holder(const MemoryMapping& mapping);
 
  private:
@@ -78,8 +82,8 @@ class FaultClaim {
   std::uint64_t first_ = 0;
 };
 
-/// `bad_state` while anybody claims any of the mapping, whom the error names; `reason`, a literal,
-/// says why that is in the way.
+/// `bad_state` while anybody claims any of the mapping and does more than watch it, whom the error
+/// names; `reason`, a literal, says why that is in the way.
 [[nodiscard]] Result<void> require_unclaimed(const char* operation, const MemoryMapping& mapping,
                                              Operand where, const char* reason);
 

@@ -11,15 +11,14 @@
 
 #include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_mapping.hpp"
+#include "vmspace/host/page_scan.hpp"
 
 #include "os/descriptor.hpp"
-#include "os/page_size.hpp"
 #include "os/pagemap.hpp"
 #include "os/system_calls.hpp"
 
 namespace vmspace {
 
-using detail::base_page_size;
 using detail::Descriptor;
 using detail::fail_os;
 using detail::kernel;
@@ -41,9 +40,9 @@ struct Part {
 std::optional<Residency> scan_page_tables(Part part) {
   const Descriptor pagemap = detail::open_pagemap();
   if (pagemap.value() < 0) return std::nullopt;
-  constexpr detail::PageQuery query{.inverted = detail::page_is_zero_page,
-                                    .all_of = detail::page_is_present | detail::page_is_zero_page,
-                                    .reported = detail::page_is_huge};
+  constexpr detail::TableQuery query{.inverted = detail::page_is_zero_page,
+                                     .all_of = detail::page_is_present | detail::page_is_zero_page,
+                                     .reported = detail::page_is_huge};
   Residency found{.huge = 0};
   std::array<PageRegion, 256> regions;
   while (part.start < part.end) {
@@ -57,27 +56,6 @@ std::optional<Residency> scan_page_tables(Part part) {
     part.start = scanned->end;
   }
   return found;
-}
-
-/// What is in RAM, mapped here or not.
-Result<std::uint64_t> count_pages(Part part) {
-  std::array<unsigned char, 4096> pages;
-  const std::uint64_t page = base_page_size();
-  std::uint64_t resident = 0;
-  while (part.start < part.end) {
-    const std::uint64_t size = std::min(part.end - part.start, pages.size() * page);
-    if (retry([&] {
-          return kernel().mincore(reinterpret_cast<void*>(part.start), size, pages.data());
-        }) != 0) {
-      return fail_os(operation, Operand::range(part.start, part.end - 1), "mincore");
-    }
-    const auto looked = std::span(pages).first(size / page);
-    // The other bits are undefined (mincore(2)).
-    resident += page * static_cast<std::uint64_t>(std::count_if(
-                           looked.begin(), looked.end(), [](auto flags) { return flags & 1; }));
-    part.start += size;
-  }
-  return resident;
 }
 
 /// Reads a file of /proc line by line, through a small buffer.
@@ -171,7 +149,12 @@ Result<Residency> MemoryMapping::residency(std::uint64_t offset, std::uint64_t s
   // All anonymous memory is in page tables, which also tell the page of zeros from others.
   if (tables && backing_.page_kind() == PageKind::anonymous) return *tables;
   Residency result;
-  result.resident = VMSPACE_TRY(count_pages(part));
+  PageScan present(*this, PageQuery::present);
+  for (std::uint64_t at = offset; at < offset + size;) {
+    const Extent found = VMSPACE_TRY_IN(operation, present.next(at, offset + size));
+    result.resident += found.size;
+    at = found.end();
+  }
   if (tables) {
     result.huge = tables->huge;
   } else if (backing_.is_hugetlb()) {

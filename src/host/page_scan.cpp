@@ -1,184 +1,96 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "host/page_scan.hpp"
+#include "vmspace/host/page_scan.hpp"
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
+#include <cstddef>
+#include <optional>
 #include <span>
+#include <utility>
+#include <vector>
 
 #include "vmspace/base/try.hpp"
+#include "vmspace/host/zero_test.hpp"
 
-#include "os/descriptor.hpp"
-#include "os/kernel_values.hpp"
+#include "host/guarded_access.hpp"
+#include "host/present_pages.hpp"
+#include "host/written_pages.hpp"
 #include "os/page_size.hpp"
-#include "os/pagemap.hpp"
+#include "os/system_calls.hpp"
 
-namespace vmspace::detail {
+namespace vmspace {
+
+using detail::base_page_size;
+using detail::fail_os;
+using detail::kernel;
+using detail::PresentPages;
+using detail::retry;
 
 namespace {
 
-/// Bits of an entry of /proc/self/pagemap.
-constexpr std::uint64_t entry_is_swapped = std::uint64_t{1} << 62;
-constexpr std::uint64_t entry_is_present = std::uint64_t{1} << 63;
-
-/// What one call is asked about at most.
-constexpr std::size_t window_pages = 4096;
+constexpr const char* operation = "PageScan::next";
 
 /// How much of a hugetlb page is read at a time to find out whether it is all zeros: of most pages
 /// that are not, the first bytes tell.
 constexpr std::uint64_t probe = std::uint64_t{64} << 10;
 
-bool has_swap() {
-  struct sysinfo info {};
-  return kernel().sysinfo(&info) != 0 || info.totalswap != 0;
-}
+/// How much memory is looked at together for written pages.
+constexpr std::uint64_t written_window = std::uint64_t{1} << 30;
 
 }  // namespace
 
-Result<Extent> next_file_data(const char* operation, Errc if_cut_off, int fd, std::uint64_t from,
-                              std::uint64_t end) {
-  const auto find = [&]() -> Extent {
-    const auto data = kernel().lseek(fd, static_cast<off_t>(from), SEEK_DATA);
-    if (data < 0) return errno == ENXIO ? Extent{end, 0} : Extent{from, end - from};
-    const auto begin = static_cast<std::uint64_t>(data);
-    if (begin < from) return {from, end - from};
-    if (begin >= end) return {end, 0};
-    const auto hole = kernel().lseek(fd, data, SEEK_HOLE);
-    if (hole <= data) return {begin, end - begin};
-    return {begin, std::min(end, static_cast<std::uint64_t>(hole)) - begin};
-  };
-  const Extent found = find();
-  if (found.offset == from) return found;
-  // Checked last: lseek(2) gives ENXIO both for a hole at the end of a file and for anything past
-  // it.
-  struct stat file {};
-  if (retry([&] { return kernel().fstat(fd, &file); }) != 0) {
-    return fail_os(operation, Operand::span(from, end - from), "fstat");
-  }
-  if (static_cast<std::uint64_t>(file.st_size) < end) {
-    return fail({.code = if_cut_off,
-                 .operation = operation,
-                 .first = Operand::span(from, end - from),
-                 .second = Operand::size(static_cast<std::uint64_t>(file.st_size)),
-                 .reason = "the file is shorter than the memory mapped from it"});
-  }
-  return found;
+class PageScan::State {
+ public:
+  State(const MemoryMapping& mapping, PageQuery query);
+
+  [[nodiscard]] Result<Extent> next(std::uint64_t from, std::uint64_t end);
+
+ private:
+  [[nodiscard]] Result<void> check(std::uint64_t from, std::uint64_t end) const;
+  [[nodiscard]] Result<Extent> query_pages(std::uint64_t from, std::uint64_t end);
+  [[nodiscard]] Result<Extent> next_data(std::uint64_t from, std::uint64_t end);
+  [[nodiscard]] Result<Extent> next_in_hugetlbfs(std::uint64_t from, std::uint64_t end);
+  [[nodiscard]] Result<Extent> populate(Extent part) const;
+  [[nodiscard]] Result<Extent> next_present(std::uint64_t from, std::uint64_t end);
+  [[nodiscard]] Result<Extent> next_zero(std::uint64_t from, std::uint64_t end);
+  [[nodiscard]] Result<Extent> next_written(std::uint64_t from, std::uint64_t end);
+
+  const MemoryMapping& mapping_;
+  PageQuery query_;
+  std::optional<PresentPages> tables_;
+  std::optional<PresentPages> cache_;
+  bool in_file_ = false;  ///< there is a file, whose data need not be mapped here
+  std::vector<std::byte> buffer_;
+  std::optional<detail::WrittenPages> written_;
+  Extent window_;  ///< what `found_` is about
+  std::vector<Extent> found_;
+};
+
+PageScan::PageScan(const MemoryMapping& mapping, PageQuery query)
+    : state_(std::make_unique<State>(mapping, query)) {}
+PageScan::PageScan(PageScan&& other) noexcept = default;
+PageScan& PageScan::operator=(PageScan&& other) noexcept = default;
+PageScan::~PageScan() = default;
+
+Result<Extent> PageScan::next(std::uint64_t from, std::uint64_t end) {
+  return state_->next(from, end);
 }
 
-bool is_zero(const std::byte* bytes, std::size_t size) noexcept {
-  // Equal to itself moved by eight bytes, which are 0: compares at the speed of memcmp.
-  std::uint64_t first;
-  std::memcpy(&first, bytes, sizeof first);
-  return first == 0 && std::memcmp(bytes, bytes + sizeof first, size - sizeof first) == 0;
-}
-
-void PresentPages::add(std::uint64_t offset, std::uint64_t size) {
-  if (!found_.empty() && found_.back().end() == offset) {
-    found_.back().size += size;
-  } else {
-    found_.push_back({offset, size});
-  }
-}
-
-bool PresentPages::scan_tables(Extent part) {
-  std::array<PageRegion, 256> regions;
-  const auto base = reinterpret_cast<std::uintptr_t>(data_);
-  const auto scanned = scan_pages(pagemap_, base + part.offset, base + part.end(),
-                                  {.inverted = page_is_zero_page,
-                                   .all_of = page_is_zero_page,
-                                   .any_of = page_is_present | page_is_swapped,
-                                   .reported = page_is_present},
-                                  regions);
-  if (!scanned) return false;
-  for (const PageRegion& region : std::span(regions).first(scanned->count))
-    add(region.start - base, region.end - region.start);
-  window_ = {part.offset, scanned->end - (base + part.offset)};
-  return true;
-}
-
-bool PresentPages::read_tables(Extent part) {
-  const std::uint64_t page = base_page_size();
-  std::vector<std::uint64_t> entries(std::min<std::uint64_t>(part.size / page, window_pages));
-  const std::uint64_t first = (reinterpret_cast<std::uintptr_t>(data_) + part.offset) / page;
-  const ssize_t got = retry([&] {
-    return kernel().pread(pagemap_.value(), entries.data(), entries.size() * sizeof(entries[0]),
-                          static_cast<off_t>(first * sizeof(entries[0])));
-  });
-  if (got < static_cast<ssize_t>(sizeof(entries[0]))) return false;
-  entries.resize(static_cast<std::size_t>(got) / sizeof(entries[0]));
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    if ((entries[i] & (entry_is_present | entry_is_swapped)) != 0)
-      add(part.offset + i * page, page);
-  }
-  window_ = {part.offset, entries.size() * page};
-  return true;
-}
-
-bool PresentPages::ask_incore(Extent part) {
-  // Checked each time, and first: swap may be switched on meanwhile.
-  if (swappable_ && has_swap()) return false;
-  const std::uint64_t page = base_page_size();
-  std::array<unsigned char, window_pages> pages;
-  const std::uint64_t size = std::min<std::uint64_t>(part.size, pages.size() * page);
-  // mincore(2) only looks, but is not declared so.
-  auto* const first = const_cast<std::byte*>(data_ + part.offset);
-  if (retry([&] { return kernel().mincore(first, size, pages.data()); }) != 0) return false;
-  for (std::size_t i = 0; i < size / page; ++i) {
-    // The other bits are undefined (mincore(2)).
-    if ((pages[i] & 1) != 0) add(part.offset + i * page, page);
-  }
-  window_ = {part.offset, size};
-  return true;
-}
-
-/// Looks at the beginning of a part that is not empty.
-void PresentPages::look(Extent part) {
-  found_.clear();
-  at_ = 0;
-  if (source_ <= Source::entries && pagemap_.value() < 0) {
-    pagemap_ = open_pagemap();
-    if (pagemap_.value() < 0) source_ = Source::incore;
-  }
-  if (source_ == Source::scan) {
-    if (scan_tables(part)) return;
-    source_ = Source::entries;
-  }
-  if (source_ == Source::entries) {
-    if (read_tables(part)) return;
-    source_ = Source::incore;
-  }
-  if (source_ == Source::incore) {
-    if (ask_incore(part)) return;
-    source_ = Source::nothing;
-  }
-  found_.assign(1, part);
-  window_ = part;
-}
-
-Extent PresentPages::next(std::uint64_t from, std::uint64_t end) {
-  while (from < end) {
-    if (from < window_.offset || from >= window_.end()) look({from, end - from});
-    while (at_ < found_.size() && found_[at_].end() <= from)
-      ++at_;
-    if (at_ < found_.size()) {
-      const std::uint64_t begin = std::max(from, found_[at_].offset);
-      if (begin >= end) break;
-      return {begin, std::min(end, found_[at_].end()) - begin};
-    }
-    from = window_.end();
-  }
-  return {end, 0};
-}
-
-PageScan::PageScan(const MemoryMapping& mapping, const char* operation)
-    : mapping_(mapping), operation_(operation) {
+PageScan::State::State(const MemoryMapping& mapping, PageQuery query)
+    : mapping_(mapping), query_(query) {
   using Source = PresentPages::Source;
   const Backing& backing = mapping.backing();
   const bool shared = backing.is_shared();
   const std::byte* const data = mapping.data();
+  if (query != PageQuery::data) {
+    // As MemoryMapping::residency() counts: all anonymous memory is in page tables, which also tell the
+    // page of zeros from others; of the rest, every page in the page cache counts.
+    const bool in_tables = backing.page_kind() == PageKind::anonymous;
+    tables_.emplace(data, in_tables ? Source::scan : Source::incore, false);
+    return;
+  }
   in_file_ = !backing.is_anonymous() && !backing.is_external();
   if (backing.is_external()) tables_.emplace(data, Source::nothing, false);
   if (!shared) tables_.emplace(data, Source::scan, !backing.is_hugetlb());
@@ -193,7 +105,52 @@ PageScan::PageScan(const MemoryMapping& mapping, const char* operation)
   }
 }
 
-Result<Extent> PageScan::next(std::uint64_t from, std::uint64_t end) {
+Result<void> PageScan::State::check(std::uint64_t from, std::uint64_t end) const {
+  const auto refuse = [&](Errc code, const char* reason) {
+    return fail({.code = code,
+                 .operation = operation,
+                 .first = Operand::address(from),
+                 .second = Operand::address(end),
+                 .reason = reason});
+  };
+  if (!mapping_.is_mapped()) return refuse(Errc::bad_state, "the mapping is closed");
+  if (from > end || end > mapping_.size())
+    return refuse(Errc::out_of_bounds, "the part must lie in the mapping");
+  if (query_ == PageQuery::data) return {};
+  if (mapping_.backing().is_external() || mapping_.backing().source() == MemorySource::device)
+    return refuse(Errc::unsupported,
+                  "the kernel does not tell about pages that it does not manage");
+  if (query_ == PageQuery::zero && !allows(mapping_.protection(), Protection::read))
+    return refuse(Errc::access_denied, "the memory must be readable");
+  return {};
+}
+
+Result<Extent> PageScan::State::next(std::uint64_t from, std::uint64_t end) {
+  VMSPACE_TRY(check(from, end));
+  // The kernel is asked about whole pages.
+  const std::uint64_t page = base_page_size();
+  const std::uint64_t first = from / page * page;
+  const std::uint64_t last = (end + page - 1) / page * page;
+  const Extent found = VMSPACE_TRY(query_pages(first, last));
+  const std::uint64_t begin = std::max(from, found.offset);
+  const std::uint64_t stop = std::min(end, found.end());
+  return begin < stop ? Extent{begin, stop - begin} : Extent{end, 0};
+}
+
+Result<Extent> PageScan::State::query_pages(std::uint64_t from, std::uint64_t end) {
+  switch (query_) {
+    case PageQuery::data: return next_data(from, end);
+    case PageQuery::present: return next_present(from, end);
+    case PageQuery::zero: return next_zero(from, end);
+    case PageQuery::written: return next_written(from, end);
+  }
+  return fail({.code = Errc::invalid_argument,
+               .operation = operation,
+               .first = Operand::number(static_cast<std::uint64_t>(query_)),
+               .reason = "unknown query"});
+}
+
+Result<Extent> PageScan::State::next_data(std::uint64_t from, std::uint64_t end) {
   Extent found{end, 0};
   // Each is asked about what lies before that which is known.
   const auto ask = [&](std::optional<PresentPages>& pages) {
@@ -212,8 +169,8 @@ Result<Extent> PageScan::next(std::uint64_t from, std::uint64_t end) {
     return !present || present->size != 0 ? present : found;
   }
   const std::uint64_t in_file = mapping_.file_offset();
-  const Extent data = VMSPACE_TRY(next_file_data(
-      operation_, Errc::out_of_bounds, mapping_.backing().fd(), in_file + from, in_file + gap_end));
+  const Extent data = VMSPACE_TRY(detail::next_file_data(
+      operation, Errc::out_of_bounds, mapping_.backing().fd(), in_file + from, in_file + gap_end));
   if (data.size == 0) return found;
   // Holes are made of the file system's blocks; pages are what is looked at here.
   const std::uint64_t page = base_page_size();
@@ -223,7 +180,7 @@ Result<Extent> PageScan::next(std::uint64_t from, std::uint64_t end) {
 }
 
 /// The next page of a hugetlb file that is not all zeros, mapped here or not.
-Result<Extent> PageScan::next_in_hugetlbfs(std::uint64_t from, std::uint64_t end) {
+Result<Extent> PageScan::State::next_in_hugetlbfs(std::uint64_t from, std::uint64_t end) {
   buffer_.resize(probe);
   const std::uint64_t page = mapping_.page_size();
   while (from < end) {
@@ -232,15 +189,15 @@ Result<Extent> PageScan::next_in_hugetlbfs(std::uint64_t from, std::uint64_t end
       return kernel().pread(mapping_.backing().fd(), buffer_.data(), size,
                             static_cast<off_t>(mapping_.file_offset() + from));
     });
-    if (got < 0) return fail_os(operation_, Operand::span(from, size), "pread of a hugetlb page");
+    if (got < 0) return fail_os(operation, Operand::span(from, size), "pread of a hugetlb page");
     // Whole words; a call that gives fewer bytes has come to the end of the file.
     if (static_cast<std::uint64_t>(got) < size) {
       return fail({.code = Errc::out_of_bounds,
-                   .operation = operation_,
+                   .operation = operation,
                    .first = Operand::span(from, size),
                    .reason = "the file is shorter than the memory mapped from it"});
     }
-    if (!is_zero(buffer_.data(), size)) {
+    if (!is_zero(std::span(buffer_).first(size))) {
       return Extent{from, std::min(end, from / page * page + page) - from};
     }
     from += size;
@@ -249,16 +206,75 @@ Result<Extent> PageScan::next_in_hugetlbfs(std::uint64_t from, std::uint64_t end
 }
 
 /// The first page of a part, which may be touched then.
-Result<Extent> PageScan::populate(Extent part) const {
+Result<Extent> PageScan::State::populate(Extent part) const {
   const std::uint64_t page = mapping_.page_size();
   const std::uint64_t begin = part.offset / page * page;
   if (retry([&] { return kernel().madvise(mapping_.data() + begin, page, MADV_POPULATE_READ); }) !=
       0) {
-    return fail_os(operation_, Operand::span(begin, page),
+    return fail_os(operation, Operand::span(begin, page),
                    "reading memory that may be absent needs a free page of the hugetlb pool: "
                    "enlarge the pool or populate the memory first");
   }
   return Extent{part.offset, std::min(part.end(), begin + page) - part.offset};
 }
 
-}  // namespace vmspace::detail
+Result<Extent> PageScan::State::next_present(std::uint64_t from, std::uint64_t end) {
+  const Extent found = tables_->next(from, end);
+  if (tables_->is_certain()) return found;
+  return fail_os(operation, Operand::span(from, end - from), "mincore", tables_->error());
+}
+
+Result<Extent> PageScan::State::next_zero(std::uint64_t from, std::uint64_t end) {
+  const std::uint64_t page = mapping_.page_size();
+  while (from < end) {
+    const Extent present = VMSPACE_TRY(next_present(from, end));
+    std::uint64_t begin = present.offset;
+    std::uint64_t stop = begin;
+    const auto page_end = [&](std::uint64_t at) {
+      return std::min(present.end(), at / page * page + page);
+    };
+    const auto is_zero_at = [&](std::uint64_t at) {
+      return is_zero({mapping_.data() + at, page_end(at) - at});
+    };
+    const std::byte* const fault = detail::run_guarded(mapping_.data() + begin, present.size, [&] {
+      while (begin < present.end() && !is_zero_at(begin))
+        begin = page_end(begin);
+      stop = begin;
+      while (stop < present.end() && is_zero_at(stop))
+        stop = page_end(stop);
+    });
+    if (fault != nullptr) {
+      return fail({.code = Errc::fault,
+                   .operation = operation,
+                   .first = Operand::span(present.offset, present.size),
+                   .second = Operand::size(static_cast<std::uint64_t>(fault - mapping_.data())),
+                   .reason = "a page is gone: its file was truncated, or a hole punched"});
+    }
+    if (begin < stop) return Extent{begin, stop - begin};
+    from = present.size == 0 ? end : present.end();
+  }
+  return Extent{end, 0};
+}
+
+Result<Extent> PageScan::State::next_written(std::uint64_t from, std::uint64_t end) {
+  if (!written_) written_ = VMSPACE_TRY(detail::WrittenPages::open(operation, mapping_));
+  while (from < end) {
+    if (from < window_.offset || from >= window_.end()) {
+      found_.clear();
+      window_ = {};  // nothing is known if this fails
+      const Extent window{from, std::min(written_window, mapping_.size() - from)};
+      VMSPACE_TRY(written_->find(operation, window, detail::WrittenPages::Mode::look, found_));
+      window_ = window;
+    }
+    const auto found = std::ranges::upper_bound(found_, from, {}, &Extent::end);
+    if (found != found_.end()) {
+      const std::uint64_t begin = std::max(from, found->offset);
+      if (begin >= end) break;
+      return Extent{begin, std::min(end, found->end()) - begin};
+    }
+    from = window_.end();
+  }
+  return Extent{end, 0};
+}
+
+}  // namespace vmspace

@@ -99,6 +99,14 @@ PinnedRanges::Claims::const_iterator PinnedRanges::first_claim(std::uint64_t fir
   return claim;
 }
 
+FaultOwner* PinnedRanges::find_hindering_claim(const Unchanged& held, std::uint64_t first,
+                                               std::uint64_t end) const noexcept {
+  FaultOwner* owner = find_claim(held, first, end);
+  for (auto next = claims_.upper_bound(first); owner != nullptr && owner->only_watches(); ++next)
+    owner = next != claims_.end() && next->first < end ? next->second.owner : nullptr;
+  return owner;
+}
+
 Result<void> PinnedRanges::discard_claimed(const Unchanged& held, std::uint64_t first,
                                            std::uint64_t end,
                                            const std::function<Result<void>()>& discard) const {

@@ -59,6 +59,9 @@ class PinnedRanges {
   /// The owner of a claim that overlaps [first, end), or null. Valid while `held` is. O(log n).
   [[nodiscard]] FaultOwner* find_claim(const Unchanged& held, std::uint64_t first,
                                        std::uint64_t end) const noexcept;
+  /// One whose owner does more than watch, or null. O(log n), and the claims within the range.
+  [[nodiscard]] FaultOwner* find_hindering_claim(const Unchanged& held, std::uint64_t first,
+                                                 std::uint64_t end) const noexcept;
   /// Calls `discard()` between begin_discard() and end_discard() of all whose claims overlap
   /// [first, end); gives its error or theirs.
   [[nodiscard]] Result<void> discard_claimed(const Unchanged& held, std::uint64_t first,

@@ -5,6 +5,7 @@
 #include <linux/membarrier.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <utility>
 
@@ -26,44 +27,73 @@ Result<void> fence_writers(const char* operation) {
   return {};
 }
 
-/// Appends the runs of set bits, as ranges of bytes that end at `size` at the latest.
+/// Appends the runs of set bits, as ranges of bytes. finish() cuts the last one off where the region
+/// ends.
 class RangeBuilder {
  public:
   RangeBuilder(std::uint64_t size, std::vector<DirtyRange>& ranges)
       : size_(size), ranges_(ranges) {}
 
-  /// So that the next add() does not allocate.
-  void make_room() {
-    constexpr std::size_t most = 32;  // every other bit of a word
-    if (ranges_.capacity() - ranges_.size() < most) {
-      ranges_.reserve(std::max(2 * ranges_.capacity(), ranges_.size() + most));
-    }
+  /// So that adding `words` words does not allocate. Of `total` words, `seen` were added or clean:
+  /// grows to what all would take if the rest were like them, so that ranges are seldom copied.
+  void make_room(std::size_t words, std::size_t seen, std::size_t total) {
+    const std::size_t most = 32 * words;  // every other bit of a word
+    const std::size_t size = ranges_.size();
+    const std::size_t capacity = ranges_.capacity();
+    if (capacity - size >= most) return;
+    const std::size_t expected = (size + size / 8) * total / (seen + 1);
+    ranges_.reserve(std::max(size + most, std::clamp(expected, 2 * capacity, 16 * capacity)));
   }
 
   void add(std::uint64_t word, std::uint64_t bits) {
+    const std::uint64_t base = 64 * word * DirtyBitmap::page_size;
+    if ((bits & 1) != 0 && !ranges_.empty() &&
+        ranges_.back().offset + ranges_.back().size == base) {
+      const auto count = static_cast<unsigned>(std::countr_one(bits));
+      ranges_.back().size += count * DirtyBitmap::page_size;
+      bits = clear_below(bits, count);
+    }
     while (bits != 0) {
       const auto first = static_cast<unsigned>(std::countr_zero(bits));
       const auto count = static_cast<unsigned>(std::countr_one(bits >> first));
-      add_pages(64 * word + first, count);
-      if (first + count == 64) return;
-      bits &= ~std::uint64_t{0} << (first + count);
+      ranges_.push_back({.offset = base + first * DirtyBitmap::page_size,
+                         .size = count * DirtyBitmap::page_size});
+      bits = clear_below(bits, first + count);
     }
   }
 
+  void finish() {
+    if (ranges_.empty()) return;
+    DirtyRange& last = ranges_.back();
+    last.size = std::min(last.size, size_ - last.offset);
+  }
+
  private:
-  void add_pages(std::uint64_t page, std::uint64_t count) {
-    const std::uint64_t offset = page * DirtyBitmap::page_size;
-    const std::uint64_t size = std::min(count * DirtyBitmap::page_size, size_ - offset);
-    if (!ranges_.empty() && ranges_.back().offset + ranges_.back().size == offset) {
-      ranges_.back().size += size;
-    } else {
-      ranges_.push_back({.offset = offset, .size = size});
-    }
+  static std::uint64_t clear_below(std::uint64_t bits, unsigned bit) {
+    return bit == 64 ? 0 : bits & (~std::uint64_t{0} << bit);
   }
 
   std::uint64_t size_;
   std::vector<DirtyRange>& ranges_;
 };
+
+/// Words that are looked at, and then taken, together: a line of the cache.
+constexpr std::size_t block = 8;
+
+/// The first of [from, end), blocks apart from `from`, whose block has a bit set; `end` when there is
+/// none. One test a block, which is predicted where most are clean.
+std::size_t next_dirty(const std::atomic<std::uint64_t>* words, std::size_t from, std::size_t end) {
+  const auto load = [&](std::size_t i) { return words[i].load(std::memory_order_relaxed); };
+  // Written out, because compilers don't unroll loops over atomics.
+  const auto four = [&](std::size_t i) {
+    return (load(i) | load(i + 1)) | (load(i + 2) | load(i + 3));
+  };
+  while (end - from >= block && (four(from) | four(from + 4)) == 0)
+    from += block;
+  if (end - from >= block) return from;
+  return std::all_of(words + from, words + end, [](const auto& word) { return word == 0; }) ? end
+                                                                                            : from;
+}
 
 }  // namespace
 
@@ -140,6 +170,7 @@ std::vector<DirtyRange> DirtyBitmap::peek() const {
   for (std::uint64_t i = 0; i < (pages() + 63) / 64; ++i) {
     builder.add(i, words[i].load(std::memory_order_relaxed));
   }
+  builder.finish();
   return ranges;
 }
 
@@ -197,17 +228,28 @@ std::span<const DirtyRange> DirtyHarvest::take(DirtyBitmap& bitmap) {
   using Word = DirtyBitmap::Word;
   Word* const words = DirtyBitmap::words_in(bitmap.state_.load(std::memory_order_acquire));
   if (words == nullptr) return {};
-  const auto is_clean = [](const Word& word) { return word.load(std::memory_order_relaxed) == 0; };
   const auto count = static_cast<std::size_t>((bitmap.pages() + 63) / 64);
-  const Word* const first = std::find_if_not(words, words + count, is_clean);
-  if (first == words + count) return {};  // allocates nothing and needs no barrier in finish()
+  std::size_t at = next_dirty(words, 0, count);
+  if (at == count) return {};  // allocates nothing and needs no barrier in finish()
   std::vector<DirtyRange>& ranges = taken_.emplace_back(Taken{&bitmap, {}}).ranges;
   RangeBuilder builder(bitmap.size(), ranges);
-  for (auto i = static_cast<std::size_t>(first - words); i < count; ++i) {
-    if (is_clean(words[i])) continue;
-    builder.make_room();  // all allocation happens before a bit is cleared
-    builder.add(i, words[i].exchange(0, std::memory_order_relaxed));
+  for (; at < count; at = next_dirty(words, std::min(at + block, count), count)) {
+    builder.make_room(block, at, count);  // all allocation happens before a bit is cleared
+    // In three loops: which words are dirty is for no branch to predict, and an exchange waits for
+    // all stores before it, those of ranges too.
+    std::array<std::size_t, block> dirty;
+    std::array<std::uint64_t, block> bits;
+    std::size_t found = 0;
+    for (std::size_t i = at; i < std::min(at + block, count); ++i) {
+      dirty[found] = i;
+      found += words[i].load(std::memory_order_relaxed) != 0 ? 1 : 0;
+    }
+    for (std::size_t i = 0; i < found; ++i)
+      bits[i] = words[dirty[i]].exchange(0, std::memory_order_relaxed);
+    for (std::size_t i = 0; i < found; ++i)
+      builder.add(dirty[i], bits[i]);
   }
+  builder.finish();
   return ranges;
 }
 

@@ -20,10 +20,19 @@
 namespace vmspace::detail {
 
 /// PAGE_IS_*: what a page may be.
+/// Not write-protected by userfaultfd: written since it was, or never protected.
+inline constexpr std::uint64_t page_is_written = 1 << 1;
+inline constexpr std::uint64_t page_is_file = 1 << 2;  ///< not a private copy
 inline constexpr std::uint64_t page_is_present = 1 << 3;
 inline constexpr std::uint64_t page_is_swapped = 1 << 4;
 inline constexpr std::uint64_t page_is_zero_page = 1 << 5;  ///< the kernel's shared page of zeros
 inline constexpr std::uint64_t page_is_huge = 1 << 6;
+
+/// PM_SCAN_*.
+/// Write-protects what it reports, in one step; of memory registered with UFFD_FEATURE_WP_ASYNC.
+inline constexpr std::uint64_t scan_protects = 1 << 0;
+/// Fails with EPERM for memory that is not so registered.
+inline constexpr std::uint64_t scan_requires_async = 1 << 1;
 
 /// Neighbouring pages, [start, end), of the same reported categories (struct page_region).
 struct PageRegion {
@@ -33,11 +42,12 @@ struct PageRegion {
 };
 
 /// Which pages are wanted, and which of their categories are reported; see struct pm_scan_arg.
-struct PageQuery {
+struct TableQuery {
   std::uint64_t inverted = 0;  ///< categories that count as their opposite
   std::uint64_t all_of = 0;    ///< a page has all of these, after the inversion
   std::uint64_t any_of = 0;    ///< and one of these, unless there are none
   std::uint64_t reported = 0;
+  std::uint64_t flags = 0;  ///< scan_*
 };
 
 /// What one call found.
@@ -52,10 +62,10 @@ inline Descriptor open_pagemap() {
       retry([] { return kernel().open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0); }));
 }
 
-/// Looks at the beginning of [start, end), which is not empty, until `regions` is full. Nothing
-/// where the kernel can't: before Linux 6.7, or where this process may not.
+/// Looks at the beginning of [start, end), which is not empty, until `regions` is full. Nothing, and
+/// errno, where the kernel can't: before Linux 6.7, or where this process may not.
 inline std::optional<ScannedPages> scan_pages(const Descriptor& pagemap, std::uint64_t start,
-                                              std::uint64_t end, const PageQuery& query,
+                                              std::uint64_t end, const TableQuery& query,
                                               std::span<PageRegion> regions) {
   // struct pm_scan_arg.
   struct Argument {
@@ -74,7 +84,7 @@ inline std::optional<ScannedPages> scan_pages(const Descriptor& pagemap, std::ui
   };
   Argument scan{
       .size = sizeof scan,
-      .flags = 0,
+      .flags = query.flags,
       .start = start,
       .end = end,
       .walk_end = 0,

@@ -10,9 +10,9 @@
 #include <utility>
 
 #include "vmspace/base/try.hpp"
+#include "vmspace/host/page_scan.hpp"
 #include "vmspace/memory/detail/guest_access.hpp"
 
-#include "host/page_scan.hpp"
 #include "memory/guarded_touch.hpp"
 #include "memory/present_parts.hpp"
 #include "os/system_calls.hpp"
@@ -71,7 +71,7 @@ Result<void> LiveRegion::add_to(const Userfault& faults, const char* operation) 
 
 Result<LiveRegion::Found> LiveRegion::find_present(const char* operation, PageRun run) const {
   Found found;
-  PageScan scan(region_->mapping(), operation);
+  PageScan scan(region_->mapping());
   const auto add = [&](PageRun present) {
     // Parts of one huge page may be reported one by one.
     if (!found.runs.empty() && found.runs.back().end() >= present.offset) {
@@ -92,7 +92,7 @@ Result<LiveRegion::Found> LiveRegion::find_present(const char* operation, PageRu
         at = end;
         continue;
       }
-      const Extent present = VMSPACE_TRY(scan.next(at, end));
+      const Extent present = VMSPACE_TRY_IN(operation, scan.next(at, end));
       if (present.size != 0) {
         const PageRun whole = pages_.whole_pages(present.offset, present.end());
         add({whole.offset, std::min(whole.end(), run.end()) - whole.offset});

@@ -11,8 +11,8 @@
 #include <span>
 
 #include "vmspace/base/try.hpp"
+#include "vmspace/host/zero_test.hpp"
 
-#include "host/page_scan.hpp"
 #include "os/system_calls.hpp"
 #include "snapshot/live_snapshot_state.hpp"
 #include "snapshot/snapshot_format.hpp"
@@ -126,9 +126,9 @@ Result<void> LiveSnapshot::State::write_run(const LiveRegion& region, PageRun ru
                                             const std::byte* bytes) {
   const std::uint64_t base = region.region().base().value() + run.offset;
   for (std::uint64_t at = 0; at < run.size;) {
-    const bool zero = detail::is_zero(bytes + at, snapshot_page);
+    const bool zero = is_zero({bytes + at, snapshot_page});
     std::uint64_t end = at + snapshot_page;
-    while (end < run.size && detail::is_zero(bytes + end, snapshot_page) == zero)
+    while (end < run.size && is_zero({bytes + end, snapshot_page}) == zero)
       end += snapshot_page;
     if (zero) {
       VMSPACE_TRY_IN(operation, writer.write_zeros({GuestAddress(base + at), end - at}));

@@ -10,7 +10,9 @@
 #include <utility>
 
 #include "vmspace/base/try.hpp"
+#include "vmspace/host/zero_test.hpp"
 
+#include "host/present_pages.hpp"
 #include "os/system_calls.hpp"
 #include "snapshot/content_checksum.hpp"
 #include "snapshot/snapshot_io.hpp"
@@ -122,8 +124,7 @@ Result<void> SnapshotFile::check_pages(const char* operation, std::uint64_t sums
     VMSPACE_TRY(read_all(operation, fd(), bytes.data(), bytes.size(), sums_at));
     for (std::size_t i = 0; i < count; ++i) {
       const auto page = pages.subspan(i * snapshot_page, snapshot_page);
-      const bool is_good =
-          sums[i] == 0 ? is_zero(page.data(), page.size()) : sums[i] == page_checksum(page);
+      const bool is_good = sums[i] == 0 ? is_zero(page) : sums[i] == page_checksum(page);
       if (!is_good) {
         return corrupt(operation, "the contents do not match their checksum",
                        Operand::size(sums_at + i * sizeof sums[0]));

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "vmspace/base/result.hpp"
+#include "vmspace/host/page_scan.hpp"
 
-#include "host/page_scan.hpp"
 #include "os/descriptor.hpp"
 #include "snapshot/snapshot_format.hpp"
 

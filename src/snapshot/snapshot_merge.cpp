@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "vmspace/base/try.hpp"
+#include "vmspace/host/zero_test.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 #include "vmspace/snapshot/snapshot_writer.hpp"
 
-#include "host/page_scan.hpp"
 #include "os/system_calls.hpp"
 #include "snapshot/snapshot_format.hpp"
 #include "snapshot/snapshot_io.hpp"
@@ -29,7 +29,7 @@ constexpr const char* operation = "merge_snapshots";
 Result<void> write_runs(SnapshotWriter& writer, GuestAddress base, std::span<const std::byte> pages,
                         bool sparse) {
   const auto is_zero_page = [&](std::size_t at) {
-    return sparse && detail::is_zero(pages.data() + at, snapshot_page);
+    return sparse && is_zero(pages.subspan(at, snapshot_page));
   };
   for (std::size_t at = 0; at < pages.size();) {
     while (at < pages.size() && is_zero_page(at))

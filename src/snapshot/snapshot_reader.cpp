@@ -18,7 +18,6 @@ namespace vmspace {
 
 namespace {
 
-using detail::Extent;
 using detail::Piece;
 using detail::SnapshotFile;
 using detail::SnapshotHead;

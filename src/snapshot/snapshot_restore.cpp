@@ -20,7 +20,6 @@ namespace vmspace {
 
 namespace {
 
-using detail::Extent;
 using detail::Progress;
 using detail::RestoreTarget;
 using detail::restoring;

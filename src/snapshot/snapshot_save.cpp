@@ -7,10 +7,11 @@
 #include <vector>
 
 #include "vmspace/base/try.hpp"
+#include "vmspace/host/page_scan.hpp"
+#include "vmspace/host/zero_test.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 #include "vmspace/snapshot/snapshot_writer.hpp"
 
-#include "host/page_scan.hpp"
 #include "memory/guarded_touch.hpp"
 #include "memory/present_parts.hpp"
 #include "snapshot/snapshot_format.hpp"
@@ -20,9 +21,6 @@ namespace vmspace {
 
 namespace {
 
-using detail::Extent;
-using detail::is_zero;
-using detail::PageScan;
 using detail::Progress;
 using detail::snapshot_page;
 
@@ -39,7 +37,7 @@ class RegionSaver {
         writer_(writer),
         sparse_(sparse),
         progress_(progress),
-        scan_(region.mapping(), operation) {}
+        scan_(region.mapping()) {}
 
   Result<void> save(Extent part) {
     for (std::uint64_t at = part.offset; at < part.end();) {
@@ -67,7 +65,8 @@ class RegionSaver {
         // Further than asked for: one look serves many small parts.
         const std::uint64_t ahead =
             std::min(std::max(end - at, detail::snapshot_chunk), region_.size() - at);
-        used_ = VMSPACE_TRY(scan_.next(at, at + detail::present_after(region_, at, ahead)));
+        used_ = VMSPACE_TRY_IN(operation,
+                               scan_.next(at, at + detail::present_after(region_, at, ahead)));
       }
       const std::uint64_t begin = std::max(at, used_.offset);
       const std::uint64_t last = std::min(stop, used_.end());
@@ -100,10 +99,10 @@ class RegionSaver {
       std::uint64_t stop = part.end();
       if (sparse_) {
         VMSPACE_TRY(detail::touch_region(operation, region_, at, part.end() - at, [&] {
-          while (data < part.end() && is_zero(memory + data, snapshot_page))
+          while (data < part.end() && is_zero({memory + data, snapshot_page}))
             data += snapshot_page;
           stop = data;
-          while (stop < part.end() && !is_zero(memory + stop, snapshot_page))
+          while (stop < part.end() && !is_zero({memory + stop, snapshot_page}))
             stop += snapshot_page;
         }));
       }

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "vmspace/base/try.hpp"
+#include "vmspace/host/zero_test.hpp"
 
 #include "memory/guarded_touch.hpp"
 #include "memory/present_parts.hpp"
@@ -58,12 +59,12 @@ Result<void> check_layout(const GuestMemory& memory, std::span<const SnapshotReg
 /// pages that it may copy to.
 Result<void> RestoreTarget::clear_present(Extent part) {
   for (std::uint64_t at = part.offset; at < part.end();) {
-    const Extent used = VMSPACE_TRY(scan_.next(at, part.end()));
+    const Extent used = VMSPACE_TRY_IN(restoring, scan_.next(at, part.end()));
     for (at = used.offset; at < used.end(); at += snapshot_page) {
       std::byte* const page = region_.host_base() + at;
       bool was_zero = false;
       VMSPACE_TRY(touch_region(restoring, region_, at, snapshot_page, [&] {
-        was_zero = is_zero(page, snapshot_page);
+        was_zero = is_zero({page, snapshot_page});
         if (!was_zero && is_writable()) std::memset(page, 0, snapshot_page);
       }));
       if (was_zero) continue;
@@ -98,12 +99,12 @@ Result<void> RestoreTarget::put(std::uint64_t offset, std::span<const std::byte>
 }
 
 Result<void> RestoreTarget::compare(std::uint64_t offset, std::span<const std::byte> pages) const {
-  PageScan scan(region_.mapping(), restoring);
+  PageScan scan(region_.mapping());
   const std::uint64_t end = offset + pages.size();
   for (std::uint64_t at = offset; at < end;) {
-    const Extent used = VMSPACE_TRY(scan.next(at, end));
+    const Extent used = VMSPACE_TRY_IN(restoring, scan.next(at, end));
     const std::uint64_t hole = used.offset - at;
-    bool is_equal = hole == 0 || is_zero(pages.data() + (at - offset), hole);
+    bool is_equal = is_zero(pages.subspan(at - offset, hole));
     VMSPACE_TRY(touch_region(restoring, region_, used.offset, used.size, [&] {
       is_equal = is_equal && std::memcmp(pages.data() + (used.offset - offset),
                                          region_.host_base() + used.offset, used.size) == 0;
@@ -119,7 +120,7 @@ Result<void> RestoreTarget::check_absent(std::uint64_t offset,
   const std::uint64_t end = offset + pages.size();
   for (std::uint64_t at = offset; at < end;) {
     const std::uint64_t absent = absent_after(region_, at, end - at);
-    if (absent != 0 && !is_zero(pages.data() + (at - offset), absent)) {
+    if (!is_zero(pages.subspan(at - offset, absent))) {
       return fail({.code = Errc::bad_state,
                    .operation = restoring,
                    .first = Operand::span(region_.base().value() + at, absent),

@@ -9,10 +9,9 @@
 #include <span>
 
 #include "vmspace/base/result.hpp"
+#include "vmspace/host/page_scan.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/snapshot/snapshot_region.hpp"
-
-#include "host/page_scan.hpp"
 
 namespace vmspace::detail {
 
@@ -30,8 +29,7 @@ inline constexpr std::uint64_t restore_buffer = std::uint64_t{1} << 20;
 /// Errors: those of restore_snapshot().
 class RestoreTarget {
  public:
-  explicit RestoreTarget(const MemoryRegion& region)
-      : region_(region), scan_(region.mapping(), restoring) {}
+  explicit RestoreTarget(const MemoryRegion& region) : region_(region), scan_(region.mapping()) {}
 
   [[nodiscard]] const MemoryRegion& region() const noexcept { return region_; }
   [[nodiscard]] bool is_writable() const noexcept {

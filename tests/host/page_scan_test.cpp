@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include "host/page_scan.hpp"
+#include "vmspace/host/page_scan.hpp"
 
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstdint>
 #include <string>
@@ -24,14 +23,12 @@ namespace vmspace {
 namespace {
 
 using namespace test;
-using detail::Extent;
-using detail::PageScan;
 
 constexpr std::uint64_t size = 64_MiB;
 
 /// The whole scan, with neighbours joined.
-Result<std::vector<Extent>> scan(const MemoryMapping& mapping) {
-  PageScan pages(mapping, "test");
+Result<std::vector<Extent>> scan(const MemoryMapping& mapping, PageQuery query = PageQuery::data) {
+  PageScan pages(mapping, query);
   std::vector<Extent> found;
   for (std::uint64_t at = 0; at < mapping.size();) {
     const auto extent = pages.next(at, mapping.size());
@@ -52,8 +49,8 @@ Result<std::vector<Extent>> scan(const MemoryMapping& mapping) {
   return found;
 }
 
-std::vector<Extent> scan_or_die(const MemoryMapping& mapping) {
-  auto found = scan(mapping);
+std::vector<Extent> scan_or_die(const MemoryMapping& mapping, PageQuery query = PageQuery::data) {
+  auto found = scan(mapping, query);
   EXPECT_THAT(found, IsOk());
   return found ? *found : std::vector<Extent>{};
 }
@@ -104,35 +101,6 @@ std::vector<Extent> write_some(const MemoryMapping& mapping) {
   return {{3 * page, 2 * page}, {size / 2 + page, page}, {size - page, page}};
 }
 
-TEST_F(PageScanKinds, WhatWasWrittenIsFoundAndNothingIsMade) {
-  for (const BackingSpec& spec : specs_) {
-    SCOPED_TRACE(name(spec));
-    const auto mapping = map_small_pages(spec);
-    EXPECT_TRUE(scan_or_die(mapping).empty());
-    const auto written = write_some(mapping);
-    const auto before = mapping.residency();
-    EXPECT_EQ(scan_or_die(mapping), written);
-    EXPECT_EQ(mapping.residency()->resident, before->resident);
-    // The next one begins with files of zeros again.
-    static_cast<void>(::ftruncate(memfd_.get(), 0));
-    static_cast<void>(::ftruncate(memfd_.get(), size));
-    static_cast<void>(::truncate(path_.c_str(), 0));
-    static_cast<void>(::truncate(path_.c_str(), size));
-  }
-}
-
-TEST_F(PageScanKinds, APartOfAScanIsCutToThePart) {
-  const auto mapping = map_small_pages(specs_[0]);
-  const std::uint64_t page = page_size();
-  write_some(mapping);
-  PageScan pages(mapping, "test");
-  EXPECT_EQ(*pages.next(0, page), (Extent{page, 0}));
-  EXPECT_EQ(*pages.next(page, 4 * page), (Extent{3 * page, page}));
-  EXPECT_EQ(*pages.next(4 * page, size), (Extent{4 * page, page}));
-  EXPECT_EQ(*pages.next(size - page, size), (Extent{size - page, page}));
-  EXPECT_EQ(*pages.next(size, size), (Extent{size, 0}));
-}
-
 /// What a kernel or a sandbox may lack.
 struct Lack {
   const char* name;
@@ -171,6 +139,137 @@ void take_away(Injector& injector, const Lack& lack) {
       *info = {};
       return 0;
     };
+}
+
+TEST_F(PageScanKinds, WhatWasWrittenIsFoundAndNothingIsMade) {
+  for (const BackingSpec& spec : specs_) {
+    SCOPED_TRACE(name(spec));
+    const auto mapping = map_small_pages(spec);
+    EXPECT_TRUE(scan_or_die(mapping).empty());
+    const auto written = write_some(mapping);
+    const auto before = mapping.residency();
+    EXPECT_EQ(scan_or_die(mapping), written);
+    EXPECT_EQ(mapping.residency()->resident, before->resident);
+    // The next one begins with files of zeros again.
+    static_cast<void>(::ftruncate(memfd_.get(), 0));
+    static_cast<void>(::ftruncate(memfd_.get(), size));
+    static_cast<void>(::truncate(path_.c_str(), 0));
+    static_cast<void>(::truncate(path_.c_str(), size));
+  }
+}
+
+TEST_F(PageScanKinds, APartOfAScanIsCutToThePart) {
+  const auto mapping = map_small_pages(specs_[0]);
+  const std::uint64_t page = page_size();
+  write_some(mapping);
+  PageScan pages(mapping);
+  EXPECT_EQ(*pages.next(0, page), (Extent{page, 0}));
+  EXPECT_EQ(*pages.next(page, 4 * page), (Extent{3 * page, page}));
+  EXPECT_EQ(*pages.next(4 * page, size), (Extent{4 * page, page}));
+  EXPECT_EQ(*pages.next(size - page, size), (Extent{size - page, page}));
+  EXPECT_EQ(*pages.next(size, size), (Extent{size, 0}));
+  // A page that is in the part only in part, and back again.
+  EXPECT_EQ(*pages.next(3 * page + 8, 5 * page - 8), (Extent{3 * page + 8, 2 * page - 16}));
+  EXPECT_EQ(*pages.next(0, size), (Extent{3 * page, 2 * page}));
+}
+
+TEST_F(PageScanKinds, PartsThatAreNotThereAreRefused) {
+  auto mapping = map_small_pages(specs_[0]);
+  for (const PageQuery query :
+       {PageQuery::data, PageQuery::present, PageQuery::zero, PageQuery::written}) {
+    PageScan pages(mapping, query);
+    EXPECT_THAT(pages.next(0, size + page_size()), HasError(Errc::out_of_bounds));
+    EXPECT_THAT(pages.next(page_size(), 0), HasError(Errc::out_of_bounds));
+  }
+  PageScan pages(mapping);
+  VMSPACE_ASSERT_OK(mapping.close());
+  EXPECT_THAT(pages.next(0, 0), HasError(Errc::bad_state));
+}
+
+TEST_F(PageScanKinds, WhatIsPresentIsWhatIsResident) {
+  const std::uint64_t page = page_size();
+  for (const BackingSpec& spec : specs_) {
+    SCOPED_TRACE(name(spec));
+    const auto mapping = map_small_pages(spec);
+    write_some(mapping);
+    // Present, of zeros; of private anonymous memory it is the shared page of zeros, which is none.
+    static_cast<void>(*static_cast<volatile std::byte*>(mapping.data() + 30 * page));
+    std::uint64_t bytes = 0;
+    for (const Extent& extent : scan_or_die(mapping, PageQuery::present))
+      bytes += extent.size;
+    EXPECT_EQ(bytes, mapping.residency()->resident);
+    EXPECT_GE(bytes, 4 * page);
+    static_cast<void>(::ftruncate(memfd_.get(), 0));
+    static_cast<void>(::ftruncate(memfd_.get(), size));
+    static_cast<void>(::truncate(path_.c_str(), 0));
+    static_cast<void>(::truncate(path_.c_str(), size));
+  }
+}
+
+TEST_F(PageScanKinds, PresentPagesOfZerosAreFoundAndAbsentOnesStayAbsent) {
+  const std::uint64_t page = page_size();
+  for (const BackingSpec& spec : specs_) {
+    SCOPED_TRACE(name(spec));
+    const auto mapping = map_small_pages(spec);
+    write_some(mapping);
+    mapping.data()[4 * page + 5] = {};
+    mapping.data()[5 * page + 5] = {};
+    mapping.data()[size - page + 5] = {};
+    const auto before = mapping.residency();
+    EXPECT_EQ(scan_or_die(mapping, PageQuery::zero),
+              (std::vector<Extent>{{4 * page, 2 * page}, {size - page, page}}));
+    EXPECT_EQ(mapping.residency()->resident, before->resident);
+    static_cast<void>(::ftruncate(memfd_.get(), 0));
+    static_cast<void>(::ftruncate(memfd_.get(), size));
+    static_cast<void>(::truncate(path_.c_str(), 0));
+    static_cast<void>(::truncate(path_.c_str(), size));
+  }
+}
+
+TEST_F(PageScanKinds, WhatWasWrittenToAPrivateMappingIsToldFromWhatWasRead) {
+  const std::uint64_t page = page_size();
+  for (const std::size_t index : {0U, 2U, 4U}) {
+    SCOPED_TRACE(name(specs_[index]));
+    const auto mapping = map_small_pages(specs_[index]);
+    const auto none = scan(mapping, PageQuery::written);
+    if (!none && none.error().code == Errc::unsupported) GTEST_SKIP() << none.error().message();
+    ASSERT_THAT(none, IsOk());
+    EXPECT_TRUE(none->empty());
+    const auto written = write_some(mapping);
+    static_cast<void>(*static_cast<volatile std::byte*>(mapping.data() + 30 * page));
+    EXPECT_EQ(scan_or_die(mapping, PageQuery::written), written);
+    EXPECT_EQ(scan_or_die(mapping, PageQuery::written), written) << "nothing was forgotten";
+  }
+}
+
+TEST_F(PageScanKinds, WhoWroteSharedMemoryIsNotKnown) {
+  for (const std::size_t index : {1U, 3U, 5U}) {
+    SCOPED_TRACE(name(specs_[index]));
+    const auto found = scan(map_small_pages(specs_[index]), PageQuery::written);
+    if (!found && found.error().code == Errc::unsupported) GTEST_SKIP() << found.error().message();
+    EXPECT_THAT(found, HasError(Errc::bad_state));
+  }
+}
+
+TEST_F(PageScanKinds, WithoutPagemapScanWhatWasWrittenIsUnsupported) {
+  const auto mapping = map_small_pages(specs_[0]);
+  Injector injector;
+  injector.fail_always("ioctl", ENOTTY);
+  EXPECT_THAT(scan(mapping, PageQuery::written), HasError(Errc::unsupported));
+  injector.fail_none();
+  injector.hide_proc_and_sys();
+  EXPECT_THAT(scan(mapping, PageQuery::written), HasError(Errc::unsupported));
+}
+
+TEST_F(PageScanKinds, WhatIsPresentIsNotGuessed) {
+  for (const BackingSpec& spec : specs_) {
+    SCOPED_TRACE(name(spec));
+    const auto mapping = map_small_pages(spec);
+    Injector injector;
+    take_away(injector, {"anything", true, true, true, false});
+    EXPECT_THAT(scan(mapping, PageQuery::present), HasError(Errc::os));
+    EXPECT_THAT(scan(mapping, PageQuery::zero), HasError(Errc::os));
+  }
 }
 
 TEST_F(PageScanKinds, WhereAKernelOrASandboxLacksOneMeansAnotherStandsIn) {
@@ -265,17 +364,6 @@ TEST_F(PageScanKinds, MemoryWhoseFileWasCutOffIsAnErrorAndNoZeros) {
     ASSERT_THAT(found, HasError(Errc::out_of_bounds));
     ASSERT_EQ(::ftruncate(memfd_.get(), size), 0);
     ASSERT_EQ(::truncate(path_.c_str(), size), 0);
-  }
-}
-
-TEST(PageScan, AByteAnywhereIsNotZero) {
-  std::array<std::byte, 4096> page{};
-  EXPECT_TRUE(detail::is_zero(page.data(), page.size()));
-  EXPECT_TRUE(detail::is_zero(page.data(), 8));
-  for (std::size_t i = 0; i < page.size(); ++i) {
-    page[i] = std::byte{0x80};
-    EXPECT_FALSE(detail::is_zero(page.data(), page.size())) << i;
-    page[i] = std::byte{0};
   }
 }
 

@@ -160,6 +160,7 @@ class Recorder final : public FaultOwner {
  public:
   explicit Recorder(const char* name = "LazyRestore") : name_(name) {}
   [[nodiscard]] const char* name() const noexcept override { return name_; }
+  [[nodiscard]] bool only_watches() const noexcept override { return watches; }
   Result<void> begin_discard(std::uint64_t first, std::uint64_t end) override {
     if (refuses) {
       return fail({.code = Errc::timed_out, .operation = operation, .reason = "not now"});
@@ -178,6 +179,7 @@ class Recorder final : public FaultOwner {
 
   bool refuses = false;
   bool pins = true;
+  bool watches = false;
   bool all_discarded = true;
 
  private:
@@ -226,6 +228,26 @@ TEST(FaultClaim, ExcludesPinsIfItsOwnerSaysSo) {
   const auto refused = mapping.pin(3 * page, page, "nic0");
   ASSERT_THAT(refused, HasError(Errc::bad_state));
   EXPECT_THAT(refused.error().message(), HasSubstr("LiveSnapshot"));
+}
+
+TEST(FaultClaim, OfOneWhoOnlyWatchesIsInNobodysWay) {
+  const auto backing =
+      Backing::open({.source = MemorySource::shmem}, 16 * page, Protection::read_write);
+  ASSERT_THAT(backing, IsOk());
+  const auto low = MemoryMapping::map(*backing, {.size = 4 * page});
+  const auto high = MemoryMapping::map(*backing, {.size = 4 * page, .offset = 8 * page});
+  const auto all = MemoryMapping::map(*backing, {.size = 16 * page});
+  Recorder watcher("DirtyScan");
+  watcher.watches = true;
+  Recorder other;
+  const auto low_claim = FaultClaim::make(operation, *low, watcher);
+  ASSERT_THAT(low_claim, IsOk());
+  EXPECT_EQ(FaultClaim::holder(*low), nullptr);
+  EXPECT_THAT(FaultClaim::make(operation, *low, other), HasError(Errc::bad_state));
+  EXPECT_EQ(FaultClaim::holder(*all), nullptr);
+  const auto high_claim = FaultClaim::make(operation, *high, other);
+  ASSERT_THAT(high_claim, IsOk());
+  EXPECT_STREQ(FaultClaim::holder(*all), "LazyRestore");
 }
 
 TEST(FaultClaim, TellsItsOwnerOfDiscardsThroughAnyMappingOfTheFile) {

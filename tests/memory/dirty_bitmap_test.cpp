@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <limits>
+#include <random>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -94,6 +95,31 @@ TEST(DirtyBitmap, ALastPageThatIsNotWholeEndsWithTheRegion) {
   EXPECT_EQ(harvest(bitmap), (Ranges{{2 * page, 100}}));
   bitmap.mark(0, 3 * page);
   EXPECT_EQ(harvest(bitmap), (Ranges{{0, 2 * page + 100}}));
+}
+
+// Around the borders of words and of blocks of words, from few pages to most.
+TEST(DirtyBitmap, AnyPatternIsHarvestedAsItsRuns) {
+  std::mt19937_64 random(1);
+  for (const std::uint64_t pages : {1U, 63U, 64U, 65U, 511U, 512U, 513U, 575U, 1024U, 5000U}) {
+    DirtyBitmap bitmap(pages * page - 1);
+    VMSPACE_ASSERT_OK(bitmap.enable());
+    for (const unsigned dirty_of_64 : {0U, 1U, 8U, 32U, 60U, 64U}) {
+      std::vector<DirtyRange> expected;
+      for (std::uint64_t i = 0; i < pages; ++i) {
+        if (random() % 64 >= dirty_of_64) continue;
+        bitmap.mark(i * page, 1);
+        const std::uint64_t bytes = i == pages - 1 ? page - 1 : page;
+        if (!expected.empty() && expected.back().offset + expected.back().size == i * page) {
+          expected.back().size += bytes;
+        } else {
+          expected.push_back({i * page, bytes});
+        }
+      }
+      EXPECT_EQ(bitmap.peek(), expected) << pages << " " << dirty_of_64;
+      EXPECT_EQ(*bitmap.harvest(), expected) << pages << " " << dirty_of_64;
+      EXPECT_TRUE(bitmap.harvest()->empty());
+    }
+  }
 }
 
 TEST(DirtyBitmap, MergesAForeignLogWhereItBelongs) {

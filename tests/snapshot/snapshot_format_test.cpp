@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
+#include <ios>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +17,7 @@
 
 #include "vmspace/memory/endian.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
+#include "vmspace/snapshot/snapshot_reader.hpp"
 #include "vmspace/testing.hpp"
 
 #include "snapshot/format_support.hpp"
@@ -119,6 +122,52 @@ TEST(Snapshot, NothingBecomesExecutableOnTheFilesWord) {
   ASSERT_THAT(mapped, IsOk());
   EXPECT_EQ(mapped->regions().front()->protection(), all);
   EXPECT_EQ(test::permissions_at(mapped->regions().front()->host_base()), "rw-p");
+}
+
+/// A file as the golden ones are written: runs of equal bytes.
+void write_runs(const std::string& name, const TempFile& file) {
+  std::ifstream in(std::string(VMSPACE_GOLDEN_DIR) + "/" + name);
+  ASSERT_TRUE(in) << name;
+  std::string comment;
+  std::getline(in, comment);
+  std::vector<std::byte> bytes;
+  unsigned byte = 0;
+  std::size_t count = 0;
+  while (in >> std::hex >> byte >> count)
+    bytes.insert(bytes.end(), count, static_cast<std::byte>(byte));
+  file.write(bytes);
+}
+
+TEST(Snapshot, OfVersion1IsStillRead) {
+  const TempFile file;
+  write_runs("version1.txt", file);
+  const GuestMemory expected = guest({{low, 4 * page}, {high, 3 * page}, {2 * high, page}});
+  ASSERT_TRUE(expected.fill({GuestAddress(0x2000), page}, std::byte{0x11}));
+  ASSERT_TRUE(expected.fill({GuestAddress(0x4800), 0x100}, std::byte{0x22}));
+  ASSERT_TRUE(expected.fill({GuestAddress(high + 0x2ff0), 0x10}, std::byte{0x33}));
+  const auto regions = inspect_snapshot(file.fd());
+  ASSERT_THAT(regions, IsOk());
+  EXPECT_EQ((*regions)[2], (SnapshotRegion{.base = GuestAddress(2 * high),
+                                           .size = page,
+                                           .offset = 0x60'0000,
+                                           .protection = Protection::read}));
+  const auto reader = SnapshotReader::open(file.fd());
+  ASSERT_THAT(reader, IsOk());
+  EXPECT_FALSE(reader->id());
+  const GuestMemory restored = guest({{low, 4 * page}, {high, 3 * page}, {2 * high, page}});
+  VMSPACE_ASSERT_OK(restore_snapshot(restored, file.fd()));
+  expect_same(expected, restored);
+  const auto mapped = map_snapshot(file.fd());
+  ASSERT_THAT(mapped, IsOk());
+  expect_same(expected, *mapped);
+  // And every byte of its metadata counts.
+  const auto good = file.read(64 + 3 * 32);
+  for (std::size_t i = 0; i < good.size(); ++i) {
+    auto bad = good;
+    bad[i] ^= std::byte{1};
+    file.write(bad);
+    EXPECT_FALSE(inspect_snapshot(file.fd())) << i;
+  }
 }
 
 }  // namespace

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/snapshot/dirty_scan.hpp"
+
+#include <algorithm>
+#include <mutex>
+#include <utility>
+
+#include "vmspace/base/try.hpp"
+
+#include "host/fault_owner.hpp"
+#include "host/userfault.hpp"
+#include "host/written_pages.hpp"
+#include "memory/present_parts.hpp"
+
+namespace vmspace {
+
+using detail::FaultClaim;
+using detail::FaultModes;
+using detail::Userfault;
+using detail::WrittenPages;
+
+namespace {
+
+constexpr const char* starting = "DirtyScan::start";
+constexpr const char* harvesting = "DirtyScan::harvest";
+
+/// One region that is watched.
+class Watched final : public detail::FaultOwner {
+ public:
+  Watched(MemoryRegionPtr region, WrittenPages pages, const Userfault& faults)
+      : region_(std::move(region)), pages_(std::move(pages)), faults_(faults) {}
+  Watched(const Watched&) = delete;
+  Watched& operator=(const Watched&) = delete;
+  ~Watched() {
+    // Fails for memory that was mapped anew meanwhile, of which there is nothing to undo.
+    if (is_registered_) static_cast<void>(faults_.remove(starting, data(), mapping().size()));
+  }
+
+  [[nodiscard]] Result<void> start() {
+    claim_ = VMSPACE_TRY(FaultClaim::make(starting, mapping(), *this));
+    VMSPACE_TRY(faults_.add(starting, data(), mapping().size(), FaultModes::write_protect));
+    is_registered_ = true;
+    VMSPACE_TRY(find(starting));
+    found_.clear();
+    return {};
+  }
+
+  /// Adds what was written to what was found before, and not reported.
+  [[nodiscard]] Result<void> find(const char* operation) {
+    VMSPACE_TRY(pages_.find(operation, {0, mapping().size()}, WrittenPages::Mode::protect, found_));
+    // Afterwards, and what ends later is for the next harvest.
+    const std::lock_guard lock(mutex_);
+    found_.insert(found_.end(), discarded_.begin(), discarded_.end());
+    discarded_.clear();
+    detail::join_extents(found_);
+    return {};
+  }
+
+  [[nodiscard]] const MemoryRegion& region() const noexcept { return *region_; }
+  [[nodiscard]] std::span<const Extent> found() const noexcept { return found_; }
+  void forget() noexcept { found_.clear(); }
+
+ private:
+  [[nodiscard]] const MemoryMapping& mapping() const noexcept { return region_->mapping(); }
+  [[nodiscard]] std::byte* data() const noexcept { return mapping().data(); }
+
+  [[nodiscard]] const char* name() const noexcept override { return "DirtyScan"; }
+  [[nodiscard]] bool only_watches() const noexcept override { return true; }
+  [[nodiscard]] Result<void> begin_discard(std::uint64_t, std::uint64_t) override {
+    // Room for the end, which must not allocate; harvests leave it.
+    const std::lock_guard lock(mutex_);
+    if (discarded_.size() == discarded_.capacity()) {
+      discarded_.reserve(std::max<std::size_t>(8, 2 * discarded_.size()));
+    }
+    return {};
+  }
+  void end_discard(std::uint64_t first, std::uint64_t end, bool discarded) noexcept override {
+    if (!discarded) return;
+    const Extent part{first - mapping().file_offset(), end - first};
+    // Of a private file, fresh memory was mapped in place of the part; for other memory this changes
+    // nothing. Should it fail, so does every harvest.
+    static_cast<void>(
+        faults_.add(harvesting, data() + part.offset, part.size, FaultModes::write_protect));
+    const std::lock_guard lock(mutex_);
+    discarded_.push_back(part);
+  }
+
+  MemoryRegionPtr region_;
+  WrittenPages pages_;
+  const Userfault& faults_;
+  FaultClaim claim_;
+  bool is_registered_ = false;
+  std::vector<Extent> found_;  ///< ascending, joined; not reported yet
+  std::mutex mutex_;
+  std::vector<Extent> discarded_;
+};
+
+}  // namespace
+
+class DirtyScan::State {
+ public:
+  explicit State(Userfault faults) noexcept : faults_(std::move(faults)) {}
+
+  [[nodiscard]] Result<void> watch(const MemoryRegionPtr& region) {
+    WrittenPages pages = VMSPACE_TRY(WrittenPages::open(starting, region->mapping()));
+    regions_.push_back(std::make_unique<Watched>(region, std::move(pages), faults_));
+    return regions_.back()->start();
+  }
+
+  [[nodiscard]] Result<std::vector<GuestRange>> harvest() {
+    const std::lock_guard lock(mutex_);
+    for (const auto& watched : regions_)
+      VMSPACE_TRY(watched->find(harvesting));
+    std::vector<GuestRange> ranges;
+    for (const auto& watched : regions_) {
+      const MemoryRegion& region = watched->region();
+      const auto add = [&](std::uint64_t offset, std::uint64_t size) {
+        const GuestAddress base(region.base().value() + offset);
+        if (!ranges.empty() && ranges.back().end() == base) {
+          ranges.back().size += size;
+        } else {
+          ranges.push_back({.base = base, .size = size});
+        }
+      };
+      for (const Extent& written : watched->found())
+        detail::for_each_present_part(region, written.offset, written.size, add);
+    }
+    for (const auto& watched : regions_)
+      watched->forget();
+    return ranges;
+  }
+
+ private:
+  Userfault faults_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Watched>>
+      regions_;  ///< before the descriptor that they unregister from
+};
+
+DirtyScan::DirtyScan(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+DirtyScan::DirtyScan(DirtyScan&& other) noexcept = default;
+DirtyScan& DirtyScan::operator=(DirtyScan&& other) noexcept = default;
+DirtyScan::~DirtyScan() = default;
+
+Result<DirtyScan> DirtyScan::start(const GuestMemory& memory) {
+  namespace feature = detail::userfault_feature;
+  Userfault faults = VMSPACE_TRY(Userfault::open(starting, feature::write_protect_async |
+                                                               feature::write_protect_absent |
+                                                               feature::write_protect_files));
+  auto state = std::make_unique<State>(std::move(faults));
+  for (const MemoryRegionPtr& region : memory.regions()) {
+    const MemoryMapping& mapping = region->mapping();
+    if (mapping.backing().is_external() || mapping.backing().source() == MemorySource::device) {
+      return fail({.code = Errc::unsupported,
+                   .operation = starting,
+                   .first = detail::operand(region->guest_range()),
+                   .reason = "the kernel does not tell who writes memory that it does not manage: "
+                             "watch a GuestMemory without this region",
+                   .text = region->description().name()});
+    }
+    if (!allows(mapping.protection(), Protection::write)) continue;  // nobody here can write it
+    auto watched = state->watch(region);
+    if (watched) continue;
+    Error error = watched.error();
+    error.second = detail::operand(region->guest_range());
+    return fail(error);
+  }
+  return DirtyScan(std::move(state));
+}
+
+Result<std::vector<GuestRange>> DirtyScan::harvest() {
+  if (state_) return state_->harvest();
+  return fail({.code = Errc::bad_state,
+               .operation = harvesting,
+               .reason = "this DirtyScan was moved from"});
+}
+
+}  // namespace vmspace
