@@ -7,6 +7,7 @@
 #include "vmspace/memory.hpp"
 #include "vmspace/snapshot/dirty_scan.hpp"
 #include "vmspace/snapshot/handover.hpp"
+#include "vmspace/snapshot/live_snapshot.hpp"
 #include "vmspace/snapshot/page_source.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 #include "vmspace/snapshot/snapshot_id.hpp"

@@ -2,6 +2,8 @@
 
 #include "host/fault_owner.hpp"
 
+#include <string>
+
 #include "host/pinned_ranges.hpp"
 
 namespace vmspace::detail {
@@ -16,7 +18,17 @@ Result<FaultClaim> FaultClaim::make(const char* operation, const MemoryMapping& 
                  .reason = "the page faults of this memory are handled by another already",
                  .text = holder});
   }
-  return FaultClaim(ranges, first);
+  FaultClaim claim(ranges, first);
+  if (owner.allows_pins()) return claim;
+  // Asked once it is claimed: nothing can be pinned any more.
+  const auto unchanged = ranges->unchanged();
+  const std::string* pinned = ranges->find(unchanged, first, first + mapping.size());
+  if (pinned == nullptr) return claim;
+  return fail({.code = Errc::bad_state,
+               .operation = operation,
+               .reason = "the memory is mapped for DMA, and what devices write would be missed: "
+                         "unmap it for them first",
+               .text = *pinned});
 }
 
 FaultClaim::~FaultClaim() {

@@ -27,6 +27,10 @@ class FaultOwner {
   /// For errors; a literal, such as "LazyRestore".
   [[nodiscard]] virtual const char* name() const noexcept = 0;
 
+  /// Whether devices may access the memory by DMA meanwhile, past the page tables. If not, pinned
+  /// memory can't be claimed, and claimed memory can't be pinned.
+  [[nodiscard]] virtual bool allows_pins() const noexcept { return true; }
+
   /// Whether it only watches the memory, which others may save and share meanwhile as any other.
   [[nodiscard]] virtual bool only_watches() const noexcept { return false; }
 
@@ -51,7 +55,8 @@ class FaultClaim {
   /// Claims nothing.
   FaultClaim() noexcept = default;
   /// Claims all of a mapping; `owner` outlives the claim. Errors: `bad_state` while another claims any
-  /// of it, whom the error names. Waits for discards that run. Allocates.
+  /// of it, whom the error names, and for pinned memory unless the owner allows pins. Waits for
+  /// discards that run. Allocates.
   [[nodiscard]] static Result<FaultClaim> make(const char* operation, const MemoryMapping& mapping,
                                                FaultOwner& owner);
   FaultClaim(FaultClaim&& other) noexcept

@@ -126,7 +126,13 @@ Result<MemoryPin> MemoryMapping::pin(std::uint64_t offset, std::uint64_t size,
   VMSPACE_TRY(detail::require_within(pin_operation, offset, size, size_,
                                      "offset + size must lie within the mapping"));
   const std::uint64_t first = file_offset_ + offset;
-  pins_->pin(first, first + size, holder);
+  if (const char* owner = pins_->pin(first, first + size, holder)) {
+    return fail({.code = Errc::bad_state,
+                 .operation = pin_operation,
+                 .first = Operand::span(offset, size),
+                 .reason = "devices may not access the memory by DMA while its writes are followed",
+                 .text = owner});
+  }
   return MemoryPin(pins_, first, first + size);
 }
 

@@ -29,9 +29,12 @@ void PinnedRanges::drop_end(Pieces::iterator piece) noexcept {
   if (piece->second.ends == 0) pieces_.erase(piece);
 }
 
-void PinnedRanges::pin(std::uint64_t first, std::uint64_t end, std::string_view holder) {
+const char* PinnedRanges::pin(std::uint64_t first, std::uint64_t end, std::string_view holder) {
   const auto name = std::make_shared<const std::string>(holder);
   const std::lock_guard lock(mutex_);
+  for (auto claim = first_claim(first); claim != claims_.end() && claim->first < end; ++claim) {
+    if (!claim->second.owner->allows_pins()) return claim->second.owner->name();
+  }
   const auto begin = split(first);
   Pieces::iterator last;
   try {
@@ -45,6 +48,7 @@ void PinnedRanges::pin(std::uint64_t first, std::uint64_t end, std::string_view 
   }
   ++begin->second.ends;
   ++last->second.ends;
+  return nullptr;
 }
 
 void PinnedRanges::unpin(std::uint64_t first, std::uint64_t end) noexcept {
@@ -85,9 +89,14 @@ void PinnedRanges::unclaim(std::uint64_t first) noexcept {
 
 FaultOwner* PinnedRanges::find_claim(const Unchanged&, std::uint64_t first,
                                      std::uint64_t end) const noexcept {
+  const auto claim = first_claim(first);
+  return claim != claims_.end() && claim->first < end ? claim->second.owner : nullptr;
+}
+
+PinnedRanges::Claims::const_iterator PinnedRanges::first_claim(std::uint64_t first) const noexcept {
   auto claim = claims_.upper_bound(first);
   if (claim != claims_.begin() && std::prev(claim)->second.end > first) --claim;
-  return claim != claims_.end() && claim->first < end ? claim->second.owner : nullptr;
+  return claim;
 }
 
 FaultOwner* PinnedRanges::find_hindering_claim(const Unchanged& held, std::uint64_t first,
@@ -101,8 +110,7 @@ FaultOwner* PinnedRanges::find_hindering_claim(const Unchanged& held, std::uint6
 Result<void> PinnedRanges::discard_claimed(const Unchanged& held, std::uint64_t first,
                                            std::uint64_t end,
                                            const std::function<Result<void>()>& discard) const {
-  auto claim = claims_.upper_bound(first);
-  if (claim != claims_.begin() && std::prev(claim)->second.end > first) --claim;
+  const auto claim = first_claim(first);
   if (claim == claims_.end() || claim->first >= end) return discard();
   FaultOwner& owner = *claim->second.owner;
   const std::uint64_t from = std::max(first, claim->first);

@@ -39,9 +39,10 @@ class PinnedRanges {
   /// Held while memory is discarded: nothing is pinned or unpinned meanwhile.
   using Unchanged = std::unique_lock<std::mutex>;
 
-  /// Pins [first, end), which is not empty. Allocates, strongly exception-safe. O(log n) and the
-  /// boundaries within the range.
-  void pin(std::uint64_t first, std::uint64_t end, std::string_view holder);
+  /// Pins [first, end), which is not empty, unless it is claimed by an owner who does not allow that:
+  /// then gives its name, else null. Allocates, strongly exception-safe. O(log n) and the boundaries
+  /// and claims within the range.
+  [[nodiscard]] const char* pin(std::uint64_t first, std::uint64_t end, std::string_view holder);
   /// Undoes a pin().
   void unpin(std::uint64_t first, std::uint64_t end) noexcept;
 
@@ -79,13 +80,16 @@ class PinnedRanges {
     std::shared_ptr<const std::string> holder = {};
   };
   using Pieces = std::map<std::uint64_t, Piece>;
+  using Claims = std::map<std::uint64_t, Claim>;
 
   [[nodiscard]] Pieces::iterator split(std::uint64_t at);
   void drop_end(Pieces::iterator piece) noexcept;
+  /// The first claim that ends behind `first`.
+  [[nodiscard]] Claims::const_iterator first_claim(std::uint64_t first) const noexcept;
 
   mutable std::mutex mutex_;
   Pieces pieces_;
-  std::map<std::uint64_t, Claim> claims_;
+  Claims claims_;
 };
 
 }  // namespace vmspace::detail

@@ -11,8 +11,9 @@
 #include <vector>
 
 #include "vmspace/base/try.hpp"
-#include "vmspace/memory/endian.hpp"
 #include "vmspace/host/page_scan.hpp"
+#include "vmspace/host/zero_test.hpp"
+#include "vmspace/memory/endian.hpp"
 #include "vmspace/snapshot/handover.hpp"
 
 #include "host/fault_owner.hpp"
@@ -84,10 +85,10 @@ Result<void> copy_part(const MemoryRegion& region, const MemoryMapping& to, Exte
   for (std::uint64_t at = part.offset; at < part.end();) {
     std::uint64_t stop = at;
     VMSPACE_TRY(detail::touch_region(operation, region, at, part.end() - at, [&] {
-      while (at < part.end() && detail::is_zero(memory + at, page))
+      while (at < part.end() && is_zero({memory + at, page}))
         at += page;
       stop = at;
-      while (stop < part.end() && !detail::is_zero(memory + stop, page))
+      while (stop < part.end() && !is_zero({memory + stop, page}))
         stop += page;
       // hugetlbfs has no write(2); its pages were reserved by mapping them.
       if (to.backing().is_hugetlb()) std::memcpy(to.data() + at, memory + at, stop - at);

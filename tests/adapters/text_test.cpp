@@ -2,6 +2,7 @@
 
 #include "vmspace/text.hpp"
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <set>
@@ -156,6 +157,15 @@ TEST(Text, OfGuestMemory) {
   EXPECT_EQ(to_text(SnapshotId{}), "none");
   EXPECT_EQ(to_text(SavedSnapshot{.id = SnapshotId{{0xff}}, .stored = 0x1000}),
             "ff000000000000000000000000000000, 0x1000 bytes stored");
+  EXPECT_EQ(to_text(LiveSnapshotStatistics{.stopped = std::chrono::microseconds(14021),
+                                           .protected_bytes = 0x5000,
+                                           .faults = 3,
+                                           .saved_by_fault = 0x2000,
+                                           .saved_by_discard = 0x1000,
+                                           .saved_in_background = 0x2000,
+                                           .longest_wait = std::chrono::microseconds(35)}),
+            "stopped 14021 us, 0x5000 protected; saved 0x2000 by 3 faults, 0x1000 by discards, "
+            "0x2000 in the background; longest wait 35 us");
   const std::vector<GuestRange> ram = {{GuestAddress(0x1000), 0x1000},
                                        {GuestAddress(0x4000), 0x1000}};
   const auto memory = GuestMemory::create(ram);

@@ -175,7 +175,10 @@ class Recorder final : public FaultOwner {
 
   using Pages = std::vector<std::pair<std::uint64_t, std::uint64_t>>;
   Pages begun, ended;
+  [[nodiscard]] bool allows_pins() const noexcept override { return pins; }
+
   bool refuses = false;
+  bool pins = true;
   bool watches = false;
   bool all_discarded = true;
 
@@ -200,6 +203,31 @@ TEST(FaultClaim, IsOfOneOwnerAtATime) {
   }
   EXPECT_THAT(FaultClaim::make(operation, mapping, second), IsOk());
   EXPECT_EQ(FaultClaim::holder(mapping), nullptr);
+}
+
+TEST(FaultClaim, ExcludesPinsIfItsOwnerSaysSo) {
+  const MemoryMapping mapping = map_or_die({.source = MemorySource::anon}, {.size = 4 * page});
+  Recorder lenient;
+  Recorder strict("LiveSnapshot");
+  strict.pins = false;
+  {
+    const auto claim = FaultClaim::make(operation, mapping, lenient);
+    ASSERT_THAT(claim, IsOk());
+    EXPECT_THAT(mapping.pin(0, page, "nic0"), IsOk());
+  }
+  {
+    const auto pin = mapping.pin(page, page, "nic0");
+    ASSERT_THAT(pin, IsOk());
+    const auto refused = FaultClaim::make(operation, mapping, strict);
+    ASSERT_THAT(refused, HasError(Errc::bad_state));
+    EXPECT_THAT(refused.error().message(), HasSubstr("nic0"));
+    EXPECT_EQ(FaultClaim::holder(mapping), nullptr);
+  }
+  const auto claim = FaultClaim::make(operation, mapping, strict);
+  ASSERT_THAT(claim, IsOk());
+  const auto refused = mapping.pin(3 * page, page, "nic0");
+  ASSERT_THAT(refused, HasError(Errc::bad_state));
+  EXPECT_THAT(refused.error().message(), HasSubstr("LiveSnapshot"));
 }
 
 TEST(FaultClaim, OfOneWhoOnlyWatchesIsInNobodysWay) {

@@ -250,7 +250,7 @@ class VMSPACE_EXPORT MemoryMapping {
   /// file, so that discarding through another mapping of the same Backing is refused as well, and
   /// those of this mapping where there is no file. `holder` names the memory in the error of who
   /// tries; the part need not begin or end with a page. Waits for a discard that runs. Errors:
-  /// `bad_state` after close(); `zero_size`; `out_of_bounds`. Allocates. O(log n) in the pins of the
+  /// `bad_state` after close(), and during a LiveSnapshot; `zero_size`; `out_of_bounds`. Allocates. O(log n) in the pins of the
   /// backing, and the pins that lie within this one.
   [[nodiscard]] Result<MemoryPin> pin(std::uint64_t offset, std::uint64_t size,
                                       std::string_view holder) const;

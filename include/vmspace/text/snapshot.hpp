@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <chrono>
 #include <string>
 
 #include "vmspace/snapshot.hpp"
@@ -25,6 +26,21 @@ namespace vmspace {
 /// `0123456789abcdef0123456789abcdef, 0x1000 bytes stored`.
 [[nodiscard]] inline std::string to_text(const SavedSnapshot& saved) {
   return detail::concat(to_text(saved.id), ", ", detail::hex(saved.stored), " bytes stored");
+}
+
+/// `stopped 14021 us, 0x40000000 protected; saved 0x3000 by 3 faults, 0x0 by discards, 0x3fffd000 in
+/// the background; longest wait 35 us`.
+[[nodiscard]] inline std::string to_text(const LiveSnapshotStatistics& statistics) {
+  const auto microseconds = [](std::chrono::nanoseconds time) {
+    return std::to_string(std::chrono::duration_cast<std::chrono::microseconds>(time).count());
+  };
+  return detail::concat(
+      "stopped ", microseconds(statistics.stopped), " us, ",
+      detail::hex(statistics.protected_bytes), " protected; saved ",
+      detail::hex(statistics.saved_by_fault), " by ", std::to_string(statistics.faults),
+      " faults, ", detail::hex(statistics.saved_by_discard), " by discards, ",
+      detail::hex(statistics.saved_in_background), " in the background; longest wait ",
+      microseconds(statistics.longest_wait), " us");
 }
 
 }  // namespace vmspace

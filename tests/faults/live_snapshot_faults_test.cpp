@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Every system call of a live snapshot failing once: the guest goes on, no page stays protected, no
+// descriptor stays open, and a snapshot that claims to be complete is.
+
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "vmspace/base/try.hpp"
+#include "vmspace/snapshot/live_snapshot.hpp"
+#include "vmspace/testing.hpp"
+
+#include "faults/failing_new.hpp"
+#include "faults/injector.hpp"
+#include "snapshot/live_support.hpp"
+
+namespace vmspace {
+namespace {
+
+using namespace test;
+
+constexpr std::uint64_t pages = 32;
+
+/// A live snapshot, while all of the memory is written to.
+Result<void> save_live(const GuestMemory& memory, int fd) {
+  auto writer = VMSPACE_TRY(SnapshotWriter::create(fd, memory));
+  auto snapshot =
+      VMSPACE_TRY(LiveSnapshot::prepare(memory, std::move(writer), {.peers_stopped = true}));
+  VMSPACE_TRY(snapshot.take());
+  VMSPACE_EXPECT_OK(memory.fill({base_of(memory), pages * page}, std::byte{0xff}));
+  VMSPACE_TRY(snapshot.wait());
+  return {};
+}
+
+class LiveSnapshotFaults : public ::testing::TestWithParam<MemorySource> {};
+
+TEST_P(LiveSnapshotFaults, EverySystemCallMayFail) {
+  const GuestMemory memory =
+      guest_of({.name = "", .backing = {.source = GetParam()}}, 2 * pages * page);
+  const auto before = pattern(pages * page);
+  {
+    const TempFile file;
+    ASSERT_TRUE(memory.write_slice(base_of(memory), before));
+    const auto saved = save_live(memory, file.fd());
+    if (!saved) GTEST_SKIP() << saved.error().message();
+  }
+  for (const int error : {ENOMEM, EIO, EINTR, EAGAIN, ENOSPC}) {
+    bool failed = true;
+    for (std::size_t index = 0; failed; ++index) {
+      ASSERT_LT(index, 10'000U);
+      const TempFile file;
+      ASSERT_TRUE(memory.write_slice(base_of(memory), before));
+      const auto descriptors = open_descriptors();
+      Result<void> saved;
+      std::string call;
+      {
+        Injector injector;
+        injector.fail_call(index, error);
+        saved = save_live(memory, file.fd());
+        failed = injector.has_failed();
+        if (failed) call = injector.calls()[index];
+      }
+      SCOPED_TRACE(call + " (call " + std::to_string(index) + "): " + std::strerror(error));
+      EXPECT_EQ(open_descriptors(), descriptors);
+      // Nobody would resolve a fault now.
+      ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(pages * page, 2)));
+      if (saved) {
+        EXPECT_EQ(contents(restored(memory, file.fd()), base_of(memory).value(), pages * page),
+                  before);
+      } else {
+        EXPECT_FALSE(inspect_snapshot(file.fd())) << saved.error().message();
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(KindsOfMemory, LiveSnapshotFaults,
+                         ::testing::Values(MemorySource::anon, MemorySource::shmem),
+                         [](const auto& tested) { return std::string(name_of(tested.param)); });
+
+TEST(LiveSnapshotAllocations, MayFail) {
+  const GuestMemory memory =
+      guest_of({.name = "", .backing = {.source = MemorySource::anon}}, 2 * pages * page);
+  const auto before = pattern(pages * page);
+  const TempFile file;
+  ASSERT_TRUE(memory.write_slice(base_of(memory), before));
+  const auto saved = save_live(memory, file.fd());
+  if (!saved) GTEST_SKIP() << saved.error().message();
+  const auto descriptors = open_descriptors();
+  const auto written = pattern(pages * page, 2);
+  fail_each_allocation([&] { (void)save_live(memory, file.fd()); },
+                       [&] {
+                         EXPECT_EQ(open_descriptors(), descriptors);
+                         EXPECT_TRUE(memory.write_slice(base_of(memory), written));
+                       });
+}
+
+}  // namespace
+}  // namespace vmspace
