@@ -3,6 +3,7 @@
 #include "os/system_calls.hpp"
 
 #include <linux/membarrier.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -68,6 +69,7 @@ constinit const SystemCalls real_system_calls{
     .preadv2 = ::preadv2,
     .pwritev2 = ::pwritev2,
     .userfaultfd = [](int flags) { return static_cast<int>(::syscall(SYS_userfaultfd, flags)); },
+    .eventfd = ::eventfd,
     .membarrier =
         [](int command, unsigned flags) {
           // A process registers once, and its children have it with its memory.

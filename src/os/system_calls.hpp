@@ -66,6 +66,7 @@ struct SystemCalls {
   ssize_t (*preadv2)(int fd, const struct iovec* pieces, int count, off_t offset, int flags);
   ssize_t (*pwritev2)(int fd, const struct iovec* pieces, int count, off_t offset, int flags);
   int (*userfaultfd)(int flags);
+  int (*eventfd)(unsigned count, int flags);
   int (*membarrier)(int command, unsigned flags);
   int (*ioctl)(int fd, unsigned long request, void* argument);
   ssize_t (*sendmsg)(int fd, const struct msghdr* message, int flags);

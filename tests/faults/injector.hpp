@@ -60,6 +60,7 @@ class Injector {
     route<&detail::SystemCalls::preadv2>("preadv2");
     route<&detail::SystemCalls::pwritev2>("pwritev2");
     route<&detail::SystemCalls::userfaultfd>("userfaultfd");
+    route<&detail::SystemCalls::eventfd>("eventfd");
     route<&detail::SystemCalls::membarrier>("membarrier");
     route<&detail::SystemCalls::ioctl>("ioctl");
     route<&detail::SystemCalls::sendmsg>("sendmsg");
