@@ -19,7 +19,7 @@ usage() {
 
 # packages_for <preset>: Debian's package names.
 packages_for() {
-  library="g++ cmake ninja-build libexpected-dev libfmt-dev libboost-dev linux-libc-dev"
+  library="g++ cmake ninja-build libexpected-dev libfmt-dev libboost-dev libxxhash-dev linux-libc-dev"
   tests="libgtest-dev libgmock-dev librapidcheck-dev pkg-config gdb"
   case $1 in
     demo) echo "$library" ;;
@@ -68,7 +68,7 @@ if command -v dpkg-query >/dev/null 2>&1 && command -v apt-get >/dev/null 2>&1; 
 else
   echo "bootstrap: no apt here, so nothing is installed. What Debian calls" >&2
   echo "  $wanted" >&2
-  echo "must be there: a C++20 compiler, CMake 3.25, Ninja, tl::expected, fmt, Boost's headers;" >&2
+  echo "must be there: a C++20 compiler, CMake 3.25, Ninja, tl::expected, fmt, xxHash and Boost's headers;" >&2
   echo "for tests GoogleTest and RapidCheck, for benchmarks Google Benchmark. Trying with what is installed." >&2
 fi
 

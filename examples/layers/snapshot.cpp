@@ -20,8 +20,8 @@ vmspace::Result<void> example(int fd) {
   VMSPACE_TRY(memory.write(vmspace::GuestAddress{0x1000}, std::uint64_t{42}));
   // README begin
   // With vCPUs and devices stopped. Pages of zeros take no space in the file.
-  const std::uint64_t stored = VMSPACE_TRY(save_snapshot(memory, fd));
-  std::printf("%llu bytes\n", stored + 0ULL);  // 4096
+  const vmspace::SavedSnapshot saved = VMSPACE_TRY(save_snapshot(memory, fd));
+  std::printf("%llu bytes\n", saved.stored + 0ULL);  // 4096
 
   // Ready at once: pages are read from the file when the guest touches them.
   const auto again = VMSPACE_TRY(vmspace::map_snapshot(fd));

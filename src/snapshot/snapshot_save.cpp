@@ -2,21 +2,18 @@
 //
 // Guest memory to a file.
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <limits>
+#include <cstring>
 #include <vector>
 
 #include "vmspace/base/try.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
+#include "vmspace/snapshot/snapshot_writer.hpp"
 
-#include "host/live_files.hpp"
+#include "host/fault_owner.hpp"
 #include "host/page_scan.hpp"
 #include "memory/guarded_touch.hpp"
 #include "memory/present_parts.hpp"
-#include "os/system_calls.hpp"
 #include "snapshot/snapshot_format.hpp"
 #include "snapshot/snapshot_io.hpp"
 
@@ -25,175 +22,203 @@ namespace vmspace {
 namespace {
 
 using detail::Extent;
-using detail::fail_os;
 using detail::is_zero;
-using detail::kernel;
 using detail::PageScan;
 using detail::Progress;
-using detail::retry;
 using detail::snapshot_page;
 
 constexpr const char* operation = "save_snapshot";
-constexpr std::uint64_t largest_file = std::numeric_limits<std::int64_t>::max();
 
-Result<void> write_all(int fd, const std::byte* from, std::uint64_t size, std::uint64_t offset) {
-  while (size != 0) {
-    const auto count =
-        retry([&] { return kernel().pwrite(fd, from, size, static_cast<off_t>(offset)); });
-    if (count <= 0) {
-      // A file system that writes nothing without an error would go on like that for ever.
-      return fail_os(operation, Operand::span(offset, size), "pwrite", count == 0 ? EIO : errno);
+/// How much is copied at once where a copy is needed.
+constexpr std::uint64_t copy_size = std::uint64_t{1} << 20;
+
+/// Saves parts of one region, in ascending order.
+class RegionSaver {
+ public:
+  RegionSaver(const MemoryRegion& region, SnapshotWriter& writer, bool sparse, Progress& progress)
+      : region_(region),
+        writer_(writer),
+        sparse_(sparse),
+        progress_(progress),
+        scan_(region.mapping(), operation) {}
+
+  Result<void> save(Extent part) {
+    for (std::uint64_t at = part.offset; at < part.end();) {
+      const Extent used = VMSPACE_TRY(next_used(at, part.end()));
+      VMSPACE_TRY(save_zeros({at, used.offset - at}));
+      progress_.done(used.offset - at);
+      for (at = used.offset; at < used.end();) {
+        const Extent chunk{at, std::min(detail::snapshot_chunk, used.end() - at)};
+        VMSPACE_TRY(save_used(chunk));
+        progress_.done(chunk.size);
+        at += chunk.size;
+      }
     }
-    from += count;
-    size -= static_cast<std::uint64_t>(count);
-    offset += static_cast<std::uint64_t>(count);
+    return {};
   }
-  return {};
-}
 
-/// Where save_snapshot() puts the regions.
-Result<detail::SnapshotHead> lay_out(const GuestMemory& memory) {
-  detail::SnapshotHead head{.regions = {}, .file_size = 0};
-  head.regions.reserve(memory.regions().size());
-  std::uint64_t end =
-      sizeof(detail::SnapshotHeader) + memory.regions().size() * sizeof(detail::SnapshotEntry);
-  for (const auto& region : memory.regions()) {
-    if (!allows(region->protection(), Protection::read)) {
-      return fail({.code = Errc::access_denied,
-                   .operation = operation,
-                   .first = detail::operand(region->guest_range()),
-                   .reason = "the region must be readable"});
+ private:
+  /// The first part of [at, end) that may hold anything but zeros; empty at `end`.
+  Result<Extent> next_used(std::uint64_t at, std::uint64_t end) {
+    while (at < end) {
+      // What is not present is not looked at: it may not even be accessible.
+      at += detail::absent_after(region_, at, end - at);
+      const std::uint64_t stop = at + detail::present_after(region_, at, end - at);
+      if (at < stop && used_.end() <= at) {
+        // Further than asked for: one look serves many small parts.
+        const std::uint64_t ahead =
+            std::min(std::max(end - at, detail::snapshot_chunk), region_.size() - at);
+        used_ = VMSPACE_TRY(scan_.next(at, at + detail::present_after(region_, at, ahead)));
+      }
+      const std::uint64_t begin = std::max(at, used_.offset);
+      const std::uint64_t last = std::min(stop, used_.end());
+      if (begin < last) return Extent{begin, last - begin};
+      at = stop;
     }
-    if (region->backing().source() == MemorySource::device) {
-      return fail({.code = Errc::unsupported,
-                   .operation = operation,
-                   .first = detail::operand(region->guest_range()),
-                   .reason = "memory of a device is for the device to save: save a GuestMemory "
-                             "without this region",
-                   .text = region->description().name()});
-    }
-    const std::uint64_t offset = (end + detail::snapshot_align - 1) & ~(detail::snapshot_align - 1);
-    if (region->size() > largest_file - offset - detail::snapshot_align) {
-      return fail({.code = Errc::limit_exceeded,
-                   .operation = operation,
-                   .first = detail::operand(region->guest_range()),
-                   .reason = "the snapshot would exceed 2^63 - 1 bytes, the largest file size"});
-    }
-    head.regions.push_back({.base = region->base(),
-                            .size = region->size(),
-                            .offset = offset,
-                            .protection = region->protection()});
-    end = offset + region->size();
+    return Extent{end, 0};
   }
-  head.file_size = (end + snapshot_page - 1) & ~(snapshot_page - 1);
-  return head;
-}
 
-/// Writes the part [offset, offset + size) of a region, without its pages of zeros if `sparse`;
-/// gives the bytes written.
-Result<std::uint64_t> save_part(const MemoryRegion& region, Extent part, int fd,
-                                std::uint64_t file_offset, bool sparse) {
-  const std::byte* const memory = region.host_base();
-  const std::uint64_t end = part.offset + part.size;
-  std::uint64_t written = 0;
-  for (std::uint64_t at = part.offset; at < end;) {
-    std::uint64_t stop = end;
-    if (sparse) {
-      VMSPACE_TRY(detail::touch_region(operation, region, at, end - at, [&] {
-        while (at < end && is_zero(memory + at, snapshot_page))
-          at += snapshot_page;
-        stop = at;
-        while (stop < end && !is_zero(memory + stop, snapshot_page))
-          stop += snapshot_page;
+  GuestAddress address(std::uint64_t offset) const {
+    return GuestAddress(region_.base().value() + offset);
+  }
+
+  Result<void> save_zeros(Extent part) {
+    if (sparse_) return writer_.write_zeros({address(part.offset), part.size});
+    if (zeros_.empty()) zeros_.resize(copy_size);
+    for (std::uint64_t at = part.offset; at < part.end();) {
+      const std::uint64_t size = std::min(copy_size, part.end() - at);
+      VMSPACE_TRY(writer_.write(address(at), std::span(zeros_).first(size)));
+      at += size;
+    }
+    return {};
+  }
+
+  /// Runs of pages that are zeros and of those that aren't.
+  Result<void> save_used(Extent part) {
+    const std::byte* const memory = region_.host_base();
+    for (std::uint64_t at = part.offset; at < part.end();) {
+      std::uint64_t data = at;
+      std::uint64_t stop = part.end();
+      if (sparse_) {
+        VMSPACE_TRY(detail::touch_region(operation, region_, at, part.end() - at, [&] {
+          while (data < part.end() && is_zero(memory + data, snapshot_page))
+            data += snapshot_page;
+          stop = data;
+          while (stop < part.end() && !is_zero(memory + stop, snapshot_page))
+            stop += snapshot_page;
+        }));
+      }
+      if (data != at) VMSPACE_TRY(save_zeros({at, data - at}));
+      VMSPACE_TRY(save_data({data, stop - data}));
+      at = stop;
+    }
+    return {};
+  }
+
+  Result<void> save_data(Extent part) {
+    if (!region_.may_fault()) {
+      return writer_.write(address(part.offset), {region_.host_base() + part.offset, part.size});
+    }
+    // What may vanish while it is written is copied first, where a page that is gone is an error.
+    copy_.resize(copy_size);
+    for (std::uint64_t at = part.offset; at < part.end();) {
+      const std::uint64_t size = std::min(copy_size, part.end() - at);
+      VMSPACE_TRY(detail::touch_region(operation, region_, at, size, [&] {
+        std::memcpy(copy_.data(), region_.host_base() + at, size);
       }));
+      VMSPACE_TRY(writer_.write(address(at), std::span(copy_).first(size)));
+      at += size;
     }
-    const auto saved = write_all(fd, memory + at, stop - at, file_offset + at);
-    if (!saved && detail::is_fault(region, saved.error().os_errno)) {
-      const std::uint64_t from = saved.error().first.first - file_offset;  // what is left to write
-      const GuestRange lost{GuestAddress(region.base().value() + from), stop - from};
-      return fail(detail::fault_error(operation, lost, lost.base));
-    }
-    VMSPACE_TRY(saved);
-    written += stop - at;
-    at = stop;
+    return {};
   }
-  return written;
+
+  const MemoryRegion& region_;
+  SnapshotWriter& writer_;
+  bool sparse_;
+  Progress& progress_;
+  PageScan scan_;
+  Extent used_;  ///< what was found last: nothing between where it was looked for and this
+  std::vector<std::byte> copy_;
+  std::vector<std::byte> zeros_;
+};
+
+/// The number of the region that holds an address; that of all regions when there is none.
+std::size_t region_at(const GuestMemory& memory, GuestAddress at) {
+  const auto regions = memory.regions();
+  const auto base = [](const MemoryRegionPtr& region) { return region->base(); };
+  const auto after = std::ranges::upper_bound(regions, at, {}, base);
+  if (after == regions.begin() || !(*(after - 1))->guest_range().contains(at))
+    return regions.size();
+  return static_cast<std::size_t>(after - 1 - regions.begin());
 }
 
-/// Writes zeros, in place of memory that is absent.
-Result<void> write_zeros(int fd, std::uint64_t size, std::uint64_t offset) {
-  const std::vector<std::byte> zeros(std::min(size, std::uint64_t{1} << 20));
-  while (size != 0) {
-    const std::uint64_t piece = std::min<std::uint64_t>(size, zeros.size());
-    VMSPACE_TRY(write_all(fd, zeros.data(), piece, offset));
-    size -= piece;
-    offset += piece;
-  }
-  return {};
-}
+/// What is to be saved of each region, sorted and coalesced: pages of 4096 bytes.
+using Parts = std::vector<std::vector<Extent>>;
 
-/// Writes a region; gives the bytes written.
-Result<std::uint64_t> save_region(const MemoryRegion& region, int fd, std::uint64_t file_offset,
-                                  bool sparse, Progress& progress) {
-  PageScan scan(region.mapping(), operation);
-  std::uint64_t written = 0;
-  for (std::uint64_t at = 0; at < region.size();) {
-    // What is not present is not looked at: it may not even be accessible.
-    const std::uint64_t begin = at + detail::absent_after(region, at, region.size() - at);
-    const std::uint64_t end = begin + detail::present_after(region, begin, region.size() - begin);
-    const Extent used = VMSPACE_TRY(begin == end ? Extent{end, 0} : scan.next(begin, end));
-    const std::uint64_t hole = used.offset - at;
-    if (!sparse && hole != 0) {
-      VMSPACE_TRY(write_zeros(fd, hole, file_offset + at));
-      written += hole;
-    }
-    progress.done(hole);
-    for (at = used.offset; at < used.end();) {
-      const Extent part{at, std::min(detail::snapshot_chunk, used.end() - at)};
-      const std::uint64_t stored = VMSPACE_TRY(save_part(region, part, fd, file_offset, sparse));
-      written += stored;
-      progress.done(part.size);
-      at += part.size;
+Result<Parts> parts_of(const GuestMemory& memory, const std::optional<SnapshotChanges>& changes) {
+  Parts parts(memory.regions().size());
+  if (!changes) {
+    for (std::size_t i = 0; i < parts.size(); ++i)
+      parts[i].push_back({0, memory.regions()[i]->size()});
+    return parts;
+  }
+  std::vector<GuestRange> ranges(changes->ranges.begin(), changes->ranges.end());
+  std::ranges::sort(ranges, {}, &GuestRange::base);
+  for (const GuestRange& range : ranges) {
+    // It may go on in the regions that follow without a gap.
+    std::uint64_t at = range.base.value();
+    for (std::uint64_t left = range.size; left != 0;) {
+      const std::size_t found = region_at(memory, GuestAddress(at));
+      if (found == parts.size() || !range.last()) {
+        return fail({.code = Errc::out_of_bounds,
+                     .operation = operation,
+                     .first = detail::operand(range),
+                     .reason = "what has changed must be memory of a region"});
+      }
+      const MemoryRegion& region = *memory.regions()[found];
+      const std::uint64_t offset = at - region.base().value();
+      const std::uint64_t size = std::min(left, region.size() - offset);
+      const std::uint64_t begin = offset / snapshot_page * snapshot_page;
+      const std::uint64_t end = (offset + size + snapshot_page - 1) / snapshot_page * snapshot_page;
+      std::vector<Extent>& own = parts[found];
+      if (!own.empty() && begin <= own.back().end()) {
+        own.back().size = std::max(own.back().end(), end) - own.back().offset;
+      } else {
+        own.push_back({begin, end - begin});
+      }
+      at += size;
+      left -= size;
     }
   }
-  return written;
+  return parts;
 }
 
 }  // namespace
 
-Result<std::uint64_t> save_snapshot(const GuestMemory& memory, int fd, const SaveOptions& options) {
-  const struct stat file = VMSPACE_TRY(detail::check_snapshot_file(operation, fd));
-  const bool is_memory = VMSPACE_TRY(detail::is_live_file(operation, file));
-  if (is_memory) {
-    return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
-                 .reason = "the file backs memory of this process and must not be overwritten"});
+Result<SavedSnapshot> save_snapshot(const GuestMemory& memory, int fd, const SaveOptions& options) {
+  for (const auto& region : memory.regions()) {
+    VMSPACE_TRY(detail::require_unclaimed(operation, region->mapping(),
+                                          detail::operand(region->guest_range()),
+                                          "the memory has not come yet, or is being saved"));
   }
-  const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
-  if (flags < 0) return fail_os(operation, {}, "fcntl(F_GETFL)");
-  // pwrite(2), "BUGS": Linux then appends, whatever the offset.
-  if ((flags & O_APPEND) != 0) {
-    return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
-                 .reason = "the fd must not be open with O_APPEND"});
+  const Parts parts = VMSPACE_TRY(parts_of(memory, options.changes));
+  SnapshotWriterOptions how{.parent = {}, .checksums = options.checksums};
+  if (options.changes) how.parent = options.changes->parent;
+  SnapshotWriter writer = VMSPACE_TRY_IN(operation, SnapshotWriter::create(fd, memory, how));
+  std::uint64_t total = 0;
+  for (const std::vector<Extent>& own : parts) {
+    for (const Extent& part : own)
+      total += part.size;
   }
-  const detail::SnapshotHead head = VMSPACE_TRY(lay_out(memory));
-  const std::vector<std::byte> bytes = detail::encode_head(head);
-
-  // Truncated and extended again, the file is one hole, without its old contents.
-  for (const std::uint64_t size : {std::uint64_t{0}, head.file_size}) {
-    if (retry([&] { return kernel().ftruncate(fd, static_cast<off_t>(size)); }) != 0) {
-      return fail_os(operation, Operand::size(size), "ftruncate");
-    }
+  Progress progress(options.progress, total);
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (parts[i].empty()) continue;
+    RegionSaver saver(*memory.regions()[i], writer, options.sparse, progress);
+    for (const Extent& part : parts[i])
+      VMSPACE_TRY_IN(operation, saver.save(part));
   }
-  Progress progress(options.progress, head.memory_size());
-  std::uint64_t written = 0;
-  for (std::size_t i = 0; i < head.regions.size(); ++i) {
-    written += VMSPACE_TRY(
-        save_region(*memory.regions()[i], fd, head.regions[i].offset, options.sparse, progress));
-  }
-  VMSPACE_TRY(write_all(fd, bytes.data(), bytes.size(), 0));
-  return written;
+  const SnapshotId id = VMSPACE_TRY_IN(operation, writer.finish());
+  return SavedSnapshot{.id = id, .stored = writer.stored()};
 }
 
 }  // namespace vmspace

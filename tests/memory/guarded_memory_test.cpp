@@ -223,7 +223,7 @@ class SystemCallsOf {
   detail::SystemCalls calls_;
 };
 
-TEST_F(Guarded, AFileThatIsTruncatedBeforeItsZerosAreLookedForFaults) {
+TEST_F(Guarded, AFileThatIsTruncatedBeforeItIsSavedFaults) {
   const UnsealedFile target(0);
   shrinking = &file;
   detail::SystemCalls calls = detail::real_system_calls;
@@ -233,19 +233,13 @@ TEST_F(Guarded, AFileThatIsTruncatedBeforeItsZerosAreLookedForFaults) {
     return found;
   };
   const SystemCallsOf hooked(calls);
-  expect_fault(save_snapshot(memory, target.fd()), base + 2 * page, "save_snapshot");
-}
-
-TEST_F(Guarded, AFileThatIsTruncatedBeforeItIsSavedFaults) {
-  const UnsealedFile target(0);
-  shrinking = &file;
-  detail::SystemCalls calls = detail::real_system_calls;
-  calls.pwrite = [](int fd, const void* from, std::size_t count, off_t offset) {
-    shrinking->resize(2 * page);
-    return pwrite(fd, from, count, offset);
-  };
-  const SystemCallsOf hooked(calls);
-  expect_fault(save_snapshot(memory, target.fd()), base + 2 * page, "save_snapshot");
+  // Where zeros are looked for, and where all of it is copied.
+  for (const bool sparse : {true, false}) {
+    shrinking->resize(size);
+    ASSERT_THAT(memory.write_slice(at(base), bytes), IsOk());
+    expect_fault(save_snapshot(memory, target.fd(), {.sparse = sparse}), base + 2 * page,
+                 "save_snapshot");
+  }
 }
 
 TEST_F(Guarded, ReadersPassWhatIsThereAndFaultBehind) {

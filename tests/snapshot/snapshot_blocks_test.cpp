@@ -45,7 +45,7 @@ TEST_F(BlocksSnapshot, HasWhatIsPresentAndZerosForTheRest) {
     const TempFile file;
     const auto stored = save_snapshot(memory, file.fd(), {.sparse = sparse});
     ASSERT_THAT(stored, IsOk());
-    EXPECT_EQ(*stored, sparse ? 3 * page : 12 * page);
+    EXPECT_EQ(stored->stored, sparse ? 3 * page : 12 * page);
     const GuestMemory other =
         guest({{.base = low, .size = 8 * page}, {.base = high, .size = 4 * page}});
     ASSERT_THAT(other.fill({in(0), 8 * page}, std::byte{9}), IsOk());

@@ -67,7 +67,7 @@ TEST(Snapshot, SavingAndRestoringMakeNoPageOfTheGuest) {
     const auto before = mapping.residency();
     ASSERT_THAT(before, IsOk());
     TempFile file;
-    EXPECT_EQ(save_snapshot(memory, file.fd()), page);
+    EXPECT_EQ(save_snapshot(memory, file.fd())->stored, page);
     EXPECT_EQ(mapping.residency()->resident, before->resident);
     // Clearing: of all pages one is there, and is made 0.
     ASSERT_TRUE(memory.fill({GuestAddress(huge_base + 100 * page), page}, std::byte{2}));
@@ -84,7 +84,7 @@ TEST(Snapshot, SavingInFullWritesZerosForWhatIsNotThereAndMakesNoPage) {
   const std::uint64_t before = allocated_bytes(own);
   TempFile file;
   file.write(pattern(8_MiB));  // what was there before does not show through
-  EXPECT_EQ(save_snapshot(memory, file.fd(), {.sparse = false}), 3_MiB + page);
+  EXPECT_EQ(save_snapshot(memory, file.fd(), {.sparse = false})->stored, 3_MiB + page);
   EXPECT_EQ(allocated_bytes(own), before);
   EXPECT_GE(allocated_bytes(file.fd()), 3_MiB + page);
   const auto mapped = map_snapshot(file.fd());
@@ -115,7 +115,7 @@ TEST(Snapshot, HugetlbHolesAreNotTouchedWhenThePoolIsEmpty) {
     // In a child, which a SIGBUS would end.
     EXPECT_EQ(in_child([&] {
                 const auto saved = save_snapshot(memory, file.fd(), {.sparse = sparse});
-                _exit(saved == (sparse ? 2 : 3) * 2_MiB ? 0 : 1);
+                _exit(saved && saved->stored == (sparse ? 2 : 3) * 2_MiB ? 0 : 1);
               }),
               0);
     EXPECT_EQ(in_child([&] { _exit(inspect_snapshot(file.fd()) ? 0 : 1); }), 0);

@@ -57,8 +57,10 @@ class TempFile {
 
 inline constexpr std::uint64_t low = 0x1000;
 inline constexpr std::uint64_t high = 0x1'0000'0000;
+/// The address of the last page that there is.
+inline constexpr std::uint64_t last_page = ~std::uint64_t{0xfff};
 /// The bytes of header and table of sample().
-inline constexpr std::size_t metadata = 64 + 2 * 32;
+inline constexpr std::size_t metadata = 128 + 2 * 32;
 
 /// Two regions, at `low` and `high`, with a few pages that are not zero.
 inline GuestMemory sample(MemorySource source) {

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <string>
 
 namespace vmspace {
 
@@ -18,5 +19,20 @@ struct SnapshotId {
   [[nodiscard]] constexpr explicit operator bool() const noexcept { return *this != SnapshotId{}; }
   friend constexpr bool operator==(const SnapshotId&, const SnapshotId&) = default;
 };
+
+namespace detail {
+
+/// 32 hexadecimal digits.
+[[nodiscard]] inline std::string hex(const SnapshotId& id) {
+  constexpr char digits[] = "0123456789abcdef";
+  std::string text;
+  for (const std::uint8_t byte : id.bytes) {
+    text += digits[byte / 16];
+    text += digits[byte % 16];
+  }
+  return text;
+}
+
+}  // namespace detail
 
 }  // namespace vmspace

@@ -17,4 +17,9 @@ namespace vmspace {
                         to_text(region.protection), " offset ", detail::hex(region.offset));
 }
 
+/// `0123456789abcdef0123456789abcdef`; `none` for no id.
+[[nodiscard]] inline std::string to_text(const SnapshotId& id) {
+  return id ? detail::hex(id) : "none";
+}
+
 }  // namespace vmspace

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A region of guest memory as a snapshot describes it.
+
+#pragma once
+
+#include <cstdint>
+
+#include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/spec/protection.hpp"
+
+namespace vmspace {
+
+/// A region as a snapshot describes it; an aggregate.
+struct SnapshotRegion {
+  GuestAddress base;
+  std::uint64_t size;    ///< bytes
+  std::uint64_t offset;  ///< of its bytes in the file; 0 where the file has records
+  Protection protection;
+
+  friend bool operator==(const SnapshotRegion&, const SnapshotRegion&) = default;
+};
+
+}  // namespace vmspace

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "snapshot/content_checksum.hpp"
+
+// All of it in this file: nothing to link.
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+namespace vmspace::detail {
+
+std::uint64_t checksum(std::span<const std::byte> bytes, std::uint64_t seed) noexcept {
+  return XXH3_64bits_withSeed(bytes.data(), bytes.size(), seed);
+}
+
+}  // namespace vmspace::detail

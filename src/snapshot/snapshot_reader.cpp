@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "vmspace/snapshot/snapshot_reader.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "vmspace/base/try.hpp"
+
+#include "snapshot/snapshot_file.hpp"
+#include "snapshot/snapshot_format.hpp"
+#include "snapshot/snapshot_io.hpp"
+#include "snapshot/snapshot_reader_state.hpp"
+
+namespace vmspace {
+
+namespace {
+
+using detail::Extent;
+using detail::Piece;
+using detail::SnapshotFile;
+using detail::SnapshotHead;
+using detail::StoredRecord;
+
+constexpr const char* opening = "SnapshotReader::open";
+constexpr const char* reading = "SnapshotReader::read";
+constexpr const char* looking = "SnapshotReader::next_data";
+
+bool is_of_layout(const SnapshotHead& a, const SnapshotHead& b) {
+  return std::ranges::equal(a.regions, b.regions, [](const auto& x, const auto& y) {
+    return x.base == y.base && x.size == y.size;
+  });
+}
+
+/// Lays the records of file number `file` over what the files below it have. Linear.
+std::vector<Piece> lay_over(const std::vector<Piece>& below, const std::vector<StoredRecord>& above,
+                            std::uint32_t file) {
+  std::vector<Piece> pieces;
+  pieces.reserve(above.size());
+  std::size_t next = 0;
+  std::uint64_t from = 0;  // what lies below it is done
+  // The parts of the pieces below that end at or before `last`, which is inclusive.
+  const auto copy_to = [&](std::uint64_t last) {
+    for (; next < below.size(); ++next) {
+      const Piece& piece = below[next];
+      const std::uint64_t begin = std::max(piece.base, from);
+      if (begin > last) return;
+      const std::uint64_t end = std::min(piece.last(), last);
+      if (begin <= end) pieces.push_back(piece.part(begin, end));
+      if (piece.last() > last) return;
+    }
+  };
+  for (const StoredRecord& record : above) {
+    if (record.base != 0) copy_to(record.base - 1);
+    const std::uint64_t last = record.base + (record.size - 1);
+    while (next < below.size() && below[next].last() <= last)
+      ++next;
+    pieces.push_back({.base = record.base,
+                      .size = record.size,
+                      .record = record.offset,
+                      .pages = record.size / detail::snapshot_page,
+                      .offset = 0,
+                      .file = file,
+                      .is_zeros = record.is_zeros});
+    if (last == UINT64_MAX) return pieces;
+    from = last + 1;
+  }
+  copy_to(UINT64_MAX);
+  return pieces;
+}
+
+}  // namespace
+
+SnapshotReader::SnapshotReader(std::shared_ptr<const State> state) noexcept
+    : state_(std::move(state)) {}
+
+Result<SnapshotReader> SnapshotReader::open(int fd, std::span<const int> parents) {
+  auto state = std::make_shared<State>();
+  std::vector<SnapshotFile>& files = state->files;
+  SnapshotFile top = VMSPACE_TRY(SnapshotFile::open(opening, fd));
+  files.push_back(std::move(top));
+  std::vector<SnapshotFile> candidates;
+  if (files.back().head().parent) {
+    for (const int parent : parents) {
+      SnapshotFile candidate = VMSPACE_TRY(SnapshotFile::open(opening, parent));
+      candidates.push_back(std::move(candidate));
+    }
+  }
+  while (files.back().head().parent) {
+    const SnapshotId& wanted = files.back().head().parent;
+    const auto is_wanted = [&](const SnapshotFile& file) { return file.head().id == wanted; };
+    if (std::ranges::any_of(files, is_wanted)) {
+      return fail({.code = Errc::corrupt,
+                   .operation = opening,
+                   .reason = "the chain of parents leads back to the snapshot",
+                   .text = {{}, detail::hex(wanted)}});
+    }
+    const auto found = std::ranges::find_if(candidates, is_wanted);
+    if (found == candidates.end()) {
+      return fail({.code = Errc::not_found,
+                   .operation = opening,
+                   .reason = "the snapshot's parent must be among those given; its id is",
+                   .text = {{}, detail::hex(wanted)}});
+    }
+    if (!is_of_layout(found->head(), files.front().head())) {
+      return fail({.code = Errc::invalid_argument,
+                   .operation = opening,
+                   .reason = "a parent must have the same regions; this one has others",
+                   .text = {{}, detail::hex(wanted)}});
+    }
+    files.push_back(std::move(*found));
+    candidates.erase(found);
+  }
+  // From the full one up.
+  for (std::size_t i = files.size(); i-- != 0;) {
+    if (files[i].is_image()) continue;
+    const std::vector<StoredRecord> records = VMSPACE_TRY(files[i].read_index(opening));
+    state->pieces = lay_over(state->pieces, records, static_cast<std::uint32_t>(i));
+  }
+  return SnapshotReader(std::move(state));
+}
+
+const SnapshotId& SnapshotReader::id() const noexcept {
+  return state_->files.front().head().id;
+}
+const SnapshotId& SnapshotReader::parent() const noexcept {
+  return state_->files.front().head().parent;
+}
+std::span<const SnapshotRegion> SnapshotReader::regions() const noexcept {
+  return state_->files.front().head().regions;
+}
+bool SnapshotReader::has_checksums() const noexcept {
+  return std::ranges::all_of(state_->files,
+                             [](const SnapshotFile& file) { return file.head().has_checksums; });
+}
+
+/// Calls `piece(piece, from, size)` for what records have of a range within one region, and
+/// `gap(from, size)` for the rest, in address order, until one of them returns false or fails.
+template <typename OnPiece, typename OnGap>
+Result<void> SnapshotReader::State::walk(GuestRange range, OnPiece on_piece, OnGap on_gap) const {
+  std::uint64_t at = range.base.value();
+  std::uint64_t left = range.size;
+  auto next = std::ranges::lower_bound(pieces, at, {}, &Piece::last);
+  while (left != 0) {
+    const bool in_piece = next != pieces.end() && next->base <= at;
+    std::uint64_t size = left;
+    if (in_piece) {
+      size = std::min(left, next->last() - at + 1);
+    } else if (next != pieces.end()) {
+      size = std::min(left, next->base - at);
+    }
+    const bool goes_on = VMSPACE_TRY(in_piece ? on_piece(*next, at, size) : on_gap(at, size));
+    if (!goes_on) break;
+    if (in_piece) ++next;
+    at += size;
+    left -= size;
+  }
+  return {};
+}
+
+Result<void> SnapshotReader::read(GuestAddress at, std::span<std::byte> to) {
+  const GuestRange range{.base = at, .size = to.size()};
+  const SnapshotRegion* const region =
+      VMSPACE_TRY(detail::region_of_pages(reading, regions(), range));
+  const State& state = *state_;
+  const auto part = [&](std::uint64_t from, std::uint64_t size) {
+    return to.subspan(from - at.value(), size);
+  };
+  return state.walk(
+      range,
+      [&](const Piece& piece, std::uint64_t from, std::uint64_t size) -> Result<bool> {
+        if (piece.is_zeros) {
+          std::memset(part(from, size).data(), 0, size);
+          return true;
+        }
+        VMSPACE_TRY(
+            state.files[piece.file].read_record(reading,
+                                                {.record = piece.record,
+                                                 .pages = piece.pages,
+                                                 .offset = piece.offset + (from - piece.base)},
+                                                part(from, size)));
+        return true;
+      },
+      [&](std::uint64_t from, std::uint64_t size) -> Result<bool> {
+        const SnapshotFile& bottom = state.files.back();
+        if (bottom.is_image()) {
+          VMSPACE_TRY(bottom.read_image(reading, state.number_of(region),
+                                        from - region->base.value(), part(from, size)));
+        } else {
+          std::memset(part(from, size).data(), 0, size);
+        }
+        return true;
+      });
+}
+
+Result<GuestRange> SnapshotReader::next_data(GuestRange range) {
+  const SnapshotRegion* const region =
+      VMSPACE_TRY(detail::region_of_pages(looking, regions(), range));
+  const State& state = *state_;
+  GuestRange found{.base = GuestAddress(range.base.value() + range.size), .size = 0};
+  // Data next to data found before belong to it, up to what is worth reading at once: a caller that
+  // comes again for the rest does not look twice at what lies far ahead.
+  const auto add = [&](std::uint64_t from, std::uint64_t size) {
+    if (found.size == 0) found.base = GuestAddress(from);
+    found.size += size;
+    return found.size < detail::snapshot_chunk;
+  };
+  VMSPACE_TRY(state.walk(
+      range,
+      [&](const Piece& piece, std::uint64_t from, std::uint64_t size) -> Result<bool> {
+        if (piece.is_zeros) return found.size == 0;
+        return add(from, size);
+      },
+      [&](std::uint64_t from, std::uint64_t size) -> Result<bool> {
+        const SnapshotFile& bottom = state.files.back();
+        if (!bottom.is_image()) return found.size == 0;
+        const std::uint64_t offset = from - region->base.value();
+        const Extent data = VMSPACE_TRY(
+            bottom.next_in_image(looking, state.number_of(region), offset, offset + size));
+        if (data.size == 0) return found.size == 0;
+        if (found.size != 0 && data.offset != offset) return false;
+        return add(region->base.value() + data.offset, data.size) && data.end() == offset + size;
+      }));
+  return found;
+}
+
+}  // namespace vmspace
