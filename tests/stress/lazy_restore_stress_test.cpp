@@ -30,10 +30,8 @@ constexpr std::uint64_t base = 0x1'0000'0000;
 constexpr std::uint64_t size = 16_MiB;
 
 MemoryRegionPtr map(MemorySource kind) {
-  auto region = MemoryRegion::map({.name = "ram",
-                                   .base = GuestAddress(base),
-                                   .size = size,
-                                   .backing = {.source = kind}});
+  auto region = MemoryRegion::map(
+      {.name = "ram", .base = GuestAddress(base), .size = size, .backing = {.source = kind}});
   VMSPACE_EXPECT_OK(region);
   return *region;
 }
@@ -129,9 +127,8 @@ TEST_P(LazyRestoreStress, CancelledAndDestroyedAtAnyMoment) {
     std::uint64_t lost_here = 0;
     {
       START_OR_SKIP(restore, memory, source,
-                    {.threads = 1 + round % 3, .on_error = [&](GuestRange range, const Error&) {
-                       lost_here += range.size;
-                     }});
+                    {.threads = 1 + round % 3,
+                     .on_error = [&](GuestRange range, const Error&) { lost_here += range.size; }});
       std::vector<std::thread> threads;
       for (unsigned i = 0; i < round % 4; ++i)
         threads.emplace_back([&] { restore.cancel(); });
