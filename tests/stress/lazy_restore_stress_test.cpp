@@ -42,10 +42,10 @@ std::uint64_t nth_page(std::uint64_t i, std::uint64_t seed) {
 }
 
 /// Not checked by the sanitizer: the kernel and the restore's threads write these bytes.
-[[gnu::no_sanitize("thread")]] std::uint64_t load(const std::byte* at) {
+__attribute__((no_sanitize("thread"))) std::uint64_t load(const std::byte* at) {
   return *reinterpret_cast<const volatile std::uint64_t*>(at);
 }
-[[gnu::no_sanitize("thread")]] void store(std::byte* at, std::uint64_t value) {
+__attribute__((no_sanitize("thread"))) void store(std::byte* at, std::uint64_t value) {
   *reinterpret_cast<volatile std::uint64_t*>(at) = value;
 }
 
