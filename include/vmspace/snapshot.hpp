@@ -7,6 +7,7 @@
 #include "vmspace/memory.hpp"
 #include "vmspace/snapshot/dirty_scan.hpp"
 #include "vmspace/snapshot/handover.hpp"
+#include "vmspace/snapshot/lazy_restore.hpp"
 #include "vmspace/snapshot/live_snapshot.hpp"
 #include "vmspace/snapshot/page_source.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
@@ -14,3 +15,4 @@
 #include "vmspace/snapshot/snapshot_reader.hpp"
 #include "vmspace/snapshot/snapshot_region.hpp"
 #include "vmspace/snapshot/snapshot_writer.hpp"
+#include "vmspace/snapshot/working_set.hpp"

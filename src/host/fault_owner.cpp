@@ -2,6 +2,9 @@
 
 #include "host/fault_owner.hpp"
 
+#include <sys/mman.h>
+
+#include <algorithm>
 #include <string>
 
 #include "host/pinned_ranges.hpp"
@@ -41,6 +44,10 @@ const char* FaultClaim::holder(const MemoryMapping& mapping) {
   const auto unchanged = ranges->unchanged();
   const FaultOwner* owner = ranges->find_hindering_claim(unchanged, first, first + mapping.size());
   return owner != nullptr ? owner->name() : nullptr;
+}
+
+bool FaultClaim::is_kept_from_children(const MemoryMapping& mapping) noexcept {
+  return std::ranges::find(mapping.advice_, MADV_DONTFORK) != mapping.advice_.end();
 }
 
 Result<void> require_unclaimed(const char* operation, const MemoryMapping& mapping, Operand where,

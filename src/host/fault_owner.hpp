@@ -73,6 +73,8 @@ class FaultClaim {
   /// The name() of who claims any of the mapping and does more than watch it, or null: for what may
   /// not be done meanwhile.
   [[nodiscard]] static const char* holder(const MemoryMapping& mapping);
+  /// Whether MemoryMapping::use_dontfork() was called, for an owner that does the same for a time.
+  [[nodiscard]] static bool is_kept_from_children(const MemoryMapping& mapping) noexcept;
 
  private:
   FaultClaim(std::shared_ptr<PinnedRanges> ranges, std::uint64_t first) noexcept

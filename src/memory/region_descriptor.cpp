@@ -6,6 +6,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "host/fault_owner.hpp"
 #include "memory/known_values.hpp"
 #include "memory/region_error.hpp"
 #include "os/argument_checks.hpp"
@@ -66,6 +67,9 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
                    .reason = "the fd of a device is not for other processes to map",
                    .text = region->description().name()});
     }
+    VMSPACE_TRY(detail::require_unclaimed(
+        "describe_regions", region->mapping(), detail::operand(region->guest_range()),
+        "other processes would find pages missing that this one brings or keeps"));
     described.push_back({.range = region->guest_range(),
                          .fd = backing.fd(),
                          .offset = region->mapping().file_offset(),

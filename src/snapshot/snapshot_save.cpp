@@ -13,6 +13,7 @@
 #include "vmspace/snapshot/snapshot.hpp"
 #include "vmspace/snapshot/snapshot_writer.hpp"
 
+#include "host/fault_owner.hpp"
 #include "memory/guarded_touch.hpp"
 #include "memory/present_parts.hpp"
 #include "os/page_size.hpp"
@@ -217,6 +218,11 @@ Result<Parts> parts_of(const GuestMemory& memory, const std::optional<SnapshotCh
 }  // namespace
 
 Result<SavedSnapshot> save_snapshot(const GuestMemory& memory, int fd, const SaveOptions& options) {
+  for (const auto& region : memory.regions()) {
+    VMSPACE_TRY(detail::require_unclaimed(operation, region->mapping(),
+                                          detail::operand(region->guest_range()),
+                                          "the memory has not come yet, or is being saved"));
+  }
   const Parts parts = VMSPACE_TRY(parts_of(memory, options.changes));
   SnapshotWriterOptions how{.parent = {}, .checksums = options.checksums};
   if (options.changes) how.parent = options.changes->parent;

@@ -14,6 +14,7 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/vmm/vhost_user_message.hpp"
 
+#include "host/fault_owner.hpp"
 #include "os/argument_checks.hpp"
 #include "os/page_size.hpp"
 #include "os/system_calls.hpp"
@@ -89,6 +90,12 @@ Result<void> VhostUserMemory::State::check(const MemorySection& section,
                    .first = range,
                    .reason = "the fd of a device is not for other processes to map: describe the "
                              "region as RegionType::device_memory, which is left out"});
+  }
+  if (const auto unclaimed = detail::require_unclaimed(
+          operation, section.region()->mapping(), range,
+          "the device would find pages missing that this process brings or keeps");
+      !unclaimed) {
+    return refuse(unclaimed.error());
   }
   if (log.is_on() && !log.covers(section.guest_range())) {
     return refuse({.code = Errc::out_of_bounds,

@@ -151,6 +151,11 @@ TEST(Text, OfGuestMemory) {
   EXPECT_EQ(
       to_text(RegionDescriptor{.range = {GuestAddress(0x1000), 0x2000}, .fd = 5, .offset = 0x3000}),
       "0x1000+0x2000 rw- of fd 5 offset 0x3000");
+  EXPECT_EQ(to_text(*WorkingSet::make({}, {{GuestAddress(0x1000), 0x2000}})),
+            "1 ranges, 8192 bytes");
+  EXPECT_EQ(to_text(LazyRestoreStatistics{.demand = 4096, .faults = 1}),
+            "demand 4096 working_set 0 background 0 zero 0 discarded 0 lost 0 remaining 0 faults 1 "
+            "errors 0");
   EXPECT_EQ(to_text(SnapshotRegion{GuestAddress(0x1000), 0x2000, 0x3000, Protection::read}),
             "0x1000+0x2000 r-- offset 0x3000");
   EXPECT_EQ(to_text(SnapshotId{{0x01, 0xab}}), "01ab0000000000000000000000000000");

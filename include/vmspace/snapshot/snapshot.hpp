@@ -80,7 +80,8 @@ struct SavedSnapshot {
 /// of this guest or another one of this process, such as what map_snapshot() made of the file; for
 /// changes since a snapshot without an id, and for the file of that snapshot; `out_of_bounds` for changes outside of the memory;
 /// `access_denied` for a region that may not be read; `unsupported` for memory of a device
-/// (MemorySource::device), which is the device's to save; `limit_exceeded` where the snapshot would
+/// (MemorySource::device), which is the device's to save; `bad_state` for memory that is restored
+/// lazily, or saved while it runs; `limit_exceeded` where the snapshot would
 /// be larger than the largest file: after these the file is as it was. `out_of_bounds` for memory
 /// whose own file was truncated, `fault` for a page of it that is gone; `os` (ENOSPC, EIO, EPIPE for
 /// a peer that is gone, ...): after these the file is not a snapshot, and a reader at the other end

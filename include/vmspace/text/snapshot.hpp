@@ -43,4 +43,22 @@ namespace vmspace {
       microseconds(statistics.longest_wait), " us");
 }
 
+/// `2 ranges, 12288 bytes`.
+[[nodiscard]] inline std::string to_text(const WorkingSet& set) {
+  return detail::concat(std::to_string(set.ranges().size()), " ranges, ",
+                        std::to_string(set.total_size()), " bytes");
+}
+
+/// `demand 4096 working_set 0 background 8192 zero 0 discarded 0 lost 0 remaining 0 faults 1 errors 0`.
+[[nodiscard]] inline std::string to_text(const LazyRestoreStatistics& s) {
+  const auto field = [](const char* name, std::uint64_t value) {
+    return detail::concat(name, std::to_string(value));
+  };
+  return detail::concat(field("demand ", s.demand), field(" working_set ", s.working_set),
+                        field(" background ", s.background), field(" zero ", s.zero),
+                        field(" discarded ", s.discarded), field(" lost ", s.lost),
+                        field(" remaining ", s.remaining), field(" faults ", s.faults),
+                        field(" errors ", s.errors));
+}
+
 }  // namespace vmspace

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Every system call of a lazy restore and of a working set, failing: with each errno, at each place,
+// once. Starting gives an error and leaves the memory as it was; while it runs, what is lost is
+// reported, what is not is right, and nobody waits for ever.
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include <gtest/gtest.h>
+
+#include "vmspace/snapshot/lazy_restore.hpp"
+#include "vmspace/testing.hpp"
+
+#include "faults/injector.hpp"
+#include "memory/guest_support.hpp"
+#include "snapshot/lazy_support.hpp"
+
+namespace vmspace {
+namespace {
+
+using namespace test;
+using testing::guest;
+using testing::page;
+
+constexpr int errnos[] = {ENOMEM, EMFILE, EINTR, EAGAIN, EIO, EPERM, EINVAL, ENOSYS};
+constexpr std::uint64_t base = 0x10000;
+
+class LazyRestoreCalls : public ::testing::TestWithParam<MemorySource> {
+ protected:
+  [[nodiscard]] static GuestMemory ram() {
+    return guest({{base, 8 * page, Protection::read_write, GetParam()}});
+  }
+};
+
+TEST_P(LazyRestoreCalls, EachCallOfStarting) {
+  const auto source = std::make_shared<WordSource>();
+  { START_OR_SKIP(works, ram(), source, {.threads = 2}); }
+  bool has_more = true;
+  for (std::size_t index = 0; has_more; ++index) {
+    for (const int error : errnos) {
+      SCOPED_TRACE("call " + std::to_string(index) + ": " + std::strerror(error));
+      const GuestMemory memory = ram();
+      Injector injector;
+      injector.fail_call(index, error);
+      // Nothing comes by itself, so that all calls are those of starting.
+      auto restore = LazyRestore::start(memory, source, {.threads = 2, .background = false});
+      has_more = injector.has_failed();
+      injector.fail_none();
+      if (!restore) {
+        EXPECT_NE(restore.error().code, Errc{});
+        EXPECT_EQ(*memory.read<std::uint64_t>(GuestAddress(base)), 0U) << "as it was";
+        // Whatever failed, it can be started then.
+        const GuestMemory again = ram();
+        EXPECT_TRUE(LazyRestore::start(again, source));
+      } else {
+        restore->resume_background();
+        VMSPACE_ASSERT_OK(restore->wait(long_enough));
+        expect_restored(memory, *source);
+      }
+    }
+  }
+}
+
+TEST_P(LazyRestoreCalls, EachCallWhileItRuns) {
+  const auto source = std::make_shared<WordSource>();
+  { START_OR_SKIP(works, ram(), source); }
+  for (const char* const name : {"ioctl", "read", "write", "poll", "madvise", "munmap"}) {
+    for (const int error : errnos) {
+      for (const bool always : {false, true}) {
+        // Without any of these there is nothing to restore by.
+        if (always && (error == EINTR || std::string(name) != "madvise")) continue;
+        SCOPED_TRACE(std::string(name) + ": " + std::strerror(error));
+        const GuestMemory memory = ram();
+        Injector injector;
+        std::uint64_t lost = 0;
+        {
+          START_OR_SKIP(restore, memory, source,
+                        {.threads = 1,
+                         .background = false,
+                         .on_error = [&](GuestRange range, const Error&) { lost += range.size; }});
+          if (always) {
+            injector.fail_always(name, error);
+          } else {
+            injector.fail_next(name, error);
+          }
+          restore.resume_background();
+          const auto done = restore.wait(long_enough);
+          injector.fail_none();
+          ASSERT_TRUE(restore.is_done());
+          EXPECT_EQ(restore.statistics().lost, lost);
+          EXPECT_EQ(settled(restore.statistics()), 8 * page);
+          EXPECT_EQ(done.has_value(), lost == 0);
+        }
+        if (lost == 0) expect_restored(memory, *source);
+      }
+    }
+  }
+}
+
+TEST_P(LazyRestoreCalls, AnAnswerThatFailsIsGivenAgainOrReported) {
+  const auto source = std::make_shared<WordSource>();
+  { START_OR_SKIP(works, ram(), source); }
+  for (const char* const name : {"read", "poll"}) {
+    for (const int error : {EINTR, EAGAIN, EIO, ENOMEM}) {
+      const GuestMemory memory = ram();
+      Injector injector;
+      START_OR_SKIP(restore, memory, source, {.background = false});
+      injector.fail_next(name, error);
+      EXPECT_TRUE(holds_words(memory.regions()[0]->host_base() + page, base + page));
+      injector.fail_none();
+    }
+  }
+}
+
+TEST_P(LazyRestoreCalls, WithoutPagemapAndSys) {
+  const auto source = std::make_shared<WordSource>();
+  const GuestMemory memory = ram();
+  Injector injector;
+  injector.hide_proc_and_sys();
+  const auto restore = LazyRestore::start(memory, source);
+  if (!restore) {
+    // Where the kernel does not tell what is absent, memory counts as touched.
+    EXPECT_THAT(restore, HasError(Errc::bad_state));
+    return;
+  }
+  VMSPACE_ASSERT_OK(restore->wait(long_enough));
+  expect_restored(memory, *source);
+}
+
+INSTANTIATE_TEST_SUITE_P(Memory, LazyRestoreCalls,
+                         ::testing::Values(MemorySource::anon, MemorySource::shmem),
+                         [](const auto& kind) {
+                           return kind.param == MemorySource::anon ? "anonymous" : "memfd";
+                         });
+
+TEST(WorkingSetCalls, ReadAndWrite) {
+  const auto set = WorkingSet::make({}, {{GuestAddress(base), page}});
+  ASSERT_THAT(set, IsOk());
+  const int file = memfd_create("set", MFD_CLOEXEC);
+  Injector injector;
+  for (const int error : errnos) {
+    if (error == EINTR) continue;  // made again
+    ASSERT_EQ(lseek(file, 0, SEEK_SET), 0);
+    injector.fail_next("write", error);
+    EXPECT_FALSE(set->save(file));
+    injector.fail_next("write", EINTR);
+    VMSPACE_EXPECT_OK(set->save(file));
+    ASSERT_EQ(lseek(file, 0, SEEK_SET), 0);
+    injector.fail_next("read", error);
+    EXPECT_FALSE(WorkingSet::load(file));
+    injector.fail_next("read", EINTR);
+    EXPECT_THAT(WorkingSet::load(file), IsOkAndHolds(*set));
+  }
+  injector.fail_none();
+  close(file);
+}
+
+}  // namespace
+}  // namespace vmspace
