@@ -18,6 +18,7 @@
 
 #include "faults/injector.hpp"
 #include "host/host_support.hpp"
+#include "host/page_scan_support.hpp"
 
 namespace vmspace {
 namespace {
@@ -25,35 +26,6 @@ namespace {
 using namespace test;
 
 constexpr std::uint64_t size = 64_MiB;
-
-/// The whole scan, with neighbours joined.
-Result<std::vector<Extent>> scan(const MemoryMapping& mapping, PageQuery query = PageQuery::data) {
-  PageScan pages(mapping, query);
-  std::vector<Extent> found;
-  for (std::uint64_t at = 0; at < mapping.size();) {
-    const auto extent = pages.next(at, mapping.size());
-    if (!extent) return fail(extent.error());
-    EXPECT_GE(extent->offset, at);
-    EXPECT_LE(extent->end(), mapping.size());
-    if (extent->size == 0) {
-      EXPECT_EQ(extent->offset, mapping.size());
-      break;
-    }
-    if (!found.empty() && found.back().end() == extent->offset) {
-      found.back().size += extent->size;
-    } else {
-      found.push_back(*extent);
-    }
-    at = extent->end();
-  }
-  return found;
-}
-
-std::vector<Extent> scan_or_die(const MemoryMapping& mapping, PageQuery query = PageQuery::data) {
-  auto found = scan(mapping, query);
-  EXPECT_THAT(found, IsOk());
-  return found ? *found : std::vector<Extent>{};
-}
 
 MemoryMapping map_small_pages(const BackingSpec& spec) {
   auto mapping = map_or_die(spec, {.size = size});
@@ -99,46 +71,6 @@ std::vector<Extent> write_some(const MemoryMapping& mapping) {
     mapping.data()[offset + 5] = std::byte{1};
   }
   return {{3 * page, 2 * page}, {size / 2 + page, page}, {size - page, page}};
-}
-
-/// What a kernel or a sandbox may lack.
-struct Lack {
-  const char* name;
-  bool scan;    ///< PAGEMAP_SCAN
-  bool proc;    ///< /proc
-  bool incore;  ///< mincore(2)
-  bool swap;    ///< not lacking: there is some
-};
-
-void take_away(Injector& injector, const Lack& lack) {
-  if (lack.scan) {
-    injector.table().ioctl = [](int, unsigned long, void*) {
-      errno = ENOTTY;
-      return -1;
-    };
-  }
-  if (lack.proc) {
-    injector.table().open = [](const char*, int, mode_t) {
-      errno = ENOENT;
-      return -1;
-    };
-  }
-  if (lack.incore) {
-    injector.table().mincore = [](void*, std::size_t, unsigned char*) {
-      errno = EPERM;
-      return -1;
-    };
-  }
-  const bool swap = lack.swap;
-  injector.table().sysinfo = swap ? [](struct sysinfo* info) {
-    *info = {};
-    info->totalswap = 1;
-    return 0;
-  }
-  : [](struct sysinfo* info) {
-      *info = {};
-      return 0;
-    };
 }
 
 TEST_F(PageScanKinds, WhatWasWrittenIsFoundAndNothingIsMade) {
@@ -392,84 +324,6 @@ TEST_F(PageScanKinds, MemoryWhoseFileWasCutOffIsAnErrorAndNoZeros) {
     ASSERT_EQ(::ftruncate(memfd_.get(), size), 0);
     ASSERT_EQ(::truncate(path_.c_str(), size), 0);
   }
-}
-
-/// hugetlb memory of three pages, of which the second was discarded, and a pool without a free
-/// page.
-class PageScanHuge : public ::testing::Test {
- protected:
-  static constexpr std::uint64_t huge = 2_MiB;
-
-  void SetUp() override {
-    // Taking pages into the pool is root's, and they may not be there to be had.
-    if (!pool_.available()) GTEST_SKIP() << pool_.why_not();
-  }
-
-  MemoryMapping with_a_hole(const BackingSpec& spec) {
-    auto mapping = map_or_die(spec, {.size = 3 * huge});
-    fill(mapping, 1);
-    VMSPACE_EXPECT_OK(mapping.discard(huge, huge));
-    return mapping;
-  }
-
-  /// Takes every page that may be had: a free one may be reserved for another mapping.
-  static std::vector<MemoryMapping> drain() {
-    std::vector<MemoryMapping> rest;
-    const auto backing = Backing::open({.source = MemorySource::hugeanon}, huge);
-    for (;;) {
-      auto mapping = MemoryMapping::map(*backing, {.size = huge});
-      if (!mapping) return rest;
-      fill(*mapping, 2);
-      rest.push_back(std::move(*mapping));
-    }
-  }
-
-  HugePages pool_{huge, 6};
-};
-
-TEST_F(PageScanHuge, HolesAreNotTouchedWhateverIsMissing) {
-  for (const BackingSpec& spec :
-       {BackingSpec{.source = MemorySource::hugeanon},
-        BackingSpec{.source = MemorySource::hugeshmem},
-        BackingSpec{.source = MemorySource::hugeshmem, .sharing = Sharing::map_private}}) {
-    const auto mapping = with_a_hole(spec);
-    const auto rest = drain();
-    for (const Lack& lack :
-         {Lack{"nothing", false, false, false, true},
-          Lack{"PAGEMAP_SCAN", true, false, false, true}, Lack{"/proc", true, true, false, true}}) {
-      SCOPED_TRACE(std::string(name_of(spec.source)) + " without " + lack.name);
-      Injector injector;
-      take_away(injector, lack);
-      EXPECT_EQ(scan_or_die(mapping), (std::vector<Extent>{{0, huge}, {2 * huge, huge}}));
-    }
-  }
-}
-
-TEST_F(PageScanHuge, WhatAnotherProcessWroteIsFoundAndNoPageIsTaken) {
-  const auto mapping = map_or_die({.source = MemorySource::hugeshmem}, {.size = 3 * huge});
-  EXPECT_EQ(in_child([&] { mapping.data()[2 * huge + 100_KiB] = std::byte{1}; }), 0);
-  const std::uint64_t free = pool_.free();
-  EXPECT_EQ(scan_or_die(mapping).back().end(), 3 * huge);
-  EXPECT_GE(scan_or_die(mapping).front().offset, 2 * huge);
-  EXPECT_EQ(pool_.free(), free);
-  // And beneath a private mapping of the file.
-  const auto copy = map_or_die(
-      {.source = MemorySource::file, .fd = mapping.backing().fd(), .sharing = Sharing::map_private},
-      {.size = 3 * huge});
-  EXPECT_EQ(scan_or_die(copy).back().end(), 3 * huge);
-  EXPECT_GE(scan_or_die(copy).front().offset, 2 * huge);
-}
-
-TEST_F(PageScanHuge, WhatOnlyTouchingCouldTellIsAnErrorAndNoSignal) {
-  const auto mapping =
-      with_a_hole({.source = MemorySource::hugeanon, .sharing = Sharing::map_shared});
-  {
-    const auto rest = drain();
-    const auto found = scan(mapping);
-    ASSERT_THAT(found, HasError(Errc::os));
-    EXPECT_NE(found.error().message().find("pool"), std::string::npos);
-  }
-  EXPECT_EQ(scan_or_die(mapping), (std::vector<Extent>{{0, 3 * huge}}));
 }
 
 }  // namespace

@@ -68,8 +68,9 @@ class VMSPACE_EXPORT DirtyScan {
   /// The ranges written since the last harvest (or start), in address order and coalesced across
   /// adjacent regions. Read the data after this returns: what is written from then on is reported by
   /// the next one. Errors: `bad_state` for one that was moved from, and where part of the memory was
-  /// mapped anew by others; `os`. Nothing is lost then. 0.2 ms a GiB of small pages that were not
-  /// written, and 20 more where all were; a few system calls for every 256 ranges.
+  /// mapped anew by others; `os`. Nothing is lost then. Up to 1 ms a GiB of small pages that were
+  /// not written (8 for private mappings of files), and 20 more where all were; a few system calls for
+  /// every 256 ranges.
   [[nodiscard]] Result<std::vector<GuestRange>> harvest();
 
  private:
