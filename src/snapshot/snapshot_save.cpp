@@ -44,7 +44,7 @@ class RegionSaver {
         scan_(region.mapping()) {}
 
   Result<void> save(Extent part) {
-    const bool is_there = is_resident(part);
+    const bool is_there = part.size != region_.size() && is_resident(part);
     for (std::uint64_t at = part.offset; at < part.end();) {
       Extent used{at, part.end() - at};
       if (!is_there) used = VMSPACE_TRY(next_used(at, part.end()));

@@ -275,7 +275,7 @@ class MemoryBlocksModel : public test::FakeKvm {
     std::set<std::uint64_t> written;
     for (const auto& [index, stamp] : stamps)
       written.insert(index);
-    RC_ASSERT(*saved >= written.size() * 4096);
+    RC_ASSERT(saved->stored >= written.size() * 4096);
     const auto regions = inspect_snapshot(fd);
     RC_ASSERT(regions.has_value());
     for (const auto& [index, stamp] : stamps) {

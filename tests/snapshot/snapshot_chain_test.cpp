@@ -237,8 +237,9 @@ TEST_F(SnapshotChain, ChecksItsContentsWhereItHasChecksums) {
     byte[0] ^= std::byte{1};
     file.write(byte, at);
   };
-  const auto regions = SnapshotReader::open(full.fd())->regions();
-  const auto in_full = static_cast<off_t>(regions[1].offset + 299 * page + 17);
+  const auto base = SnapshotReader::open(full.fd());
+  ASSERT_THAT(base, IsOk());
+  const auto in_full = static_cast<off_t>(base->regions()[1].offset + 299 * page + 17);
   const auto in_second = static_cast<off_t>(second.status().st_size - 64 - 3 * 32 - 32 - 100);
   for (const auto& [file, at] : {std::pair{&full, in_full}, {&second, in_second}}) {
     flip(*file, at);
