@@ -122,7 +122,8 @@ Result<std::uint64_t> Userfault::available(const char* operation) {
 
 Result<Userfault> Userfault::open(const char* operation, std::uint64_t features) {
   // With a feature that it lacks, the kernel says EINVAL, and not which one it is.
-  const std::uint64_t lacking = features & ~VMSPACE_TRY(available(operation));
+  const std::uint64_t known_features = VMSPACE_TRY(available(operation));
+  const std::uint64_t lacking = features & ~known_features;
   for (const FeatureName& known : feature_names) {
     if ((lacking & known.feature) != 0) {
       return fail({.code = Errc::unsupported, .operation = operation, .reason = known.reason});
