@@ -33,12 +33,6 @@ tl::unexpected<Error> fail_discard(Operand part, const char* call) {
   return fail_os(operation, part, call);
 }
 
-/// Makes pages that a lazy restore has lost usable again. That they raise SIGBUS (UFFDIO_POISON) is in
-/// this process's page tables, where a hole in the file leaves it; else nothing is there any more.
-void unpoison(std::byte* first, std::uint64_t size) noexcept {
-  retry([&] { return kernel().madvise(first, size, MADV_DONTNEED); });
-}
-
 }  // namespace
 
 Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) const {
@@ -104,7 +98,6 @@ Result<void> MemoryMapping::discard_pages(std::uint64_t offset, std::uint64_t si
       return fail_discard(
           part, advice == MADV_REMOVE ? "madvise(MADV_REMOVE)" : "madvise(MADV_DONTNEED)");
     }
-    if (backing_.is_shared()) unpoison(first, size);
     return {};
   }
   // Pages of a file go whether or not they are locked.
@@ -115,7 +108,6 @@ Result<void> MemoryMapping::discard_pages(std::uint64_t offset, std::uint64_t si
       }) != 0) {
     return fail_discard(part, "fallocate(FALLOC_FL_PUNCH_HOLE)");
   }
-  if (backing_.is_shared()) unpoison(first, size);
   // Last, because it can hardly fail once the range is known to be mapped, and locked or not.
   if (!backing_.is_shared() && retry([&] { return kernel().madvise(first, size, drop); }) != 0) {
     return fail_discard(part, "madvise(MADV_DONTNEED)");

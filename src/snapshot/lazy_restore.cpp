@@ -136,7 +136,8 @@ Result<void> LazyRestore::State::compare(const MemoryRegion& region) const {
   for (std::uint64_t at = 0; at < region.size(); at += buffer.size()) {
     const std::span bytes(buffer.data(), std::min(buffer.size(), region.size() - at));
     const GuestRange range{GuestAddress(region.base().value() + at), bytes.size()};
-    if (VMSPACE_TRY(source_->next_data(range)).empty()) {
+    const GuestRange data = VMSPACE_TRY(source_->next_data(range));
+    if (data.empty()) {
       std::ranges::fill(bytes, std::byte{});
     } else {
       VMSPACE_TRY(source_->read(range.base, bytes));

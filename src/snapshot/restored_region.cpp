@@ -257,6 +257,14 @@ Result<void> RestoredRegion::begin_discard(std::uint64_t first, std::uint64_t en
 
 void RestoredRegion::end_discard(std::uint64_t first, std::uint64_t end, bool discarded) noexcept {
   const PageRun run = run_at(first, end);
+  // Poison is in this process's page tables, where a hole in the file leaves it. Without the call a
+  // lost page stays lost.
+  if (discarded && region_->backing().is_shared()) {
+    retry([&] {
+      return kernel().madvise(data() + offset_of(run.first), run.size() * snapshot_page,
+                              MADV_DONTNEED);
+    });
+  }
   const bool is_complete = ledger_.end_discard(run, discarded);
   wake(offset_of(run.first), run.size() * snapshot_page);
   if (is_complete) events_.on_complete();

@@ -30,7 +30,8 @@
 // first. Then who accesses it gets SIGBUS (UFFDIO_POISON; before Linux 6.6 SIGSEGV, since the page is
 // made inaccessible then); a system call gets EFAULT, a vCPU what the kernel makes of it: KVM_RUN
 // raises SIGBUS in its thread, or gives EFAULT. For memory that was mapped with Unsealed::guard an
-// access by GuestMemory is Errc::fault instead of SIGBUS. Discarding a lost page heals it: it is zeros then.
+// access by GuestMemory is Errc::fault instead of SIGBUS. Discarding a lost page makes it zeros,
+// which heals it; in shared memory only as long as the restore runs, and not before Linux 6.6.
 //
 // Dirty tracking: where it is on, all that is restored counts as written when the restore starts, as
 // with restore_snapshot(). Pages that come later are not marked again.
