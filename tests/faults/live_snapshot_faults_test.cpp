@@ -33,7 +33,7 @@ Result<void> save_live(const GuestMemory& memory, int fd) {
   auto snapshot =
       VMSPACE_TRY(LiveSnapshot::prepare(memory, std::move(writer), {.peers_stopped = true}));
   VMSPACE_TRY(snapshot.take());
-  VMSPACE_EXPECT_OK(memory.fill({base_of(memory), pages * page}, std::byte{0xff}));
+  VMSPACE_TRY(memory.fill({base_of(memory), pages * page}, std::byte{0xff}));
   VMSPACE_TRY(snapshot.wait());
   return {};
 }
