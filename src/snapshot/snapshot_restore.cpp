@@ -122,7 +122,9 @@ Result<void> restore(RestoreTarget& target, const SavedPages& saved, Progress& p
 Result<std::vector<SnapshotRegion>> inspect_snapshot(int fd) {
   constexpr const char* operation = "inspect_snapshot";
   const detail::SnapshotFile file = VMSPACE_TRY(detail::SnapshotFile::open(operation, fd));
-  if (!file.is_image()) VMSPACE_TRY(file.read_index(operation));
+  if (!file.is_image()) {
+    VMSPACE_TRY(file.read_index(operation));
+  }
   return file.head().regions;
 }
 

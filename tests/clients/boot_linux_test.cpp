@@ -19,6 +19,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "clients/qemu.hpp"
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -71,26 +73,12 @@ Output run(const std::string& arguments) {
   return result;
 }
 
-/// VMSPACE_KERNEL, or the newest of Debian's cloud kernels that is installed, or was unpacked by
-/// bootstrap.sh; empty when there is none.
 std::string find_kernel() {
-  if (const char* named = std::getenv("VMSPACE_KERNEL")) return named;
-  std::string newest;
-  for (const fs::path& directory :
-       {fs::path("/boot"), fs::path(VMSPACE_CLIENTS_DIR) / "kernel/boot"}) {
-    std::error_code none;
-    for (const auto& entry : fs::directory_iterator(directory, none)) {
-      const std::string name = entry.path().filename();
-      if (name.starts_with("vmlinuz-") && name.ends_with("-cloud-amd64") && entry.path() > newest) {
-        newest = entry.path();
-      }
-    }
-  }
-  return newest;
+  return vmspace::test::DebianKernel::find().image;
 }
 
 constexpr const char* no_kernel =
-    "no Debian cloud kernel: `sh cmake/bootstrap.sh clients` gets one, or VMSPACE_KERNEL names it";
+    "no Debian cloud kernel: `sh cmake/bootstrap.sh clients` gets one";
 
 /// For KVMs that emulate: instructions that they lack, and the kernel would use.
 constexpr const char* command_line =
@@ -100,10 +88,13 @@ void expect_kernel_sees_our_memory(const std::string& nodes, std::uint64_t bytes
                                    std::size_t count) {
   const std::string kernel = find_kernel();
   if (kernel.empty()) GTEST_SKIP() << no_kernel;
-  // What a kernel without an initrd comes to at last.
-  const Output boot =
-      run("--kernel " + kernel + " " + nodes +
-          " --until 'VFS: Unable to mount root fs' --seconds 60 --append '" + command_line + "'");
+  const auto boot_until = [&](const char* line) {
+    return run("--kernel " + kernel + " " + nodes + " --until '" + line +
+               "' --seconds 170 --append '" + command_line + "'");
+  };
+  const auto begin = std::chrono::steady_clock::now();
+  const Output boot = boot_until("Memory:");
+  const auto elapsed = std::chrono::steady_clock::now() - begin;
   if (boot.status == 77) GTEST_SKIP() << boot.text();
   SCOPED_TRACE(boot.text());
 
