@@ -169,15 +169,18 @@ Result<Machine> Machine::create() {
                  .reason = "a guest needs KVM, and this process access to it",
                  .os_errno = errno});
   }
-  state->vm = Descriptor(VMSPACE_TRY(call(state->kvm, KVM_CREATE_VM, "KVM_CREATE_VM", 0)));
+  const int vm = VMSPACE_TRY(call(state->kvm, KVM_CREATE_VM, "KVM_CREATE_VM", 0));
+  state->vm = Descriptor(vm);
   // Three pages in the part of the MMIO hole that the layout keeps for the platform.
   VMSPACE_TRY(call(state->vm, KVM_SET_TSS_ADDR, "KVM_SET_TSS_ADDR", 0xfffb'd000UL));
   VMSPACE_TRY(call(state->vm, KVM_CREATE_IRQCHIP, "KVM_CREATE_IRQCHIP", 0));
   kvm_pit_config pit{};
   VMSPACE_TRY(call(state->vm, KVM_CREATE_PIT2, "KVM_CREATE_PIT2", &pit));
-  state->vcpu = Descriptor(VMSPACE_TRY(call(state->vm, KVM_CREATE_VCPU, "KVM_CREATE_VCPU", 0)));
-  state->run_size = static_cast<std::size_t>(
-      VMSPACE_TRY(call(state->kvm, KVM_GET_VCPU_MMAP_SIZE, "KVM_GET_VCPU_MMAP_SIZE", 0)));
+  const int vcpu = VMSPACE_TRY(call(state->vm, KVM_CREATE_VCPU, "KVM_CREATE_VCPU", 0));
+  state->vcpu = Descriptor(vcpu);
+  const int run_size =
+      VMSPACE_TRY(call(state->kvm, KVM_GET_VCPU_MMAP_SIZE, "KVM_GET_VCPU_MMAP_SIZE", 0));
+  state->run_size = static_cast<std::size_t>(run_size);
   void* const run =
       ::mmap(nullptr, state->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, state->vcpu.get(), 0);
   if (run == MAP_FAILED) {

@@ -156,9 +156,11 @@ void VirtioMmioBlk::set_ready(bool on) {
 void VirtioMmioBlk::serve() {
   if (!queue_) return;
   const auto serve_all = [&]() -> Result<void> {
-    do {
-      if (VMSPACE_TRY(device_.serve(memory_, *queue_))) raise(used_buffers);
-    } while (VMSPACE_TRY(queue_->enable_notifications(memory_)));  // one that came meanwhile
+    for (bool any = true; any;) {
+      const bool notify = VMSPACE_TRY(device_.serve(memory_, *queue_));
+      if (notify) raise(used_buffers);
+      any = VMSPACE_TRY(queue_->enable_notifications(memory_));  // one that came meanwhile
+    }
     return {};
   };
   const auto served = serve_all();

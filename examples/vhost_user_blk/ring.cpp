@@ -13,14 +13,16 @@ Result<void> Ring::start(const vmspace::VhostUserBackendMemory& memory, std::uin
   queue_.reset();
   if (!addresses_ || kick_.get() < 0) return {};
   const std::uint64_t entries = size_;
-  queue_ = VMSPACE_TRY(vmspace::SplitQueue::make(
-      {.size = size_,
-       .descriptors = VMSPACE_TRY(memory.guest_address(addresses_->descriptors, 16 * entries)),
-       .available = VMSPACE_TRY(memory.guest_address(addresses_->available, 6 + 2 * entries)),
-       .used = VMSPACE_TRY(memory.guest_address(addresses_->used, 6 + 8 * entries)),
-       .indirect = (negotiated & indirect) != 0,
-       .event_index = (negotiated & event_index) != 0},
-      state_));
+  const auto descriptors = VMSPACE_TRY(memory.guest_address(addresses_->descriptors, 16 * entries));
+  const auto available = VMSPACE_TRY(memory.guest_address(addresses_->available, 6 + 2 * entries));
+  const auto used = VMSPACE_TRY(memory.guest_address(addresses_->used, 6 + 8 * entries));
+  queue_ = VMSPACE_TRY(vmspace::SplitQueue::make({.size = size_,
+                                                  .descriptors = descriptors,
+                                                  .available = available,
+                                                  .used = used,
+                                                  .indirect = (negotiated & indirect) != 0,
+                                                  .event_index = (negotiated & event_index) != 0},
+                                                 state_));
   return {};
 }
 

@@ -197,6 +197,7 @@ void Session::say_memory() const {
 }
 
 Result<void> Session::serve_device_message(VhostUserMessage& message) {
+  std::uint32_t number = 0;
   switch (message.request()) {
     case get_features: return message.reply(socket_.get(), device_features, patience);
     case get_protocol_features: return message.reply(socket_.get(), protocol_features, patience);
@@ -210,10 +211,12 @@ Result<void> Session::serve_device_message(VhostUserMessage& message) {
       if ((features_ & bit(protocol_features_bit)) == 0) ring_.enable(true);
       return {};
     case set_vring_num:
-      ring_.set_size(static_cast<std::uint16_t>(VMSPACE_TRY(ring_number(message))));
+      number = VMSPACE_TRY(ring_number(message));
+      ring_.set_size(static_cast<std::uint16_t>(number));
       return {};
     case set_vring_base:
-      ring_.set_next(static_cast<std::uint16_t>(VMSPACE_TRY(ring_number(message))));
+      number = VMSPACE_TRY(ring_number(message));
+      ring_.set_next(static_cast<std::uint16_t>(number));
       return {};
     case set_vring_addr: {
       const auto where = VMSPACE_TRY(payload_of<RingAddresses>(message));
@@ -222,14 +225,23 @@ Result<void> Session::serve_device_message(VhostUserMessage& message) {
           {.descriptors = where.descriptors, .used = where.used, .available = where.available});
       return {};
     }
-    case set_vring_kick: ring_.set_kick(VMSPACE_TRY(ring_event(message))); return restart_ring();
-    case set_vring_call: ring_.set_call(VMSPACE_TRY(ring_event(message))); return {};
+    case set_vring_kick: {
+      auto event = VMSPACE_TRY(ring_event(message));
+      ring_.set_kick(std::move(event));
+      return restart_ring();
+    }
+    case set_vring_call: {
+      auto event = VMSPACE_TRY(ring_event(message));
+      ring_.set_call(std::move(event));
+      return {};
+    }
     case set_vring_enable:
-      ring_.enable(VMSPACE_TRY(ring_number(message)) != 0);
+      number = VMSPACE_TRY(ring_number(message));
+      ring_.enable(number != 0);
       serve_ring();  // what was kicked before
       return {};
     case get_vring_base: {
-      static_cast<void>(VMSPACE_TRY(ring_number(message)));
+      number = VMSPACE_TRY(ring_number(message));
       const RingNumber next{.ring = 0, .number = ring_.stop()};
       return message.reply(socket_.get(), std::as_bytes(std::span(&next, 1)), patience);
     }
@@ -281,9 +293,11 @@ void Session::serve_ring() {
   const auto now = memory_.map().snapshot();
   LoggedQueue logged(*queue, now->log);
   const auto serve_all = [&]() -> Result<void> {
-    do {
-      if (VMSPACE_TRY(device_.serve(now->memory, logged))) ring_.notify();
-    } while (VMSPACE_TRY(logged.enable_notifications(now->memory)));  // one that came meanwhile
+    for (bool any = true; any;) {
+      const bool notify = VMSPACE_TRY(device_.serve(now->memory, logged));
+      if (notify) ring_.notify();
+      any = VMSPACE_TRY(logged.enable_notifications(now->memory));  // one that came meanwhile
+    }
     return {};
   };
   const auto served = serve_all();

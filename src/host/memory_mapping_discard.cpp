@@ -4,6 +4,8 @@
 
 #include <sys/mman.h>
 
+#include <functional>
+
 #include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 
@@ -61,8 +63,9 @@ Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) co
                            "unmap it for them first",
                  .text = *holder});
   }
-  return pins_->discard_claimed(unchanged, first_pin, first_pin + size,
-                                [&] { return discard_pages(offset, size); });
+  const auto discard_them = [&] { return discard_pages(offset, size); };
+  // By reference, which a std::function holds without allocating.
+  return pins_->discard_claimed(unchanged, first_pin, first_pin + size, std::cref(discard_them));
 }
 
 Result<void> MemoryMapping::discard_pages(std::uint64_t offset, std::uint64_t size) const {

@@ -168,10 +168,14 @@ Result<void> Userfault::add(const char* operation, std::byte* begin, std::uint64
 
 Result<void> Userfault::remove(const char* operation, std::byte* begin, std::uint64_t size) const {
   uffdio_range argument = range_of(begin, size);
-  if (retry([&] { return kernel().ioctl(fd_.value(), UFFDIO_UNREGISTER, &argument); }) == 0) {
-    return {};
-  }
-  return fail_os(operation, Operand::size(size), "ioctl(UFFDIO_UNREGISTER)");
+  const bool done =
+      retry([&] { return kernel().ioctl(fd_.value(), UFFDIO_UNREGISTER, &argument); }) == 0;
+  const int error = errno;
+  // The kernel wakes who waits before it lets go of the range, and only where that is registered for
+  // missing pages: who comes in between would wait for ever.
+  wake(begin, size);
+  if (done) return {};
+  return fail_os(operation, Operand::size(size), "ioctl(UFFDIO_UNREGISTER)", error);
 }
 
 Userfault::Done Userfault::copy(std::byte* to, const std::byte* from, std::uint64_t size, bool wake,

@@ -42,7 +42,8 @@ class RangeBuilder {
     const std::size_t capacity = ranges_.capacity();
     if (capacity - size >= most) return;
     const std::size_t expected = (size + size / 8) * total / (seen + 1);
-    ranges_.reserve(std::max(size + most, std::clamp(expected, 2 * capacity, 16 * capacity)));
+    // For two, so that a range which grows from word to word needs no more.
+    ranges_.reserve(std::max(size + 2 * most, std::clamp(expected, 2 * capacity, 16 * capacity)));
   }
 
   void add(std::uint64_t word, std::uint64_t bits) {

@@ -45,7 +45,7 @@ TEST(DirtyBitmapFaults, AHarvestTakesMemoryForWhatIsDirty) {
   bitmap.mark(0, bitmap.size());  // 16 Mi pages, and one range
   test::largest = 0;
   EXPECT_EQ(bitmap.harvest(), (Ranges{{0, bitmap.size()}}));
-  EXPECT_LE(test::largest, 1024U);
+  EXPECT_LE(test::largest, 8192U);
 }
 
 TEST(DirtyBitmapFaults, AHarvestThatRunsOutOfMemoryForgetsNothing) {
