@@ -49,10 +49,10 @@ TEST(DirtyBitmapFaults, AHarvestTakesMemoryForWhatIsDirty) {
 }
 
 TEST(DirtyBitmapFaults, AHarvestThatRunsOutOfMemoryForgetsNothing) {
-  DirtyBitmap bitmap(1000 * page);
+  DirtyBitmap bitmap(4000 * page);
   ASSERT_TRUE(bitmap.enable());
   Ranges dirty;
-  for (std::uint64_t i = 0; i < 1000; i += 2) {
+  for (std::uint64_t i = 0; i < 4000; i += 2) {
     dirty.push_back({i * page, page});
     bitmap.mark(i * page, 1);
   }
