@@ -20,7 +20,6 @@
 namespace vmspace {
 
 using detail::Descriptor;
-using detail::fail_os;
 using detail::kernel;
 using detail::PageRegion;
 using detail::retry;

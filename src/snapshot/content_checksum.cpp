@@ -3,7 +3,7 @@
 #include "snapshot/content_checksum.hpp"
 
 // All of it in this file: nothing to link.
-#define XXH_INLINE_ALL
+#define XXH_INLINE_ALL  // NOLINT(readability-identifier-naming): the name is xxHash's
 #include <xxhash.h>
 
 namespace vmspace::detail {
