@@ -37,7 +37,10 @@ class Table {
     for (const char letter : text)
       add(static_cast<std::uint8_t>(letter));
   }
-  void add_zeros(std::size_t count) { bytes_.resize(bytes_.size() + count); }
+  void add_zeros(std::size_t count) {
+    for (; count != 0; --count)
+      bytes_.push_back(std::byte{0});
+  }
 
   /// With its length and checksum, which makes the sum of all bytes 0.
   [[nodiscard]] std::vector<std::byte> finish() && {

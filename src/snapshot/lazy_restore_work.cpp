@@ -25,7 +25,6 @@ using detail::PageLedger;
 using detail::PageRun;
 using detail::pages_per_extent;
 using detail::RestoredRegion;
-using detail::retry;
 using detail::snapshot_page;
 
 namespace {

@@ -26,9 +26,9 @@ PageBuffer::Slot* PageBuffer::reserve(std::size_t region, std::uint64_t offset,
   slot.offset = offset;
   slot.size = size;
   slot.bytes = ring_.data() + at;
-  slot.taken = skipped + size;
-  slot.filled = false;
-  used_ += slot.taken;
+  slot.taken_ = skipped + size;
+  slot.is_filled_ = false;
+  used_ += slot.taken_;
   next_ = at + size;
   return &slot;
 }
@@ -36,7 +36,7 @@ PageBuffer::Slot* PageBuffer::reserve(std::size_t region, std::uint64_t offset,
 void PageBuffer::fill(Slot& slot) {
   {
     const std::lock_guard lock(mutex_);
-    slot.filled = true;
+    slot.is_filled_ = true;
   }
   filled_.notify_one();
 }
@@ -55,7 +55,7 @@ const PageBuffer::Slot* PageBuffer::wait_front() {
 void PageBuffer::pop() {
   {
     const std::lock_guard lock(mutex_);
-    used_ -= slots_[first_].taken;
+    used_ -= slots_[first_].taken_;
     first_ = (first_ + 1) % slots_.size();
     --count_;
   }

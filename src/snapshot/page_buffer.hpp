@@ -25,8 +25,8 @@ class PageBuffer {
 
    private:
     friend PageBuffer;
-    std::uint64_t taken = 0;  ///< of the ring, with what was skipped at its end
-    bool filled = false;
+    std::uint64_t taken_ = 0;  ///< of the ring, with what was skipped at its end
+    bool is_filled_ = false;
   };
 
   /// Room for so many bytes, of pages of at least `smallest`. Touches all of it.

@@ -32,7 +32,7 @@ class SavedPages {
 
   /// Calls `data(part)` and `hole(part)` for the parts of the region, data in chunks.
   template <typename Data, typename Hole>
-  Result<void> for_each_part(Data data, Hole hole) const {
+  [[nodiscard]] Result<void> for_each_part(Data data, Hole hole) const {
     for (std::uint64_t at = 0; at < region_.size;) {
       const GuestRange found =
           VMSPACE_TRY_IN(restoring, snapshot_.next_data({address(at), region_.size - at}));
@@ -47,7 +47,7 @@ class SavedPages {
     return {};
   }
 
-  Result<void> read(std::uint64_t offset, std::span<std::byte> to) const {
+  [[nodiscard]] Result<void> read(std::uint64_t offset, std::span<std::byte> to) const {
     VMSPACE_TRY_IN(restoring, snapshot_.read(address(offset), to));
     return {};
   }
@@ -67,7 +67,7 @@ class SavedPages {
   }
 
  private:
-  GuestAddress address(std::uint64_t offset) const {
+  [[nodiscard]] GuestAddress address(std::uint64_t offset) const {
     return GuestAddress(region_.base.value() + offset);
   }
 
@@ -152,8 +152,8 @@ Result<void> restore_snapshot(const GuestMemory& memory, int fd, const SnapshotP
   struct stat file {};
   if (detail::kernel().fstat(fd, &file) != 0) return detail::fail_os(restoring, {}, "fstat");
   if (detail::is_stream(file)) return detail::restore_stream(memory, fd, report);
-  SnapshotReader snapshot = VMSPACE_TRY_IN(restoring, SnapshotReader::open(fd));
-  return restore_snapshot(memory, std::move(snapshot), report);
+  const SnapshotReader snapshot = VMSPACE_TRY_IN(restoring, SnapshotReader::open(fd));
+  return restore_snapshot(memory, snapshot, report);
 }
 
 Result<GuestMemory> map_snapshot(int fd) {

@@ -64,7 +64,7 @@ class RegionSaver {
   /// Whether all of a small part can be touched without allocating a page. So it is with nearly all
   /// pages that were written of late, and the page tables say so at less cost than a file says where
   /// its data end.
-  bool is_resident(Extent part) const {
+  [[nodiscard]] bool is_resident(Extent part) const {
     std::array<unsigned char, 64> pages;
     if (part.size > pages.size() * snapshot_page ||
         detail::present_after(region_, part.offset, part.size) != part.size) {
@@ -100,7 +100,7 @@ class RegionSaver {
     return Extent{end, 0};
   }
 
-  GuestAddress address(std::uint64_t offset) const {
+  [[nodiscard]] GuestAddress address(std::uint64_t offset) const {
     return GuestAddress(region_.base().value() + offset);
   }
 
