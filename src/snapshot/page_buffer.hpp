@@ -51,7 +51,7 @@ class PageBuffer {
 
  private:
   [[nodiscard]] const Slot* oldest() const noexcept {
-    return count_ != 0 && slots_[first_].filled ? &slots_[first_] : nullptr;
+    return count_ != 0 && slots_[first_].is_filled_ ? &slots_[first_] : nullptr;
   }
 
   std::mutex mutex_;
