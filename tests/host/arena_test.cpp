@@ -183,13 +183,14 @@ TEST(HostArena, HugetlbMemoryHasItsPlaceOrLeavesItReserved) {
   HugePages pool(2_MiB, 2);
   // The machine's pool may be empty, and adding to it takes root.
   if (!pool.available()) GTEST_SKIP() << pool.why_not();
-  const auto arena = reserve();
+  // Room for more than any machine's pool.
+  const auto arena = reserve(std::uint64_t{1} << 42);
   for (const auto source : {MemorySource::hugeanon, MemorySource::hugeshmem}) {
     const auto region = map_at(arena, 4_GiB + 2_MiB, 4_MiB, source);
     ASSERT_THAT(region, IsOk());
     EXPECT_EQ((*region)->host_base(), arena.data() + 2_MiB);
     (*region)->host_base()[4_MiB - 1] = std::byte{1};
-    const auto too_much = map_at(arena, 4_GiB + 8_MiB, 2_MiB, source);
+    const auto too_much = map_at(arena, 4_GiB + 8_MiB, (pool.free() + 1) * 2_MiB, source);
     ASSERT_FALSE(too_much);
     EXPECT_EQ(too_much.error().os_errno, ENOMEM);
     EXPECT_EQ(permissions_at(arena.data() + 8_MiB), "---p");
