@@ -127,7 +127,8 @@ class StreamRestore {
   }
 
   /// Compares pages with the record's checksums, from number `first` on.
-  Result<void> check_pages(std::span<const std::byte> pages, std::size_t first) const {
+  [[nodiscard]] Result<void> check_pages(std::span<const std::byte> pages,
+                                         std::size_t first) const {
     if (!head_.has_checksums) return {};
     for (std::size_t at = 0; at < pages.size(); at += snapshot_page) {
       if (sums_[first + at / snapshot_page] != page_checksum(pages.subspan(at, snapshot_page)))
