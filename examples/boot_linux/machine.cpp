@@ -19,34 +19,18 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "descriptor.hpp"
 #include "serial_port.hpp"
 
 namespace boot_linux {
 
+using example::Descriptor;
 using vmspace::Errc;
 using vmspace::fail;
 using vmspace::Operand;
 using vmspace::Result;
 
 namespace {
-
-/// An open descriptor, closed on destruction.
-class Descriptor {
- public:
-  explicit Descriptor(int fd = -1) : fd_(fd) {}
-  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  [[nodiscard]] int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 /// An ioctl whose failure is an error that names it.
 template <typename Argument>

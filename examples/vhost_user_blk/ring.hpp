@@ -16,6 +16,8 @@
 
 namespace vhost_user_blk {
 
+using example::Descriptor;
+
 class Ring {
  public:
   /// What it can be asked for (VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_RING_F_EVENT_IDX).

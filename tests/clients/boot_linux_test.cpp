@@ -95,6 +95,7 @@ void expect_kernel_sees_our_memory(const std::string& nodes, std::uint64_t bytes
   const auto begin = std::chrono::steady_clock::now();
   const Output boot = boot_until("Memory:");
   const auto elapsed = std::chrono::steady_clock::now() - begin;
+  // Without /dev/kvm there is no guest; the program says what is missing.
   if (boot.status == 77) GTEST_SKIP() << boot.text();
   SCOPED_TRACE(boot.text());
 
@@ -107,6 +108,7 @@ void expect_kernel_sees_our_memory(const std::string& nodes, std::uint64_t bytes
   ASSERT_THAT(ours, Not(IsEmpty()));
   EXPECT_EQ(theirs, ours);
 
+  // The map was checked above; a loaded machine that emulates the guest may need minutes for more.
   if (boot.status == 2)
     GTEST_SKIP() << "this KVM emulates the guest, too slowly for more: " << boot.lines.back();
 

@@ -13,6 +13,7 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -141,5 +142,31 @@ class ShortDirectory {
  private:
   std::string path_;
 };
+
+/// A PC of 256 MiB, emulated, with room for a DIMM, its monitor at `monitor`, and a disk of which the
+/// device's process is at the other end of `device` (and options of its chardev).
+inline Process start_qemu(const ShortDirectory& directory, const std::string& device,
+                          const std::vector<std::string>& more) {
+  std::vector<std::string> arguments{"qemu-system-x86_64",
+                                     "-accel",
+                                     "tcg",
+                                     "-machine",
+                                     "q35",
+                                     "-nodefaults",
+                                     "-display",
+                                     "none",
+                                     "-m",
+                                     "256M,slots=2,maxmem=1G",
+                                     "-object",
+                                     "memory-backend-memfd,id=ram,size=256M,share=on",
+                                     "-numa",
+                                     "node,memdev=ram",
+                                     "-qmp",
+                                     "unix:" + (directory / "monitor") + ",server=on,wait=off",
+                                     "-chardev",
+                                     "socket,id=device,path=" + (directory / "device") + device};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return Process(arguments);
+}
 
 }  // namespace vmspace::test

@@ -89,35 +89,10 @@ TEST(VhostUserBlkLinux, UsesOurDiskWhileMemoryComesAndGoesAndTheDeviceIsKilled) 
   Process device = start_device();
   ASSERT_TRUE(device.output.find("waiting at", 20s)) << device.output.all();
 
-  Process qemu({"qemu-system-x86_64",
-                "-accel",
-                "tcg",
-                "-machine",
-                "q35",
-                "-nodefaults",
-                "-display",
-                "none",
-                "-m",
-                "256M,slots=2,maxmem=1G",
-                "-object",
-                "memory-backend-memfd,id=ram,size=256M,share=on",
-                "-numa",
-                "node,memdev=ram",
-                "-kernel",
-                kernel.image,
-                "-initrd",
-                directory / "initrd",
-                "-append",
-                "console=ttyS0 panic=-1 quiet",
-                "-no-reboot",
-                "-serial",
-                "stdio",
-                "-qmp",
-                "unix:" + (directory / "monitor") + ",server=on,wait=off",
-                "-chardev",
-                "socket,id=device,reconnect=1,path=" + socket,
-                "-device",
-                "vhost-user-blk-pci,chardev=device,num-queues=1"});
+  Process qemu = start_qemu(directory, ",reconnect=1",
+                            {"-kernel", kernel.image, "-initrd", directory / "initrd", "-append",
+                             "console=ttyS0 panic=-1 quiet", "-no-reboot", "-serial", "stdio",
+                             "-device", "vhost-user-blk-pci,chardev=device,num-queues=1"});
   Monitor monitor(directory / "monitor");
   ASSERT_TRUE(qemu.output.find("guest: mounted", 120s)) << qemu.output.all();
 

@@ -45,31 +45,10 @@ class VhostUserBlk : public ::testing::Test {
     std::string firmware(64 << 10, '\xf4');
     firmware.replace(0xfff0, 4, "\xfa\xf4\xeb\xfd");
     std::ofstream(directory_ / "firmware", std::ios::binary) << firmware;
-    qemu_ = Process(
-        {"qemu-system-x86_64",
-         "-accel",
-         "tcg",
-         "-machine",
-         "q35",
-         "-nodefaults",
-         "-display",
-         "none",
-         "-bios",
-         directory_ / "firmware",
-         "-m",
-         "256M,slots=2,maxmem=1G",
-         "-object",
-         "memory-backend-memfd,id=ram,size=256M,share=on",
-         "-numa",
-         "node,memdev=ram",
-         "-qmp",
-         "unix:" + (directory_ / "monitor") + ",server=on,wait=off",
-         "-qtest",
-         "unix:" + (directory_ / "qtest") + ",server=on,wait=off",
-         "-qtest-log",
-         "/dev/null",
-         "-chardev",
-         "socket,id=device,path=" + (directory_ / "device"),
+    qemu_ = start_qemu(
+        directory_, "",
+        {"-bios", directory_ / "firmware", "-qtest",
+         "unix:" + (directory_ / "qtest") + ",server=on,wait=off", "-qtest-log", "/dev/null",
          "-device",
          "vhost-user-blk-pci,chardev=device,num-queues=1,queue-size=64,addr=4,event_idx=off"});
     machine_ = std::make_unique<Qtest>(directory_ / "qtest");

@@ -26,22 +26,13 @@
 #include "vmspace/memory/endian.hpp"
 #include "vmspace/snapshot/handover.hpp"
 
+#include "fuzz/peer_files.hpp"
+
 namespace {
 
 using namespace vmspace;
-
-void check(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "%s\n", what);
-  std::abort();
-}
-
-int memory_file(off_t size, int seals) {
-  const int fd = ::memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  check(fd >= 0 && ::ftruncate(fd, size) == 0, "memfd_create");
-  check(seals == 0 || ::fcntl(fd, F_ADD_SEALS, seals) == 0, "sealing");
-  return fd;
-}
+using fuzz::check;
+using fuzz::memory_file;
 
 /// What a sender can hand over; open as long as the program.
 const std::array<int, 8>& files() {

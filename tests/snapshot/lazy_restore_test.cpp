@@ -52,11 +52,17 @@ void PrintTo(const Kind& kind, std::ostream* out) {
   *out << kind.name;
 }
 
-class LazyRestoreKinds : public ::testing::TestWithParam<Kind> {};
+class LazyRestoreKinds : public ::testing::TestWithParam<Kind> {
+ protected:
+  void SetUp() override {
+    if (GetParam().huge_pages != 0 && !pool_.available()) GTEST_SKIP() << pool_.why_not();
+  }
+
+ private:
+  const HugePages pool_{2_MiB, GetParam().huge_pages};
+};
 
 TEST_P(LazyRestoreKinds, BringsWhatIsTouchedThenTheRest) {
-  const HugePages pool(2_MiB, GetParam().huge_pages);
-  if (GetParam().huge_pages != 0 && !pool.available()) GTEST_SKIP() << pool.why_not();
   const auto region =
       map_or_skip({.name = "ram", .size = GetParam().size, .backing = GetParam().spec});
   ASSERT_NE(region, nullptr);
@@ -99,8 +105,6 @@ TEST_P(LazyRestoreKinds, BringsWhatIsTouchedThenTheRest) {
 }
 
 TEST_P(LazyRestoreKinds, ComesByItselfOnOneThread) {
-  const HugePages pool(2_MiB, GetParam().huge_pages);
-  if (GetParam().huge_pages != 0 && !pool.available()) GTEST_SKIP() << pool.why_not();
   const auto region =
       map_or_skip({.name = "ram", .size = GetParam().size, .backing = GetParam().spec});
   ASSERT_NE(region, nullptr);
@@ -117,8 +121,6 @@ TEST_P(LazyRestoreKinds, ComesByItselfOnOneThread) {
 }
 
 TEST_P(LazyRestoreKinds, DiscardedPagesDoNotComeBack) {
-  const HugePages pool(2_MiB, GetParam().huge_pages);
-  if (GetParam().huge_pages != 0 && !pool.available()) GTEST_SKIP() << pool.why_not();
   const auto region =
       map_or_skip({.name = "ram", .size = GetParam().size, .backing = GetParam().spec});
   ASSERT_NE(region, nullptr);
@@ -140,8 +142,6 @@ TEST_P(LazyRestoreKinds, DiscardedPagesDoNotComeBack) {
 }
 
 TEST_P(LazyRestoreKinds, AWorkingSetComesWithoutFaults) {
-  const HugePages pool(2_MiB, GetParam().huge_pages);
-  if (GetParam().huge_pages != 0 && !pool.available()) GTEST_SKIP() << pool.why_not();
   const SnapshotId id{{1, 2, 3}};
   const auto source = std::make_shared<WordSource>();
   WorkingSet recorded;

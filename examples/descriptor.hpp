@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+//
+// A file descriptor that is closed by its owner, for the examples that are processes.
 
 #pragma once
 
@@ -6,7 +8,7 @@
 
 #include <utility>
 
-namespace vhost_user_blk {
+namespace example {
 
 /// An open descriptor, closed on destruction; negative means none.
 class Descriptor {
@@ -26,4 +28,4 @@ class Descriptor {
   int fd_;
 };
 
-}  // namespace vhost_user_blk
+}  // namespace example
