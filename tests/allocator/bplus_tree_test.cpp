@@ -165,6 +165,20 @@ TEST(BPlusTree, CheckFindsALeafThatIsBehindAndHasMoreThanIsKnown) {
   EXPECT_STREQ(tree.check(), "a summary must be exact for its subtree");
 }
 
+TEST(BPlusTree, CheckFindsAPlaceBeforeTheOneThatWouldBeFoundAgain) {
+  TestTree tree = with_long_range_after(100);
+  const Constraint long_one{.size = 5};
+  TestTree::Path at;
+  cut(tree, ~std::uint64_t{0}, 5, at);
+  tree.note_first_match(long_one, at);
+  EXPECT_EQ(tree.check(), nullptr);
+  EXPECT_TRUE(tree.find_again(long_one, at));
+  EXPECT_FALSE(tree.find_again({.size = 4}, at));
+  tree.note_first_match({.size = 4}, at);
+  EXPECT_STREQ(tree.check(),
+               "what is found again must have no place before the leaf that is behind");
+}
+
 TEST(BPlusTree, CheckNamesTheRuleThatIsBroken) {
   struct Case {
     const char* rule;

@@ -8,7 +8,8 @@
 //   - every node but the root is at least a third full; an inner root has at least two children;
 //   - entries ascend and do not overlap; a key in an inner node is the lowest address below a child;
 //   - the summary and aligned lengths that an inner node has for a child are the maxima of those in
-//     the child; for a leaf, those of its free entries, and for the one leaf that is behind, no less.
+//     the child; for a leaf, those of its free entries, and for the one leaf that is behind, no less;
+//   - before the leaf that is behind, there is no place for the constraint that was noted with it.
 //
 // A change works on a Path: an entry, and the way to it from the root. The leaf is changed first;
 // then its ancestors are told (ancestor_summaries.hpp). Telling them is half the work where one piece
@@ -16,6 +17,11 @@
 // the next piece is there again. So then they are not told: the leaf is `behind` until another leaf
 // is, until it is split or merged, or until a search tries leaves in vain, which it may be the cause
 // of. Only one leaf is behind at a time, so that what a search loses by it is one descent.
+//
+// Whoever cuts one piece after the other asks for the same each time. Where that was the first place for
+// a constraint, no leaf before the one that is behind has another, and none gets one until a free entry
+// grows. Until then the same request is met in that leaf without a descent, as long as its cut concerns
+// nothing but the leaf (find_again).
 //
 // Only reserve(), prepare_split() and insert_first() allocate, and nothing else can fail. Adding an
 // entry allocates first, then moves the value, then changes the tree. Removal merges or evens out
@@ -30,6 +36,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -78,6 +85,7 @@ class BPlusTree {
     std::swap(height_, other.height_);
     std::swap(size_, other.size_);
     std::swap(behind_, other.behind_);
+    std::swap(repeated_, other.repeated_);
     std::swap(learned_, other.learned_);
     stock_.swap(other.stock_);
   }
@@ -163,6 +171,12 @@ class BPlusTree {
 
   // -- changing --------------------------------------------------------------------------------
 
+  /// On how many sides of `piece` something is left of the entry at the path, which contains it.
+  [[nodiscard]] static unsigned sides_left(const Path& path, const Range& piece) noexcept {
+    return static_cast<unsigned>(piece.min() != path.leaf->min[path.pos]) +
+           static_cast<unsigned>(piece.max() != path.leaf->max[path.pos]);
+  }
+
   /// Whether the leaf must be split, or give entries to a sibling, to take `n` more (1 or 2); if so,
   /// has the nodes for it in stock. Throws std::bad_alloc.
   [[nodiscard]] bool prepare_split(const Path& path, unsigned n) {
@@ -190,7 +204,7 @@ class BPlusTree {
   void insert(Path& path, const Range& range, NodeState state) noexcept {
     add_entry(path, range, state);
     if (path.pos == 0) propagate_key(path);
-    if (state == NodeState::free) above(path).grow(range.min(), range.max());
+    if (state == NodeState::free) tell_of_gain(path, range.min(), range.max());
   }
 
   /// Whether the range lies above all entries, and the last leaf has space for it.
@@ -210,6 +224,14 @@ class BPlusTree {
   /// Takes `piece` out of the free entry at the path; what is left on either side stays free, and
   /// the leaf must have space for it. The path is then at the piece.
   void split_entry(Path& path, const Range& piece) noexcept {
+    const std::uint64_t lo = path.leaf->min[path.pos];
+    const std::uint64_t hi = path.leaf->max[path.pos];
+    split_entry_in_leaf(path, piece);
+    tell_of_cut(path, lo, hi, piece);
+  }
+
+  /// As split_entry(), for a piece that find_again() has found: nothing outside the leaf changes.
+  void split_entry_in_leaf(Path& path, const Range& piece) noexcept {
     Leaf<T>& leaf = *path.leaf;
     const unsigned pos = path.pos;
     const std::uint64_t lo = leaf.min[pos];
@@ -231,7 +253,6 @@ class BPlusTree {
       leaf.max[path.pos + 1] = hi;
       leaf.free.set(path.pos + 1);
     }
-    tell_of_cut(path, lo, hi, piece);
   }
 
   /// Takes `piece` out of the free entry at the path and out of the tree; what is left on either side
@@ -289,7 +310,7 @@ class BPlusTree {
       --path.pos;
       path.leaf->max[path.pos] = touching.right ? after.leaf->max[after.pos] : range.max();
     }
-    above(path).grow(path.leaf->min[path.pos], path.leaf->max[path.pos]);
+    tell_of_gain(path, path.leaf->min[path.pos], path.leaf->max[path.pos]);
     if (!touching.left || !touching.right) return;
     // The entry on the left has grown over the one on the right, which goes.
     if (right_elsewhere) {
@@ -326,7 +347,7 @@ class BPlusTree {
       Path before;
       locate_key(left->min[left_pos], before);
       left->max[left_pos] = hi;
-      above(before).grow(left->min[left_pos], hi);
+      tell_of_gain(before, left->min[left_pos], hi);
       remove(path, 1 + right_here);
     } else {
       path.pos = pos - merge_left;
@@ -335,7 +356,7 @@ class BPlusTree {
       const unsigned gone = merge_left + right_here;
       if (gone != 0) leaf.close_gap(path.pos + 1, gone);
       size_ -= gone;
-      above(path).grow(leaf.min[path.pos], hi);
+      tell_of_gain(path, leaf.min[path.pos], hi);
       if (gone != 0) rebalance(path);
     }
     if (right_elsewhere) {
@@ -354,6 +375,34 @@ class BPlusTree {
   /// Tells the ancestors of the leaf that is behind, if there is one, what they have not been told.
   void settle() noexcept {
     if (behind_ != nullptr) tell_of_behind();
+  }
+
+  // -- repeating -------------------------------------------------------------------------------
+
+  /// Notes that a piece for the constraint was split off at the path, which was the first place for it.
+  void note_first_match(const Constraint& constraint, const Path& path) noexcept {
+    if (path.leaf == behind_) repeated_ = constraint;
+  }
+
+  /// The first place for the constraint, if it is the one that was noted, and taking the place changes
+  /// nothing outside its leaf. The path then has the entry, but no ancestors.
+  [[nodiscard]] std::optional<Range> find_again(const Constraint& constraint,
+                                                Path& path) const noexcept {
+    if (behind_ == nullptr || repeated_ != constraint) return std::nullopt;
+    const Leaf<T>& leaf = *behind_;
+    const Request request(constraint);
+    for (Bits left = leaf.free; left.any(); left.reset_lowest()) {
+      const unsigned pos = left.lowest();
+      const auto place = request.lowest_in(leaf.min[pos], leaf.max[pos]);
+      if (!place) continue;
+      const Range piece = unchecked_range(*place, *place + request.extent());
+      path.leaf = behind_;
+      path.pos = pos;
+      if (leaf.count + sides_left(path, piece) > node_capacity) break;
+      if (!leaves_as_much(leaf.min[pos], leaf.max[pos], piece)) break;
+      return piece;
+    }
+    return std::nullopt;
   }
 
   // -- learning --------------------------------------------------------------------------------
@@ -378,7 +427,8 @@ class BPlusTree {
 
   /// The first rule that the structure breaks, as text; null when it breaks none. O(n).
   [[nodiscard]] const char* check() const noexcept {
-    return Checker<T>{root_, first_, last_, behind_, size_, height_, learned_}.first_broken_rule();
+    return Checker<T>{root_, first_, last_, behind_, repeated_, size_, height_, learned_}
+        .first_broken_rule();
   }
 
  private:
@@ -399,7 +449,7 @@ class BPlusTree {
     leaf.close_gap(path.pos, n);
     size_ -= n;
     if (leaf.count == 0) {  // the root, as other leaves never get as empty
-      root_ = first_ = last_ = nullptr;
+      root_ = first_ = last_ = behind_ = nullptr;
       stock_.put(path.leaf);
       return false;
     }
@@ -438,20 +488,31 @@ class BPlusTree {
     above(path).shrink();
   }
 
+  /// Tells the ancestors that the leaf has gained the free entry [lo, hi].
+  void tell_of_gain(const Path& path, std::uint64_t lo, std::uint64_t hi) noexcept {
+    repeated_.reset();
+    above(path).grow(lo, hi);
+  }
+
+  /// Whether the free entry [lo, hi] has a part as long as `piece` once that is taken out.
+  [[nodiscard]] static bool leaves_as_much(std::uint64_t lo, std::uint64_t hi,
+                                           const Range& piece) noexcept {
+    return std::max(piece.min() - lo, hi - piece.max()) > piece.max() - piece.min();
+  }
+
   /// Tells the ancestors that the free entry [lo, hi] has shrunk to what is left of it around `piece`;
   /// or leaves the leaf behind, where it has space for such a piece again.
   void tell_of_cut(const Path& path, std::uint64_t lo, std::uint64_t hi,
                    const Range& piece) noexcept {
-    if (height_ == 0) return;
-    const std::uint64_t left = std::max(piece.min() - lo, hi - piece.max());
-    const bool again = left > piece.max() - piece.min();
+    const bool again = leaves_as_much(lo, hi, piece);
     if (behind_ == path.leaf) {
       if (!again) tell_of_loss(path);
     } else if (!again) {
       above(path).cut(lo, hi, piece);
-    } else if (above(path).is_affected_by_cut(lo, hi, piece)) {
+    } else if (height_ == 0 || above(path).is_affected_by_cut(lo, hi, piece)) {
       settle();
       behind_ = path.leaf;
+      repeated_.reset();
     }
   }
 
@@ -642,6 +703,7 @@ class BPlusTree {
   Leaf<T>* first_ = nullptr;
   Leaf<T>* last_ = nullptr;
   Leaf<T>* behind_ = nullptr;  ///< whose ancestors believe that more is free in it than there is
+  std::optional<Constraint> repeated_;  ///< has no place before the leaf that is behind
   std::size_t size_ = 0;
   unsigned height_ = 0;  ///< levels of inner nodes; 0 when the root is a leaf
   LearnedAlignments learned_;
