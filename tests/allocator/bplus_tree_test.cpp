@@ -212,7 +212,7 @@ TEST(BPlusTree, CheckNamesTheRuleThatIsBroken) {
        [](auto& at) { ++at.ancestors[0].node->zeros[at.ancestors[0].slot]; }},
       {"a summary must be exact for its subtree",
        [](auto& at) { at.leaf->max[at.leaf->free.lowest()] += 1; }},
-      {"a node must be at least a third full", [](auto& at) { at.leaf->count = 10; }},
+      {"a node must be at least three eighths full", [](auto& at) { at.leaf->count = 10; }},
       {"a node must have at most 32 entries", [](auto& at) { at.leaf->count = 33; }},
       {"leaves must be linked in order", [](auto& at) { at.leaf->prev = nullptr; }},
       {"leaves must be linked in order", [](auto& at) { at.leaf->prev->next = at.leaf->next; }},

@@ -5,7 +5,7 @@
 //
 // Invariants (each a rule of the Checker):
 //   - all leaves have the same depth, and are linked in address order;
-//   - every node but the root is at least a third full; an inner root has at least two children;
+//   - every node but the root is at least three eighths full; an inner root has at least two children;
 //   - entries ascend and do not overlap; a key in an inner node is the lowest address below a child;
 //   - the summary and aligned lengths that an inner node has for a child are the maxima of those in
 //     the child; for a leaf, those of its free entries, and for the one leaf that is behind, no less;

@@ -58,7 +58,7 @@ class Checker {
   /// Checks a subtree; returns its summary.
   FreeSummary check(const Node& node, unsigned level) noexcept {
     const unsigned least = &node != root_ ? node_minimum : level == 0 ? 1 : 2;
-    if (node.count < least) return broken("a node must be at least a third full");
+    if (node.count < least) return broken("a node must be at least three eighths full");
     if (node.count > node_capacity) return broken("a node must have at most 32 entries");
     if (level == 0) return check_leaf(static_cast<const Leaf<T>&>(node));
 

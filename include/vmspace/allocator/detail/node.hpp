@@ -31,8 +31,9 @@ namespace vmspace::detail {
 /// Entries in a leaf, children of an inner node.
 inline constexpr unsigned node_capacity = 32;
 
-/// Every node but the root has at least this many: a third.
-inline constexpr unsigned node_minimum = (node_capacity + 2) / 3;
+/// Every node but the root has at least this many: three eighths, which bounds the memory of a tree that
+/// has been thinned out. With half, entries would go back and forth between two siblings.
+inline constexpr unsigned node_minimum = node_capacity * 3 / 8;
 
 /// A node that has at most this many has space for more: two siblings are merged when together they have
 /// no more, and a full leaf gives entries to a sibling that has no more. Fewer than fit, so that the

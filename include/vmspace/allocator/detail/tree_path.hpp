@@ -8,7 +8,7 @@
 
 namespace vmspace::detail {
 
-/// Nodes are at least a third full, so 16 levels are more than a 64-bit address space can hold.
+/// Nodes are at least three eighths full, so 16 levels are more than a 64-bit address space can hold.
 inline constexpr unsigned max_height = 16;
 
 /// An inner node, and the child taken there.
