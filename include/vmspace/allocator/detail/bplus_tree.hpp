@@ -151,6 +151,7 @@ class BPlusTree {
       node = inner.child[slot];
     }
     path.leaf = static_cast<Leaf<T>*>(node);
+    if (leaves_are_far(height_)) path.leaf->prefetch();
     path.pos = path.leaf->min.count_up_to(point, path.leaf->count);
   }
 

@@ -175,6 +175,15 @@ struct Leaf : Node {
 
   [[nodiscard]] std::uint64_t first_key() const noexcept { return min[0]; }
 
+  /// Begins to load the leaf. A change reads most of it, one part after the other.
+  void prefetch() const noexcept {
+    constexpr std::size_t line = 64;
+    constexpr std::size_t most = 1024;  // a change needs few of its values, where they are large
+    const char* const begin = reinterpret_cast<const char*>(this);
+    for (std::size_t at = 0; at < std::min(sizeof *this, most); at += line)
+      __builtin_prefetch(begin + at);
+  }
+
   [[nodiscard]] FreeSummary summary() const noexcept {
     FreeSummaryBuilder all;
     for (Bits left = free; left.any(); left.reset_lowest())
