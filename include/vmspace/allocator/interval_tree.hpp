@@ -186,9 +186,11 @@ class IntervalTree {
   /// first_match and last_match: O(log n) when align is 1 and when size equals align. For other sizes,
   /// amortised O(log n) for up to four alignments: a call may be O(n) while the tree has not learned
   /// its alignment, which it does before such calls have cost O(n) together. One more alignment takes
-  /// the place of another, which pays less often; then a call may be O(n) again. best_match: tests up
-  /// to every free range of the window that may fit, which takes a few nanoseconds each; it stops at
-  /// one that is just as long as asked for.
+  /// the place of another, which pays less often; then a call may be O(n) again.
+  ///
+  /// best_match: O(n). It tests each free range of the window that may fit, at three to four nanoseconds
+  /// (0.35 ms for 100,000), and stops at one that is just as long as asked for. An index by size would
+  /// more than double the cost of every other allocation and free.
   [[nodiscard]] Result<Range> allocate(const Constraint& constraint) {
     typename Tree::Path at;
     if (const auto again = tree_.find_again(constraint, at)) {
