@@ -139,9 +139,12 @@ void cut(TestTree& tree, std::uint64_t point, std::uint64_t size, TestTree::Path
   tree.split_entry(at, unchecked_range(min, min + size - 1));
 }
 
+// Two levels of inner nodes, so that there is a parent's parent to be told.
+
 TEST(BPlusTree, IsSoundWhileALeafIsBehindAndWhenAnotherIs) {
   constexpr std::uint64_t end = ~std::uint64_t{0};
-  TestTree tree = with_long_range_after(100);
+  TestTree tree = with_long_range_after(1500);
+  ASSERT_GE(tree.height(), 2U);
   for (std::uint64_t i = 0; i < 300; ++i) {
     TestTree::Path at;
     cut(tree, i % 7 == 6 ? 8 * (i / 7) : end, 1 + i % 3, at);
@@ -149,6 +152,22 @@ TEST(BPlusTree, IsSoundWhileALeafIsBehindAndWhenAnotherIs) {
     const TestTree copy(tree);
     ASSERT_EQ(copy.check(), nullptr) << i << " " << copy.check();
     if (i % 50 == 0) tree.settle();
+    ASSERT_EQ(tree.check(), nullptr) << i << " " << tree.check();
+  }
+}
+
+TEST(BPlusTree, IsSoundWhenALeafThatIsBehindGetsEntriesOfASibling) {
+  TestTree tree = with_long_range_after(1500);
+  ASSERT_GE(tree.height(), 2U);
+  TestTree::Path at;
+  ASSERT_TRUE(tree.locate(unchecked_range(40, 43), at));
+  tree.remove(at, 1);
+  tree.upper_bound(40, at);
+  tree.insert(at, unchecked_range(40, 46), NodeState::free);  // longer than those around
+  cut(tree, 40, 1, at);                                       // splits the leaf, which was full
+  for (std::uint64_t i = 16; i < 64; ++i) {
+    ASSERT_TRUE(tree.locate(unchecked_range(8 * i, 8 * i + 3), at));
+    tree.remove(at, 1);
     ASSERT_EQ(tree.check(), nullptr) << i << " " << tree.check();
   }
 }

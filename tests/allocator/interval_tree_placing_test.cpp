@@ -301,6 +301,19 @@ TEST(IntervalTree, TheSameRequestFindsWhatWasGivenBackBelow) {
   }
 }
 
+TEST(IntervalTree, TheSameRequestFindsNothingInATreeThatWasEmptied) {
+  IntervalTree<> tree;
+  ASSERT_TRUE(tree.insert(Range::of(0, 99)));
+  ASSERT_EQ(tree.allocate({.size = 10}), Range::of(0, 9));
+  ASSERT_TRUE(tree.erase(Range::of(0, 9)));
+  ASSERT_TRUE(tree.erase(Range::of(10, 99)));
+  ASSERT_TRUE(tree.check_invariants());
+  EXPECT_FALSE(tree.allocate({.size = 10}));
+  ASSERT_TRUE(tree.insert(Range::of(200, 299)));
+  EXPECT_EQ(tree.allocate({.size = 10}), Range::of(200, 209));
+  EXPECT_TRUE(tree.check_invariants());
+}
+
 TEST(IntervalTree, ARequestThatWasMetInOneLeafIsNotLookedForInAnother) {
   IntervalTree<> tree;
   ASSERT_TRUE(tree.insert(Range::of(0, 99'999)));

@@ -20,8 +20,8 @@
 //
 // Whoever cuts one piece after the other asks for the same each time. Where that was the first place for
 // a constraint, no leaf before the one that is behind has another, and none gets one until a free entry
-// grows. Until then the same request is met in that leaf without a descent, as long as its cut concerns
-// nothing but the leaf (find_again).
+// grows. Until then the same request is met in that leaf without a descent, while it has both a place and
+// space for the entries (find_again).
 //
 // Only reserve(), prepare_split() and insert_first() allocate, and nothing else can fail. Adding an
 // entry allocates first, then moves the value, then changes the tree. Removal merges or evens out
@@ -320,8 +320,8 @@ class BPlusTree : private TreeNodes<T> {
     if (path.leaf == behind_) repeated_ = constraint;
   }
 
-  /// The first place for the constraint, if it is the one that was noted, and taking the place changes
-  /// nothing outside its leaf. The path then has the entry, but no ancestors.
+  /// The first place for the constraint, if it is the one that was noted, and the leaf has both the place
+  /// and space to split it off. The path then has the entry, but no ancestors.
   [[nodiscard]] std::optional<Range> find_again(const Constraint& constraint,
                                                 Path& path) const noexcept {
     if (behind_ == nullptr || repeated_ != constraint) return std::nullopt;
@@ -335,7 +335,6 @@ class BPlusTree : private TreeNodes<T> {
       path.leaf = behind_;
       path.pos = pos;
       if (leaf.count + sides_left(path, piece) > node_capacity) break;
-      if (!leaves_as_much(leaf.min[pos], leaf.max[pos], piece)) break;
       return piece;
     }
     return std::nullopt;
@@ -414,17 +413,12 @@ class BPlusTree : private TreeNodes<T> {
     above(path).grow(lo, hi);
   }
 
-  /// Whether the free entry [lo, hi] has a part as long as `piece` once that is taken out.
-  [[nodiscard]] static bool leaves_as_much(std::uint64_t lo, std::uint64_t hi,
-                                           const Range& piece) noexcept {
-    return std::max(piece.min() - lo, hi - piece.max()) > piece.max() - piece.min();
-  }
-
   /// Tells the ancestors that the free entry [lo, hi] has shrunk to what is left of it around `piece`;
   /// or leaves the leaf behind, where it has space for such a piece again.
   void tell_of_cut(const Path& path, std::uint64_t lo, std::uint64_t hi,
                    const Range& piece) noexcept {
-    const bool again = leaves_as_much(lo, hi, piece);
+    const std::uint64_t left = std::max(piece.min() - lo, hi - piece.max());
+    const bool again = left > piece.max() - piece.min();
     if (behind_ == path.leaf) {
       if (!again) tell_of_loss(path);
     } else if (!again) {
