@@ -306,7 +306,8 @@ TEST(IntervalTree, TheSameRequestFindsNothingInATreeThatWasEmptied) {
   ASSERT_TRUE(tree.insert(Range::of(0, 99)));
   ASSERT_EQ(tree.allocate({.size = 10}), Range::of(0, 9));
   ASSERT_TRUE(tree.erase(Range::of(0, 9)));
-  ASSERT_TRUE(tree.erase(Range::of(10, 99)));
+  ASSERT_EQ(tree.extract({.size = 10}), Range::of(10, 19));
+  ASSERT_TRUE(tree.erase(Range::of(20, 99)));
   ASSERT_TRUE(tree.check_invariants());
   EXPECT_FALSE(tree.allocate({.size = 10}));
   ASSERT_TRUE(tree.insert(Range::of(200, 299)));
