@@ -139,9 +139,12 @@ void cut(TestTree& tree, std::uint64_t point, std::uint64_t size, TestTree::Path
   tree.split_entry(at, unchecked_range(min, min + size - 1));
 }
 
+// Two levels of inner nodes, so that there is a parent's parent to be told.
+
 TEST(BPlusTree, IsSoundWhileALeafIsBehindAndWhenAnotherIs) {
   constexpr std::uint64_t end = ~std::uint64_t{0};
-  TestTree tree = with_long_range_after(100);
+  TestTree tree = with_long_range_after(1500);
+  ASSERT_GE(tree.height(), 2U);
   for (std::uint64_t i = 0; i < 300; ++i) {
     TestTree::Path at;
     cut(tree, i % 7 == 6 ? 8 * (i / 7) : end, 1 + i % 3, at);
@@ -149,6 +152,22 @@ TEST(BPlusTree, IsSoundWhileALeafIsBehindAndWhenAnotherIs) {
     const TestTree copy(tree);
     ASSERT_EQ(copy.check(), nullptr) << i << " " << copy.check();
     if (i % 50 == 0) tree.settle();
+    ASSERT_EQ(tree.check(), nullptr) << i << " " << tree.check();
+  }
+}
+
+TEST(BPlusTree, IsSoundWhenALeafThatIsBehindGetsEntriesOfASibling) {
+  TestTree tree = with_long_range_after(1500);
+  ASSERT_GE(tree.height(), 2U);
+  TestTree::Path at;
+  ASSERT_TRUE(tree.locate(unchecked_range(40, 43), at));
+  tree.remove(at, 1);
+  tree.upper_bound(40, at);
+  tree.insert(at, unchecked_range(40, 46), NodeState::free);  // longer than those around
+  cut(tree, 40, 1, at);                                       // splits the leaf, which was full
+  for (std::uint64_t i = 16; i < 64; ++i) {
+    ASSERT_TRUE(tree.locate(unchecked_range(8 * i, 8 * i + 3), at));
+    tree.remove(at, 1);
     ASSERT_EQ(tree.check(), nullptr) << i << " " << tree.check();
   }
 }
@@ -163,6 +182,20 @@ TEST(BPlusTree, CheckFindsALeafThatIsBehindAndHasMoreThanIsKnown) {
   EXPECT_EQ(tree.check(), nullptr) << "what is there is not below the truth";
   --known;
   EXPECT_STREQ(tree.check(), "a summary must be exact for its subtree");
+}
+
+TEST(BPlusTree, CheckFindsAPlaceBeforeTheOneThatWouldBeFoundAgain) {
+  TestTree tree = with_long_range_after(100);
+  const Constraint long_one{.size = 5};
+  TestTree::Path at;
+  cut(tree, ~std::uint64_t{0}, 5, at);
+  tree.note_first_match(long_one, at);
+  EXPECT_EQ(tree.check(), nullptr);
+  EXPECT_TRUE(tree.find_again(long_one, at));
+  EXPECT_FALSE(tree.find_again({.size = 4}, at));
+  tree.note_first_match({.size = 4}, at);
+  EXPECT_STREQ(tree.check(),
+               "what is found again must have no place before the leaf that is behind");
 }
 
 TEST(BPlusTree, CheckNamesTheRuleThatIsBroken) {
@@ -198,7 +231,7 @@ TEST(BPlusTree, CheckNamesTheRuleThatIsBroken) {
        [](auto& at) { ++at.ancestors[0].node->zeros[at.ancestors[0].slot]; }},
       {"a summary must be exact for its subtree",
        [](auto& at) { at.leaf->max[at.leaf->free.lowest()] += 1; }},
-      {"a node must be at least a third full", [](auto& at) { at.leaf->count = 10; }},
+      {"a node must be at least three eighths full", [](auto& at) { at.leaf->count = 10; }},
       {"a node must have at most 32 entries", [](auto& at) { at.leaf->count = 33; }},
       {"leaves must be linked in order", [](auto& at) { at.leaf->prev = nullptr; }},
       {"leaves must be linked in order", [](auto& at) { at.leaf->prev->next = at.leaf->next; }},

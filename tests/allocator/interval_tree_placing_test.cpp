@@ -277,6 +277,56 @@ TEST(IntervalTree, AllocateFindsTheOneGapThatFitsAmongThousands) {
 /// Subtrees on every level begin at some of these addresses: the only place is the first of one, and
 /// the window ends, or begins, exactly there. All are taken and touch, so that the next subtree
 /// begins one address on.
+TEST(IntervalTree, TheSameRequestFindsWhatWasGivenBackBelow) {
+  IntervalTree<> tree;
+  ASSERT_TRUE(tree.insert(Range::of(0, 99'999)));
+  const auto piece = [](std::uint64_t i) { return *Range::from_base_size(10 * i, 10); };
+  for (std::uint64_t i = 0; i < 1000; ++i) {
+    ASSERT_EQ(tree.allocate({.size = 10}), piece(i));
+    if (i % 100 != 99) continue;
+    const Range back = piece(i / 2);
+    ASSERT_TRUE(tree.free(back));
+    ASSERT_TRUE(tree.check_invariants());
+    ASSERT_EQ(tree.allocate({.size = 10}), back);
+    ASSERT_TRUE(tree.erase(back));
+    ASSERT_TRUE(tree.insert(back));
+    ASSERT_TRUE(tree.check_invariants());
+    ASSERT_EQ(tree.allocate({.size = 10}), back);
+    ASSERT_TRUE(tree.erase(back));
+    ASSERT_EQ(tree.allocate({.size = 10}), piece(i + 1));
+    ASSERT_TRUE(tree.restore(back));
+    ASSERT_TRUE(tree.check_invariants());
+    ASSERT_EQ(tree.allocate({.size = 10}), back);
+    ASSERT_TRUE(tree.free(piece(i + 1)));
+  }
+}
+
+TEST(IntervalTree, TheSameRequestFindsNothingInATreeThatWasEmptied) {
+  IntervalTree<> tree;
+  ASSERT_TRUE(tree.insert(Range::of(0, 99)));
+  ASSERT_EQ(tree.allocate({.size = 10}), Range::of(0, 9));
+  ASSERT_TRUE(tree.erase(Range::of(0, 9)));
+  ASSERT_EQ(tree.extract({.size = 10}), Range::of(10, 19));
+  ASSERT_TRUE(tree.erase(Range::of(20, 99)));
+  ASSERT_TRUE(tree.check_invariants());
+  EXPECT_FALSE(tree.allocate({.size = 10}));
+  ASSERT_TRUE(tree.insert(Range::of(200, 299)));
+  EXPECT_EQ(tree.allocate({.size = 10}), Range::of(200, 209));
+  EXPECT_TRUE(tree.check_invariants());
+}
+
+TEST(IntervalTree, ARequestThatWasMetInOneLeafIsNotLookedForInAnother) {
+  IntervalTree<> tree;
+  ASSERT_TRUE(tree.insert(Range::of(0, 99'999)));
+  for (std::uint64_t i = 0; i < 100; ++i)
+    ASSERT_TRUE(tree.allocate_at(*Range::from_base_size(100 + 2 * i, 1)));
+  constexpr Constraint low{.size = 10, .max = 99};
+  ASSERT_EQ(tree.allocate(low), Range::of(0, 9));
+  ASSERT_TRUE(tree.allocate_at(Range::of(1000, 1009)));  // cuts from the leaf at the end
+  ASSERT_TRUE(tree.check_invariants());
+  ASSERT_EQ(tree.allocate(low), Range::of(10, 19));
+}
+
 TEST(IntervalTree, AWindowThatEndsOrBeginsAtTheOnlyPlaceFindsIt) {
   constexpr std::uint64_t count = 3000;
   IntervalTree<> tree;

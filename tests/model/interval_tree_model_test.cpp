@@ -91,6 +91,40 @@ TEST(IntervalTreeModel, AgreesWhileATreeOfSeveralLevelsGrowsAndShrinks) {
   grow_and_shrink(UINT64_MAX - UINT16_MAX, 2);
 }
 
+/// The same request many times in a row, as a program that fills a space makes it, with now and then a
+/// call of any other kind in between: what is freed below must be found again at once.
+void ask_again_and_again(std::uint64_t origin, unsigned seed) {
+  std::mt19937_64 random(seed);
+  const auto any = [&random](unsigned first, unsigned last) {
+    const std::uint64_t bits = random();
+    return Step{.kind = static_cast<std::uint8_t>(first + bits % (last - first + 1)),
+                .shape = static_cast<std::uint8_t>(bits >> 8),
+                .a = static_cast<std::uint16_t>(bits >> 16),
+                .b = static_cast<std::uint16_t>(bits >> 32)};
+  };
+  SideBySide both(origin);
+  const auto apply = [&both](const Step& step) {
+    const auto difference = both.apply(step);
+    ASSERT_FALSE(difference) << "after " << step << ": " << *difference;
+  };
+  apply({.kind = 0, .shape = 31, .a = 0});  // the whole domain is free
+  for (int i = 0; i < 250; ++i) {
+    Step again = any(2, 6);
+    if (i % 4 != 0) again.shape = static_cast<std::uint8_t>(again.shape / 4 * 4);  // first_match
+    for (std::uint64_t left = random() % 40; left != 0; --left) {
+      apply(again);
+      if (random() % 8 == 0) apply(any(0, 19));
+    }
+    while (both.tree().size() > 300)
+      apply(any(10, 13));
+  }
+}
+
+TEST(IntervalTreeModel, AgreesWhileTheSameIsAskedForAgainAndAgain) {
+  ask_again_and_again(0x1000, 1);
+  ask_again_and_again(std::uint64_t{1} << 63, 2);
+}
+
 /// Odd sizes and alignments in rotation, more than a tree can learn, over gaps that are long enough or
 /// aligned well enough, but hardly ever both: each policy, in windows and without, while gaps come and
 /// go. What is learned on the way must change no answer, and be exact.

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The B+-tree of an IntervalTree: how nodes are linked, found by key, split and merged. Searching for
-// free space is in free_search.hpp, copying and destroying nodes in subtree.hpp.
+// The B+-tree of an IntervalTree: how entries change, and what of it their ancestors are told. Splitting
+// and merging nodes is in tree_nodes.hpp, searching for free space in free_search.hpp.
 //
 // Invariants (each a rule of the Checker):
 //   - all leaves have the same depth, and are linked in address order;
-//   - every node but the root is at least a third full; an inner root has at least two children;
+//   - every node but the root is at least three eighths full; an inner root has at least two children;
 //   - entries ascend and do not overlap; a key in an inner node is the lowest address below a child;
 //   - the summary and aligned lengths that an inner node has for a child are the maxima of those in
-//     the child; for a leaf, those of its free entries, and for the one leaf that is behind, no less.
+//     the child; for a leaf, those of its free entries, and for the one leaf that is behind, no less;
+//   - before the leaf that is behind, there is no place for the constraint that was noted with it.
 //
 // A change works on a Path: an entry, and the way to it from the root. The leaf is changed first;
 // then its ancestors are told (ancestor_summaries.hpp). Telling them is half the work where one piece
@@ -17,30 +18,29 @@
 // is, until it is split or merged, or until a search tries leaves in vain, which it may be the cause
 // of. Only one leaf is behind at a time, so that what a search loses by it is one descent.
 //
+// Whoever cuts one piece after the other asks for the same each time. Where that was the first place for
+// a constraint, no leaf before the one that is behind has another, and none gets one until a free entry
+// grows. Until then the same request is met in that leaf without a descent, while it has both a place and
+// space for the entries (find_again).
+//
 // Only reserve(), prepare_split() and insert_first() allocate, and nothing else can fail. Adding an
 // entry allocates first, then moves the value, then changes the tree. Removal merges or evens out
 // existing siblings, so it needs no memory. Nodes come from a stock (detail/node_stock.hpp).
-//
-// Longer than 450 lines: each change below needs the same private steps, which keep keys and
-// summaries right.
 
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <type_traits>
+#include <optional>
 #include <utility>
 
 #include "vmspace/allocator/constraint.hpp"
 #include "vmspace/allocator/detail/ancestor_summaries.hpp"
 #include "vmspace/allocator/detail/checker.hpp"
 #include "vmspace/allocator/detail/free_summary.hpp"
-#include "vmspace/allocator/detail/learned_alignments.hpp"
 #include "vmspace/allocator/detail/node.hpp"
-#include "vmspace/allocator/detail/node_stock.hpp"
-#include "vmspace/allocator/detail/subtree.hpp"
+#include "vmspace/allocator/detail/tree_nodes.hpp"
 #include "vmspace/allocator/detail/tree_path.hpp"
 #include "vmspace/allocator/interval_entry.hpp"
 #include "vmspace/allocator/range.hpp"
@@ -50,61 +50,45 @@ namespace vmspace::detail {
 /// A B+-tree of ranges and their states. Values of entries are put in and taken out by the caller;
 /// the tree moves them along with their entries, and destroys those that are left.
 template <typename T>
-class BPlusTree {
+class BPlusTree : private TreeNodes<T> {
+  using Nodes = TreeNodes<T>;
+
  public:
   using Path = TreePath<T>;
+  using typename Nodes::Position;
 
   BPlusTree() noexcept = default;
-  ~BPlusTree() { clear(); }
-
-  /// Copies every node. When copying a value throws, the destructor runs, since the delegated-to
-  /// constructor has completed, and destroys what was built.
-  BPlusTree(const BPlusTree& other) : BPlusTree() {
-    if (other.root_ == nullptr) return;
-    height_ = other.height_;
-    size_ = other.size_;
-    learned_ = other.learned_;
-    stock_.count_as(other.stock_);
-    clone_subtree(root_, *other.root_, height_, first_, last_);
+  BPlusTree(const BPlusTree& other) : Nodes(other), size_(other.size_) {
     if (other.behind_ != nullptr) behind_ = upper_bound(other.behind_->min[0]).leaf;
   }
   BPlusTree(BPlusTree&& other) noexcept : BPlusTree() { swap(other); }
   BPlusTree& operator=(const BPlusTree&) = delete;
+  ~BPlusTree() = default;
 
   void swap(BPlusTree& other) noexcept {
-    std::swap(root_, other.root_);
-    std::swap(first_, other.first_);
-    std::swap(last_, other.last_);
-    std::swap(height_, other.height_);
+    Nodes::swap(other);
     std::swap(size_, other.size_);
     std::swap(behind_, other.behind_);
-    std::swap(learned_, other.learned_);
-    stock_.swap(other.stock_);
+    std::swap(repeated_, other.repeated_);
   }
 
   /// Destroys all entries, and what is reserved.
   void clear() noexcept {
-    destroy_subtree<T>(root_, height_);
-    root_ = nullptr;
-    first_ = last_ = behind_ = nullptr;
-    height_ = 0;
+    Nodes::clear();
     size_ = 0;
-    learned_ = {};
-    stock_.clear();
+    behind_ = nullptr;
   }
-
-  /// Keeps enough nodes for `n` entries. Throws std::bad_alloc.
-  void reserve(std::size_t n) { stock_.reserve(n); }
 
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
-  [[nodiscard]] Node* root() const noexcept { return root_; }
-  [[nodiscard]] unsigned height() const noexcept { return height_; }
-  /// The row of lengths that decides most about a request with these bits below its alignment.
-  [[nodiscard]] unsigned row_for(std::uint64_t low_bits) const noexcept {
-    return height_ == 0 ? 0 : learned_.row_for(low_bits);
-  }
-  [[nodiscard]] Leaf<T>* first() const noexcept { return first_; }
-  [[nodiscard]] Leaf<T>* last() const noexcept { return last_; }
+
+  using Nodes::first;
+  using Nodes::height;
+  using Nodes::last;
+  using Nodes::prepare_split;
+  using Nodes::reserve;
+  using Nodes::root;
+  using Nodes::row_for;
+  using Nodes::upper_bound;
 
   // -- looking up ------------------------------------------------------------------------------
 
@@ -114,41 +98,9 @@ class BPlusTree {
     bool right;
   };
 
-  /// An entry's place in the leaves; no leaf means none.
-  struct Position {
-    Leaf<T>* leaf = nullptr;
-    unsigned pos = 0;
-  };
-
-  /// The position after the last entry that begins at or below `point`, in the leaf of that entry;
-  /// 0 in the first leaf when there is no such entry.
-  [[nodiscard]] Position upper_bound(std::uint64_t point) const noexcept {
-    Node* node = root_;
-    if (node == nullptr) return {};
-    for (unsigned level = height_; level > 0; --level) {
-      Inner& inner = *static_cast<Inner*>(node);
-      node = inner.child[inner.child_for(point)];
-    }
-    Leaf<T>* leaf = static_cast<Leaf<T>*>(node);
-    return {leaf, leaf->min.count_up_to(point, leaf->count)};
-  }
-
-  /// The path to what upper_bound() finds; the tree must not be empty.
-  void upper_bound(std::uint64_t point, Path& path) const noexcept {
-    Node* node = root_;
-    for (unsigned level = height_; level-- > 0;) {
-      Inner& inner = *static_cast<Inner*>(node);
-      const unsigned slot = inner.child_for(point);
-      path.ancestors[level] = {&inner, slot};
-      node = inner.child[slot];
-    }
-    path.leaf = static_cast<Leaf<T>*>(node);
-    path.pos = path.leaf->min.count_up_to(point, path.leaf->count);
-  }
-
   /// The path to the entry that is exactly [min, max]; false when there is none.
   [[nodiscard]] bool locate(const Range& range, Path& path) const noexcept {
-    if (root_ == nullptr) return false;
+    if (root() == nullptr) return false;
     upper_bound(range.min(), path);
     if (path.pos == 0) return false;
     --path.pos;
@@ -163,24 +115,22 @@ class BPlusTree {
 
   // -- changing --------------------------------------------------------------------------------
 
-  /// Whether the leaf must be split, or give entries to a sibling, to take `n` more (1 or 2); if so,
-  /// has the nodes for it in stock. Throws std::bad_alloc.
-  [[nodiscard]] bool prepare_split(const Path& path, unsigned n) {
-    if (path.leaf->count + n <= node_capacity) return false;
-    prepare_split_nodes(path);
-    return true;
+  /// On how many sides of `piece` something is left of the entry at the path, which contains it.
+  [[nodiscard]] static unsigned sides_left(const Path& path, const Range& piece) noexcept {
+    return static_cast<unsigned>(piece.min() != path.leaf->min[path.pos]) +
+           static_cast<unsigned>(piece.max() != path.leaf->max[path.pos]);
   }
 
   /// Splits the leaf, or gives entries to a sibling, as prepared. The path stays at its entry.
   void split_if(bool prepared, Path& path) noexcept {
-    if (prepared) make_space(path);
+    if (!prepared) return;
+    settle();  // it may be this leaf or the sibling
+    make_space(path);
   }
 
   /// Inserts the first entry of an empty tree. Throws std::bad_alloc.
   void insert_first(const Range& range, NodeState state, Path& path) {
-    stock_.prepare({.leaves = 1});
-    root_ = first_ = last_ = path.leaf = stock_.take_leaf();
-    path.leaf->prev = path.leaf->next = nullptr;
+    path.leaf = Nodes::add_first_leaf();
     path.pos = 0;
     add_entry(path, range, state);
   }
@@ -190,26 +140,34 @@ class BPlusTree {
   void insert(Path& path, const Range& range, NodeState state) noexcept {
     add_entry(path, range, state);
     if (path.pos == 0) propagate_key(path);
-    if (state == NodeState::free) above(path).grow(range.min(), range.max());
+    if (state == NodeState::free) tell_of_gain(path, range.min(), range.max());
   }
 
   /// Whether the range lies above all entries, and the last leaf has space for it.
   [[nodiscard]] bool is_appendable(const Range& range) const noexcept {
-    return last_ != nullptr && last_->count < node_capacity &&
-           last_->max[last_->count - 1] < range.min();
+    return last() != nullptr && last()->count < node_capacity &&
+           last()->max[last()->count - 1] < range.min();
   }
 
   /// Adds a taken entry that is_appendable(). The ancestors know nothing of what is taken, so the path
   /// has none, and there is no descent.
   void append(const Range& range, Path& path) noexcept {
-    path.leaf = last_;
-    path.pos = last_->count;
+    path.leaf = last();
+    path.pos = path.leaf->count;
     add_entry(path, range, NodeState::allocated);
   }
 
   /// Takes `piece` out of the free entry at the path; what is left on either side stays free, and
   /// the leaf must have space for it. The path is then at the piece.
   void split_entry(Path& path, const Range& piece) noexcept {
+    const std::uint64_t lo = path.leaf->min[path.pos];
+    const std::uint64_t hi = path.leaf->max[path.pos];
+    split_entry_in_leaf(path, piece);
+    tell_of_cut(path, lo, hi, piece);
+  }
+
+  /// As split_entry(), for a piece that find_again() has found: nothing outside the leaf changes.
+  void split_entry_in_leaf(Path& path, const Range& piece) noexcept {
     Leaf<T>& leaf = *path.leaf;
     const unsigned pos = path.pos;
     const std::uint64_t lo = leaf.min[pos];
@@ -231,7 +189,6 @@ class BPlusTree {
       leaf.max[path.pos + 1] = hi;
       leaf.free.set(path.pos + 1);
     }
-    tell_of_cut(path, lo, hi, piece);
   }
 
   /// Takes `piece` out of the free entry at the path and out of the tree; what is left on either side
@@ -289,7 +246,7 @@ class BPlusTree {
       --path.pos;
       path.leaf->max[path.pos] = touching.right ? after.leaf->max[after.pos] : range.max();
     }
-    above(path).grow(path.leaf->min[path.pos], path.leaf->max[path.pos]);
+    tell_of_gain(path, path.leaf->min[path.pos], path.leaf->max[path.pos]);
     if (!touching.left || !touching.right) return;
     // The entry on the left has grown over the one on the right, which goes.
     if (right_elsewhere) {
@@ -326,7 +283,7 @@ class BPlusTree {
       Path before;
       locate_key(left->min[left_pos], before);
       left->max[left_pos] = hi;
-      above(before).grow(left->min[left_pos], hi);
+      tell_of_gain(before, left->min[left_pos], hi);
       remove(path, 1 + right_here);
     } else {
       path.pos = pos - merge_left;
@@ -335,7 +292,7 @@ class BPlusTree {
       const unsigned gone = merge_left + right_here;
       if (gone != 0) leaf.close_gap(path.pos + 1, gone);
       size_ -= gone;
-      above(path).grow(leaf.min[path.pos], hi);
+      tell_of_gain(path, leaf.min[path.pos], hi);
       if (gone != 0) rebalance(path);
     }
     if (right_elsewhere) {
@@ -356,29 +313,46 @@ class BPlusTree {
     if (behind_ != nullptr) tell_of_behind();
   }
 
+  // -- repeating -------------------------------------------------------------------------------
+
+  /// Notes that a piece for the constraint was split off at the path, which was the first place for it.
+  void note_first_match(const Constraint& constraint, const Path& path) noexcept {
+    if (path.leaf == behind_) repeated_ = constraint;
+  }
+
+  /// The first place for the constraint, if it is the one that was noted, and the leaf has both the place
+  /// and space to split it off. The path then has the entry, but no ancestors.
+  [[nodiscard]] std::optional<Range> find_again(const Constraint& constraint,
+                                                Path& path) const noexcept {
+    if (behind_ == nullptr || repeated_ != constraint) return std::nullopt;
+    const Leaf<T>& leaf = *behind_;
+    const Request request(constraint);
+    for (Bits left = leaf.free; left.any(); left.reset_lowest()) {
+      const unsigned pos = left.lowest();
+      const auto place = request.lowest_in(leaf.min[pos], leaf.max[pos]);
+      if (!place) continue;
+      const Range piece = unchecked_range(*place, *place + request.extent());
+      path.leaf = behind_;
+      path.pos = pos;
+      if (leaf.count + sides_left(path, piece) > node_capacity) break;
+      return piece;
+    }
+    return std::nullopt;
+  }
+
   // -- learning --------------------------------------------------------------------------------
 
   /// Learns the alignment of a search that has tried `wasted` leaves in vain, if it is worth it. O(n)
   /// where it is, which searches have cost already. Paths stay good. Without the memory that the first
   /// one takes, nothing is learned.
   void learn(const Constraint& constraint, std::size_t wasted) noexcept {
-    if (learned_.is_of_interest(wasted)) [[unlikely]]
-      learn_if_worth_it(constraint, wasted);
-  }
-
-  [[gnu::noinline]] void learn_if_worth_it(const Constraint& constraint,
-                                           std::size_t wasted) noexcept {
-    if (height_ == 0) return;
-    LearnedAlignments learned = learned_;
-    const unsigned row = learned.learn(Request(constraint).low_bits(), wasted, size_);
-    if (row != 0 && !add_lengths()) return;
-    learned_ = learned;
-    if (row != 0) fill_lengths<T>(*static_cast<Inner*>(root_), height_, row, learned_);
+    Nodes::learn(constraint, wasted, size_);
   }
 
   /// The first rule that the structure breaks, as text; null when it breaks none. O(n).
   [[nodiscard]] const char* check() const noexcept {
-    return Checker<T>{root_, first_, last_, behind_, size_, height_, learned_}.first_broken_rule();
+    return Checker<T>{root(), first(), last(), behind_, repeated_, size_, height(), learned()}
+        .first_broken_rule();
   }
 
  private:
@@ -399,31 +373,26 @@ class BPlusTree {
     leaf.close_gap(path.pos, n);
     size_ -= n;
     if (leaf.count == 0) {  // the root, as other leaves never get as empty
-      root_ = first_ = last_ = nullptr;
-      stock_.put(path.leaf);
+      behind_ = nullptr;
+      Nodes::remove_last_leaf();
       return false;
     }
     if (path.pos == 0) propagate_key(path);
     return true;
   }
 
-  /// The path to the entry that begins at `key`, which there is.
-  void locate_key(std::uint64_t key, Path& path) const noexcept {
-    upper_bound(key, path);
-    --path.pos;
+  /// Restores the minimum fill of the leaf after a removal.
+  void rebalance(const Path& path) noexcept {
+    if (!Nodes::is_too_empty(*path.leaf)) return;
+    settle();  // it may be this leaf or the sibling
+    Nodes::fill_up(path);
   }
 
-  /// Has space for learned lengths in all inner nodes. False when there is no memory for it.
-  [[nodiscard]] bool add_lengths() noexcept {
-    return stock_.with_lengths() ||
-           (detail::add_lengths(*static_cast<Inner*>(root_), height_) && stock_.add_lengths());
-  }
-
-  // -- summaries and keys ----------------------------------------------------------------------
+  // -- telling the ancestors -------------------------------------------------------------------
 
   /// The summaries of the path's leaf, to be told what has changed in it.
   [[nodiscard]] AncestorSummaries<T> above(const Path& path) const noexcept {
-    return {path, height_, learned_};
+    return {path, height(), learned()};
   }
 
   [[gnu::noinline]] void tell_of_behind() noexcept {
@@ -438,214 +407,37 @@ class BPlusTree {
     above(path).shrink();
   }
 
+  /// Tells the ancestors that the leaf has gained the free entry [lo, hi].
+  void tell_of_gain(const Path& path, std::uint64_t lo, std::uint64_t hi) noexcept {
+    repeated_.reset();
+    above(path).grow(lo, hi);
+  }
+
   /// Tells the ancestors that the free entry [lo, hi] has shrunk to what is left of it around `piece`;
   /// or leaves the leaf behind, where it has space for such a piece again.
   void tell_of_cut(const Path& path, std::uint64_t lo, std::uint64_t hi,
                    const Range& piece) noexcept {
-    if (height_ == 0) return;
     const std::uint64_t left = std::max(piece.min() - lo, hi - piece.max());
     const bool again = left > piece.max() - piece.min();
     if (behind_ == path.leaf) {
       if (!again) tell_of_loss(path);
     } else if (!again) {
       above(path).cut(lo, hi, piece);
-    } else if (above(path).is_affected_by_cut(lo, hi, piece)) {
+    } else if (height() == 0 || above(path).is_affected_by_cut(lo, hi, piece)) {
       settle();
       behind_ = path.leaf;
+      repeated_.reset();
     }
   }
 
-  /// The leaf's first key has changed: updates it in the ancestors that hold it.
-  void propagate_key(const Path& path) noexcept {
-    for (unsigned level = 0; level < height_; ++level) {
-      path.ancestors[level].node->key[path.ancestors[level].slot] = path.leaf->min[0];
-      if (path.ancestors[level].slot != 0) return;
-    }
-  }
+  using Nodes::learned;
+  using Nodes::locate_key;
+  using Nodes::make_space;
+  using Nodes::propagate_key;
 
-  // -- splitting -------------------------------------------------------------------------------
-
-  /// Has the nodes in stock to split the leaf, each ancestor that is full in turn, and the root if it
-  /// is one.
-  [[gnu::noinline]] void prepare_split_nodes(const Path& path) {
-    if (left_of_roomy_pair(path) != node_capacity) return;
-    unsigned level = 0;
-    while (level < height_ && path.ancestors[level].node->count == node_capacity)
-      ++level;
-    stock_.prepare({.leaves = 1, .inner = level + (level == height_)});
-  }
-
-  /// The leaf is full: which slot of its parent has the left one of the leaf and a sibling that has
-  /// space; 32 when neither sibling has. One that is nearly full does not count, as it would soon have to
-  /// give what it got to the next.
-  [[nodiscard]] unsigned left_of_roomy_pair(const Path& path) const noexcept {
-    if (height_ == 0) return node_capacity;
-    const PathStep& step = path.ancestors[0];
-    const auto is_roomy = [&step](unsigned slot) {
-      return step.node->child[slot]->count <= node_roomy;
-    };
-    if (step.slot > 0 && is_roomy(step.slot - 1)) return step.slot - 1;
-    if (step.slot + 1 < step.node->count && is_roomy(step.slot + 1)) return step.slot;
-    return node_capacity;
-  }
-
-  /// Makes space in the full leaf: gives entries to a sibling, or else splits it.
-  [[gnu::noinline]] void make_space(Path& path) noexcept {
-    settle();  // it may be this leaf or the sibling
-    const unsigned slot = left_of_roomy_pair(path);
-    if (slot == node_capacity) {
-      split_leaf(path);
-    } else {
-      share_with_sibling(path, slot);
-    }
-  }
-
-  /// Evens out the leaf and its sibling, of which the left one is in this slot of their parent. What has
-  /// been filled in one direction goes on like that: there the sibling is filled up.
-  void share_with_sibling(Path& path, unsigned slot) noexcept {
-    PathStep& step = path.ancestors[0];
-    Inner& parent = *step.node;
-    Leaf<T>* const left = static_cast<Leaf<T>*>(parent.child[slot]);
-    Leaf<T>* const right = static_cast<Leaf<T>*>(parent.child[slot + 1]);
-    const unsigned total = left->count + right->count;
-    const unsigned pos = path.pos + (path.leaf == right ? left->count : 0);
-    unsigned in_left = total / 2;
-    if (right == last_ && pos + 1 >= total) in_left = node_capacity;
-    if (left == first_ && pos == 0) in_left = total - node_capacity;
-    Leaf<T>::redistribute(*left, *right, in_left);
-    parent.summarise(slot, *left, learned_);
-    parent.summarise(slot + 1, *right, learned_);
-    parent.key[slot + 1] = right->min[0];
-    const bool in_right = pos >= in_left;
-    step.slot = slot + in_right;
-    path.leaf = in_right ? right : left;
-    path.pos = pos - (in_right ? in_left : 0);
-  }
-
-  /// Splits the leaf, and every ancestor that is full in turn.
-  void split_leaf(Path& path) noexcept {
-    Leaf<T>* const left = path.leaf;
-    Leaf<T>* const right = stock_.take_leaf();
-    right->prev = left;
-    right->next = left->next;
-    (left->next != nullptr ? left->next->prev : last_) = right;
-    left->next = right;
-    // Filling a space in ascending order only ever appends to the last leaf: the left half stays as
-    // it is, so it is left well filled.
-    Leaf<T>::redistribute(*left, *right,
-                          right == last_ ? left->count - node_minimum : left->count / 2);
-
-    if (height_ == 0) {
-      grow_root(path, left);
-    } else {
-      path.ancestors[0].node->summarise(path.ancestors[0].slot, *left, learned_);
-    }
-    insert_child_after(path, 0, right);
-    if (path.pos >= left->count) {
-      path.pos -= left->count;
-      path.leaf = right;
-      ++path.ancestors[0].slot;
-    }
-  }
-
-  /// Inserts `node` right after the path's child at this level. The path keeps its child.
-  template <typename N>
-  void insert_child_after(Path& path, unsigned level, N* node) noexcept {
-    PathStep& step = path.ancestors[level];
-    const bool full = step.node->count == node_capacity;
-    if (full) {
-      Inner* const left = step.node;
-      Inner* const right = stock_.take_inner();
-      Inner::redistribute(*left, *right, node_capacity / 2);
-      if (level + 1 == height_) {
-        grow_root(path, left);
-      } else {
-        path.ancestors[level + 1].node->summarise(path.ancestors[level + 1].slot, *left, learned_);
-      }
-      insert_child_after(path, level + 1, right);
-      if (step.slot >= left->count) {
-        step = {right, step.slot - left->count};
-        ++path.ancestors[level + 1].slot;
-      }
-    }
-    step.node->insert(step.slot + 1, node, learned_);
-    if (!full) return;
-    // The split has updated the ancestors' summaries, but without this child.
-    for (; level + 1 < height_; ++level) {
-      const PathStep& above_step = path.ancestors[level + 1];
-      above_step.node->summarise(above_step.slot, *path.ancestors[level].node, learned_);
-    }
-  }
-
-  /// Makes the root the only child of a new root.
-  template <typename N>
-  void grow_root(Path& path, N* old_root) noexcept {
-    Inner* const root = stock_.take_inner();
-    root->insert(0, old_root, learned_);
-    root_ = root;
-    path.ancestors[height_++] = {root, 0};
-  }
-
-  // -- merging ---------------------------------------------------------------------------------
-
-  /// Restores the minimum fill of the leaf after a removal.
-  void rebalance(Path& path) noexcept {
-    if (height_ == 0 || path.leaf->count >= node_minimum) return;
-    settle();  // it may be this leaf or the sibling
-    if (merge_or_redistribute<Leaf<T>>(path.ancestors[0])) rebalance_inner(path, 0);
-  }
-
-  /// Restores the minimum fill of the inner node at this level, which has lost a child; a root with
-  /// one child is replaced by it.
-  void rebalance_inner(Path& path, unsigned level) noexcept {
-    Inner* node = path.ancestors[level].node;
-    if (level + 1 == height_) {
-      if (node->count > 1) return;
-      root_ = node->child[0];
-      --height_;
-      node->close_gap(0, 1);
-      stock_.put(node);
-    } else if (node->count < node_minimum) {
-      if (merge_or_redistribute<Inner>(path.ancestors[level + 1])) rebalance_inner(path, level + 1);
-    }
-  }
-
-  /// Evens out the child with a sibling, or merges the two; returns whether they were merged.
-  template <typename N>
-  bool merge_or_redistribute(const PathStep& step) noexcept {
-    Inner& parent = *step.node;
-    const unsigned slot = step.slot == 0 ? 0 : step.slot - 1;
-    N* const left_node = static_cast<N*>(parent.child[slot]);
-    N* const right_node = static_cast<N*>(parent.child[slot + 1]);
-    N& left = *left_node;
-    N& right = *right_node;
-    const unsigned total = left.count + right.count;
-    if (total > node_roomy) {
-      N::redistribute(left, right, total / 2);
-      parent.summarise(slot, left, learned_);
-      parent.summarise(slot + 1, right, learned_);
-      parent.key[slot + 1] = right.first_key();
-      return false;
-    }
-    N::redistribute(left, right, total);
-    parent.summarise(slot, left, learned_);
-    parent.close_gap(slot + 1, 1);
-    if constexpr (std::is_same_v<N, Leaf<T>>) {
-      left.next = right.next;
-      (right.next != nullptr ? right.next->prev : last_) = left_node;
-    }
-    stock_.put(right_node);
-    return true;
-  }
-
-  Node* root_ = nullptr;
-  Leaf<T>* first_ = nullptr;
-  Leaf<T>* last_ = nullptr;
-  Leaf<T>* behind_ = nullptr;  ///< whose ancestors believe that more is free in it than there is
   std::size_t size_ = 0;
-  unsigned height_ = 0;  ///< levels of inner nodes; 0 when the root is a leaf
-  LearnedAlignments learned_;
-  NodeStock<T> stock_;
+  Leaf<T>* behind_ = nullptr;  ///< whose ancestors believe that more is free in it than there is
+  std::optional<Constraint> repeated_;  ///< has no place before the leaf that is behind
 };
 
 }  // namespace vmspace::detail

@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 
+#include "vmspace/allocator/constraint.hpp"
 #include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/detail/learned_alignments.hpp"
 #include "vmspace/allocator/detail/node.hpp"
@@ -22,11 +23,13 @@ template <typename T>
 class Checker {
  public:
   Checker(const Node* root, const Leaf<T>* first, const Leaf<T>* last, const Leaf<T>* behind,
-          std::size_t size, unsigned height, const LearnedAlignments& learned) noexcept
+          const std::optional<Constraint>& repeated, std::size_t size, unsigned height,
+          const LearnedAlignments& learned) noexcept
       : root_(root),
         first_(first),
         last_(last),
         behind_(behind),
+        repeated_(repeated),
         size_(size),
         height_(height),
         learned_(learned) {}
@@ -41,9 +44,7 @@ class Checker {
     check(*root_, height_);
     if (broken_ != nullptr) return broken_;
     if (leaf_ != last_ || last_->next != nullptr) return "the last leaf must end the chain";
-    if (behind_ != nullptr && (height_ == 0 || !has_seen_behind_)) {
-      return "a leaf that is behind must have ancestors";
-    }
+    if (behind_ != nullptr && !has_seen_behind_) return "a leaf that is behind must be in the tree";
     if (entries_ != size_) return "size() must be the number of entries";
     return nullptr;
   }
@@ -57,7 +58,7 @@ class Checker {
   /// Checks a subtree; returns its summary.
   FreeSummary check(const Node& node, unsigned level) noexcept {
     const unsigned least = &node != root_ ? node_minimum : level == 0 ? 1 : 2;
-    if (node.count < least) return broken("a node must be at least a third full");
+    if (node.count < least) return broken("a node must be at least three eighths full");
     if (node.count > node_capacity) return broken("a node must have at most 32 entries");
     if (level == 0) return check_leaf(static_cast<const Leaf<T>&>(node));
 
@@ -108,6 +109,9 @@ class Checker {
     }
     leaf_ = std::addressof(leaf);
     if (leaf_ == behind_) has_seen_behind_ = true;
+    if (behind_ != nullptr && !has_seen_behind_ && repeated_ && has_place(leaf, *repeated_)) {
+      return broken("what is found again must have no place before the leaf that is behind");
+    }
     if (leaf.free.from(leaf.count).any() || leaf.valued.from(leaf.count).any()) {
       return broken("an unused entry must have no state");
     }
@@ -127,10 +131,20 @@ class Checker {
     return leaf.summary();
   }
 
+  static bool has_place(const Leaf<T>& leaf, const Constraint& constraint) noexcept {
+    const Request request(constraint);
+    for (Bits left = leaf.free; left.any(); left.reset_lowest()) {
+      const unsigned pos = left.lowest();
+      if (request.lowest_in(leaf.min[pos], leaf.max[pos])) return true;
+    }
+    return false;
+  }
+
   const Node* root_;
   const Leaf<T>* first_;
   const Leaf<T>* last_;
   const Leaf<T>* behind_;
+  const std::optional<Constraint>& repeated_;
   std::size_t size_;
   unsigned height_;
   const LearnedAlignments& learned_;

@@ -94,6 +94,7 @@ class FreeSearch {
       Node* const child = inner_->child[slot_];
       if (level_ == 1) {
         enter(child);
+        if (leaves_are_far(height_)) path_.leaf->prefetch();
         slot_ = slot_after(*inner_, slot_);
         return true;
       }

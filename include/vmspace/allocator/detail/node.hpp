@@ -31,8 +31,9 @@ namespace vmspace::detail {
 /// Entries in a leaf, children of an inner node.
 inline constexpr unsigned node_capacity = 32;
 
-/// Every node but the root has at least this many: a third.
-inline constexpr unsigned node_minimum = (node_capacity + 2) / 3;
+/// Every node but the root has at least this many: three eighths, which bounds the memory of a tree that
+/// has been thinned out. With half, entries would go back and forth between two siblings.
+inline constexpr unsigned node_minimum = node_capacity * 3 / 8;
 
 /// A node that has at most this many has space for more: two siblings are merged when together they have
 /// no more, and a full leaf gives entries to a sibling that has no more. Fewer than fit, so that the
@@ -173,6 +174,15 @@ struct Leaf : Node {
   }
 
   [[nodiscard]] std::uint64_t first_key() const noexcept { return min[0]; }
+
+  /// Begins to load the leaf. A change reads most of it, one part after the other.
+  void prefetch() const noexcept {
+    constexpr std::size_t line = 64;
+    constexpr std::size_t most = 1024;  // a change needs few of its values, where they are large
+    const char* const begin = reinterpret_cast<const char*>(this);
+    for (std::size_t at = 0; at < std::min(sizeof *this, most); at += line)
+      __builtin_prefetch(begin + at);
+  }
 
   [[nodiscard]] FreeSummary summary() const noexcept {
     FreeSummaryBuilder all;

@@ -15,7 +15,7 @@
 namespace vmspace::detail {
 
 /// How many nodes a tree of some number of entries has at most. Every node but the root is at least
-/// a third full; that bounds the leaves, and level by level the nodes above them.
+/// three eighths full; that bounds the leaves, and level by level the nodes above them.
 struct NodeCounts {
   std::size_t leaves = 0;
   std::size_t inner = 0;

@@ -8,8 +8,14 @@
 
 namespace vmspace::detail {
 
-/// Nodes are at least a third full, so 16 levels are more than a 64-bit address space can hold.
+/// Nodes are at least three eighths full, so 16 levels are more than a 64-bit address space can hold.
 inline constexpr unsigned max_height = 16;
+
+/// Whether a tree of this height has so many leaves, from some ten thousand entries on, that the leaf at
+/// the end of a path is probably not in a near cache.
+constexpr bool leaves_are_far(unsigned height) noexcept {
+  return height > 2;
+}
 
 /// An inner node, and the child taken there.
 struct PathStep {
