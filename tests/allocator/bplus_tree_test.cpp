@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -220,7 +221,7 @@ TEST(BPlusTree, CheckNamesTheRuleThatIsBroken) {
       {"an aligned length must be exact for its subtree",
        [](auto& at) { --at.ancestors[0].node->lengths(1)[at.ancestors[0].slot]; }},
       {"a node must have space for the lengths that the tree has learned",
-       [](auto& at) { at.ancestors[0].node->learned.reset(); }},
+       [](auto& at) { delete std::exchange(at.ancestors[0].node->learned, nullptr); }},
       {"the lengths of an unused child must be 0",
        [](auto& at) { at.ancestors[0].node->lengths(1)[31] = 1; }},
       {"the summary of an unused child must be empty",

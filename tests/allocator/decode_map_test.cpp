@@ -2,6 +2,7 @@
 
 #include "vmspace/allocator/decode_map.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <memory>

@@ -2,6 +2,7 @@
 
 #include "vmspace/allocator/detail/free_summary.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <vector>

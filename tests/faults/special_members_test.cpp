@@ -7,6 +7,7 @@
 // Every public type that owns memory and can be copied is here; views, readers, mappings and
 // harvests can't be, and plain numbers own nothing.
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>

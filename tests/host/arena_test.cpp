@@ -2,6 +2,8 @@
 
 #include "vmspace/host/arena.hpp"
 
+#include <algorithm>
+
 #include <gtest/gtest.h>
 
 #include "vmspace/memory/memory_region.hpp"

@@ -4,6 +4,8 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
+
 #include <gtest/gtest.h>
 
 #include "vmspace/host/memory_mapping.hpp"

@@ -72,6 +72,18 @@ std::vector<std::string> included_files(const fs::path& file) {
   return names;
 }
 
+// Standard headers that add thousands of lines to every file that includes ours. The allocator, which
+// many use alone, does without a few more.
+bool is_costly(std::string_view layer, std::string_view header) {
+  static const std::vector<std::string_view> everywhere = {
+      "algorithm", "format", "fstream", "iomanip", "iostream",     "ostream",
+      "random",    "ranges", "regex",   "sstream", "unordered_map"};
+  static const std::vector<std::string_view> in_allocator = {
+      "atomic", "chrono", "condition_variable", "future", "memory", "thread", "variant"};
+  return std::ranges::find(everywhere, header) != everywhere.end() ||
+         (layer == "allocator" && std::ranges::find(in_allocator, header) != in_allocator.end());
+}
+
 // Every violation below `folder`, which stands for include/vmspace or for src.
 std::vector<std::string> violations(const fs::path& folder, bool headers) {
   std::vector<std::string> found;
@@ -90,6 +102,9 @@ std::vector<std::string> violations(const fs::path& folder, bool headers) {
     for (const std::string& name : included_files(entry.path())) {
       const bool is_fmt_header = relative == "fmt.hpp";
       if (name.starts_with("boost/") && headers) report(name, "Boost is private to src");
+      if (headers && !from.empty() && is_costly(from, name)) {
+        report(name, "a standard header that costs every user too much");
+      }
       if (name.starts_with("fmt/") && headers && !is_fmt_header) {
         report(name, "fmt is private to src and the adapter");
       }
@@ -191,6 +206,14 @@ TEST_F(BrokenTree, ASourceThatReachesIntoAHigherLayersSourcesIsFound) {
 TEST_F(BrokenTree, PrivateDependenciesInHeadersAreFound) {
   write("address_space/layout.hpp",
         "#include <boost/icl/interval_set.hpp>\n#include <fmt/core.h>\n");
+  EXPECT_EQ(violations(root_, true).size(), 2u);
+  EXPECT_THAT(violations(root_, false), IsEmpty());
+}
+
+TEST_F(BrokenTree, StandardHeadersThatCostTooMuchAreFoundInHeaders) {
+  write("base/error.hpp", "#include <algorithm>\n#include <memory>\n");
+  write("allocator/range.hpp", "#include <memory>\n");
+  write("ostream.hpp", "#include <ostream>\n");
   EXPECT_EQ(violations(root_, true).size(), 2u);
   EXPECT_THAT(violations(root_, false), IsEmpty());
 }

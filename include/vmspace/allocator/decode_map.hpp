@@ -12,7 +12,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -70,19 +69,17 @@ class DecodeMap {
                    .first = Operand::number(entries.size()),
                    .second = Operand::number(max_ranges)});
     }
-    std::ranges::sort(entries, {}, [](const Entry& entry) { return entry.range.min(); });
-    const auto overlapping = std::ranges::adjacent_find(
-        entries,
-        [](const Entry& lower, const Entry& upper) { return lower.range.overlaps(upper.range); });
-    if (overlapping != entries.end()) {
-      const Range lower = overlapping->range;
-      const Range upper = std::next(overlapping)->range;
-      return fail({.code = Errc::overlap,
-                   .operation = operation,
-                   .first = Operand::range(upper.min(), upper.max()),
-                   .second = Operand::range(lower.min(), lower.max())});
+    IntervalTree<std::size_t> order;
+    for (std::size_t i = 0; i < entries.size(); ++i) {
+      if (const auto placed = order.insert(entries[i].range, i); !placed) {
+        return fail(placed.error().in(operation));
+      }
     }
-    return DecodeMap(std::move(entries));
+    std::vector<Entry> sorted;
+    sorted.reserve(entries.size());
+    for (const IntervalEntry<std::size_t>& entry : order)
+      sorted.push_back(std::move(entries[*entry.value]));
+    return DecodeMap(std::move(sorted));
   }
 
   /// Makes a map of the ranges of a tree that hold a value, with copies of the values. Errors:

@@ -8,10 +8,10 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <tuple>
 
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/base/detail/address_of.hpp"
 
 namespace vmspace {
 
@@ -20,6 +20,11 @@ enum class NodeState : std::uint8_t {
   free,       ///< may be allocated
   allocated,  ///< taken, without a value
   valued,     ///< taken, and holds a value
+};
+
+/// The value of a tree that is to hold none: IntervalTree<>.
+struct NoValue {
+  friend constexpr bool operator==(NoValue, NoValue) = default;
 };
 
 /// A range of a tree, its state and its value.
@@ -50,7 +55,7 @@ template <typename T>
 class ValuedRange : public Range {
  public:
   ValuedRange(const Range& range, T& value) noexcept
-      : Range(range), value_(std::addressof(value)) {}
+      : Range(range), value_(detail::address_of(value)) {}
 
   /// The value inside the tree. O(1).
   [[nodiscard]] T& value() const noexcept { return *value_; }

@@ -17,12 +17,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
-#include <memory>
-#include <ranges>
+#include <span>
 
 #include "vmspace/allocator/detail/node.hpp"
 #include "vmspace/allocator/interval_entry.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/base/detail/address_of.hpp"
 
 namespace vmspace {
 
@@ -44,7 +44,7 @@ template <typename Value>
 class Arrow {
  public:
   explicit Arrow(const Value& value) noexcept : value_(value) {}
-  [[nodiscard]] const Value* operator->() const noexcept { return std::addressof(value_); }
+  [[nodiscard]] const Value* operator->() const noexcept { return address_of(value_); }
 
  private:
   Value value_;
@@ -172,7 +172,7 @@ class FreeRangeIterator {
 //
 // Not std::ranges::subrange, which clang 14 does not compile with libstdc++ 12.
 template <typename I>
-class IntervalView : public std::ranges::view_base {
+class IntervalView {
  public:
   IntervalView() = default;
   IntervalView(I first, I last) noexcept : first_(first), last_(last) {}
@@ -189,6 +189,9 @@ class IntervalView : public std::ranges::view_base {
 
 }  // namespace vmspace
 
-// Its iterators point into the tree, not into the view.
+// <ranges> declares these, and so does every header with views of its own, such as <span>, which is a
+// tenth as long. A view: it is two iterators. Borrowed: they point into the tree, not into the view.
+template <typename I>
+inline constexpr bool std::ranges::enable_view<vmspace::IntervalView<I>> = true;
 template <typename I>
 inline constexpr bool std::ranges::enable_borrowed_range<vmspace::IntervalView<I>> = true;

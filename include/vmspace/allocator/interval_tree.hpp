@@ -47,18 +47,14 @@
 
 #pragma once
 
-#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
 #include <limits>
-#include <memory>
 #include <optional>
-#include <ranges>
 #include <type_traits>
 #include <utility>
-#include <variant>
 
 #include "vmspace/allocator/constraint.hpp"
 #include "vmspace/allocator/detail/bplus_tree.hpp"
@@ -69,6 +65,8 @@
 #include "vmspace/allocator/interval_iterator.hpp"
 #include "vmspace/allocator/interval_tree_stats.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/base/detail/address_of.hpp"
+#include "vmspace/base/detail/min_max.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/base/try.hpp"
 
@@ -94,7 +92,7 @@ namespace vmspace {
 /// ranges; except the end iterator of an empty tree.
 ///
 /// Threads: const calls may run at the same time; any other call excludes all others.
-template <typename T = std::monostate>
+template <typename T = NoValue>
 class IntervalTree {
   static_assert(std::is_object_v<T> && !std::is_array_v<T> && !std::is_const_v<T>);
   static_assert(std::is_nothrow_move_constructible_v<T> && std::is_nothrow_destructible_v<T>,
@@ -123,7 +121,7 @@ class IntervalTree {
   = default;
   /// Replaces this tree by a copy; when that throws, this tree is as it was. O(n).
   IntervalTree& operator=(const IntervalTree& other) requires std::copy_constructible<T> {
-    if (this != std::addressof(other)) {
+    if (this != detail::address_of(other)) {
       IntervalTree copy(other);
       swap(copy);
     }
@@ -145,7 +143,12 @@ class IntervalTree {
   /// Two trees are equal when they have the same ranges with the same states and values. O(n).
   friend bool operator==(const IntervalTree& a,
                          const IntervalTree& b) requires std::equality_comparable<T> {
-    return a.size() == b.size() && std::ranges::equal(a, b);
+    if (a.size() != b.size()) return false;
+    auto other = b.begin();
+    for (const IntervalEntry<T>& entry : a) {
+      if (!(entry == *other++)) return false;
+    }
+    return true;
   }
 
   // -- what may be allocated -----------------------------------------------------------------
@@ -161,7 +164,7 @@ class IntervalTree {
   /// of it is in the tree. Returns a pointer to the stored value, never null. O(log n), amortised
   /// O(1) above all other ranges: building in ascending order needs no hint.
   [[nodiscard]] Result<T*> insert(Range range, T&& value) {
-    return insert_entry(range, std::addressof(value));
+    return insert_entry(range, detail::address_of(value));
   }
   [[nodiscard]] Result<T*> insert(Range range, const T& value) requires std::copy_constructible<T> {
     return insert(range, T(value));
@@ -207,10 +210,10 @@ class IntervalTree {
   [[nodiscard]] Result<ValuedRange<T>> allocate(const Constraint& constraint, T&& value) {
     typename Tree::Path at;
     if (const auto again = tree_.find_again(constraint, at)) {
-      return ValuedRange<T>(*again, *take_again(at, *again, std::addressof(value)));
+      return ValuedRange<T>(*again, *take_again(at, *again, detail::address_of(value)));
     }
     const Range place = VMSPACE_TRY(choose_place(constraint, "IntervalTree::allocate", at));
-    return ValuedRange<T>(place, *take_for(constraint, at, place, std::addressof(value)));
+    return ValuedRange<T>(place, *take_for(constraint, at, place, detail::address_of(value)));
   }
   [[nodiscard]] Result<ValuedRange<T>> allocate(
       const Constraint& constraint, const T& value) requires std::copy_constructible<T> {
@@ -233,7 +236,7 @@ class IntervalTree {
   [[nodiscard]] Result<ValuedRange<T>> allocate_at(Range range, T&& value) {
     typename Tree::Path at;
     if (!locate_free(range, at)) return failure("IntervalTree::allocate_at").not_free(range);
-    return ValuedRange<T>(range, *take(at, range, std::addressof(value)));
+    return ValuedRange<T>(range, *take(at, range, detail::address_of(value)));
   }
   [[nodiscard]] Result<ValuedRange<T>> allocate_at(
       Range range, const T& value) requires std::copy_constructible<T> {
@@ -247,7 +250,7 @@ class IntervalTree {
   [[nodiscard]] Result<std::optional<T>> update(Range range, T&& value) {
     typename Tree::Path at;
     if (!locate_taken(range, at)) return failure("IntervalTree::update").not_taken(range);
-    std::optional<T> held = hold(std::addressof(value));  // it may be the one that comes out
+    std::optional<T> held = hold(detail::address_of(value));  // it may be the one that comes out
     std::optional<T> before = take_value(at);
     put_value(at, held);
     return before;
@@ -401,7 +404,7 @@ class IntervalTree {
       }
       if (entry.state == NodeState::free) {
         stats.free_amount = saturated(stats.free_amount, amount);
-        stats.largest_free = std::max(stats.largest_free, amount);
+        stats.largest_free = detail::max_of(stats.largest_free, amount);
       } else {
         stats.taken_amount = saturated(stats.taken_amount, amount);
       }

@@ -12,7 +12,6 @@
 
 #pragma once
 
-#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -46,7 +45,10 @@ namespace detail {
 class [[nodiscard]] Lease {
  public:
   /// `other` holds nothing afterwards.
-  Lease(Lease&& other) noexcept = default;
+  Lease(Lease&& other) noexcept
+      : pool_(std::move(other.pool_)),
+        holding_(std::exchange(other.holding_, nullptr)),
+        range_(other.range_) {}
   /// Returns the range that this lease holds, if any, and takes over that of `other`, which holds
   /// nothing afterwards. Assigning a lease to itself changes nothing.
   Lease& operator=(Lease&& other) noexcept {
@@ -61,7 +63,7 @@ class [[nodiscard]] Lease {
   }
 
   /// Whether it holds a range.
-  [[nodiscard]] bool is_held() const noexcept { return pool_ != nullptr; }
+  [[nodiscard]] bool is_held() const noexcept { return holding_ != nullptr; }
 
   /// The range that it holds; when it holds nothing, the one that it held last. O(1).
   [[nodiscard]] Range range() const noexcept { return range_; }
@@ -86,25 +88,24 @@ class [[nodiscard]] Lease {
   /// a range that nobody may get again, because what it numbers could not be taken down. Does
   /// nothing when it holds nothing. O(1).
   void abandon() noexcept {
-    static_cast<void>(holding_.release());  // the pool's
-    pool_.reset();
+    holding_ = nullptr;  // the pool's
+    pool_ = {};
   }
 
  private:
   friend class RangePool;
 
-  Lease(std::shared_ptr<detail::RangePoolState> pool,
-        std::unique_ptr<detail::LeaseHolding> holding) noexcept
-      : pool_(std::move(pool)), holding_(std::move(holding)), range_(holding_->range) {}
+  Lease(const detail::PoolOwner& pool, detail::LeaseHolding* holding) noexcept
+      : pool_(pool), holding_(holding), range_(holding->range) {}
 
   void give_back() noexcept {
     pool_->give_back(*holding_);
-    holding_.reset();
-    pool_.reset();
+    delete std::exchange(holding_, nullptr);
+    pool_ = {};
   }
 
-  std::shared_ptr<detail::RangePoolState> pool_;   ///< null when it holds nothing
-  std::unique_ptr<detail::LeaseHolding> holding_;  ///< null exactly when pool_ is
+  detail::PoolOwner pool_;                   ///< of nothing when it holds nothing
+  detail::LeaseHolding* holding_ = nullptr;  ///< null when it holds nothing
   Range range_;
 };
 
@@ -133,7 +134,7 @@ class RangePool {
   /// they merge. The name appears in errors.
   [[nodiscard]] static Result<RangePool> create(std::string name,
                                                 const std::vector<Range>& ranges) {
-    RangePool pool(std::make_shared<detail::RangePoolState>(std::move(name)));
+    const RangePool pool(new detail::RangePoolState(std::move(name)));
     for (const Range& range : ranges) {
       VMSPACE_TRY(pool.state_->insert(range, "RangePool::create"));
     }
@@ -156,26 +157,26 @@ class RangePool {
   /// Acquires a range that satisfies the constraint. The tag says who holds it, and appears in
   /// holders() and in errors. Errors and cost are those of IntervalTree::allocate.
   [[nodiscard]] Result<Lease> acquire(const Constraint& constraint, std::string tag) const {
-    std::unique_ptr<detail::LeaseHolding> holding;
+    detail::LeaseHolding* holding = nullptr;
     VMSPACE_TRY(state_->acquire(constraint, detail::MakeLeaseHolding{holding, tag}));
-    return Lease(state_, std::move(holding));
+    return Lease(state_, holding);
   }
 
   /// Acquires exactly this range. Errors and cost are those of IntervalTree::allocate_at; where a
   /// part of it is held, the error has the tag of the lowest holder as the detail of its text, and
   /// costs O(n) in what is held.
   [[nodiscard]] Result<Lease> acquire_at(Range range, std::string tag) const {
-    std::unique_ptr<detail::LeaseHolding> holding;
+    detail::LeaseHolding* holding = nullptr;
     VMSPACE_TRY(state_->acquire_at(range, detail::MakeLeaseHolding{holding, tag}));
-    return Lease(state_, std::move(holding));
+    return Lease(state_, holding);
   }
 
   /// Lists the ranges that are held, with their tags, in address order. O(n log n); allocates.
   [[nodiscard]] std::vector<RangeHolder> holders() const {
     std::vector<RangeHolder> holders;
-    state_->for_each_held([&](const detail::PoolHolding& holding) {
-      holders.push_back({holding.range, std::string(holding.tag)});
-    });
+    for (const IntervalEntry<std::string>& entry : snapshot()) {
+      if (entry.value != nullptr) holders.push_back({entry.range, *entry.value});
+    }
     return holders;
   }
 
@@ -198,16 +199,15 @@ class RangePool {
 
   /// Whether two handles are of one pool.
   [[nodiscard]] bool same_as(const RangePool& other) const noexcept {
-    return state_ == other.state_;
+    return state_.get() == other.state_.get();
   }
 
  private:
   friend detail::RangePoolState& detail::state_of(const RangePool& pool) noexcept;
 
-  explicit RangePool(std::shared_ptr<detail::RangePoolState> state) noexcept
-      : state_(std::move(state)) {}
+  explicit RangePool(detail::RangePoolState* state) noexcept : state_(state) {}
 
-  std::shared_ptr<detail::RangePoolState> state_;  ///< never null
+  detail::PoolOwner state_;  ///< never of nothing
 };
 
 inline detail::RangePoolState& detail::state_of(const RangePool& pool) noexcept {

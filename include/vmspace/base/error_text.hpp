@@ -9,7 +9,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <concepts>
 #include <cstddef>
@@ -18,6 +17,7 @@
 #include <type_traits>
 
 #include "vmspace/base/cxx20.hpp"
+#include "vmspace/base/detail/min_max.hpp"
 
 namespace vmspace {
 
@@ -132,8 +132,9 @@ class ErrorText {
   struct Both {};
   constexpr ErrorText(Both, std::string_view subject, std::string_view detail) noexcept {
     const std::size_t wanted = detail::printable_size(subject);
-    const std::size_t other = std::min(detail::printable_size(detail), capacity);
-    subject_size_ = copy(subject, 0, std::min(wanted, std::max(capacity - other, capacity / 2)));
+    const std::size_t other = detail::min_of(detail::printable_size(detail), capacity);
+    const std::size_t room = detail::max_of(capacity - other, capacity / 2);
+    subject_size_ = copy(subject, 0, detail::min_of(wanted, room));
     detail_size_ = copy(detail, subject_size_, capacity - subject_size_);
   }
 

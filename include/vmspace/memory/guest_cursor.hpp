@@ -30,7 +30,6 @@
 
 #include <sys/uio.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -38,6 +37,7 @@
 #include <utility>
 
 #include "vmspace/address_space/guest_range.hpp"
+#include "vmspace/base/detail/min_max.hpp"
 #include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/detail/guest_access.hpp"
@@ -87,7 +87,7 @@ class VMSPACE_EXPORT GuestCursor {
     // By value, or it would be loaded anew for each range.
     const detail::Translator translator = memory.translator_;
     iovec* const pieces = iovecs_.inline_values();
-    const std::size_t most = std::min(ranges.size(), detail::inline_pieces);
+    const std::size_t most = detail::min_of(ranges.size(), detail::inline_pieces);
     const std::byte* end = nullptr;
     std::uint64_t total = 0;  // does not wrap: no mapping has 2^60 bytes
     std::size_t count = 0;

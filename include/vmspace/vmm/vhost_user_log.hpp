@@ -11,13 +11,13 @@
 
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <memory>
 
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/address_space/guest_range.hpp"
+#include "vmspace/base/detail/min_max.hpp"
 #include "vmspace/base/export.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/memory/region_descriptor.hpp"
@@ -97,7 +97,7 @@ class VMSPACE_EXPORT VhostUserLog {
     const std::uint64_t first = range.base.value() / page_size;
     if (first >= pages) return;
     const std::uint64_t last =
-        std::min(pages - 1, (range.base.value() + (range.size - 1)) / page_size);
+        detail::min_of(pages - 1, (range.base.value() + (range.size - 1)) / page_size);
     for (std::uint64_t word = first / 64; word <= last / 64; ++word) {
       std::uint64_t mask = ~std::uint64_t{0};
       if (word == first / 64) mask &= ~std::uint64_t{0} << first % 64;

@@ -29,7 +29,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -44,6 +43,7 @@
 #include "vmspace/allocator/detail/tree_path.hpp"
 #include "vmspace/allocator/interval_entry.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/base/detail/min_max.hpp"
 
 namespace vmspace::detail {
 
@@ -417,7 +417,7 @@ class BPlusTree : private TreeNodes<T> {
   /// or leaves the leaf behind, where it has space for such a piece again.
   void tell_of_cut(const Path& path, std::uint64_t lo, std::uint64_t hi,
                    const Range& piece) noexcept {
-    const std::uint64_t left = std::max(piece.min() - lo, hi - piece.max());
+    const std::uint64_t left = max_of(piece.min() - lo, hi - piece.max());
     const bool again = left > piece.max() - piece.min();
     if (behind_ == path.leaf) {
       if (!again) tell_of_loss(path);

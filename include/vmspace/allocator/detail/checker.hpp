@@ -8,13 +8,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <memory>
 #include <optional>
 
 #include "vmspace/allocator/constraint.hpp"
 #include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/detail/learned_alignments.hpp"
 #include "vmspace/allocator/detail/node.hpp"
+#include "vmspace/base/detail/address_of.hpp"
 
 namespace vmspace::detail {
 
@@ -104,10 +104,10 @@ class Checker {
   }
 
   FreeSummary check_leaf(const Leaf<T>& leaf) noexcept {
-    if (leaf.prev != leaf_ || (leaf_ == nullptr ? first_ : leaf_->next) != std::addressof(leaf)) {
+    if (leaf.prev != leaf_ || (leaf_ == nullptr ? first_ : leaf_->next) != address_of(leaf)) {
       return broken("leaves must be linked in order");
     }
-    leaf_ = std::addressof(leaf);
+    leaf_ = address_of(leaf);
     if (leaf_ == behind_) has_seen_behind_ = true;
     if (behind_ != nullptr && !has_seen_behind_ && repeated_ && has_place(leaf, *repeated_)) {
       return broken("what is found again must have no place before the leaf that is behind");

@@ -26,19 +26,18 @@
 
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cassert>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <new>
 #include <span>
 #include <type_traits>
 #include <utility>
 
 #include "vmspace/base/cxx20.hpp"
+#include "vmspace/base/detail/min_max.hpp"
 
 namespace vmspace::detail {
 
@@ -149,7 +148,7 @@ class DecodeTable {
 
   /// `other` has no ranges afterwards.
   DecodeTable(DecodeTable&& other) noexcept
-      : block_(std::move(other.block_)),
+      : block_(std::exchange(other.block_, nullptr)),
         entries_(std::exchange(other.entries_, {})),
         decoder_(std::exchange(other.decoder_, empty_decoder())) {}
   DecodeTable& operator=(DecodeTable&& other) noexcept {
@@ -159,14 +158,16 @@ class DecodeTable {
     std::swap(decoder_, moved.decoder_);
     return *this;
   }
-  ~DecodeTable() = default;
+  ~DecodeTable() {
+    if (block_ != nullptr) ::operator delete (block_, std::align_val_t{alignof(Block)});
+  }
 
   [[nodiscard]] const Decoder<Entry>& decoder() const noexcept { return decoder_; }
   [[nodiscard]] std::span<const Entry> entries() const noexcept { return entries_; }
   /// Where an entry that a search ended on is among entries(). A copy of the last one is the last one.
   [[nodiscard]] std::size_t index_of(const Entry& entry) const noexcept {
     const auto index = static_cast<std::size_t>(&entry - entries_.data());
-    return std::min(index, entries_.size() - 1);
+    return min_of(index, entries_.size() - 1);
   }
 
   /// The decoder of no ranges at all: finds nothing, and lives for ever.
@@ -176,18 +177,13 @@ class DecodeTable {
 
  private:
   using Block = DecodeBlock<Entry>;
-  struct Free {
-    void operator()(Block* block) const noexcept {
-      ::operator delete (block, std::align_val_t{alignof(Block)});
-    }
-  };
 
   /// Between how many entries a number may leave the choice, at most over all slots of 2^shift
   /// members: those that begin inside the slot, and the one before.
   [[nodiscard]] static std::size_t most_candidates(std::span<const Entry> entries,
                                                    unsigned shift) noexcept;
 
-  std::unique_ptr<Block, Free> block_;
+  Block* block_ = nullptr;  ///< ours, the entries behind it; null without ranges
   std::span<const Entry> entries_;
   Decoder<Entry> decoder_;
 };
@@ -202,7 +198,7 @@ std::size_t DecodeTable<Entry>::most_candidates(std::span<const Entry> entries,
     const std::uint64_t here = entry.first >> shift;
     beginning = here == slot ? beginning + 1 : 1;
     slot = here;
-    most = std::max(most, beginning + 1);
+    most = max_of(most, beginning + 1);
   }
   return most;
 }
@@ -218,7 +214,7 @@ DecodeTable<Entry>::DecodeTable(std::span<const Entry> entries, std::uint64_t la
   // leave the most of the cache to others.
   const auto steps_with = [&](unsigned shift) {
     const auto steps = std::bit_width(most_candidates(entries, shift) - 1);
-    return std::max(1U, static_cast<unsigned>(steps));
+    return max_of(1U, static_cast<unsigned>(steps));
   };
   unsigned shift = 0;
   while ((last >> shift) >= Block::slots)
@@ -231,14 +227,14 @@ DecodeTable<Entry>::DecodeTable(std::span<const Entry> entries, std::uint64_t la
   // they exist; when all entries are fewer, copies of the last fill up: stepping onto a copy gives
   // the same answer.
   const std::size_t reach = std::size_t{1} << steps;
-  const std::size_t padded = std::max(entries.size(), reach);
+  const std::size_t padded = max_of(entries.size(), reach);
   const std::size_t bytes = sizeof(Block) + padded * sizeof(Entry);
   void* const memory = ::operator new (bytes, std::align_val_t{alignof(Block)});
-  block_.reset(new (memory) Block);
+  block_ = new (memory) Block;
 
-  auto* const table = reinterpret_cast<Entry*>(block_.get() + 1);
-  std::uninitialized_copy(entries.begin(), entries.end(), table);
-  std::uninitialized_fill(table + entries.size(), table + padded, entries.back());
+  auto* const table = reinterpret_cast<Entry*>(block_ + 1);
+  for (std::size_t i = 0; i < padded; ++i)
+    new (table + i) Entry(entries[min_of(i, entries.size() - 1)]);
   entries_ = {table, entries.size()};
 
   // A slot's hint is the last entry that begins at or below the slot's first member. Filled in runs,
@@ -246,9 +242,9 @@ DecodeTable<Entry>::DecodeTable(std::span<const Entry> entries, std::uint64_t la
   const std::uint64_t last_slot = last >> shift;  // no slot past it is looked up for a range
   std::uint64_t slot = 0;
   const auto fill_below = [&](std::uint64_t end, std::size_t index) {
-    const std::uint16_t hint = Block::hint_of(std::min(index, padded - reach));
-    std::fill(block_->hints + slot, block_->hints + end, hint);
-    slot = end;
+    const std::uint16_t hint = Block::hint_of(min_of(index, padded - reach));
+    for (; slot < end; ++slot)
+      block_->hints[slot] = hint;
   };
   std::size_t index = 0;
   for (; index + 1 < entries.size(); ++index) {
@@ -257,7 +253,7 @@ DecodeTable<Entry>::DecodeTable(std::span<const Entry> entries, std::uint64_t la
     fill_below(begin, index);
   }
   fill_below(Block::slots, index);
-  decoder_ = {.block = block_.get(), .shape = shift | (static_cast<std::uint64_t>(steps - 1) << 6)};
+  decoder_ = {.block = block_, .shape = shift | (static_cast<std::uint64_t>(steps - 1) << 6)};
 }
 
 }  // namespace vmspace::detail

@@ -5,7 +5,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -17,6 +16,7 @@
 #include "vmspace/allocator/interval_entry.hpp"
 #include "vmspace/allocator/interval_iterator.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/base/detail/min_max.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace::detail {
@@ -55,7 +55,7 @@ class TreeFailure {
     TreePath<T> at;
     FreeSearch<true, T> search(tree_, longer, at);
     while (search.next()) {
-      const std::uint64_t max = std::min(at.leaf->max[at.pos], constraint.max);
+      const std::uint64_t max = min_of(at.leaf->max[at.pos], constraint.max);
       const std::uint64_t extent = max - search.place();
       largest = unchecked_range(search.place(), max);
       if (extent >= std::numeric_limits<std::uint64_t>::max() - 1) break;

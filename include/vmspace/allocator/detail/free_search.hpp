@@ -8,7 +8,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -18,6 +17,7 @@
 #include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/detail/node.hpp"
 #include "vmspace/allocator/detail/tree_path.hpp"
+#include "vmspace/base/detail/min_max.hpp"
 
 namespace vmspace::detail {
 
@@ -172,7 +172,7 @@ SearchOutcome find_best(const BPlusTree<T>& tree, const Request& request,
   while (search.next()) {
     const std::uint64_t min = path.leaf->min[path.pos];
     const std::uint64_t extent =
-        std::min(path.leaf->max[path.pos], request.max()) - std::max(min, request.min());
+        min_of(path.leaf->max[path.pos], request.max()) - max_of(min, request.min());
     if (best.found && extent >= least) continue;
     best = {true, search.place(), 0};
     best_min = min;

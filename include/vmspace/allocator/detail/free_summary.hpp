@@ -19,7 +19,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -27,6 +26,7 @@
 #include <optional>
 
 #include "vmspace/allocator/constraint.hpp"
+#include "vmspace/base/detail/min_max.hpp"
 
 namespace vmspace::detail {
 
@@ -50,7 +50,7 @@ struct FreeSummary {
     } else {
       const unsigned zeros = static_cast<unsigned>(std::bit_width((lo - 1) ^ hi)) - 1;
       const std::uint64_t middle = hi & (~std::uint64_t{0} << zeros);
-      const std::uint64_t side = std::max(middle - lo, hi - middle + 1);
+      const std::uint64_t side = max_of(middle - lo, hi - middle + 1);
       summary.zeros = static_cast<std::uint8_t>(zeros);
       summary.order = static_cast<std::uint8_t>(std::bit_width(side) - 1);
     }
@@ -60,9 +60,9 @@ struct FreeSummary {
 
   /// Adds what is free in another subtree.
   constexpr void merge(const FreeSummary& other) noexcept {
-    longest = std::max(longest, other.longest);
-    order = std::max(order, other.order);
-    zeros = std::max(zeros, other.zeros);
+    longest = max_of(longest, other.longest);
+    order = max_of(order, other.order);
+    zeros = max_of(zeros, other.zeros);
   }
 
   /// Whether this summary is certain to stay as it is when that of one of its parts goes from
@@ -89,9 +89,9 @@ class FreeSummaryBuilder {
       return;
     }
     partings_ |= (lo - 1) ^ hi;  // see FreeSummary::of(); never 0, as lo - 1 is below hi
-    extent_ = std::max(extent_, hi - lo);
+    extent_ = max_of(extent_, hi - lo);
     if (hi - lo < larger_extent_) return;
-    order_ = std::max(order_, FreeSummary::of(lo, hi).order);
+    order_ = max_of(order_, FreeSummary::of(lo, hi).order);
     larger_extent_ = (std::uint64_t{2} << order_) - 1;
   }
 
@@ -123,7 +123,7 @@ class Request {
         low_bits_(constraint.align == 0 ? 0 : constraint.align - 1),
         // Whatever starts at a multiple of `align` begins with an aligned block of 2^order.
         order_(static_cast<std::uint8_t>(
-            std::min<std::uint64_t>(std::bit_width(low_bits_), std::bit_width(size_) - 1))),
+            min_of<std::uint64_t>(std::bit_width(low_bits_), std::bit_width(size_) - 1))),
         zeros_(static_cast<std::uint8_t>(std::bit_width(low_bits_))) {}
 
   [[nodiscard]] constexpr std::uint64_t min() const noexcept { return min_; }
@@ -150,8 +150,8 @@ class Request {
   [[nodiscard]] constexpr std::optional<std::uint64_t> lowest_in(std::uint64_t lo,
                                                                  std::uint64_t hi) const noexcept {
     if (hi - lo < extent()) return std::nullopt;  // most of those in a leaf that are no place
-    lo = std::max(lo, min_);
-    hi = std::min(hi, max_);
+    lo = max_of(lo, min_);
+    hi = min_of(hi, max_);
     const std::uint64_t place = (lo + low_bits_) & ~low_bits_;
     if (place < lo || place > hi || hi - place < extent()) return std::nullopt;
     return place;
@@ -160,8 +160,8 @@ class Request {
   /// The highest place in the free range [lo, hi] that satisfies the request.
   [[nodiscard]] constexpr std::optional<std::uint64_t> highest_in(std::uint64_t lo,
                                                                   std::uint64_t hi) const noexcept {
-    lo = std::max(lo, min_);
-    hi = std::min(hi, max_);
+    lo = max_of(lo, min_);
+    hi = min_of(hi, max_);
     if (hi < lo || hi - lo < extent()) return std::nullopt;
     const std::uint64_t place = (hi - extent()) & ~low_bits_;
     if (place < lo) return std::nullopt;

@@ -21,10 +21,11 @@
 
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+
+#include "vmspace/base/detail/min_max.hpp"
 
 namespace vmspace::detail {
 
@@ -77,9 +78,9 @@ class LearnedAlignments {
     constexpr std::size_t entries_of_a_leaf = 16;  // or more
     // A few are tried in vain by chance, and at the ends of a window; to know better would not be
     // cheaper. So what counts is the waste beyond that, on average over all searches.
-    const std::size_t usual = std::min<std::size_t>(8, 1 + entries / 64);
+    const std::size_t usual = min_of<std::size_t>(8, 1 + entries / 64);
     wasted_ += wasted;
-    wasted_ -= std::min(wasted_, usual);
+    wasted_ -= min_of(wasted_, usual);
     const bool is_full = rows_ == length_rows;
     if (wasted_ == 0 || wasted_ < entries / entries_of_a_leaf * (is_full ? 8 : 1)) return 0;
     wasted_ = 0;

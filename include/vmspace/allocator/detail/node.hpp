@@ -12,19 +12,19 @@
 
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <new>
 #include <type_traits>
 #include <utility>
 
 #include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/detail/learned_alignments.hpp"
+#include "vmspace/base/detail/address_of.hpp"
+#include "vmspace/base/detail/min_max.hpp"
 
 namespace vmspace::detail {
 
@@ -44,7 +44,10 @@ inline constexpr unsigned node_roomy = node_capacity - 6;
 struct Keys {
   std::uint64_t at[node_capacity];
 
-  Keys() { std::fill(std::begin(at), std::end(at), std::numeric_limits<std::uint64_t>::max()); }
+  Keys() {
+    for (std::uint64_t& key : at)
+      key = std::numeric_limits<std::uint64_t>::max();
+  }
 
   std::uint64_t& operator[](unsigned i) noexcept { return at[i]; }
   const std::uint64_t& operator[](unsigned i) const noexcept { return at[i]; }
@@ -61,7 +64,7 @@ struct Keys {
     const unsigned inside = static_cast<unsigned>(key[0] <= value) + (key[1] <= value) +
                             (key[2] <= value) + (key[3] <= value) + (key[4] <= value) +
                             (key[5] <= value) + (key[6] <= value) + (key[7] <= value);
-    return std::min(group * 8 + inside, count);
+    return min_of(group * 8 + inside, count);
   }
 
   /// Marks the keys [from, to) as unused.
@@ -124,7 +127,7 @@ class ValueSlots {
   void construct(unsigned i, Args&&... args) {
     ::new (static_cast<void*>(bytes_ + i * sizeof(T))) T(std::forward<Args>(args)...);
   }
-  void destroy(unsigned i) noexcept { std::destroy_at(at(i)); }
+  void destroy(unsigned i) noexcept { at(i)->~T(); }
 
  private:
   alignas(T) std::byte bytes_[node_capacity * sizeof(T)];
@@ -180,7 +183,7 @@ struct Leaf : Node {
     constexpr std::size_t line = 64;
     constexpr std::size_t most = 1024;  // a change needs few of its values, where they are large
     const char* const begin = reinterpret_cast<const char*>(this);
-    for (std::size_t at = 0; at < std::min(sizeof *this, most); at += line)
+    for (std::size_t at = 0; at < min_of(sizeof *this, most); at += line)
       __builtin_prefetch(begin + at);
   }
 
@@ -197,7 +200,7 @@ struct Leaf : Node {
     std::uint64_t longest = 0;
     for (Bits left = free; left.any(); left.reset_lowest()) {
       const unsigned pos = left.lowest();
-      longest = std::max(longest, aligned_length(min[pos], max[pos], learned.low_bits(row)));
+      longest = max_of(longest, aligned_length(min[pos], max[pos], learned.low_bits(row)));
     }
     return longest;
   }
@@ -245,7 +248,7 @@ struct Leaf : Node {
   /// Moves the bounds and values, but not the states, of `n` entries from position `from` here to
   /// position `to` in a leaf that may be this one.
   void move_entries(Leaf& target, unsigned from, unsigned to, unsigned n) noexcept {
-    if (std::addressof(target) == this && from == to) return;
+    if (address_of(target) == this && from == to) return;
     if (n == 0) return;
     if (n == 1) {  // as often in a tree of a few ranges, which two calls would cost more than this
       target.min.at[to] = min.at[from];
@@ -283,7 +286,14 @@ struct Inner : Node {
   std::uint64_t longest[node_capacity] = {};
   std::uint8_t order[node_capacity] = {};
   std::uint8_t zeros[node_capacity] = {};
-  std::unique_ptr<LearnedLengths> learned;  ///< not null once the tree has learned an alignment
+  LearnedLengths* learned = nullptr;  ///< our own; not null once the tree has learned an alignment
+
+  /// With space for learned lengths, if asked.
+  explicit Inner(bool with_lengths = false)
+      : learned(with_lengths ? new LearnedLengths : nullptr) {}
+  Inner(const Inner&) = delete;
+  Inner& operator=(const Inner&) = delete;
+  ~Inner() { delete learned; }
 
   /// The children's longest aligned lengths, for the alignment of a row in use.
   [[nodiscard]] std::uint64_t* lengths(unsigned row) noexcept {
@@ -297,7 +307,7 @@ struct Inner : Node {
 
   /// The child that `value` belongs to: the last whose key is at most `value`.
   [[nodiscard]] unsigned child_for(std::uint64_t value) const noexcept {
-    return std::max(key.count_up_to(value, count), 1U) - 1;
+    return max_of(key.count_up_to(value, count), 1U) - 1;
   }
 
   [[nodiscard]] FreeSummary summary_of(unsigned slot) const noexcept {
@@ -313,18 +323,21 @@ struct Inner : Node {
   [[nodiscard]] FreeSummary summary() const noexcept {
     FreeSummary summary;
     for (unsigned i = 0; i < count; ++i)
-      summary.longest = std::max(summary.longest, longest[i]);
+      summary.longest = max_of(summary.longest, longest[i]);
     // All 32, unused ones included: a loop of fixed length becomes a few vector instructions.
     for (unsigned i = 0; i < node_capacity; ++i)
-      summary.order = std::max(summary.order, order[i]);
+      summary.order = max_of(summary.order, order[i]);
     for (unsigned i = 0; i < node_capacity; ++i)
-      summary.zeros = std::max(summary.zeros, zeros[i]);
+      summary.zeros = max_of(summary.zeros, zeros[i]);
     return summary;
   }
 
   /// The longest aligned length below any child, for the alignment of this row.
   [[nodiscard]] std::uint64_t longest_of(unsigned row, const LearnedAlignments&) const noexcept {
-    return *std::max_element(lengths(row), lengths(row) + count);
+    std::uint64_t most = 0;
+    for (unsigned i = 0; i < count; ++i)
+      most = max_of(most, lengths(row)[i]);
+    return most;
   }
 
   /// Notes what there is below the child in this slot.

@@ -4,13 +4,12 @@
 
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
-#include <memory>
 #include <new>
 #include <utility>
 
 #include "vmspace/allocator/detail/node.hpp"
+#include "vmspace/base/detail/min_max.hpp"
 
 namespace vmspace::detail {
 
@@ -21,9 +20,7 @@ struct NodeCounts {
   std::size_t inner = 0;
 
   static constexpr NodeCounts most_for(std::size_t entries) noexcept {
-    constexpr auto parents = [](std::size_t n) {
-      return std::max<std::size_t>(n / node_minimum, 1);
-    };
+    constexpr auto parents = [](std::size_t n) { return max_of<std::size_t>(n / node_minimum, 1); };
     NodeCounts counts;
     if (entries == 0) return counts;
     counts.leaves = parents(entries);
@@ -72,8 +69,7 @@ class NodeStock {
   void reserve(std::size_t entries) {
     if (entries <= entries_) return;
     const NodeCounts counts = NodeCounts::most_for(entries);
-    reserved_ = {std::max(reserved_.leaves, counts.leaves),
-                 std::max(reserved_.inner, counts.inner)};
+    reserved_ = {max_of(reserved_.leaves, counts.leaves), max_of(reserved_.inner, counts.inner)};
     while (leaves_.total < reserved_.leaves)
       add_leaf();
     while (inner_.total < reserved_.inner)
@@ -97,7 +93,7 @@ class NodeStock {
   [[nodiscard]] bool add_lengths() noexcept {
     Inner* inner = inner_.first;
     for (std::size_t left = inner_.spare; left != 0; --left) {
-      if (inner->learned == nullptr) inner->learned.reset(new (std::nothrow) LearnedLengths);
+      if (inner->learned == nullptr) inner->learned = new (std::nothrow) LearnedLengths;
       if (inner->learned == nullptr) return false;
       inner = static_cast<Inner*>(inner->child[0]);
     }
@@ -157,9 +153,7 @@ class NodeStock {
     ++leaves_.total;
   }
   void add_inner() {
-    auto made = std::make_unique<Inner>();
-    if (with_lengths_) made->learned = std::make_unique<LearnedLengths>();
-    Inner* const inner = made.release();
+    Inner* const inner = new Inner(with_lengths_);
     inner->child[0] = std::exchange(inner_.first, inner);
     ++inner_.spare;
     ++inner_.total;

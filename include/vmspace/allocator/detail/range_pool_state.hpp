@@ -4,14 +4,12 @@
 //
 // These are two structures, not one tree of both: acquiring searches only what is free, which is
 // mostly a few ranges however many are held, and a holder gives back through its own entry in the
-// list of those that hold something. The list is in no order; listing sorts it.
+// list of those that hold something. The list is in no order; a snapshot is.
 
 #pragma once
 
-#include <algorithm>
 #include <cassert>
 #include <cstddef>
-#include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -44,11 +42,11 @@ struct LeaseHolding : PoolHolding {
 
 /// Makes what a lease holds, which a call that fails has no use for.
 struct MakeLeaseHolding {
-  std::unique_ptr<LeaseHolding>& holding;
+  LeaseHolding*& holding;
   std::string& tag;
 
   PoolHolding& operator()() const {
-    holding = std::make_unique<LeaseHolding>(std::move(tag));
+    holding = new LeaseHolding(std::move(tag));
     return *holding;
   }
 };
@@ -56,6 +54,7 @@ struct MakeLeaseHolding {
 /// A pool itself. All calls may run at the same time.
 class RangePoolState {
  public:
+  /// Without an owner: its first PoolOwner destroys it.
   explicit RangePoolState(std::string name) noexcept : name_(std::move(name)) {}
   RangePoolState(const RangePoolState&) = delete;
   RangePoolState& operator=(const RangePoolState&) = delete;
@@ -118,14 +117,6 @@ class RangePoolState {
     static_cast<void>(freed);
   }
 
-  /// Calls `visit(holding)` for everything that is held, in address order. Allocates.
-  template <typename Visit>
-  void for_each_held(Visit visit) {
-    const std::lock_guard lock(mutex_);
-    for (const PoolHolding* holding : sorted())
-      visit(*holding);
-  }
-
   /// What is free, in address order. Allocates.
   [[nodiscard]] std::vector<Range> free_ranges() {
     const std::lock_guard lock(mutex_);
@@ -140,8 +131,8 @@ class RangePoolState {
     const std::lock_guard lock(mutex_);
     for (const Range& range : free_.free_ranges())
       VMSPACE_TRY(all.insert(range));
-    for (const PoolHolding* holding : sorted())
-      VMSPACE_TRY(all.insert(holding->range, std::string(holding->tag)));
+    for (const PoolHolding* held = first_; held != nullptr; held = held->after)
+      VMSPACE_TRY(all.insert(held->range, std::string(held->tag)));
     return all;
   }
 
@@ -150,7 +141,10 @@ class RangePoolState {
     {
       const std::lock_guard lock(mutex_);
       if (const auto sound = free_.check_invariants(); !sound) return sound.error().reason;
-      if (sorted().size() != held_) return "the holders must be as many as are counted";
+      std::size_t linked = 0;
+      for (const PoolHolding* held = first_; held != nullptr; held = held->after)
+        ++linked;
+      if (linked != held_) return "the holders must be as many as are counted";
     }
     return snapshot() ? nullptr : "a range must be free or held once";
   }
@@ -204,23 +198,45 @@ class RangePoolState {
     return lowest;
   }
 
-  /// All that are held, in address order.
-  [[nodiscard]] std::vector<const PoolHolding*> sorted() const {
-    std::vector<const PoolHolding*> all;
-    all.reserve(held_);
-    for (const PoolHolding* held = first_; held != nullptr; held = held->after)
-      all.push_back(held);
-    std::sort(all.begin(), all.end(),
-              [](const auto* a, const auto* b) { return a->range < b->range; });
-    return all;
-  }
+  friend class PoolOwner;
 
   const std::string name_;
-  std::mutex mutex_;  ///< guards all that follows, and what is linked
+  std::size_t owners_ = 0;  ///< changed by PoolOwner alone
+  std::mutex mutex_;        ///< guards all that follows, and what is linked
   IntervalTree<> free_;
   PoolHolding* first_ = nullptr;  ///< of those that hold something
   std::size_t held_ = 0;          ///< how many those are
   std::size_t inserted_ = 0;      ///< ranges
+};
+
+/// Shares a pool: the last owner destroys it.
+//
+// What std::shared_ptr does, without <memory> and <atomic>, 16,000 lines for everybody who includes the
+// allocator. Their orders are those of every reference count: one more owner needs none, since this
+// one keeps the pool alive; the last one has to see what all others did before it destroys.
+class PoolOwner {
+ public:
+  PoolOwner() noexcept = default;
+  explicit PoolOwner(RangePoolState* pool) noexcept : pool_(pool) {
+    if (pool_ != nullptr) __atomic_add_fetch(&pool_->owners_, 1, __ATOMIC_RELAXED);
+  }
+  PoolOwner(const PoolOwner& other) noexcept : PoolOwner(other.pool_) {}
+  PoolOwner(PoolOwner&& other) noexcept : pool_(std::exchange(other.pool_, nullptr)) {}
+  PoolOwner& operator=(PoolOwner other) noexcept {
+    std::swap(pool_, other.pool_);
+    return *this;
+  }
+  ~PoolOwner() {
+    if (pool_ != nullptr && __atomic_sub_fetch(&pool_->owners_, 1, __ATOMIC_ACQ_REL) == 0)
+      delete pool_;
+  }
+
+  [[nodiscard]] RangePoolState* get() const noexcept { return pool_; }
+  [[nodiscard]] RangePoolState& operator*() const noexcept { return *pool_; }
+  [[nodiscard]] RangePoolState* operator->() const noexcept { return pool_; }
+
+ private:
+  RangePoolState* pool_ = nullptr;
 };
 
 }  // namespace vmspace::detail

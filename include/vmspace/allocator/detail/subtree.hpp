@@ -4,8 +4,7 @@
 
 #pragma once
 
-#include <algorithm>
-#include <memory>
+#include <cstring>
 #include <new>
 
 #include "vmspace/allocator/detail/learned_alignments.hpp"
@@ -30,12 +29,13 @@ void destroy_subtree(Node* node, unsigned level) noexcept {
 /// Gives the inner nodes of a subtree whose root is at this level space for learned lengths. False
 /// when there is no memory, and some of them may have none.
 inline bool add_lengths(Inner& node, unsigned level) noexcept {
-  if (node.learned == nullptr) node.learned.reset(new (std::nothrow) LearnedLengths);
+  if (node.learned == nullptr) node.learned = new (std::nothrow) LearnedLengths;
   if (node.learned == nullptr) return false;
   if (level == 1) return true;
-  return std::all_of(node.child, node.child + node.count, [level](Node* child) {
-    return add_lengths(*static_cast<Inner*>(child), level - 1);
-  });
+  for (unsigned i = 0; i < node.count; ++i) {
+    if (!add_lengths(*static_cast<Inner*>(node.child[i]), level - 1)) return false;
+  }
+  return true;
 }
 
 /// Fills in a row of lengths in the inner nodes of a subtree whose root is at this level.
@@ -67,7 +67,7 @@ void clone_subtree(Node*& place, const Node& from, unsigned level, Leaf<T>*& fir
     (last != nullptr ? last->next : first) = leaf;
     last = leaf;
     leaf->min = source.min;
-    std::copy_n(source.max, source.count, leaf->max);
+    std::memcpy(leaf->max, source.max, source.count * sizeof source.max[0]);
     leaf->free = source.free;
     leaf->count = source.count;
     for (Bits left = source.valued; left.any(); left.reset_lowest()) {
@@ -77,11 +77,11 @@ void clone_subtree(Node*& place, const Node& from, unsigned level, Leaf<T>*& fir
     return;
   }
   const Inner& source = static_cast<const Inner&>(from);
-  Inner* const inner = new Inner;
+  Inner* const inner = new Inner(source.learned != nullptr);
   place = inner;
-  if (source.learned != nullptr) inner->learned = std::make_unique<LearnedLengths>();
   source.copy_entries(*inner, 0, 0, source.count);
-  std::fill_n(inner->child, source.count, nullptr);
+  for (unsigned i = 0; i < source.count; ++i)
+    inner->child[i] = nullptr;
   inner->count = source.count;
   for (unsigned i = 0; i < source.count; ++i)
     clone_subtree(inner->child[i], *source.child[i], level - 1, first, last);

@@ -8,7 +8,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
@@ -168,8 +167,9 @@ struct PublishedState {
     std::size_t count = 0;
     Generations gone;  // freed while the lock is given up, but for the last
     for (;;) {
-      const auto old = std::find_if(handed_back.begin(), handed_back.end(),
-                                    [end](const Value& value) { return value.generation < end; });
+      auto old = handed_back.begin();
+      while (old != handed_back.end() && old->generation >= end)
+        ++old;
       if (old == handed_back.end()) return count;
       std::list<Value> rubbish;
       rubbish.splice(rubbish.end(), handed_back, old);

@@ -5,7 +5,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <cassert>
 #include <cstddef>
 #include <memory>
@@ -61,7 +60,8 @@ requires(std::is_trivially_copyable_v<T>&& std::is_trivially_destructible_v<T>) 
   [[gnu::noinline]] void grow() {
     assert(capacity_ != 0);
     auto larger = std::make_unique_for_overwrite<T[]>(2 * capacity_);
-    std::copy_n(data_, size_, larger.get());
+    for (std::size_t i = 0; i < size_; ++i)
+      larger[i] = data_[i];
     heap_ = std::move(larger);
     data_ = heap_.get();
     capacity_ *= 2;
