@@ -104,7 +104,7 @@ TEST(Readme, PagesShowGoldenFilesAndTheMarkedPartOfEveryExampleProgram) {
       shown.insert(file);
     }
   }
-  for (const char* folder : {"examples/readme", "examples/layers"}) {
+  for (const char* folder : {"examples/readme", "examples/layers", "examples/cookbook"}) {
     for (const auto& entry : fs::directory_iterator(source_dir / folder)) {
       if (entry.path().extension() != ".cpp") continue;
       EXPECT_TRUE(shown.contains(fs::relative(entry.path(), source_dir).string()))
