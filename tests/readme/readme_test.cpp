@@ -137,6 +137,26 @@ TEST(Readme, LinksOfThePagesLeadToFilesThatExist) {
   }
 }
 
+// A newcomer has read the pages and opened no header, so the programs that stand for one get by with
+// the headers that README names.
+TEST(Readme, TheProgramsOfANewcomerNeedNoMoreThanUmbrellas) {
+  static const std::regex include(R"(#include "(.*)") ");
+      const fs::path programs = source_dir / "examples/newcomer";
+  std::size_t count = 0;
+  for (const auto& entry : fs::directory_iterator(programs)) {
+    if (entry.path().extension() != ".cpp") continue;
+    ++count;
+    for (const std::string& line : read_lines(entry.path())) {
+      std::smatch match;
+      if (!std::regex_match(line, match, include)) continue;
+      EXPECT_EQ(fs::path(match.str(1)).parent_path(), "vmspace") << entry.path() << ": " << line;
+      EXPECT_TRUE(fs::exists(source_dir / "include" / match.str(1))) << line;
+    }
+  }
+  EXPECT_EQ(count, 3U);
+  EXPECT_LE(read_lines(programs / "memory_setup.cpp").size(), 40U);
+}
+
 TEST(Readme, NamesTheTwoCommands) {
   const Lines lines = read_lines(source_dir / "README.md");
   EXPECT_THAT(lines, testing::Contains("sh cmake/bootstrap.sh demo"));
