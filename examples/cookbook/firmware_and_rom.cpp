@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#include <fstream>
 #include <iostream>
 #include <string>
 
@@ -47,7 +48,8 @@ vmspace::Result<void> run(const std::string& code, const std::string& variables)
     std::cout << region->description() << '\n';
 
   const vmspace::GuestAddress reset_vector{4_GiB - 16};
-  std::cout << VMSPACE_TRY(memory.read_string(reset_vector, 16)) << '\n';
+  const auto code_there = VMSPACE_TRY(memory.read_string(reset_vector, 16));
+  std::cout << code_there << '\n';
   const auto refused = memory.write(reset_vector, std::uint32_t{0});
   if (!refused) std::cout << refused.error().message() << '\n';
   return memory.write(vmspace::GuestAddress{4_GiB - 2_MiB - 128_KiB}, std::uint32_t{0x454d414e});

@@ -40,7 +40,8 @@ vmspace::Result<void> run(const std::string& kernel, const std::string& initrd) 
   const auto memory = VMSPACE_TRY(vmspace::GuestMemory::create(ram));
   const Boot boot = VMSPACE_TRY(load_boot_files(memory, kernel, initrd, "console=ttyS0"));
   std::cout << "kernel at " << boot.kernel << ", initrd at " << boot.initrd << '\n';
-  std::cout << VMSPACE_TRY(memory.read_string(boot.command_line, 2048)) << '\n';
+  const auto options = VMSPACE_TRY(memory.read_string(boot.command_line, 2048));
+  std::cout << options << '\n';
 
   const vmspace::GuestRange too_little[] = {{vmspace::GuestAddress{0}, 2_MiB}};
   const auto small = VMSPACE_TRY(vmspace::GuestMemory::create(too_little));

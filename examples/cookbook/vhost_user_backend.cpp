@@ -93,7 +93,8 @@ Result<void> run_vmm(int socket, int kick, int interrupt) {
   ::eventfd_write(kick, 1);
   eventfd_t count = 0;
   ::eventfd_read(interrupt, &count);
-  std::cout << "it answers " << VMSPACE_TRY(now->memory.read<std::uint64_t>(answer_at)) << '\n';
+  const auto answer = VMSPACE_TRY(now->memory.read<std::uint64_t>(answer_at));
+  std::cout << "it answers " << answer << '\n';
   return {};
 }
 

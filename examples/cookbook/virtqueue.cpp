@@ -101,8 +101,9 @@ vmspace::Result<void> example() {
   ::close(interrupt);
   VMSPACE_TRY(offered);
 
-  std::cout << VMSPACE_TRY(memory.read_string(GuestAddress{0x8800}, 512)) << '\n';
-  std::cout << VMSPACE_TRY(memory.read_string(GuestAddress{0x9800}, 512)) << '\n';
+  const auto first = VMSPACE_TRY(memory.read_string(GuestAddress{0x8800}, 512));
+  const auto second = VMSPACE_TRY(memory.read_string(GuestAddress{0x9800}, 512));
+  std::cout << first << '\n' << second << '\n';
   const auto used = VMSPACE_TRY(
       memory.load<vmspace::Le16>(GuestAddress{ring.used.value() + 2}, std::memory_order_acquire));
   std::cout << used.value() << " requests are given back\n";
