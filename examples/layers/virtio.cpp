@@ -18,28 +18,27 @@ struct Header {
 };
 
 /// What a driver would have written: a header to read, 512 bytes and a status to write.
-vmspace::Result<void> offer_request(const vmspace::GuestMemory& memory,
-                                    const vmspace::SplitQueueOptions& where) {
+vmspace::Result<void> offer_request(const vmspace::GuestMemory& memory) {
   const vmspace::SplitDescriptor chain[] = {
       {.address = 0x8000, .length = 16, .flags = vmspace::SplitDescriptor::has_next, .next = 1},
       {.address = 0x9000, .length = 512, .flags = 3, .next = 2},
       {.address = 0xa000, .length = 1, .flags = vmspace::SplitDescriptor::writable, .next = 0}};
-  VMSPACE_TRY(memory.write_slice(where.descriptors, std::as_bytes(std::span(chain))));
+  VMSPACE_TRY(memory.write_slice(vmspace::GuestAddress(0x1000), std::as_bytes(std::span(chain))));
   VMSPACE_TRY(
       memory.write(vmspace::GuestAddress(0x8000), Header{.type = 0, .reserved = 0, .sector = 7}));
-  return memory.write(vmspace::GuestAddress(where.available.value() + 2), vmspace::Le16(1));
+  return memory.write(vmspace::GuestAddress(0x2002), vmspace::Le16(1));
 }
 
 vmspace::Result<void> example() {
   const vmspace::GuestRange ram[] = {{vmspace::GuestAddress{0}, 1_MiB}};
   const auto memory = VMSPACE_TRY(vmspace::GuestMemory::create(ram));
-  const vmspace::SplitQueueOptions options{.size = 256,
-                                           .descriptors = vmspace::GuestAddress{0x1000},
-                                           .available = vmspace::GuestAddress{0x2000},
-                                           .used = vmspace::GuestAddress{0x3000}};
-  VMSPACE_TRY(offer_request(memory, options));
+  VMSPACE_TRY(offer_request(memory));
   // README begin
-  auto queue = VMSPACE_TRY(vmspace::SplitQueue::make(options));
+  // As the driver has set it up: size and addresses come from the registers of the transport.
+  auto queue = VMSPACE_TRY(vmspace::SplitQueue::make({.size = 256,
+                                                      .descriptors = vmspace::GuestAddress{0x1000},
+                                                      .available = vmspace::GuestAddress{0x2000},
+                                                      .used = vmspace::GuestAddress{0x3000}}));
   vmspace::DescriptorChain chain;  // one for all requests
   const bool any = VMSPACE_TRY(queue.pop(memory, chain));
   if (!any) return {};

@@ -18,6 +18,7 @@
 #include "vmspace/memory/guest_view.hpp"
 #include "vmspace/memory/io_tlb.hpp"
 #include "vmspace/memory/iommu_view.hpp"
+#include "vmspace/memory/load_file.hpp"
 #include "vmspace/memory/memory_region.hpp"
 #include "vmspace/memory/present_blocks.hpp"
 #include "vmspace/memory/region_descriptor.hpp"

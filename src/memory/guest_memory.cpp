@@ -345,15 +345,15 @@ Error GuestMemory::range_error(const char* operation, GuestRange range, Access a
             .operation = operation,
             .first = detail::operand(range),
             .second = detail::operand(stop->guest_range()),
-            .reason = access == Access::write ? "the region may not be written"
-                                              : "the region may not be read"};
+            .reason = access == Access::write ? "the guest may not write the region"
+                                              : "the guest may not read the region"};
   }
   if (reached == 0) {
     return {.code = Errc::not_found,
             .operation = operation,
             .first = Operand::address(base),
             .reason = is_absent ? "the block at this address is not plugged"
-                                : "no region contains this address"};
+                                : "no region with memory contains this address"};
   }
   return {.code = Errc::out_of_bounds,
           .operation = operation,

@@ -16,6 +16,7 @@
 
 #include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/guest_io.hpp"
+#include "vmspace/memory/load_file.hpp"
 #include "vmspace/memory/region_descriptor.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 #include "vmspace/testing.hpp"
@@ -252,6 +253,31 @@ TEST(GuestMemoryCalls, ReadsAndWritesOfDescriptorsAreRetriedAndReported) {
   EXPECT_EQ(read_into_guest(file, memory, {GuestAddress(base), 3 * page}).error().os_errno, EIO);
   injector.fail_none();
   EXPECT_EQ(*harvest_dirty(memory), (std::vector<GuestRange>{{GuestAddress(base), 3 * page}}));
+  close(file);
+}
+
+TEST(GuestMemoryCalls, AFileThatCantBeLoadedIsAnErrorThatNamesIt) {
+  const int file = memfd_create("kernel", MFD_CLOEXEC);
+  const auto bytes = pattern(2 * page);
+  ASSERT_EQ(write(file, bytes.data(), bytes.size()), static_cast<ssize_t>(bytes.size()));
+  const std::string path = "/proc/self/fd/" + std::to_string(file);
+  const GuestMemory memory = sample();
+  fail_each_call(
+      {},
+      [&]() -> Result<void> {
+        const auto loaded = load_file(path, memory, GuestAddress(base));
+        if (loaded) return {};
+        EXPECT_EQ(loaded.error().text.subject(), path);
+        return fail(loaded.error());
+      },
+      [&] { return contents(memory, base, 2 * page) == bytes; });
+
+  // Somebody truncates it between the look at its size and the reading.
+  Injector injector;
+  injector.table().read = [](int, void*, std::size_t) -> ssize_t { return 0; };
+  const auto shorter = load_file(path, memory, GuestAddress(base));
+  ASSERT_THAT(shorter, Not(IsOk()));
+  EXPECT_EQ(shorter.error().os_errno, EIO);
   close(file);
 }
 

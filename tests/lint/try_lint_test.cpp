@@ -3,9 +3,9 @@
 // VMSPACE_TRY returns from the middle of an expression, and g++ and clang forget to destroy the
 // members of an object that is being made in braces, or captured by a lambda, at that moment. So
 // it stands only where nothing is half made: as a whole initialiser, the whole right-hand side of an
-// assignment, a whole statement, the operand of a return, the range of a for, and as a whole
-// argument of a call inside another one. Not where a static variable is initialised either: the
-// next caller would wait for ever for the one that returned.
+// assignment, a whole statement, the operand of a return, the range of a for, the whole condition
+// of an if or a while, and as a whole argument of a call inside another one. Not where a static
+// variable is initialised either: the next caller would wait for ever for the one that returned.
 
 #include <algorithm>
 #include <array>
@@ -117,6 +117,7 @@ class TryLint {
     if (around() != "(") return false;
     if (after == ")") {
       if (before == ":" && before_bracket() == "for") return true;
+      if (before == "(" && is_one_of(before_bracket(), "if", "while")) return true;
       if (before == "=" && is_one_of(before_bracket(), "if", "while", "switch")) return true;
     }
     return is_one_of(before, "(", ",") && is_one_of(after, ")", ",") && is_inside_another();
@@ -204,6 +205,14 @@ TEST(TryLint, AcceptsWholeInitialisersStatementsReturnsAndRanges) {
               IsEmpty());
 }
 
+TEST(TryLint, AcceptsTheWholeConditionOfAnIfOrAWhile) {
+  EXPECT_THAT(misplaced("while (VMSPACE_TRY(queue.pop(memory, chain))) {}"), IsEmpty());
+  EXPECT_THAT(misplaced("do { f(); } while (VMSPACE_TRY(more()));"), IsEmpty());
+  EXPECT_THAT(misplaced("if (VMSPACE_TRY(memory.serve(socket, message))) return;"), IsEmpty());
+  EXPECT_THAT(misplaced("while (!VMSPACE_TRY(more())) {}"), SizeIs(1));
+  EXPECT_THAT(misplaced("while (VMSPACE_TRY(count()) > 1) {}"), SizeIs(1));
+}
+
 TEST(TryLint, AcceptsWholeArgumentsInsideAnotherOneAndBodiesOfLambdas) {
   EXPECT_THAT(misplaced(R"cpp(
                 return VMSPACE_TRY(sum(VMSPACE_TRY(half(x)), twice(1, VMSPACE_TRY(half(y)))));
@@ -245,7 +254,6 @@ TEST(TryLint, RefusesAPartOfAnExpression) {
   EXPECT_THAT(misplaced("int x(VMSPACE_TRY(f()));"), SizeIs(1));
   EXPECT_THAT(misplaced("const int x = c ? VMSPACE_TRY(f())\n : VMSPACE_TRY(g());"),
               ElementsAre(1, 2));
-  EXPECT_THAT(misplaced("if (VMSPACE_TRY(f())) return;"), SizeIs(1));
   EXPECT_THAT(misplaced("if (x == VMSPACE_TRY(f())) return;"), SizeIs(1));
   EXPECT_THAT(misplaced("X::X() : a(1), b(VMSPACE_TRY(f())) {}"), SizeIs(1));
   EXPECT_THAT(misplaced("for (auto& x : g(VMSPACE_TRY(f()))) {}"), SizeIs(1));

@@ -104,7 +104,7 @@ TEST(Readme, PagesShowGoldenFilesAndTheMarkedPartOfEveryExampleProgram) {
       shown.insert(file);
     }
   }
-  for (const char* folder : {"examples/readme", "examples/layers"}) {
+  for (const char* folder : {"examples/readme", "examples/layers", "examples/cookbook"}) {
     for (const auto& entry : fs::directory_iterator(source_dir / folder)) {
       if (entry.path().extension() != ".cpp") continue;
       EXPECT_TRUE(shown.contains(fs::relative(entry.path(), source_dir).string()))
@@ -135,6 +135,25 @@ TEST(Readme, LinksOfThePagesLeadToFilesThatExist) {
       }
     }
   }
+}
+
+// A newcomer has read the pages and opened no header, so the programs that stand for one get by with
+// the headers that README names.
+TEST(Readme, TheProgramsOfANewcomerNeedNoMoreThanUmbrellas) {
+  static const std::regex include(R"re(#include "(.*)")re");
+  const fs::path programs = source_dir / "examples/newcomer";
+  std::size_t count = 0;
+  for (const auto& entry : fs::directory_iterator(programs)) {
+    if (entry.path().extension() != ".cpp") continue;
+    ++count;
+    for (const std::string& line : read_lines(entry.path())) {
+      std::smatch match;
+      if (!std::regex_match(line, match, include)) continue;
+      EXPECT_EQ(fs::path(match.str(1)).parent_path(), "vmspace") << entry.path() << ": " << line;
+    }
+  }
+  EXPECT_EQ(count, 3U);
+  EXPECT_LE(read_lines(programs / "memory_setup.cpp").size(), 40U);
 }
 
 TEST(Readme, NamesTheTwoCommands) {

@@ -12,9 +12,9 @@
 // A macro, because only a macro can return from the function that it stands in, and a GNU statement
 // expression, which g++ and clang both have, because only that has a value as well.
 //
-// It stands as a whole initialiser, the whole right-hand side of an assignment, a whole statement,
-// the operand of a return or the range of a for; and as a whole argument of a call inside another
-// VMSPACE_TRY. Not inside the braces of an initialiser or in the captures of a lambda:
+// It stands as a whole initialiser, right-hand side of an assignment, condition of an if or a while,
+// or statement; as the operand of a return or the range of a for; and as a whole argument of a call
+// inside another VMSPACE_TRY. Not inside the braces of an initialiser or the captures of a lambda:
 //
 //   Device nic = {.name = "nic0", .bar = VMSPACE_TRY(...)};  // leaks the name when it returns
 //
