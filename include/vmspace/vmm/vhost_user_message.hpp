@@ -59,7 +59,9 @@ class VMSPACE_EXPORT VhostUserMessage {
   [[nodiscard]] static Result<VhostUserMessage> receive(int socket_fd,
                                                         std::chrono::nanoseconds timeout);
 
+  /// Takes over the message and its descriptors; `other` has none then.
   VhostUserMessage(VhostUserMessage&& other) noexcept;
+  /// As moving; descriptors that were not taken out are closed.
   VhostUserMessage& operator=(VhostUserMessage&& other) noexcept;
   ~VhostUserMessage();
 
