@@ -91,8 +91,19 @@ function remove(i,    first) {
 
 { lines[NR] = $0 }
 
+# In the comment of a declaration such a block is indented further, which makes it one in Markdown.
+function indent_blocks(    i, indent, inside) {
+  for (i = 2; i <= NR; ++i) {
+    indent = substr(lines[i], 1, index(lines[i], "///") - 1)
+    if (lines[i] !~ /^ *\/\/\/   [^ -]/ && !(inside && lines[i] ~ /^ *\/\/\/   /)) inside = 0
+    else if (lines[i - 1] ~ /^ *\/\/\/$/) inside = 1
+    if (inside) sub(/\/\/\/ /, "///     ", lines[i])
+  }
+}
+
 END {
   read_names()
+  indent_blocks()
   first_comment()
   for (i = 1; i <= NR; ++i) {
     if (lines[i] ~ /^(struct|class|inline constexpr bool) (std|fmt)::/) {

@@ -81,6 +81,7 @@ struct Operand {
 /// A failure, complete enough to act on.
 ///
 /// An aggregate, made with designated initialisers:
+///
 ///   Error{.code = Errc::overlap, .operation = "IntervalTree::insert",
 ///         .first = Operand::range(0x200, 0x2ff)}
 struct Error {
