@@ -12,9 +12,6 @@
 #include "vmspace/boot.hpp"
 #include "vmspace/exit_on_error.hpp"
 
-// What an example makes for its reader to use, nobody uses here.
-#pragma GCC diagnostic ignored "-Wunused-variable"
-
 namespace vmspace::header_examples {
 
 using namespace std::chrono_literals;

@@ -16,9 +16,6 @@
 #include "vmspace/virtio.hpp"
 #include "vmspace/vmm.hpp"
 
-// What an example makes for its reader to use, nobody uses here.
-#pragma GCC diagnostic ignored "-Wunused-variable"
-
 namespace vmspace::header_examples {
 
 using namespace std::chrono_literals;

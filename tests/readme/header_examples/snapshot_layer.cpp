@@ -12,9 +12,6 @@
 #include "vmspace/snapshot.hpp"
 #include "vmspace/vmm.hpp"
 
-// What an example makes for its reader to use, nobody uses here.
-#pragma GCC diagnostic ignored "-Wunused-variable"
-
 namespace vmspace::header_examples {
 
 Result<void> save_vcpus_and_devices();

@@ -18,10 +18,6 @@
 #include "vmspace/resources.hpp"
 #include "vmspace/vmm.hpp"
 
-// What an example makes for its reader to use, nobody uses here.
-#pragma GCC diagnostic ignored "-Wunused-variable"
-#pragma GCC diagnostic ignored "-Wunused-but-set-variable"
-
 namespace vmspace::header_examples {
 
 using namespace std::chrono_literals;
