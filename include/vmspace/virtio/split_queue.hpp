@@ -5,7 +5,8 @@
 //   const bool any = VMSPACE_TRY(queue.pop(memory, chain));   // a request, if there is one
 //   ...                                                        // GuestReader, GuestWriter
 //   VMSPACE_TRY(queue.push_used(memory, chain.id(), written));
-//   if (VMSPACE_TRY(queue.needs_notification(memory))) interrupt();
+//   const bool notify = VMSPACE_TRY(queue.needs_notification(memory));
+//   if (notify) interrupt();
 //
 // Everything in the rings and tables is the driver's, who may be hostile and change it at any time. So
 // each descriptor and each index is read once, into a private copy, and what was checked in the copy is

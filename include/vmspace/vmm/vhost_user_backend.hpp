@@ -8,7 +8,8 @@
 //   auto memory = VMSPACE_TRY(VhostUserBackendMemory::create());
 //   for (;;) {
 //     auto message = VMSPACE_TRY(VhostUserMessage::receive(socket, 1h));
-//     if (VMSPACE_TRY(memory.serve(socket, message))) continue;
+//     const bool served = VMSPACE_TRY(memory.serve(socket, message));
+//     if (served) continue;
 //     switch (message.request()) ...  // features, rings
 //   }
 //

@@ -9,7 +9,8 @@
 // read past a buffer or keep a descriptor.
 //
 //   auto message = VMSPACE_TRY(VhostUserMessage::receive(socket, 10s));
-//   if (VMSPACE_TRY(memory.serve(socket, message))) continue;  // see vhost_user_backend.hpp
+//   const bool served = VMSPACE_TRY(memory.serve(socket, message));  // see vhost_user_backend.hpp
+//   if (served) continue;
 //   switch (message.request()) ...
 //
 // Source: QEMU's docs/interop/vhost-user.rst.

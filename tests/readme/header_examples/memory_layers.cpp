@@ -129,7 +129,8 @@ Result<void> split_queue(SplitQueue& queue, const GuestMemory& memory, Descripto
   const bool any = VMSPACE_TRY(queue.pop(memory, chain));
   if (!any) return {};
   VMSPACE_TRY(queue.push_used(memory, chain.id(), written));
-  if (VMSPACE_TRY(queue.needs_notification(memory))) interrupt();
+  const bool notify = VMSPACE_TRY(queue.needs_notification(memory));
+  if (notify) interrupt();
   // end
   return {};
 }

@@ -97,7 +97,8 @@ Result<void> vhost_user_backend(int socket) {
   auto memory = VMSPACE_TRY(VhostUserBackendMemory::create());
   for (;;) {
     auto message = VMSPACE_TRY(VhostUserMessage::receive(socket, 1h));
-    if (VMSPACE_TRY(memory.serve(socket, message))) continue;
+    const bool served = VMSPACE_TRY(memory.serve(socket, message));
+    if (served) continue;
     switch (message.request()) {}
   }
   // end
@@ -120,7 +121,8 @@ Result<void> vhost_user_message(VhostUserBackendMemory& memory, int socket) {
   for (;;) {
     // from vmspace/vmm/vhost_user_message.hpp
     auto message = VMSPACE_TRY(VhostUserMessage::receive(socket, 10s));
-    if (VMSPACE_TRY(memory.serve(socket, message))) continue;
+    const bool served = VMSPACE_TRY(memory.serve(socket, message));
+    if (served) continue;
     switch (message.request()) {}
     // end
   }
