@@ -3,7 +3,7 @@
 // The types of vmspace in std::format: `std::format("{} {:>24}", error, range)`. What they print is
 // in text.hpp; formats have fill, align and width, as for a string.
 //
-// Does nothing where the standard library has no <format> (before GCC 13, Clang 17).
+// Does nothing where the standard library has no `<format>` (before GCC 13, Clang 17).
 
 #pragma once
 

@@ -48,6 +48,7 @@ namespace vmspace {
 /// in which to change two spaces at once.
 class VMSPACE_EXPORT AddressSpace final : public RegionLedger {
  public:
+  /// One thread's view of the space, for threads that look at it often; see reader().
   using Reader = Published<AddressSpaceBase>::Reader;
 
   /// Creates a space with these regions. Errors: those of AddressSpaceBase::from_regions(). O(n log
@@ -162,6 +163,7 @@ class VMSPACE_EXPORT AddressSpace final : public RegionLedger {
                             return draft.move_regions(moves);
                           }));
   }
+  /// As above, for moves that are written in braces.
   [[nodiscard]] Result<std::vector<AddressSpaceRegionPtr>> move_regions(
       std::initializer_list<RegionMove> moves) const {
     return move_regions(std::span(moves.begin(), moves.size()));

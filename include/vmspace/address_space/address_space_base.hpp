@@ -80,6 +80,7 @@ class VMSPACE_EXPORT AddressSpaceBase {
 
     Iterator() = default;
     [[nodiscard]] reference operator*() const noexcept { return *(*at_).value; }
+    /// A member of the pointer to the region, such as get().
     [[nodiscard]] pointer operator->() const noexcept { return &**this; }
     Iterator& operator++() noexcept {
       ++at_;
@@ -102,6 +103,7 @@ class VMSPACE_EXPORT AddressSpaceBase {
       --*this;
       return before;
     }
+    /// Whether both are at one region of one space.
     friend bool operator==(const Iterator& a, const Iterator& b) noexcept { return a.at_ == b.at_; }
 
    private:
@@ -124,6 +126,7 @@ class VMSPACE_EXPORT AddressSpaceBase {
   /// Copies share the regions; when assigning finds no memory, the space is as it was. O(n).
   AddressSpaceBase(const AddressSpaceBase&) = default;
   AddressSpaceBase(AddressSpaceBase&&) noexcept = default;
+  /// As copying; when it finds no memory, the space is as it was. O(n).
   AddressSpaceBase& operator=(const AddressSpaceBase& other) {
     return *this = AddressSpaceBase(other);
   }
@@ -180,6 +183,7 @@ class VMSPACE_EXPORT AddressSpaceBase {
   /// regions get addresses, or one that overlaps an old place of the set.
   [[nodiscard]] Result<std::vector<AddressSpaceRegionPtr>> move_regions(
       std::span<const RegionMove> moves);
+  /// As above, for moves that are written in braces.
   [[nodiscard]] Result<std::vector<AddressSpaceRegionPtr>> move_regions(
       std::initializer_list<RegionMove> moves) {
     return move_regions(std::span(moves.begin(), moves.size()));
@@ -219,6 +223,7 @@ class VMSPACE_EXPORT AddressSpaceBase {
   /// which is not `not_found`: no region contains the address. O(log n).
   [[nodiscard]] Result<std::optional<std::uint32_t>> numa_node_id(GuestAddress address) const;
 
+  /// The frame that every region was checked against. O(1).
   [[nodiscard]] const AddressSpaceLayout& layout() const noexcept { return *layout_; }
 
   /// The last address of the highest placed region, inclusive; nothing when there is none.
@@ -226,9 +231,11 @@ class VMSPACE_EXPORT AddressSpaceBase {
 
   /// How many placed regions there are. O(1).
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
+  /// Whether no region is placed; parked ones don't count. O(1).
   [[nodiscard]] bool empty() const noexcept { return size_ == 0; }
   /// The placed regions in address order.
   [[nodiscard]] Iterator begin() const noexcept { return {regions_.begin(), regions_.end()}; }
+  /// Behind the last of them.
   [[nodiscard]] Iterator end() const noexcept { return {regions_.end(), regions_.end()}; }
 
   /// The regions without an address, in the order in which they were parked; good until the next
@@ -289,6 +296,7 @@ struct RegionDiff {
   std::vector<AddressSpaceRegionPtr> removed;  ///< in address order
   std::vector<AddressSpaceRegionPtr> added;    ///< in address order
 
+  /// Whether the two spaces hold the very same regions.
   [[nodiscard]] bool empty() const noexcept { return removed.empty() && added.empty(); }
 };
 

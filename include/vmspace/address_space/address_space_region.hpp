@@ -38,15 +38,15 @@ enum class RegionType : std::uint8_t {
 /// leaves some members new and some old. Classes keep what they had.
 struct RegionOptions {
   std::string name = {};  ///< for people: the memory map and messages show it
-  RegionType type = RegionType::default_memory;
-  GuestAddress base = {};
-  std::uint64_t size = 0;  ///< bytes
-  BackingSpec backing = {};
-  Protection protection = Protection::read_write;
-  std::optional<std::uint32_t> numa_node = {};  ///< the host node to bind to; unset: anywhere
-  bool huge_pages = false;                      ///< advise transparent huge pages (MADV_HUGEPAGE)
-  bool hotplug = false;                         ///< came, or may go, while the guest runs
-  bool populate = false;                        ///< fill with pages before the guest starts
+  RegionType type = RegionType::default_memory;  ///< what the guest has there
+  GuestAddress base = {};    ///< the first address; place_region() chooses one itself
+  std::uint64_t size = 0;    ///< bytes
+  BackingSpec backing = {};  ///< what it is mapped from; none: the memory layer leaves it alone
+  Protection protection = Protection::read_write;  ///< what the guest may do
+  std::optional<std::uint32_t> numa_node = {};     ///< the host node to bind to; unset: anywhere
+  bool huge_pages = false;  ///< advise transparent huge pages (MADV_HUGEPAGE)
+  bool hotplug = false;     ///< came, or may go, while the guest runs
+  bool populate = false;    ///< fill with pages before the guest starts
   /// The device or part of the VMM that the region belongs to; empty: nobody's in particular. The
   /// memory map shows it; it is not interpreted here.
   std::string owner = {};
@@ -91,14 +91,19 @@ class VMSPACE_EXPORT AddressSpaceRegion {
   AddressSpaceRegion& operator=(const AddressSpaceRegion&) = delete;
   ~AddressSpaceRegion() = default;
 
+  /// What the memory map and messages call it.
   [[nodiscard]] const std::string& name() const noexcept { return options_.name; }
+  /// What the guest has there.
   [[nodiscard]] RegionType type() const noexcept { return options_.type; }
+  /// The first address.
   [[nodiscard]] GuestAddress base() const noexcept { return options_.base; }
+  /// Its bytes; at least 1.
   [[nodiscard]] std::uint64_t size() const noexcept { return options_.size; }
   /// The last address, inclusive: a region may end with the last byte of the address space.
   [[nodiscard]] GuestAddress last_addr() const noexcept {
     return GuestAddress(options_.base.value() + (options_.size - 1));
   }
+  /// The addresses from base() to last_addr().
   [[nodiscard]] Range range() const noexcept {
     // Never fails: make() has checked that the size is not 0 and that the end fits.
     return detail::unchecked_range(base().value(), last_addr().value());
@@ -109,20 +114,29 @@ class VMSPACE_EXPORT AddressSpaceRegion {
   [[nodiscard]] std::uint64_t alignment() const noexcept {
     return is_mapped() ? backing().effective_page_size() : 1;
   }
+  /// What it is mapped from; MemorySource::none for what nobody maps.
   [[nodiscard]] const BackingSpec& backing() const noexcept { return options_.backing; }
+  /// What the guest may do. The mapping of this process may be written all the same.
   [[nodiscard]] Protection protection() const noexcept { return options_.protection; }
+  /// The host node that its memory is bound to; nothing: any.
   [[nodiscard]] std::optional<std::uint32_t> numa_node() const noexcept {
     return options_.numa_node;
   }
+  /// Whether the kernel is asked for transparent huge pages.
   [[nodiscard]] bool wants_huge_pages() const noexcept { return options_.huge_pages; }
+  /// Whether it came, or may go, while the guest runs.
   [[nodiscard]] bool is_hotplug() const noexcept { return options_.hotplug; }
+  /// Whether it is to be filled with pages before the guest starts.
   [[nodiscard]] bool wants_populate() const noexcept { return options_.populate; }
+  /// The device or part of the VMM that it belongs to; empty: nobody's in particular.
   [[nodiscard]] const std::string& owner() const noexcept { return options_.owner; }
+  /// Whether it is a host file that the guest maps directly: RegionType::dax_memory.
   [[nodiscard]] bool is_dax() const noexcept { return type() == RegionType::dax_memory; }
   /// Whether the memory layer maps it: it has a backing.
   [[nodiscard]] bool is_mapped() const noexcept {
     return options_.backing.source != MemorySource::none;
   }
+  /// Whether the address lies in it.
   [[nodiscard]] bool contains(GuestAddress address) const noexcept {
     return range().contains(address.value());
   }

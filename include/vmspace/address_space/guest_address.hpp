@@ -23,8 +23,10 @@ namespace vmspace {
 class GuestAddress {
  public:
   constexpr GuestAddress() noexcept = default;
+  /// The address `value` bytes from 0.
   constexpr explicit GuestAddress(std::uint64_t value) noexcept : value_(value) {}
 
+  /// The number of bytes from 0.
   [[nodiscard]] constexpr std::uint64_t value() const noexcept { return value_; }
 
   /// The address `bytes` above; nothing when that would pass 2^64-1.

@@ -22,7 +22,7 @@ namespace vmspace {
 /// `size` bytes of guest memory from `base`; an aggregate. A value; every call is constexpr and
 /// O(1).
 struct GuestRange {
-  GuestAddress base = {};
+  GuestAddress base = {};  ///< the first byte
   std::uint64_t size = 0;  ///< bytes
 
   /// The bytes from range.min() to range.max(). `overflow` for all of [0, 2^64-1], whose size does
@@ -45,6 +45,7 @@ struct GuestRange {
     return made;
   }
 
+  /// Whether it has no byte.
   [[nodiscard]] constexpr bool empty() const noexcept { return size == 0; }
 
   /// The last address, inclusive; nothing when the range is empty or runs past 2^64.

@@ -41,9 +41,9 @@ enum class ApertureUse : std::uint8_t {
 
 /// A window of the guest physical space with one purpose.
 struct VMSPACE_EXPORT Aperture {
-  std::string name;
-  Range range;
-  ApertureUse use;
+  std::string name;  ///< unique in a layout, not empty
+  Range range;       ///< its addresses, both ends inclusive
+  ApertureUse use;   ///< what it is for
 
   /// Whether regions of this type may lie inside.
   [[nodiscard]] bool takes(RegionType type) const noexcept;
@@ -59,9 +59,9 @@ enum class HoleKind : std::uint8_t {
 
 /// Addresses where no region may lie.
 struct Hole {
-  std::string name;
-  Range range;
-  HoleKind kind = HoleKind::reserved;
+  std::string name;                    ///< for messages and the memory map
+  Range range;                         ///< its addresses, both ends inclusive
+  HoleKind kind = HoleKind::reserved;  ///< what a boot table says of it
 
   friend bool operator==(const Hole&, const Hole&) = default;
 };
@@ -70,8 +70,8 @@ struct Hole {
 struct LayoutOptions {
   std::uint64_t phys_max;         ///< the last guest physical address (inclusive: up to 2^64-1)
   std::optional<Range> ram = {};  ///< where RAM may lie; unset: nowhere
-  std::vector<Aperture> apertures = {};
-  std::vector<Hole> holes = {};
+  std::vector<Aperture> apertures = {};  ///< in any order; none overlap
+  std::vector<Hole> holes = {};          ///< none overlap; each inside one aperture, or in none
 };
 
 /// The parameters of a PC; an aggregate for designated initialisers.
@@ -100,7 +100,7 @@ struct Aarch64LayoutOptions {
 
 /// A run of RAM that a plan places.
 struct RamPiece {
-  GuestAddress base;
+  GuestAddress base;   ///< the first address
   std::uint64_t size;  ///< bytes
   std::uint32_t node;  ///< the guest's NUMA node: the index into the sizes that were planned
 
@@ -146,6 +146,7 @@ class VMSPACE_EXPORT AddressSpaceLayout {
   /// Copies are independent; when assigning finds no memory, the layout is as it was.
   AddressSpaceLayout(const AddressSpaceLayout&) = default;
   AddressSpaceLayout(AddressSpaceLayout&&) noexcept = default;
+  /// As copying; when it finds no memory, the layout is as it was.
   AddressSpaceLayout& operator=(const AddressSpaceLayout& other) {
     return *this = AddressSpaceLayout(other);
   }
@@ -179,6 +180,7 @@ class VMSPACE_EXPORT AddressSpaceLayout {
   /// Errors, each naming the node: `invalid_argument` without one; `zero_size`; `misaligned` when a
   /// size is not a multiple of 4 KiB; `no_space` when the node does not fit.
   [[nodiscard]] Result<std::vector<RamPiece>> plan_ram(std::span<const std::uint64_t> sizes) const;
+  /// As above, for sizes that are written in braces.
   [[nodiscard]] Result<std::vector<RamPiece>> plan_ram(
       std::initializer_list<std::uint64_t> sizes) const {
     return plan_ram(std::span(sizes.begin(), sizes.size()));

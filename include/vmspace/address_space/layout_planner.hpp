@@ -64,8 +64,8 @@ enum class PlacementKind : std::uint8_t {
 
 /// One thing to be placed; an aggregate for designated initialisers.
 struct PlacementRequest {
-  std::string name;  ///< unique among the requests, not empty
-  PlacementKind kind;
+  std::string name;    ///< unique among the requests, not empty
+  PlacementKind kind;  ///< which rule places it
   std::uint64_t size;  ///< bytes; for RAM a multiple of 4 KiB
   /// A power of two, of which the base of every piece is a multiple; at least 4 KiB for RAM.
   /// 0: the rule's, which is 1 GiB for RAM of 1 GiB or more and 2 MiB for less, so that a host can
@@ -79,17 +79,17 @@ struct PlacementRequest {
 
 /// Where a request went.
 struct Placement {
-  std::string name;
-  PlacementKind kind;
+  std::string name;                ///< the request's
+  PlacementKind kind;              ///< the request's
   std::vector<GuestRange> pieces;  ///< in address order; one, unless RAM was split
-  std::uint32_t node = 0;
+  std::uint32_t node = 0;          ///< the request's
 
   friend bool operator==(const Placement&, const Placement&) = default;
 };
 
 /// One contiguous piece of a plan.
 struct PlannedPiece {
-  GuestRange range;
+  GuestRange range;       ///< its addresses
   std::size_t placement;  ///< index of its placement
 
   friend bool operator==(const PlannedPiece&, const PlannedPiece&) = default;
@@ -119,6 +119,7 @@ struct LayoutPlan {
 /// may look at every piece that is free, see IntervalTree::allocate.
 [[nodiscard]] VMSPACE_EXPORT Result<LayoutPlan> plan_layout(
     const AddressSpaceLayout& frame, std::span<const PlacementRequest> requests);
+/// As above, for requests that are written in braces.
 [[nodiscard]] inline Result<LayoutPlan> plan_layout(
     const AddressSpaceLayout& frame, std::initializer_list<PlacementRequest> requests) {
   return plan_layout(frame, std::span(requests.begin(), requests.size()));

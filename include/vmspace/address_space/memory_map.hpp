@@ -15,8 +15,8 @@ namespace vmspace {
 
 /// A device range that is not a region of the space: registers, a BAR, a bridge window.
 struct DeviceRange {
-  std::string name;
-  Range range;
+  std::string name;        ///< as the map shows it
+  Range range;             ///< its addresses, both ends inclusive
   std::string owner = {};  ///< see RegionOptions::owner
   /// A bridge window. It is drawn around a region with the same range; other device ranges are
   /// drawn inside one.

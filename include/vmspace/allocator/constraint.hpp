@@ -28,7 +28,7 @@ struct Constraint {
   std::uint64_t min = 0;  ///< the lowest address that the allocation may cover
   std::uint64_t max = std::numeric_limits<std::uint64_t>::max();  ///< the highest, inclusive
   std::uint64_t align = 1;  ///< of the first address; a power of two; 0 means 1
-  AllocPolicy policy = AllocPolicy::first_match;
+  AllocPolicy policy = AllocPolicy::first_match;  ///< which of the places that would do
 
   /// Whether the constraint makes sense, as validate() has it. O(1).
   [[nodiscard]] constexpr bool is_valid() const noexcept {

@@ -35,8 +35,8 @@ class DecodeMap {
  public:
   /// A range and what it stands for.
   struct Entry {
-    Range range;
-    T value;
+    Range range;  ///< does not overlap that of another entry
+    T value;      ///< what find() gives for every number in the range
   };
 
  private:

@@ -30,9 +30,9 @@ struct NoValue {
 /// A range of a tree, its state and its value.
 template <typename T>
 struct IntervalEntry {
-  Range range;
-  NodeState state;
-  const T* value;  ///< null unless valued; good until the next call that changes the tree
+  Range range;      ///< its bounds
+  NodeState state;  ///< free, allocated or valued
+  const T* value;   ///< null unless valued; good until the next call that changes the tree
 
   /// Entries are equal when range, state and value are; values are compared, not their addresses.
   friend bool operator==(const IntervalEntry& a,
@@ -54,6 +54,7 @@ struct IntervalEntry {
 template <typename T>
 class ValuedRange : public Range {
  public:
+  /// A range of a tree and the value that the tree holds for it, which has to stay there.
   ValuedRange(const Range& range, T& value) noexcept
       : Range(range), value_(detail::address_of(value)) {}
 

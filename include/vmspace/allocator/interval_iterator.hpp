@@ -79,6 +79,7 @@ class IntervalIterator {
     return {detail::range_of(*leaf_, pos_), detail::state_of(*leaf_, pos_),
             leaf_->valued.test(pos_) ? leaf_->values.at(pos_) : nullptr};
   }
+  /// A member of the entry; the entry is a copy that lives as long as the expression.
   [[nodiscard]] pointer operator->() const noexcept { return pointer(**this); }
 
   IntervalIterator& operator++() noexcept {
@@ -135,6 +136,7 @@ class FreeRangeIterator {
   }
 
   [[nodiscard]] Range operator*() const noexcept { return detail::range_of(*leaf_, pos_); }
+  /// A member of the range; the range is a copy that lives as long as the expression.
   [[nodiscard]] pointer operator->() const noexcept { return pointer(**this); }
 
   FreeRangeIterator& operator++() noexcept {
@@ -175,11 +177,16 @@ template <typename I>
 class IntervalView {
  public:
   IntervalView() = default;
+  /// From `first` to before `last`, which belong to one tree.
   IntervalView(I first, I last) noexcept : first_(first), last_(last) {}
 
+  /// The first element.
   [[nodiscard]] I begin() const noexcept { return first_; }
+  /// Behind the last element.
   [[nodiscard]] I end() const noexcept { return last_; }
+  /// Whether there are no elements. O(1).
   [[nodiscard]] bool empty() const noexcept { return first_ == last_; }
+  /// The first element; there must be one.
   [[nodiscard]] std::iter_value_t<I> front() const noexcept { return *first_; }
 
  private:

@@ -99,8 +99,8 @@ class IntervalTree {
                 "values move inside the tree, which must not fail halfway");
 
  public:
-  using Entry = IntervalEntry<T>;
-  using Iterator = IntervalIterator<T>;
+  using Entry = IntervalEntry<T>;        ///< a range, its state and its value
+  using Iterator = IntervalIterator<T>;  ///< over all entries, in address order
   using value_type = Entry;
   using iterator = Iterator;
   using const_iterator = Iterator;
@@ -131,6 +131,7 @@ class IntervalTree {
 
   /// Exchanges all ranges. O(1).
   void swap(IntervalTree& other) noexcept { tree_.swap(other.tree_); }
+  /// As the member.
   friend void swap(IntervalTree& a, IntervalTree& b) noexcept { a.swap(b); }
 
   /// Removes all ranges and destroys their values. O(n).
@@ -138,6 +139,7 @@ class IntervalTree {
 
   /// How many ranges there are, in any state. O(1).
   [[nodiscard]] std::size_t size() const noexcept { return tree_.size(); }
+  /// Whether there are none. O(1).
   [[nodiscard]] bool empty() const noexcept { return size() == 0; }
 
   /// Two trees are equal when they have the same ranges with the same states and values. O(n).
@@ -166,6 +168,7 @@ class IntervalTree {
   [[nodiscard]] Result<T*> insert(Range range, T&& value) {
     return insert_entry(range, detail::address_of(value));
   }
+  /// As above, with a copy of the value.
   [[nodiscard]] Result<T*> insert(Range range, const T& value) requires std::copy_constructible<T> {
     return insert(range, T(value));
   }
@@ -215,6 +218,7 @@ class IntervalTree {
     const Range place = VMSPACE_TRY(choose_place(constraint, "IntervalTree::allocate", at));
     return ValuedRange<T>(place, *take_for(constraint, at, place, detail::address_of(value)));
   }
+  /// As above, with a copy of the value.
   [[nodiscard]] Result<ValuedRange<T>> allocate(
       const Constraint& constraint, const T& value) requires std::copy_constructible<T> {
     return allocate(constraint, T(value));
@@ -238,6 +242,7 @@ class IntervalTree {
     if (!locate_free(range, at)) return failure("IntervalTree::allocate_at").not_free(range);
     return ValuedRange<T>(range, *take(at, range, detail::address_of(value)));
   }
+  /// As above, with a copy of the value.
   [[nodiscard]] Result<ValuedRange<T>> allocate_at(
       Range range, const T& value) requires std::copy_constructible<T> {
     return allocate_at(range, T(value));
@@ -255,6 +260,7 @@ class IntervalTree {
     put_value(at, held);
     return before;
   }
+  /// As above, with a copy of the value.
   [[nodiscard]] Result<std::optional<T>> update(
       Range range, const T& value) requires std::copy_constructible<T> {
     return update(range, T(value));
@@ -366,6 +372,7 @@ class IntervalTree {
     if (at.leaf == nullptr || !at.leaf->valued.test(at.pos)) return nullptr;
     return at.leaf->values.at(at.pos);
   }
+  /// As above, for reading.
   [[nodiscard]] const T* find_value(std::uint64_t point) const noexcept {
     return const_cast<IntervalTree*>(this)->find_value(point);
   }
@@ -374,6 +381,7 @@ class IntervalTree {
 
   /// All entries in address order. O(1); so is each step.
   [[nodiscard]] Iterator begin() const noexcept { return {tree_.first(), 0}; }
+  /// Behind the last entry. O(1).
   [[nodiscard]] Iterator end() const noexcept { return {tree_.last(), end_pos()}; }
 
   /// The entries that overlap `range`, in address order. O(log n).

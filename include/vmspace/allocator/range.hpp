@@ -85,18 +85,23 @@ class Range {
     return {0, std::numeric_limits<std::uint64_t>::max()};
   }
 
+  /// The lowest member.
   [[nodiscard]] constexpr std::uint64_t min() const noexcept { return min_; }
+  /// The highest member, inclusive.
   [[nodiscard]] constexpr std::uint64_t max() const noexcept { return max_; }
 
   /// The number of members; 0 for the whole domain, whose 2^64 members do not fit.
   [[nodiscard]] constexpr std::uint64_t size() const noexcept { return max_ - min_ + 1; }
 
+  /// Whether the number is a member.
   [[nodiscard]] constexpr bool contains(std::uint64_t value) const noexcept {
     return min_ <= value && value <= max_;
   }
+  /// Whether every member of `other` is one of this range.
   [[nodiscard]] constexpr bool contains(const Range& other) const noexcept {
     return min_ <= other.min_ && other.max_ <= max_;
   }
+  /// Whether the two have a member in common.
   [[nodiscard]] constexpr bool overlaps(const Range& other) const noexcept {
     return min_ <= other.max_ && other.min_ <= max_;
   }

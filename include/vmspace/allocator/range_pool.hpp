@@ -111,8 +111,8 @@ class [[nodiscard]] Lease {
 
 /// A range of a pool that is held, and the tag that says by whom.
 struct RangeHolder {
-  Range range;
-  std::string tag;
+  Range range;      ///< what is held
+  std::string tag;  ///< as it was given when the range was acquired
 
   friend bool operator==(const RangeHolder&, const RangeHolder&) = default;
 };

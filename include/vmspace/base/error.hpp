@@ -47,9 +47,11 @@ enum class Errc : int {
 
 /// One operand of a failed operation: a number, an address, a size in bytes, or a range.
 struct Operand {
+  /// How the two numbers are to be read. A `range` has inclusive bounds; a `span` is a base and a
+  /// size that make no range.
   enum class Kind : std::uint8_t { none, number, address, size, range, span };
 
-  Kind kind = Kind::none;
+  Kind kind = Kind::none;    ///< how the numbers are to be read
   std::uint64_t first = 0;   ///< the number, address or size; or the lowest member of the range
   std::uint64_t second = 0;  ///< the range's highest member (inclusive), or the span's size
 
@@ -79,10 +81,11 @@ struct Operand {
 /// A failure, complete enough to act on.
 ///
 /// An aggregate, made with designated initialisers:
+///
 ///   Error{.code = Errc::overlap, .operation = "IntervalTree::insert",
 ///         .first = Operand::range(0x200, 0x2ff)}
 struct Error {
-  Errc code;
+  Errc code;                     ///< what to branch on
   const char* operation = "";    ///< the function that failed, as in `in`; a string literal
   Operand first = {};            ///< what the caller asked for
   Operand second = {};           ///< what stood in the way

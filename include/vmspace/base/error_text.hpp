@@ -116,6 +116,7 @@ class ErrorText {
   [[nodiscard]] constexpr std::string_view detail() const noexcept {
     return {text_.data() + subject_size_, detail_size_};
   }
+  /// Whether there is neither a subject nor a detail.
   [[nodiscard]] constexpr bool empty() const noexcept { return subject_size_ + detail_size_ == 0; }
 
   /// These texts with another subject: for a layer that knows the name of what failed below it.

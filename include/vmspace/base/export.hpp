@@ -15,6 +15,8 @@
 #define VMSPACE_EXPORT
 #else
 // In the old syntax, which may also stand in the declaration of a friend.
+/// Marks what the shared library exports; see above.
 #define VMSPACE_EXPORT __attribute__((visibility("default")))
 #endif
+/// Marks what it keeps to itself although something exported has it as a member; see above.
 #define VMSPACE_HIDDEN __attribute__((visibility("hidden")))

@@ -140,6 +140,7 @@ class Published<T>::Reader {
       : state_(std::exchange(other.state_, nullptr)),
         holder_(other.holder_),
         seen_(std::exchange(other.seen_, nullptr)) {}
+  /// As moving; what this Reader held is let go.
   Reader& operator=(Reader&& other) noexcept {
     Reader taken(std::move(other));
     std::swap(state_, taken.state_);
@@ -159,6 +160,7 @@ class Published<T>::Reader {
       value = seen_ = state_->refresh(*holder_);
     return value->value;
   }
+  /// A member of current().
   [[nodiscard]] const T* operator->() { return std::addressof(current()); }
 
   /// The generation of what current() gave last; 0 when there is none, or it was parked.
@@ -198,6 +200,7 @@ class Published<T>::Writer {
  public:
   /// Moves leave a Writer that may only be assigned to or destroyed.
   Writer(Writer&&) noexcept = default;
+  /// As moving; this Writer's turn ends first, as in its destructor.
   Writer& operator=(Writer&& other) noexcept {
     if (this != &other) {
       end();

@@ -25,9 +25,9 @@ enum class E820Type : std::uint32_t { ram = 1, reserved = 2 };
 
 /// One entry of the table.
 struct E820Entry {
-  GuestAddress base;
+  GuestAddress base;   ///< the first address
   std::uint64_t size;  ///< bytes
-  E820Type type;
+  E820Type type;       ///< what the guest may do with it
 
   friend bool operator==(const E820Entry&, const E820Entry&) = default;
 };

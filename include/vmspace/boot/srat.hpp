@@ -28,16 +28,16 @@ namespace vmspace {
 /// A processor and the node that it belongs to.
 struct SratProcessor {
   std::uint32_t apic_id;  ///< of 255 and above, the table has the form for x2APIC
-  std::uint32_t node;
+  std::uint32_t node;     ///< its proximity domain, as the guest numbers nodes
 
   friend bool operator==(const SratProcessor&, const SratProcessor&) = default;
 };
 
 /// A part of the guest's addresses and the node that it belongs to.
 struct SratMemory {
-  GuestAddress base;
+  GuestAddress base;   ///< the first address
   std::uint64_t size;  ///< bytes
-  std::uint32_t node;
+  std::uint32_t node;  ///< its proximity domain, as the guest numbers nodes
   /// Memory may be plugged and unplugged there; the guest keeps addresses up to its end in mind.
   bool hotplug = false;
 
@@ -54,6 +54,7 @@ struct SratMemory {
 /// table has. O(n log n). Threads: any.
 [[nodiscard]] VMSPACE_EXPORT Result<std::vector<std::byte>> srat(
     std::span<const SratProcessor> processors, std::span<const SratMemory> memory);
+/// As above, for processors that are written in braces.
 [[nodiscard]] inline Result<std::vector<std::byte>> srat(
     std::initializer_list<SratProcessor> processors, std::span<const SratMemory> memory) {
   return srat(std::span(processors.begin(), processors.size()), memory);

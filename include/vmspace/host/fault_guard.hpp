@@ -62,6 +62,7 @@ class VMSPACE_EXPORT FaultGuard {
   /// A share in the guard that is installed; nothing when none is.
   [[nodiscard]] static std::optional<FaultGuard> installed() noexcept;
 
+  /// Another share in the guard, which stays installed until the last one is gone.
   FaultGuard(const FaultGuard& other) noexcept;
   // All guards are one, so that there is nothing to assign.
   FaultGuard& operator=(const FaultGuard&) noexcept = default;

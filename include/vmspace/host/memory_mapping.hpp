@@ -55,8 +55,8 @@ enum class NumaMode : std::uint8_t {
 
 /// A mode and its host nodes.
 struct NumaPolicy {
-  NumaMode mode = NumaMode::by_default;
-  std::vector<std::uint32_t> nodes = {};
+  NumaMode mode = NumaMode::by_default;   ///< how the nodes are used
+  std::vector<std::uint32_t> nodes = {};  ///< of the host; none for by_default
 
   friend bool operator==(const NumaPolicy&, const NumaPolicy&) = default;
 };
@@ -92,7 +92,7 @@ struct MappingOptions {
   /// Maps at a fixed place, `arena_offset` bytes into this arena. `align` and `congruent_to` are
   /// then conditions that the place must meet. Guard pages take a page of the arena on either side.
   std::optional<HostArena> arena = {};
-  std::uint64_t arena_offset = 0;
+  std::uint64_t arena_offset = 0;  ///< bytes from the start of the arena; without one, 0
   /// What /proc/self/maps shows for anonymous memory, as in `[anon:ram0]`, where the kernel can
   /// (Linux 5.17); cut after 79 bytes, and otherwise as Backing::open says. Also the tag of its part
   /// in the arena's parts(), by default the name of the backing's source.
@@ -141,6 +141,7 @@ class VMSPACE_EXPORT MemoryMapping {
 
   /// Moves leave `other` closed. A mapping that is assigned to is unmapped first.
   MemoryMapping(MemoryMapping&& other) noexcept;
+  /// As moving; what was mapped here is unmapped first.
   MemoryMapping& operator=(MemoryMapping&& other) noexcept;
   /// Unmaps without reporting errors. What was written stays in the page cache; close() also writes
   /// it back.

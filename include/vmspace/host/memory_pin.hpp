@@ -30,6 +30,7 @@ class VMSPACE_EXPORT MemoryPin {
  public:
   /// Pins nothing.
   MemoryPin() noexcept = default;
+  /// Takes over what `other` pins, which then pins nothing.
   MemoryPin(MemoryPin&& other) noexcept
       : ranges_(std::move(other.ranges_)), first_(other.first_), end_(other.end_) {}
   /// What was pinned before no longer is.

@@ -49,9 +49,10 @@ namespace vmspace {
 
 /// A part of a mapping or of a file, in bytes.
 struct Extent {
-  std::uint64_t offset = 0;
-  std::uint64_t size = 0;
+  std::uint64_t offset = 0;  ///< where it begins, in bytes
+  std::uint64_t size = 0;    ///< bytes
 
+  /// The offset of the first byte behind it.
   [[nodiscard]] std::uint64_t end() const noexcept { return offset + size; }
   friend bool operator==(const Extent&, const Extent&) = default;
 };
@@ -78,7 +79,9 @@ class VMSPACE_EXPORT PageScan {
  public:
   /// Asks the kernel nothing yet. Allocates.
   explicit PageScan(const MemoryMapping& mapping, PageQuery query = PageQuery::data);
+  /// Moves leave a scan that may only be assigned to or destroyed.
   PageScan(PageScan&& other) noexcept;
+  /// As moving; what this scan knew is dropped.
   PageScan& operator=(PageScan&& other) noexcept;
   ~PageScan();
 

@@ -32,14 +32,15 @@ struct PopulateOptions {
   /// unless memory is bound to NUMA nodes away from some of the CPUs: that is filled by new threads,
   /// which run on the CPUs of its nodes, and the caller's waits.
   unsigned threads = 0;
+  /// Whether pages are populated for reading or for writing.
   PopulateAccess access = PopulateAccess::by_mapping;
 };
 
 /// A part of a mapping, in bytes.
 struct PopulateRange {
-  const MemoryMapping* mapping;
-  std::uint64_t offset;
-  std::uint64_t size;
+  const MemoryMapping* mapping;  ///< borrowed for the call
+  std::uint64_t offset;          ///< where the part begins; a multiple of the page size
+  std::uint64_t size;            ///< how long it is; a multiple of the page size
   /// What is done to these pages, if it differs from the options.
   std::optional<PopulateAccess> access = {};
   /// The Error::text of errors about this range, such as the name of the memory.

@@ -33,8 +33,8 @@ namespace vmspace {
 
 /// A range of dirty bytes: whole pages, as an offset into a region.
 struct DirtyRange {
-  std::uint64_t offset;
-  std::uint64_t size;
+  std::uint64_t offset;  ///< from the start of the region, in bytes
+  std::uint64_t size;    ///< bytes
 
   friend bool operator==(const DirtyRange&, const DirtyRange&) = default;
 };
@@ -61,9 +61,11 @@ class VMSPACE_EXPORT DirtyBitmap {
 
   /// Bytes that are tracked.
   [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
+  /// How many pages these are, the last one counted whole; each has a bit. O(1).
   [[nodiscard]] std::uint64_t pages() const noexcept {
     return size_ / page_size + (size_ % page_size != 0 ? 1 : 0);
   }
+  /// Whether writes are tracked at this moment. One load.
   [[nodiscard]] bool is_enabled() const noexcept {
     return (state_.load(std::memory_order_relaxed) & ~fence_first) != 0;
   }

@@ -28,11 +28,14 @@ requires(!std::same_as<T, bool>) class EndianInteger {
 
   /// Uninitialised, as an integer is, so that structures of these stay trivial.
   EndianInteger() = default;
+  /// The integer, with its bytes in this order.
   // NOLINTNEXTLINE(google-explicit-constructor): it stands in for the integer.
   constexpr EndianInteger(T value) noexcept : stored_(swapped(value)) {}
+  /// The integer, in the host's order.
   // NOLINTNEXTLINE(google-explicit-constructor)
   constexpr operator T() const noexcept { return swapped(stored_); }
 
+  /// The integer, in the host's order, where a conversion would not be found.
   [[nodiscard]] constexpr T value() const noexcept { return swapped(stored_); }
 
  private:
@@ -49,6 +52,7 @@ requires(!std::same_as<T, bool>) class EndianInteger {
   T stored_;
 };
 
+/// Its bytes are those of an integer, each pattern of which is a value.
 template <typename T, std::endian order>
 inline constexpr bool every_pattern_is_valid<EndianInteger<T, order>> = true;
 
@@ -61,13 +65,13 @@ using BigEndian = EndianInteger<T, std::endian::big>;
 
 /// Little-endian integers of 16, 32 and 64 bits.
 using Le16 = LittleEndian<std::uint16_t>;
-using Le32 = LittleEndian<std::uint32_t>;
-using Le64 = LittleEndian<std::uint64_t>;
+using Le32 = LittleEndian<std::uint32_t>;  ///< four bytes, little-endian
+using Le64 = LittleEndian<std::uint64_t>;  ///< eight bytes, little-endian
 
 /// Big-endian integers of 16, 32 and 64 bits.
 using Be16 = BigEndian<std::uint16_t>;
-using Be32 = BigEndian<std::uint32_t>;
-using Be64 = BigEndian<std::uint64_t>;
+using Be32 = BigEndian<std::uint32_t>;  ///< four bytes, big-endian
+using Be64 = BigEndian<std::uint64_t>;  ///< eight bytes, big-endian
 
 static_assert(std::is_trivially_copyable_v<Le64> && std::is_standard_layout_v<Le64> &&
               sizeof(Le64) == 8 && alignof(Le16) == 2);

@@ -130,6 +130,7 @@ class VMSPACE_EXPORT GuestCursor {
   /// `fault`: of the next `bytes`, the one at `host` is gone.
   [[nodiscard, gnu::cold]] Error fault_error(const char* operation, std::uint64_t bytes,
                                              const std::byte* host) const;
+  /// Takes over what `other` has left, which then has nothing left.
   GuestCursor(GuestCursor&& other) noexcept
       : iovecs_(std::move(other.iovecs_)),
         at_(other.at_),
@@ -139,6 +140,7 @@ class VMSPACE_EXPORT GuestCursor {
         guarded_(std::exchange(other.guarded_, {})),
         after_(std::exchange(other.after_, 0)),
         total_(std::exchange(other.total_, 0)) {}
+  /// As moving; what this cursor had left is dropped.
   GuestCursor& operator=(GuestCursor&& other) noexcept {
     if (this == &other) return *this;
     at_ = other.at_;
@@ -185,8 +187,10 @@ class VMSPACE_EXPORT GuestCursor {
       return fail(end_error(operation, bytes));
     return {};
   }
+  /// `out_of_bounds`: fewer than `bytes` remain.
   [[nodiscard, gnu::cold]] Error end_error(const char* operation, std::uint64_t bytes) const;
 
+  /// What a system call was given, and what came of it.
   struct Transfer {
     std::uint64_t asked;  ///< how much of the next bytes the system call was given
     std::int64_t count;   ///< what it returned
@@ -198,9 +202,9 @@ class VMSPACE_EXPORT GuestCursor {
   /// The error of one that has failed.
   [[nodiscard, gnu::cold]] Error transfer_error(const char* operation, const Transfer& failed,
                                                 const char* call);
-  detail::Iovecs iovecs_;
-  std::byte* at_ = nullptr;
-  std::size_t left_ = 0;
+  detail::Iovecs iovecs_;    ///< what was translated, in order
+  std::byte* at_ = nullptr;  ///< the next byte, in the current piece
+  std::size_t left_ = 0;     ///< bytes left in the current piece
 
  private:
   [[gnu::always_inline]] void enter_next() noexcept {
@@ -280,11 +284,13 @@ class VMSPACE_EXPORT GuestReader : public GuestCursor {
   /// a packet needs; gives how many it took and passes those. Interrupted calls are repeated. Errors:
   /// `out_of_bounds` when fewer remain; `overflow` when offset + bytes passes 2^63; `os`. O(bytes).
   [[nodiscard]] Result<std::uint64_t> read_to(int fd, std::uint64_t bytes);
+  /// As above, at `offset` of the file instead of its own position.
   [[nodiscard]] Result<std::uint64_t> read_to(int fd, std::uint64_t bytes, std::uint64_t offset);
 
   /// Writes all of `bytes`, in as many system calls as it takes. Errors: those of read_to(); `os` with
   /// EIO when the descriptor takes no more. What was written before an error is passed.
   [[nodiscard]] Result<void> read_exact_to(int fd, std::uint64_t bytes);
+  /// As above, at `offset` of the file instead of its own position.
   [[nodiscard]] Result<void> read_exact_to(int fd, std::uint64_t bytes, std::uint64_t offset);
 
  private:
@@ -351,11 +357,13 @@ class VMSPACE_EXPORT GuestWriter : public GuestCursor {
   /// What the kernel may have written beyond, up to all that it was asked for, is undefined and marked
   /// dirty as well; see read_into_guest().
   [[nodiscard]] Result<std::uint64_t> write_from(int fd, std::uint64_t bytes);
+  /// As above, at `offset` of the file instead of its own position.
   [[nodiscard]] Result<std::uint64_t> write_from(int fd, std::uint64_t bytes, std::uint64_t offset);
 
   /// Reads all of `bytes`, in as many system calls as it takes. Errors: those of write_from(); `os`
   /// with EIO when the file ends before. What was read before an error is passed.
   [[nodiscard]] Result<void> write_exact_from(int fd, std::uint64_t bytes);
+  /// As above, at `offset` of the file instead of its own position.
   [[nodiscard]] Result<void> write_exact_from(int fd, std::uint64_t bytes, std::uint64_t offset);
 
   /// Records the next `bytes` as written and passes them: after I/O into the iovecs(). Errors:

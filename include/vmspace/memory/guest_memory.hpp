@@ -296,22 +296,24 @@ class VMSPACE_EXPORT GuestMemory {
     return with_integer<T, Access::write>("GuestMemory::fetch_or", address, or_at);
   }
 
-  // Integers that have a byte order of their own, in the same way: `load<Le16>(address, order)`.
-
+  /// As load() of an integer, for a type that has a byte order: `load<Le16>(address, order)`.
   template <GuestEndianInteger T>
   [[nodiscard]] Result<T> load(GuestAddress address, std::memory_order order) const {
     return in_order<T>(load<typename T::value_type>(address, order));
   }
+  /// As store() of an integer, for a type that has a byte order.
   template <GuestEndianInteger T>
   [[nodiscard]] Result<void> store(GuestAddress address, T value, std::memory_order order) const {
     return store(address, std::bit_cast<typename T::value_type>(value), order);
   }
+  /// As compare_exchange() of an integer, for a type that has a byte order.
   template <GuestEndianInteger T>
   [[nodiscard]] Result<T> compare_exchange(GuestAddress address, T expected, T desired) const {
     using Stored = typename T::value_type;
     return in_order<T>(
         compare_exchange(address, std::bit_cast<Stored>(expected), std::bit_cast<Stored>(desired)));
   }
+  /// As fetch_or() of an integer, for a type that has a byte order.
   template <GuestEndianInteger T>
   [[nodiscard]] Result<T> fetch_or(GuestAddress address, T bits) const {
     return in_order<T>(fetch_or(address, std::bit_cast<typename T::value_type>(bits)));

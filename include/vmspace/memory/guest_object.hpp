@@ -39,6 +39,7 @@ namespace vmspace {
 template <typename T>
 inline constexpr bool every_pattern_is_valid = false;
 
+/// An address is a number, each pattern of which is a value.
 template <>
 inline constexpr bool every_pattern_is_valid<GuestAddress> = true;
 

@@ -3,7 +3,7 @@
 // A pointer into guest memory that can't be followed without a check.
 //
 // Device structures in guest memory are arrays and records: a virtqueue's descriptors, a ring, a
-// command. A GuestPtr<T> names one of them by its guest address; reading it gives a private copy,
+// command. A `GuestPtr<T>` names one of them by its guest address; reading it gives a private copy,
 // made once, and what was checked in the copy is what is used (XSA-155 is what happens otherwise).
 // There is no operator* and no operator->: an access can fail, and a member that is looked at twice
 // may have changed in between.
@@ -34,11 +34,14 @@ namespace vmspace {
 template <GuestObject T>
 class GuestPtr {
  public:
+  /// Points at `address`, which is checked only when it is used; the memory has to outlive the
+  /// pointer.
   GuestPtr(const GuestMemory& memory, GuestAddress address) noexcept
       : memory_(&memory), address_(address) {}
   // It would point into what is gone at the end of the statement.
   GuestPtr(const GuestMemory&& memory, GuestAddress address) = delete;
 
+  /// Where it points.
   [[nodiscard]] GuestAddress address() const noexcept { return address_; }
 
   /// A copy of the object, read once. Errors and cost: as GuestMemory::read.
@@ -52,6 +55,7 @@ class GuestPtr {
   [[nodiscard]] Result<T> load(std::memory_order order) const requires GuestAtomic<T> {
     return memory_->load<T>(address_, order);
   }
+  /// As GuestMemory::store.
   [[nodiscard]] Result<void> store(T value, std::memory_order order) const requires GuestAtomic<T> {
     return memory_->store<T>(address_, value, order);
   }
@@ -60,6 +64,7 @@ class GuestPtr {
   [[nodiscard]] Result<T> compare_exchange(T expected, T desired) const requires GuestAtomic<T> {
     return memory_->compare_exchange<T>(address_, expected, desired);
   }
+  /// As GuestMemory::fetch_or.
   [[nodiscard]] Result<T> fetch_or(T bits) const requires GuestAtomic<T> {
     return memory_->fetch_or<T>(address_, bits);
   }

@@ -113,8 +113,7 @@ requires(GuestObject<std::remove_const_t<T>>) class GuestRef {
     mark();
   }
 
-  // One access of the machine, as by GuestMemory's functions of these names.
-
+  /// Reads it in one access of the machine, ordered as GuestMemory::load says. O(1).
   [[nodiscard]] Object load(std::memory_order order) const noexcept requires GuestAtomic<Object> {
     switch (order) {
       case std::memory_order_relaxed: return value_of(__atomic_load_n(word(), __ATOMIC_RELAXED));
@@ -123,6 +122,7 @@ requires(GuestObject<std::remove_const_t<T>>) class GuestRef {
       default: return value_of(__atomic_load_n(word(), __ATOMIC_SEQ_CST));
     }
   }
+  /// Writes it in one access, then marks its page; ordered as GuestMemory::store says. O(1).
   void store(Object value, std::memory_order order) const noexcept
       requires(is_writable&& GuestAtomic<Object>) {
     switch (order) {
@@ -136,6 +136,8 @@ requires(GuestObject<std::remove_const_t<T>>) class GuestRef {
     }
     mark();
   }
+  /// Stores `desired` if it equals `expected`, in one step; gives what was there before, as
+  /// GuestMemory::compare_exchange. O(1).
   [[nodiscard]] Object compare_exchange(Object expected, Object desired) const noexcept
       requires(is_writable&& GuestAtomic<Object>) {
     auto before = word_of(expected);  // overwritten with what was there when it was not equal
@@ -145,6 +147,7 @@ requires(GuestObject<std::remove_const_t<T>>) class GuestRef {
     }
     return value_of(before);
   }
+  /// Sets these bits in one step; gives what was there before, as GuestMemory::fetch_or. O(1).
   [[nodiscard]] Object fetch_or(Object bits) const noexcept
       requires(is_writable&& GuestAtomic<Object>) {
     const auto before = __atomic_fetch_or(word(), word_of(bits), __ATOMIC_SEQ_CST);

@@ -33,7 +33,9 @@ class GuestView {
   /// The first byte; all size() bytes are contiguous and stay mapped while the view lives. Null
   /// when empty.
   [[nodiscard]] const std::byte* data() const noexcept { return bytes_.data(); }
+  /// How many bytes it has.
   [[nodiscard]] std::size_t size() const noexcept { return bytes_.size(); }
+  /// All of them.
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
 
  private:
@@ -49,6 +51,7 @@ class GuestView {
 /// never copies. Threads: used by one thread at a time.
 class MutableGuestView {
  public:
+  /// Takes over the bytes of `other`, which is then empty and marks nothing.
   MutableGuestView(MutableGuestView&& other) noexcept
       : map_(std::move(other.map_)),
         bytes_(std::exchange(other.bytes_, {})),
@@ -65,7 +68,9 @@ class MutableGuestView {
   /// The first byte; all size() bytes are contiguous and stay mapped while the view lives. Null
   /// when empty.
   [[nodiscard]] std::byte* data() const noexcept { return bytes_.data(); }
+  /// How many bytes it has.
   [[nodiscard]] std::size_t size() const noexcept { return bytes_.size(); }
+  /// All of them.
   [[nodiscard]] std::span<std::byte> bytes() const noexcept { return bytes_; }
 
   /// Records all of it as written, now: for a view that lives long.
@@ -104,6 +109,7 @@ class GuestIovecs {
 
   /// Empty for empty ranges. Bytes of an object made for reading must not be written.
   [[nodiscard]] std::span<const iovec> iovecs() const noexcept { return iovecs_.values(); }
+  /// The first of them, as readv(2) takes it.
   [[nodiscard]] const iovec* data() const noexcept { return iovecs().data(); }
   /// How many iovecs there are, as readv(2) counts: an int.
   [[nodiscard]] int count() const noexcept { return static_cast<int>(iovecs_.size()); }

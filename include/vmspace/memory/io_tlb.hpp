@@ -46,8 +46,8 @@ namespace vmspace {
 /// A translation: the addresses from `iova` on, as many as `guest` has bytes, mean `guest`. Any
 /// alignment. Either range may end with the last byte, 2^64-1.
 struct IoTlbEntry {
-  GuestAddress iova = {};
-  GuestRange guest = {};
+  GuestAddress iova = {};  ///< the first address that the device uses
+  GuestRange guest = {};   ///< the guest memory that is meant
   /// What the device may do: read, write or both.
   Protection access = Protection::read_write;
 
@@ -135,6 +135,7 @@ class VMSPACE_EXPORT IoTlb {
   /// would pass 2^64; `invalid_argument` for an access other than read, write or both. Waits for
   /// nobody who reads. O(n) in the table, and that again for each entry given.
   [[nodiscard]] Result<void> update(std::span<const IoTlbEntry> entries);
+  /// As above, for one entry.
   [[nodiscard]] Result<void> update(const IoTlbEntry& entry) {
     return update(std::span(&entry, 1));
   }

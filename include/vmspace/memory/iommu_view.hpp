@@ -84,19 +84,23 @@ class VMSPACE_EXPORT IommuView {
                         std::as_bytes(std::span(std::addressof(value), 1)));
   }
 
-  // Integers in one access, as by GuestMemory. Errors: also `misaligned`, by the guest address.
-
+  /// Reads an integer in one access: see GuestMemory::load. Errors: those of every access;
+  /// `misaligned`, by the guest address.
   template <GuestAtomic T>
   [[nodiscard]] Result<T> load(GuestAddress iova, std::memory_order order) {
     return with_integer<T>("IommuView::load", iova, Access::read,
                            [&](GuestAddress address) { return memory_.load<T>(address, order); });
   }
+  /// Writes an integer in one access: see GuestMemory::store. Errors: those of every access;
+  /// `misaligned`, by the guest address.
   template <GuestAtomic T>
   [[nodiscard]] Result<void> store(GuestAddress iova, T value, std::memory_order order) {
     return with_integer<T>("IommuView::store", iova, Access::write, [&](GuestAddress address) {
       return memory_.store<T>(address, value, order);
     });
   }
+  /// Stores `desired` if the integer equals `expected`: see GuestMemory::compare_exchange. Errors:
+  /// those of every access; `misaligned`, by the guest address.
   template <GuestAtomic T>
   [[nodiscard]] Result<T> compare_exchange(GuestAddress iova, T expected, T desired) {
     return with_integer<T>("IommuView::compare_exchange", iova, Access::write,
@@ -104,6 +108,8 @@ class VMSPACE_EXPORT IommuView {
                              return memory_.compare_exchange<T>(address, expected, desired);
                            });
   }
+  /// Sets bits of an integer: see GuestMemory::fetch_or. Errors: those of every access;
+  /// `misaligned`, by the guest address.
   template <GuestAtomic T>
   [[nodiscard]] Result<T> fetch_or(GuestAddress iova, T bits) {
     return with_integer<T>("IommuView::fetch_or", iova, Access::write, [&](GuestAddress address) {
@@ -132,6 +138,7 @@ class VMSPACE_EXPORT IommuView {
   /// A cursor over ranges of IOVAs, such as those of a DescriptorChain. O(ranges + entries + regions);
   /// allocates above 16 pieces.
   [[nodiscard]] Result<GuestReader> reader(std::span<const GuestRange> iovas);
+  /// As reader(), for ranges that the device writes.
   [[nodiscard]] Result<GuestWriter> writer(std::span<const GuestRange> iovas);
   /// Ranges of IOVAs as a list for readv(2) or writev(2): see GuestMemory::iovecs.
   [[nodiscard]] Result<GuestIovecs> iovecs(std::span<const GuestRange> iovas, Access access);

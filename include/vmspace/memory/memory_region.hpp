@@ -62,7 +62,7 @@ struct MapOptions {
   /// share one. It is mapped from `backing_offset` bytes after its own offset; whether it is shared
   /// and how large its pages are is the backing's. GuestMemory::map gives each region its own part.
   std::optional<Backing> backing = {};
-  std::uint64_t backing_offset = 0;
+  std::uint64_t backing_offset = 0;  ///< bytes into `backing`; a multiple of its page size
   /// The memory of a region whose source is MemorySource::external, of exactly its size. Others take no
   /// notice.
   std::optional<ExternalMemory> external = {};
@@ -86,7 +86,7 @@ struct MapOptions {
   bool mergeable = false;  ///< the kernel may merge equal pages (KSM)
   /// Leaves regions that ask to be populated to the caller, who can populate several at once.
   bool defer_populate = false;
-  PopulateOptions populate = {};
+  PopulateOptions populate = {};  ///< how pages are populated where the region asks for it
   /// What to do with a file that its owner may truncate. Accepted here, since the caller has named the
   /// file; map_regions(), which is told of files by others, asks for a guard.
   Unsealed unsealed = Unsealed::accept;
@@ -202,7 +202,9 @@ class VMSPACE_EXPORT MemoryRegion {
   [[nodiscard]] Result<MemoryRegionPtr> with_size(AddressSpaceRegionPtr resized,
                                                   const MapOptions& options = {}) const;
 
+  /// The first guest address.
   [[nodiscard]] GuestAddress base() const noexcept { return description_->base(); }
+  /// Bytes; never 0.
   [[nodiscard]] std::uint64_t size() const noexcept { return description_->size(); }
   /// The last address, inclusive.
   [[nodiscard]] GuestAddress last_addr() const noexcept { return description_->last_addr(); }
@@ -212,11 +214,15 @@ class VMSPACE_EXPORT MemoryRegion {
   [[nodiscard]] std::byte* host_base() const noexcept { return memory_->mapping.data(); }
   /// What the guest may do.
   [[nodiscard]] Protection protection() const noexcept { return description_->protection(); }
+  /// What it is to the guest.
   [[nodiscard]] const AddressSpaceRegion& description() const noexcept { return *description_; }
+  /// As description(), to be kept beyond the life of this region.
   [[nodiscard]] const AddressSpaceRegionPtr& shared_description() const noexcept {
     return description_;
   }
+  /// What its memory is made from.
   [[nodiscard]] const Backing& backing() const noexcept { return memory_->mapping.backing(); }
+  /// Its memory in this process.
   [[nodiscard]] const MemoryMapping& mapping() const noexcept { return memory_->mapping; }
   /// Whether the kernel took the advice to use transparent huge pages; `not_applicable` also when the
   /// region did not ask for them.

@@ -29,8 +29,8 @@ class VMSPACE_EXPORT PresentBlocks {
  public:
   /// A stretch of the region, in bytes.
   struct Run {
-    std::uint64_t offset;
-    std::uint64_t size;
+    std::uint64_t offset;  ///< from the start of the region
+    std::uint64_t size;    ///< bytes
 
     friend bool operator==(const Run&, const Run&) = default;
   };
@@ -54,11 +54,16 @@ class VMSPACE_EXPORT PresentBlocks {
   /// it is not within the region.
   [[nodiscard]] Result<void> check_run(Run run) const;
 
+  /// The bytes of the whole region.
   [[nodiscard]] std::uint64_t region_size() const noexcept { return region_size_; }
+  /// The bytes of a block: a power of two, at least 4 KiB.
   [[nodiscard]] std::uint64_t block_size() const noexcept { return block_size_; }
+  /// The bytes of a slot, in which the region is shown to tables that can't follow blocks; a
+  /// multiple of the block size.
   [[nodiscard]] std::uint64_t slot_size() const noexcept { return slot_size_; }
   /// The bytes of all present blocks. O(1).
   [[nodiscard]] std::uint64_t present_size() const noexcept { return present_size_; }
+  /// Whether all blocks are present. O(1).
   [[nodiscard]] bool all() const noexcept { return present_size_ == region_size_; }
 
   /// How many of the `size` bytes from `offset` are present, up to the first that is not. What lies

@@ -21,7 +21,7 @@ namespace vmspace {
 /// One region as another process maps it: MAP_SHARED, as many bytes of `fd` as `range` has, from
 /// `offset`.
 struct RegionDescriptor {
-  GuestRange range = {};
+  GuestRange range = {};     ///< where the guest has it
   int fd = -1;               ///< borrowed: stays the region's, or the receiver's
   std::uint64_t offset = 0;  ///< in the file, in bytes
   Protection protection = Protection::read_write;  ///< what the guest may do

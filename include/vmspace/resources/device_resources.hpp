@@ -27,9 +27,9 @@ class ResourceState;
 /// The location of a PCI device, with all eight of its functions: segment, bus and device number,
 /// as in `0000:00:1f` (the notation of `/sys/bus/pci/slots/*/address`).
 struct PciSlot {
-  std::uint16_t segment = 0;
-  std::uint8_t bus = 0;
-  std::uint8_t device = 0;
+  std::uint16_t segment = 0;  ///< the PCI domain
+  std::uint8_t bus = 0;       ///< the bus within it
+  std::uint8_t device = 0;    ///< the device on it; 0 to 31
 
   friend bool operator==(const PciSlot&, const PciSlot&) = default;
 };

@@ -56,7 +56,7 @@ namespace vmspace {
 
 /// A resource that an owner holds: a request that acquires exactly it.
 struct ResourceClaim {
-  std::string owner;
+  std::string owner;        ///< who holds it
   ResourceRequest request;  ///< pinned to one resource
 
   friend bool operator==(const ResourceClaim&, const ResourceClaim&) = default;

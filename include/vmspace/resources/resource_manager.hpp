@@ -55,8 +55,8 @@ struct NumberWindow {
 
 /// The device numbers of one PCI bus.
 struct PciBus {
-  std::uint16_t segment = 0;
-  std::uint8_t bus = 0;
+  std::uint16_t segment = 0;  ///< the PCI domain
+  std::uint8_t bus = 0;       ///< the bus within it
   /// Device 0 is the host bridge; on a bus behind a bridge, start at 0.
   std::uint8_t first_device = 1;
   std::uint8_t last_device = 31;  ///< inclusive; at most 31
@@ -85,7 +85,7 @@ struct ResourceLimits {
   /// Shared by MSI and MSI-X. The default numbers are disjoint from the GSIs above and within KVM's
   /// 4096 routes (KVM_MAX_IRQ_ROUTES).
   NumberWindow msi = {.ranges = {Range::of(1024, 4095)}};
-  std::vector<PciBus> pci_buses = {PciBus{}};
+  std::vector<PciBus> pci_buses = {PciBus{}};  ///< the buses that PciDevice requests are met from
   /// The pool of memory slot numbers, which KvmMemslots and others may share. Only numbers up to
   /// 2^32-1 are assigned. Unset: KvmSlots requests fail.
   std::optional<RangePool> kvm_slots = {};
@@ -94,7 +94,7 @@ struct ResourceLimits {
 
 /// One move of a relocation. The factories make it say whether it places the range or parks it.
 struct ResourceMove {
-  DeviceResources* device = nullptr;
+  DeviceResources* device = nullptr;       ///< whose range moves; not null
   std::size_t index = 0;                   ///< among the device's ranges of this kind
   std::optional<GuestAddress> to = {};     ///< the new base; unset: park the range
   ResourceKind kind = ResourceKind::mmio;  ///< or `bridge_window`
@@ -122,11 +122,11 @@ struct ResourceMove {
 
 /// One resource that is held, and its owner.
 struct ResourceHolder {
-  ResourceKind kind;
+  ResourceKind kind;  ///< what it is
   /// The numbers or addresses; the last ones if it is parked. For `pci_device` see pci_slot_of();
   /// for `mac_address` the 48-bit number.
   Range range;
-  std::string owner;
+  std::string owner;      ///< as it was given to acquire()
   bool shared = false;    ///< the interrupt line may have other holders
   bool parked = false;    ///< not mapped at any address
   std::string name = {};  ///< of the region, for `mmio` and `memory`
@@ -140,9 +140,9 @@ struct ResourceHolder {
 /// The total and the free amount of a kind of number, or of an aperture in bytes. `msi` counts MSI
 /// and MSI-X together. Amounts saturate at 2^64-1.
 struct ResourceUsage {
-  std::string name;  ///< of the kind, or of the aperture
-  std::uint64_t total = 0;
-  std::uint64_t free = 0;
+  std::string name;                ///< of the kind, or of the aperture
+  std::uint64_t total = 0;         ///< free and held
+  std::uint64_t free = 0;          ///< not held
   std::uint64_t largest_free = 0;  ///< the longest contiguous run
   bool is_aperture = false;        ///< amounts are bytes of an aperture
 
@@ -210,6 +210,7 @@ class VMSPACE_EXPORT ResourceManager {
   /// that is refused costs O(n).
   [[nodiscard]] Result<DeviceResources> acquire(std::span<const ResourceRequest> requests,
                                                 std::string_view owner) const;
+  /// As above, for requests that are written in braces.
   [[nodiscard]] Result<DeviceResources> acquire(std::initializer_list<ResourceRequest> requests,
                                                 std::string_view owner) const {
     return acquire(std::span(requests.begin(), requests.size()), owner);
@@ -241,6 +242,7 @@ class VMSPACE_EXPORT ResourceManager {
   /// Costs one change of the ledger and O(m^2) in the moves; when bridge windows move, also O(n) in
   /// all ranges for each window.
   [[nodiscard]] Result<void> relocate(std::span<const ResourceMove> moves) const;
+  /// As above, for moves that are written in braces.
   [[nodiscard]] Result<void> relocate(std::initializer_list<ResourceMove> moves) const {
     return relocate(std::span(moves.begin(), moves.size()));
   }

@@ -73,8 +73,8 @@ struct MmioRange {
   /// but at least 4 KiB so that devices do not share a page. If `fixed` is not a multiple of that,
   /// the range cannot be a BAR and has no alignment, now or when it moves.
   std::uint64_t align = 0;
-  MmioReach reach = MmioReach::any;
-  bool prefetchable = false;  ///< reads have no side effects; placed above 4 GiB if possible
+  MmioReach reach = MmioReach::any;  ///< which side of 4 GiB
+  bool prefetchable = false;         ///< reads have no side effects; placed above 4 GiB if possible
   /// The owner of the PCI bridge that the device is behind: the range is placed in one of its
   /// windows. Empty: the range is placed outside all bridge windows.
   std::string bridge = {};
@@ -171,7 +171,7 @@ struct KvmSlots {
 
 /// A PCI device number, including all of its functions.
 struct PciDevice {
-  std::uint16_t segment = 0;
+  std::uint16_t segment = 0;                ///< the PCI domain
   std::optional<std::uint8_t> bus = {};     ///< unset: the lowest with a free device number
   std::optional<std::uint8_t> device = {};  ///< 0 to 31; requires `bus`; unset: the lowest free
 
@@ -180,7 +180,7 @@ struct PciDevice {
 
 /// A MAC address as a 48-bit number: bits 47 to 40 are the first octet on the wire.
 struct MacAddress {
-  std::optional<std::uint64_t> fixed = {};
+  std::optional<std::uint64_t> fixed = {};  ///< unset: any that is free
 
   friend bool operator==(const MacAddress&, const MacAddress&) = default;
 };

@@ -60,7 +60,9 @@ class VMSPACE_EXPORT DirtyScan {
   /// region, which take 1/512 of its size.
   [[nodiscard]] static Result<DirtyScan> start(const GuestMemory& memory);
 
+  /// Moves leave a scan that may only be assigned to or destroyed.
   DirtyScan(DirtyScan&& other) noexcept;
+  /// As moving; what this scan was watching is let go first.
   DirtyScan& operator=(DirtyScan&& other) noexcept;
   /// Stops watching. Linear in what is present.
   ~DirtyScan();

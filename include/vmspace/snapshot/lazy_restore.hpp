@@ -121,6 +121,7 @@ class VMSPACE_EXPORT LazyRestore {
                                                  std::shared_ptr<PageSource> source,
                                                  const LazyRestoreOptions& options = {});
 
+  /// Moves leave a restore that may only be assigned to or destroyed; what is running runs on.
   LazyRestore(LazyRestore&& other) noexcept;
   /// What was running is destroyed first.
   LazyRestore& operator=(LazyRestore&& other) noexcept;

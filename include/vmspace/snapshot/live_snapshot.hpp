@@ -123,8 +123,10 @@ class VMSPACE_EXPORT LiveSnapshot {
   /// Whether wait() would return at once.
   [[nodiscard]] bool is_done() const noexcept;
 
+  /// What it has done so far.
   [[nodiscard]] LiveSnapshotStatistics statistics() const noexcept;
 
+  /// Moves leave a snapshot that may only be assigned to or destroyed; what is running runs on.
   LiveSnapshot(LiveSnapshot&&) noexcept;
   /// Gives up the one it was.
   LiveSnapshot& operator=(LiveSnapshot&&) noexcept;

@@ -13,7 +13,7 @@ namespace vmspace {
 
 /// 128 random bits; all of them 0 for a snapshot that has none (version 1).
 struct SnapshotId {
-  std::array<std::uint8_t, 16> bytes{};
+  std::array<std::uint8_t, 16> bytes{};  ///< in the order in which a file has them
 
   /// Whether there is one.
   [[nodiscard]] constexpr explicit operator bool() const noexcept { return *this != SnapshotId{}; }

@@ -60,7 +60,9 @@ class VMSPACE_EXPORT SnapshotWriter {
                                                      std::span<const SnapshotRegion> regions,
                                                      const SnapshotWriterOptions& options = {});
 
+  /// Moves leave a writer that may only be assigned to or destroyed.
   SnapshotWriter(SnapshotWriter&&) noexcept;
+  /// As moving; what this writer had not finished is given up, as on destruction.
   SnapshotWriter& operator=(SnapshotWriter&&) noexcept;
   ~SnapshotWriter();
 

@@ -58,6 +58,7 @@ class VMSPACE_EXPORT WorkingSet {
 
   /// The snapshot whose pages these are; without one when it has no id.
   [[nodiscard]] const SnapshotId& snapshot() const noexcept { return snapshot_; }
+  /// The pages, as ranges: sorted, with gaps between them.
   [[nodiscard]] std::span<const GuestRange> ranges() const noexcept { return ranges_; }
   /// The bytes of all ranges together. O(n).
   [[nodiscard]] std::uint64_t total_size() const noexcept;

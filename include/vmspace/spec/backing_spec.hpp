@@ -39,7 +39,7 @@ enum class Sharing : std::uint8_t {
 /// A backing as a VMM's configuration describes it; an aggregate for designated initialisers:
 /// `{.source = MemorySource::shmem}`.
 struct VMSPACE_EXPORT BackingSpec {
-  MemorySource source = MemorySource::none;
+  MemorySource source = MemorySource::none;  ///< where the pages come from; none: nothing is mapped
   /// file, device: the path of the file; hugetlbfs: a directory of a mounted one; otherwise empty.
   std::string path = {};
   /// file, device: an open descriptor instead of a path. It stays the caller's: opening duplicates it.

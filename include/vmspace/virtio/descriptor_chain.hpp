@@ -42,6 +42,7 @@ class DescriptorChain {
   DescriptorChain& operator=(DescriptorChain&&) noexcept = default;
   ~DescriptorChain() = default;
 
+  /// What push_used() takes to give the request back.
   [[nodiscard]] RequestId id() const noexcept { return id_; }
   /// What the device reads; no range is empty.
   [[nodiscard]] std::span<const GuestRange> readable() const noexcept {

@@ -30,10 +30,10 @@ struct PackedDescriptor {
   static constexpr std::uint16_t available = 1 << 7;  ///< VIRTQ_DESC_F_AVAIL
   static constexpr std::uint16_t used = 1 << 15;      ///< VIRTQ_DESC_F_USED
 
-  Le64 address;
-  Le32 length;
-  Le16 id;
-  Le16 flags;
+  Le64 address;  ///< of the buffer, or of a table
+  Le32 length;   ///< in bytes
+  Le16 id;       ///< of the request; chosen by the driver
+  Le16 flags;    ///< those above
 };
 static_assert(sizeof(PackedDescriptor) == 16);
 
@@ -44,7 +44,7 @@ struct PackedEvent {
   static constexpr std::uint16_t descriptor = 2;  ///< RING_EVENT_FLAGS_DESC: at `position`
 
   Le16 position;  ///< the entry; bit 15: the wrap counter
-  Le16 flags;
+  Le16 flags;     ///< one of those above
 };
 static_assert(sizeof(PackedEvent) == 4);
 
@@ -110,10 +110,13 @@ class VMSPACE_EXPORT PackedQueue {
   /// with a full memory barrier.
   [[nodiscard]] Result<bool> enable_notifications(const GuestMemory& memory);
 
+  /// How many entries the ring has.
   [[nodiscard]] std::uint16_t size() const noexcept { return options_.size; }
+  /// Where the ring is and what was negotiated.
   [[nodiscard]] const PackedQueueOptions& options() const noexcept { return options_; }
   /// How many entries of the ring are taken and not given back: those of all requests together.
   [[nodiscard]] std::uint16_t in_flight() const noexcept;
+  /// What a saved VM has to keep of the queue, and VHOST_GET_VRING_BASE reports.
   [[nodiscard]] PackedQueueState state() const noexcept { return state_; }
 
  private:

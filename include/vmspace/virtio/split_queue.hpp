@@ -5,7 +5,8 @@
 //   const bool any = VMSPACE_TRY(queue.pop(memory, chain));   // a request, if there is one
 //   ...                                                        // GuestReader, GuestWriter
 //   VMSPACE_TRY(queue.push_used(memory, chain.id(), written));
-//   if (VMSPACE_TRY(queue.needs_notification(memory))) interrupt();
+//   const bool notify = VMSPACE_TRY(queue.needs_notification(memory));
+//   if (notify) interrupt();
 //
 // Everything in the rings and tables is the driver's, who may be hostile and change it at any time. So
 // each descriptor and each index is read once, into a private copy, and what was checked in the copy is
@@ -37,10 +38,10 @@ struct SplitDescriptor {
   static constexpr std::uint16_t writable = 2;  ///< VIRTQ_DESC_F_WRITE: by the device
   static constexpr std::uint16_t indirect = 4;  ///< VIRTQ_DESC_F_INDIRECT: a table of its own
 
-  Le64 address;
-  Le32 length;
-  Le16 flags;
-  Le16 next;
+  Le64 address;  ///< of the buffer, or of a table
+  Le32 length;   ///< in bytes
+  Le16 flags;    ///< those above
+  Le16 next;     ///< the index of the next descriptor, with has_next
 };
 static_assert(sizeof(SplitDescriptor) == 16);
 
@@ -104,12 +105,15 @@ class VMSPACE_EXPORT SplitQueue {
   /// `corrupt` as pop(). O(1), with a full memory barrier.
   [[nodiscard]] Result<bool> enable_notifications(const GuestMemory& memory);
 
+  /// How many descriptors the queue has.
   [[nodiscard]] std::uint16_t size() const noexcept { return options_.size; }
+  /// Where its rings are and what was negotiated.
   [[nodiscard]] const SplitQueueOptions& options() const noexcept { return options_; }
   /// How many requests are taken and not given back.
   [[nodiscard]] std::uint16_t in_flight() const noexcept {
     return static_cast<std::uint16_t>(state_.next_available - state_.next_used);
   }
+  /// What a saved VM has to keep of the queue, and VHOST_GET_VRING_BASE reports.
   [[nodiscard]] SplitQueueState state() const noexcept { return state_; }
 
  private:

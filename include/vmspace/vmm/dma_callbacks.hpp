@@ -37,7 +37,8 @@ namespace vmspace {
 /// `context`, and returns 0 or a negative errno, as SPDK and libvfio-user do; neither throws.
 struct DmaFunctions {
   const char* name = "dma";  ///< in errors; outlives the target
-  void* context = nullptr;
+  void* context = nullptr;   ///< handed to each call
+  /// Maps what it is given, or refuses it.
   int (*map)(void* context, const DmaMapping* mapping) = nullptr;
   /// Gets exactly what `map` got, but for another `iova` where memory has moved and the library
   /// goes by host addresses. After 0 the library does not touch the memory any more.

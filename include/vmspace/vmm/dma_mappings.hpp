@@ -29,8 +29,8 @@ namespace vmspace {
 
 /// A section of device memory that devices can't access by DMA, and why.
 struct UnmappedWindow {
-  MemorySection section;
-  Error why;
+  MemorySection section;  ///< what is not mapped
+  Error why;              ///< what the target said
 
   friend bool operator==(const UnmappedWindow&, const UnmappedWindow&) = default;
 };
@@ -57,6 +57,7 @@ class VMSPACE_EXPORT DmaMappings final : public MemoryListener {
   /// a null pointer; those of DmaTarget::limits().
   [[nodiscard]] static Result<DmaMappings> create(std::unique_ptr<DmaTarget> target);
 
+  /// Moves leave an object that may only be assigned to or destroyed.
   DmaMappings(DmaMappings&&) noexcept;
   /// What was mapped before is unmapped, as on destruction.
   DmaMappings& operator=(DmaMappings&&) noexcept;

@@ -102,6 +102,7 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
   [[nodiscard]] static Result<KvmMemslots> create(int vm_fd,
                                                   std::optional<RangePool> slot_numbers = {});
 
+  /// Moves leave an object that may only be assigned to or destroyed.
   KvmMemslots(KvmMemslots&&) noexcept;
   /// The slots held before are cleared, as on destruction.
   KvmMemslots& operator=(KvmMemslots&&) noexcept;

@@ -114,9 +114,11 @@ class VMSPACE_EXPORT MemoryBlocks {
   [[nodiscard]] std::vector<GuestRange> plugged() const;
   /// The bytes of all plugged blocks; 0 when the region is gone or parked.
   [[nodiscard]] std::uint64_t plugged_size() const;
-  /// What the guest is asked to plug, how far it may, and in what, in bytes. One load each.
+  /// What the guest is asked to plug, in bytes. One load.
   [[nodiscard]] std::uint64_t requested_size() const noexcept;
+  /// How far the guest may plug, from the start of the region, in bytes. One load.
   [[nodiscard]] std::uint64_t usable_size() const noexcept;
+  /// What the guest plugs and unplugs, in bytes. One load.
   [[nodiscard]] std::uint64_t block_size() const noexcept;
   /// The region as it is published; null when it is gone or parked.
   [[nodiscard]] MemoryRegionPtr region() const;

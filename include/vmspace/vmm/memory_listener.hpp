@@ -41,6 +41,7 @@ class MemorySection {
   }
   /// Bytes; never 0.
   [[nodiscard]] std::uint64_t size() const noexcept { return size_; }
+  /// base() and size().
   [[nodiscard]] GuestRange guest_range() const noexcept { return {base(), size_}; }
   /// Where base() is mapped in this process, size() bytes in one piece.
   [[nodiscard]] std::byte* host_base() const noexcept { return region_->host_base() + offset_; }
@@ -56,6 +57,7 @@ class MemorySection {
   [[nodiscard]] RegionType type() const noexcept { return region_->description().type(); }
   /// The region's name.
   [[nodiscard]] std::string_view name() const noexcept { return region_->description().name(); }
+  /// The region that it is part of, or all of.
   [[nodiscard]] const MemoryRegionPtr& region() const noexcept { return region_; }
   /// Where it begins in the region, in bytes.
   [[nodiscard]] std::uint64_t region_offset() const noexcept { return offset_; }

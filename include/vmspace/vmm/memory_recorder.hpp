@@ -40,6 +40,7 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
   /// For refuse(): every call from the n-th on.
   static constexpr std::size_t all = std::numeric_limits<std::size_t>::max();
 
+  /// A recorder with an empty table; both are what the accessors of these names give.
   explicit MemoryRecorder(std::string name = "recorder",
                           SectionUnit unit = SectionUnit::slot) noexcept;
   ~MemoryRecorder() override;

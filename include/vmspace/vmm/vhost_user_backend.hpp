@@ -8,7 +8,8 @@
 //   auto memory = VMSPACE_TRY(VhostUserBackendMemory::create());
 //   for (;;) {
 //     auto message = VMSPACE_TRY(VhostUserMessage::receive(socket, 1h));
-//     if (VMSPACE_TRY(memory.serve(socket, message))) continue;
+//     const bool served = VMSPACE_TRY(memory.serve(socket, message));
+//     if (served) continue;
 //     switch (message.request()) ...  // features, rings
 //   }
 //
@@ -45,7 +46,7 @@ namespace vmspace {
 
 /// What the front-end has shared, at one moment.
 struct VhostUserMap {
-  GuestMemory memory = {};
+  GuestMemory memory = {};  ///< the memory of all regions that are shared now
   /// Where to note what the device writes to `memory`, after the write; off while nobody asks.
   VhostUserLog log = {};
 };
@@ -91,6 +92,7 @@ class VMSPACE_EXPORT VhostUserBackendMemory {
 
   /// Moves leave an object that may only be assigned to or destroyed.
   VhostUserBackendMemory(VhostUserBackendMemory&&) noexcept;
+  /// As moving; what was shared with this one is let go.
   VhostUserBackendMemory& operator=(VhostUserBackendMemory&&) noexcept;
   ~VhostUserBackendMemory();
 

@@ -2,7 +2,8 @@
 //
 // The IOMMU of a vhost-user device: translations come from the front-end, as messages, into an IoTlb.
 //
-//   if (VMSPACE_TRY(serve_iotlb(socket, message, memory, tlb))) continue;  // beside memory.serve()
+//   const bool served = VMSPACE_TRY(serve_iotlb(socket, message, memory, tlb));
+//   if (served) continue;  // beside memory.serve()
 //
 // A front-end translates to its own addresses; memory that it has shared says which guest addresses
 // those are. What it has not told yet is asked for over the back-end's channel, and it answers with an

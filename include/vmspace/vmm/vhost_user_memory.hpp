@@ -53,6 +53,7 @@ struct VhostUserMemoryOptions {
   std::uint64_t protocol_features = 0;
   /// How long one request may take, its reply included.
   std::chrono::nanoseconds timeout = std::chrono::seconds(5);
+  /// Under which addresses the device is told of memory.
   VhostUserAddresses addresses = VhostUserAddresses::host;
 };
 

@@ -9,7 +9,8 @@
 // read past a buffer or keep a descriptor.
 //
 //   auto message = VMSPACE_TRY(VhostUserMessage::receive(socket, 10s));
-//   if (VMSPACE_TRY(memory.serve(socket, message))) continue;  // see vhost_user_backend.hpp
+//   const bool served = VMSPACE_TRY(memory.serve(socket, message));  // see vhost_user_backend.hpp
+//   if (served) continue;
 //   switch (message.request()) ...
 //
 // Source: QEMU's docs/interop/vhost-user.rst.
@@ -59,7 +60,9 @@ class VMSPACE_EXPORT VhostUserMessage {
   [[nodiscard]] static Result<VhostUserMessage> receive(int socket_fd,
                                                         std::chrono::nanoseconds timeout);
 
+  /// Takes over the message and its descriptors; `other` has none then.
   VhostUserMessage(VhostUserMessage&& other) noexcept;
+  /// As moving; descriptors that were not taken out are closed.
   VhostUserMessage& operator=(VhostUserMessage&& other) noexcept;
   ~VhostUserMessage();
 

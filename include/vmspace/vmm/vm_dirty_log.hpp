@@ -38,7 +38,9 @@ namespace vmspace {
 /// change of the memory that runs, and is `would_deadlock` from inside of one.
 class VMSPACE_EXPORT VmDirtyLog {
  public:
+  /// Moves leave a log that may only be assigned to or destroyed.
   VmDirtyLog(VmDirtyLog&&) noexcept;
+  /// As moving; the log held before is stopped, as on destruction.
   VmDirtyLog& operator=(VmDirtyLog&&) noexcept;
   /// Stops it. From inside a change it can't; then the next harvest of another log, or the next
   /// change, does.

@@ -77,7 +77,7 @@ enum class Unsettled : std::uint8_t {
 struct UnsettledSection {
   std::string_view listener;  ///< its name; valid while the listener lives
   GuestRange range;           ///< where the guest sees it, or saw it
-  Unsettled how;
+  Unsettled how;              ///< which of the two it is
 
   friend bool operator==(const UnsettledSection&, const UnsettledSection&) = default;
 };
@@ -97,6 +97,7 @@ struct UnsettledSection {
 /// when that one is to be waited for.
 class VMSPACE_EXPORT VmMemory final : public RegionLedger {
  public:
+  /// One thread's view of space and memory, for threads that look at them often; see reader().
   using Reader = Published<VmMap>::Reader;
 
   /// Memory without regions. `options` apply to whatever a change maps, unless that says otherwise.
@@ -135,6 +136,7 @@ class VMSPACE_EXPORT VmMemory final : public RegionLedger {
   /// (insert it by transact()); those of AddressSpaceBase::insert_region, MemoryRegion::map and
   /// GuestMemory::from_regions; those of the listeners.
   [[nodiscard]] Result<MemoryRegionPtr> plug(RegionOptions region) const;
+  /// As above, mapped as the options say.
   [[nodiscard]] Result<MemoryRegionPtr> plug(RegionOptions region, const MapOptions& options) const;
 
   /// Removes a region, then waits for who still uses the old map, so that the memory is unmapped when
@@ -180,6 +182,7 @@ class VMSPACE_EXPORT VmMemory final : public RegionLedger {
   /// undone. `inconsistent` when undoing failed as well: unsettled() then lists what is left, which
   /// collect() and every later change try to put right.
   [[nodiscard]] Result<void> transact(const Edit& edit) const override;
+  /// As above; new regions are mapped as the options say.
   [[nodiscard]] Result<void> transact(const Edit& edit, const MapOptions& options) const;
 
   /// RegionLedger::retire.

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# A page of Markdown as doxygen is to read it: links that lead to files in the sources lead to what is
+# made of them here, and a block that is a part of a program says of which. Line numbers stay as they
+# are. Run with names.awk; `root` is the top folder of the sources.
+
+# The page that is made of a file; a name of its own for each, which its address has too.
+function page_of(path) {
+  if (path == "README.md") return "index"
+  if (path == "include/vmspace/README.md") return "architecture"
+  if (match(path, /^include\/vmspace\/[a-z_]+\/README.md$/)) return "layer_" folder_of(path)
+  if (match(path, /^examples\/[a-z_]+\/README.md$/)) return "example_" folder_of(path)
+  sub(/.*\//, "", path)
+  sub(/\.md$/, "", path)
+  return tolower(path)
+}
+function folder_of(path,    part) { return part[split(path, part, "/") - 1] }
+
+# Doxygen's address of the page that shows a whole program.
+function program_page(path) {
+  gsub(/\//, "_2", path)
+  gsub(/\./, "_8", path)
+  return path "-example.html"
+}
+
+function exists(path,    line, found) {
+  found = (getline line < (root "/" path)) > 0
+  close(root "/" path)
+  return found
+}
+
+# From the folder of this page to a path from the top.
+function resolve(target,    path) {
+  path = folder target
+  while (sub(/[^\/]+\/\.\.\//, "", path)) {}
+  return path
+}
+
+function link(text, target,    path) {
+  if (target ~ /^(https?:|#|@ref)/) return "[" text "](" target ")"
+  path = resolve(target)
+  if (path ~ /\.svg$/) return "[" text "](" target ")"
+  if (path ~ /^examples\/[a-z_]+$/) path = path (exists(path "/README.md") ? "/README.md" : "/main.cpp")
+  if (path ~ /\.md$/) {
+    # What the architecture's table lists stands below it in the tree, and a format below its layer.
+    if ((page == "architecture" && path ~ /README/) || path ~ /FORMAT/) {
+      gsub(/`/, "", text)
+      return "@subpage " page_of(path) " \"" text "\""
+    }
+    return reference(text, page_of(path))
+  }
+  if (path ~ /^include\//) return reference(text, substr(path, 9))
+  if (path ~ /^examples\//) return "[" text "](" program_page(path) ")"
+  return "[" text "](" path ")"
+}
+
+function links(line,    done, text, target) {
+  while (match(line, /\[[^][]*\]\([^()]*\)/)) {
+    text = substr(line, RSTART + 1, RLENGTH - 2)
+    target = text
+    sub(/\]\(.*/, "", text)
+    sub(/.*\]\(/, "", target)
+    done = done substr(line, 1, RSTART - 1)
+    line = substr(line, RSTART + RLENGTH)
+    done = done link(text, target)
+  }
+  return done line
+}
+
+FNR == 1 {
+  read_names()
+  folder = substr(FILENAME, length(root) + 2)
+  page = page_of(folder)
+  sub(/[^\/]*$/, "", folder)
+  if (page != "index") $0 = $0 " {#" page "}"
+}
+/^```/ { in_block = !in_block }
+/^<!-- examples\/.* -->$/ {
+  print "<span class=\"source\">From <a href=\"" program_page($2) "\">" $2 "</a>:</span>"
+  next
+}
+{ print in_block || /^```|^#/ ? $0 : links(link_names($0)) }
