@@ -185,15 +185,20 @@ struct CpuId {
 constexpr unsigned long get_supported_cpuid = _IOWR(KVMIO, 0x05, std::uint64_t);
 constexpr unsigned long set_cpuid = _IOW(KVMIO, 0x90, std::uint64_t);
 
-/// The host's processor, but for what KVMs without help from the hardware can't emulate.
+/// The host's processor, but for what KVMs without help from the hardware can't emulate, and with two
+/// features that KVM leaves to its user: it says that it is a guest's, so that Linux looks for KVM's
+/// clock, and its local APIC has a timer that needs no other clock to be measured by.
 Result<void> Machine::State::set_processor() const {
   const auto cpuid = std::make_unique<CpuId>();
   cpuid->count = static_cast<std::uint32_t>(cpuid->entries.size());
   VMSPACE_TRY(call(kvm, get_supported_cpuid, "KVM_GET_SUPPORTED_CPUID", cpuid.get()));
+  const bool has_deadline_timer =
+      ::ioctl(kvm.get(), KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0;
   for (kvm_cpuid_entry2& entry : std::span(cpuid->entries).first(cpuid->count)) {
-    constexpr std::uint32_t cmpxchg16b = 1U << 13;
+    constexpr std::uint32_t cmpxchg16b = 1U << 13, deadline_timer = 1U << 24, hypervisor = 1U << 31;
     if (entry.function == 1) {
-      entry.ecx &= ~cmpxchg16b;
+      entry.ecx = (entry.ecx & ~cmpxchg16b) | hypervisor;
+      if (has_deadline_timer) entry.ecx |= deadline_timer;
       entry.ebx &= 0x00ff'ffff;  // the processor's APIC id is 0
     }
     if (entry.function == 0xb) entry.edx = 0;
