@@ -19,6 +19,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "acpi.hpp"
 #include "descriptor.hpp"
 #include "serial_port.hpp"
 
@@ -120,7 +121,8 @@ struct Machine::State {
   }
   Result<void> set_processor() const;
   Result<void> set_registers(const Entry& entry) const;
-  void handle_port(SerialPort& serial) const;
+  /// False when the guest has ended itself.
+  [[nodiscard]] bool handle_port(SerialPort& serial) const;
   void handle_mmio() const;
 };
 
@@ -223,7 +225,7 @@ Result<void> Machine::State::set_registers(const Entry& entry) const {
 
 /// Ports without a device read as all ones, as an empty bus does; but the clock's as 0, for whose
 /// update Linux would wait.
-void Machine::State::handle_port(SerialPort& serial) const {
+bool Machine::State::handle_port(SerialPort& serial) const {
   constexpr std::uint16_t clock_data = 0x71;
   auto* const data = reinterpret_cast<std::uint8_t*>(run) + run->io.data_offset;
   const std::uint16_t reg = static_cast<std::uint16_t>(run->io.port - SerialPort::base);
@@ -231,12 +233,14 @@ void Machine::State::handle_port(SerialPort& serial) const {
   for (std::uint32_t i = 0; i < run->io.count; ++i) {
     std::uint8_t* const value = data + i * run->io.size;
     if (run->io.direction == KVM_EXIT_IO_OUT) {
+      if (run->io.port == power_port) return false;
       if (is_serial) serial.write(reg, *value);
       continue;
     }
     std::memset(value, run->io.port == clock_data ? 0 : 0xff, run->io.size);
     if (is_serial) *value = serial.read(reg);
   }
+  return true;
 }
 
 void Machine::State::handle_mmio() const {
@@ -281,7 +285,9 @@ Result<Stopped> Machine::run(const Entry& entry, std::function<bool(char)> print
       return fail({.code = Errc::os, .operation = "KVM_RUN", .os_errno = errno});
     }
     switch (state.run->exit_reason) {
-      case KVM_EXIT_IO: state.handle_port(serial); break;
+      case KVM_EXIT_IO:
+        if (!state.handle_port(serial)) return Stopped::by_guest;
+        break;
       case KVM_EXIT_MMIO: state.handle_mmio(); break;
       case KVM_EXIT_SHUTDOWN:
       case KVM_EXIT_SYSTEM_EVENT:

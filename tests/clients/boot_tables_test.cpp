@@ -85,19 +85,28 @@ TEST(Acpi, LeadsFromTheRsdpToEveryTable) {
   EXPECT_EQ(tables["APIC"].size(), 44U + 8 + 12);
   const std::string dsdt = table_at(*memory, number(tables["FACP"], 140, 8));
   EXPECT_EQ(dsdt.substr(0, 4), "DSDT");
-  // What ACPICA's disassembler takes for the text beside dsdt().
+  // What ACPICA's compiler makes of the text beside dsdt().
   constexpr unsigned char code[] = {
-      0x10, 0x45, 0x04, '\\', '_', 'S',  'B',  '_',                                      // Scope
-      0x5b, 0x82, 0x4c, 0x03, 'V', 'R',  '0',  '0',                                      // Device
-      0x08, '_',  'H',  'I',  'D', 0x0d, 'L',  'N',  'R',  'O',  '0', '0', '0', '5', 0,  // Name
-      0x08, '_',  'U',  'I',  'D', 0x00,                                                 // Name
-      0x08, '_',  'C',  'R',  'S', 0x11, 0x4b, 0x01, 0x0a, 0x17,          // Name, of a buffer
-      0x86, 9,    0,    1,    0,   0,    0,    0xc0, 0,    0x10, 0,   0,  // Memory32Fixed
-      0x89, 6,    0,    1,    1,   5,    0,    0,    0,    0x79, 0};      // Interrupt, end
+      0x08, '_',  'S',  '5',  '_',  0x12, 4,    1,    0x0a, 5,        // Name
+      0x10, 0x45, 0x07, '_',  'S',  'B',  '_',                        // Scope
+      0x5b, 0x82, 0x31, 'C',  'O',  'M',  '1',                        // Device
+      0x08, '_',  'H',  'I',  'D',  0x0c, 0x41, 0xd0, 0x05, 0x01,     // Name
+      0x08, '_',  'U',  'I',  'D',  0x00,                             // Name
+      0x08, '_',  'C',  'R',  'S',  0x11, 0x16, 0x0a, 0x13,           // Name, of a buffer
+      0x47, 1,    0xf8, 0x03, 0xf8, 0x03, 0,    8,                    // IO
+      0x89, 6,    0,    3,    1,    4,    0,    0,    0,    0x79, 0,  // Interrupt, end
+      0x5b, 0x82, 0x3a, 'V',  'R',  '0',  '0',                        // Device
+      0x08, '_',  'H',  'I',  'D',  0x0d, 'L',  'N',  'R',  'O',  '0', '0', '0', '5', 0,  // Name
+      0x08, '_',  'U',  'I',  'D',  0x00,                                                 // Name
+      0x08, '_',  'C',  'R',  'S',  0x11, 0x1a, 0x0a, 0x17,                // Name, of a buffer
+      0x86, 9,    0,    1,    0,    0,    0,    0xc0, 0,    0x10, 0,   0,  // Memory32Fixed
+      0x89, 6,    0,    1,    1,    5,    0,    0,    0,    0x79, 0};      // Interrupt, end
   EXPECT_EQ(dsdt.substr(36), std::string(std::begin(code), std::end(code)));
+  for (const std::size_t reset_or_sleep : {116U, 244U})
+    EXPECT_EQ(number(tables["FACP"], reset_or_sleep + 4, 8), power_port);
 
   VMSPACE_ASSERT_OK(load_acpi(*memory, *srat, nullptr));
-  EXPECT_EQ(table_at(*memory, number(tables["FACP"], 140, 8)).size(), 36U) << "no device";
+  EXPECT_EQ(table_at(*memory, number(tables["FACP"], 140, 8)).size(), 103U) << "no disk";
   EXPECT_THAT(load_acpi(*memory, std::vector<std::byte>(65537), nullptr),
               vmspace::HasError(vmspace::Errc::no_space));
 }
