@@ -50,12 +50,6 @@ $b umount /mnt && echo "guest: disk $($b md5sum < /dev/vda)"
 $b poweroff -f
 )sh";
 
-/// What the guest's md5sum prints of its disk.
-std::string md5_of(const std::string& path) {
-  Process program({"sh", "-c", "md5sum < " + path});
-  return program.output.next(60s).value_or("none");
-}
-
 TEST(VhostUserBlkLinux, UsesOurDiskWhileMemoryComesAndGoesAndTheDeviceIsKilled) {
   for (const char* program : {"qemu-system-x86_64", "md5sum"}) {
     if (!has_program(program))
