@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// boot_linux's tables and its disk, as a guest's code finds them: ACPI's tables from the RSDP on, and the
-// registers of the virtio-mmio device with a driver of ours behind them.
+// boot_linux's tables and its devices, as a guest's code finds them: ACPI's tables from the RSDP on, the
+// registers of the virtio-mmio device with a driver of ours behind them, and those of the serial port.
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -22,6 +22,7 @@
 #include "vmspace/testing.hpp"
 
 #include "acpi.hpp"
+#include "serial_port.hpp"
 #include "virtio/driver.hpp"
 #include "virtio_mmio.hpp"
 
@@ -183,6 +184,8 @@ TEST_F(VirtioMmio, IsABlockDeviceOfVersion2) {
   EXPECT_EQ(get(0x100), sectors);
   set(0x030, 1);
   EXPECT_EQ(get(0x034), 0U) << "one queue";
+  EXPECT_EQ(get(0x0b0), 0xffff'ffffU) << "no shared memory";
+  EXPECT_EQ(get(0x0b4), 0xffff'ffffU);
 }
 
 TEST_F(VirtioMmio, AnswersRequestsAndInterrupts) {
@@ -220,6 +223,9 @@ TEST_F(VirtioMmio, RefusesFeaturesAndQueuesThatItDoesNotHave) {
   set(0x070, 3 | 8);
   EXPECT_EQ(get(0x070) & 8, 0U);
   set(0x070, 0);
+  set(0x070, 3 | 8);
+  EXPECT_EQ(get(0x070) & 8, 0U) << "without VIRTIO_F_VERSION_1";
+  set(0x070, 0);
   set(0x038, 100);  // not a power of two
   set(0x044, 1);
   EXPECT_EQ(get(0x044), 0U);
@@ -233,6 +239,47 @@ TEST_F(VirtioMmio, RefusesFeaturesAndQueuesThatItDoesNotHave) {
   EXPECT_EQ(byte[0], std::byte{0});
   device.write(0x070, byte);
   EXPECT_EQ(get(0x070), 0U);
+}
+
+/// A serial port, what it has printed, and its interrupt.
+class Serial : public ::testing::Test {
+ protected:
+  // Registers and bits as linux/serial_reg.h has them.
+  static constexpr unsigned tx = 0, ier = 1, iir = 2, lcr = 3, lsr = 5;
+  static constexpr std::uint8_t thri = 2, no_interrupt = 1, dlab = 0x80;
+
+  std::string printed;
+  bool interrupt = false;
+  SerialPort port{[this](char letter) { printed += letter; },
+                  [this](bool level) { interrupt = level; }};
+};
+
+TEST_F(Serial, AsksForMoreByItsInterrupt) {
+  port.write(tx, 'a');
+  EXPECT_FALSE(interrupt) << "not enabled";
+  port.write(ier, thri);
+  EXPECT_TRUE(interrupt) << "the transmitter is empty";
+  EXPECT_EQ(port.read(iir) & 0x0f, thri);
+  EXPECT_FALSE(interrupt) << "reading what it was acknowledges it";
+  EXPECT_EQ(port.read(iir) & 0x0f, no_interrupt);
+  port.write(tx, 'b');
+  EXPECT_TRUE(interrupt);
+  EXPECT_EQ(port.read(lsr) & 0x60, 0x60) << "always ready";
+  port.write(ier, 0);
+  EXPECT_FALSE(interrupt);
+  EXPECT_EQ(printed, "ab");
+}
+
+TEST_F(Serial, PrintsNothingOfTheDivisor) {
+  port.write(lcr, dlab | 3);
+  port.write(tx, 'x');
+  port.write(ier, thri);
+  EXPECT_EQ(port.read(tx), 'x');
+  EXPECT_EQ(port.read(ier), thri);
+  port.write(lcr, 3);
+  EXPECT_EQ(port.read(ier), 0);
+  EXPECT_EQ(printed, "");
+  EXPECT_FALSE(interrupt);
 }
 
 }  // namespace
