@@ -85,8 +85,8 @@ TEST(VhostUserBlkLinux, UsesOurDiskWhileMemoryComesAndGoesAndTheDeviceIsKilled) 
 
   Process qemu = start_qemu(directory, ",reconnect=1",
                             {"-kernel", kernel.image, "-initrd", directory / "initrd", "-append",
-                             "console=ttyS0 panic=-1 quiet", "-no-reboot", "-serial", "stdio",
-                             "-device", "vhost-user-blk-pci,chardev=device,num-queues=1"});
+                             "console=ttyS0 panic=-1 quiet no_timer_check", "-no-reboot", "-serial",
+                             "stdio", "-device", "vhost-user-blk-pci,chardev=device,num-queues=1"});
   Monitor monitor(directory / "monitor");
   ASSERT_TRUE(qemu.output.find("guest: mounted", 120s)) << qemu.output.all();
 
