@@ -36,7 +36,7 @@ done
 export LD_LIBRARY_PATH=/lib
 boot() {
   echo "host: before $($b md5sum < /disk)"
-  /bin/boot_linux --kernel /kernel --disk /disk --seconds 150 \
+  /bin/boot_linux --kernel /kernel --disk /disk --seconds 250 \
     --append 'console=ttyS0 earlyprintk=ttyS0 panic=-1' "$@"
   echo "host: status $?"
   echo "host: after $($b md5sum < /disk)"
