@@ -36,10 +36,10 @@ Result<std::unique_ptr<Disk>> Disk::attach(const std::string& path,
 }
 
 Disk::Disk(example::Descriptor file, std::uint64_t sectors, vmspace::DeviceResources resources,
-           vmspace::GuestMemory memory, Machine& machine)
+           const vmspace::GuestMemory& memory, Machine& machine)
     : file_(std::move(file)),
       resources_(std::move(resources)),
-      memory_(std::move(memory)),
+      memory_(memory),
       machine_(machine),
       device_(memory_, file_.get(), sectors,
               [this](bool level) { machine_.set_interrupt(mmio().interrupt, level); }) {

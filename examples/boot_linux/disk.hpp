@@ -34,7 +34,7 @@ class Disk {
 
  private:
   Disk(example::Descriptor file, std::uint64_t sectors, vmspace::DeviceResources resources,
-       vmspace::GuestMemory memory, Machine& machine);
+       const vmspace::GuestMemory& memory, Machine& machine);
 
   example::Descriptor file_;
   vmspace::DeviceResources resources_;
