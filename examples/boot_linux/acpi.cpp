@@ -12,6 +12,8 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/base/try.hpp"
 
+#include "serial_port.hpp"
+
 namespace boot_linux {
 
 using namespace vmspace::literals;
@@ -77,16 +79,27 @@ Bytes finish(Bytes table) {
   return table;
 }
 
-/// "Fixed ACPI Description Table" (section 5.2.9) of a machine that has none of the hardware of ACPI.
+/// "Fixed ACPI Description Table" (section 5.2.9) of a machine that has none of the hardware of ACPI,
+/// but a port by which it is reset and switched off.
 Bytes fadt(GuestAddress dsdt) {
   Bytes table = header("FACP", 6);
   table.pad_to(276);
   constexpr std::uint16_t no_vga = 1 << 2, no_cmos_clock = 1 << 5;
-  constexpr std::uint32_t hardware_reduced = 1 << 20;
+  constexpr std::uint32_t has_reset = 1 << 10, hardware_reduced = 1 << 20;
+  const auto set_port = [&](std::size_t offset, std::uint16_t port) {
+    constexpr std::uint8_t in_ports = 1, bits = 8, byte_access = 1;
+    table.set(offset, in_ports);
+    table.set(offset + 1, bits);
+    table.set(offset + 3, byte_access);
+    table.set(offset + 4, std::uint64_t{port});
+  };
   table.set(109, static_cast<std::uint16_t>(no_vga | no_cmos_clock));
-  table.set(112, hardware_reduced);
+  table.set(112, has_reset | hardware_reduced);
+  set_port(116, power_port);        // RESET_REG; the value for it is 0
   table.set(131, std::uint8_t{5});  // the minor version
   table.set(140, dsdt.value());
+  set_port(244, power_port);      // SLEEP_CONTROL_REG
+  set_port(256, power_port + 1);  // SLEEP_STATUS_REG, which a system that can sleep needs to have
   return finish(std::move(table));
 }
 
@@ -101,42 +114,87 @@ Bytes madt() {
   return finish(std::move(table));
 }
 
-/// A package's length, and its contents (section 20.2.4); below 4 KiB.
+/// What `op` makes of `contents`, with their length before them (section 20.2.4); below 4 KiB.
 Bytes package(std::uint8_t op, const Bytes& contents) {
-  const std::size_t length = contents.size() + 2;
   Bytes made;
-  made.add(op).add(static_cast<std::uint8_t>(0x40 | (length & 15)));
-  return made.add(static_cast<std::uint8_t>(length >> 4)).add(contents);
+  made.add(op);
+  if (contents.size() < 63) {
+    made.add(static_cast<std::uint8_t>(contents.size() + 1));
+  } else {
+    const std::size_t length = contents.size() + 2;
+    made.add(static_cast<std::uint8_t>(0x40 | (length & 15)));
+    made.add(static_cast<std::uint8_t>(length >> 4));
+  }
+  return made.add(contents);
 }
 
-/// "Differentiated System Description Table": where the device is, as Linux's virtio_mmio looks for
-/// it. In ACPI's own language:
-///
-///   Scope (\_SB) { Device (VR00) {
-///     Name (_HID, "LNRO0005")
-///     Name (_UID, Zero)
-///     Name (_CRS, ResourceTemplate () {
-///       Memory32Fixed (ReadWrite, <base>, <size>)
-///       Interrupt (ResourceConsumer, Level, ActiveHigh, Exclusive) { <interrupt> } }) } }
-Bytes dsdt(const MmioDevice* device) {
-  constexpr std::uint8_t scope = 0x10, extended = 0x5b, device_op = 0x82, name = 0x08, text = 0x0d,
-                         buffer = 0x11, byte_number = 0x0a, zero = 0x00;
-  Bytes table = header("DSDT", 2);
-  if (device == nullptr) return finish(std::move(table));
-  Bytes resources;
-  resources.add(std::uint8_t{0x86}).add(std::uint16_t{9}).add(std::uint8_t{1});
-  resources.add(static_cast<std::uint32_t>(device->base.value())).add(device->size);
-  resources.add(std::uint8_t{0x89}).add(std::uint16_t{6}).add(std::uint8_t{1}).add(std::uint8_t{1});
-  resources.add(device->interrupt).add(std::uint8_t{0x79}).add(std::uint8_t{0});
+/// An interrupt among a device's resources, and their end (section 6.4.3.6).
+Bytes interrupt(bool is_edge, std::uint32_t number) {
+  constexpr std::uint8_t consumer = 1, edge = 2;
+  Bytes resource;
+  resource.add(std::uint8_t{0x89}).add(std::uint16_t{6});
+  resource.add(static_cast<std::uint8_t>(consumer | (is_edge ? edge : 0)));
+  resource.add(std::uint8_t{1}).add(number);
+  return resource.add(std::uint8_t{0x79}).add(std::uint8_t{0});
+}
+
+/// A device in the DSDT: its name, what drivers know it by, and where it is.
+Bytes device(std::string_view id, const Bytes& hid, const Bytes& resources) {
+  constexpr std::uint8_t extended = 0x5b, device_op = 0x82, name = 0x08, buffer = 0x11,
+                         byte_number = 0x0a, zero = 0x00;
   Bytes sized;
   sized.add(byte_number).add(static_cast<std::uint8_t>(resources.size())).add(resources);
   Bytes contents;
-  contents.add("VR00");
-  contents.add(name).add("_HID").add(text).add("LNRO0005").add(std::uint8_t{0});
+  contents.add(id);
+  contents.add(name).add("_HID").add(hid);
   contents.add(name).add("_UID").add(zero);
   contents.add(name).add("_CRS").add(package(buffer, sized));
+  Bytes made;
+  return made.add(extended).add(package(device_op, contents));
+}
+
+/// "Differentiated System Description Table": the state that switches the machine off, and where its
+/// devices are, as Linux's drivers 8250_pnp and virtio_mmio look for them. A machine with reduced
+/// hardware has no interrupts but those that it names here. In ACPI's own language:
+///
+///   Name (_S5, Package () { 5 })
+///   Scope (_SB) {
+///     Device (COM1) {
+///       Name (_HID, EisaId ("PNP0501"))
+///       Name (_UID, Zero)
+///       Name (_CRS, ResourceTemplate () {
+///         IO (Decode16, 0x3f8, 0x3f8, 0, 8)
+///         Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) { 4 } }) }
+///     Device (VR00) {
+///       Name (_HID, "LNRO0005")
+///       Name (_UID, Zero)
+///       Name (_CRS, ResourceTemplate () {
+///         Memory32Fixed (ReadWrite, <base>, <size>)
+///         Interrupt (ResourceConsumer, Level, ActiveHigh, Exclusive) { <interrupt> } }) } }
+Bytes dsdt(const MmioDevice* disk) {
+  constexpr std::uint8_t scope = 0x10, name = 0x08, text = 0x0d, package_op = 0x12,
+                         byte_number = 0x0a, double_number = 0x0c;
+  Bytes state;
+  state.add(std::uint8_t{1}).add(byte_number).add(std::uint8_t{5});  // one element
+  Bytes table = header("DSDT", 2);
+  table.add(name).add("_S5_").add(package(package_op, state));
+
+  constexpr std::uint32_t pnp0501 = 0x0105'd041;
+  Bytes serial_id, serial;
+  serial_id.add(double_number).add(pnp0501);
+  serial.add(std::uint8_t{0x47}).add(std::uint8_t{1}).add(SerialPort::base).add(SerialPort::base);
+  serial.add(std::uint8_t{0}).add(std::uint8_t{SerialPort::registers});
+  serial.add(interrupt(true, SerialPort::irq));
   Bytes in_scope;
-  in_scope.add("\\_SB_").add(extended).add(package(device_op, contents));
+  in_scope.add("_SB_").add(device("COM1", serial_id, serial));
+  if (disk != nullptr) {
+    Bytes virtio_id, virtio;
+    virtio_id.add(text).add("LNRO0005").add(std::uint8_t{0});
+    virtio.add(std::uint8_t{0x86}).add(std::uint16_t{9}).add(std::uint8_t{1});
+    virtio.add(static_cast<std::uint32_t>(disk->base.value())).add(disk->size);
+    virtio.add(interrupt(false, disk->interrupt));
+    in_scope.add(device("VR00", virtio_id, virtio));
+  }
   return finish(std::move(table.add(package(scope, in_scope))));
 }
 

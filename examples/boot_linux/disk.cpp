@@ -4,7 +4,6 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <utility>
@@ -22,29 +21,27 @@ Result<std::unique_ptr<Disk>> Disk::attach(const std::string& path,
       {vmspace::MmioRange{.size = VirtioMmioBlk::size, .reach = vmspace::MmioReach::below_4g},
        vmspace::LegacyIrq{}},
       "disk"));
-  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  example::Descriptor file(::open(path.c_str(), O_RDWR | O_CLOEXEC));
   struct stat status {};
-  if (fd < 0 || ::fstat(fd, &status) != 0) {
-    const int error = errno;
-    if (fd >= 0) ::close(fd);
+  if (file.get() < 0 || ::fstat(file.get(), &status) != 0) {
     return vmspace::fail({.code = vmspace::Errc::os,
                           .operation = "Disk::attach",
                           .reason = "open",
-                          .os_errno = error,
+                          .os_errno = errno,
                           .text = {{}, path}});
   }
   const auto sectors = static_cast<std::uint64_t>(status.st_size) / example::BlkDevice::sector_size;
   return std::unique_ptr<Disk>(
-      new Disk(fd, sectors, std::move(resources), memory.map()->memory, machine));
+      new Disk(std::move(file), sectors, std::move(resources), memory.map()->memory, machine));
 }
 
-Disk::Disk(int fd, std::uint64_t sectors, vmspace::DeviceResources resources,
-           vmspace::GuestMemory memory, Machine& machine)
-    : fd_(fd),
+Disk::Disk(example::Descriptor file, std::uint64_t sectors, vmspace::DeviceResources resources,
+           const vmspace::GuestMemory& memory, Machine& machine)
+    : file_(std::move(file)),
       resources_(std::move(resources)),
-      memory_(std::move(memory)),
+      memory_(memory),
       machine_(machine),
-      device_(memory_, fd, sectors,
+      device_(memory_, file_.get(), sectors,
               [this](bool level) { machine_.set_interrupt(mmio().interrupt, level); }) {
   machine_.attach(resources_.mmio()->guest_range(),
                   [this](std::uint64_t offset, std::span<std::byte> bytes, bool is_write) {
@@ -58,7 +55,6 @@ Disk::Disk(int fd, std::uint64_t sectors, vmspace::DeviceResources resources,
 
 Disk::~Disk() {
   machine_.attach({}, {});
-  ::close(fd_);
 }
 
 MmioDevice Disk::mmio() const {

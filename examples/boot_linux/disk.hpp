@@ -12,6 +12,7 @@
 #include "vmspace/vmm/vm_memory.hpp"
 
 #include "acpi.hpp"
+#include "descriptor.hpp"
 #include "machine.hpp"
 #include "virtio_mmio.hpp"
 
@@ -32,10 +33,10 @@ class Disk {
   [[nodiscard]] MmioDevice mmio() const;
 
  private:
-  Disk(int fd, std::uint64_t sectors, vmspace::DeviceResources resources,
-       vmspace::GuestMemory memory, Machine& machine);
+  Disk(example::Descriptor file, std::uint64_t sectors, vmspace::DeviceResources resources,
+       const vmspace::GuestMemory& memory, Machine& machine);
 
-  int fd_;
+  example::Descriptor file_;
   vmspace::DeviceResources resources_;
   vmspace::GuestMemory memory_;
   Machine& machine_;

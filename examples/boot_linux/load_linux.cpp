@@ -35,6 +35,7 @@ constexpr GuestAddress module_list_at{0x6800};
 constexpr GuestAddress memory_list_at{0x7000};
 constexpr GuestAddress page_tables_at{0x9000};
 constexpr GuestAddress command_line_at{0x2'0000};
+constexpr GuestAddress reset_vector_at{0xf'fff0};
 constexpr std::uint64_t longest_command_line = 2047;  // COMMAND_LINE_SIZE of x86, less the null
 constexpr std::uint64_t initrd_limit = 2_GiB;         // initrd_addr_max of a bzImage
 
@@ -127,6 +128,15 @@ Result<void> load_command_line(const GuestMemory& memory, std::string_view text)
   return memory.write_slice(command_line_at, std::as_bytes(std::span(text)));
 }
 
+/// Where a PC's firmware begins, and Linux jumps in real mode to restart a machine with reduced hardware
+/// and without EFI.
+Result<void> load_reset_vector(const GuestMemory& memory) {
+  constexpr std::array<std::uint8_t, 5> code = {0xba, power_port & 0xff, power_port >> 8,  // mov dx
+                                                0xee,   // out dx, al
+                                                0xf4};  // hlt
+  return memory.write(reset_vector_at, code);
+}
+
 Result<Entry> prepare_pvh(const GuestMemory& memory, const Boot& boot, GuestRange initrd) {
   for (std::size_t i = 0; i < boot.e820.size(); ++i) {
     const E820Entry& entry = boot.e820[i];
@@ -208,6 +218,7 @@ Result<Entry> load_linux(const GuestMemory& memory, const Boot& boot) {
   const GuestRange initrd = VMSPACE_TRY(load_initrd(memory, boot));
   VMSPACE_TRY(load_command_line(memory, boot.command_line));
   VMSPACE_TRY(load_acpi(memory, boot.srat, boot.device));
+  VMSPACE_TRY(load_reset_vector(memory));
   return boot.use_pvh && boot.kernel.pvh_entry() ? prepare_pvh(memory, boot, initrd)
                                                  : prepare_64_bit(memory, boot, initrd);
 }

@@ -8,6 +8,7 @@
 //   0x9000   page tables, for 64-bit mode: the first 4 GiB, each address to itself
 //   0x20000  command line
 //   0xe0000  ACPI tables: where a PC's firmware leaves its tables, which e820 has as reserved
+//   0xffff0  the reset vector
 //   0x1000000 (or what the kernel says)  the kernel
 //   below 2 GiB, or the end of the first piece of RAM  the initrd
 

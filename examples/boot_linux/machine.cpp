@@ -19,6 +19,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "acpi.hpp"
 #include "descriptor.hpp"
 #include "serial_port.hpp"
 
@@ -120,7 +121,8 @@ struct Machine::State {
   }
   Result<void> set_processor() const;
   Result<void> set_registers(const Entry& entry) const;
-  void handle_port(SerialPort& serial) const;
+  /// False when the guest has ended itself.
+  [[nodiscard]] bool handle_port(SerialPort& serial) const;
   void handle_mmio() const;
 };
 
@@ -185,15 +187,20 @@ struct CpuId {
 constexpr unsigned long get_supported_cpuid = _IOWR(KVMIO, 0x05, std::uint64_t);
 constexpr unsigned long set_cpuid = _IOW(KVMIO, 0x90, std::uint64_t);
 
-/// The host's processor, but for what KVMs without help from the hardware can't emulate.
+/// The host's processor, but for what KVMs without help from the hardware can't emulate, and with two
+/// features that KVM leaves to its user: it says that it is a guest's, so that Linux looks for KVM's
+/// clock, and its local APIC has a timer that needs no other clock to be measured by.
 Result<void> Machine::State::set_processor() const {
   const auto cpuid = std::make_unique<CpuId>();
   cpuid->count = static_cast<std::uint32_t>(cpuid->entries.size());
   VMSPACE_TRY(call(kvm, get_supported_cpuid, "KVM_GET_SUPPORTED_CPUID", cpuid.get()));
+  const bool has_deadline_timer =
+      ::ioctl(kvm.get(), KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0;
   for (kvm_cpuid_entry2& entry : std::span(cpuid->entries).first(cpuid->count)) {
-    constexpr std::uint32_t cmpxchg16b = 1U << 13;
+    constexpr std::uint32_t cmpxchg16b = 1U << 13, deadline_timer = 1U << 24, hypervisor = 1U << 31;
     if (entry.function == 1) {
-      entry.ecx &= ~cmpxchg16b;
+      entry.ecx = (entry.ecx & ~cmpxchg16b) | hypervisor;
+      if (has_deadline_timer) entry.ecx |= deadline_timer;
       entry.ebx &= 0x00ff'ffff;  // the processor's APIC id is 0
     }
     if (entry.function == 0xb) entry.edx = 0;
@@ -218,7 +225,7 @@ Result<void> Machine::State::set_registers(const Entry& entry) const {
 
 /// Ports without a device read as all ones, as an empty bus does; but the clock's as 0, for whose
 /// update Linux would wait.
-void Machine::State::handle_port(SerialPort& serial) const {
+bool Machine::State::handle_port(SerialPort& serial) const {
   constexpr std::uint16_t clock_data = 0x71;
   auto* const data = reinterpret_cast<std::uint8_t*>(run) + run->io.data_offset;
   const std::uint16_t reg = static_cast<std::uint16_t>(run->io.port - SerialPort::base);
@@ -226,12 +233,14 @@ void Machine::State::handle_port(SerialPort& serial) const {
   for (std::uint32_t i = 0; i < run->io.count; ++i) {
     std::uint8_t* const value = data + i * run->io.size;
     if (run->io.direction == KVM_EXIT_IO_OUT) {
+      if (run->io.port == power_port) return false;
       if (is_serial) serial.write(reg, *value);
       continue;
     }
     std::memset(value, run->io.port == clock_data ? 0 : 0xff, run->io.size);
     if (is_serial) *value = serial.read(reg);
   }
+  return true;
 }
 
 void Machine::State::handle_mmio() const {
@@ -276,7 +285,9 @@ Result<Stopped> Machine::run(const Entry& entry, std::function<bool(char)> print
       return fail({.code = Errc::os, .operation = "KVM_RUN", .os_errno = errno});
     }
     switch (state.run->exit_reason) {
-      case KVM_EXIT_IO: state.handle_port(serial); break;
+      case KVM_EXIT_IO:
+        if (!state.handle_port(serial)) return Stopped::by_guest;
+        break;
       case KVM_EXIT_MMIO: state.handle_mmio(); break;
       case KVM_EXIT_SHUTDOWN:
       case KVM_EXIT_SYSTEM_EVENT:

@@ -40,6 +40,8 @@ enum : std::uint64_t {
   queue_driver_high = 0x094,
   queue_device_low = 0x0a0,
   queue_device_high = 0x0a4,
+  shared_memory_length_low = 0x0b0,
+  shared_memory_length_high = 0x0b4,
   config = 0x100,
 };
 
@@ -93,6 +95,8 @@ std::uint32_t VirtioMmioBlk::read_register(std::uint64_t offset) const {
     case queue_ready: return selected_ == 0 && queue_ ? 1 : 0;
     case interrupt_status: return reasons_;
     case device_status: return status_;
+    case shared_memory_length_low:
+    case shared_memory_length_high: return 0xffff'ffff;  // there is none
     default: return 0;
   }
 }
@@ -136,8 +140,9 @@ void VirtioMmioBlk::set_status(std::uint32_t status) {
     reasons_ = 0;
     interrupt_(false);
   }
-  // Features that were not offered are not accepted: the driver reads that back.
-  if ((features_ & ~offered) != 0) status &= ~features_ok;
+  // Features that were not offered are not accepted, nor a driver of before version 1, whose ring is
+  // another: the driver reads that back.
+  if ((features_ & ~offered) != 0 || (features_ & version_1) == 0) status &= ~features_ok;
   status_ = status;
 }
 

@@ -212,10 +212,12 @@ Result<void> Session::serve_device_message(VhostUserMessage& message) {
       return {};
     case set_vring_num:
       number = VMSPACE_TRY(ring_number(message));
+      if (number > 32'768) return corrupt(message, "a ring has at most 32768 entries");
       ring_.set_size(static_cast<std::uint16_t>(number));
       return {};
     case set_vring_base:
       number = VMSPACE_TRY(ring_number(message));
+      if (number > 0xffff) return corrupt(message, "an index has 16 bits");
       ring_.set_next(static_cast<std::uint16_t>(number));
       return {};
     case set_vring_addr: {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// boot_linux's tables and its disk, as a guest's code finds them: ACPI's tables from the RSDP on, and the
-// registers of the virtio-mmio device with a driver of ours behind them.
+// boot_linux's tables and its devices, as a guest's code finds them: ACPI's tables from the RSDP on, the
+// registers of the virtio-mmio device with a driver of ours behind them, and those of the serial port.
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -22,6 +22,7 @@
 #include "vmspace/testing.hpp"
 
 #include "acpi.hpp"
+#include "serial_port.hpp"
 #include "virtio/driver.hpp"
 #include "virtio_mmio.hpp"
 
@@ -85,19 +86,28 @@ TEST(Acpi, LeadsFromTheRsdpToEveryTable) {
   EXPECT_EQ(tables["APIC"].size(), 44U + 8 + 12);
   const std::string dsdt = table_at(*memory, number(tables["FACP"], 140, 8));
   EXPECT_EQ(dsdt.substr(0, 4), "DSDT");
-  // What ACPICA's disassembler takes for the text beside dsdt().
+  // What ACPICA's compiler makes of the text beside dsdt().
   constexpr unsigned char code[] = {
-      0x10, 0x45, 0x04, '\\', '_', 'S',  'B',  '_',                                      // Scope
-      0x5b, 0x82, 0x4c, 0x03, 'V', 'R',  '0',  '0',                                      // Device
-      0x08, '_',  'H',  'I',  'D', 0x0d, 'L',  'N',  'R',  'O',  '0', '0', '0', '5', 0,  // Name
-      0x08, '_',  'U',  'I',  'D', 0x00,                                                 // Name
-      0x08, '_',  'C',  'R',  'S', 0x11, 0x4b, 0x01, 0x0a, 0x17,          // Name, of a buffer
-      0x86, 9,    0,    1,    0,   0,    0,    0xc0, 0,    0x10, 0,   0,  // Memory32Fixed
-      0x89, 6,    0,    1,    1,   5,    0,    0,    0,    0x79, 0};      // Interrupt, end
+      0x08, '_',  'S',  '5',  '_',  0x12, 4,    1,    0x0a, 5,        // Name
+      0x10, 0x45, 0x07, '_',  'S',  'B',  '_',                        // Scope
+      0x5b, 0x82, 0x31, 'C',  'O',  'M',  '1',                        // Device
+      0x08, '_',  'H',  'I',  'D',  0x0c, 0x41, 0xd0, 0x05, 0x01,     // Name
+      0x08, '_',  'U',  'I',  'D',  0x00,                             // Name
+      0x08, '_',  'C',  'R',  'S',  0x11, 0x16, 0x0a, 0x13,           // Name, of a buffer
+      0x47, 1,    0xf8, 0x03, 0xf8, 0x03, 0,    8,                    // IO
+      0x89, 6,    0,    3,    1,    4,    0,    0,    0,    0x79, 0,  // Interrupt, end
+      0x5b, 0x82, 0x3a, 'V',  'R',  '0',  '0',                        // Device
+      0x08, '_',  'H',  'I',  'D',  0x0d, 'L',  'N',  'R',  'O',  '0', '0', '0', '5', 0,  // Name
+      0x08, '_',  'U',  'I',  'D',  0x00,                                                 // Name
+      0x08, '_',  'C',  'R',  'S',  0x11, 0x1a, 0x0a, 0x17,                // Name, of a buffer
+      0x86, 9,    0,    1,    0,    0,    0,    0xc0, 0,    0x10, 0,   0,  // Memory32Fixed
+      0x89, 6,    0,    1,    1,    5,    0,    0,    0,    0x79, 0};      // Interrupt, end
   EXPECT_EQ(dsdt.substr(36), std::string(std::begin(code), std::end(code)));
+  for (const std::size_t reset_or_sleep : {116U, 244U})
+    EXPECT_EQ(number(tables["FACP"], reset_or_sleep + 4, 8), power_port);
 
   VMSPACE_ASSERT_OK(load_acpi(*memory, *srat, nullptr));
-  EXPECT_EQ(table_at(*memory, number(tables["FACP"], 140, 8)).size(), 36U) << "no device";
+  EXPECT_EQ(table_at(*memory, number(tables["FACP"], 140, 8)).size(), 103U) << "no disk";
   EXPECT_THAT(load_acpi(*memory, std::vector<std::byte>(65537), nullptr),
               vmspace::HasError(vmspace::Errc::no_space));
 }
@@ -174,6 +184,8 @@ TEST_F(VirtioMmio, IsABlockDeviceOfVersion2) {
   EXPECT_EQ(get(0x100), sectors);
   set(0x030, 1);
   EXPECT_EQ(get(0x034), 0U) << "one queue";
+  EXPECT_EQ(get(0x0b0), 0xffff'ffffU) << "no shared memory";
+  EXPECT_EQ(get(0x0b4), 0xffff'ffffU);
 }
 
 TEST_F(VirtioMmio, AnswersRequestsAndInterrupts) {
@@ -211,6 +223,9 @@ TEST_F(VirtioMmio, RefusesFeaturesAndQueuesThatItDoesNotHave) {
   set(0x070, 3 | 8);
   EXPECT_EQ(get(0x070) & 8, 0U);
   set(0x070, 0);
+  set(0x070, 3 | 8);
+  EXPECT_EQ(get(0x070) & 8, 0U) << "without VIRTIO_F_VERSION_1";
+  set(0x070, 0);
   set(0x038, 100);  // not a power of two
   set(0x044, 1);
   EXPECT_EQ(get(0x044), 0U);
@@ -224,6 +239,47 @@ TEST_F(VirtioMmio, RefusesFeaturesAndQueuesThatItDoesNotHave) {
   EXPECT_EQ(byte[0], std::byte{0});
   device.write(0x070, byte);
   EXPECT_EQ(get(0x070), 0U);
+}
+
+/// A serial port, what it has printed, and its interrupt.
+class Serial : public ::testing::Test {
+ protected:
+  // Registers and bits as linux/serial_reg.h has them.
+  static constexpr unsigned tx = 0, ier = 1, iir = 2, lcr = 3, lsr = 5;
+  static constexpr std::uint8_t thri = 2, no_interrupt = 1, dlab = 0x80;
+
+  std::string printed;
+  bool interrupt = false;
+  SerialPort port{[this](char letter) { printed += letter; },
+                  [this](bool level) { interrupt = level; }};
+};
+
+TEST_F(Serial, AsksForMoreByItsInterrupt) {
+  port.write(tx, 'a');
+  EXPECT_FALSE(interrupt) << "not enabled";
+  port.write(ier, thri);
+  EXPECT_TRUE(interrupt) << "the transmitter is empty";
+  EXPECT_EQ(port.read(iir) & 0x0f, thri);
+  EXPECT_FALSE(interrupt) << "reading what it was acknowledges it";
+  EXPECT_EQ(port.read(iir) & 0x0f, no_interrupt);
+  port.write(tx, 'b');
+  EXPECT_TRUE(interrupt);
+  EXPECT_EQ(port.read(lsr) & 0x60, 0x60) << "always ready";
+  port.write(ier, 0);
+  EXPECT_FALSE(interrupt);
+  EXPECT_EQ(printed, "ab");
+}
+
+TEST_F(Serial, PrintsNothingOfTheDivisor) {
+  port.write(lcr, dlab | 3);
+  port.write(tx, 'x');
+  port.write(ier, thri);
+  EXPECT_EQ(port.read(tx), 'x');
+  EXPECT_EQ(port.read(ier), thri);
+  port.write(lcr, 3);
+  EXPECT_EQ(port.read(ier), 0);
+  EXPECT_EQ(printed, "");
+  EXPECT_FALSE(interrupt);
 }
 
 }  // namespace

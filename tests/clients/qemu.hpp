@@ -143,6 +143,12 @@ class ShortDirectory {
   std::string path_;
 };
 
+/// What a guest's md5sum prints of its disk, of which this is the file.
+inline std::string md5_of(const std::string& path) {
+  Process program({"sh", "-c", "md5sum < " + path});
+  return program.output.next(std::chrono::seconds(60)).value_or("none");
+}
+
 /// A PC of 256 MiB, emulated, with room for a DIMM, its monitor at `monitor`, and a disk of which the
 /// device's process is at the other end of `device` (and options of its chardev).
 inline Process start_qemu(const ShortDirectory& directory, const std::string& device,

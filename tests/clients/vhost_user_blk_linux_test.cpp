@@ -50,12 +50,6 @@ $b umount /mnt && echo "guest: disk $($b md5sum < /dev/vda)"
 $b poweroff -f
 )sh";
 
-/// What the guest's md5sum prints of its disk.
-std::string md5_of(const std::string& path) {
-  Process program({"sh", "-c", "md5sum < " + path});
-  return program.output.next(60s).value_or("none");
-}
-
 TEST(VhostUserBlkLinux, UsesOurDiskWhileMemoryComesAndGoesAndTheDeviceIsKilled) {
   for (const char* program : {"qemu-system-x86_64", "md5sum"}) {
     if (!has_program(program))
@@ -91,8 +85,8 @@ TEST(VhostUserBlkLinux, UsesOurDiskWhileMemoryComesAndGoesAndTheDeviceIsKilled) 
 
   Process qemu = start_qemu(directory, ",reconnect=1",
                             {"-kernel", kernel.image, "-initrd", directory / "initrd", "-append",
-                             "console=ttyS0 panic=-1 quiet", "-no-reboot", "-serial", "stdio",
-                             "-device", "vhost-user-blk-pci,chardev=device,num-queues=1"});
+                             "console=ttyS0 panic=-1 quiet no_timer_check", "-no-reboot", "-serial",
+                             "stdio", "-device", "vhost-user-blk-pci,chardev=device,num-queues=1"});
   Monitor monitor(directory / "monitor");
   ASSERT_TRUE(qemu.output.find("guest: mounted", 120s)) << qemu.output.all();
 

@@ -277,5 +277,36 @@ TEST(VhostUserBlkProcess, RefusesASocketThatSpeaksAnotherProtocol) {
   EXPECT_FALSE(device.wait(0s)) << "it waits for the next";
 }
 
+/// A message of vhost-user without an answer: its header, of a version, and two numbers.
+std::string message_of(std::uint32_t request, std::uint32_t version, std::uint32_t first,
+                       std::uint32_t second) {
+  const std::array words{request, version, std::uint32_t{8}, first, second};
+  return {reinterpret_cast<const char*>(words.data()), sizeof words};
+}
+
+TEST(VhostUserBlkProcess, RefusesPeersOfOtherVersionsAndNumbersThatNoRingHas) {
+  const ShortDirectory directory;
+  std::ofstream(directory / "disk") << std::string(4096, 'i');
+  Process device(
+      {VMSPACE_VHOST_USER_BLK, "--socket", directory / "device", "--image", directory / "disk"});
+  ASSERT_TRUE(device.output.find("waiting at", 20s)) << device.output.all();
+  constexpr std::uint32_t set_features = 2, set_num = 8, set_base = 10;
+  for (const auto& [refused, reason] :
+       {std::pair(message_of(set_num, 2, 0, 256), "version"),
+        std::pair(message_of(set_num, 1, 1, 256), "one ring"),
+        std::pair(message_of(set_num, 1, 0, 0x1'0100), "a ring has at most 32768 entries"),
+        std::pair(message_of(set_base, 1, 0, 0x1'0000), "an index has 16 bits"),
+        std::pair(message_of(set_features, 1, 1, 0), "not offered"),
+        std::pair(message_of(200, 1, 0, 0), "not offered")}) {
+    const Lines peer = connect_to(directory / "device", 20s);
+    EXPECT_EQ(::send(peer.fd(), refused.data(), refused.size(), MSG_NOSIGNAL),
+              static_cast<ssize_t>(refused.size()));
+    const auto said = device.output.find(reason, 20s);
+    EXPECT_TRUE(said) << reason << ": " << device.output.all();
+    EXPECT_TRUE(device.output.find("disconnected", 20s)) << device.output.all();
+  }
+  EXPECT_FALSE(device.wait(0s)) << "it waits for the next";
+}
+
 }  // namespace
 }  // namespace vmspace::test
