@@ -23,7 +23,7 @@
 
 #include "host/userfault.hpp"
 #include "os/descriptor.hpp"
-#include "snapshot/page_ledger.hpp"
+#include "snapshot/lazy_table.hpp"
 
 namespace vmspace::detail {
 
