@@ -106,9 +106,11 @@ void LazyRestore::State::handle(Worker& worker, const uffd_msg& message) {
     }
     case PageLedger::Found::settled: break;
   }
-  // Not a job, which the end would wait for.
-  const std::shared_lock lock(resolving_);
+  // Not a job, which the end would wait for. Faults that come during the end are raised again, and
+  // must not keep it from the lock.
   const std::uint64_t at = region->offset_of(unit.first);
+  std::shared_lock lock(resolving_, std::defer_lock);
+  if (!is_finishing_) lock.lock();
   if (is_finishing_) return region->wake(at, unit.size() * snapshot_page);
   region->resolve(at, worker.buffer.as<std::byte>());
 }
