@@ -22,6 +22,16 @@ tl::unexpected<Error> claimed_by(const char* operation, const FaultOwner& holder
                .text = holder.name()});
 }
 
+Result<void> require_none(const char* holder, const char* operation, Operand where,
+                          const char* reason) {
+  if (holder == nullptr) return {};
+  return fail({.code = Errc::bad_state,
+               .operation = operation,
+               .first = where,
+               .reason = reason,
+               .text = holder});
+}
+
 }  // namespace
 
 Result<FaultClaim> FaultClaim::make(const char* operation, const MemoryMapping& mapping,
@@ -63,11 +73,13 @@ FaultClaim::~FaultClaim() {
 }
 
 const char* FaultClaim::holder(const MemoryMapping& mapping) {
-  const auto& ranges = mapping.pins_;
-  const std::uint64_t first = mapping.file_offset();
-  const auto unchanged = ranges->unchanged();
-  const FaultOwner* owner = ranges->find_hindering_claim(unchanged, first, first + mapping.size());
-  return owner != nullptr ? owner->name() : nullptr;
+  return mapping.pins_->claimed_by(mapping.file_offset(), mapping.file_offset() + mapping.size(),
+                                   [](const FaultOwner& owner) { return !owner.only_watches(); });
+}
+
+const char* FaultClaim::any_holder(const MemoryMapping& mapping) {
+  return mapping.pins_->claimed_by(mapping.file_offset(), mapping.file_offset() + mapping.size(),
+                                   [](const FaultOwner&) { return true; });
 }
 
 bool FaultClaim::is_kept_from_children(const MemoryMapping& mapping) noexcept {
@@ -76,13 +88,12 @@ bool FaultClaim::is_kept_from_children(const MemoryMapping& mapping) noexcept {
 
 Result<void> require_unclaimed(const char* operation, const MemoryMapping& mapping, Operand where,
                                const char* reason) {
-  const char* const holder = FaultClaim::holder(mapping);
-  if (holder == nullptr) return {};
-  return fail({.code = Errc::bad_state,
-               .operation = operation,
-               .first = where,
-               .reason = reason,
-               .text = holder});
+  return require_none(FaultClaim::holder(mapping), operation, where, reason);
+}
+
+Result<void> require_unwatched(const char* operation, const MemoryMapping& mapping, Operand where,
+                               const char* reason) {
+  return require_none(FaultClaim::any_holder(mapping), operation, where, reason);
 }
 
 }  // namespace vmspace::detail

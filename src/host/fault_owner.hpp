@@ -105,6 +105,8 @@ class FaultClaim {
   /// The name() of who claims any of the mapping and does more than watch it, or null: for what may
   /// not be done meanwhile.
   [[nodiscard]] static const char* holder(const MemoryMapping& mapping);
+  /// That of anybody who claims any of it, or null.
+  [[nodiscard]] static const char* any_holder(const MemoryMapping& mapping);
   /// Whether MemoryMapping::use_dontfork() was called, for an owner that does the same for a time.
   [[nodiscard]] static bool is_kept_from_children(const MemoryMapping& mapping) noexcept;
 
@@ -126,6 +128,9 @@ struct FaultClaim::Shared {
 /// `bad_state` while anybody claims any of the mapping and does more than watch it, whom the error
 /// names; `reason`, a literal, says why that is in the way.
 [[nodiscard]] Result<void> require_unclaimed(const char* operation, const MemoryMapping& mapping,
+                                             Operand where, const char* reason);
+/// `bad_state` while anybody claims any of it at all, for what even a watcher would miss.
+[[nodiscard]] Result<void> require_unwatched(const char* operation, const MemoryMapping& mapping,
                                              Operand where, const char* reason);
 
 }  // namespace vmspace::detail

@@ -154,10 +154,11 @@ PinnedRanges::Claims::const_iterator PinnedRanges::first_claim(std::uint64_t fir
   return claim;
 }
 
-FaultOwner* PinnedRanges::find_hindering_claim(const Unchanged&, std::uint64_t first,
-                                               std::uint64_t end) const noexcept {
+const char* PinnedRanges::claimed_by(std::uint64_t first, std::uint64_t end,
+                                     bool (*matters)(const FaultOwner&)) const {
+  const std::lock_guard lock(mutex_);
   for (auto claim = first_claim(first); claim != claims_.end() && claim->first < end; ++claim) {
-    if (!claim->second.owner->only_watches()) return claim->second.owner;
+    if (matters(*claim->second.owner)) return claim->second.owner->name();
   }
   return nullptr;
 }

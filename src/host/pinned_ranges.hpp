@@ -61,10 +61,10 @@ class PinnedRanges {
       const std::function<Result<bool>(FaultOwner&)>& admit);
   /// Undoes the claim of `owner` that begins there, or its share of one.
   void unclaim(std::uint64_t first, FaultOwner& owner) noexcept;
-  /// The owner of a claim that overlaps [first, end) and who does more than watch, or null. Valid while
-  /// `held` is. O(log n), and the claims within the range.
-  [[nodiscard]] FaultOwner* find_hindering_claim(const Unchanged& held, std::uint64_t first,
-                                                 std::uint64_t end) const noexcept;
+  /// The name of an owner for whom `matters` is true and whose claim overlaps [first, end), or null.
+  /// O(log n), and the claims within the range.
+  [[nodiscard]] const char* claimed_by(std::uint64_t first, std::uint64_t end,
+                                       bool (*matters)(const FaultOwner&)) const;
   /// Calls `discard()` between begin_discard() and end_discard() of all whose claims overlap
   /// [first, end); gives its error or theirs.
   [[nodiscard]] Result<void> discard_claimed(const Unchanged& held, std::uint64_t first,
