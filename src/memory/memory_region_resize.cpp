@@ -59,12 +59,14 @@ Result<void> check(const MemoryRegion& region, const AddressSpaceRegion& resized
         "(MapOptions::backing), of which pages that nobody touches take no memory");
   }
   const Operand range = detail::operand(resized.guest_range());
-  const auto unwatched =
-      detail::require_unwatched(operation, region.mapping(), range,
-                                "a region keeps its size while its page faults are handled: "
-                                "another mapping would bypass that");
+  const auto unwatched = detail::require_unwatched(
+      operation, region.mapping(), range,
+      "a region keeps its size while its page faults are handled, which another mapping would "
+      "bypass");
   if (unwatched) return {};
-  return fail(detail::name_region(unwatched.error(), resized.name(), range, {}));
+  Error held = unwatched.error();
+  held.text = {resized.name(), held.text.subject()};  // who handles them
+  return fail(held);
 }
 
 }  // namespace
