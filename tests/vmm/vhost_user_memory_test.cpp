@@ -2,7 +2,6 @@
 
 #include "vmspace/snapshot/lazy_restore.hpp"
 
-#include "snapshot/lazy_support.hpp"
 #include "vmm/vhost_user_front_support.hpp"
 
 namespace vmspace {
@@ -72,6 +71,16 @@ TEST_P(VhostUserMemoryModes, TheDeviceHasWhatWasAddedAndNotWhatWasRemoved) {
 INSTANTIATE_TEST_SUITE_P(Features, VhostUserMemoryModes,
                          testing::Values(0, acks, slots, slots | acks));
 
+/// A snapshot of memory that was never written.
+class Zeros final : public PageSource {
+ public:
+  Result<void> read(GuestAddress, std::span<std::byte> to) override {
+    std::memset(to.data(), 0, to.size());
+    return {};
+  }
+  Result<GuestRange> next_data(GuestRange range) override { return range; }
+};
+
 // The device would find pages missing that have not come yet.
 TEST(VhostUserMemory, MemoryIsNotSharedWhileItIsRestored) {
   SocketPair pair;
@@ -79,7 +88,7 @@ TEST(VhostUserMemory, MemoryIsNotSharedWhileItIsRestored) {
   auto memory = memory_for(pair, with(slots | acks));
   const MemorySection ram(shared_ram(0, 64_KiB));
   auto restore = LazyRestore::start(*GuestMemory::from_regions({ram.region()}),
-                                    std::make_shared<WordSource>(), {.background = false});
+                                    std::make_shared<Zeros>(), {.background = false});
   if (!restore &&
       (restore.error().code == Errc::unsupported || restore.error().code == Errc::access_denied))
     GTEST_SKIP() << restore.error().message();
@@ -91,7 +100,7 @@ TEST(VhostUserMemory, MemoryIsNotSharedWhileItIsRestored) {
   VMSPACE_EXPECT_OK(memory->commit());
   EXPECT_EQ(memory->used(), 0U);
   restore->resume_background();
-  VMSPACE_ASSERT_OK(restore->wait(std::chrono::seconds(60)));
+  VMSPACE_ASSERT_OK(restore->wait(long_enough));
   VMSPACE_ASSERT_OK(memory->add(ram));
   VMSPACE_ASSERT_OK(memory->commit());
   EXPECT_TRUE(is_shared(ram, device.memory));
