@@ -6,12 +6,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <random>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -38,7 +40,7 @@ class SnapshotReaderStress : public ::testing::Test {
   /// Changes some pages, zeros among them, and saves what has changed.
   SnapshotId save(const TempFile& file, const SnapshotId& parent, unsigned seed, bool checksums) {
     std::mt19937_64 random(seed);
-    for (int i = 0; i < 100; ++i) {
+    for (unsigned i = 0; i < 100; ++i) {
       const GuestAddress at(low + random() % pages * page);
       EXPECT_TRUE(i % 5 == 0 ? memory.fill({at, page}, std::byte{0}).has_value()
                              : memory.write_slice(at, pattern(page, seed + i)).has_value());
