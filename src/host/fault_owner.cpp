@@ -7,21 +7,40 @@
 #include <algorithm>
 #include <string>
 
+#include "vmspace/base/try.hpp"
+
 #include "host/pinned_ranges.hpp"
 
 namespace vmspace::detail {
+
+namespace {
+
+tl::unexpected<Error> claimed_by(const char* operation, const FaultOwner& holder) {
+  return fail({.code = Errc::bad_state,
+               .operation = operation,
+               .reason = "the page faults of this memory are handled by another already",
+               .text = holder.name()});
+}
+
+Result<void> require_none(const char* holder, const char* operation, Operand where,
+                          const char* reason) {
+  if (holder == nullptr) return {};
+  return fail({.code = Errc::bad_state,
+               .operation = operation,
+               .first = where,
+               .reason = reason,
+               .text = holder});
+}
+
+}  // namespace
 
 Result<FaultClaim> FaultClaim::make(const char* operation, const MemoryMapping& mapping,
                                     FaultOwner& owner) {
   const auto& ranges = mapping.pins_;
   const std::uint64_t first = mapping.file_offset();
-  if (const char* holder = ranges->claim(first, first + mapping.size(), owner)) {
-    return fail({.code = Errc::bad_state,
-                 .operation = operation,
-                 .reason = "the page faults of this memory are handled by another already",
-                 .text = holder});
-  }
-  FaultClaim claim(ranges, first);
+  if (const FaultOwner* holder = ranges->claim(first, first + mapping.size(), owner))
+    return claimed_by(operation, *holder);
+  FaultClaim claim(ranges, first, owner);
   if (owner.allows_pins()) return claim;
   // Asked once it is claimed: nothing can be pinned any more.
   const auto unchanged = ranges->unchanged();
@@ -34,16 +53,33 @@ Result<FaultClaim> FaultClaim::make(const char* operation, const MemoryMapping& 
                .text = *pinned});
 }
 
+Result<FaultClaim::Shared> FaultClaim::share(const char* operation, const MemoryMapping& mapping,
+                                             FaultOwner& watcher) {
+  const auto& ranges = mapping.pins_;
+  const std::uint64_t first = mapping.file_offset();
+  std::shared_ptr<const Userfault> faults;
+  const auto admit = [&](FaultOwner& holder) -> Result<bool> {
+    faults = VMSPACE_TRY(holder.admit(operation, mapping));
+    return faults != nullptr;
+  };
+  const FaultOwner* const holder =
+      VMSPACE_TRY(ranges->share(first, first + mapping.size(), watcher, admit));
+  if (holder != nullptr) return claimed_by(operation, *holder);
+  return Shared{FaultClaim(ranges, first, watcher), std::move(faults)};
+}
+
 FaultClaim::~FaultClaim() {
-  if (ranges_) ranges_->unclaim(first_);
+  if (ranges_) ranges_->unclaim(first_, *owner_);
 }
 
 const char* FaultClaim::holder(const MemoryMapping& mapping) {
-  const auto& ranges = mapping.pins_;
-  const std::uint64_t first = mapping.file_offset();
-  const auto unchanged = ranges->unchanged();
-  const FaultOwner* owner = ranges->find_hindering_claim(unchanged, first, first + mapping.size());
-  return owner != nullptr ? owner->name() : nullptr;
+  return mapping.pins_->claimed_by(mapping.file_offset(), mapping.file_offset() + mapping.size(),
+                                   [](const FaultOwner& owner) { return !owner.only_watches(); });
+}
+
+const char* FaultClaim::any_holder(const MemoryMapping& mapping) {
+  return mapping.pins_->claimed_by(mapping.file_offset(), mapping.file_offset() + mapping.size(),
+                                   [](const FaultOwner&) { return true; });
 }
 
 bool FaultClaim::is_kept_from_children(const MemoryMapping& mapping) noexcept {
@@ -52,13 +88,12 @@ bool FaultClaim::is_kept_from_children(const MemoryMapping& mapping) noexcept {
 
 Result<void> require_unclaimed(const char* operation, const MemoryMapping& mapping, Operand where,
                                const char* reason) {
-  const char* const holder = FaultClaim::holder(mapping);
-  if (holder == nullptr) return {};
-  return fail({.code = Errc::bad_state,
-               .operation = operation,
-               .first = where,
-               .reason = reason,
-               .text = holder});
+  return require_none(FaultClaim::holder(mapping), operation, where, reason);
+}
+
+Result<void> require_unwatched(const char* operation, const MemoryMapping& mapping, Operand where,
+                               const char* reason) {
+  return require_none(FaultClaim::any_holder(mapping), operation, where, reason);
 }
 
 }  // namespace vmspace::detail

@@ -7,6 +7,12 @@
 // come back with its old contents (fallocate(2) sends no event). So the owner claims the memory, in
 // the place that knows its pins: by offsets in the backing's file, so that other mappings of that file
 // meet the claim too, and in the mapping and its parts where there is none.
+//
+// One who only watches may share another's claim, and its userfaultfd, and has both alone afterwards:
+//
+//   LazyRestore   make --------------------------- ends
+//   DirtyScan                share --------------- inherits -------- ends
+//   the memory    registered for MISSING, MINOR; and WP too -------- unregistered
 
 #pragma once
 
@@ -20,6 +26,7 @@
 namespace vmspace::detail {
 
 class PinnedRanges;
+class Userfault;
 
 /// What holds a FaultClaim. Ranges are given as pins are: offsets from MemoryMapping::file_offset() 0.
 class FaultOwner {
@@ -42,6 +49,24 @@ class FaultOwner {
   /// The discard has ended. If `discarded`, the pages are zeros from now on; else they are as before.
   virtual void end_discard(std::uint64_t first, std::uint64_t end, bool discarded) noexcept = 0;
 
+  // Sharing. Each is called with the claims locked, as begin_discard() is.
+
+  /// One who only watches wants to share the claim: registers the memory of this mapping for
+  /// asynchronous write-protection as well, and gives the userfaultfd that has it. Null where this
+  /// owner shares nothing.
+  [[nodiscard]] virtual Result<std::shared_ptr<const Userfault>> admit(
+      const char* /*operation*/, const MemoryMapping& /*mapping*/) {
+    return nullptr;
+  }
+  /// Who was admitted has gone again.
+  virtual void dismiss() noexcept {}
+  /// The claim ends: undoes what the owner did to the memory. If it `is_inherited`, by who was
+  /// admitted, the memory stays registered.
+  virtual void end_claim(bool /*is_inherited*/) noexcept {}
+  /// The owner who admitted this one has ended: the claim is this one's alone, and so are the faults
+  /// of the memory, which stays registered for all that it was.
+  virtual void inherit() noexcept {}
+
  protected:
   FaultOwner() = default;
   FaultOwner(const FaultOwner&) = default;
@@ -59,34 +84,53 @@ class FaultClaim {
   /// discards that run. Allocates.
   [[nodiscard]] static Result<FaultClaim> make(const char* operation, const MemoryMapping& mapping,
                                                FaultOwner& owner);
+  struct Shared;
+  /// Claims all of a mapping for one who only watches, or shares the claim of the owner who has it, if
+  /// that admits it. Errors: those of make() and FaultOwner::admit().
+  [[nodiscard]] static Result<Shared> share(const char* operation, const MemoryMapping& mapping,
+                                            FaultOwner& watcher);
   FaultClaim(FaultClaim&& other) noexcept
-      : ranges_(std::move(other.ranges_)), first_(other.first_) {}
+      : ranges_(std::move(other.ranges_)), first_(other.first_), owner_(other.owner_) {}
   FaultClaim& operator=(FaultClaim&& other) noexcept {
     FaultClaim moved(std::move(other));
     std::swap(ranges_, moved.ranges_);
     std::swap(first_, moved.first_);
+    std::swap(owner_, moved.owner_);
     return *this;
   }
-  /// Waits for discards that run. Allocates nothing.
+  /// Ends the claim, which the owner is told of (end_claim()). Waits for discards that run. Allocates
+  /// nothing.
   ~FaultClaim();
 
   /// The name() of who claims any of the mapping and does more than watch it, or null: for what may
   /// not be done meanwhile.
   [[nodiscard]] static const char* holder(const MemoryMapping& mapping);
+  /// That of anybody who claims any of it, or null.
+  [[nodiscard]] static const char* any_holder(const MemoryMapping& mapping);
   /// Whether MemoryMapping::use_dontfork() was called, for an owner that does the same for a time.
   [[nodiscard]] static bool is_kept_from_children(const MemoryMapping& mapping) noexcept;
 
  private:
-  FaultClaim(std::shared_ptr<PinnedRanges> ranges, std::uint64_t first) noexcept
-      : ranges_(std::move(ranges)), first_(first) {}
+  FaultClaim(std::shared_ptr<PinnedRanges> ranges, std::uint64_t first, FaultOwner& owner) noexcept
+      : ranges_(std::move(ranges)), first_(first), owner_(&owner) {}
 
   std::shared_ptr<PinnedRanges> ranges_;  // null when it claims nothing
   std::uint64_t first_ = 0;
+  FaultOwner* owner_ = nullptr;
+};
+
+/// A claim, and the userfaultfd of the owner who shares it, or null where there is none.
+struct FaultClaim::Shared {
+  FaultClaim claim;
+  std::shared_ptr<const Userfault> faults;
 };
 
 /// `bad_state` while anybody claims any of the mapping and does more than watch it, whom the error
 /// names; `reason`, a literal, says why that is in the way.
 [[nodiscard]] Result<void> require_unclaimed(const char* operation, const MemoryMapping& mapping,
+                                             Operand where, const char* reason);
+/// `bad_state` while anybody claims any of it at all, for what even a watcher would miss.
+[[nodiscard]] Result<void> require_unwatched(const char* operation, const MemoryMapping& mapping,
                                              Operand where, const char* reason);
 
 }  // namespace vmspace::detail

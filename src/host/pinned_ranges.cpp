@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <iterator>
+#include <optional>
+#include <utility>
 
 #include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_pin.hpp"
@@ -13,6 +15,35 @@
 namespace vmspace {
 
 namespace detail {
+
+namespace {
+
+/// Between begin_discard() and end_discard() of one owner, however it is left.
+class Discarding {
+ public:
+  Discarding(FaultOwner& owner, std::uint64_t first, std::uint64_t end) noexcept
+      : owner_(owner), first_(first), end_(end) {}
+  Discarding(const Discarding&) = delete;
+  Discarding& operator=(const Discarding&) = delete;
+  ~Discarding() {
+    if (has_begun_) owner_.end_discard(first_, end_, has_discarded);
+  }
+  [[nodiscard]] Result<void> begin() {
+    VMSPACE_TRY(owner_.begin_discard(first_, end_));
+    has_begun_ = true;
+    return {};
+  }
+
+  bool has_discarded = false;
+
+ private:
+  FaultOwner& owner_;
+  std::uint64_t first_;
+  std::uint64_t end_;
+  bool has_begun_ = false;
+};
+
+}  // namespace
 
 /// The piece that begins there, which is made if there is none.
 PinnedRanges::Pieces::iterator PinnedRanges::split(std::uint64_t at) {
@@ -75,22 +106,46 @@ const std::string* PinnedRanges::find(const Unchanged&, std::uint64_t first,
   return nullptr;
 }
 
-const char* PinnedRanges::claim(std::uint64_t first, std::uint64_t end, FaultOwner& owner) {
-  const Unchanged held = unchanged();
-  if (const FaultOwner* holder = find_claim(held, first, end)) return holder->name();
+const FaultOwner* PinnedRanges::claim(std::uint64_t first, std::uint64_t end, FaultOwner& owner) {
+  const std::lock_guard lock(mutex_);
+  const auto other = first_claim(first);
+  if (other != claims_.end() && other->first < end) return other->second.owner;
   claims_.emplace(first, Claim{end, &owner});
   return nullptr;
 }
 
-void PinnedRanges::unclaim(std::uint64_t first) noexcept {
+Result<const FaultOwner*> PinnedRanges::share(
+    std::uint64_t first, std::uint64_t end, FaultOwner& watcher,
+    const std::function<Result<bool>(FaultOwner&)>& admit) {
   const std::lock_guard lock(mutex_);
-  claims_.erase(first);
+  const auto other = first_claim(first);
+  if (other == claims_.end() || other->first >= end) {
+    claims_.emplace(first, Claim{end, &watcher});
+    return nullptr;
+  }
+  if (other->first != first || other->second.end != end || other->second.watcher != nullptr)
+    return other->second.owner;
+  const bool is_admitted = VMSPACE_TRY(admit(*other->second.owner));
+  if (!is_admitted) return other->second.owner;
+  claims_.find(first)->second.watcher = &watcher;
+  return nullptr;
 }
 
-FaultOwner* PinnedRanges::find_claim(const Unchanged&, std::uint64_t first,
-                                     std::uint64_t end) const noexcept {
-  const auto claim = first_claim(first);
-  return claim != claims_.end() && claim->first < end ? claim->second.owner : nullptr;
+void PinnedRanges::unclaim(std::uint64_t first, FaultOwner& owner) noexcept {
+  const std::lock_guard lock(mutex_);
+  const auto claim = claims_.find(first);
+  FaultOwner* const watcher = std::exchange(claim->second.watcher, nullptr);
+  if (watcher == &owner) {
+    claim->second.owner->dismiss();
+    return;
+  }
+  owner.end_claim(watcher != nullptr);
+  if (watcher == nullptr) {
+    claims_.erase(claim);
+    return;
+  }
+  claim->second.owner = watcher;
+  watcher->inherit();
 }
 
 PinnedRanges::Claims::const_iterator PinnedRanges::first_claim(std::uint64_t first) const noexcept {
@@ -99,12 +154,13 @@ PinnedRanges::Claims::const_iterator PinnedRanges::first_claim(std::uint64_t fir
   return claim;
 }
 
-FaultOwner* PinnedRanges::find_hindering_claim(const Unchanged& held, std::uint64_t first,
-                                               std::uint64_t end) const noexcept {
-  FaultOwner* owner = find_claim(held, first, end);
-  for (auto next = claims_.upper_bound(first); owner != nullptr && owner->only_watches(); ++next)
-    owner = next != claims_.end() && next->first < end ? next->second.owner : nullptr;
-  return owner;
+const char* PinnedRanges::claimed_by(std::uint64_t first, std::uint64_t end,
+                                     bool (*matters)(const FaultOwner&)) const {
+  const std::lock_guard lock(mutex_);
+  for (auto claim = first_claim(first); claim != claims_.end() && claim->first < end; ++claim) {
+    if (matters(*claim->second.owner)) return claim->second.owner->name();
+  }
+  return nullptr;
 }
 
 Result<void> PinnedRanges::discard_claimed(const Unchanged& held, std::uint64_t first,
@@ -112,12 +168,16 @@ Result<void> PinnedRanges::discard_claimed(const Unchanged& held, std::uint64_t 
                                            const std::function<Result<void>()>& discard) const {
   const auto claim = first_claim(first);
   if (claim == claims_.end() || claim->first >= end) return discard();
-  FaultOwner& owner = *claim->second.owner;
+  const auto [claim_end, owner, watcher] = claim->second;
   const std::uint64_t from = std::max(first, claim->first);
-  const std::uint64_t to = std::min(end, claim->second.end);
-  VMSPACE_TRY(owner.begin_discard(from, to));
+  const std::uint64_t to = std::min(end, claim_end);
+  Discarding by_owner(*owner, from, to);
+  VMSPACE_TRY(by_owner.begin());
+  std::optional<Discarding> by_watcher;
+  if (watcher != nullptr) VMSPACE_TRY(by_watcher.emplace(*watcher, from, to).begin());
   const auto discarded = to == end ? discard() : discard_claimed(held, to, end, discard);
-  owner.end_discard(from, to, discarded.has_value());
+  by_owner.has_discarded = discarded.has_value();
+  if (by_watcher) by_watcher->has_discarded = discarded.has_value();
   return discarded;
 }
 

@@ -51,17 +51,20 @@ class PinnedRanges {
   [[nodiscard]] const std::string* find(const Unchanged& held, std::uint64_t first,
                                         std::uint64_t end) const noexcept;
 
-  /// Claims [first, end), which is not empty, unless another claim overlaps it: then gives the name of
-  /// its owner, else null. Allocates, strongly exception-safe. O(log n).
-  [[nodiscard]] const char* claim(std::uint64_t first, std::uint64_t end, FaultOwner& owner);
-  /// Undoes the claim that begins there.
-  void unclaim(std::uint64_t first) noexcept;
-  /// The owner of a claim that overlaps [first, end), or null. Valid while `held` is. O(log n).
-  [[nodiscard]] FaultOwner* find_claim(const Unchanged& held, std::uint64_t first,
-                                       std::uint64_t end) const noexcept;
-  /// One whose owner does more than watch, or null. O(log n), and the claims within the range.
-  [[nodiscard]] FaultOwner* find_hindering_claim(const Unchanged& held, std::uint64_t first,
-                                                 std::uint64_t end) const noexcept;
+  /// Claims [first, end), which is not empty, unless another claim overlaps it: then gives its owner,
+  /// else null. Allocates, strongly exception-safe. O(log n).
+  [[nodiscard]] const FaultOwner* claim(std::uint64_t first, std::uint64_t end, FaultOwner& owner);
+  /// As claim(); but where exactly this is claimed already, and nobody shares it yet, `watcher` does,
+  /// if `admit(owner)` says so. Errors: those of admit().
+  [[nodiscard]] Result<const FaultOwner*> share(
+      std::uint64_t first, std::uint64_t end, FaultOwner& watcher,
+      const std::function<Result<bool>(FaultOwner&)>& admit);
+  /// Undoes the claim of `owner` that begins there, or its share of one.
+  void unclaim(std::uint64_t first, FaultOwner& owner) noexcept;
+  /// The name of an owner for whom `matters` is true and whose claim overlaps [first, end), or null.
+  /// O(log n), and the claims within the range.
+  [[nodiscard]] const char* claimed_by(std::uint64_t first, std::uint64_t end,
+                                       bool (*matters)(const FaultOwner&)) const;
   /// Calls `discard()` between begin_discard() and end_discard() of all whose claims overlap
   /// [first, end); gives its error or theirs.
   [[nodiscard]] Result<void> discard_claimed(const Unchanged& held, std::uint64_t first,
@@ -72,6 +75,7 @@ class PinnedRanges {
   struct Claim {
     std::uint64_t end;
     FaultOwner* owner;
+    FaultOwner* watcher = nullptr;  ///< who shares it, or null
   };
   struct Piece {
     std::size_t pins = 0;  ///< that cover it

@@ -3,7 +3,6 @@
 #include "vmspace/host/populate.hpp"
 
 #include <pthread.h>
-#include <signal.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -23,6 +22,7 @@
 #include "os/argument_checks.hpp"
 #include "os/kernel_values.hpp"
 #include "os/system_calls.hpp"
+#include "os/thread.hpp"
 
 namespace vmspace {
 
@@ -91,17 +91,11 @@ class Job {
     const std::size_t wanted = is_near_ ? threads : threads - 1;
     std::vector<pthread_t> others;
     others.reserve(wanted);
-    // New threads inherit the mask: the program's signal handlers must not run on ours.
-    sigset_t all;
-    sigset_t before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     while (others.size() < wanted) {
       pthread_t thread{};
-      if (kernel().pthread_create(&thread, nullptr, &Job::thread_body, this) != 0) break;
+      if (detail::start_thread(thread, &Job::thread_body, this) != 0) break;
       others.push_back(thread);
     }
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
     // Only now: a thread that fills pages keeps others from being started, since both change the
     // address space.
     start_.count_down();

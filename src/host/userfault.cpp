@@ -14,8 +14,9 @@ namespace vmspace::detail {
 
 namespace {
 
-// linux/userfaultfd.h of Linux 6.1 and 6.6.
+// linux/userfaultfd.h of Linux 6.1, 6.4 and 6.6.
 constexpr unsigned long new_userfaultfd = _IO(UFFDIO, 0x00);
+constexpr std::uint64_t continue_protected = 1 << 1;  // UFFDIO_CONTINUE_MODE_WP
 struct PoisonArgument {
   uffdio_range range;
   std::uint64_t mode;
@@ -195,10 +196,12 @@ Userfault::Done Userfault::zero(std::byte* to, std::uint64_t size, bool wake) co
   return call(fd_.value(), UFFDIO_ZEROPAGE, argument, &uffdio_zeropage::zeropage);
 }
 
-Userfault::Done Userfault::map_minor(std::byte* to, std::uint64_t size, bool wake) const noexcept {
+Userfault::Done Userfault::map_minor(std::byte* to, std::uint64_t size, bool wake,
+                                     bool protect) const noexcept {
   uffdio_continue argument{};
   argument.range = range_of(to, size);
-  argument.mode = wake ? 0 : UFFDIO_CONTINUE_MODE_DONTWAKE;
+  argument.mode = (wake ? 0 : UFFDIO_CONTINUE_MODE_DONTWAKE) |
+                  (protect ? continue_protected : std::uint64_t{0});
   return call(fd_.value(), UFFDIO_CONTINUE, argument, &uffdio_continue::mapped);
 }
 

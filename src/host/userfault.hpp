@@ -93,9 +93,11 @@ class Userfault {
                           bool wake = true, bool protect = false) const noexcept;
   /// Puts zeros in place of missing pages (UFFDIO_ZEROPAGE); not of hugetlb memory.
   [[nodiscard]] Done zero(std::byte* to, std::uint64_t size, bool wake = true) const noexcept;
-  /// Maps pages that are in the file (UFFDIO_CONTINUE).
-  [[nodiscard]] Done map_minor(std::byte* to, std::uint64_t size, bool wake = true) const noexcept;
-  /// Makes accesses to missing pages raise SIGBUS (UFFDIO_POISON).
+  /// Maps pages that are in the file (UFFDIO_CONTINUE), write-protected if asked.
+  [[nodiscard]] Done map_minor(std::byte* to, std::uint64_t size, bool wake = true,
+                               bool protect = false) const noexcept;
+  /// Makes accesses to missing pages raise SIGBUS (UFFDIO_POISON). An absent page that is
+  /// write-protected is in the way (EEXIST).
   [[nodiscard]] Done poison(std::byte* to, std::uint64_t size) const noexcept;
   /// Write-protects the pages that are there, or ends that and wakes writers (UFFDIO_WRITEPROTECT).
   /// Gives an errno, or 0.

@@ -7,6 +7,7 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/memory_region.hpp"
 
+#include "host/fault_owner.hpp"
 #include "memory/region_error.hpp"
 
 namespace vmspace {
@@ -57,7 +58,15 @@ Result<void> check(const MemoryRegion& region, const AddressSpaceRegion& resized
         "the region would pass the end of its backing: map it from one of its largest size "
         "(MapOptions::backing), of which pages that nobody touches take no memory");
   }
-  return {};
+  const Operand range = detail::operand(resized.guest_range());
+  const auto unwatched = detail::require_unwatched(
+      operation, region.mapping(), range,
+      "a region keeps its size while its page faults are handled, which another mapping would "
+      "bypass");
+  if (unwatched) return {};
+  Error held = unwatched.error();
+  held.text = {resized.name(), held.text.subject()};  // who handles them
+  return fail(held);
 }
 
 }  // namespace

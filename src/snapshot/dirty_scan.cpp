@@ -12,11 +12,13 @@
 #include "host/userfault.hpp"
 #include "host/written_pages.hpp"
 #include "memory/present_parts.hpp"
+#include "snapshot/inherited_faults.hpp"
 
 namespace vmspace {
 
 using detail::FaultClaim;
 using detail::FaultModes;
+using detail::InheritedFaults;
 using detail::Userfault;
 using detail::WrittenPages;
 
@@ -28,19 +30,26 @@ constexpr const char* harvesting = "DirtyScan::harvest";
 /// One region that is watched.
 class Watched final : public detail::FaultOwner {
  public:
-  Watched(MemoryRegionPtr region, WrittenPages pages, const Userfault& faults)
-      : region_(std::move(region)), pages_(std::move(pages)), faults_(faults) {}
+  Watched(MemoryRegionPtr region, WrittenPages pages, std::shared_ptr<const Userfault> faults,
+          InheritedFaults& inherited)
+      : region_(std::move(region)),
+        pages_(std::move(pages)),
+        inherited_(inherited),
+        restored_{.mapping = &mapping(), .faults = std::move(faults)} {}
   Watched(const Watched&) = delete;
   Watched& operator=(const Watched&) = delete;
-  ~Watched() {
-    // Fails for memory that was mapped anew meanwhile, of which there is nothing to undo.
-    if (is_registered_) static_cast<void>(faults_.remove(starting, data(), mapping().size()));
-  }
+  ~Watched() = default;
 
   [[nodiscard]] Result<void> start() {
-    claim_ = VMSPACE_TRY(FaultClaim::make(starting, mapping(), *this));
-    VMSPACE_TRY(faults_.add(starting, data(), mapping().size(), FaultModes::write_protect));
-    is_registered_ = true;
+    FaultClaim::Shared shared = VMSPACE_TRY(FaultClaim::share(starting, mapping(), *this));
+    claim_ = std::move(shared.claim);
+    if (shared.faults != nullptr) {
+      restored_.faults = std::move(shared.faults);
+      inherited_.add(restored_);
+    } else {
+      VMSPACE_TRY(faults().add(starting, data(), mapping().size(), FaultModes::write_protect));
+      is_registered_ = true;
+    }
     VMSPACE_TRY(find(starting));
     found_.clear();
     return {};
@@ -64,6 +73,7 @@ class Watched final : public detail::FaultOwner {
  private:
   [[nodiscard]] const MemoryMapping& mapping() const noexcept { return region_->mapping(); }
   [[nodiscard]] std::byte* data() const noexcept { return mapping().data(); }
+  [[nodiscard]] const Userfault& faults() const noexcept { return *restored_.faults; }
 
   [[nodiscard]] const char* name() const noexcept override { return "DirtyScan"; }
   [[nodiscard]] bool only_watches() const noexcept override { return true; }
@@ -81,32 +91,49 @@ class Watched final : public detail::FaultOwner {
     // Of a private file, fresh memory was mapped in place of the part; for other memory this changes
     // nothing. Should it fail, so does every harvest.
     static_cast<void>(
-        faults_.add(harvesting, data() + part.offset, part.size, FaultModes::write_protect));
+        faults().add(harvesting, data() + part.offset, part.size, FaultModes::write_protect));
     const std::lock_guard lock(mutex_);
     discarded_.push_back(part);
   }
 
+  void inherit() noexcept override {
+    is_registered_ = true;
+    inherited_.answer(restored_);
+  }
+  void end_claim(bool) noexcept override {
+    // Fails for memory that was mapped anew meanwhile, of which there is nothing to undo.
+    if (is_registered_) static_cast<void>(faults().remove(starting, data(), mapping().size()));
+  }
+
   MemoryRegionPtr region_;
   WrittenPages pages_;
-  const Userfault& faults_;
-  FaultClaim claim_;
-  bool is_registered_ = false;
-  std::vector<Extent> found_;  ///< ascending, joined; not reported yet
+  InheritedFaults& inherited_;
+  InheritedFaults::Part restored_;  ///< or never was: then the userfaultfd is the scan's own
+  bool is_registered_ = false;      ///< and this is who ends that
+  std::vector<Extent> found_;       ///< ascending, joined; not reported yet
   std::mutex mutex_;
   std::vector<Extent> discarded_;
+  FaultClaim claim_;  ///< ends first
 };
 
 }  // namespace
 
 class DirtyScan::State {
  public:
-  explicit State(Userfault faults) noexcept : faults_(std::move(faults)) {}
+  explicit State(Userfault faults)
+      : faults_(std::make_shared<const Userfault>(std::move(faults))) {}
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  // What waits while nobody answers any more goes on when the regions are unregistered.
+  ~State() { inherited_.stop(); }
 
+  [[nodiscard]] Result<void> open() { return inherited_.open(starting); }
   [[nodiscard]] Result<void> watch(const MemoryRegionPtr& region) {
     WrittenPages pages = VMSPACE_TRY(WrittenPages::open(starting, region->mapping()));
-    regions_.push_back(std::make_unique<Watched>(region, std::move(pages), faults_));
+    regions_.push_back(std::make_unique<Watched>(region, std::move(pages), faults_, inherited_));
     return regions_.back()->start();
   }
+  [[nodiscard]] Result<void> start() { return inherited_.start(starting); }
 
   [[nodiscard]] Result<std::vector<GuestRange>> harvest() {
     const std::lock_guard lock(mutex_);
@@ -132,10 +159,10 @@ class DirtyScan::State {
   }
 
  private:
-  Userfault faults_;
+  std::shared_ptr<const Userfault> faults_;
+  InheritedFaults inherited_;
   std::mutex mutex_;
-  std::vector<std::unique_ptr<Watched>>
-      regions_;  ///< before the descriptor that they unregister from
+  std::vector<std::unique_ptr<Watched>> regions_;
 };
 
 DirtyScan::DirtyScan(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
@@ -149,6 +176,7 @@ Result<DirtyScan> DirtyScan::start(const GuestMemory& memory) {
                                                                feature::write_protect_absent |
                                                                feature::write_protect_files));
   auto state = std::make_unique<State>(std::move(faults));
+  VMSPACE_TRY(state->open());
   for (const MemoryRegionPtr& region : memory.regions()) {
     const MemoryMapping& mapping = region->mapping();
     if (mapping.backing().is_external() || mapping.backing().source() == MemorySource::device) {
@@ -166,6 +194,7 @@ Result<DirtyScan> DirtyScan::start(const GuestMemory& memory) {
     error.second = detail::operand(region->guest_range());
     return fail(error);
   }
+  VMSPACE_TRY(state->start());
   return DirtyScan(std::move(state));
 }
 

@@ -4,7 +4,6 @@
 
 #include "vmspace/snapshot/lazy_restore.hpp"
 
-#include <signal.h>
 #include <sys/eventfd.h>
 
 #include <algorithm>
@@ -19,6 +18,7 @@
 #include "memory/present_parts.hpp"
 #include "memory/region_error.hpp"
 #include "os/argument_checks.hpp"
+#include "os/thread.hpp"
 #include "snapshot/lazy_restore_state.hpp"
 #include "snapshot/snapshot_format.hpp"
 
@@ -107,8 +107,16 @@ Result<void> LazyRestore::State::add_regions(const GuestMemory& memory) {
   }
   if (restored.empty()) return {};
   const std::uint64_t available = VMSPACE_TRY(detail::Userfault::available(operation));
-  const std::uint64_t poison = available & detail::userfault_feature::poison;
-  faults_ = VMSPACE_TRY(detail::Userfault::open(operation, features | poison));
+  // A DirtyScan may come, and costs nothing until then.
+  namespace feature = detail::userfault_feature;
+  constexpr std::uint64_t watching =
+      feature::write_protect_async | feature::write_protect_absent | feature::write_protect_files;
+  const RestoredRegion::Abilities can{.poison = (available & feature::poison) != 0,
+                                      .watching = (available & watching) == watching};
+  if (can.poison) features |= feature::poison;
+  if (can.watching) features |= watching;
+  detail::Userfault faults = VMSPACE_TRY(detail::Userfault::open(operation, features));
+  faults_ = std::make_shared<const detail::Userfault>(std::move(faults));
   for (std::size_t i = 0; i < restored.size(); ++i) {
     RestoredRegion& region =
         regions_.emplace_back(std::move(restored[i]), areas[i].first, faults_, ledger_, events_);
@@ -120,7 +128,7 @@ Result<void> LazyRestore::State::add_regions(const GuestMemory& memory) {
   VMSPACE_TRY(ledger_.open(operation, std::move(areas)));
   VMSPACE_TRY(plan_working_set());
   for (RestoredRegion& region : regions_)
-    VMSPACE_TRY(region.begin(operation, poison != 0));
+    VMSPACE_TRY(region.begin(operation, can));
   return {};
 }
 
@@ -223,19 +231,11 @@ Result<void> LazyRestore::State::start_threads() {
     if (worker.wake.value() < 0) return detail::fail_os(operation, {}, "eventfd");
     VMSPACE_TRY(worker.buffer.map(operation, buffer_size_));
   }
-  // New threads inherit the mask: the program's signal handlers must not run on ours.
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  int error = 0;
   for (Worker& worker : workers_) {
-    error = detail::kernel().pthread_create(&worker.thread, nullptr, &State::thread_body, &worker);
-    if (error != 0) break;
+    const int error = detail::start_thread(worker.thread, &State::thread_body, &worker);
+    if (error != 0) return detail::fail_os(operation, {}, "pthread_create", error);
     ++running_;
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (error != 0) return detail::fail_os(operation, {}, "pthread_create", error);
   return {};
 }
 

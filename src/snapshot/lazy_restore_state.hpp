@@ -110,7 +110,7 @@ class VMSPACE_HIDDEN LazyRestore::State {
 
   const std::shared_ptr<PageSource> source_;
   const LazyRestoreOptions options_;
-  detail::Userfault faults_;
+  std::shared_ptr<const detail::Userfault> faults_;
   detail::PageLedger ledger_;
   detail::RestoredRegion::Events events_;
   std::deque<detail::RestoredRegion> regions_;            // in the order of the numbering

@@ -55,7 +55,7 @@ void LazyRestore::State::work(Worker& worker) {
     const auto answered = answer_fault(worker);
     if (answered && *answered) continue;
     if (answered && step(worker)) continue;
-    std::array<pollfd, 2> events{pollfd{.fd = faults_.fd(), .events = POLLIN, .revents = 0},
+    std::array<pollfd, 2> events{pollfd{.fd = faults_->fd(), .events = POLLIN, .revents = 0},
                                  pollfd{.fd = worker.wake.value(), .events = POLLIN, .revents = 0}};
     const int ready = kernel().poll(events.data(), events.size(), -1);
     const bool has_failed = !answered || (ready < 0 && errno != EINTR);
@@ -79,7 +79,7 @@ void LazyRestore::State::wake_threads() noexcept {
 
 Result<bool> LazyRestore::State::answer_fault(Worker& worker) {
   uffd_msg message;
-  const bool is_there = VMSPACE_TRY(faults_.next(operation, message));
+  const bool is_there = VMSPACE_TRY(faults_->next(operation, message));
   if (is_there && message.event == UFFD_EVENT_PAGEFAULT) handle(worker, message);
   return is_there;
 }
@@ -106,13 +106,13 @@ void LazyRestore::State::handle(Worker& worker, const uffd_msg& message) {
     }
     case PageLedger::Found::settled: break;
   }
-  // Not a job, which the end would wait for.
-  const std::shared_lock lock(resolving_);
-  if (is_finishing_) return;
+  // Not a job, which the end would wait for. Faults that come during the end are raised again, and
+  // must not keep it from the lock.
   const std::uint64_t at = region->offset_of(unit.first);
-  const auto resolved = region->resolve(at, worker.buffer.as<std::byte>());
-  // Without memory, or while it is discarded: whoever waits tries again.
-  if (resolved.error != 0) region->wake(at, unit.size() * snapshot_page);
+  std::shared_lock lock(resolving_, std::defer_lock);
+  if (!is_finishing_) lock.lock();
+  if (is_finishing_) return region->wake(at, unit.size() * snapshot_page);
+  region->resolve(at, worker.buffer.as<std::byte>());
 }
 
 bool LazyRestore::State::step(Worker& worker) {

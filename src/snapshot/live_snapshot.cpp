@@ -3,7 +3,6 @@
 #include "vmspace/snapshot/live_snapshot.hpp"
 
 #include <pthread.h>
-#include <signal.h>
 #include <sys/eventfd.h>
 
 #include <algorithm>
@@ -16,6 +15,7 @@
 #include "vmspace/base/try.hpp"
 
 #include "os/system_calls.hpp"
+#include "os/thread.hpp"
 #include "snapshot/live_snapshot_state.hpp"
 #include "snapshot/snapshot_format.hpp"
 
@@ -110,21 +110,12 @@ Result<void> LiveSnapshot::State::start_threads() {
       },
   };
   threads.reserve(std::size(bodies));
-  // The program's signal handlers must not run on these threads; SIGBUS is a FaultGuard's.
-  sigset_t blocked;
-  sigset_t before;
-  sigfillset(&blocked);
-  sigdelset(&blocked, SIGBUS);
-  pthread_sigmask(SIG_SETMASK, &blocked, &before);
-  int failed = 0;
   for (const Body body : bodies) {
     pthread_t thread{};
-    failed = kernel().pthread_create(&thread, nullptr, body, this);
-    if (failed != 0) break;
+    const int failed = detail::start_thread(thread, body, this);
+    if (failed != 0) return fail_os(prepare_operation, {}, "pthread_create", failed);
     threads.push_back(thread);
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  if (failed != 0) return fail_os(prepare_operation, {}, "pthread_create", failed);
   return {};
 }
 

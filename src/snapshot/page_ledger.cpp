@@ -2,15 +2,12 @@
 
 #include "snapshot/page_ledger.hpp"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <bit>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
 
-#include "os/system_calls.hpp"
 #include "snapshot/snapshot_format.hpp"
 
 namespace vmspace::detail {
@@ -24,32 +21,7 @@ constexpr std::uint64_t bit_of(std::uint64_t page) {
   return std::uint64_t{1} << page % 64;
 }
 
-/// Calls `use(word, mask)` for the words that hold the bits of the pages.
-template <typename Use>
-void for_each_word(PageRun pages, Use use) {
-  for (std::uint64_t at = pages.first; at < pages.end;) {
-    const std::uint64_t end = std::min(pages.end, (at / 64 + 1) * 64);
-    const std::uint64_t count = end - at;
-    const std::uint64_t ones = count == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
-    use(at / 64, ones << at % 64);
-    at = end;
-  }
-}
-
 }  // namespace
-
-LazyTable::~LazyTable() {
-  if (data_ != nullptr) kernel().munmap(data_, size_);
-}
-
-Result<void> LazyTable::map(const char* operation, std::uint64_t size) {
-  void* const data = kernel().mmap(nullptr, size, PROT_READ | PROT_WRITE,
-                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (data == MAP_FAILED) return fail_os(operation, Operand::size(size), "mmap");
-  data_ = data;
-  size_ = size;
-  return {};
-}
 
 Result<void> PageLedger::open(const char* operation, std::vector<PageRun> areas) {
   const std::uint64_t end = areas.back().end;
@@ -130,8 +102,8 @@ void PageLedger::mark_settled(PageRun run, PageFate fate) noexcept {
     if (end - at == pages_per_extent) {
       extent |= all_settled;
     } else {
-      for_each_word({at, end},
-                    [&](std::uint64_t word, std::uint64_t bits) { words[word] |= bits; });
+      for_each_bit_word(at, end,
+                        [&](std::uint64_t word, std::uint64_t bits) { words[word] |= bits; });
       extent |= some_settled;
     }
     if (is_filled) extent |= has_contents;
@@ -161,7 +133,8 @@ PageLedger::Found PageLedger::take_fault(unsigned slot, PageRun unit, PageRun ar
     return Found::busy;
   }
   auto* const words = demanded_.as<std::uint64_t>();
-  for_each_word(unit, [&](std::uint64_t word, std::uint64_t bits) { words[word] |= bits; });
+  for_each_bit_word(unit.first, unit.end,
+                    [&](std::uint64_t word, std::uint64_t bits) { words[word] |= bits; });
   extents_.as<std::uint8_t>()[unit.first / pages_per_extent] |= has_demanded;
   // The last open run in `around` that begins at or before the page.
   PageRun run{around.first, around.first};

@@ -28,6 +28,8 @@
 #include "vmspace/base/result.hpp"
 #include "vmspace/snapshot/lazy_restore.hpp"
 
+#include "snapshot/lazy_table.hpp"
+
 namespace vmspace::detail {
 
 /// Pages [first, end) of the numbering.
@@ -46,24 +48,6 @@ struct PageRun {
 };
 
 inline constexpr std::uint64_t pages_per_extent = 512;
-
-/// Zeroed memory that is backed when it is touched, whatever its size.
-class LazyTable {
- public:
-  LazyTable() noexcept = default;
-  LazyTable(const LazyTable&) = delete;
-  LazyTable& operator=(const LazyTable&) = delete;
-  ~LazyTable();
-  [[nodiscard]] Result<void> map(const char* operation, std::uint64_t size);
-  template <typename T>
-  [[nodiscard]] T* as() const noexcept {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  void* data_ = nullptr;
-  std::uint64_t size_ = 0;
-};
 
 /// Why pages come, or what else has become of them.
 enum class PageFate : std::uint8_t { demand, working_set, background, zero, discarded, lost };

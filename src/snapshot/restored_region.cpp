@@ -17,6 +17,7 @@
 #include "memory/region_error.hpp"
 #include "os/kernel_values.hpp"
 #include "os/system_calls.hpp"
+#include "snapshot/inherited_faults.hpp"
 #include "snapshot/snapshot_format.hpp"
 
 namespace vmspace::detail {
@@ -25,6 +26,9 @@ namespace {
 
 /// How often a call is made again for which the kernel has had no time (EAGAIN).
 constexpr unsigned most_attempts = 100'000;
+/// How often the mark of a write-protected page that is absent is removed: what is in the way of more
+/// is a page.
+constexpr unsigned most_marks = 16;
 
 Error about(const MemoryRegion& region, const Error& error) {
   return name_region(error, region.description().name(), operand(region.guest_range()), {});
@@ -39,9 +43,10 @@ int errno_of(Call call) {
 }  // namespace
 
 RestoredRegion::RestoredRegion(MemoryRegionPtr region, std::uint64_t first_page,
-                               const Userfault& faults, PageLedger& ledger, const Events& events)
+                               std::shared_ptr<const Userfault> faults, PageLedger& ledger,
+                               const Events& events)
     : region_(std::move(region)),
-      faults_(faults),
+      faults_(std::move(faults)),
       ledger_(ledger),
       events_(events),
       pages_{first_page, first_page + region_->size() / snapshot_page},
@@ -70,10 +75,10 @@ Result<std::uint64_t> RestoredRegion::features(const char* operation, const Memo
   return refuse("memory of devices, and memory that the library did not map, can't be restored");
 }
 
-Result<void> RestoredRegion::begin(const char* operation, bool can_poison) {
+Result<void> RestoredRegion::begin(const char* operation, Abilities can) {
   const MemoryMapping& mapping = region_->mapping();
   const auto name_error = [&](const Error& error) { return fail(about(*region_, error)); };
-  can_poison_ = can_poison;
+  can_ = can;
   auto claim = FaultClaim::make(operation, mapping, *this);
   if (!claim) return name_error(claim.error());
   claim_ = *std::move(claim);
@@ -84,26 +89,37 @@ Result<void> RestoredRegion::begin(const char* operation, bool can_poison) {
       return name_error(fail_os(operation, {}, "madvise(MADV_DONTFORK)").value());
     keeps_from_children_ = true;
   }
-  FaultModes modes = FaultModes::missing;
   if (region_->backing().is_shared()) {
     if (const auto mapped = map_alias(operation); !mapped) return name_error(mapped.error());
-    modes = modes | FaultModes::minor;
+    modes_ = modes_ | FaultModes::minor;
   }
-  if (const auto added = faults_.add(operation, data(), mapping.size(), modes); !added)
+  if (const auto added = faults_->add(operation, data(), mapping.size(), modes_); !added)
     return name_error(added.error());
   is_registered_ = true;
   return {};
 }
 
-void RestoredRegion::end() noexcept {
+Result<std::shared_ptr<const Userfault>> RestoredRegion::admit(const char* operation,
+                                                               const MemoryMapping& mapping) {
+  // Others map the same file elsewhere, and would not see what is written here.
+  if (!can_.watching || !is_registered_ || mapping.data() != data()) return nullptr;
+  VMSPACE_TRY(faults_->add(operation, data(), region_->size(), modes_ | FaultModes::write_protect));
+  is_watched_ = true;
+  return faults_;
+}
+
+void RestoredRegion::end_claim(bool is_inherited) noexcept {
   const std::uint64_t size = region_->size();
-  if (is_registered_) static_cast<void>(faults_.remove("LazyRestore", data(), size));
+  if (is_inherited) {
+    wake(0, size);  // who waits asks the one who inherits it
+  } else if (is_registered_) {
+    static_cast<void>(faults_->remove("LazyRestore", data(), size));
+  }
   is_registered_ = false;
   if (keeps_from_children_) retry([&] { return kernel().madvise(data(), size, MADV_DOFORK); });
   keeps_from_children_ = false;
   if (alias_ != nullptr) kernel().munmap(alias_, size);
   alias_ = nullptr;
-  claim_ = FaultClaim();
 }
 
 Result<void> RestoredRegion::require_untouched(const char* operation) const {
@@ -182,7 +198,7 @@ RestoredRegion::Filled RestoredRegion::repeat(std::uint64_t offset, std::uint64_
 RestoredRegion::Filled RestoredRegion::map_filled(std::uint64_t offset,
                                                   std::uint64_t size) const noexcept {
   return repeat(offset, size, [&](std::uint64_t done) {
-    return faults_.map_minor(data() + offset + done, size - done);
+    return faults_->map_minor(data() + offset + done, size - done, true, is_watched_);
   });
 }
 
@@ -190,7 +206,7 @@ RestoredRegion::Filled RestoredRegion::fill(std::uint64_t offset, const std::byt
                                             std::uint64_t size) const noexcept {
   if (alias_ == nullptr) {
     return repeat(offset, size, [&](std::uint64_t done) {
-      return faults_.copy(data() + offset + done, from + done, size - done);
+      return faults_->copy(data() + offset + done, from + done, size - done, true, is_watched_);
     });
   }
   // Allocates the pages, with an error and no signal where there are none.
@@ -213,21 +229,26 @@ RestoredRegion::Filled RestoredRegion::fill_zeros(std::uint64_t offset,
     return fill(offset, scratch, unit_);
   }
   return repeat(offset, unit_, [&](std::uint64_t done) {
-    return faults_.zero(data() + offset + done, unit_ - done);
+    return faults_->zero(data() + offset + done, unit_ - done);
   });
 }
 
-RestoredRegion::Filled RestoredRegion::resolve(std::uint64_t offset,
-                                               std::byte* scratch) const noexcept {
-  if (alias_ == nullptr) return fill_zeros(offset, scratch);
-  const Filled mapped = map_filled(offset, unit_);
-  return mapped.error == EFAULT ? fill_zeros(offset, scratch) : mapped;
+void RestoredRegion::resolve(std::uint64_t offset, std::byte* scratch) const noexcept {
+  if (region_->backing().is_hugetlb()) std::memset(scratch, 0, unit_);
+  resolve_settled(*faults_, region_->mapping(), offset, scratch);
 }
 
 void RestoredRegion::poison(std::uint64_t offset, std::uint64_t size) const noexcept {
-  if (can_poison_) {
+  if (can_.poison) {
+    unsigned attempts = 0;
     const Filled poisoned = repeat(offset, size, [&](std::uint64_t done) {
-      return faults_.poison(data() + offset + done, size - done);
+      std::byte* const at = data() + offset + done;
+      const Userfault::Done step = faults_->poison(at, size - done);
+      if (step.bytes != 0) attempts = 0;
+      if (step.error != EEXIST || !can_.watching || ++attempts > most_marks) return step;
+      // The mark of a DirtyScan, which may come back with a harvest in between.
+      static_cast<void>(faults_->protect(at, unit_, false));
+      return Userfault::Done{0, EAGAIN};
     });
     if (poisoned.error == 0) return;
     offset += poisoned.bytes;
@@ -241,7 +262,7 @@ void RestoredRegion::poison(std::uint64_t offset, std::uint64_t size) const noex
 }
 
 void RestoredRegion::wake(std::uint64_t offset, std::uint64_t size) const noexcept {
-  faults_.wake(data() + offset, size);
+  faults_->wake(data() + offset, size);
 }
 
 PageRun RestoredRegion::run_at(std::uint64_t first, std::uint64_t end) const noexcept {

@@ -8,12 +8,17 @@
 // MINOR alone would let absent pages of a file read as zeros; and a page that was filled through the
 // alias, a second mapping of the same part of the file, is not mapped here yet, which MISSING alone
 // would not report.
+//
+// A DirtyScan may share the region while it is restored, which is registered for asynchronous
+// write-protection then (WP), too. Pages are filled protected from that on: they don't count as written.
 
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 #include "vmspace/memory/memory_region.hpp"
 
@@ -33,8 +38,8 @@ class RestoredRegion final : public FaultOwner {
   };
 
   /// `first_page` is its place in the ledger's numbering. What is referred to outlives it.
-  RestoredRegion(MemoryRegionPtr region, std::uint64_t first_page, const Userfault& faults,
-                 PageLedger& ledger, const Events& events);
+  RestoredRegion(MemoryRegionPtr region, std::uint64_t first_page,
+                 std::shared_ptr<const Userfault> faults, PageLedger& ledger, const Events& events);
   RestoredRegion(const RestoredRegion&) = delete;
   RestoredRegion& operator=(const RestoredRegion&) = delete;
   ~RestoredRegion() { end(); }
@@ -44,10 +49,16 @@ class RestoredRegion final : public FaultOwner {
   [[nodiscard]] static Result<std::uint64_t> features(const char* operation,
                                                       const MemoryRegion& region);
 
+  /// What the userfaultfd was opened with, of what not every kernel has.
+  struct Abilities {
+    bool poison = false;
+    bool watching = false;  ///< asynchronous write-protection
+  };
   /// Claims the region's faults and registers them. Errors: those of LazyRestore::start().
-  [[nodiscard]] Result<void> begin(const char* operation, bool can_poison);
-  /// Undoes as much of that as was done, and wakes everybody. Allocates nothing.
-  void end() noexcept;
+  [[nodiscard]] Result<void> begin(const char* operation, Abilities can);
+  /// Undoes as much of that as was done, and wakes everybody; but who shares the region inherits its
+  /// registration. Allocates nothing.
+  void end() noexcept { claim_ = FaultClaim(); }
 
   [[nodiscard]] const MemoryRegion& region() const noexcept { return *region_; }
   [[nodiscard]] PageRun pages() const noexcept { return pages_; }
@@ -70,7 +81,7 @@ class RestoredRegion final : public FaultOwner {
   /// Puts zeros there, for a page that somebody waits for. `scratch` has the size of a unit.
   [[nodiscard]] Filled fill_zeros(std::uint64_t offset, std::byte* scratch) const noexcept;
   /// Lets go on who waits for a page that has been settled: maps what the file has, else zeros.
-  [[nodiscard]] Filled resolve(std::uint64_t offset, std::byte* scratch) const noexcept;
+  void resolve(std::uint64_t offset, std::byte* scratch) const noexcept;
   /// Makes accesses to what is absent of the part raise a signal.
   void poison(std::uint64_t offset, std::uint64_t size) const noexcept;
   void wake(std::uint64_t offset, std::uint64_t size) const noexcept;
@@ -78,6 +89,10 @@ class RestoredRegion final : public FaultOwner {
   [[nodiscard]] const char* name() const noexcept override { return "LazyRestore"; }
   [[nodiscard]] Result<void> begin_discard(std::uint64_t first, std::uint64_t end) override;
   void end_discard(std::uint64_t first, std::uint64_t end, bool discarded) noexcept override;
+  [[nodiscard]] Result<std::shared_ptr<const Userfault>> admit(
+      const char* operation, const MemoryMapping& mapping) override;
+  void dismiss() noexcept override { is_watched_ = false; }
+  void end_claim(bool is_inherited) noexcept override;
 
  private:
   [[nodiscard]] std::byte* data() const noexcept { return region_->host_base(); }
@@ -89,17 +104,19 @@ class RestoredRegion final : public FaultOwner {
   [[nodiscard]] Filled repeat(std::uint64_t offset, std::uint64_t size, Call call) const noexcept;
 
   MemoryRegionPtr region_;
-  const Userfault& faults_;
+  std::shared_ptr<const Userfault> faults_;
   PageLedger& ledger_;
   const Events& events_;
   PageRun pages_;
   std::uint64_t unit_;
-  bool can_poison_ = false;
+  FaultModes modes_ = FaultModes::missing;
+  Abilities can_;
+  std::atomic<bool> is_watched_{false};
 
   // What end() undoes.
   FaultClaim claim_;
   std::byte* alias_ = nullptr;  // shared memory only
-  bool is_registered_ = false;
+  std::atomic<bool> is_registered_{false};
   bool keeps_from_children_ = false;
 };
 

@@ -17,6 +17,7 @@
 #include "os/descriptor.hpp"
 #include "os/system_calls.hpp"
 #include "snapshot/content_checksum.hpp"
+#include "snapshot/lazy_table.hpp"
 #include "snapshot/snapshot_file.hpp"
 #include "snapshot/snapshot_format.hpp"
 #include "snapshot/snapshot_io.hpp"
@@ -39,6 +40,7 @@ constexpr const char* creating = "SnapshotWriter::create";
 constexpr const char* writing = "SnapshotWriter::write";
 constexpr const char* clearing = "SnapshotWriter::write_zeros";
 constexpr const char* finishing = "SnapshotWriter::finish";
+constexpr const char* written_twice = "each page may be written once";
 
 tl::unexpected<Error> invalid(const char* reason) {
   return fail({.code = Errc::invalid_argument, .operation = creating, .reason = reason});
@@ -115,6 +117,7 @@ struct SnapshotWriter::State {
 
   // Of an image.
   std::vector<std::uint64_t> first_pages;
+  detail::LazyTable written;  ///< a bit a page
 
   // Of records.
   std::vector<std::byte> gathered;  ///< to be written at `position`; never allocates again
@@ -138,6 +141,9 @@ struct SnapshotWriter::State {
   }
 
   [[nodiscard]] Result<void> begin();
+  [[nodiscard]] std::uint64_t number_of(const SnapshotRegion& region,
+                                        GuestAddress page) const noexcept;
+  [[nodiscard]] Result<void> take_pages(const SnapshotRegion& region, GuestRange range);
   [[nodiscard]] Result<void> write_image(const SnapshotRegion& region, GuestAddress at,
                                          std::span<const std::byte> pages) const;
   [[nodiscard]] Result<void> write_records(GuestAddress at, std::span<const std::byte> pages);
@@ -202,13 +208,38 @@ Result<void> SnapshotWriter::State::put(const char* operation, std::span<const s
   return {};
 }
 
+std::uint64_t SnapshotWriter::State::number_of(const SnapshotRegion& region,
+                                               GuestAddress page) const noexcept {
+  return first_pages[static_cast<std::size_t>(&region - head.regions.data())] +
+         (page.value() - region.base.value()) / snapshot_page;
+}
+
+/// Notes that pages are written, unless one was before.
+Result<void> SnapshotWriter::State::take_pages(const SnapshotRegion& region, GuestRange range) {
+  auto* const words = written.as<std::uint64_t>();
+  const std::uint64_t first = number_of(region, range.base);
+  const std::uint64_t end = first + range.size / snapshot_page;
+  bool is_new = true;
+  detail::for_each_bit_word(first, end, [&](std::uint64_t word, std::uint64_t bits) {
+    is_new = is_new && (words[word] & bits) == 0;
+  });
+  if (!is_new) {
+    return fail({.code = Errc::overlap,
+                 .operation = writing,
+                 .first = detail::operand(range),
+                 .reason = written_twice});
+  }
+  detail::for_each_bit_word(first, end,
+                            [&](std::uint64_t word, std::uint64_t bits) { words[word] |= bits; });
+  return {};
+}
+
 Result<void> SnapshotWriter::State::write_image(const SnapshotRegion& region, GuestAddress at,
                                                 std::span<const std::byte> pages) const {
   const std::uint64_t offset = at.value() - region.base.value();
   VMSPACE_TRY(detail::write_all(writing, fd.value(), pages, region.offset + offset));
   if (!head.has_checksums) return {};
-  const std::uint64_t first = first_pages[static_cast<std::size_t>(&region - head.regions.data())];
-  std::uint64_t to = head.checksums + (first + offset / snapshot_page) * sizeof(Le64);
+  std::uint64_t to = head.checksums + number_of(region, at) * sizeof(Le64);
   std::array<Le64, 512> sums;
   while (!pages.empty()) {
     const std::size_t count = std::min<std::size_t>(sums.size(), pages.size() / snapshot_page);
@@ -323,6 +354,10 @@ Result<SnapshotWriter> SnapshotWriter::create(int fd, std::span<const SnapshotRe
   if (head.body == SnapshotBody::image) {
     VMSPACE_TRY(detail::lay_out_image(creating, head));
     state->first_pages = detail::first_pages(head.regions);
+    std::uint64_t pages = 0;
+    for (const SnapshotRegion& region : head.regions)
+      pages += region.size / snapshot_page;
+    VMSPACE_TRY(state->written.map(creating, (pages / 64 + 1) * sizeof(std::uint64_t)));
   } else {
     state->gathered.reserve(gather_limit);
   }
@@ -344,9 +379,10 @@ Result<void> SnapshotWriter::write(GuestAddress at, std::span<const std::byte> p
   VMSPACE_TRY(state_->check_open(writing));
   const SnapshotRegion* const region = VMSPACE_TRY(
       detail::region_of_pages(writing, state_->head.regions, {.base = at, .size = pages.size()}));
-  VMSPACE_TRY(state_->noting_failure(state_->head.body == SnapshotBody::image
-                                         ? state_->write_image(*region, at, pages)
-                                         : state_->write_records(at, pages)));
+  const bool is_image = state_->head.body == SnapshotBody::image;
+  if (is_image) VMSPACE_TRY(state_->take_pages(*region, {.base = at, .size = pages.size()}));
+  VMSPACE_TRY(state_->noting_failure(is_image ? state_->write_image(*region, at, pages)
+                                              : state_->write_records(at, pages)));
   state_->stored += pages.size();
   return {};
 }
@@ -374,7 +410,7 @@ Result<SnapshotId> SnapshotWriter::finish() {
                    .operation = finishing,
                    .first = Operand::span(former.base, former.size),
                    .second = Operand::span(latter.base, latter.size),
-                   .reason = "each page may be written once"});
+                   .reason = written_twice});
     }
     VMSPACE_TRY(state.noting_failure(state.write_end()));
   }

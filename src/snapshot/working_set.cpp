@@ -138,7 +138,8 @@ Result<WorkingSet> WorkingSet::load(int fd) {
   Header header{};
   VMSPACE_TRY(read_all(fd, std::as_writable_bytes(std::span(&header, 1))));
   if (header.magic != magic) return corrupt("the file is not a working set");
-  if (header.version != known_version) {
+  if (header.version == 0) return corrupt("version 0 does not exist");
+  if (header.version > known_version) {
     return fail({.code = Errc::unsupported,
                  .operation = loading,
                  .first = Operand::number(header.version),

@@ -95,7 +95,9 @@ Result<void> VhostUserMemory::State::check(const MemorySection& section,
           operation, section.region()->mapping(), range,
           "the device would find pages missing that this process brings or keeps");
       !unclaimed) {
-    return refuse(unclaimed.error());
+    Error held = unclaimed.error();
+    held.text = {options.name, held.text.subject()};  // who brings or keeps them
+    return fail(held);
   }
   if (log.is_on() && !log.covers(section.guest_range())) {
     return refuse({.code = Errc::out_of_bounds,

@@ -56,6 +56,14 @@ inline GuestMemory guest(std::initializer_list<RegionSpec> specs) {
   return *memory;
 }
 
+inline Result<MemoryRegionPtr> resized(const MemoryRegionPtr& region, std::uint64_t size) {
+  RegionOptions options = region->description().options();
+  options.size = size;
+  auto description = AddressSpaceRegion::make(std::move(options));
+  if (!description) return fail(description.error());
+  return region->with_size(*std::move(description));
+}
+
 /// `size` bytes that depend on their place and on `seed`, none of them 0.
 inline std::vector<std::byte> pattern(std::size_t size, unsigned seed = 1) {
   std::vector<std::byte> bytes(size);

@@ -265,6 +265,18 @@ TEST(DirtyScan, SeveralScansOfTheSameMemoryAreRefusedByName) {
   EXPECT_THAT(DirtyScan::start(memory), IsOk());
 }
 
+// What is written through the other mapping would not be found.
+TEST(DirtyScan, ARegionKeepsItsSizeMeanwhile) {
+  const GuestMemory memory = guest({{base, size, Protection::read_write, MemorySource::shmem}});
+  {
+    START_OR_SKIP(scan, memory);
+    const auto refused = testing::resized(memory.regions()[0], 16 * page);
+    ASSERT_THAT(refused, HasError(Errc::bad_state));
+    EXPECT_THAT(refused.error().message(), HasSubstr("DirtyScan"));
+  }
+  EXPECT_THAT(testing::resized(memory.regions()[0], 16 * page), IsOk());
+}
+
 // It does not stand in the way of what its harvests are for.
 TEST(DirtyScan, ADifferentialSnapshotIsMadeOfAHarvest) {
   const GuestMemory memory = guest({{base, size}});

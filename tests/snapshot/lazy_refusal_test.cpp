@@ -148,6 +148,18 @@ TEST_F(LazyRestoreRefusals, WhileItRuns) {
   VMSPACE_EXPECT_OK(describe_regions(memory));
 }
 
+// The other mapping would find absent pages as zeros.
+TEST_F(LazyRestoreRefusals, AnotherSizeOfARegionWhileItRuns) {
+  const GuestMemory memory = ram();
+  START_OR_SKIP(restore, memory, source, {.background = false});
+  EXPECT_THAT(resized(memory.regions()[0], 16 * page),
+              HasErrorThat(AllOf(says("LazyRestore"), says("size"))));
+  EXPECT_THAT(resized(memory.regions()[0], 16 * page), HasError(Errc::bad_state));
+  restore.resume_background();
+  VMSPACE_ASSERT_OK(restore.wait(long_enough));
+  EXPECT_THAT(resized(memory.regions()[0], 16 * page), IsOk());
+}
+
 TEST_F(LazyRestoreRefusals, AFailedStartLeavesTheMemoryUsable) {
   // The second region is in use, which is found when the first is registered already.
   const GuestMemory memory = guest({{low, 16 * page}, {high, 16 * page}});

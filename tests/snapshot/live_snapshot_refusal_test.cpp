@@ -42,6 +42,21 @@ TEST(LiveSnapshot, HasTheFaultsForItself) {
   EXPECT_THAT(prepare_live(memory, second.fd()), IsOk());
 }
 
+// What is written through the other mapping would not be caught.
+TEST(LiveSnapshot, ARegionKeepsItsSizeMeanwhile) {
+  const GuestMemory memory =
+      guest_of({.name = "", .backing = {.source = MemorySource::shmem}}, 1_MiB);
+  const MemoryRegionPtr& region = memory.regions().front();
+  const TempFile file;
+  PREPARE_OR_SKIP(snapshot, memory, file.fd());
+  const auto refused = resized(region, 64 * page);
+  ASSERT_THAT(refused, HasError(Errc::bad_state));
+  EXPECT_THAT(refused.error().message(), HasSubstr("LiveSnapshot"));
+  VMSPACE_ASSERT_OK(snapshot.take());
+  VMSPACE_ASSERT_OK(snapshot.wait());
+  EXPECT_THAT(resized(region, 64 * page), IsOk());
+}
+
 TEST(LiveSnapshot, IsRefusedWhereWritesWouldBeMissed) {
   const TempFile file;
   const GuestMemory memory = guest_of(anon, 1_MiB);

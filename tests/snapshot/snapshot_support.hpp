@@ -27,6 +27,7 @@ using testing::guest;
 using testing::page;
 using testing::pattern;
 using testing::RegionSpec;
+using testing::resized;
 
 /// A file without a name.
 class TempFile {

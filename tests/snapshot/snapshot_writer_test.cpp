@@ -111,6 +111,30 @@ TEST(SnapshotWriter, RefusesWhatIsNotPagesOfOneRegionAndGoesOn) {
   EXPECT_EQ(contents(memory, low + 3 * page, page), pattern(page));
 }
 
+TEST(SnapshotWriter, RefusesPagesOfAnImageThatWereWrittenAlready) {
+  const GuestMemory memory = guest({{low, 200 * page}, {high, 4 * page}});
+  const TempFile file;
+  auto writer = SnapshotWriter::create(file.fd(), memory);
+  ASSERT_THAT(writer, IsOk());
+  const auto write = [&](std::uint64_t base, std::uint64_t count, unsigned seed) {
+    return writer->write(GuestAddress(base), pattern(count * page, seed));
+  };
+  VMSPACE_ASSERT_OK(write(low + 60 * page, 10, 1));
+  VMSPACE_ASSERT_OK(write(high, 1, 1));
+  EXPECT_THAT(write(low + 69 * page, 1, 2), HasError(Errc::overlap));
+  EXPECT_THAT(write(low, 200, 2), HasError(Errc::overlap));
+  EXPECT_THAT(write(high, 4, 2), HasError(Errc::overlap));
+  VMSPACE_EXPECT_OK(write(low, 60, 1));
+  VMSPACE_EXPECT_OK(write(low + 70 * page, 130, 1));
+  EXPECT_EQ(writer->stored(), 201 * page) << "what is refused changes nothing";
+  ASSERT_THAT(writer->finish(), IsOk());
+  auto reader = SnapshotReader::open(file.fd());
+  ASSERT_THAT(reader, IsOk());
+  std::vector<std::byte> bytes(10 * page);
+  VMSPACE_ASSERT_OK(reader->read(GuestAddress(low + 60 * page), bytes));
+  EXPECT_EQ(bytes, pattern(10 * page, 1));
+}
+
 TEST(SnapshotWriter, FindsPagesThatWereWrittenTwice) {
   const GuestMemory memory = guest({{low, 8 * page}});
   const TempFile base;

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#include "vmspace/snapshot/lazy_restore.hpp"
+
 #include "vmm/vhost_user_front_support.hpp"
 
 namespace vmspace {
@@ -68,6 +70,45 @@ TEST_P(VhostUserMemoryModes, TheDeviceHasWhatWasAddedAndNotWhatWasRemoved) {
 
 INSTANTIATE_TEST_SUITE_P(Features, VhostUserMemoryModes,
                          testing::Values(0, acks, slots, slots | acks));
+
+/// A snapshot of memory that was never written.
+class Zeros final : public PageSource {
+ public:
+  Result<void> read(GuestAddress, std::span<std::byte> to) override {
+    std::memset(to.data(), 0, to.size());
+    return {};
+  }
+  Result<GuestRange> next_data(GuestRange range) override { return range; }
+};
+
+// The device would find pages missing that have not come yet.
+TEST(VhostUserMemory, MemoryIsNotSharedWhileItIsRestored) {
+  SocketPair pair;
+  Backend device(std::move(pair.back));
+  auto memory = memory_for(pair, with(slots | acks));
+  const MemorySection ram(shared_ram(0, 64_KiB));
+  auto restore = LazyRestore::start(*GuestMemory::from_regions({ram.region()}),
+                                    std::make_shared<Zeros>(), {.background = false});
+  if (!restore &&
+      (restore.error().code == Errc::unsupported || restore.error().code == Errc::access_denied))
+    GTEST_SKIP() << restore.error().message();
+  ASSERT_TRUE(restore) << restore.error().message();
+  for (const auto& refused : {memory->prepare({.added = std::span(&ram, 1)}), memory->add(ram)}) {
+    ASSERT_THAT(refused, HasError(Errc::bad_state));
+    EXPECT_THAT(refused.error().message(), HasSubstr("LazyRestore"));
+  }
+  VMSPACE_EXPECT_OK(memory->commit());
+  EXPECT_EQ(memory->used(), 0U);
+  restore->resume_background();
+  VMSPACE_ASSERT_OK(restore->wait(long_enough));
+  VMSPACE_ASSERT_OK(memory->add(ram));
+  VMSPACE_ASSERT_OK(memory->commit());
+  EXPECT_TRUE(is_shared(ram, device.memory));
+  memory.reset();
+  pair.front = {};
+  device.join();
+  EXPECT_THAT(device.errors, IsEmpty());
+}
 
 TEST(VhostUserMemory, ATableIsSentOnlyWhenItHasChanged) {
   SocketPair pair;

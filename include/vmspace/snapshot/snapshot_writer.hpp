@@ -68,7 +68,9 @@ class VMSPACE_EXPORT SnapshotWriter {
 
   /// Writes whole pages of 4096 bytes within one region, each at most once, in any order.
   ///
-  /// Errors: `misaligned`; `out_of_bounds` for pages that are not all in one region; `bad_state`;
+  /// Errors: `misaligned`; `out_of_bounds` for pages that are not all in one region; `overlap` where one
+  /// was written before, which a file that can be mapped tells at once, and finish() tells of records;
+  /// `bad_state`;
   /// `os`: also EPIPE, for which a pipe raises SIGPIPE first unless the process ignores it, and a
   /// socket doesn't. O(bytes); an image costs one system call, or more for checksums and above 2 GiB;
   /// records of less than 64 KiB are gathered.
