@@ -14,7 +14,7 @@
 set -eu
 
 usage() {
-  echo "usage: sh cmake/bootstrap.sh demo|test|clients|shared|release|asan|tsan|clang ..." >&2
+  echo "usage: sh cmake/bootstrap.sh demo|test|clients|shared|release|asan|tsan|clang|fuzz|package ..." >&2
   exit 2
 }
 
@@ -28,7 +28,9 @@ packages_for() {
     clients) echo "$library $tests libcli11-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev qemu-system-x86 qemu-utils busybox-static" ;;
     asan | tsan) echo "$library $tests ccache" ;;
     clang) echo "$library $tests ccache clang libclang-rt-dev clang-format clang-tidy" ;;
+    fuzz) echo "$library $tests ccache clang libclang-rt-dev" ;;
     release) echo "$library libbenchmark-dev" ;;
+    package) echo "$library ccache dpkg-dev file lintian mmdebstrap abigail-tools" ;;
     *) usage ;;
   esac
 }
