@@ -26,7 +26,7 @@ set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME vmspace)
 set(CPACK_PACKAGE_CONTACT "${vmspace_packager} <${vmspace_packager_email}>")
 set(CPACK_PACKAGE_VERSION "${PROJECT_VERSION}")
-set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "${PROJECT_DESCRIPTION}")
+set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "") # each package has its own
 set(CPACK_PACKAGING_INSTALL_PREFIX "${CMAKE_INSTALL_PREFIX}")
 set(CPACK_INSTALL_DEFAULT_DIRECTORY_PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE GROUP_READ
                                                 GROUP_EXECUTE WORLD_READ WORLD_EXECUTE)
@@ -41,16 +41,25 @@ set(CPACK_DEBIAN_PACKAGE_RELEASE ${vmspace_revision})
 set(CPACK_DEBIAN_PACKAGE_SOURCE vmspace)
 set(CPACK_DEBIAN_PACKAGE_MULTIARCH same)
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
-set(CPACK_DEBIAN_PACKAGE_GENERATE_SHLIBS ON)
 set(CPACK_DEBIAN_PACKAGE_CONTROL_STRICT_PERMISSION ON)
 set(vmspace_this_version "(= ${PROJECT_VERSION}-${vmspace_revision})")
+
+# Programs that are linked to the library depend on its package, and dpkg runs ldconfig for it. CPack
+# writes scripts that call ldconfig beside it, which lintian is told of.
+file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/shlibs"
+     "libvmspace ${vmspace_soversion} ${vmspace_runtime_package} (>= ${PROJECT_VERSION})\n")
+file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/triggers" "activate-noawait ldconfig\n")
+set(CPACK_DEBIAN_VMSPACE_RUNTIME_PACKAGE_CONTROL_EXTRA "${CMAKE_CURRENT_BINARY_DIR}/shlibs"
+                                                       "${CMAKE_CURRENT_BINARY_DIR}/triggers")
 
 # Each of these is Debian's synopsis and long description.
 set(CPACK_DEBIAN_VMSPACE_RUNTIME_PACKAGE_NAME ${vmspace_runtime_package})
 set(CPACK_DEBIAN_VMSPACE_RUNTIME_PACKAGE_SECTION libs)
 set(CPACK_DEBIAN_VMSPACE_RUNTIME_DESCRIPTION
     "guest physical address space of a virtual machine - shared library
-vmspace manages which ranges of a guest's physical address space are in use, what each of them is, where it is mapped on the host, and which device holds which ports, addresses and interrupts.
+vmspace manages which ranges of a guest's physical address space are in
+use, what each of them is, where it is mapped on the host, and which device
+holds which ports, addresses and interrupts.
 .
 This package has the library that programs need to run."
 )
@@ -60,9 +69,11 @@ set(CPACK_DEBIAN_VMSPACE_ALLOCATOR_PACKAGE_SECTION libdevel)
 set(CPACK_DEBIAN_VMSPACE_ALLOCATOR_PACKAGE_DEPENDS libexpected-dev)
 set(CPACK_DEBIAN_VMSPACE_ALLOCATOR_DESCRIPTION
     "allocator of numbered ranges - header-only C++20 library
-An interval tree that hands out ranges of addresses, ports, interrupts or identifiers, keeps a value with each, and answers which is whose.
+An interval tree that hands out ranges of addresses, ports, interrupts or
+identifiers, keeps a value with each, and answers which is whose.
 .
-This package is enough for vmspace::allocator, which needs the standard library and tl::expected."
+This package is enough for vmspace::allocator, which needs the standard
+library and tl::expected."
 )
 
 set(CPACK_DEBIAN_VMSPACE_DEVELOPMENT_PACKAGE_NAME libvmspace-dev)
@@ -72,9 +83,13 @@ set(CPACK_DEBIAN_VMSPACE_DEVELOPMENT_PACKAGE_DEPENDS
 set(CPACK_DEBIAN_VMSPACE_DEVELOPMENT_PACKAGE_SUGGESTS "libfmt-dev, libgmock-dev")
 set(CPACK_DEBIAN_VMSPACE_DEVELOPMENT_DESCRIPTION
     "guest physical address space of a virtual machine - development files
-vmspace manages which ranges of a guest's physical address space are in use, what each of them is, where it is mapped on the host, and which device holds which ports, addresses and interrupts.
+vmspace manages which ranges of a guest's physical address space are in
+use, what each of them is, where it is mapped on the host, and which device
+holds which ports, addresses and interrupts.
 .
-This package has the headers, the CMake package and the pkg-config file. The formatters, vmspace::fmt, need libfmt-dev too; vmspace/testing.hpp needs libgmock-dev."
+This package has the headers, the CMake package and the pkg-config file.
+The formatters, vmspace::fmt, need libfmt-dev too; vmspace/testing.hpp
+needs libgmock-dev."
 )
 
 # What every package of Debian's has below /usr/share/doc. The date is SOURCE_DATE_EPOCH's, if it is set.
@@ -97,5 +112,11 @@ install(
   FILES "${PROJECT_SOURCE_DIR}/README.md"
   DESTINATION "${CMAKE_INSTALL_DATADIR}/doc/libvmspace-dev"
   COMPONENT vmspace_Development)
+
+install(
+  FILES "${CMAKE_CURRENT_LIST_DIR}/lintian-overrides"
+  DESTINATION "${CMAKE_INSTALL_DATADIR}/lintian/overrides"
+  RENAME "${vmspace_runtime_package}"
+  COMPONENT vmspace_Runtime)
 
 include(CPack)

@@ -21,6 +21,7 @@ awk '
 function number(n) { return n < 1000 ? n "" : number(int(n / 1000)) sprintf(",%03d", n % 1000) }
 
 function skip(name, why) {
+  sub(/^[A-Za-z]+(::[a-z_]+)?: /, "", why) # who says it, where it is an Error
   if (why == "") why = "no reason given"
   if (!(why in count)) reason[++reasons] = why
   ++count[why]
@@ -42,6 +43,7 @@ function skip(name, why) {
   ++ran
   reading = 0
 }
+/^Google Test trace:$/ { reading = 0 }
 reading && !/^$/ { why = why (why == "" ? "" : " ") $0 }
 /: Skipped$/ { reading = 1; why = "" }
 
