@@ -20,9 +20,12 @@ lintian --allow-root --info --fail-on error,warning --suppress-tags initial-uplo
   build/package/libvmspace*.deb
 
 # mmdebstrap knows where the distribution is, and throws the root away in the end.
-root_script=cmake/packaging/check_in_root.sh
+here=$PWD
+export here
 mmdebstrap --quiet --variant=apt --include=g++,cmake,make,pkg-config \
-  --customize-hook='mkdir -p "$1/check"' \
-  --customize-hook='copy-in build/package/libvmspace*.deb tests/consume '$root_script' /check' \
+  --customize-hook='mkdir "$1/check"' \
+  --customize-hook='cd "$here" && cp -r build/package/libvmspace*.deb tests/consume "$1/check/"' \
+  --customize-hook='cp "$here/cmake/packaging/check_in_root.sh" "$1/check/"' \
   --customize-hook='chroot "$1" sh /check/check_in_root.sh' \
   "$(. /etc/os-release && echo "$VERSION_CODENAME")" /dev/null
+echo "== the packages are in order"

@@ -16,7 +16,9 @@ consumer() {
 }
 
 apt-get install -y -qq --no-install-recommends ./libvmspace-allocator-dev_*.deb >apt.log 2>&1 || { cat apt.log; exit 1; }
-[ ! -e /usr/include/fmt ] && [ ! -e /usr/include/boost ] && [ ! -e /usr/include/vmspace/memory.hpp ]
+for folder in fmt boost vmspace/memory; do
+  [ ! -e "/usr/include/$folder" ] || { echo "the allocator's package brought /usr/include/$folder"; exit 1; }
+done
 consumer allocator_only
 
 # The library and its formatters, of which the package only suggests what they need.
