@@ -10,7 +10,7 @@ cd /check
 # consumer <project>: configured, built and run as a user's project is.
 consumer() {
   echo "== $1"
-  cmake -S "consume/$1" -B "build/$1" -D vmspace_source=/usr
+  cmake -S "consume/$1" -B "build/$1" --no-warn-unused-cli -D vmspace_source=/usr
   cmake --build "build/$1" --parallel 2
   (cd "build/$1" && ctest --output-on-failure --no-tests=error)
 }
