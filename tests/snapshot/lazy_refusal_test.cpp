@@ -236,8 +236,8 @@ TEST_F(LazyRestoreRefusals, BlocksThatAreAbsentAreNotBrought) {
   const GuestMemory memory = *GuestMemory::from_regions({*region});
   // Or of the kernel, where that can't do it.
   EXPECT_THAT(LazyRestore::start(memory, source),
-              AnyOf(HasErrorThat(says("blocks that are not plugged")),
-                    HasError(Errc::unsupported), HasError(Errc::access_denied)));
+              AnyOf(HasErrorThat(says("blocks that are not plugged")), HasError(Errc::unsupported),
+                    HasError(Errc::access_denied)));
   source->is_zero = [](std::uint64_t at) { return at < high + 2_MiB || at >= high + 4_MiB; };
   START_OR_SKIP(restore, memory, source, {.background = false});
   EXPECT_EQ(restore.statistics().zero, 6_MiB);
