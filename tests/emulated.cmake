@@ -24,6 +24,11 @@ list(APPEND without_populate_nodes_test PopulateNodes.*)
 list(APPEND without_memory_mapping_test MemoryMapping.GiganticPagesWorkOrSayWhatIsMissing)
 list(APPEND without_guest_view_test GuestIovecs.AreFilledAndDrainedByReadvAndWritevAcrossRegions)
 
+# recvmsg(2) does not say that descriptors did not fit (MSG_CTRUNC), sigaltstack(2) has no SS_AUTODISARM.
+list(APPEND without_vhost_user_message_test
+     VhostUserMessage.AsManyDescriptorsAsFitAreReceivedAndOneMoreIsCorrupt)
+list(APPEND without_fault_guard_test FaultGuardTest.HandlersRunOnTheAlternateStack)
+
 # /proc/self: what QEMU itself maps and opens is counted, too.
 list(APPEND without_memory_region_test
      MemoryRegion.OptionsThatAreNoEnumeratorsAreRefusedEvenWhereTheyDoNotMatter)
