@@ -3,60 +3,65 @@
 # Each component has an export set of its own, so that finding one does not ask for what another
 # needs: `COMPONENTS allocator` works where there is neither fmt nor Boost.
 #
-# What is installed is in two components of `cmake --install --component`: vmspace_Runtime, which is
-# the shared library, and vmspace_Development, which is all else.
+# What is installed is in three components of `cmake --install --component`: vmspace_Runtime, which is
+# the shared library; vmspace_Allocator, the header-only allocator; and vmspace_Development, all else, for
+# which the other two are needed.
 
 include(CMakePackageConfigHelpers)
 
 set(vmspace_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/vmspace")
 
-function(vmspace_install_component target component)
+# vmspace_install_target(<target> <component of find_package> <component of the installation>)
+function(vmspace_install_target target component where)
   install(
     TARGETS ${target}
     EXPORT vmspace-${component}-targets
-    ARCHIVE COMPONENT vmspace_Development
-    LIBRARY COMPONENT vmspace_Runtime NAMELINK_COMPONENT vmspace_Development)
+    ARCHIVE COMPONENT ${where}
+    LIBRARY COMPONENT vmspace_Runtime NAMELINK_COMPONENT ${where})
   install(
     EXPORT vmspace-${component}-targets
     NAMESPACE vmspace::
     DESTINATION ${vmspace_package_dir}
-    COMPONENT vmspace_Development)
+    COMPONENT ${where})
 endfunction()
 
-# vmspace_install_headers(<folder>...): the headers of these folders below include/; their pages stay.
-function(vmspace_install_headers)
-  foreach(folder IN LISTS ARGN)
-    cmake_path(GET folder PARENT_PATH parent)
-    install(
-      DIRECTORY "${PROJECT_SOURCE_DIR}/include/${folder}"
-      DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/${parent}"
-      COMPONENT vmspace_Development
-      FILES_MATCHING PATTERN "*.hpp")
-  endforeach()
-endfunction()
+# The allocator: two folders, and of the others what knows nothing but these.
+vmspace_install_target(vmspace_allocator allocator vmspace_Allocator)
+set(vmspace_not_allocator "") # what DIRECTORY below leaves out
+foreach(folder base allocator)
+  install(
+    DIRECTORY "${PROJECT_SOURCE_DIR}/include/vmspace/${folder}"
+    DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace"
+    COMPONENT vmspace_Allocator
+    FILES_MATCHING PATTERN "*.hpp")
+  list(APPEND vmspace_not_allocator PATTERN "include/vmspace/${folder}" EXCLUDE)
+endforeach()
+foreach(header base allocator text text/base text/allocator exit_on_error ostream format testing)
+  cmake_path(GET header PARENT_PATH folder)
+  install(
+    FILES "${PROJECT_SOURCE_DIR}/include/vmspace/${header}.hpp"
+    DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace/${folder}"
+    COMPONENT vmspace_Allocator)
+  list(APPEND vmspace_not_allocator PATTERN "include/vmspace/${header}.hpp" EXCLUDE)
+endforeach()
 
-vmspace_install_component(vmspace_allocator allocator)
-if(VMSPACE_ALLOCATOR_ONLY)
-  set(vmspace_installed_components allocator)
-  foreach(header base allocator text text/base text/allocator exit_on_error ostream format testing)
-    cmake_path(GET header PARENT_PATH folder)
-    install(
-      FILES "${PROJECT_SOURCE_DIR}/include/vmspace/${header}.hpp"
-      DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/vmspace/${folder}"
-      COMPONENT vmspace_Development)
-  endforeach()
-  vmspace_install_headers(vmspace/base vmspace/allocator)
-else()
-  set(vmspace_installed_components allocator vmspace fmt)
-  vmspace_install_component(vmspace vmspace)
-  vmspace_install_component(vmspace_fmt fmt)
-  vmspace_install_headers(vmspace)
+if(NOT VMSPACE_ALLOCATOR_ONLY)
+  vmspace_install_target(vmspace vmspace vmspace_Development)
+  vmspace_install_target(vmspace_fmt fmt vmspace_Development)
+  install(
+    DIRECTORY "${PROJECT_SOURCE_DIR}/include/vmspace"
+    DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
+    COMPONENT vmspace_Development
+    FILES_MATCHING PATTERN "*.hpp" ${vmspace_not_allocator})
 endif()
-install(
-  FILES "${PROJECT_SOURCE_DIR}/LICENSE" "${PROJECT_SOURCE_DIR}/README.md"
-        "${PROJECT_SOURCE_DIR}/include/vmspace/CHANGELOG.md"
-  DESTINATION "${CMAKE_INSTALL_DOCDIR}"
-  COMPONENT vmspace_Development)
+
+if(NOT VMSPACE_PACKAGES) # which have these where their distribution wants them
+  install(
+    FILES "${PROJECT_SOURCE_DIR}/LICENSE" "${PROJECT_SOURCE_DIR}/README.md"
+          "${PROJECT_SOURCE_DIR}/include/vmspace/CHANGELOG.md"
+    DESTINATION "${CMAKE_INSTALL_DOCDIR}"
+    COMPONENT vmspace_Allocator)
+endif()
 
 set(vmspace_library_type INTERFACE_LIBRARY)
 if(TARGET vmspace)
@@ -70,7 +75,7 @@ set(vmspace_gdb_printers "${CMAKE_CURRENT_LIST_DIR}/gdb/vmspace_gdb.py")
 install(
   FILES "${vmspace_gdb_printers}"
   DESTINATION "${CMAKE_INSTALL_DATADIR}/vmspace"
-  COMPONENT vmspace_Development)
+  COMPONENT vmspace_Allocator)
 if(vmspace_library_type STREQUAL "SHARED_LIBRARY")
   set(vmspace_gdb_libdir "${CMAKE_INSTALL_LIBDIR}")
   if(NOT IS_ABSOLUTE "${vmspace_gdb_libdir}")
@@ -97,16 +102,16 @@ install(
   FILES "${PROJECT_BINARY_DIR}/vmspace-config.cmake"
         "${PROJECT_BINARY_DIR}/vmspace-config-version.cmake"
   DESTINATION ${vmspace_package_dir}
-  COMPONENT vmspace_Development)
+  COMPONENT vmspace_Allocator)
 
-# vmspace_install_pkg_config(<name>): <name>.pc from <name>.pc.in.
-function(vmspace_install_pkg_config name)
+# vmspace_install_pkg_config(<name> <component of the installation>): <name>.pc from <name>.pc.in.
+function(vmspace_install_pkg_config name where)
   configure_file("${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${name}.pc.in"
                  "${PROJECT_BINARY_DIR}/${name}.pc" @ONLY)
   install(
     FILES "${PROJECT_BINARY_DIR}/${name}.pc"
     DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig"
-    COMPONENT vmspace_Development)
+    COMPONENT ${where})
 endfunction()
 
 # Relative to the file itself, so that the prefix may move; distributions that give absolute
@@ -121,7 +126,7 @@ set(vmspace_pc_libdir "\${prefix}")
 cmake_path(APPEND vmspace_pc_libdir "${CMAKE_INSTALL_LIBDIR}")
 set(vmspace_pc_includedir "\${prefix}")
 cmake_path(APPEND vmspace_pc_includedir "${CMAKE_INSTALL_INCLUDEDIR}")
-vmspace_install_pkg_config(vmspace-allocator)
+vmspace_install_pkg_config(vmspace-allocator vmspace_Allocator)
 if(TARGET vmspace)
   # Whoever links the static library links what it uses; a shared one has it linked already.
   set(vmspace_pc_requires "")
@@ -130,5 +135,9 @@ if(TARGET vmspace)
     set(vmspace_pc_requires "fmt")
     set(vmspace_pc_definitions " -DVMSPACE_STATIC")
   endif()
-  vmspace_install_pkg_config(vmspace)
+  vmspace_install_pkg_config(vmspace vmspace_Development)
+endif()
+
+if(VMSPACE_PACKAGES)
+  include(packaging/VmspacePackages)
 endif()

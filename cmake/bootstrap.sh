@@ -15,7 +15,7 @@
 set -eu
 
 usage() {
-  echo "usage: sh cmake/bootstrap.sh demo|test|clients|shared|release|asan|tsan|clang|aarch64|s390x ..." >&2
+  echo "usage: sh cmake/bootstrap.sh demo|test|clients|shared|release|asan|tsan|clang|fuzz|package|aarch64|s390x ..." >&2
   exit 2
 }
 
@@ -29,15 +29,44 @@ packages_for() {
     clients) echo "$library $tests libcli11-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev qemu-system-x86 qemu-utils busybox-static" ;;
     asan | tsan) echo "$library $tests ccache" ;;
     clang) echo "$library $tests ccache clang libclang-rt-dev clang-format clang-tidy" ;;
+    fuzz) echo "$library $tests ccache clang libclang-rt-dev" ;;
     release) echo "$library libbenchmark-dev" ;;
     aarch64) echo "$library g++-aarch64-linux-gnu qemu-user" ;;
     s390x) echo "cmake ninja-build libexpected-dev g++-s390x-linux-gnu qemu-user" ;;
+    package) echo "$library ccache dpkg-dev file lintian mmdebstrap abigail-tools" ;;
     *) usage ;;
   esac
 }
 
 is_installed() {
   dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q '^install ok installed'
+}
+
+# quietly <command>...: of what apt and dpkg print, how far they are, and everything if they fail.
+quietly() {
+  log=$(mktemp)
+  { "$@" 2>&1 || echo "bootstrap: failed"; } | tee "$log" | {
+    count=0
+    all=0
+    while read -r line; do
+      case $line in
+        *" newly installed,"*)
+          all=$(echo "$line" | sed 's/.* \([0-9]*\) newly installed,.*/\1/')
+          echo "bootstrap: $all packages with what they need"
+          ;;
+        "Setting up "*)
+          count=$((count + 1))
+          [ $((count % 20)) != 0 ] && [ $count != "$all" ] || echo "bootstrap: installed $count of $all"
+          ;;
+      esac
+    done
+  }
+  if grep -qx "bootstrap: failed" "$log"; then
+    cat "$log" >&2
+    rm "$log"
+    exit 1
+  fi
+  rm "$log"
 }
 
 [ $# -gt 0 ] || usage
@@ -65,10 +94,10 @@ if command -v dpkg-query >/dev/null 2>&1 && command -v apt-get >/dev/null 2>&1; 
     fi
     echo "bootstrap: installing$missing"
     # The variable is set behind sudo, which would drop it.
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+    quietly $as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q
     # shellcheck disable=SC2086  # a list of words
-    $as_root env DEBIAN_FRONTEND=noninteractive \
-      apt-get install -y -qq --no-install-recommends $missing
+    quietly $as_root env DEBIAN_FRONTEND=noninteractive \
+      apt-get install -y -q --no-install-recommends $missing
   fi
 else
   echo "bootstrap: no apt here, so nothing is installed. What Debian calls" >&2
