@@ -6,8 +6,9 @@
 # Installs what each preset needs and this machine lacks, with the system's package manager, then
 # runs `cmake --workflow --preset <preset>`. The main ones: `demo` builds and runs the tiny VM,
 # `test` builds and passes the tests, `clients` the tests with programs that nobody here wrote: it also
-# gets Debian's cloud kernel, and unpacks it under build/. `docs` writes the reference. The others are
-# those of CMakePresets.json.
+# gets Debian's cloud kernel, and unpacks it under build/. `docs` writes the reference. `aarch64` and
+# `s390x` cross-compile, and get the libraries of those machines, unpacked under build/ too. The others
+# are those of CMakePresets.json.
 #
 # Installing needs Debian 12 or newer (or a derivative) and root, or sudo. Elsewhere the script says
 # what it would have installed and tries with what is there.
@@ -15,7 +16,7 @@
 set -eu
 
 usage() {
-  echo "usage: sh cmake/bootstrap.sh demo|test|docs|clients|shared|release|asan|tsan|clang|fuzz|package ..." >&2
+  echo "usage: sh cmake/bootstrap.sh demo|test|docs|clients|shared|release|asan|tsan|clang|fuzz|package|aarch64|s390x ..." >&2
   exit 2
 }
 
@@ -32,6 +33,8 @@ packages_for() {
     clang) echo "$library $tests ccache clang libclang-rt-dev clang-format clang-tidy" ;;
     fuzz) echo "$library $tests ccache clang libclang-rt-dev" ;;
     release) echo "$library libbenchmark-dev" ;;
+    aarch64) echo "$library g++-aarch64-linux-gnu qemu-user" ;;
+    s390x) echo "cmake ninja-build libexpected-dev g++-s390x-linux-gnu qemu-user" ;;
     package) echo "$library ccache dpkg-dev file lintian mmdebstrap abigail-tools" ;;
     *) usage ;;
   esac
@@ -118,7 +121,36 @@ unpack_kernel() {
   rm -r "$1/package"
 }
 
+# unpack_libraries <Debian's architecture> <package>...: libraries of another machine, as its packages
+# have them, under build/root/. They are not installed, and the architecture is not added to dpkg's,
+# since that would be a change to the whole system, felt at every upgrade: apt has lists of its own here.
+unpack_libraries() {
+  root="$PWD/build/root/$1"
+  [ ! -e "$root/complete" ] || return 0
+  mkdir -p "$root/apt/lists/partial" "$root/apt/cache/archives/partial"
+  packages=""
+  for package in $(shift && echo "$@"); do
+    packages="$packages $package:$1"
+  done
+  apt_here="-qq -o APT::Architectures::=$1 -o Dir::State::Lists=$root/apt/lists -o Dir::Cache=$root/apt/cache -o APT::Sandbox::User=root"
+  # shellcheck disable=SC2086  # lists of words
+  if ! (cd "$root/apt" && apt-get $apt_here update && apt-get $apt_here download $packages); then
+    echo "bootstrap: Debian's packages for $1 are not to be had here:$packages" >&2
+    echo "bootstrap: set CMAKE_FIND_ROOT_PATH to where these libraries are, and use the preset" >&2
+    exit 1
+  fi
+  for package in "$root"/apt/*.deb; do
+    dpkg-deb -x "$package" "$root"
+  done
+  rm -r "$root/apt"
+  touch "$root/complete"
+}
+
 for preset in "$@"; do
+  case $preset in
+    aarch64) unpack_libraries arm64 libfmt-dev libfmt9 libgtest-dev libgmock-dev librapidcheck-dev ;;
+    s390x) unpack_libraries s390x libgtest-dev libgmock-dev librapidcheck-dev ;;
+  esac
   [ "$preset" != clients ] || unpack_kernel build/test/clients/kernel
   cmake --workflow --preset "$preset"
 done

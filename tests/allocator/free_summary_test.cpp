@@ -3,6 +3,7 @@
 #include "vmspace/allocator/detail/free_summary.hpp"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <vector>
@@ -129,6 +130,22 @@ TEST(FreeSummary, ARequestThatFitsARangeIsNeverPruned) {
         }
       }
     }
+  }
+}
+
+TEST(FreeSummary, EightSubtreesAtOnceAreNumberedInTheirOrderInMemory) {
+  const Request request({.size = 16, .align = 16});
+  for (unsigned subtree = 0; subtree < 8; ++subtree) {
+    std::array<std::uint8_t, 8> orders{};
+    std::array<std::uint8_t, 8> zeros{};
+    orders.fill(3);
+    zeros.fill(64);
+    orders[subtree] = 4;
+    EXPECT_EQ(request.may_fit(orders.data(), zeros.data()), std::uint64_t{0x80} << 8 * subtree);
+    orders.fill(64);
+    zeros.fill(3);
+    zeros[subtree] = 4;
+    EXPECT_EQ(request.may_fit(orders.data(), zeros.data()), std::uint64_t{0x80} << 8 * subtree);
   }
 }
 

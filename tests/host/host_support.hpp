@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
@@ -80,6 +81,12 @@ class OwnedFd {
   int fd_;
 };
 
+/// Whether QEMU's user mode stands in for the kernel. It ignores most advice of madvise(2), and says
+/// of any that it was taken.
+inline bool is_emulated() {
+  return ::madvise(nullptr, 0, -1) == 0;
+}
+
 /// Pages in the machine's hugetlb pool for the length of a test. One test program at a time has
 /// them: the pool is the machine's.
 class HugePages {
@@ -88,7 +95,7 @@ class HugePages {
       : path_("/sys/kernel/mm/hugepages/hugepages-" + std::to_string(page_size / 1024) +
               "kB/nr_hugepages"),
         lock_(::open(path_.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (lock_.get() < 0) return;
+    if (lock_.get() < 0 || is_emulated()) return;
     while (::flock(lock_.get(), LOCK_EX) != 0 && errno == EINTR) {
     }
     before_ = read();
@@ -104,7 +111,10 @@ class HugePages {
 
   /// Whether the pool could be made large enough; if not, the reason to skip is why_not().
   [[nodiscard]] bool available() const { return available_; }
-  [[nodiscard]] std::string why_not() const { return "may not reserve pages through " + path_; }
+  [[nodiscard]] std::string why_not() const {
+    if (is_emulated()) return "QEMU's user mode can't map huge pages";
+    return "may not reserve pages through " + path_;
+  }
   [[nodiscard]] std::uint64_t free() const {
     std::uint64_t count = 0;
     std::ifstream(std::filesystem::path(path_).replace_filename("free_hugepages")) >> count;

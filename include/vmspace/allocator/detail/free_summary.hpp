@@ -176,10 +176,11 @@ class Request {
   static constexpr std::uint64_t to_reach_high_bits(std::uint8_t least) noexcept {
     return each_byte * (128U - least);
   }
+  /// Eight consecutive numbers as one, the first of them in the lowest byte.
   static std::uint64_t eight_of(const std::uint8_t* numbers) noexcept {
-    static_assert(std::endian::native == std::endian::little, "byte 0 is the lowest");
     std::uint64_t eight;
     std::memcpy(&eight, numbers, sizeof eight);
+    if constexpr (std::endian::native == std::endian::big) eight = __builtin_bswap64(eight);
     return eight;
   }
 
