@@ -95,7 +95,7 @@ TEST_F(ResourceTable, DrawsBridgesAndTheDeviceRangesOfItsOptions) {
   const DeviceRange apic[] = {{"local apic", Range::of(0xfee0'0000, 0xfee0'0fff)}};
   const std::string svg = memory_map_svg(manager, {.title = "A PC", .devices = apic});
   for (const char* expected :
-       {">A PC<", ">pcie0<", ", bridge window<", "gpu0 registers", ">local apic<"})
+       {">A PC<", ">pcie0<", ">bridge window<", "gpu0 registers", ">local apic<"})
     EXPECT_THAT(svg, HasSubstr(expected));
   EXPECT_THAT(memory_map_svg(manager), HasSubstr("bridge window"));
 }
