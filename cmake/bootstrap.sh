@@ -6,7 +6,8 @@
 # Installs what each preset needs and this machine lacks, with the system's package manager, then
 # runs `cmake --workflow --preset <preset>`. The main ones: `demo` builds and runs the tiny VM,
 # `test` builds and passes the tests, `clients` the tests with programs that nobody here wrote: it also
-# gets Debian's cloud kernel, and unpacks it under build/. The others are those of CMakePresets.json.
+# gets Debian's cloud kernel, and unpacks it under build/, `report` runs all benchmarks and writes
+# bench/report/. The others are those of CMakePresets.json.
 #
 # Installing needs Debian 12 or newer (or a derivative) and root, or sudo. Elsewhere the script says
 # what it would have installed and tries with what is there.
@@ -14,7 +15,7 @@
 set -eu
 
 usage() {
-  echo "usage: sh cmake/bootstrap.sh demo|test|clients|shared|release|asan|tsan|clang ..." >&2
+  echo "usage: sh cmake/bootstrap.sh demo|test|clients|shared|release|report|asan|tsan|clang ..." >&2
   exit 2
 }
 
@@ -28,7 +29,8 @@ packages_for() {
     clients) echo "$library $tests libcli11-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev qemu-system-x86 qemu-utils busybox-static" ;;
     asan | tsan) echo "$library $tests ccache" ;;
     clang) echo "$library $tests ccache clang libclang-rt-dev clang-format clang-tidy" ;;
-    release) echo "$library libbenchmark-dev" ;;
+    release) echo "$library libbenchmark-dev valgrind" ;;
+    report) echo "$library libbenchmark-dev libabsl-dev llvm-dev python3-matplotlib" ;;
     *) usage ;;
   esac
 }
