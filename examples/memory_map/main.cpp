@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <fstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "vmspace/address_space.hpp"
@@ -66,6 +67,12 @@ std::vector<DeviceRange> interrupt_controllers() {
 
 // -- where heat comes from -------------------------------------------------------------------------
 
+Result<void> add(std::vector<PageHeat>& heat, const GuestRange& where, double density = 1) {
+  const Range range = VMSPACE_TRY(where.range());
+  heat.push_back({range, density});
+  return {};
+}
+
 /// The memory that is in RAM, without touching any that is not.
 Result<std::vector<PageHeat>> resident_memory(const GuestMemory& memory) {
   std::vector<PageHeat> heat;
@@ -74,8 +81,8 @@ Result<std::vector<PageHeat>> resident_memory(const GuestMemory& memory) {
     vmspace::PageScan scan(mapping, vmspace::PageQuery::present);
     for (std::uint64_t at = 0; at < mapping.size();) {
       const vmspace::Extent found = VMSPACE_TRY(scan.next(at, mapping.size()));
-      const std::uint64_t base = region->base().value() + found.offset;
-      if (found.size != 0) heat.push_back({VMSPACE_TRY(Range::from_base_size(base, found.size))});
+      const GuestAddress base{region->base().value() + found.offset};
+      if (found.size != 0) VMSPACE_TRY(add(heat, {base, found.size}));
       at = found.end();
     }
   }
@@ -86,7 +93,7 @@ Result<std::vector<PageHeat>> resident_memory(const GuestMemory& memory) {
 Result<std::vector<PageHeat>> dirty_memory(const GuestMemory& memory) {
   std::vector<PageHeat> heat;
   for (const GuestRange& written : VMSPACE_TRY(harvest_dirty(memory)))
-    heat.push_back({VMSPACE_TRY(written.range())});
+    VMSPACE_TRY(add(heat, written));
   return heat;
 }
 
@@ -149,23 +156,24 @@ Result<std::string> large_guest() {
                                  {.size = 1_TiB, .align = 1_TiB}, "mmio_high"));
   const auto manager = VMSPACE_TRY(ResourceManager::create(space));
   std::vector<vmspace::DeviceResources> devices;
-  for (const char* gpu : {"gpu0", "gpu1"}) {
-    devices.push_back(VMSPACE_TRY(
+  for (const char* name : {"gpu0", "gpu1"}) {
+    auto gpu = VMSPACE_TRY(
         manager.acquire({MmioRange{.size = 128_GiB, .reach = MmioReach::high, .prefetchable = true},
                          MmioRange{.size = 16_MiB}},
-                        gpu)));
+                        name));
+    devices.push_back(std::move(gpu));
   }
-  devices.push_back(
-      VMSPACE_TRY(manager.acquire({MmioRange{.size = 64_KiB, .parked = true}}, "nic0")));
+  const auto nic =
+      VMSPACE_TRY(manager.acquire({MmioRange{.size = 64_KiB, .parked = true}}, "nic0"));
 
   // Nobody maps 12 TiB for an example. What a PageScan and a log would say, node by node:
   std::vector<PageHeat> resident;
   std::vector<PageHeat> dirty;
   for (std::uint64_t node = 0; node < 8; ++node) {
-    const std::uint64_t base = node * 1536_GiB + 1_TiB / 8;
+    const std::uint64_t base = node * 1536_GiB + 128_GiB;
     const double load = 1.0 - static_cast<double>(node) * 0.11;
-    resident.push_back({VMSPACE_TRY(Range::from_base_size(base, 1_TiB)), load});
-    dirty.push_back({VMSPACE_TRY(Range::from_base_size(base + 256_GiB, 192_GiB)), load * load});
+    VMSPACE_TRY(add(resident, {GuestAddress(base), 1_TiB}, load));
+    VMSPACE_TRY(add(dirty, {GuestAddress(base + 256_GiB), 192_GiB}, load * load));
   }
   std::printf("%s", memory_map(manager).c_str());
   return memory_map_svg(manager, {.title = "A guest of 12 TiB in eight nodes",

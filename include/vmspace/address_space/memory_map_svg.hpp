@@ -3,8 +3,10 @@
 // The guest physical space as a picture: what memory_map() says, to scale, and which memory is warm.
 //
 //   std::vector<PageHeat> dirty;  // of the last round of a migration
-//   for (const GuestRange& range : VMSPACE_TRY(harvest_dirty(memory)))
-//     dirty.push_back({VMSPACE_TRY(range.range())});
+//   for (const GuestRange& written : VMSPACE_TRY(harvest_dirty(memory))) {
+//     const Range range = VMSPACE_TRY(written.range());
+//     dirty.push_back({range});
+//   }
 //   std::ofstream("guest.svg") << memory_map_svg(*space.snapshot(), {.dirty = dirty});
 
 #pragma once
