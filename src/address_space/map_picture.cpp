@@ -124,6 +124,7 @@ class Layout {
                .line = &line,
                .range = line.range,
                .depth = depth};
+    box.kinds = line.kind;
     if (is_memory(line)) {
       box.memory = line.range;
       box.memory_bytes = size_of(line.range);
@@ -189,7 +190,9 @@ class Layout {
              .line = &line,
              .range = line.range,
              .height = row_height,
-             .is_enlarged = true});
+             .is_enlarged = true,
+             .is_parked = true,
+             .kinds = line.kind});
       return;
     }
     MapBox box{.kind = MapBox::crowd, .range = lines_[at_].range, .height = row_height};
@@ -197,7 +200,7 @@ class Layout {
     box.is_enlarged = true;
     for (; at_ < lines_.size() && !chosen_[at_]; ++at_)
       add_to(box, lines_[at_], true);
-    box.line = &lines_[at_ - 1];  // parked
+    box.is_parked = true;
     place(std::move(box));
   }
 

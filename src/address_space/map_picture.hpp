@@ -39,12 +39,14 @@ struct MapBox {
   int y = 0;
   int height = 0;
   bool is_enlarged = false;  ///< higher than its size
+  bool is_parked = false;    ///< has no address
   bool has_inside = false;   ///< other boxes lie inside
 
+  std::string_view kinds = {};  ///< what the entry is, or all of a crowd; empty where they differ
+
   // Of a crowd.
-  std::size_t count = 0;        ///< how many entries
-  double bytes = 0;             ///< their sizes
-  std::string_view kinds = {};  ///< what all of them are; empty where they differ
+  std::size_t count = 0;  ///< how many entries
+  double bytes = 0;       ///< their sizes
 
   /// The memory that heat is shown of, where it is a region or has some; from top to bottom, the
   /// same part of it to each slice.

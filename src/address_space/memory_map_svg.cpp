@@ -198,7 +198,7 @@ class Drawing {
     const int inset = static_cast<int>(std::min(box.depth, max_indents)) * indent;
     const int x = column_ + inset;
     const int width = column_width - 2 * inset;
-    const bool is_parked = box.line != nullptr && box.line->parked;
+    const bool is_parked = box.is_parked;
     if (is_parked) {
       put(R"(<text x="{}" y="{}" class="at" text-anchor="end">parked</text>)", column_ - 8,
           box.y + 15);
@@ -232,7 +232,7 @@ class Drawing {
 
   void open(const MapBox& box, bool is_parked) {
     put("<g><title>{}</title>", xml(tooltip(box, is_parked)));
-    kinds_.push_back(box.kind == MapBox::crowd ? box.kinds : box.line->kind);
+    kinds_.push_back(box.kinds);
   }
 
   void draw_frame(const MapBox& box, int x, int width) {
