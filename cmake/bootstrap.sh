@@ -6,9 +6,9 @@
 # Installs what each preset needs and this machine lacks, with the system's package manager, then
 # runs `cmake --workflow --preset <preset>`. The main ones: `demo` builds and runs the tiny VM,
 # `test` builds and passes the tests, `clients` the tests with programs that nobody here wrote: it also
-# gets Debian's cloud kernel, and unpacks it under build/. `docs` writes the reference. `aarch64` and
-# `s390x` cross-compile, and get the libraries of those machines, unpacked under build/ too. The others
-# are those of CMakePresets.json.
+# gets Debian's cloud kernel, and unpacks it under build/. `docs` writes the reference, `report` runs all
+# benchmarks and writes bench/report/. `aarch64` and `s390x` cross-compile, and get the libraries of those
+# machines, unpacked under build/ too. The others are those of CMakePresets.json.
 #
 # Installing needs Debian 12 or newer (or a derivative) and root, or sudo. Elsewhere the script says
 # what it would have installed and tries with what is there.
@@ -16,7 +16,7 @@
 set -eu
 
 usage() {
-  echo "usage: sh cmake/bootstrap.sh demo|test|docs|clients|shared|release|asan|tsan|clang|fuzz|package|aarch64|s390x ..." >&2
+  echo "usage: sh cmake/bootstrap.sh demo|test|docs|clients|shared|release|report|asan|tsan|clang|fuzz|package|aarch64|s390x ..." >&2
   exit 2
 }
 
@@ -32,7 +32,8 @@ packages_for() {
     asan | tsan) echo "$library $tests ccache" ;;
     clang) echo "$library $tests ccache clang libclang-rt-dev clang-format clang-tidy" ;;
     fuzz) echo "$library $tests ccache clang libclang-rt-dev" ;;
-    release) echo "$library libbenchmark-dev" ;;
+    release) echo "$library libbenchmark-dev valgrind" ;;
+    report) echo "$library libbenchmark-dev libabsl-dev llvm-dev python3-matplotlib" ;;
     aarch64) echo "$library g++-aarch64-linux-gnu qemu-user" ;;
     s390x) echo "cmake ninja-build libexpected-dev g++-s390x-linux-gnu qemu-user" ;;
     package) echo "$library ccache dpkg-dev file lintian mmdebstrap abigail-tools" ;;

@@ -13,6 +13,7 @@
 #include "vmspace/address_space/layout.hpp"
 #include "vmspace/address_space/layout_planner.hpp"
 #include "vmspace/address_space/memory_map.hpp"
+#include "vmspace/address_space/memory_map_svg.hpp"
 #include "vmspace/address_space/region_ledger.hpp"
 #include "vmspace/allocator.hpp"
 #include "vmspace/spec.hpp"

@@ -3,7 +3,10 @@
 #include "base/size_text.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
+
+#include <fmt/format.h>
 
 #include "vmspace/base/literals.hpp"
 
@@ -26,6 +29,16 @@ std::string grouped(std::string digits) {
 
 std::string grouped(std::uint64_t number) {
   return grouped(std::to_string(number));
+}
+
+std::string rounded(std::uint64_t size) {
+  if (size == 0) return "0";
+  const SizeUnit& unit = unit_of(std::bit_floor(size));
+  const double rest = static_cast<double>(size % unit.bytes) / static_cast<double>(unit.bytes);
+  const auto hundredths = static_cast<unsigned>(100 * rest);
+  std::string text = grouped(size / unit.bytes);
+  if (hundredths != 0) text += fmt::format(".{:02}", hundredths);
+  return fmt::format("{} {}", text, unit.name);
 }
 
 }  // namespace vmspace::detail

@@ -24,4 +24,7 @@ struct SizeUnit {
 [[nodiscard]] std::string grouped(std::string digits);
 [[nodiscard]] std::string grouped(std::uint64_t number);
 
+/// A size in the largest unit of which there is at least one, rounded down to two decimals: `31.99 TiB`.
+[[nodiscard]] std::string rounded(std::uint64_t size);
+
 }  // namespace vmspace::detail

@@ -3,7 +3,6 @@
 #include "vmspace/resources/resource_table.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -12,6 +11,7 @@
 #include <fmt/format.h>
 
 #include "vmspace/address_space/memory_map.hpp"
+#include "vmspace/address_space/memory_map_svg.hpp"
 #include "vmspace/resources/resource_manager.hpp"
 
 #include "base/size_text.hpp"
@@ -26,6 +26,7 @@ namespace {
 using detail::grouped;
 using detail::needs_addresses;
 using detail::printable;
+using detail::rounded;
 using detail::SizeUnit;
 using detail::TextColumn;
 using detail::TextRow;
@@ -92,17 +93,6 @@ std::string held_addresses(const std::vector<ResourceHolder>& holders) {
   return rows.empty() ? std::string() : text_table(columns, rows);
 }
 
-/// A size in the largest unit of which there is at least one, rounded down to two decimals: `31.99 TiB`.
-std::string rounded(std::uint64_t size) {
-  if (size == 0) return "0";
-  const SizeUnit& unit = unit_of(std::bit_floor(size));
-  const double rest = static_cast<double>(size % unit.bytes) / static_cast<double>(unit.bytes);
-  const auto hundredths = static_cast<unsigned>(100 * rest);
-  std::string text = grouped(size / unit.bytes);
-  if (hundredths != 0) text += fmt::format(".{:02}", hundredths);
-  return fmt::format("{} {}", text, unit.name);
-}
-
 /// The totals of numbers or, with `of_apertures`, of apertures.
 std::string usage_table(const std::vector<ResourceUsage>& usage, bool of_apertures) {
   const auto amount = [&](std::uint64_t count) {
@@ -121,6 +111,17 @@ std::string usage_table(const std::vector<ResourceUsage>& usage, bool of_apertur
   return rows.empty() ? std::string() : text_table(columns, rows);
 }
 
+/// The bridge windows that have addresses, as a map draws them.
+std::vector<DeviceRange> windows_of(const ResourceManager& manager) {
+  std::vector<DeviceRange> windows;
+  for (const ResourceHolder& holder : manager.holders()) {
+    if (holder.kind != ResourceKind::bridge_window || holder.parked) continue;
+    windows.push_back(
+        {.name = holder.owner, .range = holder.range, .owner = holder.owner, .is_window = true});
+  }
+  return windows;
+}
+
 }  // namespace
 
 std::string resource_table(const ResourceManager& manager) {
@@ -136,13 +137,15 @@ std::string resource_table(const ResourceManager& manager) {
 }
 
 std::string memory_map(const ResourceManager& manager) {
-  std::vector<DeviceRange> windows;
-  for (const ResourceHolder& holder : manager.holders()) {
-    if (holder.kind != ResourceKind::bridge_window || holder.parked) continue;
-    windows.push_back(
-        {.name = holder.owner, .range = holder.range, .owner = holder.owner, .is_window = true});
-  }
-  return memory_map(*manager.ledger().snapshot(), {.devices = windows});
+  return memory_map(*manager.ledger().snapshot(), {.devices = windows_of(manager)});
+}
+
+std::string memory_map_svg(const ResourceManager& manager, const MemoryMapSvgOptions& options) {
+  std::vector<DeviceRange> devices = windows_of(manager);
+  devices.insert(devices.end(), options.devices.begin(), options.devices.end());
+  MemoryMapSvgOptions all = options;
+  all.devices = devices;
+  return memory_map_svg(*manager.ledger().snapshot(), all);
 }
 
 }  // namespace vmspace

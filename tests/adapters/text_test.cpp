@@ -129,6 +129,7 @@ TEST(Text, OfLayoutsAndWhatLiesInThem) {
   EXPECT_EQ(to_text(RamPiece{GuestAddress(0), 0xc000'0000, 1}), "0x0+0xc0000000 node 1");
   EXPECT_EQ(to_text(E820Entry{GuestAddress(0x9'fc00), 0x6'0400, E820Type::reserved}),
             "reserved 0x9fc00+0x60400");
+  EXPECT_EQ(to_text(PageHeat{Range::of(0, 0xfff), 0.5}), "[0x0-0xfff] 0.500000");
   EXPECT_EQ(to_text(DeviceRange{"uart", Range::of(0x3f8, 0x3ff)}), "uart [0x3f8-0x3ff]");
   EXPECT_EQ(to_text(DeviceRange{"uart", Range::of(0x3f8, 0x3ff), "isa"}),
             "uart [0x3f8-0x3ff] owner isa");

@@ -90,6 +90,16 @@ TEST_F(ResourceTable, ShowsBridgesAroundWhatLiesBehindThem) {
   expect_golden(memory_map(manager), "map_pc.txt");
 }
 
+TEST_F(ResourceTable, DrawsBridgesAndTheDeviceRangesOfItsOptions) {
+  attach_all();
+  const DeviceRange apic[] = {{"local apic", Range::of(0xfee0'0000, 0xfee0'0fff)}};
+  const std::string svg = memory_map_svg(manager, {.title = "A PC", .devices = apic});
+  for (const char* expected :
+       {">A PC<", ">pcie0<", ">bridge window<", "gpu0 registers", ">local apic<"})
+    EXPECT_THAT(svg, HasSubstr(expected));
+  EXPECT_THAT(memory_map_svg(manager), HasSubstr("bridge window"));
+}
+
 TEST_F(ResourceTable, LeavesOutWindowsThatAreParkedAndWhatIsGone) {
   attach_all();
   VMSPACE_EXPECT_OK(manager.relocate({{&devices[2]},

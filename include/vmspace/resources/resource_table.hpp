@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "vmspace/address_space/memory_map_svg.hpp"
 #include "vmspace/base/export.hpp"
 
 namespace vmspace {
@@ -32,5 +33,11 @@ class ResourceManager;
 /// The memory_map() of the ledger's address space, with bridge windows drawn around their contents.
 /// Parked windows are not shown. O(n log n). Threads: any.
 [[nodiscard]] VMSPACE_EXPORT std::string memory_map(const ResourceManager& manager);
+
+/// The memory_map_svg() of the ledger's address space, with bridge windows drawn around their contents
+/// beside the device ranges of the options. Parked windows are not shown. Costs what that does.
+/// Threads: any.
+[[nodiscard]] VMSPACE_EXPORT std::string memory_map_svg(const ResourceManager& manager,
+                                                        const MemoryMapSvgOptions& options = {});
 
 }  // namespace vmspace

@@ -129,6 +129,11 @@ std::string layout_text(const std::optional<Range>& ram, std::uint64_t phys_max,
   return text;
 }
 
+/// `[0x0-0xfff] 0.500000`.
+[[nodiscard]] inline std::string to_text(const PageHeat& heat) {
+  return detail::concat(to_text(heat.range), " ", std::to_string(heat.density));
+}
+
 /// `removed {ram ...}, added {}`.
 [[nodiscard]] inline std::string to_text(const RegionDiff& diff) {
   return detail::concat("removed ", detail::list_text(diff.removed), ", added ",
