@@ -315,6 +315,23 @@ TEST(IntervalTree, TheSameRequestFindsNothingInATreeThatWasEmptied) {
   EXPECT_TRUE(tree.check_invariants());
 }
 
+TEST(IntervalTree, ARequestThatLiesInTheTreeIsMetAgainAfterItMoved) {
+  IntervalTree<Constraint> tree;
+  ASSERT_TRUE(tree.insert(Range::of(0, 9)));
+  for (std::uint64_t i = 0; i < 40; ++i)
+    ASSERT_TRUE(tree.insert(Range::point(100 + i), Constraint{.size = 1}));
+  ASSERT_TRUE(tree.insert(Range::of(5000, 5999)));
+  for (std::uint64_t i = 0; i < 10; ++i) {
+    ASSERT_TRUE(tree.insert(Range::point(6000 + i),
+                            i == 5 ? Constraint{.size = 1, .min = 5000} : Constraint{.size = 1}));
+  }
+  for (std::uint64_t i = 0; i < 40; ++i) {
+    ASSERT_EQ(tree.allocate(*tree.find_value(6005)), Range::point(5000 + i));
+    ASSERT_TRUE(tree.check_invariants()) << i;
+  }
+  EXPECT_EQ(tree.allocate({.size = 1}), Range::point(0));
+}
+
 TEST(IntervalTree, ARequestThatWasMetInOneLeafIsNotLookedForInAnother) {
   IntervalTree<> tree;
   ASSERT_TRUE(tree.insert(Range::of(0, 99'999)));

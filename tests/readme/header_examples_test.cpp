@@ -130,7 +130,10 @@ TEST(HeaderExamples, EachProgramInACommentIsOneThatCompiles) {
     EXPECT_TRUE(programs.contains(header)) << "no program in a comment of " << header;
   for (const auto& [header, blocks] : programs) {
     const auto compiled = parts.find(header);
-    ASSERT_NE(compiled, parts.end()) << "tests/readme/header_examples has nothing from " << header;
+    if (compiled == parts.end()) {
+      ADD_FAILURE() << "tests/readme/header_examples has nothing from " << header;
+      continue;
+    }
     ASSERT_THAT(compiled->second, SizeIs(blocks.size())) << header;
     for (std::size_t i = 0; i < blocks.size(); ++i) {
       EXPECT_TRUE(matches(essence(compiled->second[i]), essence(blocks[i])))

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <fstream>
 #include <memory>
 #include <span>
 #include <utility>
@@ -30,12 +31,27 @@ enum class Status : std::uint8_t { ok };
 struct Descriptor {
   Le64 address;
 };
+struct BootParams {
+  std::uint64_t initrd_size;
+};
 struct Ring {
   Le16 flags;
   Le16 index;
 };
 Result<IoTlbEntry> ask_the_iommu(GuestAddress iova, Access access);
 void interrupt();
+
+Result<void> memory_map_picture(const GuestMemory& memory, const AddressSpace& space) {
+  // from vmspace/address_space/memory_map_svg.hpp
+  std::vector<PageHeat> dirty;  // of the last round of a migration
+  for (const GuestRange& written : VMSPACE_TRY(harvest_dirty(memory))) {
+    const Range range = VMSPACE_TRY(written.range());
+    dirty.push_back({range});
+  }
+  std::ofstream("guest.svg") << memory_map_svg(*space.snapshot(), {.dirty = dirty});
+  // end
+  return {};
+}
 
 Result<void> fault_guard(std::span<const RegionDescriptor> described, GuestAddress address) {
   // from vmspace/host/fault_guard.hpp
@@ -95,6 +111,15 @@ Result<void> guest_ref(const GuestMemory& memory, GuestAddress address) {
   const auto ring = VMSPACE_TRY(GuestPtr<Ring>(memory, address).pin());
   const Le16 index = ring.member(&Ring::index).load(std::memory_order_acquire);
   ring.member(&Ring::flags).store(Le16(1), std::memory_order_relaxed);
+  // end
+  return {};
+}
+
+Result<void> load_files(const GuestMemory& memory, BootParams& boot_params) {
+  // from vmspace/memory/load_file.hpp
+  const auto kernel = VMSPACE_TRY(load_file("bzImage", memory, GuestAddress{1_MiB}));
+  const auto initrd = VMSPACE_TRY(load_file("initrd", memory, GuestAddress{64_MiB}));
+  boot_params.initrd_size = initrd.size;
   // end
   return {};
 }
