@@ -10,6 +10,7 @@ function page_of(path) {
   if (path == "include/vmspace/README.md") return "architecture"
   if (match(path, /^include\/vmspace\/[a-z_]+\/README.md$/)) return "layer_" folder_of(path)
   if (match(path, /^examples\/[a-z_]+\/README.md$/)) return "example_" folder_of(path)
+  if (path == "bench/report/README.md") return "report"
   sub(/.*\//, "", path)
   sub(/\.md$/, "", path)
   return tolower(path)
@@ -29,6 +30,15 @@ function exists(path,    line, found) {
   return found
 }
 
+# A heading, with the name that a link on this page gives it (`#a-bar-moves`) behind the page's.
+function heading(line,    slug) {
+  slug = tolower(line)
+  sub(/^#+ +/, "", slug)
+  gsub(/[^a-z0-9 -]/, "", slug)
+  gsub(/ /, "-", slug)
+  return line " {#" page "_" slug "}"
+}
+
 # From the folder of this page to a path from the top.
 function resolve(target,    path) {
   path = folder target
@@ -37,10 +47,14 @@ function resolve(target,    path) {
 }
 
 function link(text, target,    path) {
-  if (target ~ /^(https?:|#|@ref)/) return "[" text "](" target ")"
+  if (target ~ /^#/) return reference(text, page "_" substr(target, 2))
+  if (target ~ /^(https?:|@ref)/) return "[" text "](" target ")"
   path = resolve(target)
   if (path ~ /\.svg$/) return "[" text "](" target ")"
-  if (path ~ /^examples\/[a-z_]+$/) path = path (exists(path "/README.md") ? "/README.md" : "/main.cpp")
+  if (path ~ /^examples\/[a-z_]+$/) {
+    if (exists(path "/README.md")) path = path "/README.md"
+    else if (exists(path "/main.cpp")) path = path "/main.cpp"
+  }
   if (path ~ /\.md$/) {
     # What the architecture's table lists stands below it in the tree, and a format below its layer.
     if ((page == "architecture" && path ~ /README/) || path ~ /FORMAT/) {
@@ -50,8 +64,8 @@ function link(text, target,    path) {
     return reference(text, page_of(path))
   }
   if (path ~ /^include\//) return reference(text, substr(path, 9))
-  if (path ~ /^examples\//) return "[" text "](" program_page(path) ")"
-  return "[" text "](" path ")"
+  if (path ~ /^examples\/.*\.[ch]pp$/) return "[" text "](" program_page(path) ")"
+  return text # of a file that has no page, such as a test
 }
 
 function links(line,    done, text, target) {
@@ -75,6 +89,14 @@ FNR == 1 {
   if (page != "index") $0 = $0 " {#" page "}"
 }
 /^```/ { in_block = !in_block }
+/^##/ && !in_block {
+  print heading($0)
+  next
+}
+/^<!-- examples\/.*\.txt -->$/ {
+  print "<span class=\"source\">Its output:</span>"
+  next
+}
 /^<!-- examples\/.* -->$/ {
   print "<span class=\"source\">From <a href=\"" program_page($2) "\">" $2 "</a>:</span>"
   next

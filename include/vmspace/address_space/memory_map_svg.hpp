@@ -23,7 +23,7 @@ namespace vmspace {
 
 /// How much of a range of guest addresses is resident, or dirty.
 struct PageHeat {
-  Range range;
+  Range range;         ///< guest addresses
   double density = 1;  ///< the part of the range, 0 to 1; whatever lies outside of that is clamped
 };
 
