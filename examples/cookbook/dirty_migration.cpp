@@ -126,7 +126,8 @@ Result<void> example(std::span<const int, 2> sockets) {
 
 int main() {
   std::array<int, 2> sockets{};
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets.data()) != 0) return 1;
+  vmspace::exit_unless(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets.data()) == 0,
+                       "a socket can be made");
   vmspace::value_or_exit(example(sockets));
   for (const int socket : sockets)
     ::close(socket);
