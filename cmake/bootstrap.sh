@@ -36,7 +36,7 @@ packages_for() {
     report) echo "$library libbenchmark-dev libabsl-dev llvm-dev python3-matplotlib" ;;
     aarch64) echo "$library g++-aarch64-linux-gnu qemu-user" ;;
     s390x) echo "cmake ninja-build libexpected-dev g++-s390x-linux-gnu qemu-user" ;;
-    package) echo "$library ccache dpkg-dev file lintian mmdebstrap abigail-tools" ;;
+    package) echo "$library ccache dpkg-dev file lintian mmdebstrap uidmap abigail-tools" ;;
     *) usage ;;
   esac
 }
@@ -109,10 +109,16 @@ else
   echo "for tests GoogleTest and RapidCheck, for benchmarks Google Benchmark. Trying with what is installed." >&2
 fi
 
+# depends_on <package> <pattern>: the first of the packages that it depends on whose name matches. Such a name
+# has a version in it, which differs from one Debian to the next.
+depends_on() {
+  apt-cache depends "$1" 2>/dev/null | sed -n "s/.*Depends: \\($2\\)\$/\\1/p" | head -n 1
+}
+
 # unpack_kernel <directory>: the kernel of linux-image-cloud-amd64, not installed.
 unpack_kernel() {
   [ -z "$(ls "$1"/boot/vmlinuz-* 2>/dev/null)" ] || return 0
-  package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[^ ]*\)$/\1/p' | head -n 1)
+  package=$(depends_on linux-image-cloud-amd64 'linux-image-[^ ]*')
   mkdir -p "$1/package"
   if [ -z "$package" ] || ! (cd "$1/package" && apt-get download -qq "$package"); then
     echo "bootstrap: no Debian cloud kernel to be had here; the tests that boot one are skipped" >&2
@@ -149,7 +155,7 @@ unpack_libraries() {
 
 for preset in "$@"; do
   case $preset in
-    aarch64) unpack_libraries arm64 libfmt-dev libfmt9 libgtest-dev libgmock-dev librapidcheck-dev ;;
+    aarch64) unpack_libraries arm64 libfmt-dev "$(depends_on libfmt-dev 'libfmt[0-9]*')" libgtest-dev libgmock-dev librapidcheck-dev ;;
     s390x) unpack_libraries s390x libgtest-dev libgmock-dev librapidcheck-dev ;;
   esac
   [ "$preset" != clients ] || unpack_kernel build/test/clients/kernel
