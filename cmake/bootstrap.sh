@@ -5,10 +5,10 @@
 #
 # Installs what each preset needs and this machine lacks, with the system's package manager, then
 # runs `cmake --workflow --preset <preset>`. The main ones: `demo` builds and runs the tiny VM,
-# `test` builds and passes the tests, `clients` the tests with programs that nobody here wrote: it also
-# gets Debian's cloud kernel, and unpacks it under build/. `docs` writes the reference, `report` runs all
-# benchmarks and writes bench/report/. `aarch64` and `s390x` cross-compile, and get the libraries of those
-# machines, unpacked under build/ too. The others are those of CMakePresets.json.
+# `test` builds and passes the tests, `clients` those with QEMU and Debian's cloud kernel, which it
+# unpacks under build/. `docs` writes the reference, `report` runs all benchmarks and writes
+# bench/report/. `aarch64` and `s390x` cross-compile, with libraries of those machines, which are
+# unpacked under build/ too. The others are those of CMakePresets.json.
 #
 # Installing needs Debian 12 or newer (or a derivative) and root, or sudo. Elsewhere the script says
 # what it would have installed and tries with what is there.
