@@ -74,8 +74,10 @@ Result<void> send_machine(int socket, const vmspace::VmMemory& vm,
 Result<void> receive_machine(int socket, const GuestMemory& memory) {
   for (;;) {
     Frame frame;
-    if (::recv(socket, &frame, sizeof(frame), MSG_WAITALL) != sizeof(frame)) {
-      return vmspace::fail({.code = vmspace::Errc::os, .operation = "recv", .os_errno = EIO});
+    const auto got = ::recv(socket, &frame, sizeof(frame), MSG_WAITALL);
+    if (got != sizeof(frame)) {
+      const int error = got < 0 ? errno : EIO;  // cut off
+      return vmspace::fail({.code = vmspace::Errc::os, .operation = "recv", .os_errno = error});
     }
     if (frame.size.value() == 0) return {};
     const GuestRange range{GuestAddress{frame.base}, frame.size};
