@@ -307,7 +307,7 @@ Written by `sh cmake/bootstrap.sh report` ([`report.py`](../report.py)); do not 
                   ("date", when), ("commit", commit)]).replace("--:", "---")}
 Times are medians of several runs in random order, of one operation where the workload says so; the spread is
 from the fastest to the slowest run. "Of ours" is the baseline's median over vmspace's, from the same run: above
-1, vmspace is faster. What a workload does stands at the head of its source in [`bench/`](..).
+1, vmspace is faster. Each source in [`bench/`](..) says at its head what its workloads do.
 """]
     charts = [("allocation.svg", "Allocation: time of an operation against live ranges, vmspace and its peers"),
               ("restore_time.svg", "Restore: time until a guest has touched its first 8 MiB, against its size"),
