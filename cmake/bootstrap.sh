@@ -144,7 +144,7 @@ unpack_libraries() {
   if ! (cd "$root/apt" && apt-get $apt_here update && apt-get $apt_here download $packages); then
     echo "bootstrap: Debian's packages for $1 are not to be had here:$packages" >&2
     echo "bootstrap: set CMAKE_FIND_ROOT_PATH to where these libraries are, and use the preset" >&2
-    exit 1
+    exit 77 # by which .ci/run knows this from a failure
   fi
   for package in "$root"/apt/*.deb; do
     dpkg-deb -x "$package" "$root"
