@@ -29,6 +29,7 @@
 #include "vmspace/allocator.hpp"
 
 #include "allocator_baselines.hpp"
+#include "split_mix64.hpp"
 
 namespace {
 
@@ -37,22 +38,6 @@ using namespace vmspace::literals;
 constexpr std::uint64_t page = 4_KiB;
 constexpr std::uint64_t space_min = 0x1000;
 constexpr std::uint64_t space_max = (std::uint64_t{1} << 46) - 1;
-
-class SplitMix64 {
- public:
-  explicit SplitMix64(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t operator()() {
-    std::uint64_t z = (state_ += 0x9e37'79b9'7f4a'7c15);
-    z = (z ^ (z >> 30)) * 0xbf58'476d'1ce4'e5b9;
-    z = (z ^ (z >> 27)) * 0x94d0'49bb'1331'11eb;
-    return z ^ (z >> 31);
-  }
-  /// A number below `bound`, which is below 2^32.
-  std::uint64_t below(std::uint64_t bound) { return ((*this)() >> 32) * bound >> 32; }
-
- private:
-  std::uint64_t state_;
-};
 
 /// What is measured, behind the calls that the baselines have.
 class Vmspace {

@@ -23,6 +23,8 @@
 #include "vmspace/resources.hpp"
 #include "vmspace/virtio.hpp"
 
+#include "split_mix64.hpp"
+
 /// What is counted. Its name is what callgrind knows it by.
 extern "C" [[gnu::noinline]] void measured(const std::function<void()>& work) {
   work();
@@ -44,21 +46,6 @@ template <typename T>
 void keep(const T& value) {
   asm volatile("" : : "r,m"(value) : "memory");
 }
-
-class SplitMix64 {
- public:
-  explicit SplitMix64(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t operator()() {
-    std::uint64_t z = (state_ += 0x9e37'79b9'7f4a'7c15);
-    z = (z ^ (z >> 30)) * 0xbf58'476d'1ce4'e5b9;
-    z = (z ^ (z >> 27)) * 0x94d0'49bb'1331'11eb;
-    return z ^ (z >> 31);
-  }
-  std::uint64_t below(std::uint64_t bound) { return ((*this)() >> 32) * bound >> 32; }
-
- private:
-  std::uint64_t state_;
-};
 
 // -- allocator: as in allocator_bench --------------------------------------------------------------
 

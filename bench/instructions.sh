@@ -5,8 +5,8 @@
 #
 # Counts the instructions of build/release/bench/instructions, workload by workload, and compares them with
 # bench/instructions.txt (check: fails where one has grown by more than 10 %), or writes that file (record).
-# Needs valgrind. Counted are the program's own: its libraries' depend on the machine, since libc chooses
-# among several versions of a function by the processor.
+# Needs valgrind; a check without it is skipped. Counted are the program's own: its libraries' depend on the
+# machine, since libc chooses among several versions of a function by the processor.
 
 set -eu
 cd "$(dirname "$0")/.."
@@ -23,6 +23,10 @@ esac
 if [ ! -x "$program" ]; then
   echo "$program is missing: sh cmake/bootstrap.sh release" >&2
   exit 1
+fi
+if [ "$mode" = check ] && ! command -v valgrind >/dev/null; then
+  echo "skipped: valgrind is not installed"
+  exit 0
 fi
 
 out=$(mktemp -d)
@@ -47,7 +51,7 @@ own_instructions() {
 {
   echo "# Instructions of the main workloads (bench/instructions.cpp), recorded by"
   echo "#   sh bench/instructions.sh record"
-  echo "# $(${CXX-g++} --version | head -n 1), $(uname -m)"
+  echo "# $(g++ --version | head -n 1), $(uname -m)"
   echo "#"
   echo "# workload operations instructions each"
   number=0

@@ -26,7 +26,10 @@ import subprocess
 import sys
 import tempfile
 
-import matplotlib
+try:
+    import matplotlib
+except ImportError:
+    sys.exit("bench/report.py: matplotlib is missing: sh cmake/bootstrap.sh report")
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402  after the choice of a backend
@@ -37,6 +40,7 @@ REPORT = ROOT / "bench" / "report"
 BUILD = ROOT / "build" / "release" / "bench"
 RAW = BUILD / "report"
 OURS = "vmspace"
+COMPILER = "g++"  # the preset's
 
 # What a run leaves out: first-fit baselines take minutes to prepare with 100,000 ranges, and pages are
 # collapsed for ten seconds a time. (Google Benchmark takes "-" for "all but these".)
@@ -82,7 +86,6 @@ def run_benchmark(program, options):
 
 def measure_headers(options):
     """Seconds and preprocessed lines of each umbrella, and of what it may be compared with."""
-    compiler = os.environ.get("CXX", "g++")
     umbrellas = sorted(path.name for path in (ROOT / "include" / "vmspace").glob("*.hpp"))
     others = ["<map>", "<string>", "<tl/expected.hpp>"]
     found = {}
@@ -90,7 +93,7 @@ def measure_headers(options):
         with tempfile.NamedTemporaryFile("w", suffix=".cpp") as source:
             source.write(f"#include {name}\n")
             source.flush()
-            command = [compiler, "-std=c++20", "-DVMSPACE_STATIC", f"-I{ROOT / 'include'}", source.name]
+            command = [COMPILER, "-std=c++20", "-DVMSPACE_STATIC", f"-I{ROOT / 'include'}", source.name]
             preprocessed = subprocess.run(command + ["-E", "-P"], capture_output=True, check=False)
             if preprocessed.returncode != 0 or b"namespace vmspace" not in preprocessed.stdout and "vmspace" in name:
                 continue  # an adapter to what is not here
@@ -300,11 +303,11 @@ def write_page(options, all_figures, headers):
 
 Written by `sh cmake/bootstrap.sh report` ([`report.py`](../report.py)); do not edit.
 
-{kind}{table(["", ""], [("machine", machine()), ("compiler", first_line([os.environ.get("CXX", "g++"), "--version"]) + ", preset release"),
+{kind}{table(["", ""], [("machine", machine()), ("compiler", first_line([COMPILER, "--version"]) + ", preset release"),
                   ("date", when), ("commit", commit)]).replace("--:", "---")}
 Times are medians of several runs in random order, of one operation where the workload says so; the spread is
 from the fastest to the slowest run. "Of ours" is the baseline's median over vmspace's, from the same run: above
-1, vmspace is faster. What a workload does stands at the head of its source in [`bench/`](..).
+1, vmspace is faster. Each source in [`bench/`](..) says at its head what its workloads do.
 """]
     charts = [("allocation.svg", "Allocation: time of an operation against live ranges, vmspace and its peers"),
               ("restore_time.svg", "Restore: time until a guest has touched its first 8 MiB, against its size"),

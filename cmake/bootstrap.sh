@@ -5,10 +5,10 @@
 #
 # Installs what each preset needs and this machine lacks, with the system's package manager, then
 # runs `cmake --workflow --preset <preset>`. The main ones: `demo` builds and runs the tiny VM,
-# `test` builds and passes the tests, `clients` the tests with programs that nobody here wrote: it also
-# gets Debian's cloud kernel, and unpacks it under build/. `docs` writes the reference, `report` runs all
-# benchmarks and writes bench/report/. `aarch64` and `s390x` cross-compile, and get the libraries of those
-# machines, unpacked under build/ too. The others are those of CMakePresets.json.
+# `test` builds and passes the tests, `clients` those with QEMU and Debian's cloud kernel, which it
+# unpacks under build/. `docs` writes the reference, `report` runs all benchmarks and writes
+# bench/report/. `aarch64` and `s390x` cross-compile, with libraries of those machines, which are
+# unpacked under build/ too. The others are those of CMakePresets.json.
 #
 # Installing needs Debian 12 or newer (or a derivative) and root, or sudo. Elsewhere the script says
 # what it would have installed and tries with what is there.
@@ -36,7 +36,7 @@ packages_for() {
     report) echo "$library libbenchmark-dev libabsl-dev llvm-dev python3-matplotlib" ;;
     aarch64) echo "$library g++-aarch64-linux-gnu qemu-user" ;;
     s390x) echo "cmake ninja-build libexpected-dev g++-s390x-linux-gnu qemu-user" ;;
-    package) echo "$library ccache dpkg-dev file lintian mmdebstrap abigail-tools" ;;
+    package) echo "$library ccache dpkg-dev file lintian mmdebstrap uidmap abigail-tools" ;;
     *) usage ;;
   esac
 }
@@ -109,10 +109,16 @@ else
   echo "for tests GoogleTest and RapidCheck, for benchmarks Google Benchmark. Trying with what is installed." >&2
 fi
 
+# depends_on <package> <pattern>: the first of the packages that it depends on whose name matches. Such a name
+# has a version in it, which differs from one Debian to the next.
+depends_on() {
+  apt-cache depends "$1" 2>/dev/null | sed -n "s/.*Depends: \\($2\\)\$/\\1/p" | head -n 1
+}
+
 # unpack_kernel <directory>: the kernel of linux-image-cloud-amd64, not installed.
 unpack_kernel() {
   [ -z "$(ls "$1"/boot/vmlinuz-* 2>/dev/null)" ] || return 0
-  package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[^ ]*\)$/\1/p' | head -n 1)
+  package=$(depends_on linux-image-cloud-amd64 'linux-image-[^ ]*')
   mkdir -p "$1/package"
   if [ -z "$package" ] || ! (cd "$1/package" && apt-get download -qq "$package"); then
     echo "bootstrap: no Debian cloud kernel to be had here; the tests that boot one are skipped" >&2
@@ -138,7 +144,7 @@ unpack_libraries() {
   if ! (cd "$root/apt" && apt-get $apt_here update && apt-get $apt_here download $packages); then
     echo "bootstrap: Debian's packages for $1 are not to be had here:$packages" >&2
     echo "bootstrap: set CMAKE_FIND_ROOT_PATH to where these libraries are, and use the preset" >&2
-    exit 1
+    exit 77 # by which .ci/run knows this from a failure
   fi
   for package in "$root"/apt/*.deb; do
     dpkg-deb -x "$package" "$root"
@@ -149,7 +155,7 @@ unpack_libraries() {
 
 for preset in "$@"; do
   case $preset in
-    aarch64) unpack_libraries arm64 libfmt-dev libfmt9 libgtest-dev libgmock-dev librapidcheck-dev ;;
+    aarch64) unpack_libraries arm64 libfmt-dev "$(depends_on libfmt-dev 'libfmt[0-9]*')" libgtest-dev libgmock-dev librapidcheck-dev ;;
     s390x) unpack_libraries s390x libgtest-dev libgmock-dev librapidcheck-dev ;;
   esac
   [ "$preset" != clients ] || unpack_kernel build/test/clients/kernel

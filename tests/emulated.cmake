@@ -43,4 +43,3 @@ list(APPEND without_memory_region_test
 list(APPEND without_guest_memory_map_test GuestMemoryMap.ABackingTooShortForAllRegionsIsRefused)
 list(APPEND without_handover_hostile_test HostileHandover.AlteredAnywhereItIsRefusedOrAGuest
      HostileHandover.DescriptorsThatAreNotAsAnnouncedAreRefused)
-

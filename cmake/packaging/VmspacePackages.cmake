@@ -5,7 +5,7 @@
 #   libvmspace-dev            headers, CMake package and pkg-config file of the library; needs both
 #
 # The first is named after the library's SONAME, as Debian's policy (8.1) has it: before 1.0 a minor
-# version breaks its users, so two of them are to stand side by side.
+# version may break its users, so that two have to be installable side by side.
 #
 # DEBFULLNAME and DEBEMAIL say who makes them, as for Debian's own tools.
 

@@ -4,8 +4,8 @@
 # sh cmake/packaging/abi.sh [<commit>|<file>]
 #
 # Compares the shared library's binary interface with that of a commit, of which it builds one too, or of
-# a file, a library or what abidw wrote of one; by default with the last release (tag). Whatever changes
-# or goes is an error, unless the SONAME says that programs have to be built anew. Additions are not.
+# a file: a library, or what abidw wrote of one (*.abi). The default is the last release (tag). Whatever
+# changes or goes is an error, unless the SONAME says that programs have to be rebuilt. Additions are none.
 #
 # Needs the packages that `sh cmake/bootstrap.sh package` installs. Leaves its record of this tree in
 # build/package/libvmspace.abi.
@@ -63,7 +63,7 @@ abidiff --no-added-syms "$old" "$new" || status=$?
 if [ $((status & 3)) != 0 ]; then
   exit 1
 elif [ "$(soname "$old")" != "$(soname "$new")" ]; then
-  echo "abi: $(soname "$new") is another library than $(soname "$old")"
+  echo "abi: $(soname "$new") replaces $(soname "$old"): programs have to be rebuilt"
 elif [ "$status" != 0 ]; then
   echo "abi: programs that were built with $with no longer fit, and the SONAME is still $(soname "$new")" >&2
   exit 1

@@ -74,8 +74,10 @@ Result<void> send_machine(int socket, const vmspace::VmMemory& vm,
 Result<void> receive_machine(int socket, const GuestMemory& memory) {
   for (;;) {
     Frame frame;
-    if (::recv(socket, &frame, sizeof(frame), MSG_WAITALL) != sizeof(frame)) {
-      return vmspace::fail({.code = vmspace::Errc::os, .operation = "recv", .os_errno = EIO});
+    const auto got = ::recv(socket, &frame, sizeof(frame), MSG_WAITALL);
+    if (got != sizeof(frame)) {
+      const int error = got < 0 ? errno : EIO;  // cut off
+      return vmspace::fail({.code = vmspace::Errc::os, .operation = "recv", .os_errno = error});
     }
     if (frame.size.value() == 0) return {};
     const GuestRange range{GuestAddress{frame.base}, frame.size};
@@ -126,7 +128,8 @@ Result<void> example(std::span<const int, 2> sockets) {
 
 int main() {
   std::array<int, 2> sockets{};
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets.data()) != 0) return 1;
+  vmspace::exit_unless(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets.data()) == 0,
+                       "a socket can be made");
   vmspace::value_or_exit(example(sockets));
   for (const int socket : sockets)
     ::close(socket);

@@ -8,7 +8,7 @@
 #include "vmspace/memory.hpp"
 #include "vmspace/ostream.hpp"
 
-#include "sample_file.hpp"
+#include "sample_files.hpp"
 
 using namespace vmspace::literals;
 
@@ -60,11 +60,12 @@ vmspace::Result<void> run(const std::string& code, const std::string& variables)
 int main() {
   std::string code(2_MiB, 'x');
   code.replace(code.size() - 16, 16, "reset vector\0\0\0\0", 16);
-  const example::SampleFile code_file("OVMF_CODE.fd", code);
-  const example::SampleFile variables("OVMF_VARS.fd", std::string(128_KiB, '\xff'));
-  vmspace::value_or_exit(run(code_file.path(), variables.path()));
+  const example::SampleFiles files;
+  files.write("OVMF_CODE.fd", code);
+  files.write("OVMF_VARS.fd", std::string(128_KiB, '\xff'));
+  vmspace::value_or_exit(run("OVMF_CODE.fd", "OVMF_VARS.fd"));
 
   std::string name(4, '\0');
-  std::ifstream(variables.path()).read(name.data(), 4);
+  std::ifstream("OVMF_VARS.fd").read(name.data(), 4);
   std::cout << "in the file: " << name << '\n';
 }

@@ -8,7 +8,7 @@
 #include "vmspace/memory.hpp"
 #include "vmspace/ostream.hpp"
 
-#include "sample_file.hpp"
+#include "sample_files.hpp"
 
 using namespace vmspace::literals;
 
@@ -53,7 +53,8 @@ vmspace::Result<void> run(const std::string& kernel, const std::string& initrd) 
 }  // namespace
 
 int main() {
-  const example::SampleFile kernel("vmlinux", std::string(3_MiB, 'k'));
-  const example::SampleFile initrd("initrd.img", std::string(100'000, 'i'));
-  vmspace::value_or_exit(run(kernel.path(), initrd.path()));
+  const example::SampleFiles files;
+  files.write("vmlinux", std::string(3_MiB, 'k'));
+  files.write("initrd.img", std::string(100'000, 'i'));
+  vmspace::value_or_exit(run("vmlinux", "initrd.img"));
 }

@@ -58,6 +58,7 @@ vmspace::Result<void> restore_guest(int file) {
 
 int main() {
   const int file = ::memfd_create("snapshot", MFD_CLOEXEC);
+  vmspace::exit_unless(file >= 0, "a memfd can be made");
   vmspace::value_or_exit(save_guest(file));
   const auto restored = restore_guest(file);
   ::close(file);

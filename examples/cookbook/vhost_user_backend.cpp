@@ -104,9 +104,11 @@ int main() {
   std::array<int, 2> sockets{};
   const int kick = ::eventfd(0, EFD_CLOEXEC);
   const int interrupt = ::eventfd(0, EFD_CLOEXEC);
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets.data()) != 0) return 1;
+  vmspace::exit_unless(kick >= 0 && interrupt >= 0, "eventfds can be made");
+  vmspace::exit_unless(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets.data()) == 0,
+                       "a socket can be made");
   const pid_t child = ::fork();
-  if (child < 0) return 1;
+  vmspace::exit_unless(child >= 0, "a process can be made");
   if (child == 0) {
     ::close(sockets[0]);
     vmspace::value_or_exit(run_backend(sockets[1], kick, interrupt));

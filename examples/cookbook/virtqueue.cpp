@@ -90,6 +90,7 @@ vmspace::Result<void> example() {
   const auto memory = VMSPACE_TRY(GuestMemory::create(ram));
   const int kick = ::eventfd(0, EFD_CLOEXEC);
   const int interrupt = ::eventfd(0, EFD_CLOEXEC);
+  vmspace::exit_unless(kick >= 0 && interrupt >= 0, "eventfds can be made");
   std::thread device([&] { vmspace::value_or_exit(run_device(memory, kick, interrupt)); });
 
   const auto offered = offer_requests(memory);

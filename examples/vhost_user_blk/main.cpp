@@ -58,8 +58,9 @@ Result<Descriptor> listen_at(const std::string& path) {
 }
 
 Result<void> serve(const std::string& path, const std::string& image, bool is_once) {
-  // A front-end may truncate the file of its memory: then an access is an error, not a signal.
-  ::signal(SIGPIPE, SIG_IGN);  // it may give us for a ring's event what nobody reads
+  // A front-end may send a pipe that nobody reads as the event of a ring, or truncate the file of its
+  // memory: then a write or an access is an error, not a signal.
+  ::signal(SIGPIPE, SIG_IGN);
   const auto guard = VMSPACE_TRY(vmspace::FaultGuard::install());
   const Disk disk = VMSPACE_TRY(Disk::open(image.c_str()));
   const Descriptor listener = VMSPACE_TRY(listen_at(path));

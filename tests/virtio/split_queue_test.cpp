@@ -57,6 +57,20 @@ TEST(SplitQueue, GivesTheBuffersOfARequestAndTakesItBack) {
   EXPECT_THAT(queue.push_used(driver.memory, {5, 1}, 513), HasError(Errc::bad_state));
 }
 
+TEST(SplitQueue, KeepsTheBuffersThatItHasReadWhateverTheDriverWritesAfterwards) {
+  Driver driver(4);
+  SplitQueue queue = driver.queue();
+  DescriptorChain chain;
+  driver.describe(1, data, 16, next, 2);
+  driver.describe(2, data + 64, 32, writable);
+  driver.offer(1);
+  ASSERT_THAT(queue.pop(driver.memory, chain), IsOkAndHolds(true));
+  ASSERT_THAT(driver.memory.fill({driver.options.descriptors, 4 * 16}, std::byte{0xff}), IsOk());
+  EXPECT_EQ(chain.id(), (RequestId{.number = 1, .entries = 1}));
+  EXPECT_THAT(chain.readable(), ElementsAre(GuestRange{at(data), 16}));
+  EXPECT_THAT(chain.writable(), ElementsAre(GuestRange{at(data + 64), 32}));
+}
+
 TEST(SplitQueue, GoesRoundAndRoundPast16Bits) {
   Driver driver(2);
   driver.set_available_index(65534);
