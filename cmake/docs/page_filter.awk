@@ -50,7 +50,7 @@ function link(text, target,    path) {
   if (target ~ /^#/) return reference(text, page "_" substr(target, 2))
   if (target ~ /^(https?:|@ref)/) return "[" text "](" target ")"
   path = resolve(target)
-  if (path ~ /\.svg$/) return "[" text "](" target ")"
+  if (path ~ /\.svg$/) return "[" text "](" path ")"
   if (path ~ /^examples\/[a-z_]+$/) {
     if (exists(path "/README.md")) path = path "/README.md"
     else if (exists(path "/main.cpp")) path = path "/main.cpp"
