@@ -240,6 +240,18 @@ TEST_P(WatchedRestore, WhicheverCallOfStartingFailsTheRestoreGoesOn) {
   EXPECT_EQ(read(4), word_at(at(4)));
 }
 
+TEST(WatchedRestoreOfMuchMemory, AllThatIsLostIsPoisonedPageByPage) {
+  const GuestMemory memory = guest({{base, 512_MiB, Protection::read_write, MemorySource::shmem}});
+  START_OR_SKIP(restore, memory, std::make_shared<WordSource>(), {.background = false});
+  const auto scan = DirtyScan::start(memory);
+  if (!scan && scan.error().code == Errc::unsupported) GTEST_SKIP() << scan.error().message();
+  ASSERT_THAT(scan, IsOk());
+  const Injector injector;
+  restore.cancel();
+  EXPECT_EQ(injector.count("mprotect"), 0U) << "which would take pages from the guest for good";
+  EXPECT_LT(injector.calls().size(), 1'000U) << "no call for each page";
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Memory, WatchedRestore,
     ::testing::Values(
