@@ -26,8 +26,8 @@ namespace {
 
 /// How often in a row a call is made again for which the kernel has had no time (EAGAIN).
 constexpr unsigned most_attempts = 100'000;
-/// How often in a row the marks of write-protected pages that are absent are removed: what is in the way
-/// of more is a page.
+/// How often in a row the marks of write-protected pages that are absent are removed: what is in the
+/// way of more is a page.
 constexpr unsigned most_marks = 16;
 
 Error about(const MemoryRegion& region, const Error& error) {
