@@ -236,7 +236,7 @@ RestoredRegion::Filled RestoredRegion::fill_zeros(std::uint64_t offset,
 
 void RestoredRegion::resolve(std::uint64_t offset, std::byte* scratch) const noexcept {
   if (region_->backing().is_hugetlb()) std::memset(scratch, 0, unit_);
-  resolve_settled(*faults_, region_->mapping(), offset, scratch);
+  resolve_settled(*faults_, region_->mapping(), offset, scratch, is_watched_);
 }
 
 void RestoredRegion::poison(std::uint64_t offset, std::uint64_t size) const noexcept {
