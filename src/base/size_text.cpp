@@ -34,10 +34,12 @@ std::string grouped(std::uint64_t number) {
 std::string rounded(std::uint64_t size) {
   if (size == 0) return "0";
   const SizeUnit& unit = unit_of(std::bit_floor(size));
-  const double rest = static_cast<double>(size % unit.bytes) / static_cast<double>(unit.bytes);
-  const auto hundredths = static_cast<unsigned>(100 * rest);
+  // A digit at a time: ten times what is left of an EiB is still a number of 64 bits.
+  const std::uint64_t rest = 10 * (size % unit.bytes);
+  const std::uint64_t tenths = rest / unit.bytes;
+  const std::uint64_t hundredths = 10 * (rest % unit.bytes) / unit.bytes;
   std::string text = grouped(size / unit.bytes);
-  if (hundredths != 0) text += fmt::format(".{:02}", hundredths);
+  if (tenths + hundredths != 0) text += fmt::format(".{}{}", tenths, hundredths);
   return fmt::format("{} {}", text, unit.name);
 }
 

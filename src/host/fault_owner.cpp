@@ -53,19 +53,20 @@ Result<FaultClaim> FaultClaim::make(const char* operation, const MemoryMapping& 
                .text = *pinned});
 }
 
-Result<FaultClaim::Shared> FaultClaim::share(const char* operation, const MemoryMapping& mapping,
-                                             FaultOwner& watcher) {
+Result<FaultClaim> FaultClaim::share(const char* operation, const MemoryMapping& mapping,
+                                     FaultOwner& watcher,
+                                     std::shared_ptr<const Userfault>& faults) {
   const auto& ranges = mapping.pins_;
   const std::uint64_t first = mapping.file_offset();
-  std::shared_ptr<const Userfault> faults;
   const auto admit = [&](FaultOwner& holder) -> Result<bool> {
+    // With the claims locked, as the watcher's calls are.
     faults = VMSPACE_TRY(holder.admit(operation, mapping));
     return faults != nullptr;
   };
   const FaultOwner* const holder =
       VMSPACE_TRY(ranges->share(first, first + mapping.size(), watcher, admit));
   if (holder != nullptr) return claimed_by(operation, *holder);
-  return Shared{FaultClaim(ranges, first, watcher), std::move(faults)};
+  return FaultClaim(ranges, first, watcher);
 }
 
 FaultClaim::~FaultClaim() {

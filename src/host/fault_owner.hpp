@@ -84,11 +84,12 @@ class FaultClaim {
   /// discards that run. Allocates.
   [[nodiscard]] static Result<FaultClaim> make(const char* operation, const MemoryMapping& mapping,
                                                FaultOwner& owner);
-  struct Shared;
   /// Claims all of a mapping for one who only watches, or shares the claim of the owner who has it, if
-  /// that admits it. Errors: those of make() and FaultOwner::admit().
-  [[nodiscard]] static Result<Shared> share(const char* operation, const MemoryMapping& mapping,
-                                            FaultOwner& watcher);
+  /// that admits it: then `faults` is set to that owner's userfaultfd, before `watcher` is called by
+  /// anybody. Errors: those of make() and FaultOwner::admit().
+  [[nodiscard]] static Result<FaultClaim> share(const char* operation, const MemoryMapping& mapping,
+                                                FaultOwner& watcher,
+                                                std::shared_ptr<const Userfault>& faults);
   FaultClaim(FaultClaim&& other) noexcept
       : ranges_(std::move(other.ranges_)), first_(other.first_), owner_(other.owner_) {}
   FaultClaim& operator=(FaultClaim&& other) noexcept {
@@ -117,12 +118,6 @@ class FaultClaim {
   std::shared_ptr<PinnedRanges> ranges_;  // null when it claims nothing
   std::uint64_t first_ = 0;
   FaultOwner* owner_ = nullptr;
-};
-
-/// A claim, and the userfaultfd of the owner who shares it, or null where there is none.
-struct FaultClaim::Shared {
-  FaultClaim claim;
-  std::shared_ptr<const Userfault> faults;
 };
 
 /// `bad_state` while anybody claims any of the mapping and does more than watch it, whom the error

@@ -34,17 +34,16 @@ class Watched final : public detail::FaultOwner {
           InheritedFaults& inherited)
       : region_(std::move(region)),
         pages_(std::move(pages)),
+        faults_(std::move(faults)),
         inherited_(inherited),
-        restored_{.mapping = &mapping(), .faults = std::move(faults)} {}
+        restored_{.mapping = &mapping(), .faults = {}} {}
   Watched(const Watched&) = delete;
   Watched& operator=(const Watched&) = delete;
   ~Watched() = default;
 
   [[nodiscard]] Result<void> start() {
-    FaultClaim::Shared shared = VMSPACE_TRY(FaultClaim::share(starting, mapping(), *this));
-    claim_ = std::move(shared.claim);
-    if (shared.faults != nullptr) {
-      restored_.faults = std::move(shared.faults);
+    claim_ = VMSPACE_TRY(FaultClaim::share(starting, mapping(), *this, restored_.faults));
+    if (restored_.faults != nullptr) {
       inherited_.add(restored_);
     } else {
       VMSPACE_TRY(faults().add(starting, data(), mapping().size(), FaultModes::write_protect));
@@ -73,7 +72,9 @@ class Watched final : public detail::FaultOwner {
  private:
   [[nodiscard]] const MemoryMapping& mapping() const noexcept { return region_->mapping(); }
   [[nodiscard]] std::byte* data() const noexcept { return mapping().data(); }
-  [[nodiscard]] const Userfault& faults() const noexcept { return *restored_.faults; }
+  [[nodiscard]] const Userfault& faults() const noexcept {
+    return restored_.faults != nullptr ? *restored_.faults : *faults_;
+  }
 
   [[nodiscard]] const char* name() const noexcept override { return "DirtyScan"; }
   [[nodiscard]] bool only_watches() const noexcept override { return true; }
@@ -107,8 +108,9 @@ class Watched final : public detail::FaultOwner {
 
   MemoryRegionPtr region_;
   WrittenPages pages_;
+  std::shared_ptr<const Userfault> faults_;  ///< the scan's own
   InheritedFaults& inherited_;
-  InheritedFaults::Part restored_;  ///< or never was: then the userfaultfd is the scan's own
+  InheritedFaults::Part restored_;  ///< without a userfaultfd where nobody restored it
   bool is_registered_ = false;      ///< and this is who ends that
   std::vector<Extent> found_;       ///< ascending, joined; not reported yet
   std::mutex mutex_;

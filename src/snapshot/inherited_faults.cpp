@@ -21,15 +21,19 @@ constexpr const char* operation = "DirtyScan";
 }  // namespace
 
 void resolve_settled(const Userfault& faults, const MemoryMapping& mapping, std::uint64_t offset,
-                     const std::byte* zeros) noexcept {
+                     const std::byte* zeros, bool is_watched) noexcept {
   const Backing& backing = mapping.backing();
   const std::uint64_t size = mapping.page_size();
   std::byte* const page = mapping.data() + offset / size * size;
   Userfault::Done done{0, EFAULT};
   if (backing.is_shared()) done = faults.map_minor(page, size);
   // The file lacks it.
-  if (done.error == EFAULT)
-    done = backing.is_hugetlb() ? faults.copy(page, zeros, size) : faults.zero(page, size);
+  if (done.error == EFAULT) {
+    // Shared memory may have left the page tables after it was written (host/written_pages.hpp).
+    const bool is_new = is_watched && !backing.is_shared();
+    done = backing.is_hugetlb() ? faults.copy(page, zeros, size, true, is_new)
+                                : faults.zero(page, size);
+  }
   if (done.error != 0) faults.wake(page, size);
 }
 
@@ -108,7 +112,8 @@ void InheritedFaults::answer_next(const Userfault& faults) const noexcept {
            offset_in(one) < one->mapping->size();
   });
   if (part != parts_.end()) {
-    return resolve_settled(faults, *(*part)->mapping, offset_in(*part), zeros_.as<std::byte>());
+    return resolve_settled(faults, *(*part)->mapping, offset_in(*part), zeros_.as<std::byte>(),
+                           true);
   }
   // Another scan's, or still the restore's, which reads it when it is raised again.
   const std::uint64_t page = base_page_size();

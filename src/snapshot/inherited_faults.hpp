@@ -29,9 +29,9 @@ namespace vmspace::detail {
 
 /// Lets go on who waits for a page that has come: maps what the file has, else zeros. Where neither
 /// works now, it is tried again when the fault is raised again. `zeros` are of the size of a page, and
-/// used for hugetlb memory only.
+/// used for hugetlb memory only. Where the memory `is_watched`, private pages don't count as written.
 void resolve_settled(const Userfault& faults, const MemoryMapping& mapping, std::uint64_t offset,
-                     const std::byte* zeros) noexcept;
+                     const std::byte* zeros, bool is_watched) noexcept;
 
 /// Answers on a thread of its own, which runs only where there is something to inherit.
 class InheritedFaults {

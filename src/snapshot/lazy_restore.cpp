@@ -127,6 +127,7 @@ Result<void> LazyRestore::State::add_regions(const GuestMemory& memory) {
   });
   VMSPACE_TRY(ledger_.open(operation, std::move(areas)));
   VMSPACE_TRY(plan_working_set());
+  VMSPACE_TRY(add_workers());  // before regions begin, of which a discard wakes them
   for (RestoredRegion& region : regions_)
     VMSPACE_TRY(region.begin(operation, can));
   return {};
@@ -221,7 +222,7 @@ Result<void> LazyRestore::State::plan_working_set() {
   return {};
 }
 
-Result<void> LazyRestore::State::start_threads() {
+Result<void> LazyRestore::State::add_workers() {
   for (unsigned i = 0; i < options_.threads; ++i) {
     Worker& worker = workers_.emplace_back();
     worker.state = this;
@@ -231,6 +232,10 @@ Result<void> LazyRestore::State::start_threads() {
     if (worker.wake.value() < 0) return detail::fail_os(operation, {}, "eventfd");
     VMSPACE_TRY(worker.buffer.map(operation, buffer_size_));
   }
+  return {};
+}
+
+Result<void> LazyRestore::State::start_threads() {
   for (Worker& worker : workers_) {
     const int error = detail::start_thread(worker.thread, &State::thread_body, &worker);
     if (error != 0) return detail::fail_os(operation, {}, "pthread_create", error);

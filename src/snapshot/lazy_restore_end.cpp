@@ -26,6 +26,9 @@ LazyRestore::State::~State() {
             .operation = "LazyRestore",
             .reason = "the restore was destroyed before all pages had come"});
   } else {
+    // Before the workers go, which a discard of a region that has not ended wakes.
+    for (RestoredRegion& region : regions_)
+      region.end();
     const std::lock_guard lock(mutex_);
     has_ended_ = true;
   }

@@ -69,6 +69,7 @@ class VMSPACE_HIDDEN LazyRestore::State {
   [[nodiscard]] Result<void> compare(const MemoryRegion& region) const;
   [[nodiscard]] Result<void> settle_absent_blocks(const detail::RestoredRegion& region);
   [[nodiscard]] Result<void> plan_working_set();
+  [[nodiscard]] Result<void> add_workers();
   [[nodiscard]] Result<void> start_threads();
 
   // The threads.

@@ -89,9 +89,14 @@ Result<void> LiveSnapshot::State::open(const LiveSnapshotOptions& options) {
   features |= available & feature::write_protect_absent;
   populate = (available & feature::write_protect_absent) == 0;
   Userfault opened = VMSPACE_TRY(Userfault::open(prepare_operation, features));
-  faults = std::make_shared<const Userfault>(std::move(opened));
+  const auto shared = std::make_shared<const Userfault>(std::move(opened));
+  {
+    // Who discards asks for it once a region is claimed.
+    const std::lock_guard lock(mutex);
+    faults = shared;
+  }
   for (const LiveRegion& region : regions)
-    VMSPACE_TRY(region.add_to(*faults, prepare_operation));
+    VMSPACE_TRY(region.add_to(*shared, prepare_operation));
   wake = detail::Descriptor(kernel().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (wake.value() < 0) return fail_os(prepare_operation, {}, "eventfd");
   return {};

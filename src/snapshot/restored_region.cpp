@@ -24,10 +24,10 @@ namespace vmspace::detail {
 
 namespace {
 
-/// How often a call is made again for which the kernel has had no time (EAGAIN).
+/// How often in a row a call is made again for which the kernel has had no time (EAGAIN).
 constexpr unsigned most_attempts = 100'000;
-/// How often the mark of a write-protected page that is absent is removed: what is in the way of more
-/// is a page.
+/// How often in a row the marks of write-protected pages that are absent are removed: what is in the
+/// way of more is a page.
 constexpr unsigned most_marks = 16;
 
 Error about(const MemoryRegion& region, const Error& error) {
@@ -177,6 +177,7 @@ RestoredRegion::Filled RestoredRegion::repeat(std::uint64_t offset, std::uint64_
   for (std::uint64_t done = 0; done < size;) {
     const Userfault::Done step = call(done);
     done += step.bytes;
+    if (step.bytes != 0) attempts = 0;
     if (step.error == 0 && step.bytes != 0) continue;
     switch (step.error) {
       case EEXIST:
@@ -235,7 +236,7 @@ RestoredRegion::Filled RestoredRegion::fill_zeros(std::uint64_t offset,
 
 void RestoredRegion::resolve(std::uint64_t offset, std::byte* scratch) const noexcept {
   if (region_->backing().is_hugetlb()) std::memset(scratch, 0, unit_);
-  resolve_settled(*faults_, region_->mapping(), offset, scratch);
+  resolve_settled(*faults_, region_->mapping(), offset, scratch, is_watched_);
 }
 
 void RestoredRegion::poison(std::uint64_t offset, std::uint64_t size) const noexcept {
@@ -245,10 +246,13 @@ void RestoredRegion::poison(std::uint64_t offset, std::uint64_t size) const noex
       std::byte* const at = data() + offset + done;
       const Userfault::Done step = faults_->poison(at, size - done);
       if (step.bytes != 0) attempts = 0;
-      if (step.error != EEXIST || !can_.watching || ++attempts > most_marks) return step;
-      // The mark of a DirtyScan, which may come back with a harvest in between.
-      static_cast<void>(faults_->protect(at, unit_, false));
-      return Userfault::Done{0, EAGAIN};
+      if (step.error == EEXIST && can_.watching && attempts++ < most_marks) {
+        // The marks of a DirtyScan, which may come back with a harvest in between.
+        static_cast<void>(faults_->protect(at, size - done, false));
+        return Userfault::Done{0, EAGAIN};
+      }
+      attempts = 0;  // of the next page
+      return step;
     });
     if (poisoned.error == 0) return;
     offset += poisoned.bytes;

@@ -175,6 +175,12 @@ TEST(MemoryMapSvg, ReachesTheLastAddress) {
   EXPECT_THAT(height_of(svg), Lt(1000));
 }
 
+TEST(MemoryMapSvg, SizesAreRoundedDown) {
+  const DeviceRange devices[] = {{"most", Range::of(1, UINT64_MAX)}};
+  const std::string svg = drawn(plain_space(), {.devices = devices});
+  EXPECT_THAT(svg, HasSubstr(">15.99 EiB<"));
+}
+
 TEST(MemoryMapSvg, IsBoundedForTenThousandRegions) {
   AddressSpaceBase space = plain_space();
   for (std::uint64_t i = 0; i < 10'000; ++i)

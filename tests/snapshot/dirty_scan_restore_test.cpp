@@ -3,6 +3,8 @@
 // DirtyScan of memory that a LazyRestore is bringing: what the guest writes is reported, what only the
 // restore has put there is not, and the scan goes on when the restore ends, whichever way it does.
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <memory>
@@ -130,6 +132,23 @@ TEST_P(WatchedRestore, OnlyWhatIsWrittenIsReportedDuringItAndAfterIt) {
   EXPECT_THAT(harvest(scan), ElementsAre(pages(2), pages(5), pages(7)));
   EXPECT_EQ(read(2), word_at(at(2)));
   EXPECT_EQ(read(6), 0U);
+  if (!mapping().backing().is_shared()) {
+    EXPECT_THAT(harvest(scan), IsEmpty()) << "pages of zeros are not written by reading them";
+  }
+}
+
+TEST_P(WatchedRestore, WhatLeavesThePageTablesAndIsReadAgainIsNotLost) {
+  if (!mapping().backing().is_shared()) GTEST_SKIP() << "private pages stay there";
+  START_OR_SKIP(restore, memory, source, {.background = false});
+  SCAN(scan);
+  for (const bool has_ended : {false, true}) {
+    write(1);
+    ASSERT_EQ(::madvise(mapping().data(), mapping().size(), MADV_DONTNEED), 0);
+    EXPECT_EQ(read(1), word_at(at(1)));
+    EXPECT_TRUE(is_in(harvest(scan), 1)) << has_ended;
+    restore.resume_background();
+    VMSPACE_ASSERT_OK(restore.wait(long_enough));
+  }
 }
 
 TEST_P(WatchedRestore, WritesWhileItEndsAreReported) {
@@ -238,6 +257,18 @@ TEST_P(WatchedRestore, WhicheverCallOfStartingFailsTheRestoreGoesOn) {
   restore.resume_background();
   VMSPACE_ASSERT_OK(restore.wait(long_enough));
   EXPECT_EQ(read(4), word_at(at(4)));
+}
+
+TEST(WatchedRestoreOfMuchMemory, AllThatIsLostIsPoisonedPageByPage) {
+  const GuestMemory memory = guest({{base, 512_MiB, Protection::read_write, MemorySource::shmem}});
+  START_OR_SKIP(restore, memory, std::make_shared<WordSource>(), {.background = false});
+  const auto scan = DirtyScan::start(memory);
+  if (!scan && scan.error().code == Errc::unsupported) GTEST_SKIP() << scan.error().message();
+  ASSERT_THAT(scan, IsOk());
+  const Injector injector;
+  restore.cancel();
+  EXPECT_EQ(injector.count("mprotect"), 0U) << "which would take pages from the guest for good";
+  EXPECT_LT(injector.calls().size(), 1'000U) << "no call for each page";
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -3,19 +3,23 @@
 // LazyRestore: what it refuses to restore, what is refused while it runs, and what it does not leave
 // behind.
 
+#include <linux/userfaultfd.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/memory/region_descriptor.hpp"
 #include "vmspace/snapshot/snapshot.hpp"
 #include "vmspace/snapshot/snapshot_reader.hpp"
 
+#include "faults/injector.hpp"
 #include "host/host_support.hpp"
 #include "snapshot/lazy_support.hpp"
 #include "snapshot/snapshot_support.hpp"
@@ -172,6 +176,31 @@ TEST_F(LazyRestoreRefusals, AFailedStartLeavesTheMemoryUsable) {
   EXPECT_EQ(*memory.read<std::uint64_t>(GuestAddress(low)), 0U);
   EXPECT_EQ(*memory.read<std::uint64_t>(GuestAddress(high)), 1U);
   EXPECT_EQ(source->reads, 0U);
+}
+
+TEST_F(LazyRestoreRefusals, MemoryMayBeDiscardedWhileAFailedStartIsUndone) {
+  START_OR_SKIP(possible, ram(MemorySource::anon), source);
+  VMSPACE_ASSERT_OK(possible.wait(long_enough));
+  const GuestMemory memory = guest({{low, 64 * page, Protection::read_write, MemorySource::anon},
+                                    {high, 64 * page, Protection::read_write, MemorySource::anon}});
+  static const MemoryMapping* second;
+  second = &memory.regions()[1]->mapping();
+  Injector injector;
+  injector.table().ioctl = [](int fd, unsigned long request, void* argument) {
+    // The first region ends; the second one still belongs to the restore.
+    if (request == UFFDIO_UNREGISTER && second != nullptr) {
+      VMSPACE_EXPECT_OK(std::exchange(second, nullptr)->discard(0, page));
+    }
+    return detail::real_system_calls.ioctl(fd, request, argument);
+  };
+  injector.table().write = [](int fd, const void* buffer, std::size_t size) {
+    const ssize_t written = detail::real_system_calls.write(fd, buffer, size);
+    EXPECT_GE(written, 0) << "threads are woken that have gone";
+    return written;
+  };
+  injector.fail_next("pthread_create", EAGAIN);
+  EXPECT_FALSE(LazyRestore::start(memory, source).has_value());
+  EXPECT_EQ(second, nullptr);
 }
 
 TEST_F(LazyRestoreRefusals, ChildrenGetTheMemoryOnlyAfterwards) {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -131,6 +132,15 @@ TEST_P(WatchedRestoreStress, NoWriteIsLostAcrossTheEndOfTheRestore) {
 TEST_P(WatchedRestoreStress, EitherMayEndFirstAtAnyMoment) {
   for (unsigned round = 0; round < 60; ++round) {
     map();
+    // While both start, too; of a page that is zeros all the same.
+    const std::jthread discarder([&](const std::stop_token& stop) {
+      constexpr std::uint64_t index = 5;
+      EXPECT_EQ(expected(index), 0U);
+      while (!stop.stop_requested()) {
+        VMSPACE_EXPECT_OK(memory.regions()[0]->mapping().discard(index * source_page, source_page));
+        std::this_thread::yield();
+      }
+    });
     std::optional<LazyRestore> restore;
     {
       START_OR_SKIP(started, memory, source, {.threads = 1 + round % 2});

@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <stop_token>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -37,9 +38,18 @@ TEST_P(LiveSnapshotStress, EachHoldsItsInstant) {
   Stampers stampers(memory, stamped / page);
   for (int i = 0; i < snapshots; ++i) {
     const TempFile file;
+    // While it is prepared, too.
+    std::jthread discarder([&](const std::stop_token& stop) {
+      while (!stop.stop_requested()) {
+        VMSPACE_EXPECT_OK(mapping.discard(stamped, page));
+        std::this_thread::yield();
+      }
+    });
     // A small buffer that is often full, and a large one that never is.
     PREPARE_OR_SKIP(snapshot, memory, file.fd(),
                     {.buffer = i % 2 == 0 ? 4 * page : size, .peers_stopped = true});
+    discarder.request_stop();
+    discarder.join();
     ASSERT_TRUE(memory.fill(discarded, static_cast<std::byte>(i + 1)));
     stampers.wait_for(2'000);
     Stampers::Stamps instant;
