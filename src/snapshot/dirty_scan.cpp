@@ -81,9 +81,10 @@ class Watched final : public detail::FaultOwner {
   [[nodiscard]] Result<void> begin_discard(std::uint64_t, std::uint64_t) override {
     // Room for the end, which must not allocate; harvests leave it.
     const std::lock_guard lock(mutex_);
-    if (discarded_.size() == discarded_.capacity()) {
-      discarded_.reserve(std::max<std::size_t>(8, 2 * discarded_.size()));
-    }
+    if (discarded_.size() < discarded_.capacity()) return {};
+    // Who discards the same pages again and again makes it no longer, however rarely one harvests.
+    detail::join_extents(discarded_);
+    discarded_.reserve(std::max<std::size_t>(8, 2 * discarded_.size()));
     return {};
   }
   void end_discard(std::uint64_t first, std::uint64_t end, bool discarded) noexcept override {
