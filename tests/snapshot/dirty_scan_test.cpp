@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <utility>
@@ -163,6 +164,22 @@ TEST_F(DirtyScanKinds, DiscardedPagesAreReportedAndWatchedOn) {
     EXPECT_THAT(harvest(scan), IsEmpty());
     write(memory, 6);
     EXPECT_THAT(harvest(scan), ElementsAre(pages(6, 1)));
+  }
+}
+
+TEST_F(DirtyScanKinds, HarvestsGoOnWhilePagesAreDiscarded) {
+  for (const BackingSpec& spec : specs_) {
+    SCOPED_TRACE(name(spec));
+    const GuestMemory memory = map(spec);
+    START_OR_SKIP(scan, memory);
+    const std::jthread discarder([&](const std::stop_token& stop) {
+      while (!stop.stop_requested()) {
+        VMSPACE_EXPECT_OK(memory.regions()[0]->mapping().discard(5 * page, page));
+        std::this_thread::yield();
+      }
+    });
+    for (int i = 0; i < 1'000; ++i)
+      ASSERT_THAT(scan.harvest(), IsOk());
   }
 }
 
