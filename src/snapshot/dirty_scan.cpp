@@ -36,7 +36,8 @@ class Watched final : public detail::FaultOwner {
         pages_(std::move(pages)),
         faults_(std::move(faults)),
         inherited_(inherited),
-        restored_{.mapping = &mapping(), .faults = {}} {}
+        restored_{.mapping = &mapping(), .faults = {}},
+        is_mapped_anew_(!mapping().backing().is_shared() && !mapping().backing().is_anonymous()) {}
   Watched(const Watched&) = delete;
   Watched& operator=(const Watched&) = delete;
   ~Watched() = default;
@@ -56,6 +57,7 @@ class Watched final : public detail::FaultOwner {
 
   /// Adds what was written to what was found before, and not reported.
   [[nodiscard]] Result<void> find(const char* operation) {
+    const std::lock_guard registered(registering_);
     VMSPACE_TRY(pages_.find(operation, {0, mapping().size()}, WrittenPages::Mode::protect, found_));
     // Afterwards, and what ends later is for the next harvest.
     const std::lock_guard lock(mutex_);
@@ -79,22 +81,29 @@ class Watched final : public detail::FaultOwner {
   [[nodiscard]] const char* name() const noexcept override { return "DirtyScan"; }
   [[nodiscard]] bool only_watches() const noexcept override { return true; }
   [[nodiscard]] Result<void> begin_discard(std::uint64_t, std::uint64_t) override {
-    // Room for the end, which must not allocate; harvests leave it.
-    const std::lock_guard lock(mutex_);
-    if (discarded_.size() == discarded_.capacity()) {
-      discarded_.reserve(std::max<std::size_t>(8, 2 * discarded_.size()));
+    {
+      // Room for the end, which must not allocate; harvests leave it.
+      const std::lock_guard lock(mutex_);
+      if (discarded_.size() == discarded_.capacity()) {
+        // Who discards the same pages again makes it no longer, however rarely one harvests.
+        detail::join_extents(discarded_);
+        discarded_.reserve(std::max<std::size_t>(8, 2 * discarded_.size()));
+      }
     }
+    if (is_mapped_anew_) registering_.lock();  // until the end
     return {};
   }
   void end_discard(std::uint64_t first, std::uint64_t end, bool discarded) noexcept override {
-    if (!discarded) return;
     const Extent part{first - mapping().file_offset(), end - first};
-    // Of a private file, fresh memory was mapped in place of the part; for other memory this changes
-    // nothing. Should it fail, so does every harvest.
+    if (discarded) {
+      const std::lock_guard lock(mutex_);
+      discarded_.push_back(part);
+    }
+    if (!is_mapped_anew_) return;
+    // Should it fail, so does every harvest. Where nothing was discarded this changes nothing.
     static_cast<void>(
         faults().add(harvesting, data() + part.offset, part.size, FaultModes::write_protect));
-    const std::lock_guard lock(mutex_);
-    discarded_.push_back(part);
+    registering_.unlock();
   }
 
   void inherit() noexcept override {
@@ -112,7 +121,11 @@ class Watched final : public detail::FaultOwner {
   InheritedFaults& inherited_;
   InheritedFaults::Part restored_;  ///< without a userfaultfd where nobody restored it
   bool is_registered_ = false;      ///< and this is who ends that
-  std::vector<Extent> found_;       ///< ascending, joined; not reported yet
+  /// A discard maps fresh memory in place of a part of a private file. Harvests wait until that is
+  /// registered.
+  const bool is_mapped_anew_;
+  std::mutex registering_;
+  std::vector<Extent> found_;  ///< ascending, joined; not reported yet
   std::mutex mutex_;
   std::vector<Extent> discarded_;
   FaultClaim claim_;  ///< ends first

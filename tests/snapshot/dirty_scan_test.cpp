@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <utility>
@@ -23,6 +24,7 @@
 #include "vmspace/snapshot/snapshot_reader.hpp"
 #include "vmspace/testing.hpp"
 
+#include "faults/failing_new.hpp"
 #include "faults/injector.hpp"
 #include "host/fault_owner.hpp"
 #include "host/host_support.hpp"
@@ -163,6 +165,33 @@ TEST_F(DirtyScanKinds, DiscardedPagesAreReportedAndWatchedOn) {
     write(memory, 6);
     EXPECT_THAT(harvest(scan), ElementsAre(pages(6, 1)));
   }
+}
+
+TEST_F(DirtyScanKinds, HarvestsGoOnWhilePagesAreDiscarded) {
+  for (const BackingSpec& spec : specs_) {
+    SCOPED_TRACE(name(spec));
+    const GuestMemory memory = map(spec);
+    START_OR_SKIP(scan, memory);
+    const std::jthread discarder([&](const std::stop_token& stop) {
+      while (!stop.stop_requested()) {
+        VMSPACE_EXPECT_OK(memory.regions()[0]->mapping().discard(5 * page, page));
+        std::this_thread::yield();
+      }
+    });
+    for (int i = 0; i < 1'000; ++i)
+      ASSERT_THAT(scan.harvest(), IsOk());
+  }
+}
+
+TEST_F(DirtyScanKinds, PagesThatAreDiscardedAgainAndAgainTakeNoMoreMemory) {
+  const GuestMemory memory = map(specs_.front());
+  START_OR_SKIP(scan, memory);
+  const MemoryMapping& mapping = memory.regions()[0]->mapping();
+  test::largest = 0;
+  for (std::uint64_t i = 0; i < 10'000; ++i)
+    VMSPACE_ASSERT_OK(mapping.discard(i % 4 * page, page));
+  EXPECT_LT(test::largest, 4096U);
+  EXPECT_THAT(harvest(scan), ElementsAre(pages(0, 4)));
 }
 
 // The kernel may do so at any time, to swap a page out or to write it back.
