@@ -32,11 +32,17 @@ struct OpenFile {
 };
 
 Result<OpenFile> open_file(const std::string& path, GuestAddress at) {
+  const Operand place = Operand::address(at.value());
+  if (path.find('\0') != std::string::npos) {  // open() would take what is before it
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = place,
+                 .reason = "the path must not contain NUL"});
+  }
   // O_NONBLOCK: a FIFO is refused below instead of waited for.
   Descriptor file(detail::retry([&] {
     return kernel().open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
   }));
-  const Operand place = Operand::address(at.value());
   if (file.value() < 0) return detail::fail_os(operation, place, "opening the file");
   struct stat info {};
   if (detail::retry([&] { return kernel().fstat(file.value(), &info); }) < 0)

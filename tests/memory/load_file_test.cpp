@@ -101,6 +101,14 @@ TEST_F(LoadFile, WhatIsNoRegularFileWithContentsIsRefusedByName) {
   EXPECT_THAT(load_file(fifo, memory, at(base)), HasError(Errc::invalid_argument));
 }
 
+TEST_F(LoadFile, APathThatOnlyBeginsLikeTheFilesIsRefused) {
+  const std::string kernel = directory.file("kernel", page, 'k');
+  const GuestMemory memory = guest({{base, page}});
+  EXPECT_THAT(load_file(kernel + std::string(1, '\0') + ".sig", memory, at(base)),
+              HasError(Errc::invalid_argument));
+  EXPECT_EQ(contents(memory, base, page), bytes(page, 0));
+}
+
 TEST_F(LoadFile, MemoryThatThisProcessMayNotWriteIsRefused) {
   const std::string firmware = directory.file("firmware", page, 'f');
   ASSERT_EQ(chmod(firmware.c_str(), 0400), 0);

@@ -25,7 +25,7 @@ namespace vmspace {
 /// The range may cross from one region into the next.
 ///
 /// Errors, each naming the file: `os` when it can't be opened or read, EIO when it has become shorter
-/// meanwhile; `invalid_argument` unless it is a regular file; `zero_size` for an empty one; those of
+/// meanwhile; `invalid_argument` unless it is a regular file, named without NUL; `zero_size` if empty; those of
 /// every read access for a range that is not all memory; those of MemoryRegion::load_image. Nothing has
 /// been written when the file does not fit; after an error in the middle, what was read stays. Any
 /// thread may call it; a reader may see a part of the file. O(bytes).

@@ -76,8 +76,8 @@ struct LazyRestoreOptions {
   /// After so many pages that could not be brought the source counts as dead, and the restore as
   /// cancelled. At least 1.
   std::uint64_t error_limit = 1024;
-  /// Told of pages that are lost, from a thread of the restore, before anybody gets a signal for
-  /// them. It must not touch the memory, throw, discard, or destroy the restore; it may cancel() it.
+  /// Told of lost pages, from a thread of the restore, before anybody gets a signal for them. It may
+  /// cancel() the restore, but not destroy it, throw, or touch, discard, pin or watch the memory.
   std::function<void(GuestRange, const Error&)> on_error = {};
 };
 
