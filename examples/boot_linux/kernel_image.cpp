@@ -134,7 +134,7 @@ Result<void> KernelImage::parse() {
       return corrupt("a segment has an impossible size or address",
                      Operand::span(part.p_paddr, part.p_memsz));
     }
-    segments_.push_back({GuestAddress(part.p_paddr), bytes, part.p_memsz});
+    if (part.p_memsz != 0) segments_.push_back({GuestAddress(part.p_paddr), bytes, part.p_memsz});
   }
   if (segments_.empty()) return corrupt("the kernel has nothing to load");
   return {};

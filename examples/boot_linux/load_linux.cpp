@@ -8,6 +8,7 @@
 #include <array>
 #include <cstring>
 
+#include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/base/literals.hpp"
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/endian.hpp"
@@ -15,16 +16,20 @@
 namespace boot_linux {
 
 using namespace vmspace::literals;
+using vmspace::AllocPolicy;
 using vmspace::E820Entry;
 using vmspace::E820Type;
 using vmspace::Errc;
+using vmspace::Error;
 using vmspace::fail;
 using vmspace::GuestAddress;
 using vmspace::GuestMemory;
 using vmspace::GuestRange;
+using vmspace::IntervalTree;
 using vmspace::Le32;
 using vmspace::Le64;
 using vmspace::Operand;
+using vmspace::Range;
 using vmspace::Result;
 
 namespace {
@@ -66,28 +71,24 @@ struct MemoryEntry {
   Le32 reserved;
 };
 
-/// The RAM of an e820 map that ends highest below `limit`; what is above `limit` does not count.
-GuestRange last_ram(std::span<const E820Entry> e820, std::uint64_t limit) {
-  GuestRange last{};
+/// The guest's RAM, of which what is loaded takes its part.
+Result<IntervalTree<>> find_ram(std::span<const E820Entry> e820) {
+  IntervalTree<> ram;
   for (const E820Entry& entry : e820) {
-    if (entry.type != E820Type::ram || entry.base.value() >= limit) continue;
-    last = {entry.base, std::min(entry.size, limit - entry.base.value())};
+    if (entry.type != E820Type::ram) continue;
+    const Range range = VMSPACE_TRY(Range::from_base_size(entry.base.value(), entry.size));
+    VMSPACE_TRY(ram.insert(range));
   }
-  return last;
+  return ram;
 }
 
-Result<void> load_kernel(const GuestMemory& memory, const Boot& boot) {
+Result<void> load_kernel(const GuestMemory& memory, const Boot& boot, IntervalTree<>& ram) {
   for (const Segment& segment : boot.kernel.segments()) {
-    const bool is_in_ram = std::ranges::any_of(boot.e820, [&](const E820Entry& entry) {
-      return entry.type == E820Type::ram && segment.where >= entry.base &&
-             segment.size <= entry.size &&
-             segment.where.value() - entry.base.value() <= entry.size - segment.size;
-    });
-    if (!is_in_ram) {
-      return fail({.code = Errc::no_space,
-                   .operation = operation,
-                   .first = Operand::span(segment.where.value(), segment.size),
-                   .reason = "the guest has no RAM where the kernel has to be"});
+    const Range range = VMSPACE_TRY(Range::from_base_size(segment.where.value(), segment.size));
+    if (const auto taken = ram.allocate_at(range); !taken) {
+      Error error = taken.error().in(operation);
+      error.reason = "the guest has no RAM where the kernel has to be";
+      return fail(error);
     }
     // The rest of the segment is zeros, as fresh memory is.
     VMSPACE_TRY(memory.write_slice(segment.where, segment.bytes));
@@ -96,22 +97,19 @@ Result<void> load_kernel(const GuestMemory& memory, const Boot& boot) {
 }
 
 /// As high as a kernel takes it, so that nothing that grows upwards meets it.
-Result<GuestRange> load_initrd(const GuestMemory& memory, const Boot& boot) {
+Result<GuestRange> load_initrd(const GuestMemory& memory, const Boot& boot, IntervalTree<>& ram) {
   if (boot.initrd.empty()) return GuestRange{};
-  const GuestRange ram = last_ram(boot.e820, initrd_limit);
-  const std::uint64_t size = (boot.initrd.size() + 4095) & ~std::uint64_t{4095};
-  const std::uint64_t kernel_end = boot.kernel.end().value();
-  const std::uint64_t bottom = std::max(ram.base.value(), kernel_end);
-  const std::uint64_t top = ram.base.value() + ram.size;
-  if (top < bottom || size > top - bottom) {
-    return fail({.code = Errc::no_space,
-                 .operation = operation,
-                 .first = Operand::size(boot.initrd.size()),
-                 .second = Operand::span(bottom, top < bottom ? 0 : top - bottom),
-                 .reason = "the initrd does not fit between the kernel and the end of the RAM "
-                           "below 2 GiB"});
+  const auto taken = ram.allocate({.size = boot.initrd.size(),
+                                   .min = boot.kernel.end().value(),
+                                   .max = initrd_limit - 1,
+                                   .align = 4_KiB,
+                                   .policy = AllocPolicy::last_match});
+  if (!taken) {
+    Error error = taken.error().in(operation);
+    error.reason = "the initrd does not fit between the kernel and the end of the RAM below 2 GiB";
+    return fail(error);
   }
-  const GuestRange place{GuestAddress(top - size), boot.initrd.size()};
+  const GuestRange place{GuestAddress(taken->min()), taken->size()};
   VMSPACE_TRY(memory.write_slice(place.base, boot.initrd));
   return place;
 }
@@ -214,8 +212,9 @@ Result<Entry> prepare_64_bit(const GuestMemory& memory, const Boot& boot, GuestR
 }  // namespace
 
 Result<Entry> load_linux(const GuestMemory& memory, const Boot& boot) {
-  VMSPACE_TRY(load_kernel(memory, boot));
-  const GuestRange initrd = VMSPACE_TRY(load_initrd(memory, boot));
+  IntervalTree<> ram = VMSPACE_TRY(find_ram(boot.e820));
+  VMSPACE_TRY(load_kernel(memory, boot, ram));
+  const GuestRange initrd = VMSPACE_TRY(load_initrd(memory, boot, ram));
   VMSPACE_TRY(load_command_line(memory, boot.command_line));
   VMSPACE_TRY(load_acpi(memory, boot.srat, boot.device));
   VMSPACE_TRY(load_reset_vector(memory));
