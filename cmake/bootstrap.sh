@@ -129,10 +129,10 @@ unpack_kernel() {
 }
 
 # unpack_libraries <Debian's architecture> <package>...: libraries of another machine, as its packages
-# have them, under build/root/. They are not installed, and the architecture is not added to dpkg's,
+# have them, under build/sysroot/. They are not installed, and the architecture is not added to dpkg's,
 # since that would be a change to the whole system, felt at every upgrade: apt has lists of its own here.
 unpack_libraries() {
-  root="$PWD/build/root/$1"
+  root="$PWD/build/sysroot/$1"
   [ ! -e "$root/complete" ] || return 0
   mkdir -p "$root/apt/lists/partial" "$root/apt/cache/archives/partial"
   packages=""

@@ -16,6 +16,7 @@ CCACHE_BASEDIR="$PWD"
 CCACHE_NOHASHDIR=1
 export CCACHE_BASEDIR CCACHE_NOHASHDIR
 
+# A tree without tags has no release to compare with, which is said below.
 with=${1:-$(git describe --tags --abbrev=0 2>/dev/null || true)}
 
 # build <tree>: its shared library, with the debug information that abidw reads.

@@ -55,17 +55,21 @@ RC_GTEST_PROP(IntervalTreeModel, AgreesWithASortedVectorAcrossTheMiddle, ()) {
   any_calls((std::uint64_t{1} << 63) - 1000);
 }
 
+/// A call of a kind from `first` to `last`.
+Step any_step(std::uint64_t bits, unsigned first, unsigned last) {
+  return {.kind = static_cast<std::uint8_t>(first + bits % (last - first + 1)),
+          .shape = static_cast<std::uint8_t>(bits >> 8),
+          .a = static_cast<std::uint16_t>(bits >> 16),
+          .b = static_cast<std::uint16_t>(bits >> 32)};
+}
+
 /// Trees of several levels: hundreds of ranges are put in, used, and taken out again, so that nodes
 /// split and merge on every level. Lists of this length would take long to shrink: the seed is
 /// fixed.
 void grow_and_shrink(std::uint64_t origin, unsigned seed) {
   std::mt19937_64 random(seed);
   const auto next = [&random](unsigned first, unsigned last) {
-    const std::uint64_t bits = random();
-    return Step{.kind = static_cast<std::uint8_t>(first + bits % (last - first + 1)),
-                .shape = static_cast<std::uint8_t>(bits >> 8),
-                .a = static_cast<std::uint16_t>(bits >> 16),
-                .b = static_cast<std::uint16_t>(bits >> 32)};
+    return any_step(random(), first, last);
   };
   SideBySide both(origin);
   const auto apply = [&both](const Step& step) {
@@ -96,11 +100,7 @@ TEST(IntervalTreeModel, AgreesWhileATreeOfSeveralLevelsGrowsAndShrinks) {
 void ask_again_and_again(std::uint64_t origin, unsigned seed) {
   std::mt19937_64 random(seed);
   const auto any = [&random](unsigned first, unsigned last) {
-    const std::uint64_t bits = random();
-    return Step{.kind = static_cast<std::uint8_t>(first + bits % (last - first + 1)),
-                .shape = static_cast<std::uint8_t>(bits >> 8),
-                .a = static_cast<std::uint16_t>(bits >> 16),
-                .b = static_cast<std::uint16_t>(bits >> 32)};
+    return any_step(random(), first, last);
   };
   SideBySide both(origin);
   const auto apply = [&both](const Step& step) {
