@@ -104,14 +104,9 @@ Boot next_boot(Process& qemu) {
 }
 
 TEST(BootLinuxNested, ReachesInitThatUsesOurMachine) {
-  for (const char* program : {"qemu-system-x86_64", "ldd"}) {
-    if (!has_program(program))
-      GTEST_SKIP() << program << " is not installed (bootstrap.sh clients)";
-  }
-  if (!fs::exists("/bin/busybox")) GTEST_SKIP() << "busybox-static is not installed";
+  const std::string missing = missing_for_linux({"qemu-system-x86_64", "ldd"});
+  if (!missing.empty()) GTEST_SKIP() << missing;
   const auto kernel = DebianKernel::find();
-  if (kernel.image.empty())
-    GTEST_SKIP() << "no Debian cloud kernel (bootstrap.sh clients gets one)";
 
   const ShortDirectory directory;
   write_host(directory, kernel);

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <initializer_list>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -52,6 +53,18 @@ struct DebianKernel {
     return newest;
   }
 };
+
+/// What a test lacks that boots Debian's kernel with these programs and busybox; empty when nothing.
+inline std::string missing_for_linux(std::initializer_list<const char*> programs) {
+  for (const char* program : programs) {
+    if (!has_program(program))
+      return std::string(program) + " is not installed (bootstrap.sh clients)";
+  }
+  if (!fs::exists("/bin/busybox")) return "busybox-static is not installed";
+  if (DebianKernel::find().image.empty())
+    return "no Debian cloud kernel (bootstrap.sh clients gets one)";
+  return {};
+}
 
 /// The machine protocol of QEMU's monitor.
 class Monitor {

@@ -51,14 +51,9 @@ $b poweroff -f
 )sh";
 
 TEST(VhostUserBlkLinux, UsesOurDiskWhileMemoryComesAndGoesAndTheDeviceIsKilled) {
-  for (const char* program : {"qemu-system-x86_64", "md5sum"}) {
-    if (!has_program(program))
-      GTEST_SKIP() << program << " is not installed (bootstrap.sh clients)";
-  }
-  if (!fs::exists("/bin/busybox")) GTEST_SKIP() << "busybox-static is not installed";
+  const std::string missing = missing_for_linux({"qemu-system-x86_64", "md5sum"});
+  if (!missing.empty()) GTEST_SKIP() << missing;
   const auto kernel = DebianKernel::find();
-  if (kernel.image.empty())
-    GTEST_SKIP() << "no Debian cloud kernel (bootstrap.sh clients gets one)";
 
   const ShortDirectory directory;
   Archive initrd;
