@@ -227,8 +227,10 @@ class PoolOwner {
     return *this;
   }
   ~PoolOwner() {
-    if (pool_ != nullptr && __atomic_sub_fetch(&pool_->owners_, 1, __ATOMIC_ACQ_REL) == 0)
-      delete pool_;
+    if (pool_ == nullptr || __atomic_sub_fetch(&pool_->owners_, 1, __ATOMIC_ACQ_REL) != 0) return;
+#ifndef __clang_analyzer__  // which can't count owners, and would warn of every second one
+    delete pool_;
+#endif
   }
 
   [[nodiscard]] RangePoolState* get() const noexcept { return pool_; }
