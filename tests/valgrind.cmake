@@ -19,9 +19,11 @@ list(APPEND without_memcheck lazy_restore_calls_test lazy_restore_test live_snap
 # What faults on purpose is an invalid access.
 list(APPEND without_memcheck fault_guard_test)
 
-# mmap(2): mappings of a terabyte and above are refused, with EINVAL, and MAP_FIXED_NOREPLACE is ignored.
+# mmap(2): 64 GiB and more are refused, with EINVAL, and MAP_FIXED_NOREPLACE is ignored.
 list(APPEND without_memcheck_arena_test HostArena.BadOptionsAreErrors
      HostArena.HugetlbMemoryHasItsPlaceOrLeavesItReserved)
+list(APPEND without_memcheck_memory_blocks_test
+     MemoryBlocksTest.NoPatternOfBlocksTakesMoreMappingsThanThereAreSlots)
 list(APPEND without_memcheck_memory_mapping_test MemoryMapping.SizesAboveTheAddressSpaceAreErrors)
 list(APPEND without_memcheck_host_calls_test SystemCallFaults.MappingADevice
      SystemCallFaults.MappingEachBacking SystemCallFaults.MappingInAnArena
@@ -32,10 +34,6 @@ list(APPEND without_memcheck_page_scan_test
      PageScanKinds.PresentPagesOfZerosAreFoundAndAbsentOnesStayAbsent
      PageScanKinds.WhatAnotherProcessWroteIsFound PageScanKinds.WhatWasWrittenIsFoundAndNothingIsMade
      PageScanKinds.WhereAKernelOrASandboxLacksOneMeansAnotherStandsIn)
-
-# setrlimit(2): valgrind's own memory counts.
-list(APPEND without_memcheck_memory_mapping_test
-     MemoryMapping.LockingAboveTheLimitIsAnErrorAndLocksNothing)
 
 find_program(VMSPACE_VALGRIND valgrind)
 mark_as_advanced(VMSPACE_VALGRIND)
