@@ -16,6 +16,9 @@ list(APPEND without_memcheck dirty_scan_kvm_test handover_kvm_test tiny_vm_test 
 list(APPEND without_memcheck lazy_restore_calls_test lazy_restore_test live_snapshot_faults_test
      live_snapshot_test userfault_test)
 
+# It repeats its changes so often that it takes many minutes here.
+list(APPEND without_memcheck vm_memory_leaks_test)
+
 # What faults on purpose is an invalid access.
 list(APPEND without_memcheck fault_guard_test)
 
