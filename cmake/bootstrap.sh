@@ -16,7 +16,7 @@
 set -eu
 
 usage() {
-  echo "usage: sh cmake/bootstrap.sh demo|test|docs|clients|shared|release|report|asan|tsan|clang|fuzz|package|aarch64|s390x ..." >&2
+  echo "usage: sh cmake/bootstrap.sh demo|test|docs|clients|valgrind|shared|release|report|asan|tsan|clang|fuzz|package|aarch64|s390x ..." >&2
   exit 2
 }
 
@@ -28,6 +28,7 @@ packages_for() {
     demo) echo "$library" ;;
     docs) echo "$library doxygen doxygen-awesome-css" ;;
     test | shared) echo "$library $tests" ;;
+    valgrind) echo "$library $tests valgrind" ;;
     clients) echo "$library $tests libcli11-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev qemu-system-x86 qemu-utils busybox-static" ;;
     asan | tsan) echo "$library $tests ccache" ;;
     clang) echo "$library $tests ccache clang libclang-rt-dev clang-format clang-tidy" ;;
@@ -128,6 +129,17 @@ unpack_kernel() {
   rm -r "$1/package"
 }
 
+# apt_for <Debian's architecture> <command>...: apt-get with lists of its own below $root/apt, where it downloads to.
+apt_for() {
+  (
+    cd "$root/apt"
+    machine=$1
+    shift
+    apt-get -qq -o "APT::Architectures::=$machine" -o "Dir::State::Lists=$root/apt/lists" \
+      -o "Dir::Cache=$root/apt/cache" -o APT::Sandbox::User=root "$@"
+  )
+}
+
 # unpack_libraries <Debian's architecture> <package>...: libraries of another machine, as its packages
 # have them, under build/sysroot/. They are not installed, and the architecture is not added to dpkg's,
 # since that would be a change to the whole system, felt at every upgrade: apt has lists of its own here.
@@ -139,9 +151,8 @@ unpack_libraries() {
   for package in $(shift && echo "$@"); do
     packages="$packages $package:$1"
   done
-  apt_here="-qq -o APT::Architectures::=$1 -o Dir::State::Lists=$root/apt/lists -o Dir::Cache=$root/apt/cache -o APT::Sandbox::User=root"
-  # shellcheck disable=SC2086  # lists of words
-  if ! (cd "$root/apt" && apt-get $apt_here update && apt-get $apt_here download $packages); then
+  # shellcheck disable=SC2086  # a list of words
+  if ! apt_for "$1" update || ! apt_for "$1" download $packages; then
     echo "bootstrap: Debian's packages for $1 are not to be had here:$packages" >&2
     echo "bootstrap: set CMAKE_FIND_ROOT_PATH to where these libraries are, and use the preset" >&2
     exit 77 # by which .ci/run knows this from a failure

@@ -25,9 +25,8 @@ list(APPEND without_populate_test Populate.FillsSeveralRangesAtOnceAndNothingEls
      Populate.ReadsPrivateFilesInsteadOfCopyingThem Populate.ReadsWhatMayOnlyBeRead)
 list(APPEND without_populate_nodes_test PopulateNodes.*)
 
-# mmap(2): huge pages are refused whatever the pool has, and two mappings may lie side by side.
+# mmap(2): huge pages are refused whatever the pool has.
 list(APPEND without_memory_mapping_test MemoryMapping.GiganticPagesWorkOrSayWhatIsMissing)
-list(APPEND without_guest_view_test GuestIovecs.AreFilledAndDrainedByReadvAndWritevAcrossRegions)
 
 # recvmsg(2) does not say that descriptors did not fit (MSG_CTRUNC), sigaltstack(2) has no SS_AUTODISARM.
 list(APPEND without_vhost_user_message_test

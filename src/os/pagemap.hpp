@@ -34,11 +34,12 @@ inline constexpr std::uint64_t scan_protects = 1 << 0;
 /// Fails with EPERM for memory that is not so registered.
 inline constexpr std::uint64_t scan_requires_async = 1 << 1;
 
-/// Neighbouring pages, [start, end), of the same reported categories (struct page_region).
+/// Neighbouring pages, [start, end), of the same reported categories (struct page_region). With values,
+/// since valgrind does not know that the kernel writes them.
 struct PageRegion {
-  std::uint64_t start;
-  std::uint64_t end;
-  std::uint64_t categories;
+  std::uint64_t start = 0;
+  std::uint64_t end = 0;
+  std::uint64_t categories = 0;
 };
 
 /// Which pages are wanted, and which of their categories are reported; see struct pm_scan_arg.

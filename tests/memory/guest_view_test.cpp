@@ -25,7 +25,6 @@ namespace vmspace {
 namespace {
 
 using testing::contents;
-using testing::guest;
 using testing::page;
 using testing::pattern;
 using testing::region;
@@ -33,8 +32,15 @@ using testing::region;
 constexpr GuestAddress first{0x10000};
 constexpr GuestAddress second{0x10000 + page};  // where the next region begins
 
+/// Apart on the host, since iovecs join what lies side by side there.
 GuestMemory two_regions() {
-  return guest({{first.value(), page}, {second.value(), page}});
+  std::vector<MemoryRegionPtr> regions;
+  for (const GuestAddress base : {first, second}) {
+    const auto description = AddressSpaceRegion::make(
+        {.name = "test", .base = base, .size = page, .backing = {.source = MemorySource::anon}});
+    regions.push_back(*MemoryRegion::map(*description, {.guard_pages = true}));
+  }
+  return *GuestMemory::from_regions(std::move(regions));
 }
 
 TEST(GuestView, ShowsTheMemoryOfOneRegion) {

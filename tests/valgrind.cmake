@@ -1,0 +1,62 @@
+# Tests under valgrind's memcheck, which sees what the sanitizers can't: values that nobody has set, also
+# where they reach a system call. `memcheck.<program>` is each program of GoogleTest cases but those that
+# are left out below, built by the target memcheck_tests, and run by `ctest -C memcheck` (the preset
+# valgrind) alone. What can tell by itself that something is missing skips with its reason instead.
+#
+# Left out are programs (without_memcheck) and cases (without_memcheck_<program>). Of labels: `client`, which
+# starts other programs, and `stress`, since under valgrind only one thread runs at a time.
+
+# They read the sources, and the library does nothing in them.
+list(APPEND without_memcheck file_length_test layers_test readme_test security_test try_lint_test version_test)
+
+# KVM: valgrind sees nothing of what a guest writes.
+list(APPEND without_memcheck dirty_scan_kvm_test handover_kvm_test tiny_vm_test vm_memory_kvm_test)
+
+# userfaultfd(2): a thread that waits for a page keeps valgrind from running the one that would bring it.
+list(APPEND without_memcheck lazy_restore_calls_test lazy_restore_test live_snapshot_faults_test
+     live_snapshot_test userfault_test)
+
+# It repeats its changes so often that it takes many minutes here.
+list(APPEND without_memcheck vm_memory_leaks_test)
+
+# What faults on purpose is an invalid access.
+list(APPEND without_memcheck fault_guard_test)
+
+# mmap(2): 64 GiB and more are refused, with EINVAL, and MAP_FIXED_NOREPLACE is ignored.
+list(APPEND without_memcheck_arena_test HostArena.BadOptionsAreErrors
+     HostArena.HugetlbMemoryHasItsPlaceOrLeavesItReserved)
+list(APPEND without_memcheck_memory_blocks_test
+     MemoryBlocksTest.NoPatternOfBlocksTakesMoreMappingsThanThereAreSlots)
+list(APPEND without_memcheck_memory_mapping_test MemoryMapping.SizesAboveTheAddressSpaceAreErrors)
+list(APPEND without_memcheck_host_calls_test SystemCallFaults.MappingADevice
+     SystemCallFaults.MappingEachBacking SystemCallFaults.MappingInAnArena
+     SystemCallFaults.WhatARegionIsToldBeforeItsFirstPage)
+
+# valgrind reads the beginning of each file that is mapped, so that its pages are there.
+list(APPEND without_memcheck_page_scan_test
+     PageScanKinds.PresentPagesOfZerosAreFoundAndAbsentOnesStayAbsent
+     PageScanKinds.WhatAnotherProcessWroteIsFound PageScanKinds.WhatWasWrittenIsFoundAndNothingIsMade
+     PageScanKinds.WhereAKernelOrASandboxLacksOneMeansAnotherStandsIn)
+
+find_program(VMSPACE_VALGRIND valgrind)
+mark_as_advanced(VMSPACE_VALGRIND)
+add_custom_target(memcheck_tests)
+
+# vmspace_memcheck(<program> [<label>...])
+function(vmspace_memcheck program)
+  if(NOT VMSPACE_VALGRIND OR program IN_LIST without_memcheck OR "client" IN_LIST ARGN OR "stress" IN_LIST ARGN)
+    return()
+  endif()
+  add_dependencies(memcheck_tests ${program})
+  # Programs have an operator new of their own, which valgrind would replace.
+  add_test(
+    NAME memcheck.${program}
+    COMMAND ${VMSPACE_VALGRIND} --quiet --error-exitcode=99 --leak-check=full --fair-sched=yes
+            --soname-synonyms=somalloc=nouserintercepts
+            --suppressions=${PROJECT_SOURCE_DIR}/tests/valgrind.supp $<TARGET_FILE:${program}>
+    CONFIGURATIONS memcheck)
+  list(JOIN without_memcheck_${program} ":" cases)
+  # Models take fewer steps: a program is some thirty times slower here.
+  set_tests_properties(memcheck.${program} PROPERTIES LABELS memcheck TIMEOUT 1800 ENVIRONMENT
+                                                      "GTEST_FILTER=-${cases};RC_PARAMS=max_success=5")
+endfunction()
