@@ -53,7 +53,9 @@ class Blocks final : public Activity {
         must_refuse(read(i), Errc::not_found);
       }
     } else {
-      must_refuse(blocks_.plug(run), Errc::bad_state);
+      // Nearly all may be plugged, so that it would be too much as well.
+      const bool is_too_much = blocks_.plugged_size() + run.size > count * block;
+      must_refuse(blocks_.plug(run), is_too_much ? Errc::limit_exceeded : Errc::bad_state);
       must_refuse(blocks_.unplug(run, 60s), Errc::bad_state);
       require(must(blocks_.state(run)) == BlockState::mixed, "some blocks of the run are plugged");
     }
