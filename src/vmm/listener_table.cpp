@@ -145,7 +145,7 @@ Result<void> ListenerTable::add(std::shared_ptr<MemoryListener> listener, bool r
                  .text = listener->name()});
   }
   entries_.reserve(entries_.size() + 1);
-  const TableChange change{.added = SectionList(memory)};
+  const TableChange change{.added = kept_.sections_of(memory)};
   // A listener that goes while it is being added is not added.
   Entry entry{.listener = std::move(listener), .required = true};
   UnsettledTasks spare = spare_for({&entry, 1}, change);
@@ -169,7 +169,7 @@ Result<void> ListenerTable::remove(const MemoryListener& listener, const GuestMe
                  .reason = "the listener was not added, or has gone",
                  .text = listener.name()});
   }
-  const TableChange change{.removed_first = SectionList(memory)};
+  const TableChange change{.removed_first = kept_.sections_of(memory)};
   UnsettledTasks spare = spare_for({&*entry, 1}, change);
   thrown_ = nullptr;
   const std::size_t unsettled_before = unsettled_.size();
@@ -192,7 +192,7 @@ Result<void> ListenerTable::start_log(const GuestMemory& memory) {
   Result<void> done;
   for (Entry& entry : entries_) {
     if (entry.is_gone) continue;
-    for_each_section(memory, entry.listener->unit(), [&](const MemorySection& section) {
+    kept_.for_each_section(memory, entry.listener->unit(), [&](const MemorySection& section) {
       if (done) done = guarded([&] { return entry.listener->log_start(section); });
     });
     if (!done && is_lost(entry) && !entry.required) done = {};
@@ -219,7 +219,7 @@ Result<void> ListenerTable::sync_log(const GuestMemory& memory) noexcept {
     }
   }
   for (Entry& entry : entries_) {
-    for_each_section(memory, entry.listener->unit(), [&](const MemorySection& section) {
+    kept_.for_each_section(memory, entry.listener->unit(), [&](const MemorySection& section) {
       if (entry.is_gone) return;
       const auto is_unsettled = [&](const UnsettledTask& task) {
         return task.listener == entry.listener && task.section == section;
@@ -237,7 +237,7 @@ Result<void> ListenerTable::stop_log(const GuestMemory& memory) noexcept {
   is_logging_ = false;
   Result<void> first;
   for (Entry& entry : entries_) {
-    for_each_section(memory, entry.listener->unit(), [&](const MemorySection& section) {
+    kept_.for_each_section(memory, entry.listener->unit(), [&](const MemorySection& section) {
       if (entry.is_gone) return;
       const auto done = guarded([&] { return entry.listener->log_stop(section); });
       if (!done && !is_lost(entry) && first) first = done;
@@ -254,9 +254,10 @@ bool ListenerTable::remove_all(const GuestMemory& memory) noexcept {
     MemoryListener& listener = *entry->listener;
     bool let_go = true;
     for (auto region = regions.rbegin(); region != regions.rend(); ++region) {
-      for_each_section(*region, listener.unit(), [&](const MemorySection& section) {
-        let_go &= tell(listener, TableTask::remove, section).has_value();
-      });
+      for_each_section(kept_.in_tables(*region), listener.unit(),
+                       [&](const MemorySection& section) {
+                         let_go &= tell(listener, TableTask::remove, section).has_value();
+                       });
     }
     let_go &= commit(listener).has_value();
     all &= let_go || listener.is_gone();

@@ -10,6 +10,7 @@
 #include <list>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "vmspace/base/result.hpp"
@@ -17,6 +18,7 @@
 #include "vmspace/vmm/vm_gate.hpp"
 #include "vmspace/vmm/vm_memory.hpp"
 
+#include "vmm/kept_blocks.hpp"
 #include "vmm/section_list.hpp"
 
 namespace vmspace::detail {
@@ -66,6 +68,10 @@ class ListenerTable {
                                  const GuestMemory& memory);
   [[nodiscard]] Result<void> remove(const MemoryListener& listener, const GuestMemory& memory);
   [[nodiscard]] std::vector<std::shared_ptr<MemoryListener>> list() const;
+
+  // See KeptBlocks. `memory` of all calls here is what is published.
+  void keep(MemoryRegionPtr region) { kept_.add(std::move(region)); }
+  void forget_kept(const MemoryRegion& region) noexcept { kept_.remove(region); }
 
   // The log of what is written through the tables; see MemoryListener::log_start(). While it is on,
   // what is added is logged as well.
@@ -118,6 +124,7 @@ class ListenerTable {
 
   std::vector<Entry> entries_;
   UnsettledTasks unsettled_;
+  KeptBlocks kept_;
   bool is_logging_ = false;
   std::exception_ptr thrown_;  ///< what a listener has thrown during the change
 };

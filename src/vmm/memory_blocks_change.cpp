@@ -47,9 +47,17 @@ class MemoryBlocks::State::Claim {
     const auto turn = blocks_.vm().map.writer();  // fails when this thread has it already
     end();
   }
-  /// Readers lack what tables have: unless it is undone, the region stays claimed until it is.
-  void readers_lack(PresentBlocksPtr blocks) noexcept { lost_ = std::move(blocks); }
-  void settled() noexcept { lost_.reset(); }
+  /// In a turn. Readers will lack what tables have of `region`: unless it is undone, the region stays
+  /// claimed until it is.
+  void readers_lack(const MemoryRegionPtr& region) {
+    blocks_.vm().listeners.keep(region);
+    lost_ = region->blocks();
+  }
+  /// In a turn.
+  void settled() noexcept {
+    blocks_.vm().listeners.forget_kept(*blocks_.whole);
+    lost_.reset();
+  }
   /// In a turn.
   void end() noexcept {
     if (lost_ != nullptr) {
@@ -147,6 +155,7 @@ Result<void> MemoryBlocks::State::give_back_to_readers(Turn& turn) {
   const auto before = VMSPACE_TRY(now->with_blocks(lost_));
   VMSPACE_TRY(draft(turn, now, before));
   publish(turn, before);
+  vm().listeners.forget_kept(*whole);
   lost_.reset();
   auto& changing = vm().changing;
   changing.erase(std::ranges::find(changing, now->shared_description()));
@@ -300,7 +309,7 @@ Result<void> MemoryBlocks::State::unplug(const std::optional<GuestRange>& range,
 
   Claim claim(*this, begun.region->shared_description());
   VMSPACE_TRY_IN(operation, draft(begun.turn, begun.region, after));
-  claim.readers_lack(more);
+  claim.readers_lack(back);
   publish(begun.turn, after);
   begun.region.reset();
   { const Turn given_up = std::move(begun.turn); }

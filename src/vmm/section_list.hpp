@@ -43,12 +43,6 @@ void for_each_section(const GuestMemory& memory, SectionUnit unit, Use use) {
 /// Sections in either unit, in the order in which they are added.
 class SectionList {
  public:
-  SectionList() = default;
-  explicit SectionList(const GuestMemory& memory) {
-    for (const MemoryRegionPtr& region : memory.regions())
-      add(region);
-  }
-
   void add(const MemoryRegionPtr& region) {
     for (const SectionUnit unit : {SectionUnit::slot, SectionUnit::block})
       for_each_section(region, unit, [&](MemorySection section) { add(std::move(section), unit); });

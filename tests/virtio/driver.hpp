@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <utility>
 
 #include <gtest/gtest.h>
 
@@ -38,8 +39,9 @@ class Driver {
   static constexpr std::uint64_t memory_size = 0x40'0000;
   static constexpr std::uint64_t data = base + 0x18'0000;  ///< behind the largest queue
 
-  explicit Driver(std::uint16_t size, bool indirect = false, bool event_index = false)
-      : memory(guest({{base, memory_size}})),
+  explicit Driver(std::uint16_t size, bool indirect = false, bool event_index = false,
+                  GuestMemory there = guest({{base, memory_size}}))
+      : memory(std::move(there)),
         options{.size = size,
                 .descriptors = at(base),
                 .available = at(base + 0x8'0000),

@@ -9,6 +9,7 @@
 #include <map>
 #include <optional>
 #include <span>
+#include <utility>
 
 #include <gtest/gtest.h>
 
@@ -25,8 +26,9 @@ class PackedDriver {
   using Queue = PackedQueue;
   static constexpr std::uint64_t data = Driver::data;
 
-  explicit PackedDriver(std::uint16_t size, bool indirect = false, bool event_index = false)
-      : memory(guest({{Driver::base, Driver::memory_size}})),
+  explicit PackedDriver(std::uint16_t size, bool indirect = false, bool event_index = false,
+                        GuestMemory there = guest({{Driver::base, Driver::memory_size}}))
+      : memory(std::move(there)),
         options{.size = size,
                 .descriptors = at(Driver::base),
                 .driver_event = at(Driver::base + 0x8'0000),

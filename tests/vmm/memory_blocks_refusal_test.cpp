@@ -196,6 +196,60 @@ TEST_F(MemoryBlocksTest, WhileReadersAreWaitedForOnlyThisRegionIsHeldUp) {
   VMSPACE_EXPECT_OK(memory.unplug(region, 1s));
 }
 
+// Readers have lost the blocks by then, and tables have them until nobody reads them any more.
+TEST_F(MemoryBlocksTest, ListenersThatComeAndGoWhileReadersAreWaitedForAgreeWithTheOthers) {
+  const auto late = std::make_shared<MemoryRecorder>("late", SectionUnit::block);
+  const auto in_between = [&](std::chrono::seconds timeout, auto&& change, auto&& meanwhile) {
+    std::optional<GuestMemory> copy = memory.map()->memory;
+    Result<void> unplugged;
+    std::thread waiting([&] { unplugged = blocks.unplug(run(0, 1), timeout); });
+    while (blocks.plugged_size() != block)
+      std::this_thread::sleep_for(1ms);
+    change();
+    meanwhile(copy);
+    waiting.join();
+    return unplugged;
+  };
+  const auto until_it_is_over = [](auto&) {};
+  const auto until_nobody_reads = [](auto& copy) { copy.reset(); };
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 1)));
+  VMSPACE_ASSERT_OK(blocks.plug(run(4, 1)));
+  const auto come = [&] { VMSPACE_EXPECT_OK(memory.add_listener(late)); };
+  const auto go = [&] {
+    VMSPACE_EXPECT_OK(memory.remove_listener(*late));
+    EXPECT_TRUE(late->table().empty());
+  };
+
+  EXPECT_THAT(in_between(1s, come, until_it_is_over), HasError(Errc::timed_out));
+  VMSPACE_EXPECT_OK(late->check_equals(memory.map()->memory));
+  EXPECT_THAT(in_between(1s, go, until_it_is_over), HasError(Errc::timed_out));
+  EXPECT_TRUE(late->table().empty());
+
+  VMSPACE_EXPECT_OK(in_between(60s, come, until_nobody_reads));
+  VMSPACE_EXPECT_OK(late->check_equals(memory.map()->memory));
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 1)));
+  VMSPACE_EXPECT_OK(in_between(60s, go, until_nobody_reads));
+  EXPECT_TRUE(late->table().empty());
+  expect_agreement();
+}
+
+TEST_F(MemoryBlocksTest, ALogThatStartsWhileReadersAreWaitedForHasTheBlocksIfTheyStay) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 1)));
+  VMSPACE_ASSERT_OK(blocks.plug(run(4, 1)));
+  std::optional<VmDirtyLog> log;
+  {
+    const GuestMemory copy = memory.map()->memory;
+    std::thread waiting(
+        [&] { EXPECT_THAT(blocks.unplug(run(0, 1), 1s), HasError(Errc::timed_out)); });
+    while (blocks.plugged_size() != block)
+      std::this_thread::sleep_for(1ms);
+    log = VMSPACE_ASSERT_OK(memory.start_dirty_log());
+    waiting.join();
+  }
+  by_slot->wrote(run(0, 1));
+  EXPECT_THAT(log->harvest(), IsOkAndHolds(std::vector{run(0, 1)}));
+}
+
 // Somebody who uses other blocks is not waited for longer than the map that it came from.
 TEST_F(MemoryBlocksTest, ACopyFromBeforeABlockWasPluggedDoesNotHoldItUp) {
   const GuestMemory copy = memory.map()->memory;
