@@ -55,8 +55,8 @@ class AncestorSummaries {
       Inner& node = *path_.ancestors[level].node;
       const unsigned slot = path_.ancestors[level].slot;
       FreeSummary summary = node.summary_of(slot);
+      if (summary.covers(added)) return;
       summary.merge(added);
-      if (summary == node.summary_of(slot)) return;
       node.set_summary(slot, summary);
     }
   }
@@ -72,11 +72,16 @@ class AncestorSummaries {
                                const Range& piece) const noexcept {
     if (hi - lo + 1 == length_at(0, 0))
       return true;  // it was the longest, and is no longer as long
+    const PathStep& above = path_.ancestors[0];
+    const FreeSummary known = above.node->summary_of(above.slot);
+    const FreeSummary before = FreeSummary::of(lo, hi);
+    // As most are: neither the largest nor the best aligned.
+    if (before.order < known.order && before.zeros < known.zeros) return false;
     FreeSummary rest;
     if (piece.min() != lo) rest.merge(FreeSummary::of(lo, piece.min() - 1));
     if (piece.max() != hi) rest.merge(FreeSummary::of(piece.max() + 1, hi));
-    const PathStep& above = path_.ancestors[0];
-    return !above.node->summary_of(above.slot).is_unchanged_by(FreeSummary::of(lo, hi), rest);
+    return (before.order == known.order && rest.order < known.order) ||
+           (before.zeros == known.zeros && rest.zeros < known.zeros);
   }
 
   void lower_summaries() const noexcept {

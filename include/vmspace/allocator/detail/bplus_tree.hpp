@@ -324,7 +324,8 @@ class BPlusTree : private TreeNodes<T> {
   /// and space to split it off. The path then has the entry, but no ancestors.
   [[nodiscard]] std::optional<Range> find_again(const Constraint& constraint,
                                                 Path& path) const noexcept {
-    if (behind_ == nullptr || repeated_ != constraint) return std::nullopt;
+    // In this order: after a free entry has grown, nothing is noted, whatever is behind.
+    if (!repeated_ || behind_ == nullptr || *repeated_ != constraint) return std::nullopt;
     const Leaf<T>& leaf = *behind_;
     const Request request(constraint);
     for (Bits left = leaf.free; left.any(); left.reset_lowest()) {

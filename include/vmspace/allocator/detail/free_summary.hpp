@@ -39,23 +39,32 @@ struct FreeSummary {
 
   /// The summary of the one free range [lo, hi].
   static constexpr FreeSummary of(std::uint64_t lo, std::uint64_t hi) noexcept {
-    // The address with the most trailing zeros is unique (0 counts as 64): between two multiples of
-    // 2^k lies a multiple of 2^(k+1). It is where lo-1 and hi part, read from the top bit down.
-    // A block of 2^k either begins or ends there at the latest, so the longer side has the largest.
     FreeSummary summary;
     const std::uint64_t extent = hi - lo;
     if (lo == 0) {
       summary.zeros = 64;
       summary.order = static_cast<std::uint8_t>(hi + 1 == 0 ? 64 : std::bit_width(hi + 1) - 1);
     } else {
-      const unsigned zeros = static_cast<unsigned>(std::bit_width((lo - 1) ^ hi)) - 1;
-      const std::uint64_t middle = hi & (~std::uint64_t{0} << zeros);
-      const std::uint64_t side = max_of(middle - lo, hi - middle + 1);
-      summary.zeros = static_cast<std::uint8_t>(zeros);
-      summary.order = static_cast<std::uint8_t>(std::bit_width(side) - 1);
+      summary.zeros = static_cast<std::uint8_t>(zeros_in(lo, hi));
+      summary.order = static_cast<std::uint8_t>(std::bit_width(sides(lo, hi)) - 1);
     }
     summary.longest = extent + (extent != std::numeric_limits<std::uint64_t>::max());
     return summary;
+  }
+
+  /// The most trailing zero bits of any address in [lo, hi], which must not contain 0.
+  static constexpr unsigned zeros_in(std::uint64_t lo, std::uint64_t hi) noexcept {
+    // The address with the most is unique: between two multiples of 2^k lies a multiple of 2^(k+1). It
+    // is where lo-1 and hi part, read from the top bit down.
+    return static_cast<unsigned>(std::bit_width((lo - 1) ^ hi)) - 1;
+  }
+
+  /// A number whose highest bit is the largest aligned block in [lo, hi], which must not contain 0.
+  static constexpr std::uint64_t sides(std::uint64_t lo, std::uint64_t hi) noexcept {
+    // A block of 2^k begins or ends at the address with the most trailing zeros, so the longer of its
+    // two sides has the largest. Of two numbers, OR-ed together, the highest bit is that of the larger.
+    const std::uint64_t middle = hi & (~std::uint64_t{0} << zeros_in(lo, hi));
+    return (middle - lo) | (hi - middle + 1);
   }
 
   /// Adds what is free in another subtree.
@@ -63,6 +72,11 @@ struct FreeSummary {
     longest = max_of(longest, other.longest);
     order = max_of(order, other.order);
     zeros = max_of(zeros, other.zeros);
+  }
+
+  /// Whether merging the other makes no difference.
+  [[nodiscard]] constexpr bool covers(const FreeSummary& other) const noexcept {
+    return other.longest <= longest && other.order <= order && other.zeros <= zeros;
   }
 
   /// Whether this summary is certain to stay as it is when that of one of its parts goes from
@@ -77,9 +91,9 @@ struct FreeSummary {
   friend constexpr bool operator==(const FreeSummary&, const FreeSummary&) = default;
 };
 
-/// The summary of many free ranges, for less than merging those of each. The largest of several
-/// logarithms is that of all numbers OR-ed together, and a range that is shorter than a block twice
-/// as large as the largest so far needs no look for one.
+/// The summary of many free ranges, for less than merging those of each: the largest of several
+/// logarithms is that of all numbers OR-ed together. And no branch depends on how long a range is, which
+/// could not be predicted.
 class FreeSummaryBuilder {
  public:
   /// Adds the free range [lo, hi].
@@ -88,18 +102,16 @@ class FreeSummaryBuilder {
       from_zero_ = FreeSummary::of(lo, hi);
       return;
     }
-    partings_ |= (lo - 1) ^ hi;  // see FreeSummary::of(); never 0, as lo - 1 is below hi
     extent_ = max_of(extent_, hi - lo);
-    if (hi - lo < larger_extent_) return;
-    order_ = max_of(order_, FreeSummary::of(lo, hi).order);
-    larger_extent_ = (std::uint64_t{2} << order_) - 1;
+    sides_ |= FreeSummary::sides(lo, hi);
+    partings_ |= (lo - 1) ^ hi;  // see FreeSummary::zeros_in(); never 0, as lo - 1 is below hi
   }
 
   [[nodiscard]] constexpr FreeSummary summary() const noexcept {
     FreeSummary summary = from_zero_;
     if (partings_ != 0) {
       summary.merge({.longest = extent_ + 1,  // without 0, never 2^64
-                     .order = order_,
+                     .order = static_cast<std::uint8_t>(std::bit_width(sides_) - 1),
                      .zeros = static_cast<std::uint8_t>(std::bit_width(partings_) - 1)});
     }
     return summary;
@@ -107,10 +119,9 @@ class FreeSummaryBuilder {
 
  private:
   FreeSummary from_zero_;
-  std::uint64_t partings_ = 0;
   std::uint64_t extent_ = 0;
-  std::uint8_t order_ = 0;           ///< at most 63, without 0
-  std::uint64_t larger_extent_ = 0;  ///< hi - lo of the shortest range that may have a larger order
+  std::uint64_t sides_ = 0;
+  std::uint64_t partings_ = 0;
 };
 
 /// A valid Constraint, made ready for comparing.
@@ -124,7 +135,9 @@ class Request {
         // Whatever starts at a multiple of `align` begins with an aligned block of 2^order.
         order_(static_cast<std::uint8_t>(
             min_of<std::uint64_t>(std::bit_width(low_bits_), std::bit_width(size_) - 1))),
-        zeros_(static_cast<std::uint8_t>(std::bit_width(low_bits_))) {}
+        zeros_(static_cast<std::uint8_t>(std::bit_width(low_bits_))),
+        add_to_orders_(to_reach_high_bits(order_)),
+        add_to_zeros_(to_reach_high_bits(zeros_)) {}
 
   [[nodiscard]] constexpr std::uint64_t min() const noexcept { return min_; }
   [[nodiscard]] constexpr std::uint64_t max() const noexcept { return max_; }
@@ -142,8 +155,8 @@ class Request {
   /// byte i of the result is set when subtree i may fit.
   [[nodiscard]] std::uint64_t may_fit(const std::uint8_t* orders,
                                       const std::uint8_t* zeros) const noexcept {
-    return (eight_of(orders) + to_reach_high_bits(order_)) &
-           (eight_of(zeros) + to_reach_high_bits(zeros_)) & each_byte * 128;
+    return (eight_of(orders) + add_to_orders_) & (eight_of(zeros) + add_to_zeros_) &
+           each_byte * 128;
   }
 
   /// The lowest place in the free range [lo, hi] that satisfies the request.
@@ -190,6 +203,9 @@ class Request {
   std::uint64_t low_bits_;
   std::uint8_t order_;
   std::uint8_t zeros_;
+  // For many nodes in a search the same.
+  std::uint64_t add_to_orders_;
+  std::uint64_t add_to_zeros_;
 };
 
 }  // namespace vmspace::detail
