@@ -5,6 +5,8 @@
 
 #include <sys/mman.h>
 
+#include <cerrno>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -12,6 +14,7 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/host/fault_guard.hpp"
 #include "vmspace/host/host_info.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 #include "vmspace/host/page_scan.hpp"
@@ -118,6 +121,33 @@ TEST(LesserKernels, WhereTheSizeOfTheHostMayNotBeAskedItIsAnError) {
   const auto size = host_memory_size();
   ASSERT_THAT(size, HasError(Errc::os));
   EXPECT_EQ(size.error().os_errno, EPERM);
+}
+
+TEST(LesserKernels, WhereSignalsMayNotBeHandledThereIsNoGuard) {
+  for (const int calls : {0, 1}) {
+    Injector injector;
+    static int left;
+    left = calls;
+    injector.table().sigaction = [](int signal, const struct sigaction* next,
+                                    struct sigaction* before) {
+      if (left-- > 0) return ::sigaction(signal, next, before);
+      errno = EPERM;
+      return -1;
+    };
+    EXPECT_THAT(FaultGuard::install(), HasError(Errc::os));
+    EXPECT_FALSE(FaultGuard::installed());
+  }
+  VMSPACE_EXPECT_OK(FaultGuard::install());
+}
+
+TEST(LesserKernels, AFileThatMayNotBeMappedIsDeniedAndNotBroken) {
+  const TemporaryDirectory directory;
+  const auto backing = Backing::open(
+      {.source = MemorySource::file, .path = directory.file("ram", 64_KiB, 'r')}, 64_KiB);
+  ASSERT_THAT(backing, IsOk());
+  Injector injector;
+  injector.fail_always("mmap", EACCES);
+  EXPECT_THAT(MemoryMapping::map(*backing, {.size = 64_KiB}), HasError(Errc::access_denied));
 }
 
 TEST(LesserKernels, WithoutSysTheKernelIsAskedForHugePages) {
