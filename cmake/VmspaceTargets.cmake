@@ -19,6 +19,12 @@ if(VMSPACE_SANITIZE)
   endif()
 endif()
 
+if(VMSPACE_COVERAGE)
+  # Threads count too, and none of their counts may be lost.
+  add_compile_options(--coverage -fprofile-update=atomic)
+  add_link_options(--coverage)
+endif()
+
 # vmspace_own_target(<target>): the warnings that our own code is kept free of.
 function(vmspace_own_target target)
   target_compile_features(${target} PRIVATE cxx_std_20)

@@ -16,7 +16,7 @@
 set -eu
 
 usage() {
-  echo "usage: sh cmake/bootstrap.sh demo|test|docs|clients|valgrind|shared|release|report|asan|tsan|clang|fuzz|soak|package|aarch64|s390x ..." >&2
+  echo "usage: sh cmake/bootstrap.sh demo|test|docs|clients|valgrind|shared|release|report|asan|tsan|clang|coverage|fuzz|soak|package|aarch64|s390x ..." >&2
   exit 2
 }
 
@@ -31,6 +31,7 @@ packages_for() {
     valgrind) echo "$library $tests valgrind" ;;
     clients) echo "$library $tests libcli11-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev qemu-system-x86 qemu-utils busybox-static" ;;
     asan | tsan | soak) echo "$library $tests ccache" ;;
+    coverage) echo "$library $tests ccache gcovr" ;;
     clang) echo "$library $tests ccache clang libclang-rt-dev clang-format clang-tidy" ;;
     fuzz) echo "$library $tests ccache clang libclang-rt-dev" ;;
     release) echo "$library libbenchmark-dev valgrind" ;;

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "vmspace/base/try.hpp"
 #include "vmspace/host/memory_mapping.hpp"
@@ -65,18 +66,20 @@ class Lines {
 
   [[nodiscard]] bool failed() const { return file_.value() < 0 || failed_; }
 
-  /// The next line without its end; it lives until the next call. A line longer than the buffer
-  /// (the path of a mapped file may be) comes in pieces.
+  /// The next line without its end; it lives until the next call. Of a line longer than the buffer
+  /// (the path of a mapped file may make it so) the beginning: anyone chooses how a path goes on.
   std::optional<std::string_view> next() {
     for (;;) {
       const std::string_view rest(buffer_.data() + begin_, end_ - begin_);
       const std::size_t length = rest.find('\n');
       if (length != rest.npos) {
         begin_ += length + 1;
+        if (std::exchange(has_begun_, false)) continue;
         return rest.substr(0, length);
       }
       if (rest.size() == buffer_.size()) {
         begin_ = end_;
+        if (std::exchange(has_begun_, true)) continue;
         return rest;
       }
       std::memmove(buffer_.data(), rest.data(), rest.size());
@@ -96,6 +99,7 @@ class Lines {
   std::array<char, 4096> buffer_;
   std::size_t begin_ = 0;
   std::size_t end_ = 0;
+  bool has_begun_ = false;  ///< what comes next is the rest of a line
   bool failed_ = false;
 };
 

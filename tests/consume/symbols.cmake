@@ -10,6 +10,8 @@ set(private
     vmspace::detail::TranslationTable::empty # of a GuestMemory that has no memory
     vmspace::detail::index_error # of an element of a GuestRef
     vmspace::detail::pin_object # GuestPtr::pin, for any type
+    vmspace::detail::move_atomically # how guest memory is copied and filled under ThreadSanitizer
+    vmspace::detail::fill_atomically
     vmspace::detail::load_words # what guest memory is copied by where the size is not a constant
     vmspace::detail::store_words)
 

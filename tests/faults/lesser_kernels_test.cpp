@@ -5,11 +5,17 @@
 
 #include <sys/mman.h>
 
+#include <cerrno>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
 #include <string>
 #include <utility>
 
 #include <gtest/gtest.h>
 
+#include "vmspace/host/fault_guard.hpp"
+#include "vmspace/host/host_info.hpp"
 #include "vmspace/host/memory_mapping.hpp"
 #include "vmspace/host/page_scan.hpp"
 #include "vmspace/host/populate.hpp"
@@ -87,6 +93,61 @@ TEST(LesserKernels, WhatIsPresentIsFoundWithoutPagemapScanAndWithoutProc) {
       EXPECT_EQ(*zero.next(0, 1_MiB), (Extent{256_KiB, page}));
     }
   }
+}
+
+TEST(LesserKernels, TheEndOfALongPathIsNotTakenForFigures) {
+  // /proc/self/smaps is read through a buffer of 4096 characters. Of a line that names a file the path has
+  // all but the first 73, and what is behind the buffer's end here looks like another line.
+  constexpr std::size_t inside = 4096 - 73;
+  const TemporaryDirectory directory;
+  std::string path = directory.path();
+  while (path.size() < inside - 200)
+    path += "/" + std::string(100, 'd');
+  std::filesystem::create_directories(path);
+  path += "/";
+  path += std::string(inside - path.size(), 'f') + "AnonHugePages:    4096 kB";
+  std::ofstream(path) << std::string(64_KiB, 'r');
+  const auto mapping = map_or_die({.source = MemorySource::file, .path = path}, {.size = 64_KiB});
+  Injector injector;
+  injector.fail_always("ioctl", ENOTTY);
+  const auto residency = mapping.residency();
+  ASSERT_THAT(residency, IsOk());
+  EXPECT_EQ(residency->huge, 0U);
+}
+
+TEST(LesserKernels, WhereTheSizeOfTheHostMayNotBeAskedItIsAnError) {
+  Injector injector;
+  injector.fail_always("sysinfo", EPERM);
+  const auto size = host_memory_size();
+  ASSERT_THAT(size, HasError(Errc::os));
+  EXPECT_EQ(size.error().os_errno, EPERM);
+}
+
+TEST(LesserKernels, WhereSignalsMayNotBeHandledThereIsNoGuard) {
+  for (const int calls : {0, 1}) {
+    Injector injector;
+    static int left;
+    left = calls;
+    injector.table().sigaction = [](int signal, const struct sigaction* next,
+                                    struct sigaction* before) {
+      if (left-- > 0) return ::sigaction(signal, next, before);
+      errno = EPERM;
+      return -1;
+    };
+    EXPECT_THAT(FaultGuard::install(), HasError(Errc::os));
+    EXPECT_FALSE(FaultGuard::installed());
+  }
+  VMSPACE_EXPECT_OK(FaultGuard::install());
+}
+
+TEST(LesserKernels, AFileThatMayNotBeMappedIsDeniedAndNotBroken) {
+  const TemporaryDirectory directory;
+  const auto backing = Backing::open(
+      {.source = MemorySource::file, .path = directory.file("ram", 64_KiB, 'r')}, 64_KiB);
+  ASSERT_THAT(backing, IsOk());
+  Injector injector;
+  injector.fail_always("mmap", EACCES);
+  EXPECT_THAT(MemoryMapping::map(*backing, {.size = 64_KiB}), HasError(Errc::access_denied));
 }
 
 TEST(LesserKernels, WithoutSysTheKernelIsAskedForHugePages) {

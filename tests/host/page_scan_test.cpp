@@ -10,10 +10,12 @@
 #include <cerrno>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include "vmspace/host/fault_guard.hpp"
 #include "vmspace/testing.hpp"
 
 #include "faults/injector.hpp"
@@ -116,6 +118,28 @@ TEST_F(PageScanKinds, PartsThatAreNotThereAreRefused) {
   PageScan pages(mapping);
   VMSPACE_ASSERT_OK(mapping.close());
   EXPECT_THAT(pages.next(0, 0), HasError(Errc::bad_state));
+}
+
+TEST_F(PageScanKinds, QuestionsThatHaveNoAnswerAreRefused) {
+  const auto mapping = map_small_pages(specs_[0]);
+  PageScan unknown(mapping, static_cast<PageQuery>(9));
+  EXPECT_THAT(unknown.next(0, size), HasError(Errc::invalid_argument));
+  const auto unreadable = map_or_die(specs_[0], {.size = size, .protection = Protection::none});
+  PageScan zero(unreadable, PageQuery::zero);
+  EXPECT_THAT(zero.next(0, size), HasError(Errc::access_denied)) << "zeros are seen by reading";
+}
+
+TEST_F(PageScanKinds, AScanGoesOnWhereItWasMovedTo) {
+  const auto mapping = map_small_pages(specs_[0]);
+  const auto other = map_small_pages(specs_[0]);
+  const auto written = write_some(mapping);
+  PageScan first(mapping);
+  EXPECT_EQ(*first.next(0, size), written[0]);
+  PageScan second(std::move(first));
+  EXPECT_EQ(*second.next(written[0].end(), size), written[1]);
+  PageScan third(other);
+  third = std::move(second);
+  EXPECT_EQ(*third.next(written[1].end(), size), written[2]);
 }
 
 TEST_F(PageScanKinds, WhatIsPresentIsWhatIsResident) {
@@ -324,6 +348,31 @@ TEST_F(PageScanKinds, MemoryWhoseFileWasCutOffIsAnErrorAndNoZeros) {
     ASSERT_EQ(::ftruncate(memfd_.get(), size), 0);
     ASSERT_EQ(::truncate(path_.c_str(), size), 0);
   }
+}
+
+TEST_F(PageScanKinds, WhereTheTablesMayNotBeReadTheKernelIsAskedPageByPage) {
+  const auto mapping = map_small_pages(specs_[0]);
+  const auto written = write_some(mapping);
+  Injector injector;
+  take_away(injector, {"PAGEMAP_SCAN", true, false, false, false});
+  injector.fail_always("pread", EPERM);
+  EXPECT_EQ(scan_or_die(mapping, PageQuery::present), written);
+  EXPECT_TRUE(injector.has_failed());
+}
+
+TEST_F(PageScanKinds, APageThatGoesBeforeItIsReadIsAnErrorAndNoSignal) {
+  const auto guard = FaultGuard::install();
+  ASSERT_THAT(guard, IsOk());
+  const auto mapping = map_small_pages(specs_[3]);
+  // The file is cut off right after the kernel has said that its pages are there.
+  Injector injector;
+  take_away(injector, {"PAGEMAP_SCAN and /proc", true, true, false, false});
+  injector.table().mincore = [](void*, std::size_t bytes, unsigned char* pages) {
+    std::fill_n(pages, bytes / page_size(), 1);
+    return 0;
+  };
+  ASSERT_EQ(::ftruncate(memfd_.get(), 0), 0);
+  EXPECT_THAT(scan(mapping, PageQuery::zero), HasError(Errc::fault));
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/address_space/address_space.hpp"
+#include "vmspace/host/page_scan.hpp"
 #include "vmspace/host/populate.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/memory/region_descriptor.hpp"
@@ -258,6 +259,8 @@ TEST_P(NotOurPages, WhatMakesNoSenseIsUnsupported) {
   EXPECT_THAT(mapping.lock(0, 4_KiB), HasError(Errc::unsupported));
   EXPECT_THAT(mapping.residency(), HasError(Errc::unsupported));
   EXPECT_THAT(populate(mapping), HasError(Errc::unsupported));
+  PageScan present(mapping, PageQuery::present);
+  EXPECT_THAT(present.next(0, size), HasError(Errc::unsupported));
   EXPECT_EQ(mapping.collapse(0, size), Applied::not_applicable);
   VMSPACE_EXPECT_OK(mapping.msync()) << "nothing to write back";
   const auto memory = GuestMemory::from_regions({*region});

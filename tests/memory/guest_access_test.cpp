@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -76,6 +77,31 @@ TEST(GuestAccess, ObjectsOfEverySizeAreCopiedAtEveryAlignment) {
     (expect_copies<size + 1>(), ...);
   }
   (std::make_index_sequence<inline_copy_limit>{});
+}
+
+// What programs under ThreadSanitizer call, of a library that was compiled without it too.
+
+TEST(GuestAccess, MovingAtomicallyIsMemmove) {
+  for (std::size_t to = 0; to < 24; ++to) {
+    for (std::size_t from = 0; from < 24; ++from) {
+      for (std::size_t bytes = 0; bytes <= 40; ++bytes) {
+        alignas(8) std::array<std::byte, 64> moved;
+        for (std::size_t i = 0; i < moved.size(); ++i)
+          moved[i] = static_cast<std::byte>(i);
+        auto expected = moved;
+        std::memmove(expected.data() + to, expected.data() + from, bytes);
+        move_atomically(moved.data() + to, moved.data() + from, bytes);
+        ASSERT_EQ(moved, expected) << to << ' ' << from << ' ' << bytes;
+      }
+    }
+  }
+}
+
+TEST(GuestAccess, FillingAtomicallyIsMemset) {
+  std::array<std::byte, 16> filled{};
+  fill_atomically(filled.data() + 3, std::byte{7}, 9);
+  for (std::size_t i = 0; i < filled.size(); ++i)
+    EXPECT_EQ(filled[i], std::byte{i >= 3 && i < 12 ? std::uint8_t{7} : std::uint8_t{0}}) << i;
 }
 
 }  // namespace

@@ -222,6 +222,22 @@ TEST_F(GuestCursors, MoveBytesFromAndToFiles) {
   close(file);
 }
 
+TEST_F(GuestCursors, WithoutAnOffsetAFileGoesOnWhereItIs) {
+  const int file = memfd_create("console", MFD_CLOEXEC);
+  const auto bytes = pattern(90, 5);
+  ASSERT_THAT(memory.write_slice(at(first), bytes), IsOk());
+  auto in = reader({{at(first), 60}, {at(first + 60), 30}});
+  ASSERT_THAT(in.read_exact_to(file, 50), IsOk());
+  ASSERT_THAT(in.read_exact_to(file, 40), IsOk());
+  EXPECT_EQ(in.remaining(), 0U);
+  std::vector<std::byte> written(91);
+  EXPECT_EQ(pread(file, written.data(), 91, 0), 90);
+  written.pop_back();
+  EXPECT_EQ(written, bytes);
+  EXPECT_THAT(in.read_exact_to(file, 1), HasError(Errc::out_of_bounds));
+  close(file);
+}
+
 TEST_F(GuestCursors, TakeOneDatagramAtATime) {
   int ends[2];
   ASSERT_EQ(socketpair(AF_UNIX, SOCK_DGRAM, 0, ends), 0);

@@ -283,6 +283,20 @@ TEST(GuestMemory, RegionsComeAndGoWhileOldMapsKeepTheirs) {
   VMSPACE_EXPECT_OK(after->read<std::uint32_t>(at(0x8000)));
 }
 
+TEST(GuestMemory, OnlyRegionsOfTheMapAreTakenOut) {
+  const auto first = region({0x1000, page});
+  const auto second = region({0x8000, page});
+  const auto memory = GuestMemory::from_regions({first, second});
+  ASSERT_THAT(memory, IsOk());
+  const auto stranger = region({0x1000, page});
+  EXPECT_THAT(memory->with_changes(std::vector{stranger}, {}), HasError(Errc::not_found));
+  EXPECT_THAT(memory->with_changes(std::vector{first, first}, {}), HasError(Errc::not_found))
+      << "named twice";
+  const auto swapped = memory->with_changes(std::vector{first, second}, {stranger});
+  ASSERT_THAT(swapped, IsOk());
+  EXPECT_EQ(swapped->regions().size(), 1U);
+}
+
 TEST(GuestMemory, HoldsUpTo512RegionsInIrregularLayouts) {
   std::vector<MemoryRegionPtr> regions;
   std::uint64_t base = 0;

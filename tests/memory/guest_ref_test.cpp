@@ -49,6 +49,21 @@ TEST(GuestRef, MembersAreReadAndWrittenWithoutAResult) {
   EXPECT_THAT(memory.read<Le16>(at(base + 66)), IsOkAndHolds(Le16(11)));
 }
 
+TEST(GuestRef, IntegersAreLoadedAndStoredInEveryOrder) {
+  const GuestMemory memory = guest({{base, page}});
+  const auto integer = GuestPtr<Le32>(memory, at(base)).pin();
+  ASSERT_THAT(integer, IsOk());
+  std::uint32_t value = 0;
+  for (const auto store :
+       {std::memory_order_relaxed, std::memory_order_release, std::memory_order_seq_cst}) {
+    for (const auto load : {std::memory_order_relaxed, std::memory_order_consume,
+                            std::memory_order_acquire, std::memory_order_seq_cst}) {
+      integer->store(Le32(++value), store);
+      EXPECT_EQ(integer->load(load), value);
+    }
+  }
+}
+
 TEST(GuestRef, ElementsOfArrayMembersAreBounded) {
   const GuestMemory memory = guest({{base, page}});
   const GuestPtr<Ring> pointer(memory, at(base));

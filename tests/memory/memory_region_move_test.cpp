@@ -3,6 +3,9 @@
 // Regions over memory that is mapped already: a region moved in the guest's address space, and one
 // made of a ready mapping.
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -64,6 +67,22 @@ TEST(MemoryRegion, AllOfATrackedRegionIsDirtyAfterAMove) {
   EXPECT_THAT((*region)->dirty().harvest(), IsOkAndHolds(std::vector<DirtyRange>{}));
   ASSERT_THAT((*region)->at(GuestAddress(8_GiB)), IsOk());
   EXPECT_THAT((*region)->dirty().harvest(), IsOkAndHolds(std::vector<DirtyRange>{{0, 1_MiB}}));
+}
+
+TEST(MemoryRegion, AFileOfHugePagesIsAlignedToThemInTheGuest) {
+  const HugePages pages(2_MiB, 1);
+  if (!pages.available()) GTEST_SKIP() << pages.why_not();
+  const OwnedFd file(::memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB));
+  ASSERT_EQ(::ftruncate(file.get(), 2_MiB), 0);
+  RegionOptions options{.base = GuestAddress(8_GiB),
+                        .size = 2_MiB,
+                        .backing = {.source = MemorySource::file, .fd = file.get()}};
+  const auto region = MemoryRegion::map(options);
+  ASSERT_THAT(region, IsOk());
+  const GuestAddress between(8_GiB + 4_KiB);
+  EXPECT_THAT((*region)->at(between, {.lose_huge_pages = true}), HasError(Errc::misaligned));
+  options.base = between;
+  EXPECT_THAT(MemoryRegion::map(options), HasError(Errc::misaligned));
 }
 
 TEST(MemoryRegion, AMoveKeepsHugePagesUnlessItIsAskedNotTo) {

@@ -189,8 +189,9 @@ TEST(SplitQueue, RefusesRingsAndTablesThatAreNotInMemory) {
   driver.offer(0);
   expect_refused(driver, Errc::not_found);
   // The second entry of a table that ends with the address space has no address.
-  driver.describe(0, top - 15, 16, indirect);
-  expect_refused(driver, Errc::not_found);
+  driver.memory = *driver.memory.with_region(region({top - page + 1, page}));
+  driver.describe_in(top - 15, 0, data, 1, next, 1);
+  expect_refused(driver, Errc::overflow);
   driver = Driver(8);
   driver.describe(0, data, 1);
   driver.offer(0);

@@ -13,7 +13,9 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <new>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -294,6 +296,39 @@ TEST(DmaCallbacks, WhateverIsNotZeroIsAnErrno) {
       EXPECT_EQ(refused.error().os_errno, error);
     }
   }
+}
+
+TEST(DmaTargets, WhatThrowsWhenItMapsHasNothingMapped) {
+  static bool runs_out;
+  static int mapped;
+  struct Target final : DmaTarget {
+    std::string_view name() const noexcept override { return "library"; }
+    Result<DmaLimits> limits() const override { return DmaLimits{}; }
+    Result<void> map(const DmaMapping&) override {
+      if (runs_out) throw std::bad_alloc();
+      ++mapped;
+      return {};
+    }
+    Result<void> unmap(const DmaMapping&) noexcept override {
+      --mapped;
+      return {};
+    }
+    bool is_by_host_address() const noexcept override { return true; }
+  };
+  runs_out = true;
+  mapped = 0;
+  auto dma = DmaMappings::create(std::make_unique<Target>());
+  ASSERT_THAT(dma, IsOk());
+  const MemorySection section(ram("ram", 0, 2_MiB));
+  EXPECT_THROW(static_cast<void>(dma->add(section)), std::bad_alloc);
+  EXPECT_FALSE(dma->is_mapped(section.guest_range()));
+  VMSPACE_EXPECT_OK(section.region()->mapping().discard(0, 2_MiB)) << "nor is it pinned";
+  runs_out = false;
+  VMSPACE_EXPECT_OK(dma->add(section));
+  EXPECT_EQ(mapped, 1);
+  VMSPACE_EXPECT_OK(dma->remove(section));
+  EXPECT_EQ(mapped, 0);
+  VMSPACE_EXPECT_OK(dma->check_invariants());
 }
 
 }  // namespace

@@ -106,6 +106,7 @@ TEST_F(MemoryRecorderTest, WhatNoCallerMayDoIsRefusedAndRecorded) {
                           "remove ram0+0x1000 [0x1000-0x1fff]: failed",
                           "remove ram0 [0x0-0x3fff]: failed"));
   EXPECT_THAT(recorder.table(), ElementsAre(all_of_low));
+  EXPECT_THAT(recorder.log_sync(all_of_low), HasError(Errc::bad_state)) << "no log was started";
   VMSPACE_ASSERT_OK(recorder.commit());
   VMSPACE_ASSERT_OK(recorder.remove(all_of_low));
   EXPECT_THAT(recorder.remove(all_of_low), HasError(Errc::not_found)) << "before it is committed";

@@ -49,8 +49,9 @@ namespace vmspace::detail {
 }
 
 /// memmove and memset in relaxed atomic bytes, for ThreadSanitizer.
-void move_atomically(std::byte* to, const std::byte* from, std::size_t bytes) noexcept;
-void fill_atomically(std::byte* to, std::byte value, std::size_t bytes) noexcept;
+VMSPACE_EXPORT void move_atomically(std::byte* to, const std::byte* from,
+                                    std::size_t bytes) noexcept;
+VMSPACE_EXPORT void fill_atomically(std::byte* to, std::byte value, std::size_t bytes) noexcept;
 
 /// Up to this size an object or a slice is copied in line: a call would cost more.
 inline constexpr std::size_t inline_copy_limit = 64;
