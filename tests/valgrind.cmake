@@ -21,6 +21,10 @@ list(APPEND without_memcheck vm_memory_leaks_test)
 
 # What faults on purpose is an invalid access.
 list(APPEND without_memcheck fault_guard_test)
+list(APPEND without_memcheck_page_scan_test PageScanKinds.APageThatGoesBeforeItIsReadIsAnErrorAndNoSignal)
+
+# Memory is valgrind's, of which mallinfo2(3) knows nothing.
+list(APPEND without_memcheck_growth_test GrowthCheck.FindsMemoryThatIsNeverFreed)
 
 # mmap(2): 64 GiB and more are refused, with EINVAL, and MAP_FIXED_NOREPLACE is ignored.
 list(APPEND without_memcheck_arena_test HostArena.BadOptionsAreErrors

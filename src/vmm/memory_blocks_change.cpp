@@ -7,6 +7,7 @@
 #include <exception>
 #include <memory>
 #include <optional>
+#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -134,17 +135,22 @@ void MemoryBlocks::State::publish(Turn& turn, const MemoryRegionPtr& region) noe
   published_.push_back(region->blocks());
 }
 
+/// Publishes a region with blocks that readers lack. These count as written: whoever copies what is dirty
+/// may have copied all the rest already.
+void MemoryBlocks::State::publish_more(Turn& turn, const MemoryRegionPtr& region,
+                                       std::span<const Run> more) noexcept {
+  publish(turn, region);
+  for (const Run& run : more)
+    region->dirty().mark(run.offset, run.size);
+}
+
 /// Adds to the tables what `to` has more, and publishes it.
 Result<void> MemoryBlocks::State::add(Turn& turn, const MemoryRegionPtr& from,
                                       const MemoryRegionPtr& to, const BlockDifference& blocks) {
   VMSPACE_TRY(draft(turn, from, to));
-  if (!vm().logs.empty()) {
-    for (const Run& run : blocks.runs())
-      to->dirty().mark(run.offset, run.size);
-  }
   detail::TableChange tables{.added = blocks.sections_of(*to)};
   VMSPACE_TRY(vm().listeners.apply(tables, nullptr));
-  publish(turn, to);
+  publish_more(turn, to, blocks.runs());
   vm().listeners.finish(tables);
   return {};
 }
@@ -154,7 +160,8 @@ Result<void> MemoryBlocks::State::give_back_to_readers(Turn& turn) {
   const auto now = VMSPACE_TRY(find(turn.current().memory, "MemoryBlocks::unplug"));
   const auto before = VMSPACE_TRY(now->with_blocks(lost_));
   VMSPACE_TRY(draft(turn, now, before));
-  publish(turn, before);
+  const Run all{.offset = 0, .size = before->size()};  // so rare that all may count as written
+  publish_more(turn, before, {&all, 1});
   vm().listeners.forget_kept(*whole);
   lost_.reset();
   auto& changing = vm().changing;
@@ -324,7 +331,7 @@ Result<void> MemoryBlocks::State::unplug(const std::optional<GuestRange>& range,
   }
   if (!done || thrown != nullptr) {
     VMSPACE_TRY_IN(operation, draft(turn, after, back));
-    publish(turn, back);
+    publish_more(turn, back, blocks.runs());
     claim.settled();
     claim.end();
     if (thrown != nullptr) std::rethrow_exception(thrown);

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "vmspace/vmm/memory_blocks.hpp"
@@ -83,6 +84,8 @@ struct VMSPACE_HIDDEN MemoryBlocks::State {
   [[nodiscard]] Result<void> draft(VmMemory::State::Turn& turn, const MemoryRegionPtr& from,
                                    const MemoryRegionPtr& to);
   void publish(VmMemory::State::Turn& turn, const MemoryRegionPtr& region) noexcept;
+  void publish_more(VmMemory::State::Turn& turn, const MemoryRegionPtr& region,
+                    std::span<const PresentBlocks::Run> more) noexcept;
   [[nodiscard]] Result<void> add(VmMemory::State::Turn& turn, const MemoryRegionPtr& from,
                                  const MemoryRegionPtr& to, const detail::BlockDifference& blocks);
   [[nodiscard]] Result<void> give_back_to_readers(VmMemory::State::Turn& turn);

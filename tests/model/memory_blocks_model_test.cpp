@@ -178,6 +178,9 @@ class MemoryBlocksModel : public test::FakeKvm {
     fail_nothing();
     if (!fits) RC_ASSERT(!done.has_value());
     if (held) RC_ASSERT(!done.has_value());
+    // Readers lacked them while they were waited for.
+    for (std::uint64_t i = 0; held && fits && i < asked; ++i)
+      dirty.insert(first + i);
     if (!done) return lost(first, asked);
     for (std::uint64_t i = 0; i < asked; ++i) {
       model[first + i] = !is_plugged;

@@ -80,6 +80,13 @@ void must_refuse(const Result<T>& result, Errc code, const Place& place = {}) {
     wrong("refused, but not with " + to_text(code) + ": " + result.error().message(), place);
 }
 
+/// What an activity goes without. Throws unless the error says that the kernel, or the rights of this process,
+/// lack something: another one is a bug.
+inline void require_missing(const Error& error, const Place& place = {}) {
+  if (error.code != Errc::unsupported && error.code != Errc::access_denied)
+    wrong(error.message(), place);
+}
+
 class Machine;
 
 // In one file each. Those whose kernel or rights are missing say so, and are null.

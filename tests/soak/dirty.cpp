@@ -80,6 +80,7 @@ std::unique_ptr<Activity> make_migration(Machine& machine, std::uint64_t seed) {
 
 std::unique_ptr<Activity> make_dirty_scan(Machine& machine, std::uint64_t seed) {
   if (const auto tried = DirtyScan::start(machine.still); !tried) {
+    require_missing(tried.error());
     std::printf("without a dirty scan: %s\n", tried.error().message().c_str());
     return nullptr;
   }

@@ -8,6 +8,7 @@
 #include <iterator>
 #include <span>
 #include <sstream>
+#include <stdexcept>
 #include <string_view>
 #include <system_error>
 
@@ -57,13 +58,13 @@ void give_back_free_memory() {
     ::malloc_trim(0);
 }
 
-/// The number behind `name:` in a file of /proc.
+/// The number behind `name:` in a file of /proc. Throws without one, which would never grow.
 std::uint64_t field(const char* path, std::string_view name) {
   std::ifstream file(path);
   for (std::string line; std::getline(file, line);) {
     if (line.starts_with(name)) return std::stoull(line.substr(name.size()));
   }
-  return 0;
+  throw std::runtime_error(fmt::format("{} does not say \"{}\"", path, name));
 }
 
 std::uint64_t count(const Listing& listing) {

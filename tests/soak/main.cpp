@@ -8,17 +8,17 @@
 // it says and goes without.
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <filesystem>
 #include <memory>
 #include <optional>
 #include <random>
-#include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -73,7 +73,7 @@ int run(double minutes, std::uint64_t seed) {
   auto next_row = begin;
   unsigned round = 0;
   std::optional paused = must(machine.gate->pause_vcpus());
-  for (; Clock::now() < begin + length && !rounds.wrong(); ++round) {
+  for (bool is_last = false; !is_last; ++round) {
     rounds.begin(round);
     paused.reset();
     rounds.work(a_round);
@@ -81,16 +81,16 @@ int run(double minutes, std::uint64_t seed) {
     rounds.finish();
     if (rounds.wrong()) break;
     rounds.attempt("the machine at rest", [&] { machine.check(); });
+    if (rounds.wrong()) break;
     growth.add(Sample::now());
-    if (Clock::now() < next_row) continue;
+    const auto now = Clock::now();
+    is_last = now >= begin + length;
+    if (now < next_row && !is_last) continue;
     print(round, growth.samples().back());
     next_row += length / 10;
   }
   auto wrong = rounds.wrong();
-  if (!wrong) {
-    print(round - 1, growth.samples().back());
-    wrong = growth.grown();
-  }
+  if (!wrong) wrong = growth.grown();
   fmt::print("steps:\n{}", rounds.steps());
   std::fflush(stdout);
   if (wrong) {
@@ -100,6 +100,28 @@ int run(double minutes, std::uint64_t seed) {
   fmt::print("soak: {} rounds passed{}\n", round,
              round < GrowthCheck::least_samples ? ", too few to judge growth" : "");
   return EXIT_SUCCESS;
+}
+
+/// A text that is a number, and nothing else.
+template <typename Number>
+std::optional<Number> number(std::string_view text) {
+  Number value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return {};
+  return value;
+}
+
+int run(int argc, char** argv) {
+  std::optional<double> minutes = 5;
+  std::optional<std::uint64_t> seed = std::random_device()();
+  if (argc > 1) minutes = number<double>(argv[1]);
+  if (argc > 2) seed = number<std::uint64_t>(argv[2]);
+  // At most some two months.
+  if (argc > 3 || !minutes || !seed || !(*minutes > 0 && *minutes <= 100'000)) {
+    std::fprintf(stderr, "usage: soak [<minutes> [<seed>]]\n");
+    return EXIT_FAILURE;
+  }
+  return run(*minutes, *seed);
 }
 
 }  // namespace
@@ -114,16 +136,9 @@ int main(int argc, char** argv) {
   // Helpers of the tests check by GoogleTest; what they find is thrown to the activity that uses them.
   testing::InitGoogleTest();
   GTEST_FLAG_SET(throw_on_failure, true);
-  const std::string_view first = argc > 1 ? argv[1] : "";
   try {
-    if (first == "--take-over") return vmspace::soak::take_over(0);
-    const double minutes = argc > 1 ? std::stod(argv[1]) : 5;
-    const std::uint64_t seed = argc > 2 ? std::stoull(argv[2]) : std::random_device()();
-    if (argc > 3 || !(minutes > 0)) {
-      std::fprintf(stderr, "usage: soak [<minutes> [<seed>]]\n");
-      return EXIT_FAILURE;
-    }
-    return vmspace::soak::run(minutes, seed);
+    if (argc > 1 && std::string_view(argv[1]) == "--take-over") return vmspace::soak::take_over(0);
+    return vmspace::soak::run(argc, argv);
   } catch (const std::exception& thrown) {
     std::fprintf(stderr, "soak: %s\n", thrown.what());
     return EXIT_FAILURE;

@@ -109,9 +109,7 @@ class Snapshots final : public Activity {
     auto restore =
         LazyRestore::start(memory, std::make_shared<SnapshotReader>(open()), {.background = false});
     if (restore) return *std::move(restore);
-    require(
-        restore.error().code == Errc::unsupported || restore.error().code == Errc::access_denied,
-        restore.error().message());
+    require_missing(restore.error());
     return {};
   }
   void merge_and_map() const {
@@ -191,6 +189,7 @@ std::unique_ptr<Activity> make_live_snapshots(Machine& machine, std::uint64_t se
       machine.still, must(SnapshotWriter::create(file.value(), machine.still)),
       {.peers_stopped = true});
   if (!tried) {
+    require_missing(tried.error());
     std::printf("without live snapshots: %s\n", tried.error().message().c_str());
     return nullptr;
   }

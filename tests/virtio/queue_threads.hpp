@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <random>
 #include <semaphore>
 #include <thread>
@@ -112,6 +113,13 @@ void serve_requests(AnyDriver driver, std::uint64_t requests) {
       if (!*queue.enable_notifications(memory)) kick.acquire();
     }
   });
+  // Also when a check has failed.
+  const auto end = [&](std::thread* thread) {
+    done = true;
+    kick.release();
+    thread->join();
+  };
+  const std::unique_ptr<std::thread, decltype(end)> ended(&device, end);
   std::minstd_rand random(2);
   std::vector<std::uint16_t> free_ids = {0, 1, 2, 3, 4, 5, 6, 7};
   std::map<std::uint32_t, unsigned> buffers_of;
@@ -158,9 +166,6 @@ void serve_requests(AnyDriver driver, std::uint64_t requests) {
       ++answered;
     }
   }
-  done = true;
-  kick.release();
-  device.join();
 }
 
 }  // namespace vmspace::testing

@@ -20,7 +20,8 @@
 //   - the host has no page.
 //
 // Unplugging: readers lose the blocks first, and are waited for; then the tables lose them; then
-// the pages are given back. Where a step fails, those before it are undone.
+// the pages are given back. Where a step fails, those before it are undone. Blocks that readers get, or
+// get back, count as written in dirty logs.
 
 #pragma once
 
