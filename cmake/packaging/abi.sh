@@ -16,7 +16,8 @@ CCACHE_BASEDIR="$PWD"
 CCACHE_NOHASHDIR=1
 export CCACHE_BASEDIR CCACHE_NOHASHDIR
 
-# A tree without tags has no release to compare with, which is said below.
+# Where there is no tag, git describe fails and complains: that there is no release to compare with is no
+# error, and is said below.
 with=${1:-$(git describe --tags --abbrev=0 2>/dev/null || true)}
 
 # build <tree>: its shared library, with the debug information that abidw reads.

@@ -21,6 +21,7 @@ namespace example {
 /// overwritten. Removed at the end.
 class SampleFiles {
  public:
+  // The X are where mkdtemp(3) puts a name of its own.
   SampleFiles() : folder_((std::filesystem::temp_directory_path() / "vmspace-XXXXXX").string()) {
     vmspace::exit_unless(::mkdtemp(folder_.data()) != nullptr && ::chdir(folder_.c_str()) == 0,
                          "a temporary folder can be made");

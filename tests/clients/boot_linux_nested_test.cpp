@@ -105,6 +105,7 @@ Boot next_boot(Process& qemu) {
 
 TEST(BootLinuxNested, ReachesInitThatUsesOurMachine) {
   const std::string missing = missing_for_linux({"qemu-system-x86_64", "ldd"});
+  // What the test starts is installed by `bootstrap.sh clients` alone.
   if (!missing.empty()) GTEST_SKIP() << missing;
   const auto kernel = DebianKernel::find();
 

@@ -75,6 +75,7 @@ void boot_to_memory(std::vector<std::string> arguments, const std::vector<std::u
 
 /// To user space, and its end.
 void boot_to_init(std::vector<std::string> arguments, const std::vector<std::uint64_t>& nodes) {
+  // The guest's user space; `bootstrap.sh clients` alone installs it.
   if (!fs::exists("/bin/busybox")) GTEST_SKIP() << "busybox-static is not installed";
   const ShortDirectory directory;
   write_initrd(directory / "initrd", DebianKernel::find(), "poweroff");
@@ -83,6 +84,7 @@ void boot_to_init(std::vector<std::string> arguments, const std::vector<std::uin
                                      "--append", "console=ttyS0 earlyprintk=ttyS0 panic=-1"});
   const std::string before = md5_of(directory / "disk");
   const Output boot = run(arguments);
+  // As above: /dev/kvm is there, but this user may not open it.
   if (boot.status == 77) GTEST_SKIP() << boot.log.text();
   SCOPED_TRACE(boot.log.text());
   EXPECT_EQ(boot.status, 0);
@@ -97,6 +99,7 @@ void boot_to_init(std::vector<std::string> arguments, const std::vector<std::uin
 void expect_boot(const std::vector<std::string>& node_options,
                  const std::vector<std::uint64_t>& nodes) {
   const auto kernel = DebianKernel::find();
+  // Only `bootstrap.sh clients` unpacks one.
   if (kernel.image.empty()) GTEST_SKIP() << no_kernel;
   std::vector<std::string> arguments{"--kernel", kernel.image, "--seconds", "170"};
   arguments.insert(arguments.end(), node_options.begin(), node_options.end());
@@ -125,6 +128,7 @@ TEST(BootLinux, SaysWhatIsWrong) {
   expect_error({"--kernel", "/nonexistent"}, "No such file or directory");
   expect_error({"--kernel", "/proc/self/exe"}, "not a kernel");
   const std::string kernel = DebianKernel::find().image;
+  // What follows is about a kernel that can be read.
   if (kernel.empty()) GTEST_SKIP() << no_kernel;
   const auto expect_refused = [&](std::vector<std::string> arguments, const std::string& message) {
     arguments.insert(arguments.begin(), {"--kernel", kernel});

@@ -72,7 +72,7 @@ struct Elf {
 };
 
 vmspace::Result<KernelImage> read(const std::string& contents) {
-  std::string name = "vmspace-kernel-XXXXXX";
+  std::string name = "vmspace-kernel-XXXXXX";  // mkstemp(3) replaces the X
   const int fd = ::mkstemp(name.data());
   EXPECT_EQ(::write(fd, contents.data(), contents.size()), static_cast<ssize_t>(contents.size()));
   ::close(fd);

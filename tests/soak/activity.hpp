@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -80,11 +81,17 @@ void must_refuse(const Result<T>& result, Errc code, const Place& place = {}) {
     wrong("refused, but not with " + to_text(code) + ": " + result.error().message(), place);
 }
 
-/// What an activity goes without. Throws unless the error says that the kernel, or the rights of this process,
-/// lack something: another one is a bug.
+/// Throws unless the error says that the kernel, or the rights of this process, lack something: another
+/// one is a bug.
 inline void require_missing(const Error& error, const Place& place = {}) {
   if (error.code != Errc::unsupported && error.code != Errc::access_denied)
     wrong(error.message(), place);
+}
+
+/// Says what the soak goes without, and why, as require_missing() has it.
+inline void go_without(const char* what, const Error& error, const Place& place = {}) {
+  require_missing(error, place);
+  std::printf("without %s: %s\n", what, error.message().c_str());
 }
 
 class Machine;

@@ -5,7 +5,6 @@
 
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -80,8 +79,7 @@ std::unique_ptr<Activity> make_migration(Machine& machine, std::uint64_t seed) {
 
 std::unique_ptr<Activity> make_dirty_scan(Machine& machine, std::uint64_t seed) {
   if (const auto tried = DirtyScan::start(machine.still); !tried) {
-    require_missing(tried.error());
-    std::printf("without a dirty scan: %s\n", tried.error().message().c_str());
+    go_without("a dirty scan", tried.error());
     return nullptr;
   }
   return std::make_unique<Scan>(machine, seed);

@@ -8,7 +8,6 @@
 
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -189,8 +188,7 @@ std::unique_ptr<Activity> make_live_snapshots(Machine& machine, std::uint64_t se
       machine.still, must(SnapshotWriter::create(file.value(), machine.still)),
       {.peers_stopped = true});
   if (!tried) {
-    require_missing(tried.error());
-    std::printf("without live snapshots: %s\n", tried.error().message().c_str());
+    go_without("live snapshots", tried.error());
     return nullptr;
   }
   return std::make_unique<LiveSnapshots>(machine, seed);
