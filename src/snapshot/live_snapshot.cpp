@@ -186,11 +186,6 @@ std::shared_ptr<const LiveSnapshot::State::Userfault> LiveSnapshot::State::curre
   return faults;
 }
 
-bool LiveSnapshot::State::has_failed() const {
-  const std::lock_guard lock(mutex);
-  return error.has_value();
-}
-
 LiveSnapshot::State::LiveRegion* LiveSnapshot::State::find_region(std::uint64_t address) const {
   const auto next =
       std::ranges::upper_bound(by_host, address, std::less<>{}, [](const LiveRegion* region) {
@@ -221,17 +216,21 @@ void LiveSnapshot::State::drop(std::uint64_t bytes) noexcept {
   end_faults();
 }
 
-void LiveSnapshot::State::give_up(const Error& why) noexcept {
-  {
-    const std::lock_guard lock(mutex);
-    if (phase == Phase::written || phase == Phase::over) return;
-    error = why;
-    phase = Phase::written;
-  }
+void LiveSnapshot::State::stop_saving() noexcept {
   end_faults();
   for (LiveRegion& region : regions)
     region.pages().close();
   buffer.close();
+}
+
+void LiveSnapshot::State::give_up(const Error& why) noexcept {
+  {
+    const std::lock_guard lock(mutex);
+    if (phase != Phase::ready && phase != Phase::taken) return;
+    error = why;
+    phase = Phase::written;
+  }
+  stop_saving();
   changed.notify_all();
 }
 

@@ -39,8 +39,9 @@ struct LiveSnapshot::State final : detail::DiscardListener {
   using PageRun = detail::PageRun;
 
   enum class Phase : std::uint8_t {
-    ready,    ///< take() has not been called
-    taken,    ///< or is running
+    ready,  ///< take() has not been called
+    taken,  ///< or is running
+    saved,  ///< all pages are, and the file is being completed: no other thread's error matters now
     written,  ///< complete, or has failed
     over,     ///< wait() has returned
   };
@@ -59,7 +60,7 @@ struct LiveSnapshot::State final : detail::DiscardListener {
   /// Nothing runs and nothing is claimed any more; gives up what is not complete.
   void close() noexcept;
 
-  /// Ends the snapshot by an error, unless it has ended before: nothing is protected any more.
+  /// Ends the snapshot by an error while pages are left to be saved: nothing is protected any more.
   void give_up(const Error& error) noexcept;
   void save_before_discard(LiveRegion& region, std::uint64_t first,
                            std::uint64_t end) noexcept override;
@@ -102,12 +103,13 @@ struct LiveSnapshot::State final : detail::DiscardListener {
  private:
   /// What handles the faults now; null when that has ended.
   [[nodiscard]] std::shared_ptr<const Userfault> current_faults() const;
-  [[nodiscard]] bool has_failed() const;
   [[nodiscard]] LiveRegion* find_region(std::uint64_t host_address) const;
   /// Makes the memory stand still.
   [[nodiscard]] Result<void> protect(std::span<const GuestRange> ranges, bool all);
   /// Nothing is protected any more, and nobody waits.
   void end_faults() noexcept;
+  /// That, and no page is saved any more.
+  void stop_saving() noexcept;
   /// Less is left to be copied.
   void drop(std::uint64_t bytes) noexcept;
   /// A page into the buffer, which was taken; false when the snapshot has failed.
@@ -117,6 +119,8 @@ struct LiveSnapshot::State final : detail::DiscardListener {
   bool resolve(const Userfault& userfault, std::uint64_t address) noexcept;
   bool read_faults(const Userfault& userfault) noexcept;
   [[nodiscard]] Result<void> write_all_pages();
+  /// The last page is saved; false when the snapshot has failed.
+  [[nodiscard]] bool begin_completing();
   [[nodiscard]] Result<void> write_in_background(LiveRegion& region, PageRun run);
   [[nodiscard]] Result<void> write_run(const LiveRegion& region, PageRun run,
                                        const std::byte* bytes);

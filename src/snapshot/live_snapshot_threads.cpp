@@ -176,6 +176,13 @@ Result<void> LiveSnapshot::State::write_all_pages() {
   return {};
 }
 
+bool LiveSnapshot::State::begin_completing() {
+  const std::lock_guard lock(mutex);
+  if (phase != Phase::taken) return false;
+  phase = Phase::saved;
+  return true;
+}
+
 void LiveSnapshot::State::write_pages() noexcept {
   {
     std::unique_lock lock(mutex);
@@ -185,19 +192,23 @@ void LiveSnapshot::State::write_pages() noexcept {
   const auto written = [&]() -> Result<SnapshotId> {
     try {
       VMSPACE_TRY(write_all_pages());
-      if (has_failed()) return SnapshotId{};
+      if (!begin_completing()) return SnapshotId{};
       return VMSPACE_TRY_IN(operation, writer.finish());
     } catch (const std::bad_alloc&) {
       return fail_os(operation, {}, "allocating memory for the snapshot's tables", ENOMEM);
     }
   }();
-  if (!written) return give_up(written.error());
   {
     const std::lock_guard lock(mutex);
-    if (phase != Phase::taken) return;
-    id = *written;
+    if (phase != Phase::taken && phase != Phase::saved) return;  // it was given up
+    if (written) {
+      id = *written;
+    } else {
+      error = written.error();
+    }
     phase = Phase::written;
   }
+  if (!written) stop_saving();
   changed.notify_all();
 }
 

@@ -3,10 +3,17 @@
 // Every system call of a live snapshot failing once: the guest goes on, no page stays protected, no
 // descriptor stays open, and a snapshot that claims to be complete is.
 
+#include <poll.h>
+#include <sys/types.h>
+
 #include <cerrno>
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <semaphore>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -78,6 +85,51 @@ TEST_P(LiveSnapshotFaults, EverySystemCallMayFail) {
       }
     }
   }
+}
+
+/// What a thread that waits for faults and one that completes the file tell each other.
+struct Meeting {
+  std::binary_semaphore completing{0};
+  std::binary_semaphore failed{0};
+};
+Meeting* meeting = nullptr;
+
+// Nobody waits for a fault any more, so that not being able to wait for one loses nothing.
+TEST(LiveSnapshotCompletion, AnErrorWhileTheFileIsCompletedDoesNotMatter) {
+  const GuestMemory memory =
+      guest_of({.name = "", .backing = {.source = MemorySource::anon}}, 2 * pages * page);
+  const auto before = pattern(pages * page);
+  const TempFile file;
+  ASSERT_TRUE(memory.write_slice(base_of(memory), before));
+  Meeting here;
+  meeting = &here;
+  {
+    Injector injector;
+    // Until the last page is out, the thread that waits for faults is kept waiting, which nobody
+    // notices: the pages are saved in their turn.
+    injector.table().poll = [](pollfd*, nfds_t, int) {
+      (void)meeting->completing.try_acquire_for(std::chrono::seconds(10));
+      meeting->failed.release();
+      errno = EIO;
+      return -1;
+    };
+    // The head of a file makes it a snapshot: it is written last, at the file's beginning.
+    injector.table().pwrite = [](int fd, const void* bytes, size_t size, off_t at) {
+      if (at == 0) {
+        meeting->completing.release();
+        (void)meeting->failed.try_acquire_for(std::chrono::seconds(10));
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      }
+      return detail::real_system_calls.pwrite(fd, bytes, size, at);
+    };
+    auto writer = SnapshotWriter::create(file.fd(), memory);
+    ASSERT_TRUE(writer) << writer.error().message();
+    auto snapshot = LiveSnapshot::prepare(memory, std::move(*writer), {});
+    if (!snapshot) GTEST_SKIP() << snapshot.error().message();
+    VMSPACE_ASSERT_OK(snapshot->take());
+    VMSPACE_EXPECT_OK(snapshot->wait());
+  }
+  EXPECT_EQ(contents(restored(memory, file.fd()), base_of(memory).value(), pages * page), before);
 }
 
 INSTANTIATE_TEST_SUITE_P(KindsOfMemory, LiveSnapshotFaults,
