@@ -3,7 +3,6 @@
 #include "snapshot/inherited_faults.hpp"
 
 #include <poll.h>
-#include <sys/eventfd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -38,9 +37,7 @@ void resolve_settled(const Userfault& faults, const MemoryMapping& mapping, std:
 }
 
 Result<void> InheritedFaults::open(const char* caller) {
-  wake_ = Descriptor(retry([] { return kernel().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }));
-  if (wake_.value() < 0) return fail_os(caller, {}, "eventfd");
-  return {};
+  return wake_.open(caller);
 }
 
 Result<void> InheritedFaults::start(const char* caller) {
@@ -64,35 +61,27 @@ Result<void> InheritedFaults::start(const char* caller) {
 
 void InheritedFaults::answer(Part& part) noexcept {
   part.is_inherited = true;
-  wake();
+  wake_.wake();
 }
 
 void InheritedFaults::stop() noexcept {
   if (!has_thread_) return;
   is_stopping_ = true;
-  wake();
+  wake_.wake();
   pthread_join(thread_, nullptr);
   has_thread_ = false;
 }
 
-void InheritedFaults::wake() const noexcept {
-  const eventfd_t one = 1;
-  static_cast<void>(kernel().write(wake_.value(), &one, sizeof one));
-}
-
 void InheritedFaults::work() noexcept {
   while (!is_stopping_) {
-    polled_.assign(1, {.fd = wake_.value(), .events = POLLIN, .revents = 0});
+    polled_.assign(1, wake_.polled());
     for (const Part* part : parts_) {
       const int fd = part->faults->fd();
       if (part->is_inherited && std::ranges::find(polled_, fd, &pollfd::fd) == polled_.end())
         polled_.push_back({.fd = fd, .events = POLLIN, .revents = 0});
     }
-    if (kernel().poll(polled_.data(), polled_.size(), -1) < 0) continue;
-    if (polled_.front().revents != 0) {
-      eventfd_t count = 0;
-      static_cast<void>(kernel().read(wake_.value(), &count, sizeof count));
-    }
+    if (kernel().poll(polled_.data(), polled_.size(), wake_.longest_poll) < 0) continue;
+    if (polled_.front().revents != 0) wake_.reset();
     for (const Part* part : parts_) {
       if (part->is_inherited) answer_next(*part->faults);
     }

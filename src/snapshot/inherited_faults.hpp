@@ -22,7 +22,7 @@
 #include "vmspace/host/memory_mapping.hpp"
 
 #include "host/userfault.hpp"
-#include "os/descriptor.hpp"
+#include "os/wake_event.hpp"
 #include "snapshot/lazy_table.hpp"
 
 namespace vmspace::detail {
@@ -62,12 +62,11 @@ class InheritedFaults {
  private:
   void work() noexcept;
   void answer_next(const Userfault& faults) const noexcept;
-  void wake() const noexcept;
 
   std::vector<Part*> parts_;
   std::vector<pollfd> polled_;  // the thread's
-  Descriptor wake_;             // an eventfd
-  LazyTable zeros_;             // of the largest page of hugetlb memory
+  WakeEvent wake_;
+  LazyTable zeros_;  // of the largest page of hugetlb memory
   std::atomic<bool> is_stopping_{false};
   bool has_thread_ = false;
   pthread_t thread_ = {};

@@ -4,8 +4,6 @@
 
 #include "vmspace/snapshot/lazy_restore.hpp"
 
-#include <sys/eventfd.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -227,9 +225,7 @@ Result<void> LazyRestore::State::add_workers() {
     Worker& worker = workers_.emplace_back();
     worker.state = this;
     worker.slot = i;
-    worker.wake = detail::Descriptor(
-        detail::retry([] { return detail::kernel().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }));
-    if (worker.wake.value() < 0) return detail::fail_os(operation, {}, "eventfd");
+    VMSPACE_TRY(worker.wake.open(operation));
     VMSPACE_TRY(worker.buffer.map(operation, buffer_size_));
   }
   return {};

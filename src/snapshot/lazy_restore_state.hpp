@@ -20,7 +20,7 @@
 #include "vmspace/snapshot/lazy_restore.hpp"
 
 #include "host/userfault.hpp"
-#include "os/descriptor.hpp"
+#include "os/wake_event.hpp"
 #include "snapshot/page_ledger.hpp"
 #include "snapshot/restored_region.hpp"
 
@@ -52,7 +52,7 @@ class VMSPACE_HIDDEN LazyRestore::State {
     State* state = nullptr;
     unsigned slot = 0;
     pthread_t thread = {};
-    detail::Descriptor wake = {};   // an eventfd
+    detail::WakeEvent wake = {};    // there is something to do, or nothing any more
     detail::LazyTable buffer = {};  // of buffer_size_
     detail::PageRun piece = {};     // of the working set
     detail::PageRun stripe = {};    // of the background

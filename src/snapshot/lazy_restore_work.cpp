@@ -3,7 +3,6 @@
 // LazyRestore's threads: what they do next, and how they bring the pages of a job.
 
 #include <poll.h>
-#include <sys/eventfd.h>
 
 #include <algorithm>
 #include <array>
@@ -56,25 +55,21 @@ void LazyRestore::State::work(Worker& worker) {
     if (answered && *answered) continue;
     if (answered && step(worker)) continue;
     std::array<pollfd, 2> events{pollfd{.fd = faults_->fd(), .events = POLLIN, .revents = 0},
-                                 pollfd{.fd = worker.wake.value(), .events = POLLIN, .revents = 0}};
-    const int ready = kernel().poll(events.data(), events.size(), -1);
+                                 worker.wake.polled()};
+    const int ready = kernel().poll(events.data(), events.size(), worker.wake.longest_poll);
     const bool has_failed = !answered || (ready < 0 && errno != EINTR);
     failed = has_failed ? failed + 1 : 0;
     if (failed == most_failed_waits) {
       lose_all(answered ? detail::fail_os(operation, {}, "poll").value() : answered.error());
       return;
     }
-    if (ready > 0 && events[1].revents != 0) {
-      eventfd_t count = 0;
-      static_cast<void>(kernel().read(worker.wake.value(), &count, sizeof count));
-    }
+    if (ready > 0 && events[1].revents != 0) worker.wake.reset();
   }
 }
 
 void LazyRestore::State::wake_threads() noexcept {
-  const eventfd_t one = 1;
   for (const Worker& worker : workers_)
-    static_cast<void>(kernel().write(worker.wake.value(), &one, sizeof one));
+    worker.wake.wake();
 }
 
 Result<bool> LazyRestore::State::answer_fault(Worker& worker) {

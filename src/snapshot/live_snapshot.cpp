@@ -3,7 +3,6 @@
 #include "vmspace/snapshot/live_snapshot.hpp"
 
 #include <pthread.h>
-#include <sys/eventfd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -25,7 +24,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using detail::fail_os;
-using detail::kernel;
 namespace feature = detail::userfault_feature;
 
 constexpr const char* prepare_operation = "LiveSnapshot::prepare";
@@ -97,9 +95,7 @@ Result<void> LiveSnapshot::State::open(const LiveSnapshotOptions& options) {
   }
   for (const LiveRegion& region : regions)
     VMSPACE_TRY(region.add_to(*shared, prepare_operation));
-  wake = detail::Descriptor(kernel().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (wake.value() < 0) return fail_os(prepare_operation, {}, "eventfd");
-  return {};
+  return wake.open(prepare_operation);
 }
 
 Result<void> LiveSnapshot::State::start_threads() {
@@ -206,8 +202,7 @@ void LiveSnapshot::State::end_faults() noexcept {
   // Not left to closing it: the last one to do so may wait for a disk, or be a child that has forked.
   for (const LiveRegion& region : regions)
     region.remove_from(*ended);
-  const std::uint64_t one = 1;
-  (void)kernel().write(wake.value(), &one, sizeof one);
+  wake.wake();
 }
 
 void LiveSnapshot::State::drop(std::uint64_t bytes) noexcept {

@@ -27,7 +27,7 @@
 #include "vmspace/snapshot/live_snapshot.hpp"
 
 #include "host/userfault.hpp"
-#include "os/descriptor.hpp"
+#include "os/wake_event.hpp"
 #include "snapshot/live_region.hpp"
 #include "snapshot/page_buffer.hpp"
 
@@ -77,7 +77,7 @@ struct LiveSnapshot::State final : detail::DiscardListener {
   std::vector<std::byte> chunk;         ///< for pages that come in their turn
   bool populate = false;                ///< absent pages can't be protected
   std::vector<GuestRange> zeros;        ///< of a differential snapshot
-  detail::Descriptor wake;              ///< an eventfd: there are no more faults to handle
+  detail::WakeEvent wake;               ///< there are no more faults to handle
   std::atomic<std::uint64_t> left = 0;  ///< bytes that wait or are being copied
 
   mutable std::mutex mutex;

@@ -29,9 +29,6 @@ using detail::snapshot_page;
 
 constexpr const char* operation = "LiveSnapshot::wait";
 
-/// Should the eventfd fail to end a poll(2), it ends by itself after so many milliseconds.
-constexpr int poll_timeout = 1000;
-
 }  // namespace
 
 void LiveSnapshot::State::finish(const Userfault& userfault, LiveRegion& region,
@@ -110,10 +107,10 @@ bool LiveSnapshot::State::read_faults(const Userfault& userfault) noexcept {
 void LiveSnapshot::State::handle_faults() noexcept {
   const auto userfault = current_faults();
   if (userfault == nullptr) return;
-  std::array<pollfd, 2> ready{{{.fd = userfault->fd(), .events = POLLIN, .revents = 0},
-                               {.fd = wake.value(), .events = POLLIN, .revents = 0}}};
+  std::array<pollfd, 2> ready{
+      {{.fd = userfault->fd(), .events = POLLIN, .revents = 0}, wake.polled()}};
   while (current_faults() != nullptr) {
-    if (retry([&] { return kernel().poll(ready.data(), ready.size(), poll_timeout); }) < 0) {
+    if (retry([&] { return kernel().poll(ready.data(), ready.size(), wake.longest_poll); }) < 0) {
       give_up(fail_os(operation, {}, "poll").value());
       return;
     }

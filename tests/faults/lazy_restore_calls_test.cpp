@@ -4,12 +4,17 @@
 // once. Starting gives an error and leaves the memory as it was; while it runs, what is lost is
 // reported, what is not is right, and nobody waits for ever.
 
+#include <poll.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <memory>
+#include <semaphore>
 #include <string>
+#include <thread>
 
 #include <gtest/gtest.h>
 
@@ -100,6 +105,29 @@ TEST_P(LazyRestoreCalls, EachCallWhileItRuns) {
       }
     }
   }
+}
+
+std::counting_semaphore<>* waiting = nullptr;  ///< released when a thread begins to poll
+
+TEST_P(LazyRestoreCalls, AThreadThatCantBeWokenGoesOnByItself) {
+  const auto source = std::make_shared<WordSource>();
+  const GuestMemory memory = ram();
+  std::counting_semaphore<> polls{0};
+  waiting = &polls;
+  Injector injector;
+  injector.table().poll = [](pollfd* polled, nfds_t count, int timeout) {
+    waiting->release();
+    return detail::real_system_calls.poll(polled, count, timeout);
+  };
+  START_OR_SKIP(restore, memory, source, {.threads = 1, .background = false});
+  polls.acquire();
+  // Until it sleeps, most likely: awake it would see by itself that there is work.
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  injector.fail_next("write", EIO);
+  restore.resume_background();
+  ASSERT_TRUE(injector.has_failed());
+  VMSPACE_EXPECT_OK(restore.wait(long_enough));
+  expect_restored(memory, *source);
 }
 
 TEST_P(LazyRestoreCalls, AnAnswerThatFailsIsGivenAgainOrReported) {
