@@ -21,6 +21,8 @@
 #include <optional>
 #include <string>
 #include <type_traits>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -71,6 +73,29 @@ class Vmspace {
 
  private:
   vmspace::IntervalTree<std::uint64_t> tree_;
+};
+
+/// The same by a pool of leases, which tells them apart by a map here.
+class VmspacePool {
+ public:
+  static constexpr const char* name = "vmspace_pool";
+
+  VmspacePool(std::uint64_t min, std::uint64_t max)
+      : pool_(*vmspace::RangePool::create("bench", {*vmspace::Range::make(min, max)})) {}
+
+  std::optional<Live> allocate(const Want& want) {
+    auto lease = pool_.acquire(
+        {.size = want.size, .min = want.min, .max = want.max, .align = want.align}, "lease");
+    if (!lease) return std::nullopt;
+    const Live live{lease->range().min(), lease->range().size()};
+    leases_.insert_or_assign(live.base, std::move(*lease));
+    return live;
+  }
+  bool free(const Live& live) { return leases_.erase(live.base) != 0; }
+
+ private:
+  vmspace::RangePool pool_;
+  std::unordered_map<std::uint64_t, vmspace::Lease> leases_;
 };
 
 // -- workloads ---------------------------------------------------------------------------------
@@ -328,6 +353,14 @@ void add_common() {
   }
 }
 
+/// Gaps of three pages at odd ones: long enough, and aligned to no more than a page.
+template <typename A>
+void add_odd3(std::size_t n) {
+  add<A>("odd3", n, [](benchmark::State& state, std::size_t count) {
+    misfit<A>(state, count, 5 * page, 4 * page, 3 * page, {.size = 3 * page, .align = 2 * page});
+  });
+}
+
 template <typename A>
 void add_all() {
   add_common<A>();
@@ -350,10 +383,7 @@ void add_all() {
         misfit<A>(state, count, 2_MiB - 2 * page, 2_MiB, 3 * page,
                   {.size = 2 * page, .align = 2_MiB});
       });
-      add<A>("odd3", n, [](benchmark::State& state, std::size_t count) {
-        misfit<A>(state, count, 5 * page, 4 * page, 3 * page,
-                  {.size = 3 * page, .align = 2 * page});
-      });
+      add_odd3<A>(n);
       add<A>("long_short", n, long_short<A>);
       add<A>("dma32", n, dma32<A>);
       if constexpr (A::complete) {
@@ -379,6 +409,8 @@ int main(int argc, char** argv) {
   args.push_back(nullptr);
 
   add_all<Vmspace>();
+  for (const std::size_t n : sizes)
+    add_odd3<VmspacePool>(n);
   add_all<StdMap>();
   add_all<Icl>();
   add_common<Unordered>();

@@ -31,6 +31,55 @@ tl::unexpected<Error> no_region(GuestAddress address, const char* operation, con
                .reason = reason});
 }
 
+/// What `search` finds for the constraint within the layout's aperture of this name, which must take
+/// regions of this type.
+template <typename Search>
+Result<Range> search_aperture(const AddressSpaceLayout& layout, RegionType type,
+                              const Constraint& constraint, std::string_view aperture,
+                              Search search) {
+  constexpr const char* operation = "AddressSpaceBase::find_place";
+  VMSPACE_TRY_IN(operation, constraint.validate());
+  const Aperture* window = layout.find_aperture(aperture);
+  if (window == nullptr) {
+    std::string names;
+    for (const Aperture& known : layout.apertures()) {
+      if (!names.empty()) names += ", ";
+      names += known.name;
+    }
+    return fail(
+        {.code = Errc::not_found,
+         .operation = operation,
+         .reason = names.empty() ? "the layout has no apertures" : "the layout's apertures are",
+         .text = {aperture, names}});
+  }
+  if (!window->takes(type)) {
+    return fail({.code = Errc::bad_state,
+                 .operation = operation,
+                 .first = detail::operand(window->range),
+                 .reason = taken_types(window->use),
+                 .text = {{}, window->name}});
+  }
+  Constraint inside = constraint;
+  inside.min = std::max(constraint.min, window->range.min());
+  inside.max = std::min(constraint.max, window->range.max());
+  if (inside.min > inside.max) {
+    return fail({.code = Errc::no_space,
+                 .operation = operation,
+                 .first = Operand::size(constraint.size),
+                 .second = detail::operand(window->range),
+                 .reason = "the constraint's min and max must overlap the aperture",
+                 .text = {{}, window->name}});
+  }
+  const Result<Range> place = search(inside);
+  if (!place) {
+    Error error = place.error().in(operation);
+    if (error.reason == nullptr) error.reason = "no free range in this aperture fits";
+    error.text = {{}, window->name};
+    return fail(error);
+  }
+  return place;
+}
+
 }  // namespace
 
 AddressSpaceBase::AddressSpaceBase(AddressSpaceLayout layout)
@@ -137,47 +186,8 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::remove_region(GuestAddress base)
 
 Result<Range> AddressSpaceBase::find_place(RegionType type, const Constraint& constraint,
                                            std::string_view aperture) const {
-  constexpr const char* operation = "AddressSpaceBase::find_place";
-  VMSPACE_TRY_IN(operation, constraint.validate());
-  const Aperture* window = layout_->find_aperture(aperture);
-  if (window == nullptr) {
-    std::string names;
-    for (const Aperture& known : layout_->apertures()) {
-      if (!names.empty()) names += ", ";
-      names += known.name;
-    }
-    return fail(
-        {.code = Errc::not_found,
-         .operation = operation,
-         .reason = names.empty() ? "the layout has no apertures" : "the layout's apertures are",
-         .text = {aperture, names}});
-  }
-  if (!window->takes(type)) {
-    return fail({.code = Errc::bad_state,
-                 .operation = operation,
-                 .first = detail::operand(window->range),
-                 .reason = taken_types(window->use),
-                 .text = {{}, window->name}});
-  }
-  Constraint inside = constraint;
-  inside.min = std::max(constraint.min, window->range.min());
-  inside.max = std::min(constraint.max, window->range.max());
-  if (inside.min > inside.max) {
-    return fail({.code = Errc::no_space,
-                 .operation = operation,
-                 .first = Operand::size(constraint.size),
-                 .second = detail::operand(window->range),
-                 .reason = "the constraint's min and max must overlap the aperture",
-                 .text = {{}, window->name}});
-  }
-  const auto place = regions_.find_place(inside);
-  if (!place) {
-    Error error = place.error().in(operation);
-    if (error.reason == nullptr) error.reason = "no free range in this aperture fits";
-    error.text = {{}, window->name};
-    return fail(error);
-  }
-  return place;
+  return search_aperture(*layout_, type, constraint, aperture,
+                         [this](const Constraint& inside) { return regions_.find_place(inside); });
 }
 
 Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions options,
@@ -209,7 +219,9 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions optio
     if (const auto valid = constraint.validate(); !valid) return failed(valid.error());
     constraint.align = std::max(constraint.align, options.backing.effective_page_size());
   }
-  const auto place = find_place(options.type, constraint, aperture);
+  const auto place =
+      search_aperture(*layout_, options.type, constraint, aperture,
+                      [this](const Constraint& inside) { return regions_.choose_place(inside); });
   if (!place) return failed(place.error());
   options.base = GuestAddress(place->min());
   options.size = constraint.size;

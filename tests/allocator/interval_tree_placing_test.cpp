@@ -135,6 +135,7 @@ TEST(IntervalTree, FindPlaceSaysWhereAllocateWouldGoAndTakesNothing) {
     ASSERT_TRUE(place);
     EXPECT_EQ(place, tree.find_place(constraint));
     EXPECT_EQ(place, Letters(tree).allocate(constraint));
+    EXPECT_EQ(place, Letters(tree).choose_place(constraint));
     EXPECT_EQ(tree, before);
   }
   EXPECT_EQ(tree.find_place({.size = 2}), Range::of(1, 2));
@@ -147,6 +148,8 @@ TEST(IntervalTree, FindPlaceFailsAsAllocateDoesUnderItsOwnName) {
        {Constraint{.size = 5}, Constraint{.size = 0}, Constraint{.size = 1, .align = 3}}) {
     EXPECT_EQ(tree.find_place(constraint).error(),
               tree.allocate(constraint).error().in("IntervalTree::find_place"));
+    EXPECT_EQ(tree.choose_place(constraint).error(),
+              tree.allocate(constraint).error().in("IntervalTree::choose_place"));
   }
   EXPECT_THAT(Letters().find_place({.size = 1}), HasError(Errc::no_space));
 }

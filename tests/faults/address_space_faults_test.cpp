@@ -3,6 +3,8 @@
 // Memory runs out at every allocation that a call on an address space makes: the space, its
 // generation and its readers are as they were.
 
+#include <algorithm>
+#include <cstdint>
 #include <iterator>
 #include <optional>
 #include <vector>
@@ -167,6 +169,27 @@ TEST(AddressSpaceFaults, ReadingParkingAndWaitingNeedNoMemory) {
   EXPECT_EQ(size, 99U);
   EXPECT_TRUE(found);
   EXPECT_TRUE(released);
+}
+
+// What a tree learns takes memory in each of its inner nodes, once.
+TEST(AddressSpaceFaults, PlacingLearnsTheAlignmentOfRequestsThatAreHardToMeet) {
+  AddressSpaceBase space(pc());
+  // Between them three pages, at odd ones.
+  for (std::uint64_t i = 0; i < 3000; ++i)
+    ASSERT_TRUE(space.insert_region(bar(0xc000'0000 + i * 16_KiB, 4_KiB)));
+  std::vector<int> took;
+  took.reserve(20);
+  for (int i = 0; i < 20; ++i) {
+    test::asked = 0;
+    const auto placed =
+        space.place_region(bar(0, 12_KiB), {.size = 12_KiB, .align = 8_KiB}, "mmio_low");
+    took.push_back(test::asked);
+    ASSERT_TRUE(placed);
+    EXPECT_EQ((*placed)->base(), GuestAddress{0xc000'0000 + 2999 * 16_KiB + 8_KiB});
+    ASSERT_TRUE(space.remove_region(*placed));
+  }
+  EXPECT_GT(std::ranges::max(took), took.back() + 5);
+  EXPECT_TRUE(space.check_invariants());
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 // Memory runs out at every allocation that a call on a pool makes: the pool is as it was; and leases
 // come back without asking for memory.
 
+#include <algorithm>
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -54,6 +56,27 @@ TEST(RangePoolFaults, AFailedCreateLeavesNothingBehind) {
   const std::vector<Range> ranges = {Range::of(0, 9), Range::of(20, 29)};
   EXPECT_GT(fail_each_allocation([&] { EXPECT_TRUE(RangePool::create(long_tag, ranges)); }, [] {}),
             0);
+}
+
+// What a tree learns takes memory in each of its inner nodes, once.
+TEST(RangePoolFaults, LearnsTheAlignmentOfRequestsThatAreHardToMeet) {
+  std::vector<Range> gaps;
+  for (std::uint64_t i = 0; i < 3000; ++i)
+    gaps.push_back(*Range::make(4 * i + 1, 4 * i + 3));
+  const Range fit = Range::of(12'002, 12'004);
+  gaps.push_back(fit);
+  const RangePool pool = *RangePool::create("odd", gaps);
+  std::vector<int> took;
+  took.reserve(20);
+  for (int i = 0; i < 20; ++i) {
+    asked = 0;
+    const auto lease = pool.acquire({.size = 3, .align = 2}, "3");
+    took.push_back(asked);
+    ASSERT_TRUE(lease);
+    EXPECT_EQ(lease->range(), fit);
+  }
+  EXPECT_GT(std::ranges::max(took), took.back() + 5);
+  EXPECT_TRUE(pool.check_invariants());
 }
 
 TEST(RangePoolFaults, LeasesComeBackWithoutAskingForMemory) {

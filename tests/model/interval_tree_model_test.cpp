@@ -150,13 +150,16 @@ TEST(IntervalTreeModel, AgreesOnOddSizesAtMoreAlignmentsThanATreeLearns) {
     if (below(4) == 0) constraint.min = below(gaps * 1024);
     if (below(4) == 0) constraint.max = constraint.min + below(100 * 1024);
     const auto place = std::as_const(tree).find_place(constraint);
+    const auto chosen = i % 2 == 0 ? tree.choose_place(constraint) : place;  // or allocate() learns
     const auto got = tree.allocate(constraint);
     const auto expected = oracle.allocate(constraint, std::nullopt);
     ASSERT_EQ(got.has_value(), expected.has_value()) << i;
     ASSERT_EQ(place.has_value(), expected.has_value()) << i;
+    ASSERT_EQ(chosen.has_value(), expected.has_value()) << i;
     if (got) {
       ASSERT_EQ(*got, *expected) << i;
       ASSERT_EQ(*place, *expected) << i;
+      ASSERT_EQ(*chosen, *expected) << i;
       taken.push_back(*got);
     } else {
       ASSERT_EQ(got.error().available, expected.error().available) << i;

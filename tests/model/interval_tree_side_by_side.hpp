@@ -171,6 +171,8 @@ class SideBySide {
         const Result<Range> place = std::as_const(tree_).find_place(constraint);
         const Result<Range> expected = oracle_.allocate(constraint, {});
         if (!same(place, expected).empty()) return "find_place: " + same(place, expected);
+        const Result<Range> chosen = tree_.choose_place(constraint);
+        if (!same(chosen, expected).empty()) return "choose_place: " + same(chosen, expected);
         return same(tree_.allocate(constraint), expected);
       }
       case 4:

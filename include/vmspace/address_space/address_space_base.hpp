@@ -193,7 +193,7 @@ class VMSPACE_EXPORT AddressSpaceBase {
   /// aperture of this name, which the constraint's min and max narrow. Errors: those of
   /// Constraint::validate; `not_found`, naming the layout's apertures, when it has none of this
   /// name; `bad_state`, naming the types that the aperture takes, when `type` is not among them;
-  /// `no_space`, with the largest free piece as what is available. Costs what IntervalTree::allocate
+  /// `no_space`, with the largest free piece as what is available. Costs what IntervalTree::find_place
   /// does; allocates nothing but for an error.
   [[nodiscard]] Result<Range> find_place(RegionType type, const Constraint& constraint,
                                          std::string_view aperture) const;

@@ -184,6 +184,14 @@ class IntervalTree {
     return find_place(constraint, "IntervalTree::find_place", at, wasted);
   }
 
+  /// As find_place(), for who is about to take the place, by allocate_at() or extract_at(), and has
+  /// something to do before that may fail. Learns from the search, so that its cost is that of
+  /// allocate(). Errors: as allocate().
+  [[nodiscard]] Result<Range> choose_place(const Constraint& constraint) {
+    typename Tree::Path at;
+    return choose_place(constraint, "IntervalTree::choose_place", at);
+  }
+
   /// Takes a range that satisfies the constraint out of a free one, of which the rest stays free;
   /// it is allocated, without a value. The errors of Constraint::validate, or `no_space` when no
   /// free range has a place for it inside the window (two free ranges that touch are not one), with
@@ -338,8 +346,8 @@ class IntervalTree {
   }
 
   /// Keeps as much memory as `n` ranges may need, so that until the tree has more no call fails for want
-  /// of memory; nor does one allocate, but for an allocate() or extract() that learns its first
-  /// alignment, and does without where it can't. It keeps never less than it was told before. clear(),
+  /// of memory; nor does one allocate, but for an allocate(), extract() or choose_place() that learns its
+  /// first alignment, and does without where it can't. It keeps never less than it was told before. clear(),
   /// moving and assigning give it up. O(n) in what there is not yet.
   void reserve(std::size_t n) { tree_.reserve(n); }
 

@@ -89,7 +89,7 @@ class RangePoolState {
   template <typename Make>
   [[nodiscard]] Result<Range> acquire(const Constraint& constraint, const Make& make) {
     const std::lock_guard lock(mutex_);
-    const Result<Range> place = free_.find_place(constraint);
+    const Result<Range> place = free_.choose_place(constraint);
     if (!place) return fail(named(place.error(), "RangePool::acquire"));
     reserve_one_more();
     hold(*place, make());
