@@ -190,6 +190,13 @@ Result<Range> AddressSpaceBase::find_place(RegionType type, const Constraint& co
                          [this](const Constraint& inside) { return regions_.find_place(inside); });
 }
 
+Result<Range> detail::choose_place(AddressSpaceBase& space, RegionType type,
+                                   const Constraint& constraint, std::string_view aperture) {
+  return search_aperture(space.layout(), type, constraint, aperture, [&](const Constraint& inside) {
+    return space.regions_.choose_place(inside);
+  });
+}
+
 Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions options,
                                                              Constraint constraint,
                                                              std::string_view aperture) {
@@ -219,9 +226,7 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions optio
     if (const auto valid = constraint.validate(); !valid) return failed(valid.error());
     constraint.align = std::max(constraint.align, options.backing.effective_page_size());
   }
-  const auto place =
-      search_aperture(*layout_, options.type, constraint, aperture,
-                      [this](const Constraint& inside) { return regions_.choose_place(inside); });
+  const auto place = detail::choose_place(*this, options.type, constraint, aperture);
   if (!place) return failed(place.error());
   options.base = GuestAddress(place->min());
   options.size = constraint.size;

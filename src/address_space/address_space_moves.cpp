@@ -45,7 +45,9 @@ Result<void> check_apart(std::vector<const AddressSpaceRegion*> regions, const c
 }  // namespace
 
 bool AddressSpaceBase::is_parked(const AddressSpaceRegionPtr& region) const noexcept {
-  return std::find(parked_.begin(), parked_.end(), region) != parked_.end();
+  // A region that only the caller has was made for the call: who adds many need not search for each.
+  return region.use_count() != 1 &&
+         std::find(parked_.begin(), parked_.end(), region) != parked_.end();
 }
 
 Result<void> AddressSpaceBase::check_has(const AddressSpaceRegionPtr& region,
@@ -135,15 +137,16 @@ Result<std::vector<AddressSpaceRegionPtr>> AddressSpaceBase::move_regions(
                  .text = (*twice)->name()});
   }
 
-  // The new places are free of regions that stay, and of each other.
+  // The new places are apart, so that all together meet each region that leaves but once, and free of
+  // regions that stay.
   std::vector<const AddressSpaceRegion*> placed;
   placed.reserve(moves.size());
   for (std::size_t i = 0; i < moves.size(); ++i) {
-    if (!moves[i].to) continue;
-    VMSPACE_TRY(check_free(*after[i], operation, named));
-    placed.push_back(after[i].get());
+    if (moves[i].to) placed.push_back(after[i].get());
   }
-  VMSPACE_TRY(check_apart(std::move(placed), operation));
+  VMSPACE_TRY(check_apart(placed, operation));
+  for (const AddressSpaceRegion* region : placed)
+    VMSPACE_TRY(check_free(*region, operation, named));
 
   // Which places are given up, which regions take one, and which are parked then.
   std::vector<Range> leaving;

@@ -146,7 +146,13 @@ void PresentPages::look(Extent part) {
 
 Extent PresentPages::next(std::uint64_t from, std::uint64_t end) {
   while (from < end) {
-    if (from < window_.offset || from >= window_.end()) look({from, end - from});
+    // Another source may have found a part that was passed, and the caller goes on from there.
+    if (from >= passed_.offset && from < passed_.end()) from = passed_.end();
+    if (from >= end) break;
+    if (from < window_.offset || from >= window_.end()) {
+      if (from != passed_.end()) passed_ = {from, 0};
+      look({from, end - from});
+    }
     if (at_ > 0 && found_[at_ - 1].end() > from) at_ = 0;  // the caller went back
     while (at_ < found_.size() && found_[at_].end() <= from)
       ++at_;
@@ -155,6 +161,9 @@ Extent PresentPages::next(std::uint64_t from, std::uint64_t end) {
       if (begin >= end) break;
       return {begin, std::min(end, found_[at_].end()) - begin};
     }
+    // Nothing lies behind `from` in this window, nor before it in those that were passed up to here.
+    const std::uint64_t begin = passed_.end() == from ? passed_.offset : from;
+    passed_ = {begin, window_.end() - begin};
     from = window_.end();
   }
   return {end, 0};

@@ -63,6 +63,7 @@ class PresentPages {
   Extent window_;  ///< what `found_` is about
   std::vector<Extent> found_;
   std::size_t at_ = 0;
+  Extent passed_;  ///< what ends with the window, or where it begins, and has none of them
 };
 
 }  // namespace vmspace::detail

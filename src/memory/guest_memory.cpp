@@ -172,9 +172,7 @@ Result<GuestMemory> GuestMemory::with_changes(std::span<const MemoryRegionPtr> r
                            .dirty = writable ? &region->dirty() : nullptr});
   }
   const auto entry_is_gone = [&](const detail::TranslationEntry& entry) {
-    return std::ranges::any_of(removed, [&](const MemoryRegionPtr& region) {
-      return region->base().value() == entry.first;
-    });
+    return is_gone(map_->regions[map_->region_of[map_->table.index_of(entry)]].get());
   };
   changed.table = detail::TranslationTable(with_changes_in(
       map_ == nullptr ? std::span<const detail::TranslationEntry>() : map_->table.entries(),

@@ -7,6 +7,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "memory/block_runs.hpp"
 #include "os/argument_checks.hpp"
 
 namespace vmspace {
@@ -76,26 +77,42 @@ Result<PresentBlocksPtr> PresentBlocks::without(Run run) const {
 
 Result<PresentBlocksPtr> PresentBlocks::changed(Run run, bool to_present,
                                                 const char* operation) const {
-  VMSPACE_TRY_IN(operation, check_run(run));
-  if (const std::uint64_t ready = bytes_alike(run.offset, run.size, !to_present);
-      ready != run.size) {
-    return fail(
-        {.code = Errc::bad_state,
-         .operation = operation,
-         .first = Operand::span(run.offset + ready, block_size_),
-         .reason = to_present ? "the block is plugged already" : "the block is not plugged"});
-  }
+  VMSPACE_TRY(check_change(run, to_present, operation));
   PresentBlocks after = *this;
-  after.present_size_ += to_present ? run.size : 0 - run.size;
+  after.set(run, to_present);
+  return std::make_shared<const PresentBlocks>(std::move(after));
+}
+
+Result<PresentBlocksPtr> detail::BlockRuns::add(const PresentBlocks& blocks,
+                                                std::span<const PresentBlocks::Run> runs) {
+  PresentBlocks after = blocks;
+  for (const PresentBlocks::Run& run : runs) {
+    VMSPACE_TRY(after.check_change(run, true, "PresentBlocks::with"));
+    after.set(run, true);
+  }
+  return std::make_shared<const PresentBlocks>(std::move(after));
+}
+
+Result<void> PresentBlocks::check_change(Run run, bool to_present, const char* operation) const {
+  VMSPACE_TRY_IN(operation, check_run(run));
+  const std::uint64_t ready = bytes_alike(run.offset, run.size, !to_present);
+  if (ready == run.size) return {};
+  return fail({.code = Errc::bad_state,
+               .operation = operation,
+               .first = Operand::span(run.offset + ready, block_size_),
+               .reason = to_present ? "the block is plugged already" : "the block is not plugged"});
+}
+
+void PresentBlocks::set(Run run, bool to_present) noexcept {
+  present_size_ += to_present ? run.size : 0 - run.size;
   const std::uint64_t end = (run.offset + run.size) / block_size_;
   for (std::uint64_t block = run.offset / block_size_; block < end;) {
     const std::uint64_t count = std::min(end - block, 64 - block % 64);
     const std::uint64_t mask = low_bits(count) << (block % 64);
-    std::uint64_t& word = after.bits_[block / 64];
+    std::uint64_t& word = bits_[block / 64];
     word = to_present ? word | mask : word & ~mask;
     block += count;
   }
-  return std::make_shared<const PresentBlocks>(std::move(after));
 }
 
 std::uint64_t PresentBlocks::alike(std::uint64_t first, std::uint64_t end,
@@ -135,15 +152,18 @@ std::uint64_t PresentBlocks::absent_after(std::uint64_t offset, std::uint64_t si
 std::uint64_t PresentBlocks::present_before(std::uint64_t end, std::uint64_t size) const noexcept {
   if (end == 0 || end > region_size_ || size == 0) return 0;
   const std::uint64_t most = std::min(size, end);
-  std::uint64_t bytes = 0;
-  // A block at a time: this is for copies of ranges that overlap, which are rare.
-  for (std::uint64_t at = end; bytes < most && is_present((at - 1) / block_size_);) {
-    const std::uint64_t begin = (at - 1) / block_size_ * block_size_;
-    bytes += at - begin;
-    at = begin;
-    if (at == 0) break;
+  const std::uint64_t last = (end - 1) / block_size_;
+  const std::uint64_t first = (end - most) / block_size_;
+  std::uint64_t block = last + 1;  // all from here on are present
+  while (block > first) {
+    const std::uint64_t in_word = (block - 1) % 64 + 1;
+    const std::uint64_t word = bits_[(block - 1) / 64] << (64 - in_word);
+    const std::uint64_t count =
+        std::min(static_cast<std::uint64_t>(std::countl_one(word)), in_word);
+    block -= count;
+    if (count < in_word) break;
   }
-  return std::min(bytes, most);
+  return block > last ? 0 : std::min(most, end - block * block_size_);
 }
 
 std::vector<PresentBlocks::Run> PresentBlocks::runs() const {

@@ -93,7 +93,7 @@ MmioPlace place_of(const HeldWindow& held) noexcept {
 Result<Range> Acquisition::place(const MmioPlace& wanted, std::optional<GuestAddress> fixed) const {
   assert(draft_ != nullptr && "requests for addresses are met in a change of the ledger");
   const MmioWindows windows(state_.owners(), state_.windows, draft_->layout(), caller_);
-  if (!fixed) return windows.find_place(*draft_, wanted);
+  if (!fixed) return windows.choose_place(*draft_, wanted);
   const Range range = VMSPACE_TRY(Range::from_base_size(fixed->value(), wanted.size));
   VMSPACE_TRY(check_multiple(Operand::address(range.min()), wanted.align));
   VMSPACE_TRY(adopts_ ? windows.check_stay(wanted, range) : windows.check_place(wanted, range));
@@ -104,10 +104,11 @@ Result<void> Acquisition::enter(RegionOptions options, HeldRegion held, DeviceRe
   if (options.name.empty()) options.name = record.owner;
   options.owner = record.owner;
   auto region = VMSPACE_TRY(AddressSpaceRegion::make(std::move(options)));
-  const auto entered =
-      held.parked ? draft_->insert_parked_region(region) : draft_->insert_region(region);
+  // Moved, so that the draft need not look whether it has the region already.
+  auto entered = held.parked ? draft_->insert_parked_region(std::move(region))
+                             : draft_->insert_region(std::move(region));
   if (!entered) return fail(with_holder(entered.error(), *draft_));
-  held.region = std::move(region);
+  held.region = *std::move(entered);
   record.regions.push_back(std::move(held));
   return {};
 }

@@ -161,8 +161,7 @@ std::vector<MmioWindows::Piece> MmioWindows::containers(const MmioPlace& wanted)
   return pieces;
 }
 
-Result<Range> MmioWindows::find_place(const AddressSpaceBase& space,
-                                      const MmioPlace& wanted) const {
+Result<Range> MmioWindows::choose_place(AddressSpaceBase& space, const MmioPlace& wanted) const {
   const std::vector<Piece> pieces = containers(wanted);
   if (pieces.empty()) return fail(no_container(wanted));
 
@@ -172,8 +171,9 @@ Result<Range> MmioWindows::find_place(const AddressSpaceBase& space,
   const bool may_meet_windows = std::ranges::any_of(
       pieces, [](const Piece& piece) { return piece.aperture->use != ApertureUse::ram; });
   if (may_meet_windows) {
+    const std::vector<const DeviceRecord*> around = bridges_around(wanted.bridge);
     for (const auto& [window, bridge] : windows_) {
-      if (is_behind(wanted.bridge, *bridge)) continue;
+      if (std::ranges::binary_search(around, bridge, std::less<>())) continue;
       if (!window->parked) obstacles.push_back(window->range);
       if (window->leaving) obstacles.push_back(*window->leaving);
     }
@@ -195,8 +195,8 @@ Result<Range> MmioWindows::find_place(const AddressSpaceBase& space,
   std::optional<Error> failure;
   for (const Piece& piece : reachable) {
     for (const Range& part : without(piece.range, obstacles)) {
-      const auto place = space.find_place(
-          wanted.type,
+      const auto place = detail::choose_place(
+          space, wanted.type,
           {.size = wanted.size, .min = part.min(), .max = part.max(), .align = wanted.align},
           piece.aperture->name);
       if (place || place.error().code != Errc::no_space) return place;

@@ -55,11 +55,10 @@ class MmioWindows {
               const AddressSpaceLayout& layout, const void* caller) noexcept
       : owners_(owners), windows_(windows), layout_(layout), caller_(caller) {}
 
-  /// The first free place, in the order that reach and prefetchable ask for. `not_found` without a
-  /// window of the bridge, or such an aperture; `no_space`, with the largest free piece of all that
-  /// were tried.
-  [[nodiscard]] Result<Range> find_place(const AddressSpaceBase& space,
-                                         const MmioPlace& wanted) const;
+  /// The first free place, in the order that reach and prefetchable ask for; the space learns from the
+  /// search. `not_found` without a window of the bridge, or such an aperture; `no_space`, with the
+  /// largest free piece of all that were tried.
+  [[nodiscard]] Result<Range> choose_place(AddressSpaceBase& space, const MmioPlace& wanted) const;
 
   /// Whether what is asked may lie exactly there, whatever else does: `out_of_bounds` when it is out
   /// of reach, or in no one aperture or window of its bridge; the layout's error for the place;

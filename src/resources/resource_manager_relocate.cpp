@@ -194,8 +194,14 @@ Result<void> Relocation::check_settled(const AddressSpaceBase& draft) {
 
 Result<void> Relocation::check_arrangement(const AddressSpaceBase& draft) {
   std::vector<detail::PlacedRegion> held = state_.placed_regions();
+  std::vector<const HeldRegion*> moving;
+  for (const PendingRegionMove& move : regions_)
+    moving.push_back(move.held);
+  std::ranges::sort(moving, std::less<>());
+  std::erase_if(held, [&](const detail::PlacedRegion& entry) {
+    return std::ranges::binary_search(moving, entry.held, std::less<>());
+  });
   for (std::size_t i = 0; i < regions_.size(); ++i) {
-    std::erase_if(held, [&](const auto& entry) { return entry.held == regions_[i].held; });
     if (regions_[i].to) held.push_back({moved_[i].get(), regions_[i].held, regions_[i].record});
   }
   const std::vector<WindowOf> after = windows_after();

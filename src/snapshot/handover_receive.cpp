@@ -16,6 +16,7 @@
 #include "vmspace/memory/endian.hpp"
 #include "vmspace/snapshot/handover.hpp"
 
+#include "memory/block_runs.hpp"
 #include "memory/region_error.hpp"
 #include "os/descriptor.hpp"
 #include "snapshot/handover_format.hpp"
@@ -100,10 +101,9 @@ Result<std::vector<Backing>> open_files(const HandoverMap& map, std::vector<Desc
 
 Result<PresentBlocksPtr> blocks_of(const HandoverPlace& place, std::uint64_t region_size) {
   if (place.block_size == 0) return nullptr;
-  auto blocks = VMSPACE_TRY(PresentBlocks::none(region_size, place.block_size, place.slot_size));
-  for (const PresentBlocks::Run& run : place.present)
-    blocks = VMSPACE_TRY(blocks->with(run));
-  return blocks;
+  const auto none =
+      VMSPACE_TRY(PresentBlocks::none(region_size, place.block_size, place.slot_size));
+  return detail::BlockRuns::add(*none, place.present);
 }
 
 /// What to do with a file that can lose pages, where the sender may have guarded against that.

@@ -18,6 +18,7 @@
 #include "vmspace/host/memory_pin.hpp"
 
 #include "os/argument_checks.hpp"
+#include "vmm/section_list.hpp"
 
 namespace vmspace {
 
@@ -190,13 +191,9 @@ Result<void> DmaMappings::prepare(const MemoryChange& change) {
   }
   std::uint64_t freed = 0;
   for (const MemorySection& removed : change.removed) {
-    const auto goes_first = [&](const MemorySection& added) {
-      return added.guest_range().overlaps(removed.guest_range());
-    };
+    if (!detail::has_part_of(change.added, removed.guest_range())) continue;
     const Entry* const entry = state_->find(removed);
-    if (entry != nullptr && !entry->refused && std::ranges::any_of(change.added, goes_first)) {
-      ++freed;
-    }
+    if (entry != nullptr && !entry->refused) ++freed;
   }
   if (needed <= freed || needed - freed <= limits.available) return {};
   return fail({.code = Errc::limit_exceeded,

@@ -16,6 +16,7 @@
 #include "vmm/kvm_mapping.hpp"
 #include "vmm/kvm_memslots_state.hpp"
 #include "vmm/kvm_pieces.hpp"
+#include "vmm/section_list.hpp"
 
 namespace vmspace {
 
@@ -85,10 +86,7 @@ Result<void> KvmMemslots::prepare(const MemoryChange& change) {
   }
   std::uint64_t available = count_free(state_->numbers, state_->limit);
   for (const MemorySection& removed : change.removed) {
-    const auto goes_first = [&](const MemorySection& added) {
-      return added.guest_range().overlaps(removed.guest_range());
-    };
-    if (!std::ranges::any_of(change.added, goes_first)) continue;
+    if (!detail::has_part_of(change.added, removed.guest_range())) continue;
     if (const auto mapping = find(removed.guest_range(), operation))
       available += (*mapping)->size();
   }

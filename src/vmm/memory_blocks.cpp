@@ -7,6 +7,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "memory/block_runs.hpp"
 #include "os/argument_checks.hpp"
 #include "vmm/memory_blocks_state.hpp"
 
@@ -57,7 +58,7 @@ Result<PresentBlocksPtr> first_blocks(const AddressSpaceRegion& region,
                                       const BlockOptions& options) {
   const std::uint64_t slot_size =
       options.slot_size != 0 ? options.slot_size : std::max(default_slot_size, options.block_size);
-  PresentBlocksPtr blocks =
+  const PresentBlocksPtr none =
       VMSPACE_TRY(PresentBlocks::none(region.size(), options.block_size, slot_size));
   for (const std::uint64_t size : {options.requested_size, options.usable_size}) {
     if (size > region.size()) {
@@ -71,6 +72,8 @@ Result<PresentBlocksPtr> first_blocks(const AddressSpaceRegion& region,
         create_name, Operand::size(size), options.block_size,
         "the requested and the usable size must be multiples of the block size"));
   }
+  std::vector<Run> plugged;
+  plugged.reserve(options.plugged.size());
   for (const GuestRange& range : options.plugged) {
     if (range.base < region.base()) {
       return fail({.code = Errc::out_of_bounds,
@@ -79,10 +82,9 @@ Result<PresentBlocksPtr> first_blocks(const AddressSpaceRegion& region,
                    .second = detail::operand(region.guest_range()),
                    .reason = "what is plugged must lie within the region"});
     }
-    blocks = VMSPACE_TRY(
-        blocks->with({.offset = range.base.value() - region.base().value(), .size = range.size}));
+    plugged.push_back({.offset = range.base.value() - region.base().value(), .size = range.size});
   }
-  return blocks;
+  return detail::BlockRuns::add(*none, plugged);
 }
 
 }  // namespace

@@ -9,6 +9,21 @@
 
 namespace vmspace::detail {
 
+namespace {
+
+/// What `of` has and `others` has not, in its order. O(n log n).
+std::vector<AddressSpaceRegionPtr> without(std::span<const AddressSpaceRegionPtr> of,
+                                           std::vector<AddressSpaceRegionPtr> others) {
+  std::ranges::sort(others);
+  std::vector<AddressSpaceRegionPtr> rest;
+  std::ranges::copy_if(of, std::back_inserter(rest), [&](const AddressSpaceRegionPtr& region) {
+    return !std::ranges::binary_search(others, region);
+  });
+  return rest;
+}
+
+}  // namespace
+
 RegionChange RegionChange::between(const AddressSpaceBase& before, const AddressSpaceBase& after) {
   RegionChange change;
   auto old_region = before.begin();
@@ -25,16 +40,20 @@ RegionChange RegionChange::between(const AddressSpaceBase& before, const Address
       change.added.push_back(*new_region++);
     }
   }
-  const auto without = [](std::span<const AddressSpaceRegionPtr> of,
-                          std::span<const AddressSpaceRegionPtr> others) {
-    std::vector<AddressSpaceRegionPtr> rest;
-    std::ranges::copy_if(of, std::back_inserter(rest), [&](const AddressSpaceRegionPtr& region) {
-      return std::ranges::find(others, region) == others.end();
-    });
-    return rest;
-  };
-  change.unparked = without(before.parked(), after.parked());
-  change.parked = without(after.parked(), before.parked());
+  // Who is parked goes behind the others, so that one walk tells who has left and who has come: and as
+  // both whoever was taken out and parked again, which is no change.
+  auto still = after.parked().begin();
+  std::vector<AddressSpaceRegionPtr> left;
+  for (const AddressSpaceRegionPtr& region : before.parked()) {
+    if (still != after.parked().end() && *still == region) {
+      ++still;
+    } else {
+      left.push_back(region);
+    }
+  }
+  const std::vector<AddressSpaceRegionPtr> come(still, after.parked().end());
+  change.unparked = without(left, come);
+  change.parked = without(come, left);
   return change;
 }
 

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "vmspace/address_space/guest_range.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/memory/memory_region.hpp"
 #include "vmspace/vmm/memory_listener.hpp"
@@ -38,6 +39,15 @@ template <typename Use>
 void for_each_section(const GuestMemory& memory, SectionUnit unit, Use use) {
   for (const MemoryRegionPtr& region : memory.regions())
     for_each_section(region, unit, use);
+}
+
+/// Whether one of these sections, which are apart and in address order, has a part of the range. O(log n).
+[[nodiscard]] inline bool has_part_of(std::span<const MemorySection> sections,
+                                      const GuestRange& range) noexcept {
+  const auto at = std::ranges::partition_point(sections, [&](const MemorySection& section) {
+    return section.base().value() + (section.size() - 1) < range.base.value();
+  });
+  return at != sections.end() && at->guest_range().overlaps(range);
 }
 
 /// Sections in either unit, in the order in which they are added.

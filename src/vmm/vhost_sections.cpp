@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "vmm/section_list.hpp"
+
 namespace vmspace::detail {
 
 namespace {
@@ -26,9 +28,7 @@ bool VhostSections::interest(const MemorySection& section) noexcept {
 Result<void> VhostSections::check_count(const MemoryChange& change, std::uint64_t limit,
                                         const char* operation) const {
   const auto goes_first = [&](const MemorySection& section) {
-    return interest(section) && std::ranges::any_of(change.added, [&](const MemorySection& added) {
-             return added.guest_range().overlaps(section.guest_range());
-           });
+    return interest(section) && has_part_of(change.added, section.guest_range());
   };
   const auto most = static_cast<std::uint64_t>(static_cast<std::ptrdiff_t>(count()) +
                                                std::ranges::count_if(change.added, interest) -

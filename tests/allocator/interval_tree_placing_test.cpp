@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -405,6 +406,39 @@ TEST(IntervalTree, WindowsOfEveryKindGiveWhatLiesInside) {
   ASSERT_THAT(tree.insert(*Range::from_base_size(0x2000 * 999, 0x1800)), IsOk());
   EXPECT_EQ(tree.allocate({.size = 0x1801}).error().available,
             Operand::range(0x2000 * 999, 0x2000 * 999 + 0x17ff));
+}
+
+TEST(IntervalTree, ARefusalNamesTheLowestOfTheLargestPiecesOfTheWindow) {
+  // Gaps of 1 to 20 members, then of 20 to 1, then of 1 to 20.
+  IntervalTree<> tree;
+  std::vector<Range> gaps;
+  std::uint64_t at = 0;
+  for (int lap = 0; lap < 3; ++lap) {
+    for (std::uint64_t i = 1; i <= 20; ++i) {
+      const std::uint64_t size = lap == 1 ? 21 - i : i;
+      gaps.push_back(*Range::from_base_size(at, size));
+      ASSERT_TRUE(tree.insert(gaps.back()));
+      at += size + 1;
+    }
+  }
+  for (std::uint64_t min = 0; min < at; min += 3) {
+    for (std::uint64_t max = min; max < at; max += 7) {
+      std::optional<Range> largest;
+      for (const Range& gap : gaps) {
+        const auto part = gap.intersection(*Range::make(min, max));
+        if (part && (!largest || part->size() > largest->size())) largest = part;
+      }
+      const auto refused = tree.allocate({.size = 21, .min = min, .max = max});
+      ASSERT_THAT(refused, HasError(Errc::no_space));
+      ASSERT_EQ(refused.error().available, largest ? detail::operand(*largest) : Operand{})
+          << min << " to " << max;
+    }
+  }
+  // A leaf whose longest range was cut, of which its ancestors have not heard.
+  ASSERT_TRUE(tree.insert(Range::of(1000, 2000)));
+  for (int i = 0; i < 10; ++i)
+    ASSERT_TRUE(tree.allocate({.size = 100}));
+  EXPECT_EQ(tree.allocate({.size = 100}).error().available, Operand::range(209, 228));
 }
 
 }  // namespace

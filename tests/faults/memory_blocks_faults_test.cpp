@@ -94,5 +94,25 @@ TEST_F(MemoryBlocksFaults, ARegionIsMadeOrNot) {
   EXPECT_TRUE(memory.map()->memory.contains({GuestAddress(8_GiB), 4_MiB}));
 }
 
+// One copy of the set of blocks, not one for each run.
+TEST_F(MemoryBlocksFaults, ARegionIsRestoredAtOnceHoweverManyRunsWerePlugged) {
+  RegionOptions region = options();
+  region.base = GuestAddress(8_GiB);
+  const auto allocations_for = [&](const std::vector<GuestRange>& plugged) {
+    const BlockOptions given{
+        .block_size = block, .slot_size = slot, .requested_size = all.size, .plugged = plugged};
+    const auto other = VmMemory::create(*AddressSpaceLayout::x86_64({.phys_bits = 40}));
+    asked = 0;
+    const auto made = MemoryBlocks::create(*other, region, given);
+    const int count = asked;
+    EXPECT_EQ(made.value().plugged_size(), 16 * block);
+    return count;
+  };
+  std::vector<GuestRange> runs;
+  for (std::uint64_t i = 0; i < 16; ++i)
+    runs.push_back({GuestAddress(region.base.value() + i * block), block});
+  EXPECT_EQ(allocations_for(runs), allocations_for({{region.base, 16 * block}}));
+}
+
 }  // namespace
 }  // namespace vmspace::test

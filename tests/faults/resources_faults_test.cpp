@@ -3,6 +3,8 @@
 // Memory runs out at every allocation that a call on a ResourceManager makes, and a ledger refuses
 // changes at every point of them: numbers, owners, windows and regions are as they were.
 
+#include <algorithm>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -308,6 +310,31 @@ TEST_F(ResourcesFaults, TheWindowOfABridgeThatMayComeBackIsNobodyElses) {
   ledger->between = {};
   EXPECT_EQ(bridge.bridge_window().min(), low + 16_MiB);
   VMSPACE_EXPECT_OK(observed.check_invariants());
+}
+
+// What a space learns takes memory in each inner node of its tree.
+TEST(ResourceManagerFaults, AcquiringLearnsTheAlignmentOfRangesThatAreHardToPlace) {
+  AddressSpaceBase first(*AddressSpaceLayout::x86_64({.phys_bits = 40}));
+  const std::uint64_t base = 0xc000'0000;
+  // Between them three pages, at odd ones.
+  for (std::uint64_t i = 0; i < 3000; ++i) {
+    ASSERT_TRUE(first.insert_region({.name = "bar",
+                                     .type = RegionType::device_memory,
+                                     .base = GuestAddress(base + i * 16_KiB),
+                                     .size = 4_KiB}));
+  }
+  const auto manager = *ResourceManager::create(AddressSpace(std::move(first)));
+  std::vector<int> took;
+  took.reserve(20);
+  for (int i = 0; i < 20; ++i) {
+    test::asked = 0;
+    const auto device = manager.acquire({MmioRange{.size = 12_KiB, .align = 8_KiB}}, "device");
+    took.push_back(test::asked);
+    ASSERT_TRUE(device);
+    EXPECT_EQ(device->mmio()->base(), GuestAddress(base + 2999 * 16_KiB + 8_KiB));
+  }
+  EXPECT_GT(std::ranges::max(took), took[1] + 5);
+  VMSPACE_EXPECT_OK(manager.check_invariants());
 }
 
 }  // namespace

@@ -327,6 +327,34 @@ TEST_F(PageScanKinds, OfAPrivateFileItsOwnDataAndTheCopiesAreFound) {
   EXPECT_EQ(scan_or_die(mapping), (std::vector<Extent>{{7 * page, page}, {20 * page, page}}));
 }
 
+// Nothing is in memory, and the file has many parts, each of which the scan returns with.
+TEST_F(PageScanKinds, WhereNothingIsPresentIsAskedOnceHoweverManyPartsAFileHas) {
+  const std::uint64_t page = page_size();
+  const OwnedFd file(::open(path_.c_str(), O_WRONLY | O_CLOEXEC));
+  const char byte = 1;
+  std::vector<Extent> written;
+  for (std::uint64_t at = 0; at < size / 4; at += 64 * page) {
+    ASSERT_EQ(::pwrite(file.get(), &byte, 1, static_cast<off_t>(at)), 1);
+    written.push_back({at, page});
+  }
+  ASSERT_EQ(::fsync(file.get()), 0);
+  for (const std::size_t index : {4U, 5U}) {
+    SCOPED_TRACE(name(specs_[index]));
+    const auto mapping = map_small_pages(specs_[index]);
+    static std::uint64_t asked;
+    asked = 0;
+    Injector injector;
+    take_away(injector, {"PAGEMAP_SCAN and /proc", true, true, false, false});
+    injector.table().mincore = [](void*, std::size_t bytes, unsigned char* pages) {
+      asked += bytes;
+      std::fill_n(pages, bytes / page_size(), 0);
+      return 0;
+    };
+    EXPECT_EQ(scan_or_die(mapping), written);
+    EXPECT_LE(asked, 2 * size) << "what this process has mapped, and what is in the page cache";
+  }
+}
+
 TEST_F(PageScanKinds, WhatAnotherProcessWroteIsFound) {
   const std::uint64_t page = page_size();
   for (const std::size_t index : {1U, 3U, 5U}) {

@@ -369,5 +369,21 @@ TEST_F(GuestCursorsInAnArena, APieceReachesOverRegionsAndEachIsMarked) {
   EXPECT_THAT(*harvest_dirty(memory), ElementsAre(GuestRange{at(base + page), page}));
 }
 
+TEST(GuestCursor, APieceOfAStreamDoesNotMarkAllThatIsStillToCome) {
+  constexpr std::uint64_t mib = std::uint64_t{1} << 20;
+  const GuestRange all{GuestAddress(0), 8 * mib};
+  const GuestMemory memory = *GuestMemory::create(std::span(&all, 1));
+  VMSPACE_ASSERT_OK(enable_dirty_tracking(memory));
+  std::array<int, 2> pipe{};
+  ASSERT_EQ(::pipe(pipe.data()), 0);
+  ASSERT_EQ(::write(pipe[1], "x", 1), 1);
+  ::close(pipe[1]);
+  GuestWriter writer = *GuestWriter::make(memory, std::span(&all, 1));
+  EXPECT_THAT(writer.write_exact_from(pipe[0], all.size), HasOsError(EIO));
+  ::close(pipe[0]);
+  EXPECT_EQ(writer.position(), 1U);
+  EXPECT_THAT(*harvest_dirty(memory), ElementsAre(GuestRange{GuestAddress(0), mib}));
+}
+
 }  // namespace
 }  // namespace vmspace

@@ -40,6 +40,18 @@
 
 namespace vmspace {
 
+class AddressSpaceBase;
+
+namespace detail {
+
+/// As AddressSpaceBase::find_place(), for who is about to put a region there by insert_region(): learns
+/// from the search, so that it costs what IntervalTree::allocate does.
+[[nodiscard]] VMSPACE_EXPORT Result<Range> choose_place(AddressSpaceBase& space, RegionType type,
+                                                        const Constraint& constraint,
+                                                        std::string_view aperture);
+
+}  // namespace detail
+
 /// Where one region of a space goes: an address, or none, and then it is parked.
 struct RegionMove {
   /// The region as the space has it. It is named by its pointer, so that a move which was decided
@@ -141,7 +153,7 @@ class VMSPACE_EXPORT AddressSpaceBase {
   /// Puts a region where it says, and gives it back. Errors, each naming the region:
   /// `invalid_argument` for a null pointer; `bad_state` when it is parked (move_regions() places
   /// it); those of AddressSpaceLayout::check_place; `overlap`, naming the lowest region in the way.
-  /// O(log n), and O(p) in the parked regions.
+  /// O(log n), and O(p) in the parked regions unless nobody else has the region.
   [[nodiscard]] Result<AddressSpaceRegionPtr> insert_region(AddressSpaceRegionPtr region);
   /// Makes a region, puts it where it says, and gives it. Errors: those of AddressSpaceRegion::make;
   /// those of inserting it. O(log n).
@@ -150,7 +162,7 @@ class VMSPACE_EXPORT AddressSpaceBase {
   /// Adds a region as a parked one, whose base means nothing yet, and gives it back: a BAR that the
   /// guest has still to place, or one that was parked when the VM was saved. Errors:
   /// `invalid_argument` for a null pointer; `bad_state`, naming the region, when the space has it
-  /// already. O(log n), and O(p) in the parked regions.
+  /// already. O(log n), and O(p) in the parked regions unless nobody else has the region.
   [[nodiscard]] Result<AddressSpaceRegionPtr> insert_parked_region(AddressSpaceRegionPtr region);
 
   /// Takes out the region that begins at `base`, and gives it. `not_found` when none begins there.
@@ -248,11 +260,14 @@ class VMSPACE_EXPORT AddressSpaceBase {
                                         const AddressSpaceBase& b) noexcept;
 
   /// Checks every rule of the invariant: `corrupt` with the first one that is broken as its reason,
-  /// which is a defect of this library or a stray write. O(n), and O(p^2) in the parked regions.
+  /// which is a defect of this library or a stray write. O(n log n), and O(p^2) in the parked regions.
   [[nodiscard]] Result<void> check_invariants() const;
 
  private:
   friend class AddressSpace;  // gives out a region's pointer
+  friend Result<Range> detail::choose_place(AddressSpaceBase& space, RegionType type,
+                                            const Constraint& constraint,
+                                            std::string_view aperture);
 
   [[nodiscard]] const AddressSpaceRegionPtr* find_pointer(GuestAddress address) const noexcept {
     return regions_.find_value(address.value());

@@ -195,7 +195,7 @@ class IntervalTree {
   /// Takes a range that satisfies the constraint out of a free one, of which the rest stays free;
   /// it is allocated, without a value. The errors of Constraint::validate, or `no_space` when no
   /// free range has a place for it inside the window (two free ranges that touch are not one), with
-  /// the largest free piece of the window as what is available.
+  /// the largest free piece of the window as what is available, which is O(log n) to find.
   ///
   /// first_match and last_match: O(log n) when align is 1 and when size equals align. For other sizes,
   /// amortised O(log n) for up to four alignments: a call may be O(n) while the tree has not learned
@@ -397,7 +397,8 @@ class IntervalTree {
     return detail::overlapping(tree_, range);
   }
 
-  /// The free ranges in address order, as a view of Range. O(1); see FreeRangeIterator.
+  /// The free ranges in address order, as a view of Range. Costs one step of FreeRangeIterator: what is
+  /// taken before the first is passed.
   [[nodiscard]] IntervalView<FreeRangeIterator<T>> free_ranges() const noexcept {
     return {{tree_.first(), 0}, {tree_.last(), end_pos()}};
   }

@@ -360,8 +360,8 @@ class VMSPACE_EXPORT GuestWriter : public GuestCursor {
   /// As above, at `offset` of the file instead of its own position.
   [[nodiscard]] Result<std::uint64_t> write_from(int fd, std::uint64_t bytes, std::uint64_t offset);
 
-  /// Reads all of `bytes`, in as many system calls as it takes. Errors: those of write_from(); `os`
-  /// with EIO when the file ends before. What was read before an error is passed.
+  /// Reads all of `bytes`, in as many system calls as it takes, of up to 1 MiB each. Errors: those of
+  /// write_from(); `os` with EIO when the file ends before. What was read before an error is passed.
   [[nodiscard]] Result<void> write_exact_from(int fd, std::uint64_t bytes);
   /// As above, at `offset` of the file instead of its own position.
   [[nodiscard]] Result<void> write_exact_from(int fd, std::uint64_t bytes, std::uint64_t offset);

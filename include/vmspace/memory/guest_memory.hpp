@@ -64,8 +64,8 @@ enum class Access : std::uint8_t { read, write };
 /// and leaves both usable.
 ///
 /// Of a region that is present in parts (MemoryRegion::blocks) only these are memory: to every access
-/// the others are gaps. Such accesses take the slow way, until all of the region is present; those to
-/// memory that may fault (MemoryRegion::may_fault) always do.
+/// the others are gaps. Such accesses take the slow way, which looks at a bit for each block, until all
+/// of the region is present; those to memory that may fault (MemoryRegion::may_fault) always do.
 ///
 /// Invariant: regions are sorted by address and overlap neither in guest addresses nor in memory, and
 /// every readable one that is whole and can't fault is found by its first and its last byte.
@@ -132,7 +132,7 @@ class VMSPACE_EXPORT GuestMemory {
 
   /// These regions without those `removed`, which this map has, and with those `added`: all of it, or
   /// an error. Errors: `not_found` for a region to be removed that is not in the map; those of
-  /// from_regions. O(n), and O(m log m) in the changes.
+  /// from_regions. O((n + m) log m) for m changes.
   [[nodiscard]] Result<GuestMemory> with_changes(std::span<const MemoryRegionPtr> removed,
                                                  std::vector<MemoryRegionPtr> added) const;
 

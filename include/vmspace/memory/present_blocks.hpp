@@ -16,6 +16,10 @@ namespace vmspace {
 
 class PresentBlocks;
 
+namespace detail {
+struct BlockRuns;
+}
+
 /// How a region holds on to its blocks; null where all of the region is always there.
 using PresentBlocksPtr = std::shared_ptr<const PresentBlocks>;
 
@@ -85,10 +89,14 @@ class VMSPACE_EXPORT PresentBlocks {
   friend bool operator==(const PresentBlocks&, const PresentBlocks&) = default;
 
  private:
+  friend struct detail::BlockRuns;
+
   PresentBlocks() = default;
 
   [[nodiscard]] Result<PresentBlocksPtr> changed(Run run, bool to_present,
                                                  const char* operation) const;
+  [[nodiscard]] Result<void> check_change(Run run, bool to_present, const char* operation) const;
+  void set(Run run, bool to_present) noexcept;
   /// How many of the blocks from `first`, below `end`, are alike: present, or not.
   [[nodiscard]] std::uint64_t alike(std::uint64_t first, std::uint64_t end,
                                     bool present) const noexcept;

@@ -205,9 +205,10 @@ class VMSPACE_EXPORT ResourceManager {
   /// `no_space`, with the largest free piece as `available`; those of AddressSpaceRegion::make.
   /// Finally, those of RegionLedger::transact.
   ///
-  /// Numbers cost O(log n) each, MMIO and memory O(log n + w log w) each with w bridge windows, a
-  /// bridge window O(n), and all addresses of a list together one change of the ledger. A request
-  /// that is refused costs O(n).
+  /// Numbers cost O(log n) each, interrupt lines also O(l) in the lines that are shared; MMIO and
+  /// memory O(log n + w log(n + w)) each with w bridge windows, where the space has learned their
+  /// alignment (see IntervalTree::allocate); a bridge window O(n); and all addresses of a list together
+  /// one change of the ledger. A request that is refused costs O(n).
   [[nodiscard]] Result<DeviceResources> acquire(std::span<const ResourceRequest> requests,
                                                 std::string_view owner) const;
   /// As above, for requests that are written in braces.
@@ -222,7 +223,8 @@ class VMSPACE_EXPORT ResourceManager {
   /// A claim is a fixed request. Errors are those of acquire(), naming the index of the claim; a
   /// claim that conflicts names both owners; `invalid_argument` for one that is not fixed. Bridge
   /// windows are adopted before the ranges in them, whatever the order of the list. A range whose
-  /// bridge no longer exists may be within any other window. Costs one change of the ledger.
+  /// bridge no longer exists may be within any other window. Costs what acquire() does for each claim,
+  /// and one change of the ledger.
   [[nodiscard]] Result<std::vector<DeviceResources>> adopt(
       std::span<const ResourceClaim> claims) const;
 
@@ -239,8 +241,8 @@ class VMSPACE_EXPORT ResourceManager {
   /// region that does not move or another new place, naming both, a bridge window, or a hole of the
   /// layout; those of RegionLedger::transact.
   ///
-  /// Costs one change of the ledger and O(m^2) in the moves; when bridge windows move, also O(n) in
-  /// all ranges for each window.
+  /// Costs one change of the ledger, and O(m (m + w)) in the moves and the bridge windows; when bridge
+  /// windows move, also O(n) in all ranges for each window that there is.
   [[nodiscard]] Result<void> relocate(std::span<const ResourceMove> moves) const;
   /// As above, for moves that are written in braces.
   [[nodiscard]] Result<void> relocate(std::initializer_list<ResourceMove> moves) const {

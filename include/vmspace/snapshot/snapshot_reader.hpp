@@ -39,7 +39,8 @@ class VMSPACE_EXPORT SnapshotReader : public PageSource {
   /// that is not a snapshot, is truncated, fails its checksum, or contradicts itself, and for a
   /// chain that leads back to itself; `unsupported` for a newer version; `os`.
   ///
-  /// O(regions + extents of the differential snapshots), time and memory, however large the guest.
+  /// O(regions + extents of the differential snapshots) memory, however large the guest, and that time
+  /// once for each snapshot of the chain.
   [[nodiscard]] static Result<SnapshotReader> open(int fd, std::span<const int> parents = {});
 
   SnapshotReader(const SnapshotReader&) = default;

@@ -76,7 +76,7 @@ class VMSPACE_EXPORT DmaMappings final : public MemoryListener {
   /// `out_of_bounds` when it does not lie within one of the target's IOVA ranges; `limit_exceeded`
   /// when the target has not enough mappings left (those of removed sections count as left where an
   /// added one lies over them, because those are removed first); those of DmaTarget::limits().
-  /// O(sections * IOVA ranges).
+  /// O(s (log s + r)) in the sections and the IOVA ranges.
   [[nodiscard]] Result<void> prepare(const MemoryChange& change) override;
 
   /// Maps a section. Errors, each naming the section, and none for a window: those of prepare() but

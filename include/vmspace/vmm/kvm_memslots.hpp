@@ -209,7 +209,8 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
   /// for one that may not be written, where this KVM has no read-only slots; `misaligned` unless
   /// guest and host address and size are multiples of the host's page size; `limit_exceeded` when
   /// they need more slots than there are numbers left. The numbers of removed sections count as
-  /// left where an added one lies over them, because those are removed first. O(slot numbers).
+  /// left where an added one lies over them, because those are removed first. O(slot numbers), and
+  /// O(s log s) in the sections.
   [[nodiscard]] Result<void> prepare(const MemoryChange& change) override;
 
   /// Shows a section to the guest, read-only unless it may be written, with its dirty log off.

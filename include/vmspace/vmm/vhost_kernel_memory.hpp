@@ -47,8 +47,8 @@ class VMSPACE_EXPORT VhostKernelMemory final : public MemoryListener {
 
   [[nodiscard]] std::string_view name() const noexcept override;
   /// Errors: `misaligned` unless base, size and host address are multiples of 4096;
-  /// `limit_exceeded` for more regions than the kernel takes at any moment of the change.
-  /// O(sections).
+  /// `limit_exceeded` for more regions than the kernel takes at any moment of the change. O(s log s) in
+  /// the sections.
   [[nodiscard]] Result<void> prepare(const MemoryChange& change) override;
   /// Adds a section with the next commit(). Errors: those of prepare(); `overlap`. O(n).
   [[nodiscard]] Result<void> add(const MemorySection& section) override;

@@ -115,7 +115,8 @@ class VMSPACE_EXPORT VhostUserBackendMemory {
   /// what should go; those of map_regions() and VhostUserLog::map(); and those of
   /// VhostUserMessage::reply(), after which the connection is to be closed.
   ///
-  /// O(regions), a few system calls for each new one, and the wait.
+  /// O(n^2) in the regions, of which there are VhostUserBackendOptions::max_regions at most; a few system
+  /// calls for each new one, and the wait.
   [[nodiscard]] Result<bool> serve(int socket_fd, const VhostUserMessage& message);
 
   /// What is shared now, for the threads of the device.

@@ -95,7 +95,7 @@ class VMSPACE_EXPORT VhostUserMemory final : public MemoryListener {
   /// Errors: `unsupported` for memory that can't be shared, anonymous or private; `limit_exceeded`
   /// for more regions than the device can have at any moment of the change; `out_of_bounds` for
   /// memory beyond the end of the log that the device has; `bad_state` when it is gone,
-  /// and for memory that is restored lazily, or saved while it runs. O(sections).
+  /// and for memory that is restored lazily, or saved while it runs. O(s log s) in the sections.
   [[nodiscard]] Result<void> prepare(const MemoryChange& change) override;
   /// Errors: those of prepare(); `overlap`, also of host addresses, under which the device can't have
   /// memory at two guest addresses while it moves (VhostUserAddresses::guest); `bad_state` also when the device refuses; and as

@@ -226,7 +226,8 @@ class VMSPACE_EXPORT VmMemory final : public RegionLedger {
   }
 
   /// Checks the invariant, as far as it is this object's: `corrupt` with the first broken rule as the
-  /// reason. O(n). Waits for a change that runs; `would_deadlock`.
+  /// reason. O(n log n), and O(p^2) in the parked regions. Waits for a change that runs;
+  /// `would_deadlock`.
   [[nodiscard]] Result<void> check_invariants() const;
 
  private:

@@ -6,13 +6,15 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <optional>
 
 #include "vmspace/allocator/constraint.hpp"
 #include "vmspace/allocator/detail/bplus_tree.hpp"
 #include "vmspace/allocator/detail/free_search.hpp"
 #include "vmspace/allocator/detail/free_summary.hpp"
+#include "vmspace/allocator/detail/learned_alignments.hpp"
+#include "vmspace/allocator/detail/node.hpp"
+#include "vmspace/allocator/detail/tree_path.hpp"
 #include "vmspace/allocator/interval_entry.hpp"
 #include "vmspace/allocator/interval_iterator.hpp"
 #include "vmspace/allocator/range.hpp"
@@ -31,8 +33,8 @@ template <typename T>
   return {IntervalIterator<T>(from.leaf, from.pos), IntervalIterator<T>(to.leaf, to.pos)};
 }
 
-/// Examines the tree after a call has failed and gives the error. O(log n + m), where m is the number
-/// of the tree's ranges that overlap the call's range or window.
+/// Examines the tree after a call has failed and gives the error. O(log n), and for a call with a range
+/// O(m) in the tree's ranges that overlap it.
 template <typename T>
 class TreeFailure {
  public:
@@ -47,19 +49,25 @@ class TreeFailure {
     return error(Errc::overlap, range, nullptr, detail::overlapping(tree_, range).front().range);
   }
 
-  /// No free range has a place for the constraint. Reports the largest free piece of the window.
+  /// No free range has a place for the constraint. Reports the largest free piece of the window, the
+  /// lowest of several.
   [[nodiscard, gnu::cold, gnu::noinline]] Failed no_space(const Constraint& constraint) const {
     std::optional<Range> largest;
-    // Each piece found raises the size that is searched for, so that only longer ones follow.
-    Request longer({.size = 1, .min = constraint.min, .max = constraint.max});
-    TreePath<T> at;
-    FreeSearch<true, T> search(tree_, longer, at);
-    while (search.next()) {
+    // Its size is found by halving what it may be: to go from each piece to the next that is longer
+    // would be O(n) where they ascend. A leaf that is behind makes the bound too high.
+    std::uint64_t found = 0;
+    std::uint64_t most = min_of(longest(), aligned_length(constraint.min, constraint.max, 0));
+    for (std::uint64_t size = most; found < most; size = found + (most - found + 1) / 2) {
+      const Request request({.size = size, .min = constraint.min, .max = constraint.max});
+      TreePath<T> at;
+      FreeSearch<true, T> search(tree_, request, at);
+      if (!search.next()) {
+        most = size - 1;
+        continue;
+      }
       const std::uint64_t max = min_of(at.leaf->max[at.pos], constraint.max);
-      const std::uint64_t extent = max - search.place();
       largest = unchecked_range(search.place(), max);
-      if (extent >= std::numeric_limits<std::uint64_t>::max() - 1) break;
-      longer = Request({.size = extent + 2, .min = constraint.min, .max = constraint.max});
+      found = aligned_length(search.place(), max, 0);
     }
     Error full{.code = Errc::no_space,
                .operation = operation_,
@@ -132,6 +140,13 @@ class TreeFailure {
     }
     coverage.all_free = coverage.all_free && (next == 0 || next > range.max());
     return coverage;
+  }
+
+  /// No free range is longer.
+  [[nodiscard]] std::uint64_t longest() const noexcept {
+    if (tree_.root() == nullptr) return 0;
+    return tree_.height() == 0 ? static_cast<const Leaf<T>*>(tree_.root())->summary().longest
+                               : static_cast<const Inner*>(tree_.root())->summary().longest;
   }
 
   Failed error(Errc code, Range range, const char* reason,
