@@ -25,6 +25,7 @@
 
 #include "faults/failing_new.hpp"
 #include "faults/injector.hpp"
+#include "host/userfault.hpp"
 #include "snapshot/live_support.hpp"
 
 namespace vmspace {
@@ -108,7 +109,7 @@ TEST(LiveSnapshotCompletion, AnErrorWhileTheFileIsCompletedDoesNotMatter) {
     // Until the last page is out, the thread that waits for faults is kept waiting, which nobody
     // notices: the pages are saved in their turn.
     injector.table().poll = [](pollfd*, nfds_t, int) {
-      (void)meeting->completing.try_acquire_for(std::chrono::seconds(10));
+      (void)meeting->completing.try_acquire_for(std::chrono::minutes(1));
       meeting->failed.release();
       errno = EIO;
       return -1;
@@ -130,6 +131,43 @@ TEST(LiveSnapshotCompletion, AnErrorWhileTheFileIsCompletedDoesNotMatter) {
     VMSPACE_EXPECT_OK(snapshot->wait());
   }
   EXPECT_EQ(contents(restored(memory, file.fd()), base_of(memory).value(), pages * page), before);
+}
+
+/// What take() and the thread that waits for faults tell each other.
+struct Taking {
+  std::binary_semaphore has_begun{0};
+  std::binary_semaphore is_over{0};
+};
+Taking* taking = nullptr;
+
+// Protecting pages fails because the snapshot was given up: that is not what went wrong.
+TEST(LiveSnapshotTaking, TellsOfTheErrorThatCameFirst) {
+  const GuestMemory memory =
+      guest_of({.name = "", .backing = {.source = MemorySource::anon}}, 2 * pages * page);
+  ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(pages * page)));
+  const TempFile file;
+  Taking here;
+  taking = &here;
+  Injector injector;
+  injector.table().poll = [](pollfd*, nfds_t, int) {
+    taking->has_begun.acquire();
+    errno = EIO;
+    return -1;
+  };
+  injector.table().ioctl = [](int fd, unsigned long request, void* argument) {
+    if (request == UFFDIO_WRITEPROTECT) {
+      taking->has_begun.release();
+      taking->is_over.acquire();
+    }
+    const int result = detail::real_system_calls.ioctl(fd, request, argument);
+    if (request == UFFDIO_UNREGISTER) taking->is_over.release();
+    return result;
+  };
+  PREPARE_OR_SKIP(snapshot, memory, file.fd());
+  const auto taken = snapshot.take();
+  ASSERT_THAT(taken, HasError(Errc::os));
+  EXPECT_EQ(taken.error().os_errno, EIO) << taken.error().message();
+  EXPECT_STREQ(taken.error().operation, "LiveSnapshot::take");
 }
 
 INSTANTIATE_TEST_SUITE_P(KindsOfMemory, LiveSnapshotFaults,
