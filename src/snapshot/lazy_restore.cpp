@@ -236,6 +236,7 @@ Result<void> LazyRestore::State::start_threads() {
     const int error = detail::start_thread(worker.thread, &State::thread_body, &worker);
     if (error != 0) return detail::fail_os(operation, {}, "pthread_create", error);
     ++running_;
+    ++staying_;
   }
   return {};
 }

@@ -80,6 +80,14 @@ void LazyRestore::State::finish() noexcept {
   }
   changed_.notify_all();
   wake_threads();
+  leave();
+}
+
+void LazyRestore::State::leave() noexcept {
+  if (--staying_ != 0) return;
+  for (RestoredRegion& region : regions_)
+    region.let_go();
+  faults_.reset();
 }
 
 /// Where anything was brought: huge pages there cost no more than they would have from the start.

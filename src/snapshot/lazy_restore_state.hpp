@@ -102,6 +102,9 @@ class VMSPACE_HIDDEN LazyRestore::State {
   void note(const Error& error) noexcept;
   void lose_all(const Error& cause) noexcept;
   void finish() noexcept;
+  /// Called by each thread and by finish(): the last one closes the userfaultfd, which unregisters what
+  /// the regions could not.
+  void leave() noexcept;
 
   void collapse() const noexcept;
 
@@ -121,7 +124,8 @@ class VMSPACE_HIDDEN LazyRestore::State {
   std::uint64_t buffer_size_ = 0;
 
   std::deque<Worker> workers_;
-  std::size_t running_ = 0;  // how many of them have a thread
+  std::size_t running_ = 0;              // how many of them have a thread
+  std::atomic<std::size_t> staying_{1};  // who has still to leave()
   std::atomic<bool> is_paused_;
   std::atomic<bool> is_complete_{false};   // nothing is left, and someone has to finish
   std::atomic<bool> is_finishing_{false};  // someone does

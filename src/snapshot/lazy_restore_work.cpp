@@ -37,6 +37,7 @@ constexpr unsigned most_failed_waits = 100;
 void* LazyRestore::State::thread_body(void* worker) {
   Worker& self = *static_cast<Worker*>(worker);
   self.state->work(self);
+  self.state->leave();
   return nullptr;
 }
 
@@ -61,7 +62,7 @@ void LazyRestore::State::work(Worker& worker) {
     failed = has_failed ? failed + 1 : 0;
     if (failed == most_failed_waits) {
       lose_all(answered ? detail::fail_os(operation, {}, "poll").value() : answered.error());
-      return;
+      failed = 0;  // where there was nothing to lose, the end is near, and may need this thread
     }
     if (ready > 0 && events[1].revents != 0) worker.wake.reset();
   }

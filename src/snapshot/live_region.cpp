@@ -149,7 +149,10 @@ Result<std::uint64_t> LiveRegion::protect(const Userfault& faults, const char* o
 
 int LiveRegion::unprotect(const Userfault& faults, PageRun run) const noexcept {
   if (!can_be_written_) return 0;
-  return change_protection(faults, region_->host_base() + run.offset, run.size, false);
+  std::byte* const begin = region_->host_base() + run.offset;
+  const int error = change_protection(faults, begin, run.size, false);
+  if (error != 0) faults.wake(begin, run.size);
+  return error;
 }
 
 void LiveRegion::remove_from(const Userfault& faults) const noexcept {

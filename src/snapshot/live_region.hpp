@@ -59,7 +59,8 @@ class LiveRegion final : public FaultOwner {
   [[nodiscard]] Result<std::uint64_t> protect(const Userfault& faults, const char* operation,
                                               PageRun run, bool populate,
                                               std::vector<GuestRange>* zeros);
-  /// Ends the protection of pages, and lets their writers go on. Gives an errno, or 0.
+  /// Ends the protection of pages, and lets their writers go on. Gives an errno, or 0: after an error
+  /// they fault again.
   [[nodiscard]] int unprotect(const Userfault& faults, PageRun run) const noexcept;
   /// Ends it for all of the region.
   void remove_from(const Userfault& faults) const noexcept;

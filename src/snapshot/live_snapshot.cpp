@@ -291,8 +291,10 @@ Result<void> LiveSnapshot::State::take(std::span<const GuestRange> ranges, bool 
   left = 1;
   try {
     if (const auto done = protect(ranges, all); !done) {
+      // Which may be because another error has ended it.
       give_up(done.error());
-      return done;
+      const std::lock_guard lock(mutex);
+      return fail(error->in(take_operation));
     }
   } catch (const std::bad_alloc&) {
     give_up(fail_os(take_operation, {}, "allocating memory for the present pages", ENOMEM).value());

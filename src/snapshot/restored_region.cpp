@@ -113,6 +113,7 @@ void RestoredRegion::end_claim(bool is_inherited) noexcept {
   if (is_inherited) {
     wake(0, size);  // who waits asks the one who inherits it
   } else if (is_registered_) {
+    // Should it fail, closing the userfaultfd will do it.
     static_cast<void>(faults_->remove("LazyRestore", data(), size));
   }
   is_registered_ = false;

@@ -59,6 +59,8 @@ class RestoredRegion final : public FaultOwner {
   /// Undoes as much of that as was done, and wakes everybody; but who shares the region inherits its
   /// registration. Allocates nothing.
   void end() noexcept { claim_ = FaultClaim(); }
+  /// After end(), once nobody fills or wakes pages any more: lets go of the userfaultfd.
+  void let_go() noexcept { faults_.reset(); }
 
   [[nodiscard]] const MemoryRegion& region() const noexcept { return *region_; }
   [[nodiscard]] PageRun pages() const noexcept { return pages_; }

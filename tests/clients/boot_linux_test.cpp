@@ -41,7 +41,7 @@ Output run(const std::vector<std::string>& arguments) {
   Process program(words);
   while (auto line = program.output.next(180s))
     output.log.lines.push_back(*std::move(line));
-  output.status = program.wait(1s);
+  output.status = program.wait(60s);
   return output;
 }
 

@@ -144,12 +144,14 @@ TEST(SystemCallFaults, ReservingAnArena) {
 TEST(SystemCallFaults, AFailedMappingLeavesNoHoleInAnArena) {
   Injector injector;
   const auto arena = HostArena::reserve({.size = 1_MiB});
-  static int hole_closed = 0;
+  static int hole_closed;
+  static bool failed;
+  hole_closed = 0;
+  failed = false;
   // As older kernels do it: what was there is gone when the call fails.
   injector.table().mmap = [](void* address, std::size_t length, int protection, int flags, int fd,
                              off_t offset) {
     if ((flags & MAP_FIXED_NOREPLACE) != 0) ++hole_closed;
-    static bool failed = false;
     if ((flags & MAP_FIXED) == 0 || std::exchange(failed, true)) {
       return ::mmap(address, length, protection, flags, fd, offset);
     }

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstddef>
+#include <deque>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -27,7 +28,6 @@ namespace vmspace::test {
 class Injector {
  public:
   Injector() {
-    calls_ = detail::real_system_calls;
     route<&detail::SystemCalls::mmap>("mmap");
     route<&detail::SystemCalls::munmap>("munmap");
     route<&detail::SystemCalls::mremap>("mremap");
@@ -70,7 +70,7 @@ class Injector {
     route<&detail::SystemCalls::getsockopt>("getsockopt");
     route<&detail::SystemCalls::sysinfo>("sysinfo");
     route<&detail::SystemCalls::pthread_create>("pthread_create");
-    state() = {};
+    start({});
     detail::current_system_calls.store(&calls_);
   }
   Injector(const Injector&) = delete;
@@ -136,6 +136,12 @@ class Injector {
     static std::mutex mutex;
     return mutex;
   }
+  /// Kept for ever: a thread of the library may be about to make a call by it when the injector goes.
+  static detail::SystemCalls& make_table() {
+    static std::deque<detail::SystemCalls> all;
+    const std::lock_guard lock(mutex());
+    return all.emplace_back(detail::real_system_calls);
+  }
   static void start(State next) {
     const std::lock_guard lock(mutex());
     state() = std::move(next);
@@ -183,7 +189,7 @@ class Injector {
     calls_.*member = &Route<member>::call;
   }
 
-  detail::SystemCalls calls_;
+  detail::SystemCalls& calls_ = make_table();
 };
 
 }  // namespace vmspace::test

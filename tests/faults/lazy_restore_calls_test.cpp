@@ -8,9 +8,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <future>
 #include <memory>
 #include <semaphore>
 #include <string>
@@ -22,6 +24,7 @@
 #include "vmspace/testing.hpp"
 
 #include "faults/injector.hpp"
+#include "host/userfault.hpp"
 #include "memory/guest_support.hpp"
 #include "snapshot/lazy_support.hpp"
 
@@ -128,6 +131,58 @@ TEST_P(LazyRestoreCalls, AThreadThatCantBeWokenGoesOnByItself) {
   ASSERT_TRUE(injector.has_failed());
   VMSPACE_EXPECT_OK(restore.wait(long_enough));
   expect_restored(memory, *source);
+}
+
+// What is zeros stays absent, and a page fault of memory that stays registered has no one to answer it.
+TEST_P(LazyRestoreCalls, NobodyWaitsInMemoryThatCouldNotBeUnregistered) {
+  const auto source = std::make_shared<WordSource>();
+  source->is_zero = [](std::uint64_t at) { return at / page % 2 == 0; };
+  const GuestMemory memory = ram();
+  Injector injector;
+  injector.table().ioctl = [](int fd, unsigned long request, void* argument) {
+    if (request == UFFDIO_UNREGISTER) {
+      errno = ENOMEM;
+      return -1;
+    }
+    return detail::real_system_calls.ioctl(fd, request, argument);
+  };
+  std::future<void> reads;
+  START_OR_SKIP(restore, memory, source);
+  VMSPACE_ASSERT_OK(restore.wait(long_enough));
+  reads = std::async(std::launch::async, [&] { expect_restored(memory, *source); });
+  EXPECT_EQ(reads.wait_for(long_enough), std::future_status::ready);
+}
+
+/// Who discards the last pages is held up before it says that there are no more, while a thread can't poll.
+struct LastDiscard {
+  static constexpr int given_up_after = 100;
+  std::atomic<int> failed{0};
+  std::atomic<bool> is_held{false};
+};
+LastDiscard* last_discard = nullptr;
+
+TEST_P(LazyRestoreCalls, AThreadThatFailsToWaitStillEndsWhatIsComplete) {
+  const auto source = std::make_shared<WordSource>();
+  const GuestMemory memory = ram();
+  LastDiscard here;
+  last_discard = &here;
+  Injector injector;
+  injector.table().poll = [](pollfd* polled, nfds_t count, int) {
+    if (!last_discard->is_held) return detail::real_system_calls.poll(polled, count, 1);
+    ++last_discard->failed;
+    errno = EIO;
+    return -1;
+  };
+  injector.table().ioctl = [](int fd, unsigned long request, void* argument) {
+    if (request == UFFDIO_WAKE && !last_discard->is_held.exchange(true)) {
+      while (last_discard->failed < LastDiscard::given_up_after)
+        std::this_thread::yield();
+    }
+    return detail::real_system_calls.ioctl(fd, request, argument);
+  };
+  START_OR_SKIP(restore, memory, source, {.threads = 1, .background = false});
+  VMSPACE_EXPECT_OK(memory.regions()[0]->mapping().discard(0, 8 * page));
+  VMSPACE_EXPECT_OK(restore.wait(long_enough));
 }
 
 TEST_P(LazyRestoreCalls, AnAnswerThatFailsIsGivenAgainOrReported) {

@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <sys/types.h>
 
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
@@ -25,6 +26,7 @@
 
 #include "faults/failing_new.hpp"
 #include "faults/injector.hpp"
+#include "host/userfault.hpp"
 #include "snapshot/live_support.hpp"
 
 namespace vmspace {
@@ -108,7 +110,7 @@ TEST(LiveSnapshotCompletion, AnErrorWhileTheFileIsCompletedDoesNotMatter) {
     // Until the last page is out, the thread that waits for faults is kept waiting, which nobody
     // notices: the pages are saved in their turn.
     injector.table().poll = [](pollfd*, nfds_t, int) {
-      (void)meeting->completing.try_acquire_for(std::chrono::seconds(10));
+      (void)meeting->completing.try_acquire_for(std::chrono::minutes(1));
       meeting->failed.release();
       errno = EIO;
       return -1;
@@ -130,6 +132,91 @@ TEST(LiveSnapshotCompletion, AnErrorWhileTheFileIsCompletedDoesNotMatter) {
     VMSPACE_EXPECT_OK(snapshot->wait());
   }
   EXPECT_EQ(contents(restored(memory, file.fd()), base_of(memory).value(), pages * page), before);
+}
+
+/// What take() and the thread that waits for faults tell each other.
+struct Taking {
+  std::binary_semaphore has_begun{0};
+  std::binary_semaphore is_over{0};
+};
+Taking* taking = nullptr;
+
+// Protecting pages fails because the snapshot was given up: that is not what went wrong.
+TEST(LiveSnapshotTaking, TellsOfTheErrorThatCameFirst) {
+  const GuestMemory memory =
+      guest_of({.name = "", .backing = {.source = MemorySource::anon}}, 2 * pages * page);
+  ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(pages * page)));
+  const TempFile file;
+  Taking here;
+  taking = &here;
+  Injector injector;
+  injector.table().poll = [](pollfd*, nfds_t, int) {
+    taking->has_begun.acquire();
+    errno = EIO;
+    return -1;
+  };
+  injector.table().ioctl = [](int fd, unsigned long request, void* argument) {
+    if (request == UFFDIO_WRITEPROTECT) {
+      taking->has_begun.release();
+      taking->is_over.acquire();
+    }
+    const int result = detail::real_system_calls.ioctl(fd, request, argument);
+    if (request == UFFDIO_UNREGISTER) taking->is_over.release();
+    return result;
+  };
+  PREPARE_OR_SKIP(snapshot, memory, file.fd());
+  const auto taken = snapshot.take();
+  ASSERT_THAT(taken, HasError(Errc::os));
+  EXPECT_EQ(taken.error().os_errno, EIO) << taken.error().message();
+  EXPECT_STREQ(taken.error().operation, "LiveSnapshot::take");
+}
+
+/// A page that was absent, and a disk that waits until somebody has written to it.
+struct Hole {
+  std::uintptr_t page = 0;
+  std::atomic<bool> has_failed{false};
+  std::atomic<bool> has_waited{false};
+  std::atomic<bool> was_in_time{false};
+  std::binary_semaphore written{0};
+};
+Hole* hole = nullptr;
+
+TEST(LiveSnapshotWriters, WhoCouldNotBeLetGoOnAsksAgain) {
+  const GuestMemory memory =
+      guest_of({.name = "", .backing = {.source = MemorySource::anon}}, 2 * pages * page);
+  const std::uint64_t base = base_of(memory).value();
+  // What is absent in between is protected with what is around it.
+  VMSPACE_ASSERT_OK(memory.write(GuestAddress(base), std::uint64_t{1}));
+  VMSPACE_ASSERT_OK(memory.write(GuestAddress(base + 2 * page), std::uint64_t{2}));
+  const TempFile file;
+  Hole here;
+  here.page = reinterpret_cast<std::uintptr_t>(memory.regions().front()->host_base()) + page;
+  hole = &here;
+  Injector injector;
+  injector.table().ioctl = [](int fd, unsigned long request, void* argument) {
+    if (request == UFFDIO_WRITEPROTECT) {
+      const auto& range = static_cast<const uffdio_writeprotect*>(argument)->range;
+      if (range.start == hole->page && range.len == page && !hole->has_failed.exchange(true)) {
+        errno = ENOMEM;
+        return -1;
+      }
+    }
+    return detail::real_system_calls.ioctl(fd, request, argument);
+  };
+  injector.table().pwrite = [](int fd, const void* bytes, size_t size, off_t at) {
+    if (!hole->has_waited.exchange(true))
+      hole->was_in_time = hole->written.try_acquire_for(std::chrono::seconds(30));
+    return detail::real_system_calls.pwrite(fd, bytes, size, at);
+  };
+  PREPARE_OR_SKIP(snapshot, memory, file.fd());
+  VMSPACE_ASSERT_OK(snapshot.take());
+  VMSPACE_ASSERT_OK(memory.write(GuestAddress(base + page), std::uint64_t{3}));
+  here.written.release();
+  VMSPACE_EXPECT_OK(snapshot.wait());
+  if (!here.has_failed) GTEST_SKIP() << "this kernel can't protect what is absent";
+  EXPECT_TRUE(here.was_in_time) << "it waited until the snapshot was complete";
+  const GuestMemory again = restored(memory, file.fd());
+  EXPECT_THAT(again.read<std::uint64_t>(GuestAddress(base + page)), IsOkAndHolds(0U));
 }
 
 INSTANTIATE_TEST_SUITE_P(KindsOfMemory, LiveSnapshotFaults,

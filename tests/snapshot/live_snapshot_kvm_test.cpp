@@ -223,12 +223,12 @@ TEST_F(RunningGuest, RunsOnWhenTheDiskIsFull) {
   wait_for_rounds(2);
   PREPARE_OR_SKIP(snapshot, memory, file.fd());
   Injector injector;
+  injector.fail_always("pwrite", ENOSPC);
   {
     const auto paused = gate.pause_vcpus();
     ASSERT_THAT(paused, IsOk());
     VMSPACE_ASSERT_OK(snapshot.take());
   }
-  injector.fail_always("pwrite", ENOSPC);
   EXPECT_THAT(snapshot.wait(), HasError(Errc::os));
   wait_for_rounds(3);
 }

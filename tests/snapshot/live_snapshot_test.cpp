@@ -200,11 +200,11 @@ TEST(LiveSnapshot, TheGuestGoesOnWhenTheDiskIsFull) {
     Injector injector;
     PREPARE_OR_SKIP(snapshot, memory, file.fd());
     Stampers stampers(memory, size / page);
+    injector.fail_always("pwrite", ENOSPC);
     {
       const auto paused = stampers.pause();
       VMSPACE_ASSERT_OK(snapshot.take());
     }
-    injector.fail_always("pwrite", ENOSPC);
     stampers.wait_for(10'000);
     const auto id = snapshot.wait();
     ASSERT_THAT(id, HasError(Errc::os));

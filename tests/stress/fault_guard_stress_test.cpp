@@ -42,7 +42,7 @@ class GuardedStress : public Guarded {
   template <typename Access>
   std::uint64_t run(Access access) {
     // ThreadSanitizer takes a hundred times as long for a signal.
-    constexpr int rounds = VMSPACE_DETAIL_TSAN ? 1'000 : 20'000;
+    constexpr std::uint64_t rounds = VMSPACE_DETAIL_TSAN ? 1'000 : 20'000;
     std::atomic<std::uint64_t> faults{0};
     std::atomic<std::uint64_t> others{0};
     std::atomic<bool> done{false};
@@ -53,8 +53,9 @@ class GuardedStress : public Guarded {
     std::vector<std::thread> threads;
     for (unsigned thread = 0; thread < 3; ++thread) {
       threads.emplace_back([&, thread] {
-        for (int i = 0; i < rounds; ++i) {
-          const auto result = access(thread, static_cast<std::uint64_t>(i));
+        // On a busy machine the owner may not have run by then.
+        for (std::uint64_t i = 0; i < rounds || faults == 0; ++i) {
+          const auto result = access(thread, i);
           if (result) continue;
           (result.error().code == Errc::fault ? faults : others).fetch_add(1);
         }

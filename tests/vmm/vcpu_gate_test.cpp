@@ -149,6 +149,9 @@ TEST(VcpuGate, AVcpuThatDoesNotLeaveMakesThePauseTimeOutAndTheGateOpensAgain) {
   ASSERT_TRUE(obedient.entered.wait());
   ASSERT_TRUE(stubborn.entered.wait());
   ASSERT_TRUE(another.entered.wait());
+  EXPECT_THAT(gate.pause_vcpus(), HasError(Errc::timed_out));
+  // It was kicked; that it had the time to leave is certain only now.
+  ASSERT_TRUE(obedient.left.wait());
   const auto paused = gate.pause_vcpus();
   ASSERT_THAT(paused, HasError(Errc::timed_out));
   EXPECT_EQ(paused.error().first, Operand::number(2)) << paused.error().message();
