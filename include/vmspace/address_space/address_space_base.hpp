@@ -46,9 +46,8 @@ namespace detail {
 
 /// As AddressSpaceBase::find_place(), for who is about to put a region there by insert_region(): learns
 /// from the search, so that it costs what IntervalTree::allocate does.
-[[nodiscard]] VMSPACE_EXPORT Result<Range> choose_place(AddressSpaceBase& space, RegionType type,
-                                                        const Constraint& constraint,
-                                                        std::string_view aperture);
+[[nodiscard]] Result<Range> choose_place(AddressSpaceBase& space, RegionType type,
+                                         const Constraint& constraint, std::string_view aperture);
 
 }  // namespace detail
 
