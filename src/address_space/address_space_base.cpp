@@ -36,8 +36,7 @@ tl::unexpected<Error> no_region(GuestAddress address, const char* operation, con
 template <typename Search>
 Result<Range> search_aperture(const AddressSpaceLayout& layout, RegionType type,
                               const Constraint& constraint, std::string_view aperture,
-                              Search search) {
-  constexpr const char* operation = "AddressSpaceBase::find_place";
+                              const char* operation, Search search) {
   VMSPACE_TRY_IN(operation, constraint.validate());
   const Aperture* window = layout.find_aperture(aperture);
   if (window == nullptr) {
@@ -186,15 +185,15 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::remove_region(GuestAddress base)
 
 Result<Range> AddressSpaceBase::find_place(RegionType type, const Constraint& constraint,
                                            std::string_view aperture) const {
-  return search_aperture(*layout_, type, constraint, aperture,
+  return search_aperture(*layout_, type, constraint, aperture, "AddressSpaceBase::find_place",
                          [this](const Constraint& inside) { return regions_.find_place(inside); });
 }
 
-Result<Range> detail::choose_place(AddressSpaceBase& space, RegionType type,
-                                   const Constraint& constraint, std::string_view aperture) {
-  return search_aperture(space.layout(), type, constraint, aperture, [&](const Constraint& inside) {
-    return space.regions_.choose_place(inside);
-  });
+Result<Range> AddressSpaceBase::choose_place(RegionType type, const Constraint& constraint,
+                                             std::string_view aperture) {
+  return search_aperture(
+      *layout_, type, constraint, aperture, "AddressSpaceBase::choose_place",
+      [this](const Constraint& inside) { return regions_.choose_place(inside); });
 }
 
 Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions options,
@@ -226,7 +225,7 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions optio
     if (const auto valid = constraint.validate(); !valid) return failed(valid.error());
     constraint.align = std::max(constraint.align, options.backing.effective_page_size());
   }
-  const auto place = detail::choose_place(*this, options.type, constraint, aperture);
+  const auto place = choose_place(options.type, constraint, aperture);
   if (!place) return failed(place.error());
   options.base = GuestAddress(place->min());
   options.size = constraint.size;

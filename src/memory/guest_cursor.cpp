@@ -21,10 +21,6 @@ namespace {
 
 constexpr std::int64_t own_position = -1;
 
-/// What one call asks for where all is to be read in the end: each marks all that it asked for, and a
-/// stream of small pieces should not mark the rest of a long request with every one (marked_read.hpp).
-constexpr std::uint64_t exact_chunk = std::uint64_t{1} << 20;
-
 /// Linux counts the bytes of a file in 63 bits.
 Result<std::int64_t> file_offset(const char* operation, std::uint64_t offset, std::uint64_t bytes) {
   constexpr std::uint64_t limit = std::numeric_limits<std::int64_t>::max();
@@ -398,7 +394,7 @@ Result<void> GuestWriter::write_exact_from(int fd, std::uint64_t bytes) {
   VMSPACE_TRY(check(operation, bytes));
   return repeat(operation, bytes, own_position, "preadv2",
                 [&](std::uint64_t left, std::int64_t at) {
-                  return receive(operation, fd, std::min(left, exact_chunk), at);
+                  return receive(operation, fd, std::min(left, detail::read_chunk), at);
                 });
 }
 
@@ -407,7 +403,7 @@ Result<void> GuestWriter::write_exact_from(int fd, std::uint64_t bytes, std::uin
   VMSPACE_TRY(check(operation, bytes));
   const std::int64_t begin = VMSPACE_TRY(file_offset(operation, offset, bytes));
   return repeat(operation, bytes, begin, "preadv2", [&](std::uint64_t left, std::int64_t at) {
-    return receive(operation, fd, std::min(left, exact_chunk), at);
+    return receive(operation, fd, std::min(left, detail::read_chunk), at);
   });
 }
 

@@ -33,6 +33,10 @@ constexpr bool is_before_data(int error) noexcept {
          error == EISDIR;
 }
 
+/// What one read(2) asks for where all of a range is to be filled in the end. Each marks all that it
+/// asked for, and a stream of small pieces should not mark the rest of a long range with every one.
+constexpr std::uint64_t read_chunk = std::uint64_t{1} << 20;
+
 /// A part of a region, to be filled.
 struct ReadTarget {
   std::byte* host;
@@ -62,11 +66,9 @@ auto retry_unless(bool cancellable, Call call) {
 /// may have written.
 inline ReadOutcome marked_read(int fd, const ReadTarget& target,
                                const ReadPlace& place = {}) noexcept {
-  // So that a stream of small pieces does not mark all the rest of the target with each.
-  constexpr std::uint64_t chunk = std::uint64_t{1} << 20;
   std::uint64_t done = 0;
   while (done < target.size) {
-    const std::uint64_t asked = std::min(chunk, target.size - done);
+    const std::uint64_t asked = std::min(read_chunk, target.size - done);
     const ssize_t count = retry_unless(place.cancellable, [&]() -> ssize_t {
       if (place.offset < 0) return kernel().read(fd, target.host + done, asked);
       const iovec buffer{.iov_base = target.host + done, .iov_len = asked};

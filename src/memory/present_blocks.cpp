@@ -7,7 +7,6 @@
 
 #include "vmspace/base/try.hpp"
 
-#include "memory/block_runs.hpp"
 #include "os/argument_checks.hpp"
 
 namespace vmspace {
@@ -68,27 +67,23 @@ Result<void> PresentBlocks::check_run(Run run) const {
 }
 
 Result<PresentBlocksPtr> PresentBlocks::with(Run run) const {
-  return changed(run, true, "PresentBlocks::with");
+  return with(std::span(&run, 1));
+}
+
+Result<PresentBlocksPtr> PresentBlocks::with(std::span<const Run> runs) const {
+  return changed(runs, true, "PresentBlocks::with");
 }
 
 Result<PresentBlocksPtr> PresentBlocks::without(Run run) const {
-  return changed(run, false, "PresentBlocks::without");
+  return changed(std::span(&run, 1), false, "PresentBlocks::without");
 }
 
-Result<PresentBlocksPtr> PresentBlocks::changed(Run run, bool to_present,
+Result<PresentBlocksPtr> PresentBlocks::changed(std::span<const Run> runs, bool to_present,
                                                 const char* operation) const {
-  VMSPACE_TRY(check_change(run, to_present, operation));
   PresentBlocks after = *this;
-  after.set(run, to_present);
-  return std::make_shared<const PresentBlocks>(std::move(after));
-}
-
-Result<PresentBlocksPtr> detail::BlockRuns::add(const PresentBlocks& blocks,
-                                                std::span<const PresentBlocks::Run> runs) {
-  PresentBlocks after = blocks;
-  for (const PresentBlocks::Run& run : runs) {
-    VMSPACE_TRY(after.check_change(run, true, "PresentBlocks::with"));
-    after.set(run, true);
+  for (const Run& run : runs) {
+    VMSPACE_TRY(after.check_change(run, to_present, operation));
+    after.set(run, to_present);
   }
   return std::make_shared<const PresentBlocks>(std::move(after));
 }

@@ -195,8 +195,8 @@ Result<Range> MmioWindows::choose_place(AddressSpaceBase& space, const MmioPlace
   std::optional<Error> failure;
   for (const Piece& piece : reachable) {
     for (const Range& part : without(piece.range, obstacles)) {
-      const auto place = detail::choose_place(
-          space, wanted.type,
+      const auto place = space.choose_place(
+          wanted.type,
           {.size = wanted.size, .min = part.min(), .max = part.max(), .align = wanted.align},
           piece.aperture->name);
       if (place || place.error().code != Errc::no_space) return place;

@@ -16,7 +16,6 @@
 #include "vmspace/memory/endian.hpp"
 #include "vmspace/snapshot/handover.hpp"
 
-#include "memory/block_runs.hpp"
 #include "memory/region_error.hpp"
 #include "os/descriptor.hpp"
 #include "snapshot/handover_format.hpp"
@@ -103,7 +102,7 @@ Result<PresentBlocksPtr> blocks_of(const HandoverPlace& place, std::uint64_t reg
   if (place.block_size == 0) return nullptr;
   const auto none =
       VMSPACE_TRY(PresentBlocks::none(region_size, place.block_size, place.slot_size));
-  return detail::BlockRuns::add(*none, place.present);
+  return none->with(place.present);
 }
 
 /// What to do with a file that can lose pages, where the sender may have guarded against that.

@@ -7,7 +7,6 @@
 
 #include "vmspace/base/try.hpp"
 
-#include "memory/block_runs.hpp"
 #include "os/argument_checks.hpp"
 #include "vmm/memory_blocks_state.hpp"
 
@@ -84,7 +83,7 @@ Result<PresentBlocksPtr> first_blocks(const AddressSpaceRegion& region,
     }
     plugged.push_back({.offset = range.base.value() - region.base().value(), .size = range.size});
   }
-  return detail::BlockRuns::add(*none, plugged);
+  return none->with(plugged);
 }
 
 }  // namespace

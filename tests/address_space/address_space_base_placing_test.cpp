@@ -57,6 +57,23 @@ TEST(AddressSpaceBase, PlaceKeepsOffHolesAndAlignsToTheBackingsPages) {
   VMSPACE_EXPECT_OK(space.check_invariants());
 }
 
+TEST(AddressSpaceBase, ChoosesWhatFindPlaceFindsAndTakesNothing) {
+  AddressSpaceBase space = example();
+  const AddressSpaceBase before = space;
+  for (const Constraint& constraint :
+       {Constraint{.size = 64_KiB, .align = 64_KiB}, Constraint{.size = 12_KiB, .align = 8_KiB}}) {
+    const auto place = space.choose_place(RegionType::device_memory, constraint, "mmio_low");
+    VMSPACE_EXPECT_OK(place);
+    EXPECT_EQ(place, before.find_place(RegionType::device_memory, constraint, "mmio_low"));
+  }
+  const Constraint too_long{.size = 1_GiB};
+  EXPECT_EQ(space.choose_place(RegionType::device_memory, too_long, "mmio_low").error(),
+            before.find_place(RegionType::device_memory, too_long, "mmio_low")
+                .error()
+                .in("AddressSpaceBase::choose_place"));
+  EXPECT_EQ(space, before);
+}
+
 TEST(AddressSpaceBase, PlaceRefusesWhatCannotBePlaced) {
   AddressSpaceBase space = example();
   const RegionOptions bar{.name = "bar", .type = RegionType::device_memory};

@@ -15,7 +15,6 @@
 #include <semaphore>
 #include <string>
 #include <thread>
-#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -36,11 +35,14 @@ using namespace test;
 
 constexpr std::uint64_t pages = 32;
 
+/// Memory of twice as many pages as a test writes to.
+GuestMemory guest_in(MemorySource source) {
+  return guest_of({.name = "", .backing = {.source = source}}, 2 * pages * page);
+}
+
 /// A live snapshot, while all of the memory is written to.
 Result<void> save_live(const GuestMemory& memory, int fd) {
-  auto writer = VMSPACE_TRY(SnapshotWriter::create(fd, memory));
-  auto snapshot =
-      VMSPACE_TRY(LiveSnapshot::prepare(memory, std::move(writer), {.peers_stopped = true}));
+  auto snapshot = VMSPACE_TRY(prepare_live(memory, fd));
   VMSPACE_TRY(snapshot.take());
   VMSPACE_TRY(memory.fill({base_of(memory), pages * page}, std::byte{0xff}));
   VMSPACE_TRY(snapshot.wait());
@@ -50,13 +52,13 @@ Result<void> save_live(const GuestMemory& memory, int fd) {
 class LiveSnapshotFaults : public ::testing::TestWithParam<MemorySource> {};
 
 TEST_P(LiveSnapshotFaults, EverySystemCallMayFail) {
-  const GuestMemory memory =
-      guest_of({.name = "", .backing = {.source = GetParam()}}, 2 * pages * page);
+  const GuestMemory memory = guest_in(GetParam());
   const auto before = pattern(pages * page);
   {
     const TempFile file;
     ASSERT_TRUE(memory.write_slice(base_of(memory), before));
     const auto saved = save_live(memory, file.fd());
+    // Neither every kernel nor every user can protect pages from writes.
     if (!saved) GTEST_SKIP() << saved.error().message();
   }
   for (const int error : {ENOMEM, EIO, EINTR, EAGAIN, ENOSPC}) {
@@ -98,8 +100,7 @@ Meeting* meeting = nullptr;
 
 // Nobody waits for a fault any more, so that not being able to wait for one loses nothing.
 TEST(LiveSnapshotCompletion, AnErrorWhileTheFileIsCompletedDoesNotMatter) {
-  const GuestMemory memory =
-      guest_of({.name = "", .backing = {.source = MemorySource::anon}}, 2 * pages * page);
+  const GuestMemory memory = guest_in(MemorySource::anon);
   const auto before = pattern(pages * page);
   const TempFile file;
   ASSERT_TRUE(memory.write_slice(base_of(memory), before));
@@ -124,12 +125,9 @@ TEST(LiveSnapshotCompletion, AnErrorWhileTheFileIsCompletedDoesNotMatter) {
       }
       return detail::real_system_calls.pwrite(fd, bytes, size, at);
     };
-    auto writer = SnapshotWriter::create(file.fd(), memory);
-    ASSERT_TRUE(writer) << writer.error().message();
-    auto snapshot = LiveSnapshot::prepare(memory, std::move(*writer), {});
-    if (!snapshot) GTEST_SKIP() << snapshot.error().message();
-    VMSPACE_ASSERT_OK(snapshot->take());
-    VMSPACE_EXPECT_OK(snapshot->wait());
+    PREPARE_OR_SKIP(snapshot, memory, file.fd());
+    VMSPACE_ASSERT_OK(snapshot.take());
+    VMSPACE_EXPECT_OK(snapshot.wait());
   }
   EXPECT_EQ(contents(restored(memory, file.fd()), base_of(memory).value(), pages * page), before);
 }
@@ -143,8 +141,7 @@ Taking* taking = nullptr;
 
 // Protecting pages fails because the snapshot was given up: that is not what went wrong.
 TEST(LiveSnapshotTaking, TellsOfTheErrorThatCameFirst) {
-  const GuestMemory memory =
-      guest_of({.name = "", .backing = {.source = MemorySource::anon}}, 2 * pages * page);
+  const GuestMemory memory = guest_in(MemorySource::anon);
   ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(pages * page)));
   const TempFile file;
   Taking here;
@@ -182,8 +179,7 @@ struct Hole {
 Hole* hole = nullptr;
 
 TEST(LiveSnapshotWriters, WhoCouldNotBeLetGoOnAsksAgain) {
-  const GuestMemory memory =
-      guest_of({.name = "", .backing = {.source = MemorySource::anon}}, 2 * pages * page);
+  const GuestMemory memory = guest_in(MemorySource::anon);
   const std::uint64_t base = base_of(memory).value();
   // What is absent in between is protected with what is around it.
   VMSPACE_ASSERT_OK(memory.write(GuestAddress(base), std::uint64_t{1}));
@@ -213,6 +209,7 @@ TEST(LiveSnapshotWriters, WhoCouldNotBeLetGoOnAsksAgain) {
   VMSPACE_ASSERT_OK(memory.write(GuestAddress(base + page), std::uint64_t{3}));
   here.written.release();
   VMSPACE_EXPECT_OK(snapshot.wait());
+  // Only where it can is the page waited for.
   if (!here.has_failed) GTEST_SKIP() << "this kernel can't protect what is absent";
   EXPECT_TRUE(here.was_in_time) << "it waited until the snapshot was complete";
   const GuestMemory again = restored(memory, file.fd());
@@ -224,12 +221,12 @@ INSTANTIATE_TEST_SUITE_P(KindsOfMemory, LiveSnapshotFaults,
                          [](const auto& tested) { return std::string(name_of(tested.param)); });
 
 TEST(LiveSnapshotAllocations, MayFail) {
-  const GuestMemory memory =
-      guest_of({.name = "", .backing = {.source = MemorySource::anon}}, 2 * pages * page);
+  const GuestMemory memory = guest_in(MemorySource::anon);
   const auto before = pattern(pages * page);
   const TempFile file;
   ASSERT_TRUE(memory.write_slice(base_of(memory), before));
   const auto saved = save_live(memory, file.fd());
+  // As above.
   if (!saved) GTEST_SKIP() << saved.error().message();
   const auto descriptors = open_descriptors();
   const auto written = pattern(pages * page, 2);

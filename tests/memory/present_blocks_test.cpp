@@ -64,6 +64,24 @@ TEST(PresentBlocks, ChangesMakeNewSetsAndRefuseWhatIsSoAlready) {
   EXPECT_EQ((*less)->present_size(), 2 * block);
 }
 
+TEST(PresentBlocks, ManyRunsAreAddedAsOneAfterTheOther) {
+  const auto before = with(none(200), 5, 1);
+  const Runs runs = {{63 * block, 2 * block}, {0, block}, {130 * block, 70 * block}};
+  PresentBlocksPtr expected = before;
+  for (const PresentBlocks::Run& run : runs)
+    expected = *expected->with(run);
+  const auto after = before->with(runs);
+  VMSPACE_ASSERT_OK(after);
+  EXPECT_EQ(**after, *expected);
+  EXPECT_EQ((*after)->present_size(), 74 * block);
+  EXPECT_EQ(**before->with(Runs{}), *before);
+  // The last one has a block that an earlier one has.
+  const auto refused = before->with(Runs{{0, block}, {10 * block, block}, {9 * block, 2 * block}});
+  ASSERT_THAT(refused, HasError(Errc::bad_state));
+  EXPECT_EQ(refused.error().first, Operand::span(10 * block, block));
+  EXPECT_EQ(before->runs(), (Runs{{5 * block, block}}));
+}
+
 TEST(PresentBlocks, RefusesRunsThatAreNotWholeBlocksOfTheRegion) {
   const auto blocks = none(8);
   constexpr std::uint64_t top = ~std::uint64_t{0};

@@ -40,17 +40,6 @@
 
 namespace vmspace {
 
-class AddressSpaceBase;
-
-namespace detail {
-
-/// As AddressSpaceBase::find_place(), for who is about to put a region there by insert_region(): learns
-/// from the search, so that it costs what IntervalTree::allocate does.
-[[nodiscard]] Result<Range> choose_place(AddressSpaceBase& space, RegionType type,
-                                         const Constraint& constraint, std::string_view aperture);
-
-}  // namespace detail
-
 /// Where one region of a space goes: an address, or none, and then it is parked.
 struct RegionMove {
   /// The region as the space has it. It is named by its pointer, so that a move which was decided
@@ -208,6 +197,10 @@ class VMSPACE_EXPORT AddressSpaceBase {
   /// does; allocates nothing but for an error.
   [[nodiscard]] Result<Range> find_place(RegionType type, const Constraint& constraint,
                                          std::string_view aperture) const;
+  /// As find_place(), for who is about to put a region there by insert_region(): learns from the search,
+  /// so that it costs what IntervalTree::allocate does. Errors: as find_place().
+  [[nodiscard]] Result<Range> choose_place(RegionType type, const Constraint& constraint,
+                                           std::string_view aperture);
 
   /// Puts a region where find_place() says, and gives it. The place is also aligned to the
   /// backing's page size. `options.base` must be 0, `options.size` 0 or the constraint's. Errors:
@@ -264,9 +257,6 @@ class VMSPACE_EXPORT AddressSpaceBase {
 
  private:
   friend class AddressSpace;  // gives out a region's pointer
-  friend Result<Range> detail::choose_place(AddressSpaceBase& space, RegionType type,
-                                            const Constraint& constraint,
-                                            std::string_view aperture);
 
   [[nodiscard]] const AddressSpaceRegionPtr* find_pointer(GuestAddress address) const noexcept {
     return regions_.find_value(address.value());

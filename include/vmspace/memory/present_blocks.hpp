@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "vmspace/base/export.hpp"
@@ -15,10 +16,6 @@
 namespace vmspace {
 
 class PresentBlocks;
-
-namespace detail {
-struct BlockRuns;
-}
 
 /// How a region holds on to its blocks; null where all of the region is always there.
 using PresentBlocksPtr = std::shared_ptr<const PresentBlocks>;
@@ -51,6 +48,9 @@ class VMSPACE_EXPORT PresentBlocks {
   /// This set and the blocks of `run`. Errors: those of check_run(); `bad_state` when one is present
   /// already. O(blocks of the region / 64).
   [[nodiscard]] Result<PresentBlocksPtr> with(Run run) const;
+  /// As above, with the blocks of all runs, one after the other: all of them, or an error. O(blocks of
+  /// the region / 64 + runs).
+  [[nodiscard]] Result<PresentBlocksPtr> with(std::span<const Run> runs) const;
   /// This set without the blocks of `run`. Errors: those of check_run(); `bad_state` when one is not
   /// present. O(blocks of the region / 64).
   [[nodiscard]] Result<PresentBlocksPtr> without(Run run) const;
@@ -89,12 +89,11 @@ class VMSPACE_EXPORT PresentBlocks {
   friend bool operator==(const PresentBlocks&, const PresentBlocks&) = default;
 
  private:
-  friend struct detail::BlockRuns;
-
   PresentBlocks() = default;
 
-  [[nodiscard]] Result<PresentBlocksPtr> changed(Run run, bool to_present,
+  [[nodiscard]] Result<PresentBlocksPtr> changed(std::span<const Run> runs, bool to_present,
                                                  const char* operation) const;
+  /// Errors: those of with() and without().
   [[nodiscard]] Result<void> check_change(Run run, bool to_present, const char* operation) const;
   void set(Run run, bool to_present) noexcept;
   /// How many of the blocks from `first`, below `end`, are alike: present, or not.
