@@ -39,9 +39,9 @@ struct LiveSnapshot::State final : detail::DiscardListener {
   using PageRun = detail::PageRun;
 
   enum class Phase : std::uint8_t {
-    ready,  ///< take() has not been called
-    taken,  ///< or is running
-    saved,  ///< all pages are, and the file is being completed: no other thread's error matters now
+    ready,    ///< take() has not been called, or is running
+    taken,    ///< pages are being saved
+    saved,    ///< all are, and the file is being completed: no other thread's error matters now
     written,  ///< complete, or has failed
     over,     ///< wait() has returned
   };
