@@ -165,6 +165,10 @@ unpack_libraries() {
   touch "$root/complete"
 }
 
+# ccache asks for this before it remembers what was compiled with a precompiled header: its manual, "Precompiled
+# headers".
+export CCACHE_SLOPPINESS="${CCACHE_SLOPPINESS-pch_defines,time_macros}"
+
 for preset in "$@"; do
   case $preset in
     aarch64) unpack_libraries arm64 libfmt-dev "$(depends_on libfmt-dev 'libfmt[0-9]*')" libgtest-dev libgmock-dev librapidcheck-dev ;;
