@@ -111,7 +111,8 @@ void update(Contents& contents, const GuestMemory& memory, const std::vector<Gue
     for (const GuestRange& part : parts) {
       if (!region->description().contains(part.base)) continue;
       const std::uint64_t offset = part.base.value() - region->base().value();
-      std::memcpy(at + offset, region->host_base() + offset, part.size);
+      // As a VMM reads memory that devices write to meanwhile: a plain copy would be a data race.
+      must(memory.read_slice(part.base, {at + offset, static_cast<std::size_t>(part.size)}));
     }
     at += region->size();
   }
