@@ -152,7 +152,7 @@ Result<void> LiveSnapshot::State::protect(std::span<const GuestRange> ranges, bo
   if (userfault == nullptr) return {};
   for (LiveRegion& region : regions) {
     const std::uint64_t base = region.region().base().value();
-    const auto add = [&](PageRun run, std::vector<GuestRange>* absent) -> Result<void> {
+    const auto add = [&](RegionPages run, std::vector<GuestRange>* absent) -> Result<void> {
       const std::uint64_t bytes =
           VMSPACE_TRY(region.protect(*userfault, take_operation, run, populate, absent));
       left += bytes;
@@ -167,8 +167,9 @@ Result<void> LiveSnapshot::State::protect(std::span<const GuestRange> ranges, bo
     std::uint64_t done = 0;
     while (!ranges.empty() && region.region().guest_range().contains(ranges.front().base)) {
       const std::uint64_t offset = ranges.front().base.value() - base;
-      const PageRun whole = region.pages().whole_pages(offset, offset + ranges.front().size);
-      const PageRun rest{std::max(whole.offset, done), whole.end() - std::max(whole.offset, done)};
+      const RegionPages whole = region.pages().whole_pages(offset, offset + ranges.front().size);
+      const RegionPages rest{std::max(whole.offset, done),
+                             whole.end() - std::max(whole.offset, done)};
       if (whole.end() > done) VMSPACE_TRY(add(rest, &zeros));
       done = std::max(done, whole.end());
       ranges = ranges.subspan(1);
@@ -235,7 +236,7 @@ void LiveSnapshot::State::save_before_discard(LiveRegion& region, std::uint64_t 
   if (userfault == nullptr) return;
   const std::uint64_t page = region.pages().page();
   for (std::uint64_t at = first; at < end;) {
-    const PageRun run = region.pages().take_next(at, end);
+    const RegionPages run = region.pages().take_next(at, end);
     for (at = run.offset; at < run.end(); at += page) {
       if (!save_to_buffer(*userfault, region, {at, page})) return;
       counters.by_discard += page;

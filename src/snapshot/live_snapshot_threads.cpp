@@ -32,7 +32,7 @@ constexpr const char* operation = "LiveSnapshot::wait";
 }  // namespace
 
 void LiveSnapshot::State::finish(const Userfault& userfault, LiveRegion& region,
-                                 PageRun run) noexcept {
+                                 RegionPages run) noexcept {
   region.pages().finish(run);
   if (const int failed = region.unprotect(userfault, run); failed != 0) {
     give_up(fail_os(operation, Operand::span(run.offset, run.size), "ioctl(UFFDIO_WRITEPROTECT)",
@@ -43,7 +43,7 @@ void LiveSnapshot::State::finish(const Userfault& userfault, LiveRegion& region,
 }
 
 bool LiveSnapshot::State::save_to_buffer(const Userfault& userfault, LiveRegion& region,
-                                         PageRun run) noexcept {
+                                         RegionPages run) noexcept {
   auto* const slot = buffer.reserve(region.index(), run.offset, run.size);
   if (slot == nullptr) return false;
   if (const auto copied = region.copy(operation, run, slot->bytes); !copied) {
@@ -60,7 +60,7 @@ bool LiveSnapshot::State::resolve(const Userfault& userfault, std::uint64_t addr
   LiveRegion* const region = find_region(address);
   if (region == nullptr) return true;
   const std::uint64_t page = region->pages().page();
-  const PageRun run{region->offset_of(address) / page * page, page};
+  const RegionPages run{region->offset_of(address) / page * page, page};
   switch (region->pages().take(run.offset)) {
     case detail::LivePages::Turn::mine:
       if (!save_to_buffer(userfault, *region, run)) return false;
@@ -119,7 +119,7 @@ void LiveSnapshot::State::handle_faults() noexcept {
 }
 
 /// Writes pages without those that are zeros, which take no space.
-Result<void> LiveSnapshot::State::write_run(const LiveRegion& region, PageRun run,
+Result<void> LiveSnapshot::State::write_run(const LiveRegion& region, RegionPages run,
                                             const std::byte* bytes) {
   const std::uint64_t base = region.region().base().value() + run.offset;
   for (std::uint64_t at = 0; at < run.size;) {
@@ -138,7 +138,7 @@ Result<void> LiveSnapshot::State::write_run(const LiveRegion& region, PageRun ru
   return {};
 }
 
-Result<void> LiveSnapshot::State::write_in_background(LiveRegion& region, PageRun run) {
+Result<void> LiveSnapshot::State::write_in_background(LiveRegion& region, RegionPages run) {
   const auto userfault = current_faults();
   if (userfault == nullptr) return {};
   VMSPACE_TRY(region.copy(operation, run, chunk.data()));
@@ -153,7 +153,7 @@ Result<void> LiveSnapshot::State::write_all_pages() {
   for (;;) {
     const auto* slot = buffer.front();
     if (slot == nullptr && region != regions.end()) {
-      const PageRun run = region->pages().take_next(at, region->region().size());
+      const RegionPages run = region->pages().take_next(at, region->region().size());
       at = run.end();
       if (run.size != 0) {
         VMSPACE_TRY(write_in_background(*region, run));
