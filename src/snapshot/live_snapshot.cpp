@@ -22,19 +22,17 @@ namespace vmspace {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using detail::fail_os;
 namespace feature = detail::userfault_feature;
 
 constexpr const char* prepare_operation = "LiveSnapshot::prepare";
 constexpr const char* take_operation = "LiveSnapshot::take";
-constexpr const char* wait_operation = "LiveSnapshot::wait";
 
 /// What is copied at once in the background, where pages aren't larger.
-constexpr std::uint64_t chunk_size = std::uint64_t{2} << 20;
+constexpr std::uint64_t background_chunk = std::uint64_t{2} << 20;
 
 std::uint64_t smallest_page(const GuestMemory& memory) {
-  std::uint64_t page = chunk_size;
+  std::uint64_t page = background_chunk;
   for (const auto& region : memory.regions())
     page = std::min(page, region->mapping().page_size());
   return page;
@@ -54,7 +52,7 @@ LiveSnapshot::State::State(const GuestMemory& guest, SnapshotWriter to,
     : memory(guest),
       writer(std::move(to)),
       buffer(std::max(options.buffer, largest_page(guest)), smallest_page(guest)),
-      chunk(std::max(chunk_size, largest_page(guest))) {
+      chunk(std::max(background_chunk, largest_page(guest))) {
   for (const auto& region : memory.regions()) {
     regions.emplace_back(region, regions.size(), *this);
     by_host.push_back(&regions.back());
@@ -318,7 +316,7 @@ Result<SnapshotId> LiveSnapshot::wait() {
     std::unique_lock lock(state.mutex);
     if (state.phase == State::Phase::ready || state.phase == State::Phase::over) {
       return fail({.code = Errc::bad_state,
-                   .operation = wait_operation,
+                   .operation = State::wait_operation,
                    .reason = state.phase == State::Phase::ready ? "take() must be called first"
                                                                 : "it was waited for already"});
     }

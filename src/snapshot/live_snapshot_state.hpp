@@ -37,6 +37,9 @@ struct LiveSnapshot::State final : detail::DiscardListener {
   using Userfault = detail::Userfault;
   using LiveRegion = detail::LiveRegion;
   using RegionPages = detail::RegionPages;
+  using Clock = std::chrono::steady_clock;
+
+  static constexpr const char* wait_operation = "LiveSnapshot::wait";
 
   enum class Phase : std::uint8_t {
     ready,    ///< take() has not been called, or is running

@@ -21,13 +21,10 @@ namespace vmspace {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using detail::fail_os;
 using detail::kernel;
 using detail::retry;
 using detail::snapshot_page;
-
-constexpr const char* operation = "LiveSnapshot::wait";
 
 }  // namespace
 
@@ -35,8 +32,8 @@ void LiveSnapshot::State::finish(const Userfault& userfault, LiveRegion& region,
                                  RegionPages run) noexcept {
   region.pages().finish(run);
   if (const int failed = region.unprotect(userfault, run); failed != 0) {
-    give_up(fail_os(operation, Operand::span(run.offset, run.size), "ioctl(UFFDIO_WRITEPROTECT)",
-                    failed)
+    give_up(fail_os(wait_operation, Operand::span(run.offset, run.size),
+                    "ioctl(UFFDIO_WRITEPROTECT)", failed)
                 .value());
   }
   drop(run.size);
@@ -46,7 +43,7 @@ bool LiveSnapshot::State::save_to_buffer(const Userfault& userfault, LiveRegion&
                                          RegionPages run) noexcept {
   auto* const slot = buffer.reserve(region.index(), run.offset, run.size);
   if (slot == nullptr) return false;
-  if (const auto copied = region.copy(operation, run, slot->bytes); !copied) {
+  if (const auto copied = region.copy(wait_operation, run, slot->bytes); !copied) {
     give_up(copied.error());
     return false;
   }
@@ -82,7 +79,7 @@ bool LiveSnapshot::State::read_faults(const Userfault& userfault) noexcept {
     std::size_t count = 0;
     while (count < addresses.size()) {
       uffd_msg message{};
-      const auto got = userfault.next(operation, message);
+      const auto got = userfault.next(wait_operation, message);
       if (!got) {
         give_up(got.error());
         return false;
@@ -111,7 +108,7 @@ void LiveSnapshot::State::handle_faults() noexcept {
       {{.fd = userfault->fd(), .events = POLLIN, .revents = 0}, wake.polled()}};
   while (current_faults() != nullptr) {
     if (retry([&] { return kernel().poll(ready.data(), ready.size(), wake.longest_poll); }) < 0) {
-      give_up(fail_os(operation, {}, "poll").value());
+      give_up(fail_os(wait_operation, {}, "poll").value());
       return;
     }
     if (!read_faults(*userfault)) return;
@@ -128,9 +125,9 @@ Result<void> LiveSnapshot::State::write_run(const LiveRegion& region, RegionPage
     while (end < run.size && is_zero({bytes + end, snapshot_page}) == zero)
       end += snapshot_page;
     if (zero) {
-      VMSPACE_TRY_IN(operation, writer.write_zeros({GuestAddress(base + at), end - at}));
+      VMSPACE_TRY_IN(wait_operation, writer.write_zeros({GuestAddress(base + at), end - at}));
     } else {
-      VMSPACE_TRY_IN(operation,
+      VMSPACE_TRY_IN(wait_operation,
                      writer.write(GuestAddress(base + at), std::span(bytes + at, end - at)));
     }
     at = end;
@@ -141,7 +138,7 @@ Result<void> LiveSnapshot::State::write_run(const LiveRegion& region, RegionPage
 Result<void> LiveSnapshot::State::write_in_background(LiveRegion& region, RegionPages run) {
   const auto userfault = current_faults();
   if (userfault == nullptr) return {};
-  VMSPACE_TRY(region.copy(operation, run, chunk.data()));
+  VMSPACE_TRY(region.copy(wait_operation, run, chunk.data()));
   finish(*userfault, region, run);
   counters.in_background += run.size;
   return write_run(region, run, chunk.data());
@@ -169,7 +166,7 @@ Result<void> LiveSnapshot::State::write_all_pages() {
     buffer.pop();
   }
   for (const GuestRange& range : zeros)
-    VMSPACE_TRY_IN(operation, writer.write_zeros(range));
+    VMSPACE_TRY_IN(wait_operation, writer.write_zeros(range));
   return {};
 }
 
@@ -190,9 +187,9 @@ void LiveSnapshot::State::write_pages() noexcept {
     try {
       VMSPACE_TRY(write_all_pages());
       if (!begin_completing()) return SnapshotId{};
-      return VMSPACE_TRY_IN(operation, writer.finish());
+      return VMSPACE_TRY_IN(wait_operation, writer.finish());
     } catch (const std::bad_alloc&) {
-      return fail_os(operation, {}, "allocating memory for the snapshot's tables", ENOMEM);
+      return fail_os(wait_operation, {}, "allocating memory for the snapshot's tables", ENOMEM);
     }
   }();
   {
