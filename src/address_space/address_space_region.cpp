@@ -17,12 +17,12 @@ namespace vmspace {
 
 namespace {
 
-constexpr const char* operation = "AddressSpaceRegion::make";
+constexpr const char* make_region_operation = "AddressSpaceRegion::make";
 
 Result<void> check_known(const RegionOptions& options) {
   const auto unknown = [&](auto value, const char* reason) {
     return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
+                 .operation = make_region_operation,
                  .first = Operand::number(static_cast<std::uint64_t>(value)),
                  .reason = reason,
                  .text = options.name});
@@ -42,7 +42,7 @@ Result<void> check_backing(const RegionOptions& options) {
   const Operand where = Operand::span(options.base.value(), options.size);
   const auto invalid = [&](const char* reason) {
     return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
+                 .operation = make_region_operation,
                  .first = where,
                  .reason = reason,
                  .text = {options.name, backing.path}});
@@ -86,7 +86,7 @@ Result<void> check_backing(const RegionOptions& options) {
   const std::uint64_t page = backing.effective_page_size();
   if (!std::has_single_bit(page)) {
     return fail({.code = Errc::bad_alignment,
-                 .operation = operation,
+                 .operation = make_region_operation,
                  .first = Operand::size(page),
                  .second = where,
                  .text = options.name});
@@ -95,7 +95,7 @@ Result<void> check_backing(const RegionOptions& options) {
     return invalid("page_size must be at least the machine's base page size");
   const auto misaligned = [&](Operand value, const char* reason) {
     return fail({.code = Errc::misaligned,
-                 .operation = operation,
+                 .operation = make_region_operation,
                  .first = value,
                  .second = Operand::size(page),
                  .reason = reason,
@@ -116,7 +116,7 @@ Result<void> check_backing(const RegionOptions& options) {
       static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
   if (is_file && (backing.offset > max_file_end || options.size > max_file_end - backing.offset)) {
     return fail({.code = Errc::overflow,
-                 .operation = operation,
+                 .operation = make_region_operation,
                  .first = Operand::size(backing.offset),
                  .second = Operand::size(options.size),
                  .reason = "offset + size must not exceed 2^63 - 1, the largest file offset",
@@ -130,13 +130,13 @@ Result<void> check_backing(const RegionOptions& options) {
 Result<AddressSpaceRegionPtr> AddressSpaceRegion::make(RegionOptions options) {
   if (options.size == 0) {
     return fail({.code = Errc::zero_size,
-                 .operation = operation,
+                 .operation = make_region_operation,
                  .second = Operand::address(options.base.value()),
                  .text = options.name});
   }
   if (!options.base.checked_add(options.size - 1)) {
     return fail({.code = Errc::overflow,
-                 .operation = operation,
+                 .operation = make_region_operation,
                  .first = Operand::address(options.base.value()),
                  .second = Operand::size(options.size),
                  .text = options.name});

@@ -8,6 +8,7 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/base/try.hpp"
 
+#include "address_space/guest_page_size.hpp"
 #include "address_space/known_values.hpp"
 
 namespace vmspace {
@@ -16,7 +17,8 @@ using namespace literals;
 
 namespace {
 
-constexpr std::uint64_t page_size = 4_KiB;
+using detail::guest_page_size;
+
 constexpr std::uint64_t bytes_per_bus = 1_MiB;  // 32 devices of 8 functions of 4 KiB (PCIe, ECAM)
 constexpr unsigned max_buses = 256;
 
@@ -72,11 +74,11 @@ Result<void> check_machine(const char* operation, unsigned bits, Range allowed_b
                  .second = Operand::range(least, phys_end),
                  .reason = "mem_end must lie within this range"});
   }
-  if (mem_end && *mem_end % page_size != 0) {
+  if (mem_end && *mem_end % guest_page_size != 0) {
     return fail({.code = Errc::misaligned,
                  .operation = operation,
                  .first = Operand::address(*mem_end),
-                 .second = Operand::size(page_size),
+                 .second = Operand::size(guest_page_size),
                  .reason = "mem_end must be a multiple of 4 KiB"});
   }
   return {};
@@ -200,7 +202,7 @@ Result<AddressSpaceLayout> AddressSpaceLayout::aarch64(const Aarch64LayoutOption
 
   VMSPACE_TRY(check_machine(operation, options.ipa_bits, Range::of(32, 52),
                             "ipa_bits must be 32 to 52", options.ecam_buses, options.mem_end,
-                            ram_begin + page_size));
+                            ram_begin + guest_page_size));
   const std::uint64_t phys_end = std::uint64_t{1} << options.ipa_bits;
   const std::uint64_t mem_end = options.mem_end.value_or(phys_end / 2);
   const std::uint64_t ecam_end = mmio_begin + options.ecam_buses * bytes_per_bus;

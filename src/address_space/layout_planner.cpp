@@ -16,13 +16,16 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/base/try.hpp"
 
+#include "address_space/guest_page_size.hpp"
+
 namespace vmspace {
 
 using namespace literals;
 
 namespace {
 
-constexpr std::uint64_t page_size = 4_KiB;
+using detail::guest_page_size;
+
 constexpr std::uint64_t min_below_obstacle = 128_MiB;
 constexpr std::uint64_t mmio32_end = 4_GiB;
 
@@ -48,7 +51,7 @@ bool is_mmio(PlacementKind kind) noexcept {
 std::uint64_t align_of(const PlacementRequest& request) noexcept {
   if (request.align != 0) return request.align;
   if (request.kind == PlacementKind::ram) return request.size >= 1_GiB ? 1_GiB : 2_MiB;
-  return is_mmio(request.kind) ? page_size : 1;
+  return is_mmio(request.kind) ? guest_page_size : 1;
 }
 
 /// For whom a plan is made: which call, and what its errors call a request.
@@ -221,10 +224,10 @@ class Planner {
   }
 
   Result<void> check_pages(std::size_t i, std::uint64_t bytes, const char* reason) const {
-    if (bytes % page_size == 0) return {};
+    if (bytes % guest_page_size == 0) return {};
     return failed(i, {.code = Errc::misaligned,
                       .first = Operand::size(bytes),
-                      .second = Operand::size(page_size),
+                      .second = Operand::size(guest_page_size),
                       .reason = reason});
   }
 
@@ -368,7 +371,7 @@ Result<std::vector<RamPiece>> AddressSpaceLayout::plan_ram(
     nodes.push_back({.name = "node " + std::to_string(node),
                      .kind = PlacementKind::ram,
                      .size = sizes[node],
-                     .align = page_size,
+                     .align = guest_page_size,
                      .node = static_cast<std::uint32_t>(node)});
   }
   const auto label = [](const PlacementRequest& node, std::size_t) { return node.name; };

@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::size_t max_entries = 64;  ///< with a block of their own
 constexpr double scaled_height = 440;    ///< of everything that is to scale, together
-constexpr int padding = 4;               ///< below what is inside a box
+constexpr int box_padding = 4;           ///< below what is inside a box
 constexpr int spacing = 2;               ///< between boxes
 constexpr int slice_height = 2;          ///< of heat
 
@@ -113,7 +113,7 @@ class Layout {
     if (folds) {
       place({.kind = MapBox::fold, .range = range, .depth = depth, .height = fold_height});
     } else {
-      y_ += std::max(padding, height_of(size_of(range)));
+      y_ += std::max(box_padding, height_of(size_of(range)));
     }
   }
 
@@ -141,7 +141,7 @@ class Layout {
     box.height = header_height;
     place(std::move(box));
     place_all_in(line.range, line.depth + 1, !is_scaled(line));
-    const int height = y_ + padding - begin;
+    const int height = y_ + box_padding - begin;
     picture_.boxes[index].height = height;
     picture_.boxes[index].is_enlarged =
         is_scaled(line) && height > height_of(size_of(line.range)) + header_height;

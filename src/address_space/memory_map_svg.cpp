@@ -31,7 +31,7 @@ using detail::MapPicture;
 
 constexpr int margin = 16;
 constexpr int column_width = 384;
-constexpr int indent = 8;
+constexpr int indent_width = 8;
 constexpr std::size_t max_indents = 4;
 constexpr int lane_width = 58;
 constexpr int bar_width = 18;
@@ -195,7 +195,7 @@ class Drawing {
   }
 
   void draw(const MapBox& box) {
-    const int inset = static_cast<int>(std::min(box.depth, max_indents)) * indent;
+    const int inset = static_cast<int>(std::min(box.depth, max_indents)) * indent_width;
     const int x = column_ + inset;
     const int width = column_width - 2 * inset;
     const bool is_parked = box.is_parked;

@@ -14,7 +14,7 @@ namespace vmspace {
 
 namespace {
 
-constexpr const char* operation = "srat";
+constexpr const char* srat_operation = "srat";
 
 // Sizes and offsets in bytes; ACPI 6.4, tables 5.29 and 5.54 to 5.57.
 constexpr std::size_t header_size = 48;
@@ -26,7 +26,7 @@ constexpr std::uint32_t is_hot_pluggable = 1U << 1;
 constexpr std::uint32_t first_x2apic_id = 255;  // 255 in a processor entry is a broadcast
 
 /// A table that grows field by field, least significant byte first.
-class Table {
+class SratTable {
  public:
   template <typename Field>
   void add(Field value) {
@@ -57,7 +57,7 @@ class Table {
   std::vector<std::byte> bytes_;
 };
 
-void add_header(Table& table) {
+void add_header(SratTable& table) {
   table.add(std::string_view("SRAT"));
   table.add_zeros(sizeof(std::uint32_t));  // the length
   table.add(revision);
@@ -72,7 +72,7 @@ void add_header(Table& table) {
 }
 
 /// "Processor Local APIC/SAPIC Affinity" and "Processor Local x2APIC Affinity".
-void add_processor(Table& table, const SratProcessor& processor) {
+void add_processor(SratTable& table, const SratProcessor& processor) {
   if (processor.apic_id < first_x2apic_id) {
     table.add(std::uint8_t{0});
     table.add(std::uint8_t{16});
@@ -95,7 +95,7 @@ void add_processor(Table& table, const SratProcessor& processor) {
 }
 
 /// "Memory Affinity".
-void add_memory(Table& table, const SratMemory& memory) {
+void add_memory(SratTable& table, const SratMemory& memory) {
   table.add(std::uint8_t{1});
   table.add(std::uint8_t{40});
   table.add(memory.node);
@@ -116,7 +116,7 @@ Result<void> check(std::span<const SratProcessor> processors) {
   const auto twice = std::ranges::adjacent_find(ids);
   if (twice == ids.end()) return {};
   return fail({.code = Errc::overlap,
-               .operation = operation,
+               .operation = srat_operation,
                .first = Operand::number(*twice),
                .second = Operand::number(*twice),
                .reason = "two processors have the same APIC id"});
@@ -127,7 +127,7 @@ Result<void> check(std::span<const SratMemory> memory) {
   ranges.reserve(memory.size());
   for (const SratMemory& part : memory) {
     const GuestRange range{part.base, part.size};
-    VMSPACE_TRY_IN(operation, range.range());
+    VMSPACE_TRY_IN(srat_operation, range.range());
     ranges.push_back(range);
   }
   std::ranges::sort(ranges, {}, &GuestRange::base);
@@ -136,7 +136,7 @@ Result<void> check(std::span<const SratMemory> memory) {
       [](const GuestRange& low, const GuestRange& high) { return *low.last() >= high.base; });
   if (overlapping == ranges.end()) return {};
   return fail({.code = Errc::overlap,
-               .operation = operation,
+               .operation = srat_operation,
                .first = detail::operand(overlapping[1]),
                .second = detail::operand(overlapping[0])});
 }
@@ -160,12 +160,12 @@ Result<std::vector<std::byte>> srat(std::span<const SratProcessor> processors,
   const std::uint64_t entries = std::uint64_t{processors.size()} + memory.size();
   if (entries > (limit - header_size) / largest_entry) {
     return fail({.code = Errc::limit_exceeded,
-                 .operation = operation,
+                 .operation = srat_operation,
                  .first = Operand::number(entries),
                  .second = Operand::number((limit - header_size) / largest_entry),
                  .reason = "entries of 40 bytes, in a table of at most 4 GiB"});
   }
-  Table table;
+  SratTable table;
   add_header(table);
   for (const SratProcessor& processor : processors)
     add_processor(table, processor);

@@ -30,12 +30,13 @@ namespace {
 using detail::base_page_size;
 using detail::Descriptor;
 using detail::fail_os;
+using detail::invalid;
 using detail::kernel;
 using detail::require_known;
 using detail::require_multiple;
 using detail::retry;
 
-constexpr const char* operation = "Backing::open";
+constexpr const char* open_operation = "Backing::open";
 
 /// memfd_create(2): bytes, without the null.
 constexpr std::size_t memfd_name_limit = 249;
@@ -65,27 +66,23 @@ struct Opened {
   bool can_lose_pages = false;
 };
 
-tl::unexpected<Error> invalid(const char* reason) {
-  return fail({.code = Errc::invalid_argument, .operation = operation, .reason = reason});
-}
-
 Result<void> check_request(const Request& request) {
   const auto& [spec, size, protection, name] = request;
-  VMSPACE_TRY(require_known(operation, spec.source, "not a value of MemorySource"));
-  VMSPACE_TRY(require_known(operation, spec.sharing, "not a value of Sharing"));
-  VMSPACE_TRY(require_known(operation, protection, "unknown protection bits"));
-  VMSPACE_TRY(detail::require_nonzero(operation, size, {}));
+  VMSPACE_TRY(require_known(open_operation, spec.source, "not a value of MemorySource"));
+  VMSPACE_TRY(require_known(open_operation, spec.sharing, "not a value of Sharing"));
+  VMSPACE_TRY(require_known(open_operation, protection, "unknown protection bits"));
+  VMSPACE_TRY(detail::require_nonzero(open_operation, size, {}));
   constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<off_t>::max());
   constexpr const char* rule = "offset + size must not exceed 2^63 - 1, the largest file size";
-  VMSPACE_TRY(detail::require_at_most(operation, spec.offset, largest, rule));
-  VMSPACE_TRY(detail::require_at_most(operation, size, largest - spec.offset, rule));
-  return detail::require_power_of_two(operation, spec.effective_page_size());
+  VMSPACE_TRY(detail::require_at_most(open_operation, spec.offset, largest, rule));
+  VMSPACE_TRY(detail::require_at_most(open_operation, size, largest - spec.offset, rule));
+  return detail::require_power_of_two(open_operation, spec.effective_page_size());
 }
 
 Result<void> check_multiple(const Request& request, std::uint64_t page_size) {
-  VMSPACE_TRY(require_multiple(operation, Operand::size(request.size), page_size,
+  VMSPACE_TRY(require_multiple(open_operation, Operand::size(request.size), page_size,
                                "the size must be a multiple of the page size"));
-  return require_multiple(operation, Operand::size(request.spec.offset), page_size,
+  return require_multiple(open_operation, Operand::size(request.spec.offset), page_size,
                           "the offset must be a multiple of the page size");
 }
 
@@ -104,20 +101,20 @@ Result<Opened> open_memfd(const Request& request) {
   }
   if (fd < 0 && errno == ENODEV && huge) {
     return fail({.code = Errc::unsupported,
-                 .operation = operation,
+                 .operation = open_operation,
                  .first = Operand::size(page_size),
                  .reason = "this kernel has no hugetlb pool of this page size"});
   }
-  if (fd < 0) return fail_os(operation, Operand::size(request.size), "memfd_create");
+  if (fd < 0) return fail_os(open_operation, Operand::size(request.size), "memfd_create");
   Opened opened{Descriptor(fd), page_size, huge ? PageKind::hugetlb : PageKind::shmem};
   if (retry([&] { return kernel().ftruncate(fd, static_cast<off_t>(request.size)); }) < 0) {
-    return fail_os(operation, Operand::size(request.size), "ftruncate of the memfd");
+    return fail_os(open_operation, Operand::size(request.size), "ftruncate of the memfd");
   }
   // Without the seals, whoever gets the descriptor could shrink the file: SIGBUS for us.
   if (retry([&] {
         return kernel().fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
       }) < 0) {
-    return fail_os(operation, Operand::size(request.size), "sealing the memfd");
+    return fail_os(open_operation, Operand::size(request.size), "sealing the memfd");
   }
   return opened;
 }
@@ -131,28 +128,30 @@ Result<Opened> open_in_hugetlbfs(const Request& request) {
   for (int attempt = 0; file.value() < 0; ++attempt) {
     std::uint64_t random = 0;
     if (kernel().getentropy(&random, sizeof random) != 0) {
-      return fail_os(operation, request.file(), "getentropy");
+      return fail_os(open_operation, request.file(), "getentropy");
     }
     path = request.spec.path + "/vmspace-" + std::to_string(random);
     file = Descriptor(retry([&] {
       return kernel().open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     }));
     if (file.value() < 0 && (errno != EEXIST || attempt == attempts)) {
-      return fail_os(operation, request.file(), "creating a file in the hugetlbfs directory");
+      return fail_os(open_operation, request.file(), "creating a file in the hugetlbfs directory");
     }
   }
   if (retry([&] { return kernel().unlink(path.c_str()); }) < 0) {
-    return fail_os(operation, request.file(), "unlinking the file in hugetlbfs");
+    return fail_os(open_operation, request.file(), "unlinking the file in hugetlbfs");
   }
   struct statfs fs {};
   if (retry([&] { return kernel().fstatfs(file.value(), &fs); }) < 0) {
-    return fail_os(operation, request.file(), "fstatfs");
+    return fail_os(open_operation, request.file(), "fstatfs");
   }
-  if (fs.f_type != HUGETLBFS_MAGIC) return invalid("the path must be a directory in a hugetlbfs");
+  if (fs.f_type != HUGETLBFS_MAGIC)
+    return invalid(open_operation, "the path must be a directory in a hugetlbfs");
   VMSPACE_TRY(check_multiple(request, static_cast<std::uint64_t>(fs.f_bsize)));
   if (retry([&] { return kernel().ftruncate(file.value(), static_cast<off_t>(request.size)); }) <
       0) {
-    return fail_os(operation, Operand::size(request.size), "ftruncate of the file in hugetlbfs");
+    return fail_os(open_operation, Operand::size(request.size),
+                   "ftruncate of the file in hugetlbfs");
   }
   return Opened{std::move(file), static_cast<std::uint64_t>(fs.f_bsize), PageKind::hugetlb};
 }
@@ -169,7 +168,7 @@ struct FileAccess {
 
 tl::unexpected<Error> deny(const Request& request, const char* reason) {
   return fail({.code = Errc::access_denied,
-               .operation = operation,
+               .operation = open_operation,
                .first = request.file(),
                .reason = reason});
 }
@@ -177,7 +176,7 @@ tl::unexpected<Error> deny(const Request& request, const char* reason) {
 /// O_RDONLY or O_RDWR; an error where the guest needs more.
 Result<int> access_mode(const Request& request, int fd) {
   const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
-  if (flags < 0) return fail_os(operation, request.file(), "fcntl(F_GETFL)");
+  if (flags < 0) return fail_os(open_operation, request.file(), "fcntl(F_GETFL)");
   const int mode = flags & O_ACCMODE;
   // mmap(2): a mapping always needs reading; writing through it needs writing.
   if ((flags & O_PATH) != 0 || mode == O_WRONLY || (mode == O_RDONLY && request.writes_through())) {
@@ -193,7 +192,7 @@ Result<FileAccess> check_access(const Request& request, int fd) {
   FileAccess access{.seals = retry([&] { return kernel().fcntl(fd, F_GET_SEALS, 0); })};
   if (access.seals < 0) {
     // EINVAL: only memfds and files of tmpfs and hugetlbfs can have any.
-    if (errno != EINVAL) return fail_os(operation, request.file(), "fcntl(F_GET_SEALS)");
+    if (errno != EINVAL) return fail_os(open_operation, request.file(), "fcntl(F_GET_SEALS)");
     access.seals = 0;
   }
   const bool sealed = access.is_sealed_against_writing();
@@ -208,14 +207,14 @@ Result<Opened> open_or_duplicate(const Request& request) {
   Descriptor file;
   if (request.spec.fd) {
     file = Descriptor(retry([&] { return kernel().fcntl(*request.spec.fd, F_DUPFD_CLOEXEC, 0); }));
-    if (file.value() < 0) return fail_os(operation, request.file(), "duplicating the fd");
+    if (file.value() < 0) return fail_os(open_operation, request.file(), "duplicating the fd");
   } else {
     // O_NONBLOCK: a path that names a FIFO is refused below instead of waited for.
     const int mode = request.writes_through() ? O_RDWR : O_RDONLY;
     file = Descriptor(retry([&] {
       return kernel().open(request.spec.path.c_str(), mode | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
     }));
-    if (file.value() < 0) return fail_os(operation, request.file(), "opening the file");
+    if (file.value() < 0) return fail_os(open_operation, request.file(), "opening the file");
   }
   return Opened{std::move(file)};
 }
@@ -227,15 +226,15 @@ Result<Opened> open_file(const Request& request) {
   const FileAccess access = VMSPACE_TRY(check_access(request, file.value()));
   struct stat info {};
   if (retry([&] { return kernel().fstat(file.value(), &info); }) < 0) {
-    return fail_os(operation, request.file(), "fstat");
+    return fail_os(open_operation, request.file(), "fstat");
   }
-  if (!S_ISREG(info.st_mode)) return invalid("the file must be a regular file");
-  VMSPACE_TRY(detail::require_within(operation, request.spec.offset, request.size,
+  if (!S_ISREG(info.st_mode)) return invalid(open_operation, "the file must be a regular file");
+  VMSPACE_TRY(detail::require_within(open_operation, request.spec.offset, request.size,
                                      static_cast<std::uint64_t>(info.st_size),
                                      "the file must be at least offset + size bytes long"));
   struct statfs fs {};
   if (retry([&] { return kernel().fstatfs(file.value(), &fs); }) < 0) {
-    return fail_os(operation, request.file(), "fstatfs");
+    return fail_os(open_operation, request.file(), "fstatfs");
   }
   const bool huge = fs.f_type == HUGETLBFS_MAGIC;
   const bool keeps_size = (access.seals & F_SEAL_SHRINK) != 0;
@@ -251,17 +250,19 @@ Result<Opened> open_file(const Request& request) {
 
 /// Neither the size nor the seals of a device's file mean anything.
 Result<Opened> open_device(const Request& request) {
-  if (!request.spec.is_shared()) return invalid("memory of a device is always shared");
+  if (!request.spec.is_shared())
+    return invalid(open_operation, "memory of a device is always shared");
   Opened opened = VMSPACE_TRY(open_or_duplicate(request));
   const int fd = opened.file.value();
   const int mode = VMSPACE_TRY(access_mode(request, fd));
   struct stat info {};
   if (retry([&] { return kernel().fstat(fd, &info); }) < 0) {
-    return fail_os(operation, request.file(), "fstat");
+    return fail_os(open_operation, request.file(), "fstat");
   }
   // Not the opposite question: the files of VFIO devices and dma-bufs may have no type at all.
   if (S_ISREG(info.st_mode) || S_ISDIR(info.st_mode)) {
-    return invalid("the file must be that of a device; a regular file is source file");
+    return invalid(open_operation,
+                   "the file must be that of a device; a regular file is source file");
   }
   opened.page_size = base_page_size();
   opened.kind = PageKind::external;
@@ -287,9 +288,10 @@ Result<Opened> open_source(const Request& request) {
     case MemorySource::file: return open_file(request);
     case MemorySource::device: return open_device(request);
     case MemorySource::external:
-      return invalid("external memory is mapped already: MemoryMapping::adopt takes it");
+      return invalid(open_operation,
+                     "external memory is mapped already: MemoryMapping::adopt takes it");
   }
-  return invalid("source none has no backing to open");
+  return invalid(open_operation, "source none has no backing to open");
 }
 
 Result<Opened> open_checked(const Request& request) {
@@ -297,7 +299,7 @@ Result<Opened> open_checked(const Request& request) {
   Opened opened = VMSPACE_TRY(open_source(request));
   if (request.spec.page_size != 0 && request.spec.page_size != opened.page_size) {
     return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
+                 .operation = open_operation,
                  .first = Operand::size(request.spec.page_size),
                  .second = Operand::size(opened.page_size),
                  .reason = "the backing has pages of another size than page_size asks for"});

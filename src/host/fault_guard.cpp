@@ -14,7 +14,7 @@ namespace vmspace {
 
 namespace {
 
-constexpr const char* operation = "FaultGuard::install";
+constexpr const char* install_operation = "FaultGuard::install";
 
 void on_signal(int signal, siginfo_t* info, void* context);
 
@@ -84,7 +84,7 @@ Result<void> put_in_chain() {
   const auto& calls = detail::kernel();
   struct sigaction now = {};
   if (calls.sigaction(SIGBUS, nullptr, &now) != 0)
-    return detail::fail_os(operation, {}, "sigaction");
+    return detail::fail_os(install_operation, {}, "sigaction");
   // Somebody's later handler calls ours, or handle(); on top of it, ours would be called by itself.
   us.is_in_chain = is_ours(now) || (us.is_in_chain && !has_no_handler(now));
   if (us.is_in_chain) return {};
@@ -95,7 +95,7 @@ Result<void> put_in_chain() {
   action.sa_mask = now.sa_mask;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | (now.sa_flags & (SA_NODEFER | SA_RESTART));
   if (calls.sigaction(SIGBUS, &action, nullptr) != 0) {
-    return detail::fail_os(operation, {}, "sigaction");
+    return detail::fail_os(install_operation, {}, "sigaction");
   }
   us.is_in_chain = true;
   return {};

@@ -41,7 +41,7 @@ int prot_of(Protection protection) {
   return prot;
 }
 
-constexpr const char* map_operation = "MemoryMapping::map";
+constexpr const char* map_backing_operation = "MemoryMapping::map";
 
 int flags_of(const Backing& backing, bool reserve) {
   int flags = backing.is_shared() ? MAP_SHARED : MAP_PRIVATE;
@@ -58,7 +58,7 @@ int flags_of(const Backing& backing, bool reserve) {
 }
 
 Result<void> check_options(const Backing& backing, const MappingOptions& options) {
-  constexpr const char* operation = map_operation;
+  constexpr const char* operation = map_backing_operation;
   const std::uint64_t page = backing.page_size();
   if (backing.source() == MemorySource::external) {
     return fail({.code = Errc::unsupported,
@@ -93,28 +93,28 @@ tl::unexpected<Error> fail_map(const Backing& backing, const MappingOptions& opt
   const Operand size = Operand::size(options.size);
   if (errno == EACCES) {
     return fail({.code = Errc::access_denied,
-                 .operation = map_operation,
+                 .operation = map_backing_operation,
                  .first = size,
                  .reason = "the fd must be open for everything that the protection allows"});
   }
   if (backing.is_external() && (errno == EINVAL || errno == ENODEV)) {
     return fail({.code = Errc::unsupported,
-                 .operation = map_operation,
+                 .operation = map_backing_operation,
                  .first = Operand::span(backing.offset() + options.offset, options.size),
                  .reason = "the device does not map this part of its fd",
                  .os_errno = errno});
   }
   if (backing.is_hugetlb() && errno == ENOMEM) {
-    return fail_os(map_operation, size, "the hugetlb pool has too few free pages");
+    return fail_os(map_backing_operation, size, "the hugetlb pool has too few free pages");
   }
   if (backing.is_hugetlb() && backing.is_anonymous() && errno == EINVAL) {
     return fail({.code = Errc::unsupported,
-                 .operation = map_operation,
+                 .operation = map_backing_operation,
                  .first = Operand::size(backing.page_size()),
                  .reason = "this kernel has no hugetlb pool of this page size",
                  .os_errno = errno});
   }
-  return fail_os(map_operation, size, "mmap");
+  return fail_os(map_backing_operation, size, "mmap");
 }
 
 void* map_at(const Backing& backing, const MappingOptions& options, void* address, int flags) {
@@ -157,7 +157,7 @@ Result<MemoryMapping> MemoryMapping::map(const Backing& backing, const MappingOp
       mapping.reserved_size_ = options.size;
       mapping.data_ = mapping.reserved_;
     } else if (kernel().munmap(address, options.size) != 0) {
-      return fail_os(map_operation, Operand::size(options.size), "munmap");
+      return fail_os(map_backing_operation, Operand::size(options.size), "munmap");
     }
   }
   if (mapping.data_ == nullptr) {
@@ -182,21 +182,21 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
         reinterpret_cast<std::uintptr_t>(options.arena->data()) + options.arena_offset;
     if (((address - options.congruent_to) & (align - 1)) != 0) {
       return fail({.code = Errc::misaligned,
-                   .operation = map_operation,
+                   .operation = map_backing_operation,
                    .first = Operand::address(options.arena_offset),
                    .second = Operand::size(align),
                    .reason = "the place in the arena must satisfy the alignment asked for"});
     }
     const std::uint64_t first = options.arena_offset - guard;  // wraps to one that no arena has
     const std::uint64_t outer = options.size + 2 * guard;
-    VMSPACE_TRY(require_within(map_operation, first, outer, options.arena->size(),
+    VMSPACE_TRY(require_within(map_backing_operation, first, outer, options.arena->size(),
                                "the mapping, guard pages included, must lie within the arena"));
     const std::string_view name = options.name.empty() ? name_of(backing_.source()) : options.name;
     auto part =
         options.arena->parts().acquire_at(*Range::from_base_size(first, outer), std::string(name));
     if (!part) {
       return fail({.code = Errc::overlap,
-                   .operation = map_operation,
+                   .operation = map_backing_operation,
                    .first = part.error().first,
                    .second = part.error().second,
                    .reason = "another mapping is there",
@@ -211,7 +211,7 @@ Result<std::byte*> MemoryMapping::reserve(const MappingOptions& options, std::ui
   const std::uint64_t outer = options.size + 2 * guard + (align - base_page_size());
   void* const address = detail::reserve_addresses(nullptr, outer, 0);
   if (address == MAP_FAILED) {
-    return fail_os(map_operation, Operand::size(outer), "mmap of the reserved addresses");
+    return fail_os(map_backing_operation, Operand::size(outer), "mmap of the reserved addresses");
   }
   reserved_ = static_cast<std::byte*>(address);
   reserved_size_ = outer;
@@ -236,7 +236,7 @@ Result<void> MemoryMapping::map_over(std::byte* place, const MappingOptions& opt
     void* const trial = map_at(backing_, options, nullptr, 0);
     if (trial == MAP_FAILED) return fail_map(backing_, options);
     if (kernel().munmap(trial, options.size) != 0) {
-      return fail_os(map_operation, Operand::size(options.size), "munmap");
+      return fail_os(map_backing_operation, Operand::size(options.size), "munmap");
     }
   }
   if (map_at(backing_, options, place, MAP_FIXED) != MAP_FAILED) return {};

@@ -23,35 +23,35 @@ using detail::require_multiple;
 
 namespace {
 
-constexpr const char* operation = "MemoryMapping::adopt";
+constexpr const char* adopt_operation = "MemoryMapping::adopt";
 
 Result<void> check(const ExternalMemory& memory) {
   const auto base = reinterpret_cast<std::uintptr_t>(memory.data);
   const Operand address = Operand::address(base);
   if (memory.data == nullptr) {
     return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
+                 .operation = adopt_operation,
                  .reason = "the address must not be null"});
   }
-  VMSPACE_TRY(detail::require_nonzero(operation, memory.size, address));
-  VMSPACE_TRY(detail::check_reservation(operation, memory.size, 0));
-  VMSPACE_TRY(require_multiple(operation, address, base_page_size(),
+  VMSPACE_TRY(detail::require_nonzero(adopt_operation, memory.size, address));
+  VMSPACE_TRY(detail::check_reservation(adopt_operation, memory.size, 0));
+  VMSPACE_TRY(require_multiple(adopt_operation, address, base_page_size(),
                                "the address must be a multiple of the page size"));
-  VMSPACE_TRY(require_multiple(operation, Operand::size(memory.size), base_page_size(),
+  VMSPACE_TRY(require_multiple(adopt_operation, Operand::size(memory.size), base_page_size(),
                                "the size must be a multiple of the page size"));
   if (memory.size - 1 > std::numeric_limits<std::uintptr_t>::max() - base) {
     return fail({.code = Errc::overflow,
-                 .operation = operation,
+                 .operation = adopt_operation,
                  .first = address,
                  .second = Operand::size(memory.size)});
   }
-  VMSPACE_TRY(detail::require_known(operation, memory.protection, "unknown protection bits"));
+  VMSPACE_TRY(detail::require_known(adopt_operation, memory.protection, "unknown protection bits"));
   // Looks at the mappings and no more: on Linux MS_ASYNC starts nothing (msync(2), "NOTES").
   if (detail::retry([&] { return detail::kernel().msync(memory.data, memory.size, MS_ASYNC); }) !=
       0) {
-    if (errno != ENOMEM) return detail::fail_os(operation, address, "msync(MS_ASYNC)");
+    if (errno != ENOMEM) return detail::fail_os(adopt_operation, address, "msync(MS_ASYNC)");
     return fail({.code = Errc::not_found,
-                 .operation = operation,
+                 .operation = adopt_operation,
                  .first = address,
                  .second = Operand::size(memory.size),
                  .reason = "all of the memory must be mapped in this process",

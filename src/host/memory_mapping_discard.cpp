@@ -22,27 +22,27 @@ using detail::retry;
 
 namespace {
 
-constexpr const char* operation = "MemoryMapping::discard";
+constexpr const char* discard_operation = "MemoryMapping::discard";
 
 tl::unexpected<Error> fail_discard(Operand part, const char* call) {
   if (errno == EOPNOTSUPP || errno == EINVAL) {
     return fail({.code = Errc::unsupported,
-                 .operation = operation,
+                 .operation = discard_operation,
                  .first = part,
                  .reason = "this kernel or file system can't discard pages of this kind",
                  .os_errno = errno});
   }
-  return fail_os(operation, part, call);
+  return fail_os(discard_operation, part, call);
 }
 
 }  // namespace
 
 Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) const {
-  VMSPACE_TRY_IN(operation, check_part(offset, size));
-  VMSPACE_TRY(require_own_pages(operation));
+  VMSPACE_TRY_IN(discard_operation, check_part(offset, size));
+  VMSPACE_TRY(require_own_pages(discard_operation));
   const Operand part = Operand::span(offset, size);
   const auto refuse = [&](Errc code, const char* reason) {
-    return fail({.code = code, .operation = operation, .first = part, .reason = reason});
+    return fail({.code = code, .operation = discard_operation, .first = part, .reason = reason});
   };
   if (!allows(protection_, Protection::write)) {
     return refuse(Errc::access_denied, "discarding requires a writable mapping");
@@ -57,7 +57,7 @@ Result<void> MemoryMapping::discard(std::uint64_t offset, std::uint64_t size) co
   const std::uint64_t first_pin = file_offset_ + offset;
   if (const std::string* holder = pins_->find(unchanged, first_pin, first_pin + size)) {
     return fail({.code = Errc::bad_state,
-                 .operation = operation,
+                 .operation = discard_operation,
                  .first = part,
                  .reason = "the memory is mapped for DMA, and devices would keep the old pages: "
                            "unmap it for them first",
@@ -74,11 +74,11 @@ Result<void> MemoryMapping::discard_pages(std::uint64_t offset, std::uint64_t si
   // Finds locked pages without touching any: for MS_INVALIDATE msync(2) gives EBUSY on them, and
   // does nothing else.
   const bool locked = retry([&] { return kernel().msync(first, size, MS_INVALIDATE); }) != 0;
-  if (locked && errno != EBUSY) return fail_os(operation, part, "msync(MS_INVALIDATE)");
+  if (locked && errno != EBUSY) return fail_os(discard_operation, part, "msync(MS_INVALIDATE)");
   const bool is_private_file = backing_.source() == MemorySource::file && !backing_.is_shared();
   if (locked && (is_private_file || (backing_.is_anonymous() && backing_.is_shared()))) {
     return fail({.code = Errc::bad_state,
-                 .operation = operation,
+                 .operation = discard_operation,
                  .first = part,
                  .reason = "the kernel can't discard locked pages of private files and of shared "
                            "anonymous memory: unlock them first"});
@@ -86,7 +86,7 @@ Result<void> MemoryMapping::discard_pages(std::uint64_t offset, std::uint64_t si
   // Asked before any page is gone.
   if (locked && !backing_.is_shared() && !detail::kernel_knows_advice(MADV_DONTNEED_LOCKED)) {
     return fail({.code = Errc::unsupported,
-                 .operation = operation,
+                 .operation = discard_operation,
                  .first = part,
                  .reason = "this kernel can't discard locked pages (Linux 5.18 and later can): "
                            "unlock them first",
@@ -143,17 +143,18 @@ Result<MemoryPin> MemoryMapping::pin(std::uint64_t offset, std::uint64_t size,
 // sees an unmapped, unbound or unadvised page, and a failure leaves the old memory in place.
 Result<void> MemoryMapping::replace_by_zeros(std::uint64_t offset, std::uint64_t size) const {
   const Backing source =
-      VMSPACE_TRY_IN(operation, Backing::open({.source = MemorySource::anon}, size));
-  MemoryMapping fresh = VMSPACE_TRY_IN(
-      operation, map(source, {.size = size, .protection = protection_, .reserve = reserve_}));
+      VMSPACE_TRY_IN(discard_operation, Backing::open({.source = MemorySource::anon}, size));
+  MemoryMapping fresh =
+      VMSPACE_TRY_IN(discard_operation,
+                     map(source, {.size = size, .protection = protection_, .reserve = reserve_}));
   if (numa_policy_.mode != NumaMode::by_default) {
-    VMSPACE_TRY_IN(operation, fresh.bind_to_nodes(numa_policy_));
+    VMSPACE_TRY_IN(discard_operation, fresh.bind_to_nodes(numa_policy_));
   }
   for (const int advice : advice_)
-    VMSPACE_TRY(fresh.give_advice(operation, advice));
+    VMSPACE_TRY(fresh.give_advice(discard_operation, advice));
   if (kernel().mremap(fresh.data_, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, data_ + offset) ==
       MAP_FAILED) {
-    return fail_os(operation, Operand::span(offset, size), "mremap");
+    return fail_os(discard_operation, Operand::span(offset, size), "mremap");
   }
   fresh.reserved_ = nullptr;
   return {};

@@ -27,7 +27,7 @@ using detail::retry;
 
 namespace {
 
-constexpr const char* operation = "MemoryMapping::residency";
+constexpr const char* residency_operation = "MemoryMapping::residency";
 
 /// A part of the address space, [start, end).
 struct Part {
@@ -59,9 +59,9 @@ std::optional<Residency> scan_page_tables(Part part) {
 }
 
 /// Reads a file of /proc line by line, through a small buffer.
-class Lines {
+class FileLines {
  public:
-  explicit Lines(const char* path)
+  explicit FileLines(const char* path)
       : file_(retry([&] { return kernel().open(path, O_RDONLY | O_CLOEXEC, 0); })) {}
 
   [[nodiscard]] bool failed() const { return file_.value() < 0 || failed_; }
@@ -116,7 +116,7 @@ std::optional<std::uint64_t> take_number(std::string_view& text, int base) {
 /// What /proc/self/smaps says of the kernel's areas inside `part`. It has sums of whole areas only:
 /// nothing when an area with huge pages is only partly inside.
 std::optional<std::uint64_t> huge_bytes_from_smaps(Part part) {
-  Lines lines("/proc/self/smaps");
+  FileLines lines("/proc/self/smaps");
   std::uint64_t huge = 0;
   Part area{};
   if (lines.failed()) return std::nullopt;
@@ -144,8 +144,8 @@ std::optional<std::uint64_t> huge_bytes_from_smaps(Part part) {
 }  // namespace
 
 Result<Residency> MemoryMapping::residency(std::uint64_t offset, std::uint64_t size) const {
-  VMSPACE_TRY_IN(operation, check_part(offset, size));
-  VMSPACE_TRY(require_own_pages(operation));
+  VMSPACE_TRY_IN(residency_operation, check_part(offset, size));
+  VMSPACE_TRY(require_own_pages(residency_operation));
   const std::uint64_t start = reinterpret_cast<std::uintptr_t>(data_) + offset;
   const Part part{start, start + size};
   const auto tables = scan_page_tables(part);
@@ -154,7 +154,7 @@ Result<Residency> MemoryMapping::residency(std::uint64_t offset, std::uint64_t s
   Residency result;
   PageScan present(*this, PageQuery::present);
   for (std::uint64_t at = offset; at < offset + size;) {
-    const Extent found = VMSPACE_TRY_IN(operation, present.next(at, offset + size));
+    const Extent found = VMSPACE_TRY_IN(residency_operation, present.next(at, offset + size));
     result.resident += found.size;
     at = found.end();
   }

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
-#include <climits>
 #include <string>
 #include <string_view>
 
@@ -16,12 +15,10 @@ namespace vmspace::detail {
 
 namespace {
 
-constexpr std::size_t word_bits = sizeof(unsigned long) * CHAR_BIT;
-
 /// Adds a list like `0-3,8,10-11` (cpuset(7), "List format"), up to a CPU that the set has no bit
 /// for. What is not a list adds what comes before the first mistake.
 void add_list(std::string_view text, CpuSet& cpus) {
-  const std::size_t limit = cpus.size() * word_bits;
+  const std::size_t limit = cpus.size() * mask_word_bits;
   const char* at = text.data();
   const char* const end = at + text.size();
   while (at != end) {
@@ -34,7 +31,7 @@ void add_list(std::string_view text, CpuSet& cpus) {
       if (parsed.ec != std::errc{}) return;
     }
     for (std::size_t cpu = first; cpu <= last && cpu < limit; ++cpu)
-      cpus[cpu / word_bits] |= 1UL << cpu % word_bits;
+      cpus[cpu / mask_word_bits] |= 1UL << cpu % mask_word_bits;
     if (parsed.ptr == end || *parsed.ptr != ',') return;
     at = parsed.ptr + 1;
   }
@@ -44,8 +41,8 @@ void add_list(std::string_view text, CpuSet& cpus) {
 
 CpuSet allowed_cpus() {
   // EINVAL until it has room for as many CPUs as the kernel is built for: 8,192 at most so far.
-  constexpr std::size_t most_words = 65536 / word_bits;
-  for (CpuSet cpus(1024 / word_bits);; cpus.resize(2 * cpus.size())) {
+  constexpr std::size_t most_words = 65536 / mask_word_bits;
+  for (CpuSet cpus(1024 / mask_word_bits);; cpus.resize(2 * cpus.size())) {
     if (kernel().sched_getaffinity(0, cpus.size() * sizeof(cpus[0]), cpus.data()) >= 0) return cpus;
     if (errno != EINVAL || cpus.size() >= most_words) return {};
   }

@@ -4,11 +4,16 @@
 
 #pragma once
 
+#include <climits>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
 
 namespace vmspace::detail {
+
+/// Of the masks in which the kernel takes and gives sets of CPUs and of nodes.
+inline constexpr std::size_t mask_word_bits = sizeof(unsigned long) * CHAR_BIT;
 
 /// A set of CPUs, a bit each, as sched_setaffinity(2) takes it.
 using CpuSet = std::vector<unsigned long>;

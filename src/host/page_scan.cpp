@@ -30,7 +30,7 @@ using detail::retry;
 
 namespace {
 
-constexpr const char* operation = "PageScan::next";
+constexpr const char* next_operation = "PageScan::next";
 
 /// How much of a hugetlb page is read at a time to find out whether it is all zeros: of most pages
 /// that are not, the first bytes tell.
@@ -108,7 +108,7 @@ PageScan::State::State(const MemoryMapping& mapping, PageQuery query)
 Result<void> PageScan::State::check(std::uint64_t from, std::uint64_t end) const {
   const auto refuse = [&](Errc code, const char* reason) {
     return fail({.code = code,
-                 .operation = operation,
+                 .operation = next_operation,
                  .first = Operand::address(from),
                  .second = Operand::address(end),
                  .reason = reason});
@@ -145,7 +145,7 @@ Result<Extent> PageScan::State::query_pages(std::uint64_t from, std::uint64_t en
     case PageQuery::written: return next_written(from, end);
   }
   return fail({.code = Errc::invalid_argument,
-               .operation = operation,
+               .operation = next_operation,
                .first = Operand::number(static_cast<std::uint64_t>(query_)),
                .reason = "unknown query"});
 }
@@ -169,8 +169,9 @@ Result<Extent> PageScan::State::next_data(std::uint64_t from, std::uint64_t end)
     return !present || present->size != 0 ? present : found;
   }
   const std::uint64_t in_file = mapping_.file_offset();
-  const Extent data = VMSPACE_TRY(detail::next_file_data(
-      operation, Errc::out_of_bounds, mapping_.backing().fd(), in_file + from, in_file + gap_end));
+  const Extent data = VMSPACE_TRY(detail::next_file_data(next_operation, Errc::out_of_bounds,
+                                                         mapping_.backing().fd(), in_file + from,
+                                                         in_file + gap_end));
   if (data.size == 0) return found;
   // Holes are made of the file system's blocks; pages are what is looked at here.
   const std::uint64_t page = base_page_size();
@@ -189,11 +190,12 @@ Result<Extent> PageScan::State::next_in_hugetlbfs(std::uint64_t from, std::uint6
       return kernel().pread(mapping_.backing().fd(), buffer_.data(), size,
                             static_cast<off_t>(mapping_.file_offset() + from));
     });
-    if (got < 0) return fail_os(operation, Operand::span(from, size), "pread of a hugetlb page");
+    if (got < 0)
+      return fail_os(next_operation, Operand::span(from, size), "pread of a hugetlb page");
     // Whole words; a call that gives fewer bytes has come to the end of the file.
     if (static_cast<std::uint64_t>(got) < size) {
       return fail({.code = Errc::out_of_bounds,
-                   .operation = operation,
+                   .operation = next_operation,
                    .first = Operand::span(from, size),
                    .reason = "the file is shorter than the memory mapped from it"});
     }
@@ -211,7 +213,7 @@ Result<Extent> PageScan::State::populate(Extent part) const {
   const std::uint64_t begin = part.offset / page * page;
   if (retry([&] { return kernel().madvise(mapping_.data() + begin, page, MADV_POPULATE_READ); }) !=
       0) {
-    return fail_os(operation, Operand::span(begin, page),
+    return fail_os(next_operation, Operand::span(begin, page),
                    "reading memory that may be absent needs a free page of the hugetlb pool: "
                    "enlarge the pool or populate the memory first");
   }
@@ -221,7 +223,7 @@ Result<Extent> PageScan::State::populate(Extent part) const {
 Result<Extent> PageScan::State::next_present(std::uint64_t from, std::uint64_t end) {
   const Extent found = tables_->next(from, end);
   if (tables_->is_certain()) return found;
-  return fail_os(operation, Operand::span(from, end - from), "mincore", tables_->error());
+  return fail_os(next_operation, Operand::span(from, end - from), "mincore", tables_->error());
 }
 
 Result<Extent> PageScan::State::next_zero(std::uint64_t from, std::uint64_t end) {
@@ -245,7 +247,7 @@ Result<Extent> PageScan::State::next_zero(std::uint64_t from, std::uint64_t end)
     });
     if (fault != nullptr) {
       return fail({.code = Errc::fault,
-                   .operation = operation,
+                   .operation = next_operation,
                    .first = Operand::span(present.offset, present.size),
                    .second = Operand::size(static_cast<std::uint64_t>(fault - mapping_.data())),
                    .reason = "a page is gone: its file was truncated, or a hole punched"});
@@ -257,13 +259,13 @@ Result<Extent> PageScan::State::next_zero(std::uint64_t from, std::uint64_t end)
 }
 
 Result<Extent> PageScan::State::next_written(std::uint64_t from, std::uint64_t end) {
-  if (!written_) written_ = VMSPACE_TRY(detail::WrittenPages::open(operation, mapping_));
+  if (!written_) written_ = VMSPACE_TRY(detail::WrittenPages::open(next_operation, mapping_));
   while (from < end) {
     if (from < window_.offset || from >= window_.end()) {
       found_.clear();
       window_ = {};  // nothing is known if this fails
       const Extent window{from, std::min(written_window, mapping_.size() - from)};
-      VMSPACE_TRY(written_->find(operation, window, detail::WrittenPages::Mode::look, found_));
+      VMSPACE_TRY(written_->find(next_operation, window, detail::WrittenPages::Mode::look, found_));
       window_ = window;
     }
     const auto found = std::ranges::upper_bound(found_, from, {}, &Extent::end);

@@ -34,12 +34,12 @@ using detail::retry;
 
 namespace {
 
-constexpr const char* operation = "populate";
+constexpr const char* populate_operation = "populate";
 constexpr const char* unknown_access = "not a value of PopulateAccess";
 
 /// What a thread populates at a time: enough to make the system call cheap, little enough that the
 /// threads finish together.
-constexpr std::uint64_t chunk_size = 16_MiB;
+constexpr std::uint64_t populate_chunk = 16_MiB;
 /// With less than this another thread costs more than it gains.
 constexpr std::uint64_t least_per_thread = 32_MiB;
 
@@ -166,7 +166,7 @@ class Job {
                           static_cast<off_t>(chunk.size));
                     }) != 0) {
       // A file system without fallocate(2) finds the space when the page is written.
-      if (errno != EOPNOTSUPP || !known) return fail_os(operation, part, "fallocate");
+      if (errno != EOPNOTSUPP || !known) return fail_os(populate_operation, part, "fallocate");
     }
     if (!known) {
       touch(chunk);
@@ -176,7 +176,7 @@ class Job {
     if (retry([&] {
           return kernel().madvise(mapping.data() + chunk.offset, chunk.size, advice);
         }) != 0) {
-      return fail_os(operation, part,
+      return fail_os(populate_operation, part,
                      errno == EFAULT
                          ? "out of pages: the hugetlb pool, file system or memory cgroup is full"
                          : "madvise(MADV_POPULATE)");
@@ -204,7 +204,7 @@ Result<bool> wants_write(const PopulateRange& range, PopulateAccess access) {
                                           (backing.is_shared() || backing.is_anonymous()));
   if (write ? !writable : !allows(protection, Protection::read)) {
     return fail({.code = Errc::access_denied,
-                 .operation = operation,
+                 .operation = populate_operation,
                  .first = Operand::span(range.offset, range.size),
                  .reason = write ? "populating by writing requires a writable mapping"
                                  : "populating by reading requires a readable mapping"});
@@ -217,20 +217,20 @@ Result<bool> wants_write(const PopulateRange& range, PopulateAccess access) {
 Result<void> add_chunks(const PopulateRange& range, PopulateAccess access, Groups& groups) {
   if (range.mapping == nullptr) {
     return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
+                 .operation = populate_operation,
                  .first = Operand::span(range.offset, range.size),
                  .reason = "the mapping is a null pointer"});
   }
   const MemoryMapping& mapping = *range.mapping;
-  VMSPACE_TRY_IN(operation, mapping.check_part(range.offset, range.size));
+  VMSPACE_TRY_IN(populate_operation, mapping.check_part(range.offset, range.size));
   if (mapping.backing().is_external()) {
     return fail({.code = Errc::unsupported,
-                 .operation = operation,
+                 .operation = populate_operation,
                  .first = Operand::span(range.offset, range.size),
                  .reason = "memory of devices, and what something else has mapped, has its pages"});
   }
   access = range.access.value_or(access);
-  VMSPACE_TRY(detail::require_known(operation, access, unknown_access));
+  VMSPACE_TRY(detail::require_known(populate_operation, access, unknown_access));
   const bool write = VMSPACE_TRY(wants_write(range, access));
   const std::vector<std::uint32_t>& nodes = mapping.numa_policy().nodes;
   auto group = std::ranges::find(groups, nodes, &Group::nodes);
@@ -239,7 +239,7 @@ Result<void> add_chunks(const PopulateRange& range, PopulateAccess access, Group
     group = std::prev(groups.end());
     group->nodes = nodes;
   }
-  const std::uint64_t step = std::max(chunk_size, mapping.page_size());
+  const std::uint64_t step = std::max(populate_chunk, mapping.page_size());
   const std::uint64_t end = range.offset + range.size;
   for (std::uint64_t at = range.offset; at < end;) {
     const auto address = reinterpret_cast<std::uintptr_t>(mapping.data()) + at;
@@ -259,7 +259,7 @@ unsigned threads_for(std::uint64_t bytes) {
 }  // namespace
 
 Result<void> populate(std::span<const PopulateRange> ranges, PopulateOptions options) {
-  VMSPACE_TRY(detail::require_known(operation, options.access, unknown_access));
+  VMSPACE_TRY(detail::require_known(populate_operation, options.access, unknown_access));
   Groups groups;
   std::uint64_t total = 0;
   for (const PopulateRange& range : ranges) {

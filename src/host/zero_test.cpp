@@ -22,7 +22,7 @@ namespace vmspace {
 namespace {
 
 /// Bytes between two tests of what was read.
-constexpr std::size_t block = 128;
+constexpr std::size_t bytes_per_test = 128;
 
 /// What is left after whole blocks.
 bool is_zero_tail(const std::byte* at, std::size_t size) noexcept {
@@ -44,9 +44,9 @@ bool detail::is_zero_baseline(std::span<const std::byte> bytes) noexcept {
   using Vector [[gnu::vector_size(16)]] = std::uint64_t;
   const std::byte* at = bytes.data();
   std::size_t size = bytes.size();
-  for (; size >= block; at += block, size -= block) {
-    std::array<Vector, block / sizeof(Vector)> v;
-    std::memcpy(&v, at, block);
+  for (; size >= bytes_per_test; at += bytes_per_test, size -= bytes_per_test) {
+    std::array<Vector, bytes_per_test / sizeof(Vector)> v;
+    std::memcpy(&v, at, bytes_per_test);
     const Vector all = ((v[0] | v[1]) | (v[2] | v[3])) | ((v[4] | v[5]) | (v[6] | v[7]));
     if ((all[0] | all[1]) != 0) return false;
   }
@@ -62,7 +62,7 @@ bool detail::has_avx2() noexcept {
 [[gnu::target("avx2")]] bool detail::is_zero_avx2(std::span<const std::byte> bytes) noexcept {
   const std::byte* at = bytes.data();
   std::size_t size = bytes.size();
-  for (; size >= block; at += block, size -= block) {
+  for (; size >= bytes_per_test; at += bytes_per_test, size -= bytes_per_test) {
     const auto* const v = reinterpret_cast<const __m256i_u*>(at);
     const __m256i low = _mm256_or_si256(_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1));
     const __m256i high = _mm256_or_si256(_mm256_loadu_si256(v + 2), _mm256_loadu_si256(v + 3));

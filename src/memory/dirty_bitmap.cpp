@@ -79,7 +79,7 @@ class RangeBuilder {
 };
 
 /// Words that are looked at, and then taken, together: a line of the cache.
-constexpr std::size_t block = 8;
+constexpr std::size_t words_per_block = 8;
 
 /// The first of [from, end), blocks apart from `from`, whose block has a bit set; `end` when there is
 /// none. One test a block, which is predicted where most are clean.
@@ -89,9 +89,9 @@ std::size_t next_dirty(const std::atomic<std::uint64_t>* words, std::size_t from
   const auto four = [&](std::size_t i) {
     return (load(i) | load(i + 1)) | (load(i + 2) | load(i + 3));
   };
-  while (end - from >= block && (four(from) | four(from + 4)) == 0)
-    from += block;
-  if (end - from >= block) return from;
+  while (end - from >= words_per_block && (four(from) | four(from + 4)) == 0)
+    from += words_per_block;
+  if (end - from >= words_per_block) return from;
   return std::all_of(words + from, words + end, [](const auto& word) { return word == 0; }) ? end
                                                                                             : from;
 }
@@ -234,14 +234,15 @@ std::span<const DirtyRange> DirtyHarvest::take(DirtyBitmap& bitmap) {
   if (at == count) return {};  // allocates nothing and needs no barrier in finish()
   std::vector<DirtyRange>& ranges = taken_.emplace_back(Taken{&bitmap, {}}).ranges;
   RangeBuilder builder(bitmap.size(), ranges);
-  for (; at < count; at = next_dirty(words, std::min(at + block, count), count)) {
-    builder.make_room(block, at, count);  // all allocation happens before a bit is cleared
+  for (; at < count; at = next_dirty(words, std::min(at + words_per_block, count), count)) {
+    // All allocation happens before a bit is cleared.
+    builder.make_room(words_per_block, at, count);
     // In three loops: which words are dirty is for no branch to predict, and an exchange waits for
     // all stores before it, those of ranges too.
-    std::array<std::size_t, block> dirty;
-    std::array<std::uint64_t, block> bits;
+    std::array<std::size_t, words_per_block> dirty;
+    std::array<std::uint64_t, words_per_block> bits;
     std::size_t found = 0;
-    for (std::size_t i = at; i < std::min(at + block, count); ++i) {
+    for (std::size_t i = at; i < std::min(at + words_per_block, count); ++i) {
       dirty[found] = i;
       found += words[i].load(std::memory_order_relaxed) != 0 ? 1 : 0;
     }

@@ -16,8 +16,6 @@ namespace vmspace {
 
 namespace {
 
-constexpr std::uint64_t top = ~std::uint64_t{0};
-
 /// The first region that ends at or above `address`.
 std::vector<MemoryRegionPtr>::const_iterator first_reaching(
     const std::vector<MemoryRegionPtr>& regions, GuestAddress address) {
@@ -327,7 +325,7 @@ Result<void> GuestMemory::check(const char* operation, GuestRange range, Access 
 
 Error GuestMemory::range_error(const char* operation, GuestRange range, Access access) const {
   const std::uint64_t base = range.base.value();
-  if (range.size - 1 > top - base) {
+  if (range.size - 1 > ~std::uint64_t{0} - base) {
     return {.code = Errc::overflow,
             .operation = operation,
             .first = Operand::address(base),

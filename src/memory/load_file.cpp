@@ -24,7 +24,7 @@ namespace {
 using detail::Descriptor;
 using detail::kernel;
 
-constexpr const char* operation = "load_file";
+constexpr const char* load_operation = "load_file";
 
 struct OpenFile {
   Descriptor descriptor;
@@ -35,7 +35,7 @@ Result<OpenFile> open_file(const std::string& path, GuestAddress at) {
   const Operand place = Operand::address(at.value());
   if (path.find('\0') != std::string::npos) {  // open() would take what is before it
     return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
+                 .operation = load_operation,
                  .first = place,
                  .reason = "the path must not contain NUL"});
   }
@@ -43,35 +43,35 @@ Result<OpenFile> open_file(const std::string& path, GuestAddress at) {
   Descriptor file(detail::retry([&] {
     return kernel().open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
   }));
-  if (file.value() < 0) return detail::fail_os(operation, place, "opening the file");
+  if (file.value() < 0) return detail::fail_os(load_operation, place, "opening the file");
   struct stat info {};
   if (detail::retry([&] { return kernel().fstat(file.value(), &info); }) < 0)
-    return detail::fail_os(operation, place, "fstat");
+    return detail::fail_os(load_operation, place, "fstat");
   if (!S_ISREG(info.st_mode)) {
     return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
+                 .operation = load_operation,
                  .first = place,
                  .reason = "the path must be a regular file's"});
   }
   const auto size = static_cast<std::uint64_t>(info.st_size);
-  VMSPACE_TRY(detail::require_nonzero(operation, size, place));
+  VMSPACE_TRY(detail::require_nonzero(load_operation, size, place));
   return OpenFile{std::move(file), size};
 }
 
 Result<GuestRange> load(const std::string& path, const GuestMemory& memory, GuestAddress at) {
   const OpenFile file = VMSPACE_TRY(open_file(path, at));
   const GuestRange range{at, file.size};
-  VMSPACE_TRY_IN(operation, memory.check(range, Access::read));
+  VMSPACE_TRY_IN(load_operation, memory.check(range, Access::read));
   for (std::uint64_t done = 0; done < range.size;) {
     const GuestAddress next(at.value() + done);
     const MemoryRegionPtr region = memory.find_region(next);
     const std::uint64_t offset = next.value() - region->base().value();
     const std::uint64_t part = std::min(range.size - done, region->size() - offset);
-    const std::uint64_t read =
-        VMSPACE_TRY_IN(operation, region->load_image_from(file.descriptor.value(), offset, part));
+    const std::uint64_t read = VMSPACE_TRY_IN(
+        load_operation, region->load_image_from(file.descriptor.value(), offset, part));
     if (read != part) {
       auto shortened =
-          detail::fail_os(operation, detail::operand(range), "the file has ended", EIO);
+          detail::fail_os(load_operation, detail::operand(range), "the file has ended", EIO);
       shortened.value().second = Operand::size(done + read);
       return shortened;
     }

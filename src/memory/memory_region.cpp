@@ -17,6 +17,8 @@
 
 namespace vmspace {
 
+using detail::name_region;
+
 namespace {
 
 /// What this process may do with the memory: never on the word of a description alone.
@@ -96,11 +98,6 @@ Result<std::optional<FaultGuard>> guard_of(const Backing& backing, Unsealed unse
                              : "the file's owner could truncate it, which would raise SIGBUS here: "
                                "install a FaultGuard (see Unsealed::guard), or seal the file with "
                                "F_SEAL_SHRINK"});
-}
-
-Error name_region(const Error& error, const AddressSpaceRegion& region) {
-  return detail::name_region(error, region.name(), detail::operand(region.guest_range()),
-                             region.backing().path);
 }
 
 /// How all of a region that is present is populated. A file that the guest may only read is not

@@ -13,7 +13,7 @@ namespace vmspace {
 
 namespace {
 
-constexpr const char* operation = "MemoryRegion::part";
+constexpr const char* part_operation = "MemoryRegion::part";
 
 /// What may differ are name and place: of the part in the guest, and so in a file.
 bool describes_part(const AddressSpaceRegion& part, const AddressSpaceRegion& whole,
@@ -34,13 +34,12 @@ Result<MemoryRegionPtr> MemoryRegion::part(AddressSpaceRegionPtr part, std::uint
                                            const MoveOptions& options) const {
   if (part == nullptr) {
     return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
+                 .operation = part_operation,
                  .reason = "the description is a null pointer"});
   }
   const Operand range = detail::operand(part->guest_range());
   const auto named = [&](const Error& error) {
-    return fail(
-        detail::name_region(error.in(operation), part->name(), range, part->backing().path));
+    return fail(detail::name_region(error.in(part_operation), *part));
   };
   if (blocks_ != nullptr) {
     return named({.code = Errc::unsupported,
@@ -63,7 +62,7 @@ Result<MemoryRegionPtr> MemoryRegion::part(AddressSpaceRegionPtr part, std::uint
   MemoryRegionPtr region =
       of_mapping(std::move(part), std::move(*memory), huge_pages(), memory_->guard);
   if (dirty().is_enabled()) {
-    VMSPACE_TRY_IN(operation, region->dirty().enable());
+    VMSPACE_TRY_IN(part_operation, region->dirty().enable());
     region->dirty().mark(0, region->size());
   }
   return region;

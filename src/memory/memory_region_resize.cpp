@@ -14,7 +14,7 @@ namespace vmspace {
 
 namespace {
 
-constexpr const char* operation = "MemoryRegion::with_size";
+constexpr const char* resize_operation = "MemoryRegion::with_size";
 
 bool are_alike_but_for_size(const AddressSpaceRegion& a, const AddressSpaceRegion& b) {
   RegionOptions resized = a.options();
@@ -26,10 +26,12 @@ bool are_alike_but_for_size(const AddressSpaceRegion& a, const AddressSpaceRegio
 Result<void> check(const MemoryRegion& region, const AddressSpaceRegion& resized,
                    const MoveOptions& options) {
   const auto refuse = [&](Errc code, Operand second, const char* reason) {
-    const Operand range = detail::operand(resized.guest_range());
-    return fail(detail::name_region(
-        {.code = code, .operation = operation, .first = range, .second = second, .reason = reason},
-        resized.name(), range, resized.backing().path));
+    return fail(detail::name_region({.code = code,
+                                     .operation = resize_operation,
+                                     .first = detail::operand(resized.guest_range()),
+                                     .second = second,
+                                     .reason = reason},
+                                    resized));
   };
   if (!are_alike_but_for_size(resized, region.description())) {
     return refuse(Errc::invalid_argument, {},
@@ -60,7 +62,7 @@ Result<void> check(const MemoryRegion& region, const AddressSpaceRegion& resized
   }
   const Operand range = detail::operand(resized.guest_range());
   const auto unwatched = detail::require_unwatched(
-      operation, region.mapping(), range,
+      resize_operation, region.mapping(), range,
       "a region keeps its size while its page faults are handled, which another mapping would "
       "bypass");
   if (unwatched) return {};
@@ -75,7 +77,7 @@ Result<MemoryRegionPtr> MemoryRegion::with_size(AddressSpaceRegionPtr resized,
                                                 const MapOptions& options) const {
   if (resized == nullptr) {
     return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
+                 .operation = resize_operation,
                  .reason = "the description is a null pointer"});
   }
   VMSPACE_TRY(check(*this, *resized, options.move));
@@ -84,9 +86,9 @@ Result<MemoryRegionPtr> MemoryRegion::with_size(AddressSpaceRegionPtr resized,
   again.backing = backing();
   again.backing_offset = mapping().file_offset() - backing().offset();
   if (mapping().is_in_arena()) again.arena.reset();
-  auto region = VMSPACE_TRY_IN(operation, map(std::move(resized), again));
+  auto region = VMSPACE_TRY_IN(resize_operation, map(std::move(resized), again));
   if (dirty().is_enabled()) {
-    VMSPACE_TRY_IN(operation, region->dirty().enable());
+    VMSPACE_TRY_IN(resize_operation, region->dirty().enable());
     region->dirty().mark(0, region->size());
   }
   return region;

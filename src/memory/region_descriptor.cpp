@@ -16,15 +16,16 @@ namespace vmspace {
 
 namespace {
 
-constexpr const char* map_operation = "map_regions";
+constexpr const char* map_regions_operation = "map_regions";
 
 Result<MemoryRegionPtr> map_region(const RegionDescriptor& region, Unsealed unsealed) {
   const Operand range = detail::operand(region.range);
   const auto refuse = [&](Errc code, const char* reason) {
-    return fail({.code = code, .operation = map_operation, .first = range, .reason = reason});
+    return fail(
+        {.code = code, .operation = map_regions_operation, .first = range, .reason = reason});
   };
   const auto fail_region = [&](const Error& error) {
-    return fail(detail::name_region(error.in(map_operation), {}, range, {}));
+    return fail(detail::name_region(error.in(map_regions_operation), {}, range, {}));
   };
   if (!is_known(region.protection)) {
     return refuse(Errc::invalid_argument, "unknown protection bits");
@@ -42,7 +43,8 @@ Result<MemoryRegionPtr> map_region(const RegionDescriptor& region, Unsealed unse
                                                      .protection = region.protection});
   if (!description) return fail_region(description.error());
   return VMSPACE_TRY_IN(
-      map_operation, MemoryRegion::map(*description, {.backing = *backing, .unsealed = unsealed}));
+      map_regions_operation,
+      MemoryRegion::map(*description, {.backing = *backing, .unsealed = unsealed}));
 }
 
 }  // namespace
@@ -79,10 +81,10 @@ Result<std::vector<RegionDescriptor>> describe_regions(const GuestMemory& memory
 }
 
 Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions, Unsealed unsealed) {
-  VMSPACE_TRY(detail::require_known(map_operation, unsealed, "not a value of Unsealed"));
+  VMSPACE_TRY(detail::require_known(map_regions_operation, unsealed, "not a value of Unsealed"));
   if (regions.size() > GuestMemory::max_regions) {
     return fail({.code = Errc::limit_exceeded,
-                 .operation = map_operation,
+                 .operation = map_regions_operation,
                  .first = Operand::number(regions.size()),
                  .second = Operand::number(GuestMemory::max_regions)});
   }
@@ -92,7 +94,7 @@ Result<GuestMemory> map_regions(std::span<const RegionDescriptor> regions, Unsea
     auto one = VMSPACE_TRY(map_region(region, unsealed));
     mapped.push_back(std::move(one));
   }
-  return VMSPACE_TRY_IN(map_operation, GuestMemory::from_regions(std::move(mapped)));
+  return VMSPACE_TRY_IN(map_regions_operation, GuestMemory::from_regions(std::move(mapped)));
 }
 
 }  // namespace vmspace

@@ -21,4 +21,8 @@ Error name_region(Error error, std::string_view name, Operand range, std::string
   return error;
 }
 
+Error name_region(const Error& error, const AddressSpaceRegion& region) {
+  return name_region(error, region.name(), operand(region.guest_range()), region.backing().path);
+}
+
 }  // namespace vmspace::detail

@@ -14,6 +14,11 @@
 
 namespace vmspace::detail {
 
+/// `invalid_argument`, for a rule that has no check below.
+[[nodiscard]] inline tl::unexpected<Error> invalid(const char* operation, const char* rule) {
+  return fail({.code = Errc::invalid_argument, .operation = operation, .reason = rule});
+}
+
 /// `zero_size` for a size of 0; `at` is where something of this size was wanted.
 [[nodiscard]] inline Result<void> require_nonzero(const char* operation, std::uint64_t size,
                                                   Operand at) {

@@ -17,7 +17,7 @@ namespace vmspace::detail {
 namespace {
 
 /// The name_of() of an unnamed value; never parsed.
-constexpr std::string_view unknown = "unknown";
+constexpr std::string_view unnamed_value = "unknown";
 
 /// The whole text as a number; empty if it is not one or is too large.
 std::optional<std::uint64_t> read_digits(std::string_view digits, int base) {
@@ -32,7 +32,7 @@ std::optional<std::uint64_t> read_digits(std::string_view digits, int base) {
 /// ends the search.
 template <typename Enum>
 bool read_name(std::string_view name, Enum& value) {
-  for (unsigned i = 0; name_of(static_cast<Enum>(i)) != unknown; ++i) {
+  for (unsigned i = 0; name_of(static_cast<Enum>(i)) != unnamed_value; ++i) {
     value = static_cast<Enum>(i);
     if (name == name_of(value)) return true;
   }
@@ -77,7 +77,7 @@ void append_value(std::string& out, RegionType value) {
 
 void append_value(std::string& out, Protection value) {
   if (!is_known(value)) {  // never a text that reads as other bits
-    out += unknown;
+    out += unnamed_value;
     return;
   }
   for (const auto& [bit, letter] : protection_letters)

@@ -38,7 +38,8 @@ const detail::HeldRegion& region(const detail::DeviceRecord* record, ResourceKin
   return nth(record, &detail::DeviceRecord::regions, kind, index);
 }
 
-const detail::HeldWindow& window(const detail::DeviceRecord* record, std::size_t index) noexcept {
+const detail::HeldWindow& held_window(const detail::DeviceRecord* record,
+                                      std::size_t index) noexcept {
   if (record == nullptr || index >= record->windows.size()) no_such_index();
   return record->windows[index];
 }
@@ -129,7 +130,7 @@ AddressSpaceRegionPtr DeviceResources::mmio(std::size_t index) const noexcept {
 
 bool DeviceResources::is_parked(ResourceKind kind, std::size_t index) const noexcept {
   if (index >= count(kind)) no_such_index();
-  if (kind == ResourceKind::bridge_window) return window(record_.get(), index).parked;
+  if (kind == ResourceKind::bridge_window) return held_window(record_.get(), index).parked;
   return kind == ResourceKind::mmio && region(record_.get(), kind, index).parked;
 }
 
@@ -138,7 +139,7 @@ AddressSpaceRegionPtr DeviceResources::memory(std::size_t index) const noexcept 
 }
 
 Range DeviceResources::bridge_window(std::size_t index) const noexcept {
-  return window(record_.get(), index).range;
+  return held_window(record_.get(), index).range;
 }
 
 std::uint32_t DeviceResources::legacy_irq(std::size_t index) const noexcept {

@@ -29,10 +29,10 @@ using detail::append_value;
 using detail::Field;
 using detail::read_value;
 
-constexpr const char* operation = "parse_claims";
-constexpr std::string_view head = "vmspace-claims ";
-constexpr std::string_view version = "1";
-constexpr std::string_view tail = "end";
+constexpr const char* parse_operation = "parse_claims";
+constexpr std::string_view claims_head = "vmspace-claims ";
+constexpr std::string_view claims_version = "1";
+constexpr std::string_view claims_tail = "end";
 
 /// Calls visit(field, holder) for each field of a claim; the holder, the claim or its request, is what
 /// has the field's member.
@@ -71,16 +71,16 @@ struct Line {
     std::array<char, 32> name;
     const auto end = fmt::format_to_n(name.data(), name.size(), "line {}", number);
     return fail({.code = Errc::corrupt,
-                 .operation = operation,
+                 .operation = parse_operation,
                  .reason = reason,
                  .text = {std::string_view(name.data(), end.size), words}});
   }
 };
 
 /// The lines of a text; a newline ends each.
-class Lines {
+class ClaimLines {
  public:
-  explicit Lines(std::string_view text) : rest_(text) {}
+  explicit ClaimLines(std::string_view text) : rest_(text) {}
 
   [[nodiscard]] bool empty() const { return rest_.empty(); }
   /// The next one; an empty line where there is none.
@@ -197,14 +197,14 @@ Result<ResourceClaim> parse_claim(const Line& line) {
 Result<void> check_head(const Line& line) {
   std::string_view found = line.text;
   if (found.ends_with('\r')) return line.corrupt("lines must end in LF, not CRLF", found);
-  if (found.starts_with(head)) {
-    found.remove_prefix(head.size());
-    if (found == version) return {};
+  if (found.starts_with(claims_head)) {
+    found.remove_prefix(claims_head.size());
+    if (found == claims_version) return {};
     const bool is_number = !found.empty() && found.front() != '0' &&
                            found.find_first_not_of("0123456789") == std::string_view::npos;
     if (is_number) {
       return fail({.code = Errc::unsupported,
-                   .operation = operation,
+                   .operation = parse_operation,
                    .reason = "only version 1 is supported",
                    .text = {{}, found}});
     }
@@ -216,7 +216,7 @@ Result<void> check_head(const Line& line) {
 
 std::string format_claims(std::span<const ResourceClaim> claims) {
   std::string out;
-  out.append(head).append(version).append("\n");
+  out.append(claims_head).append(claims_version).append("\n");
   for (const ResourceClaim& claim : claims) {
     out += name_of(kind_of(claim.request));
     std::visit(
@@ -228,17 +228,17 @@ std::string format_claims(std::span<const ResourceClaim> claims) {
         claim.request);
     out += '\n';
   }
-  out.append(tail).append("\n");
+  out.append(claims_tail).append("\n");
   return out;
 }
 
 Result<std::vector<ResourceClaim>> parse_claims(std::string_view text) {
-  Lines lines(text);
+  ClaimLines lines(text);
   VMSPACE_TRY(check_head(lines.next()));
   std::vector<ResourceClaim> claims;
   while (!lines.empty()) {
     const Line line = lines.next();
-    if (line.text == tail) {
+    if (line.text == claims_tail) {
       if (lines.empty()) return claims;
       const Line more = lines.next();
       return more.corrupt("nothing may follow the \"end\" line", more.text);

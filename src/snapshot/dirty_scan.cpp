@@ -27,8 +27,31 @@ namespace {
 constexpr const char* starting = "DirtyScan::start";
 constexpr const char* harvesting = "DirtyScan::harvest";
 
+}  // namespace
+
+class DirtyScan::State {
+ public:
+  explicit State(Userfault faults);
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  ~State();
+
+  [[nodiscard]] Result<void> open() { return inherited_.open(starting); }
+  [[nodiscard]] Result<void> watch(const MemoryRegionPtr& region);
+  [[nodiscard]] Result<void> start() { return inherited_.start(starting); }
+  [[nodiscard]] Result<std::vector<GuestRange>> harvest();
+
+ private:
+  class Watched;
+
+  std::shared_ptr<const Userfault> faults_;
+  InheritedFaults inherited_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Watched>> regions_;
+};
+
 /// One region that is watched.
-class Watched final : public detail::FaultOwner {
+class DirtyScan::State::Watched final : public detail::FaultOwner {
  public:
   Watched(MemoryRegionPtr region, WrittenPages pages, std::shared_ptr<const Userfault> faults,
           InheritedFaults& inherited)
@@ -131,54 +154,42 @@ class Watched final : public detail::FaultOwner {
   FaultClaim claim_;  ///< ends first
 };
 
-}  // namespace
+DirtyScan::State::State(Userfault faults)
+    : faults_(std::make_shared<const Userfault>(std::move(faults))) {}
 
-class DirtyScan::State {
- public:
-  explicit State(Userfault faults)
-      : faults_(std::make_shared<const Userfault>(std::move(faults))) {}
-  State(const State&) = delete;
-  State& operator=(const State&) = delete;
+DirtyScan::State::~State() {
   // What waits while nobody answers any more goes on when the regions are unregistered.
-  ~State() { inherited_.stop(); }
+  inherited_.stop();
+}
 
-  [[nodiscard]] Result<void> open() { return inherited_.open(starting); }
-  [[nodiscard]] Result<void> watch(const MemoryRegionPtr& region) {
-    WrittenPages pages = VMSPACE_TRY(WrittenPages::open(starting, region->mapping()));
-    regions_.push_back(std::make_unique<Watched>(region, std::move(pages), faults_, inherited_));
-    return regions_.back()->start();
+Result<void> DirtyScan::State::watch(const MemoryRegionPtr& region) {
+  WrittenPages pages = VMSPACE_TRY(WrittenPages::open(starting, region->mapping()));
+  regions_.push_back(std::make_unique<Watched>(region, std::move(pages), faults_, inherited_));
+  return regions_.back()->start();
+}
+
+Result<std::vector<GuestRange>> DirtyScan::State::harvest() {
+  const std::lock_guard lock(mutex_);
+  for (const auto& watched : regions_)
+    VMSPACE_TRY(watched->find(harvesting));
+  std::vector<GuestRange> ranges;
+  for (const auto& watched : regions_) {
+    const MemoryRegion& region = watched->region();
+    const auto add = [&](std::uint64_t offset, std::uint64_t size) {
+      const GuestAddress base(region.base().value() + offset);
+      if (!ranges.empty() && ranges.back().end() == base) {
+        ranges.back().size += size;
+      } else {
+        ranges.push_back({.base = base, .size = size});
+      }
+    };
+    for (const Extent& written : watched->found())
+      detail::for_each_present_part(region, written.offset, written.size, add);
   }
-  [[nodiscard]] Result<void> start() { return inherited_.start(starting); }
-
-  [[nodiscard]] Result<std::vector<GuestRange>> harvest() {
-    const std::lock_guard lock(mutex_);
-    for (const auto& watched : regions_)
-      VMSPACE_TRY(watched->find(harvesting));
-    std::vector<GuestRange> ranges;
-    for (const auto& watched : regions_) {
-      const MemoryRegion& region = watched->region();
-      const auto add = [&](std::uint64_t offset, std::uint64_t size) {
-        const GuestAddress base(region.base().value() + offset);
-        if (!ranges.empty() && ranges.back().end() == base) {
-          ranges.back().size += size;
-        } else {
-          ranges.push_back({.base = base, .size = size});
-        }
-      };
-      for (const Extent& written : watched->found())
-        detail::for_each_present_part(region, written.offset, written.size, add);
-    }
-    for (const auto& watched : regions_)
-      watched->forget();
-    return ranges;
-  }
-
- private:
-  std::shared_ptr<const Userfault> faults_;
-  InheritedFaults inherited_;
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<Watched>> regions_;
-};
+  for (const auto& watched : regions_)
+    watched->forget();
+  return ranges;
+}
 
 DirtyScan::DirtyScan(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
 DirtyScan::DirtyScan(DirtyScan&& other) noexcept = default;

@@ -10,6 +10,7 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 
+#include "base/corrupt.hpp"
 #include "host/known_values.hpp"
 #include "snapshot/handover_fields.hpp"
 #include "snapshot/handover_format.hpp"
@@ -17,10 +18,6 @@
 namespace vmspace::detail {
 
 namespace {
-
-using namespace handover_flag;
-
-constexpr const char* receive_operation = "receive_handover";
 
 /// Reads fields one after another. Once something is wrong it stays so, and all else reads as 0: the
 /// caller asks in every turn of a loop, and at the end.
@@ -150,6 +147,7 @@ HandoverPlace read_place(Reader& in, std::uint32_t files) {
 }
 
 HandoverRegion read_region(Reader& in, std::uint32_t files) {
+  using namespace handover_flag;
   HandoverRegion region;
   RegionOptions& options = region.options;
   options.name = in.name();
@@ -193,11 +191,8 @@ HandoverRegion read_region(Reader& in, std::uint32_t files) {
 }  // namespace
 
 Result<void> check_handover_head(const HandoverHead& head) {
-  const auto corrupt = [](const char* reason, Operand what = {}) {
-    return fail(
-        {.code = Errc::corrupt, .operation = receive_operation, .first = what, .reason = reason});
-  };
-  if (head.magic != handover_magic) return corrupt("what the peer sends is not a handover");
+  if (head.magic != handover_magic)
+    return corrupt(receive_operation, "what the peer sends is not a handover");
   if (head.version > handover_version) {
     return fail({.code = Errc::unsupported,
                  .operation = receive_operation,
@@ -205,13 +200,14 @@ Result<void> check_handover_head(const HandoverHead& head) {
                  .second = Operand::number(handover_version),
                  .reason = "the format is newer than this library"});
   }
-  if (head.version == 0) return corrupt("version 0 does not exist");
+  if (head.version == 0) return corrupt(receive_operation, "version 0 does not exist");
   if (head.flags > handover_tracked || head.reserved != 0) {
-    return corrupt("unknown flags are set, or reserved bytes are not 0");
+    return corrupt(receive_operation, "unknown flags are set, or reserved bytes are not 0");
   }
   if (head.files > GuestMemory::max_regions) {
     static_assert(GuestMemory::max_regions == 512, "as the text says");
-    return corrupt("a handover has at most 512 files", Operand::number(head.files));
+    return corrupt(receive_operation, "a handover has at most 512 files",
+                   Operand::number(head.files));
   }
   if (head.map_size > handover_max_map) {
     return exceeds(receive_operation, head.map_size, handover_max_map,
@@ -251,7 +247,7 @@ Result<HandoverMap> decode_handover(std::span<const std::byte> bytes, std::uint3
     in.refuse("every file must be that of a mapped region");
   }
   if (const char* const wrong = in.wrong()) {
-    return fail({.code = Errc::corrupt, .operation = receive_operation, .reason = wrong});
+    return corrupt(receive_operation, wrong);
   }
   return map;
 }

@@ -16,10 +16,6 @@ namespace vmspace::detail {
 
 namespace {
 
-using namespace handover_flag;
-
-constexpr const char* send_operation = "send_handover";
-
 class Writer {
  public:
   void u8(std::uint8_t value) { bytes_.push_back(std::byte{value}); }
@@ -123,6 +119,7 @@ void write_place(Writer& out, const HandoverPlace& place) {
 }
 
 std::uint32_t flags_of(const HandoverRegion& region) {
+  using namespace handover_flag;
   const RegionOptions& options = region.options;
   const auto flag = [](bool set, std::uint32_t bit) { return set ? bit : 0; };
   return flag(options.numa_node.has_value(), has_node) | flag(options.huge_pages, huge_pages) |

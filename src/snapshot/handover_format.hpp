@@ -51,6 +51,9 @@
 
 namespace vmspace::detail {
 
+inline constexpr const char* send_operation = "send_handover";
+inline constexpr const char* receive_operation = "receive_handover";
+
 inline constexpr std::array<char, 8> handover_magic{'v', 'm', 's', 'p', 'H', 'A', 'N', 'D'};
 inline constexpr std::uint32_t handover_version = 1;
 inline constexpr std::uint32_t handover_tracked = 1;  ///< the flag

@@ -31,8 +31,7 @@ using detail::HandoverMap;
 using detail::HandoverPlace;
 using detail::HandoverRegion;
 using detail::HandoverSocket;
-
-constexpr const char* operation = "receive_handover";
+using detail::receive_operation;
 
 /// Receives `size` bytes. Memory is allocated as they come, and never for what was only announced.
 Result<std::vector<std::byte>> receive_bytes(HandoverSocket& socket, std::uint64_t size) {
@@ -63,7 +62,7 @@ Result<void> check_memory_size(const HandoverMap& map, std::uint64_t limit) {
     if (!region.place) continue;
     if (region.options.size > left) {
       return fail({.code = Errc::limit_exceeded,
-                   .operation = operation,
+                   .operation = receive_operation,
                    .first = Operand::span(region.options.base.value(), region.options.size),
                    .second = Operand::size(limit),
                    .reason = "the guest has more memory than max_memory allows",
@@ -92,7 +91,8 @@ Result<std::vector<Backing>> open_files(const HandoverMap& map, std::vector<Desc
                            .page_size = file.page_size,
                            .sharing = Sharing::map_shared,
                            .discardable = file.discardable};
-    auto backing = VMSPACE_TRY_IN(operation, Backing::open(spec, file.size, protections[i]));
+    auto backing =
+        VMSPACE_TRY_IN(receive_operation, Backing::open(spec, file.size, protections[i]));
     backings.push_back(std::move(backing));
   }
   return backings;
@@ -115,7 +115,7 @@ Result<MemoryRegionPtr> map_region(const AddressSpaceRegionPtr& description,
                                    MapOptions options) {
   auto blocks = blocks_of(place, description->size());
   if (!blocks) {
-    return fail(detail::name_region(blocks.error().in(operation), description->name(),
+    return fail(detail::name_region(blocks.error().in(receive_operation), description->name(),
                                     detail::operand(description->guest_range()), {}));
   }
   options.backing = backing;
@@ -125,7 +125,7 @@ Result<MemoryRegionPtr> map_region(const AddressSpaceRegionPtr& description,
   options.numa_mode = place.numa_mode;
   options.defer_populate = true;
   options.unsealed = unsealed_of(place, options.unsealed);
-  return VMSPACE_TRY_IN(operation, MemoryRegion::map(description, options));
+  return VMSPACE_TRY_IN(receive_operation, MemoryRegion::map(description, options));
 }
 
 /// A guest that is being received.
@@ -136,7 +136,7 @@ struct Unpacked {
 
 Result<Unpacked> unpack(HandoverMap map, std::span<const Backing> files,
                         const MapOptions& options) {
-  auto layout = VMSPACE_TRY_IN(operation, AddressSpaceLayout::make(std::move(map.layout)));
+  auto layout = VMSPACE_TRY_IN(receive_operation, AddressSpaceLayout::make(std::move(map.layout)));
   Unpacked guest{.space = AddressSpaceBase(std::move(layout)), .regions = {}};
   for (HandoverRegion& region : map.regions) {
     // The sender's number of the descriptor means nothing here.
@@ -144,12 +144,12 @@ Result<Unpacked> unpack(HandoverMap map, std::span<const Backing> files,
       region.options.backing.fd = files[region.place->file].fd();
     }
     auto description =
-        VMSPACE_TRY_IN(operation, AddressSpaceRegion::make(std::move(region.options)));
+        VMSPACE_TRY_IN(receive_operation, AddressSpaceRegion::make(std::move(region.options)));
     if (region.parked) {
-      VMSPACE_TRY_IN(operation, guest.space.insert_parked_region(std::move(description)));
+      VMSPACE_TRY_IN(receive_operation, guest.space.insert_parked_region(std::move(description)));
       continue;
     }
-    VMSPACE_TRY_IN(operation, guest.space.insert_region(description));
+    VMSPACE_TRY_IN(receive_operation, guest.space.insert_region(description));
     if (!region.place) continue;
     auto mapped =
         VMSPACE_TRY(map_region(description, *region.place, files[region.place->file], options));
@@ -160,14 +160,15 @@ Result<Unpacked> unpack(HandoverMap map, std::span<const Backing> files,
 
 Result<void> receive_bitmap(HandoverSocket& socket, DirtyBitmap& dirty, std::span<Le64> words,
                             std::span<std::uint64_t> values) {
-  VMSPACE_TRY_IN(operation, dirty.enable());
+  VMSPACE_TRY_IN(receive_operation, dirty.enable());
   const std::uint64_t count = detail::bitmap_words(dirty.size());
   for (std::uint64_t first = 0; first < count; first += words.size()) {
     const auto piece = words.first(std::min<std::uint64_t>(words.size(), count - first));
     VMSPACE_TRY(socket.receive(std::as_writable_bytes(piece)));
     std::ranges::transform(piece, values.begin(), &Le64::value);
-    VMSPACE_TRY_IN(operation, dirty.merge(first * 64 * DirtyBitmap::page_size,
-                                          values.first(piece.size()), DirtyBitmap::page_size));
+    VMSPACE_TRY_IN(receive_operation,
+                   dirty.merge(first * 64 * DirtyBitmap::page_size, values.first(piece.size()),
+                               DirtyBitmap::page_size));
   }
   return {};
 }
@@ -188,7 +189,7 @@ Result<void> receive_commit(HandoverSocket& socket) {
   // that is still there.
   if (const auto shut = socket.shut_down(); !shut) {
     return fail({.code = Errc::inconsistent,
-                 .operation = operation,
+                 .operation = receive_operation,
                  .reason = "the sender may give the guest up although it was not received: the "
                            "socket could not be shut down",
                  .os_errno = shut.error().os_errno});
@@ -199,14 +200,14 @@ Result<void> receive_commit(HandoverSocket& socket) {
 }  // namespace
 
 Result<Handover> receive_handover(int socket_fd, const ReceiveHandoverOptions& options) {
-  VMSPACE_TRY(HandoverSocket::check(operation, socket_fd));
-  HandoverSocket socket(operation, socket_fd, options.timeout);
+  VMSPACE_TRY(HandoverSocket::check(receive_operation, socket_fd));
+  HandoverSocket socket(receive_operation, socket_fd, options.timeout);
   detail::HandoverHead head;
   VMSPACE_TRY(socket.receive(std::as_writable_bytes(std::span(&head, 1))));
   VMSPACE_TRY(detail::check_handover_head(head));
   if (head.state_size > options.max_state) {
     return fail({.code = Errc::limit_exceeded,
-                 .operation = operation,
+                 .operation = receive_operation,
                  .first = Operand::size(head.state_size),
                  .second = Operand::size(options.max_state),
                  .reason = "the caller's state is longer than max_state allows"});
@@ -222,7 +223,7 @@ Result<Handover> receive_handover(int socket_fd, const ReceiveHandoverOptions& o
   }
   auto state = VMSPACE_TRY(receive_bytes(socket, head.state_size));
   const auto memory =
-      VMSPACE_TRY_IN(operation, GuestMemory::from_regions(std::move(unpacked.regions)));
+      VMSPACE_TRY_IN(receive_operation, GuestMemory::from_regions(std::move(unpacked.regions)));
   Result<Handover> guest(
       Handover{.space = std::move(unpacked.space), .memory = memory, .state = std::move(state)});
   // Nothing is allocated from here on, and nothing can be refused.

@@ -32,18 +32,14 @@ using detail::HandoverMap;
 using detail::HandoverPlace;
 using detail::HandoverRegion;
 using detail::HandoverSocket;
+using detail::send_operation;
 
-constexpr const char* operation = "send_handover";
 /// How much is copied at a time.
 constexpr std::uint64_t copy_piece = std::uint64_t{2} << 20;
 
-Error name_region(const Error& error, const AddressSpaceRegion& region) {
-  return detail::name_region(error.in(operation), region.name(),
-                             detail::operand(region.guest_range()), region.backing().path);
-}
-
 tl::unexpected<Error> refuse(const AddressSpaceRegion& region, Errc code, const char* reason) {
-  return fail(name_region({.code = code, .reason = reason}, region));
+  return fail(
+      detail::name_region({.code = code, .operation = send_operation, .reason = reason}, region));
 }
 
 /// Whether the enumeration's value has a name.
@@ -67,10 +63,10 @@ Result<void> write_piece(const MemoryRegion& region, int fd, std::uint64_t from,
       const int error = count == 0 ? EIO : errno;
       if (detail::is_fault(region, error)) {
         const GuestAddress lost(region.base().value() + from);
-        return fail(detail::fault_error(operation, {lost, size}, lost));
+        return fail(detail::fault_error(send_operation, {lost, size}, lost));
       }
-      return detail::fail_os(operation, Operand::span(from, size), "copying memory into a memfd",
-                             error);
+      return detail::fail_os(send_operation, Operand::span(from, size),
+                             "copying memory into a memfd", error);
     }
     from += static_cast<std::uint64_t>(count);
     size -= static_cast<std::uint64_t>(count);
@@ -84,7 +80,7 @@ Result<void> copy_part(const MemoryRegion& region, const MemoryMapping& to, Exte
   const std::uint64_t page = to.page_size();
   for (std::uint64_t at = part.offset; at < part.end();) {
     std::uint64_t stop = at;
-    VMSPACE_TRY(detail::touch_region(operation, region, at, part.end() - at, [&] {
+    VMSPACE_TRY(detail::touch_region(send_operation, region, at, part.end() - at, [&] {
       while (at < part.end() && is_zero({memory + at, page}))
         at += page;
       stop = at;
@@ -124,7 +120,7 @@ Result<Backing> copy_region(const MemoryRegion& region) {
     const std::uint64_t begin = at + detail::absent_after(region, at, region.size() - at);
     const std::uint64_t end = begin + detail::present_after(region, begin, region.size() - begin);
     if (begin == end) break;
-    const Extent used = VMSPACE_TRY_IN(operation, scan.next(begin, end));
+    const Extent used = VMSPACE_TRY_IN(send_operation, scan.next(begin, end));
     for (at = used.offset; at < used.end();) {
       // Whole pieces, so that a huge page is in one.
       const std::uint64_t rest = std::max(copy_piece, to.page_size()) - at % copy_piece;
@@ -165,7 +161,9 @@ Result<void> check_shareable(const MemoryRegion& region, PrivateMemory private_m
                   "over without this region");
   }
   if (const char* holder = detail::FaultClaim::holder(region.mapping())) {
-    return fail(name_region({.code = Errc::bad_state,
+    return fail(
+        detail::name_region({.code = Errc::bad_state,
+                             .operation = send_operation,
                              .reason = "the memory's page faults are still handled here, by",
                              .text = {{}, holder}},
                             region.description()));
@@ -217,7 +215,8 @@ Result<HandoverRegion> describe(const MemoryRegion& region, Parcel& parcel) {
   HandoverPlace place{.numa_mode = numa_mode_of(region), .guarded = region.may_fault()};
   if (is_private(region.backing())) {
     auto copy = copy_region(region);
-    if (!copy) return fail(name_region(copy.error(), region.description()));
+    if (!copy)
+      return fail(detail::name_region(copy.error().in(send_operation), region.description()));
     described.options.backing = spec_of_copy(region);
     place.file = parcel.number_of(*copy);
   } else {
@@ -312,10 +311,10 @@ Result<void> send_handover(int socket_fd, const Handover& guest,
                            const SendHandoverOptions& options) {
   if (!is_known(options.private_memory)) {
     return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
+                 .operation = send_operation,
                  .reason = "not a value of PrivateMemory"});
   }
-  VMSPACE_TRY(HandoverSocket::check(operation, socket_fd));
+  VMSPACE_TRY(HandoverSocket::check(send_operation, socket_fd));
   const Parcel parcel = VMSPACE_TRY(pack(guest, options.private_memory));
   const std::vector<std::byte> map = VMSPACE_TRY(detail::encode_handover(parcel.map));
   const detail::HandoverHead head{
@@ -325,7 +324,7 @@ Result<void> send_handover(int socket_fd, const Handover& guest,
       .flags = parcel.tracked ? detail::handover_tracked : 0,
   };
 
-  HandoverSocket socket(operation, socket_fd, options.timeout);
+  HandoverSocket socket(send_operation, socket_fd, options.timeout);
   VMSPACE_TRY(socket.send(std::as_bytes(std::span(&head, 1))));
   VMSPACE_TRY(send_files(socket, parcel.files));
   VMSPACE_TRY(socket.send(map));

@@ -15,9 +15,7 @@
 
 namespace vmspace::detail {
 
-namespace {
-constexpr const char* operation = "DirtyScan";
-}  // namespace
+namespace {}  // namespace
 
 void resolve_settled(const Userfault& faults, const MemoryMapping& mapping, std::uint64_t offset,
                      const std::byte* zeros, bool is_watched) noexcept {
@@ -90,7 +88,7 @@ void InheritedFaults::work() noexcept {
 
 void InheritedFaults::answer_next(const Userfault& faults) const noexcept {
   uffd_msg message;
-  const auto is_there = faults.next(operation, message);
+  const auto is_there = faults.next("DirtyScan", message);
   if (!is_there || !*is_there || message.event != UFFD_EVENT_PAGEFAULT) return;
   const std::uint64_t address = message.arg.pagefault.address;
   const auto offset_in = [&](const Part* part) {

@@ -29,19 +29,21 @@ using detail::pages_per_extent;
 using detail::RestoredRegion;
 using detail::snapshot_page;
 
-constexpr const char* operation = "LazyRestore::start";
+constexpr const char* start_operation = "LazyRestore::start";
 constexpr std::uint64_t extent_size = pages_per_extent * snapshot_page;
 
 Result<void> check_options(const LazyRestoreOptions& options) {
   const auto refuse = [](Operand what, const char* reason) {
-    return fail(
-        {.code = Errc::invalid_argument, .operation = operation, .first = what, .reason = reason});
+    return fail({.code = Errc::invalid_argument,
+                 .operation = start_operation,
+                 .first = what,
+                 .reason = reason});
   };
   if (options.threads == 0 || options.threads > detail::PageLedger::max_slots)
     return refuse(Operand::number(options.threads), "the number of threads must be 1 to 64");
   if (options.error_limit == 0) return refuse(Operand::number(0), "error_limit must be at least 1");
-  VMSPACE_TRY(detail::require_power_of_two(operation, options.fault_size));
-  VMSPACE_TRY(detail::require_at_most(operation, options.fault_size, extent_size,
+  VMSPACE_TRY(detail::require_power_of_two(start_operation, options.fault_size));
+  VMSPACE_TRY(detail::require_at_most(start_operation, options.fault_size, extent_size,
                                       "a fault brings 2 MiB at most"));
   if (options.fault_size < snapshot_page)
     return refuse(Operand::size(options.fault_size), "a fault brings at least 4096 bytes");
@@ -94,7 +96,7 @@ Result<void> LazyRestore::State::add_regions(const GuestMemory& memory) {
       VMSPACE_TRY(compare(*region));
       continue;
     }
-    features |= VMSPACE_TRY(RestoredRegion::features(operation, *region));
+    features |= VMSPACE_TRY(RestoredRegion::features(start_operation, *region));
     const auto host_page = reinterpret_cast<std::uintptr_t>(region->host_base()) / snapshot_page;
     next = (next + pages_per_extent - 1) / pages_per_extent * pages_per_extent +
            host_page % pages_per_extent;
@@ -104,7 +106,7 @@ Result<void> LazyRestore::State::add_regions(const GuestMemory& memory) {
     buffer_size_ = std::max({buffer_size_, extent_size, region->mapping().page_size()});
   }
   if (restored.empty()) return {};
-  const std::uint64_t available = VMSPACE_TRY(detail::Userfault::available(operation));
+  const std::uint64_t available = VMSPACE_TRY(detail::Userfault::available(start_operation));
   // A DirtyScan may come, and costs nothing until then.
   namespace feature = detail::userfault_feature;
   constexpr std::uint64_t watching =
@@ -113,7 +115,7 @@ Result<void> LazyRestore::State::add_regions(const GuestMemory& memory) {
                                       .watching = (available & watching) == watching};
   if (can.poison) features |= feature::poison;
   if (can.watching) features |= watching;
-  detail::Userfault faults = VMSPACE_TRY(detail::Userfault::open(operation, features));
+  detail::Userfault faults = VMSPACE_TRY(detail::Userfault::open(start_operation, features));
   faults_ = std::make_shared<const detail::Userfault>(std::move(faults));
   for (std::size_t i = 0; i < restored.size(); ++i) {
     RestoredRegion& region =
@@ -123,11 +125,11 @@ Result<void> LazyRestore::State::add_regions(const GuestMemory& memory) {
   std::ranges::sort(by_host_address_, {}, [](const RestoredRegion* region) {
     return reinterpret_cast<std::uintptr_t>(region->region().host_base());
   });
-  VMSPACE_TRY(ledger_.open(operation, std::move(areas)));
+  VMSPACE_TRY(ledger_.open(start_operation, std::move(areas)));
   VMSPACE_TRY(plan_working_set());
   VMSPACE_TRY(add_workers());  // before regions begin, of which a discard wakes them
   for (RestoredRegion& region : regions_)
-    VMSPACE_TRY(region.begin(operation, can));
+    VMSPACE_TRY(region.begin(start_operation, can));
   return {};
 }
 
@@ -135,7 +137,7 @@ Result<void> LazyRestore::State::add_regions(const GuestMemory& memory) {
 Result<void> LazyRestore::State::compare(const MemoryRegion& region) const {
   const auto refuse = [&](const char* reason) {
     return fail(detail::name_region(
-        {.code = Errc::access_denied, .operation = operation, .reason = reason},
+        {.code = Errc::access_denied, .operation = start_operation, .reason = reason},
         region.description().name(), detail::operand(region.guest_range()), {}));
   };
   if (!allows(region.protection(), Protection::read)) return refuse("the region must be readable");
@@ -150,7 +152,7 @@ Result<void> LazyRestore::State::compare(const MemoryRegion& region) const {
       VMSPACE_TRY(source_->read(range.base, bytes));
     }
     bool is_equal = false;
-    VMSPACE_TRY(detail::touch_region(operation, region, at, bytes.size(), [&] {
+    VMSPACE_TRY(detail::touch_region(start_operation, region, at, bytes.size(), [&] {
       is_equal = std::memcmp(region.host_base() + at, bytes.data(), bytes.size()) == 0;
     }));
     if (!is_equal) return refuse("a read-only region must already hold what the source has");
@@ -174,7 +176,7 @@ Result<void> LazyRestore::State::settle_absent_blocks(const RestoredRegion& rest
       if (data.empty()) break;
       if (!absent.contains(data)) {
         return fail({.code = Errc::corrupt,
-                     .operation = operation,
+                     .operation = start_operation,
                      .first = detail::operand(data),
                      .second = detail::operand(absent),
                      .reason = "the source has named data outside of what it was asked for"});
@@ -183,7 +185,7 @@ Result<void> LazyRestore::State::settle_absent_blocks(const RestoredRegion& rest
       VMSPACE_TRY(source_->read(data.base, buffer));
       if (!is_zero(buffer)) {
         return fail({.code = Errc::bad_state,
-                     .operation = operation,
+                     .operation = start_operation,
                      .first = detail::operand(data),
                      .second = detail::operand(region.guest_range()),
                      .reason = "the source has contents for blocks that are not plugged: plug what "
@@ -212,7 +214,7 @@ Result<void> LazyRestore::State::plan_working_set() {
     }
     if (done != range.size) {
       return fail({.code = Errc::out_of_bounds,
-                   .operation = operation,
+                   .operation = start_operation,
                    .first = detail::operand(range),
                    .reason = "the working set has pages outside of the memory that is restored"});
     }
@@ -225,8 +227,8 @@ Result<void> LazyRestore::State::add_workers() {
     Worker& worker = workers_.emplace_back();
     worker.state = this;
     worker.slot = i;
-    VMSPACE_TRY(worker.wake.open(operation));
-    VMSPACE_TRY(worker.buffer.map(operation, buffer_size_));
+    VMSPACE_TRY(worker.wake.open(start_operation));
+    VMSPACE_TRY(worker.buffer.map(start_operation, buffer_size_));
   }
   return {};
 }
@@ -234,7 +236,7 @@ Result<void> LazyRestore::State::add_workers() {
 Result<void> LazyRestore::State::start_threads() {
   for (Worker& worker : workers_) {
     const int error = detail::start_thread(worker.thread, &State::thread_body, &worker);
-    if (error != 0) return detail::fail_os(operation, {}, "pthread_create", error);
+    if (error != 0) return detail::fail_os(start_operation, {}, "pthread_create", error);
     ++running_;
     ++staying_;
   }
@@ -285,7 +287,7 @@ Result<LazyRestore> LazyRestore::start(const GuestMemory& memory,
                                        const LazyRestoreOptions& options) {
   if (source == nullptr) {
     return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
+                 .operation = start_operation,
                  .reason = "the source must not be null"});
   }
   VMSPACE_TRY(check_options(options));

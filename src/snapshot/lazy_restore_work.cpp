@@ -28,7 +28,7 @@ using detail::snapshot_page;
 
 namespace {
 
-constexpr const char* operation = "LazyRestore";
+constexpr const char* restore_operation = "LazyRestore";
 /// After so many errors in a row the descriptor of the faults counts as dead.
 constexpr unsigned most_failed_waits = 100;
 
@@ -61,7 +61,8 @@ void LazyRestore::State::work(Worker& worker) {
     const bool has_failed = !answered || (ready < 0 && errno != EINTR);
     failed = has_failed ? failed + 1 : 0;
     if (failed == most_failed_waits) {
-      lose_all(answered ? detail::fail_os(operation, {}, "poll").value() : answered.error());
+      lose_all(answered ? detail::fail_os(restore_operation, {}, "poll").value()
+                        : answered.error());
       failed = 0;  // where there was nothing to lose, the end is near, and may need this thread
     }
     if (ready > 0 && events[1].revents != 0) worker.wake.reset();
@@ -75,7 +76,7 @@ void LazyRestore::State::wake_threads() noexcept {
 
 Result<bool> LazyRestore::State::answer_fault(Worker& worker) {
   uffd_msg message;
-  const bool is_there = VMSPACE_TRY(faults_->next(operation, message));
+  const bool is_there = VMSPACE_TRY(faults_->next(restore_operation, message));
   if (is_there && message.event == UFFD_EVENT_PAGEFAULT) handle(worker, message);
   return is_there;
 }
@@ -219,9 +220,10 @@ void LazyRestore::State::bring(Worker& worker, const RestoredRegion& region, Pag
     if (filled.error != 0) {
       const std::uint64_t done = (begin + filled.bytes) / unit * unit / snapshot_page;
       ledger_.settle_first(worker.slot, done, fate, std::min(zeros, done));
-      const Error error = detail::fail_os(operation, detail::operand(region.guest_range(job)),
-                                          "no memory for a page of the guest", filled.error)
-                              .value();
+      const Error error =
+          detail::fail_os(restore_operation, detail::operand(region.guest_range(job)),
+                          "no memory for a page of the guest", filled.error)
+              .value();
       return lose(worker, region, {job.first + done, job.end}, error);
     }
   }

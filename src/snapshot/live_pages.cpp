@@ -42,7 +42,7 @@ void LivePages::set(Bits& bits, std::uint64_t first, std::uint64_t end, bool val
   }
 }
 
-void LivePages::add(PageRun run) {
+void LivePages::add(RegionPages run) {
   const std::lock_guard lock(mutex_);
   set(waiting_, run.offset / page_, run.end() / page_, true);
 }
@@ -58,7 +58,7 @@ LivePages::Turn LivePages::take(std::uint64_t offset) {
   return Turn::mine;
 }
 
-PageRun LivePages::take_next(std::uint64_t from, std::uint64_t end) {
+RegionPages LivePages::take_next(std::uint64_t from, std::uint64_t end) {
   const std::lock_guard lock(mutex_);
   const std::uint64_t first = find(waiting_, from / page_, end / page_);
   if (first * page_ >= end) return {end, 0};
@@ -73,7 +73,7 @@ PageRun LivePages::take_next(std::uint64_t from, std::uint64_t end) {
   return {first * page_, (last - first) * page_};
 }
 
-void LivePages::finish(PageRun run) {
+void LivePages::finish(RegionPages run) {
   {
     const std::lock_guard lock(mutex_);
     set(copying_, run.offset / page_, run.end() / page_, false);

@@ -13,7 +13,7 @@
 namespace vmspace::detail {
 
 /// Whole pages of a region, in bytes from its beginning.
-struct PageRun {
+struct RegionPages {
   std::uint64_t offset = 0;
   std::uint64_t size = 0;  ///< 0: none
 
@@ -31,7 +31,7 @@ class LivePages {
   LivePages(const std::byte* host, std::uint64_t size, std::uint64_t page);
 
   /// Lets pages wait; whole pages.
-  void add(PageRun run);
+  void add(RegionPages run);
 
   enum class Turn {
     mine,    ///< it was waiting, and is being copied by the caller now
@@ -42,9 +42,9 @@ class LivePages {
   [[nodiscard]] Turn take(std::uint64_t offset);
   /// Takes the first waiting pages of [from, end), up to the next multiple of a huge page. O(pages
   /// skipped / 64).
-  [[nodiscard]] PageRun take_next(std::uint64_t from, std::uint64_t end);
+  [[nodiscard]] RegionPages take_next(std::uint64_t from, std::uint64_t end);
   /// What take() or take_next() gave has been copied.
-  void finish(PageRun run);
+  void finish(RegionPages run);
   /// Waits until nobody copies any of [from, end), or close().
   void wait_finished(std::uint64_t from, std::uint64_t end);
   /// Ends all waiting for ever.
@@ -52,7 +52,7 @@ class LivePages {
 
   [[nodiscard]] std::uint64_t page() const noexcept { return page_; }
   /// The pages that have any of these bytes.
-  [[nodiscard]] PageRun whole_pages(std::uint64_t from, std::uint64_t end) const noexcept {
+  [[nodiscard]] RegionPages whole_pages(std::uint64_t from, std::uint64_t end) const noexcept {
     const std::uint64_t first = from / page_ * page_;
     return {first, (end + page_ - 1) / page_ * page_ - first};
   }

@@ -69,13 +69,13 @@ Result<void> LiveRegion::add_to(const Userfault& faults, const char* operation) 
   return added ? added : fail_in(*region_, added.error());
 }
 
-Result<LiveRegion::Found> LiveRegion::find_present(const char* operation, PageRun run) const {
+Result<LiveRegion::Found> LiveRegion::find_present(const char* operation, RegionPages run) const {
   Found found;
   PageScan scan(region_->mapping());
-  const auto add = [&](PageRun present) {
+  const auto add = [&](RegionPages present) {
     // Parts of one huge page may be reported one by one.
     if (!found.runs.empty() && found.runs.back().end() >= present.offset) {
-      PageRun& last = found.runs.back();
+      RegionPages& last = found.runs.back();
       found.bytes += present.end() - std::min(last.end(), present.end());
       last.size = std::max(last.end(), present.end()) - last.offset;
     } else {
@@ -94,7 +94,7 @@ Result<LiveRegion::Found> LiveRegion::find_present(const char* operation, PageRu
       }
       const Extent present = VMSPACE_TRY_IN(operation, scan.next(at, end));
       if (present.size != 0) {
-        const PageRun whole = pages_.whole_pages(present.offset, present.end());
+        const RegionPages whole = pages_.whole_pages(present.offset, present.end());
         add({whole.offset, std::min(whole.end(), run.end()) - whole.offset});
       }
       at = present.end();
@@ -104,7 +104,7 @@ Result<LiveRegion::Found> LiveRegion::find_present(const char* operation, PageRu
 }
 
 Result<void> LiveRegion::protect_run(const Userfault& faults, const char* operation,
-                                     PageRun run) const {
+                                     RegionPages run) const {
   const int error = change_protection(faults, region_->host_base() + run.offset, run.size, true);
   if (error == 0) return {};
   return fail_os(operation, Operand::span(run.offset, run.size), "ioctl(UFFDIO_WRITEPROTECT)",
@@ -112,14 +112,14 @@ Result<void> LiveRegion::protect_run(const Userfault& faults, const char* operat
 }
 
 Result<std::uint64_t> LiveRegion::protect(const Userfault& faults, const char* operation,
-                                          PageRun run, bool populate,
+                                          RegionPages run, bool populate,
                                           std::vector<GuestRange>* zeros) {
   const Found found = VMSPACE_TRY(find_present(operation, run));
   const bool may_be_absent =
       populate && !region_->backing().is_shared() && !region_->backing().is_hugetlb();
-  PageRun together;
+  RegionPages together;
   std::uint64_t at = run.offset;
-  for (const PageRun& present : found.runs) {
+  for (const RegionPages& present : found.runs) {
     if (zeros != nullptr && present.offset != at) {
       zeros->push_back({GuestAddress(region_->base().value() + at), present.offset - at});
     }
@@ -147,7 +147,7 @@ Result<std::uint64_t> LiveRegion::protect(const Userfault& faults, const char* o
   return found.bytes;
 }
 
-int LiveRegion::unprotect(const Userfault& faults, PageRun run) const noexcept {
+int LiveRegion::unprotect(const Userfault& faults, RegionPages run) const noexcept {
   if (!can_be_written_) return 0;
   std::byte* const begin = region_->host_base() + run.offset;
   const int error = change_protection(faults, begin, run.size, false);
@@ -162,7 +162,7 @@ void LiveRegion::remove_from(const Userfault& faults) const noexcept {
   }
 }
 
-Result<void> LiveRegion::copy(const char* operation, PageRun run, std::byte* to) const {
+Result<void> LiveRegion::copy(const char* operation, RegionPages run, std::byte* to) const {
   if (!is_read_from_file_) {
     const std::byte* const from = region_->host_base() + run.offset;
     return touch_region(operation, *region_, run.offset, run.size,

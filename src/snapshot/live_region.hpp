@@ -57,16 +57,16 @@ class LiveRegion final : public FaultOwner {
   /// to `zeros`, if given. `populate`: absent pages can't be protected, so private pages that may be
   /// absent after all are read first. Errors: those of PageScan::next; `os`.
   [[nodiscard]] Result<std::uint64_t> protect(const Userfault& faults, const char* operation,
-                                              PageRun run, bool populate,
+                                              RegionPages run, bool populate,
                                               std::vector<GuestRange>* zeros);
   /// Ends the protection of pages, and lets their writers go on. Gives an errno, or 0: after an error
   /// they fault again.
-  [[nodiscard]] int unprotect(const Userfault& faults, PageRun run) const noexcept;
+  [[nodiscard]] int unprotect(const Userfault& faults, RegionPages run) const noexcept;
   /// Ends it for all of the region.
   void remove_from(const Userfault& faults) const noexcept;
 
   /// Copies pages that the caller has taken. Errors: `fault`; `os`.
-  [[nodiscard]] Result<void> copy(const char* operation, PageRun run, std::byte* to) const;
+  [[nodiscard]] Result<void> copy(const char* operation, RegionPages run, std::byte* to) const;
 
   [[nodiscard]] std::size_t index() const noexcept { return index_; }
   [[nodiscard]] const MemoryRegion& region() const noexcept { return *region_; }
@@ -84,12 +84,12 @@ class LiveRegion final : public FaultOwner {
  private:
   /// Present pages that were found, not protected yet.
   struct Found {
-    std::vector<PageRun> runs;
+    std::vector<RegionPages> runs;
     std::uint64_t bytes = 0;
   };
-  [[nodiscard]] Result<Found> find_present(const char* operation, PageRun run) const;
+  [[nodiscard]] Result<Found> find_present(const char* operation, RegionPages run) const;
   [[nodiscard]] Result<void> protect_run(const Userfault& faults, const char* operation,
-                                         PageRun run) const;
+                                         RegionPages run) const;
 
   MemoryRegionPtr region_;
   std::size_t index_;

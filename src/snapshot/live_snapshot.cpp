@@ -22,19 +22,17 @@ namespace vmspace {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using detail::fail_os;
 namespace feature = detail::userfault_feature;
 
 constexpr const char* prepare_operation = "LiveSnapshot::prepare";
 constexpr const char* take_operation = "LiveSnapshot::take";
-constexpr const char* wait_operation = "LiveSnapshot::wait";
 
 /// What is copied at once in the background, where pages aren't larger.
-constexpr std::uint64_t chunk_size = std::uint64_t{2} << 20;
+constexpr std::uint64_t background_chunk = std::uint64_t{2} << 20;
 
 std::uint64_t smallest_page(const GuestMemory& memory) {
-  std::uint64_t page = chunk_size;
+  std::uint64_t page = background_chunk;
   for (const auto& region : memory.regions())
     page = std::min(page, region->mapping().page_size());
   return page;
@@ -54,7 +52,7 @@ LiveSnapshot::State::State(const GuestMemory& guest, SnapshotWriter to,
     : memory(guest),
       writer(std::move(to)),
       buffer(std::max(options.buffer, largest_page(guest)), smallest_page(guest)),
-      chunk(std::max(chunk_size, largest_page(guest))) {
+      chunk(std::max(background_chunk, largest_page(guest))) {
   for (const auto& region : memory.regions()) {
     regions.emplace_back(region, regions.size(), *this);
     by_host.push_back(&regions.back());
@@ -152,7 +150,7 @@ Result<void> LiveSnapshot::State::protect(std::span<const GuestRange> ranges, bo
   if (userfault == nullptr) return {};
   for (LiveRegion& region : regions) {
     const std::uint64_t base = region.region().base().value();
-    const auto add = [&](PageRun run, std::vector<GuestRange>* absent) -> Result<void> {
+    const auto add = [&](RegionPages run, std::vector<GuestRange>* absent) -> Result<void> {
       const std::uint64_t bytes =
           VMSPACE_TRY(region.protect(*userfault, take_operation, run, populate, absent));
       left += bytes;
@@ -167,8 +165,9 @@ Result<void> LiveSnapshot::State::protect(std::span<const GuestRange> ranges, bo
     std::uint64_t done = 0;
     while (!ranges.empty() && region.region().guest_range().contains(ranges.front().base)) {
       const std::uint64_t offset = ranges.front().base.value() - base;
-      const PageRun whole = region.pages().whole_pages(offset, offset + ranges.front().size);
-      const PageRun rest{std::max(whole.offset, done), whole.end() - std::max(whole.offset, done)};
+      const RegionPages whole = region.pages().whole_pages(offset, offset + ranges.front().size);
+      const RegionPages rest{std::max(whole.offset, done),
+                             whole.end() - std::max(whole.offset, done)};
       if (whole.end() > done) VMSPACE_TRY(add(rest, &zeros));
       done = std::max(done, whole.end());
       ranges = ranges.subspan(1);
@@ -235,7 +234,7 @@ void LiveSnapshot::State::save_before_discard(LiveRegion& region, std::uint64_t 
   if (userfault == nullptr) return;
   const std::uint64_t page = region.pages().page();
   for (std::uint64_t at = first; at < end;) {
-    const PageRun run = region.pages().take_next(at, end);
+    const RegionPages run = region.pages().take_next(at, end);
     for (at = run.offset; at < run.end(); at += page) {
       if (!save_to_buffer(*userfault, region, {at, page})) return;
       counters.by_discard += page;
@@ -317,7 +316,7 @@ Result<SnapshotId> LiveSnapshot::wait() {
     std::unique_lock lock(state.mutex);
     if (state.phase == State::Phase::ready || state.phase == State::Phase::over) {
       return fail({.code = Errc::bad_state,
-                   .operation = wait_operation,
+                   .operation = State::wait_operation,
                    .reason = state.phase == State::Phase::ready ? "take() must be called first"
                                                                 : "it was waited for already"});
     }

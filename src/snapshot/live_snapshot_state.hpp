@@ -36,7 +36,10 @@ namespace vmspace {
 struct LiveSnapshot::State final : detail::DiscardListener {
   using Userfault = detail::Userfault;
   using LiveRegion = detail::LiveRegion;
-  using PageRun = detail::PageRun;
+  using RegionPages = detail::RegionPages;
+  using Clock = std::chrono::steady_clock;
+
+  static constexpr const char* wait_operation = "LiveSnapshot::wait";
 
   enum class Phase : std::uint8_t {
     ready,    ///< take() has not been called, or is running
@@ -113,16 +116,16 @@ struct LiveSnapshot::State final : detail::DiscardListener {
   /// Less is left to be copied.
   void drop(std::uint64_t bytes) noexcept;
   /// A page into the buffer, which was taken; false when the snapshot has failed.
-  bool save_to_buffer(const Userfault& userfault, LiveRegion& region, PageRun run) noexcept;
+  bool save_to_buffer(const Userfault& userfault, LiveRegion& region, RegionPages run) noexcept;
   /// Pages that were taken have been copied: lets their writers go on.
-  void finish(const Userfault& userfault, LiveRegion& region, PageRun run) noexcept;
+  void finish(const Userfault& userfault, LiveRegion& region, RegionPages run) noexcept;
   bool resolve(const Userfault& userfault, std::uint64_t address) noexcept;
   bool read_faults(const Userfault& userfault) noexcept;
   [[nodiscard]] Result<void> write_all_pages();
   /// The last page is saved; false when the snapshot has failed.
   [[nodiscard]] bool begin_completing();
-  [[nodiscard]] Result<void> write_in_background(LiveRegion& region, PageRun run);
-  [[nodiscard]] Result<void> write_run(const LiveRegion& region, PageRun run,
+  [[nodiscard]] Result<void> write_in_background(LiveRegion& region, RegionPages run);
+  [[nodiscard]] Result<void> write_run(const LiveRegion& region, RegionPages run,
                                        const std::byte* bytes);
 };
 

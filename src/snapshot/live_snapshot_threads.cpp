@@ -21,32 +21,29 @@ namespace vmspace {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using detail::fail_os;
 using detail::kernel;
 using detail::retry;
 using detail::snapshot_page;
 
-constexpr const char* operation = "LiveSnapshot::wait";
-
 }  // namespace
 
 void LiveSnapshot::State::finish(const Userfault& userfault, LiveRegion& region,
-                                 PageRun run) noexcept {
+                                 RegionPages run) noexcept {
   region.pages().finish(run);
   if (const int failed = region.unprotect(userfault, run); failed != 0) {
-    give_up(fail_os(operation, Operand::span(run.offset, run.size), "ioctl(UFFDIO_WRITEPROTECT)",
-                    failed)
+    give_up(fail_os(wait_operation, Operand::span(run.offset, run.size),
+                    "ioctl(UFFDIO_WRITEPROTECT)", failed)
                 .value());
   }
   drop(run.size);
 }
 
 bool LiveSnapshot::State::save_to_buffer(const Userfault& userfault, LiveRegion& region,
-                                         PageRun run) noexcept {
+                                         RegionPages run) noexcept {
   auto* const slot = buffer.reserve(region.index(), run.offset, run.size);
   if (slot == nullptr) return false;
-  if (const auto copied = region.copy(operation, run, slot->bytes); !copied) {
+  if (const auto copied = region.copy(wait_operation, run, slot->bytes); !copied) {
     give_up(copied.error());
     return false;
   }
@@ -60,7 +57,7 @@ bool LiveSnapshot::State::resolve(const Userfault& userfault, std::uint64_t addr
   LiveRegion* const region = find_region(address);
   if (region == nullptr) return true;
   const std::uint64_t page = region->pages().page();
-  const PageRun run{region->offset_of(address) / page * page, page};
+  const RegionPages run{region->offset_of(address) / page * page, page};
   switch (region->pages().take(run.offset)) {
     case detail::LivePages::Turn::mine:
       if (!save_to_buffer(userfault, *region, run)) return false;
@@ -82,7 +79,7 @@ bool LiveSnapshot::State::read_faults(const Userfault& userfault) noexcept {
     std::size_t count = 0;
     while (count < addresses.size()) {
       uffd_msg message{};
-      const auto got = userfault.next(operation, message);
+      const auto got = userfault.next(wait_operation, message);
       if (!got) {
         give_up(got.error());
         return false;
@@ -111,7 +108,7 @@ void LiveSnapshot::State::handle_faults() noexcept {
       {{.fd = userfault->fd(), .events = POLLIN, .revents = 0}, wake.polled()}};
   while (current_faults() != nullptr) {
     if (retry([&] { return kernel().poll(ready.data(), ready.size(), wake.longest_poll); }) < 0) {
-      give_up(fail_os(operation, {}, "poll").value());
+      give_up(fail_os(wait_operation, {}, "poll").value());
       return;
     }
     if (!read_faults(*userfault)) return;
@@ -119,7 +116,7 @@ void LiveSnapshot::State::handle_faults() noexcept {
 }
 
 /// Writes pages without those that are zeros, which take no space.
-Result<void> LiveSnapshot::State::write_run(const LiveRegion& region, PageRun run,
+Result<void> LiveSnapshot::State::write_run(const LiveRegion& region, RegionPages run,
                                             const std::byte* bytes) {
   const std::uint64_t base = region.region().base().value() + run.offset;
   for (std::uint64_t at = 0; at < run.size;) {
@@ -128,9 +125,9 @@ Result<void> LiveSnapshot::State::write_run(const LiveRegion& region, PageRun ru
     while (end < run.size && is_zero({bytes + end, snapshot_page}) == zero)
       end += snapshot_page;
     if (zero) {
-      VMSPACE_TRY_IN(operation, writer.write_zeros({GuestAddress(base + at), end - at}));
+      VMSPACE_TRY_IN(wait_operation, writer.write_zeros({GuestAddress(base + at), end - at}));
     } else {
-      VMSPACE_TRY_IN(operation,
+      VMSPACE_TRY_IN(wait_operation,
                      writer.write(GuestAddress(base + at), std::span(bytes + at, end - at)));
     }
     at = end;
@@ -138,10 +135,10 @@ Result<void> LiveSnapshot::State::write_run(const LiveRegion& region, PageRun ru
   return {};
 }
 
-Result<void> LiveSnapshot::State::write_in_background(LiveRegion& region, PageRun run) {
+Result<void> LiveSnapshot::State::write_in_background(LiveRegion& region, RegionPages run) {
   const auto userfault = current_faults();
   if (userfault == nullptr) return {};
-  VMSPACE_TRY(region.copy(operation, run, chunk.data()));
+  VMSPACE_TRY(region.copy(wait_operation, run, chunk.data()));
   finish(*userfault, region, run);
   counters.in_background += run.size;
   return write_run(region, run, chunk.data());
@@ -153,7 +150,7 @@ Result<void> LiveSnapshot::State::write_all_pages() {
   for (;;) {
     const auto* slot = buffer.front();
     if (slot == nullptr && region != regions.end()) {
-      const PageRun run = region->pages().take_next(at, region->region().size());
+      const RegionPages run = region->pages().take_next(at, region->region().size());
       at = run.end();
       if (run.size != 0) {
         VMSPACE_TRY(write_in_background(*region, run));
@@ -169,7 +166,7 @@ Result<void> LiveSnapshot::State::write_all_pages() {
     buffer.pop();
   }
   for (const GuestRange& range : zeros)
-    VMSPACE_TRY_IN(operation, writer.write_zeros(range));
+    VMSPACE_TRY_IN(wait_operation, writer.write_zeros(range));
   return {};
 }
 
@@ -190,9 +187,9 @@ void LiveSnapshot::State::write_pages() noexcept {
     try {
       VMSPACE_TRY(write_all_pages());
       if (!begin_completing()) return SnapshotId{};
-      return VMSPACE_TRY_IN(operation, writer.finish());
+      return VMSPACE_TRY_IN(wait_operation, writer.finish());
     } catch (const std::bad_alloc&) {
-      return fail_os(operation, {}, "allocating memory for the snapshot's tables", ENOMEM);
+      return fail_os(wait_operation, {}, "allocating memory for the snapshot's tables", ENOMEM);
     }
   }();
   {

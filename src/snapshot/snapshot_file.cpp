@@ -12,6 +12,7 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/host/zero_test.hpp"
 
+#include "base/corrupt.hpp"
 #include "host/present_pages.hpp"
 #include "os/system_calls.hpp"
 #include "snapshot/content_checksum.hpp"
@@ -20,15 +21,6 @@
 namespace vmspace::detail {
 
 namespace {
-
-tl::unexpected<Error> corrupt(const char* operation, const char* reason, Operand first = {},
-                              Operand second = {}) {
-  return fail({.code = Errc::corrupt,
-               .operation = operation,
-               .first = first,
-               .second = second,
-               .reason = reason});
-}
 
 /// A few checksums at a time: a page of them.
 constexpr std::size_t sums_at_once = snapshot_page / sizeof(Le64);

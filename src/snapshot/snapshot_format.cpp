@@ -9,22 +9,15 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/guest_memory.hpp"
 
+#include "base/corrupt.hpp"
 #include "snapshot/content_checksum.hpp"
 
 namespace vmspace::detail {
 
 namespace {
 
-constexpr const char* operation = "inspect_snapshot";
+constexpr const char* inspecting = "inspect_snapshot";
 constexpr std::uint64_t largest_file = std::numeric_limits<std::int64_t>::max();
-
-tl::unexpected<Error> corrupt(const char* reason, Operand first = {}, Operand second = {}) {
-  return fail({.code = Errc::corrupt,
-               .operation = operation,
-               .first = first,
-               .second = second,
-               .reason = reason});
-}
 
 /// The head of version 1: FNV-1a, with the field `checksum` of the header taken as 0.
 std::uint64_t checksum_of_version_1(std::span<const std::byte> bytes) {
@@ -60,13 +53,14 @@ Result<void> check_region(const SnapshotRegion& region, const SnapshotRegion* be
   if (region.size == 0 || !is_page_multiple(region.size) ||
       !is_page_multiple(region.base.value()) || !is_page_multiple(region.offset)) {
     return corrupt(
+        inspecting,
         "base, size and offset of a region must be multiples of 4096, and the size not 0", where);
   }
   if (!region.base.checked_add(region.size - 1))
-    return corrupt("a region must not end above 2^64", where);
+    return corrupt(inspecting, "a region must not end above 2^64", where);
   if (before != nullptr &&
       (region.base <= before->base || region.base.value() - before->base.value() < before->size)) {
-    return corrupt("regions must be sorted and must not overlap", where);
+    return corrupt(inspecting, "regions must be sorted and must not overlap", where);
   }
   return {};
 }
@@ -76,38 +70,42 @@ Result<void> check_image(const SnapshotHead& head, std::size_t head_bytes,
                          std::optional<std::uint64_t> file_size) {
   if (head.file_size > largest_file || head.file_size < head_bytes ||
       !is_page_multiple(head.file_size)) {
-    return corrupt("the recorded file size is impossible", Operand::size(head.file_size));
+    return corrupt(inspecting, "the recorded file size is impossible",
+                   Operand::size(head.file_size));
   }
   if (file_size && *file_size < head.file_size) {
-    return corrupt("the file is shorter than its header says", Operand::size(*file_size),
-                   Operand::size(head.file_size));
+    return corrupt(inspecting, "the file is shorter than its header says",
+                   Operand::size(*file_size), Operand::size(head.file_size));
   }
   std::uint64_t end = head_bytes;
   for (const SnapshotRegion& region : head.regions) {
     const Operand where = Operand::span(region.base.value(), region.size);
     if (region.offset > head.file_size || region.size > head.file_size - region.offset)
-      return corrupt("a region's bytes extend past the end of the file", where);
-    if (region.offset < end) return corrupt("the bytes of regions must not overlap", where);
+      return corrupt(inspecting, "a region's bytes extend past the end of the file", where);
+    if (region.offset < end)
+      return corrupt(inspecting, "the bytes of regions must not overlap", where);
     end = region.offset + region.size;
   }
   // Of pages that are in the file already, so that their number times 8 can't be too large.
   const std::uint64_t size = head.memory_size() / snapshot_page * sizeof(Le64);
   if (!head.has_checksums) {
-    if (head.checksums != 0) return corrupt("a snapshot without checksums has no place for them");
+    if (head.checksums != 0)
+      return corrupt(inspecting, "a snapshot without checksums has no place for them");
   } else if (!is_page_multiple(head.checksums) || head.checksums < end ||
              head.checksums > head.file_size || size > head.file_size - head.checksums) {
-    return corrupt("the checksums must lie behind the regions and within the file",
+    return corrupt(inspecting, "the checksums must lie behind the regions and within the file",
                    Operand::span(head.checksums, size), Operand::size(head.file_size));
   }
-  if (head.parent) return corrupt("an image has no parent");
+  if (head.parent) return corrupt(inspecting, "an image has no parent");
   return {};
 }
 
 Result<void> check_records(const SnapshotHead& head) {
   if (head.file_size != 0 || head.checksums != 0)
-    return corrupt("records have neither a recorded file size nor a place of checksums");
+    return corrupt(inspecting,
+                   "records have neither a recorded file size nor a place of checksums");
   if (std::ranges::any_of(head.regions, [](const auto& region) { return region.offset != 0; }))
-    return corrupt("the regions of records have no place in the file");
+    return corrupt(inspecting, "the regions of records have no place in the file");
   return {};
 }
 
@@ -118,7 +116,7 @@ Result<void> decode_table(std::span<const std::byte> table, SnapshotHead& head) 
     std::memcpy(&entry, table.data() + at, sizeof entry);
     constexpr auto all = Protection::read_write | Protection::execute;
     if (entry.protection > static_cast<std::uint32_t>(all) || entry.reserved != 0) {
-      return corrupt("protection has unknown bits, or reserved bytes are not 0",
+      return corrupt(inspecting, "protection has unknown bits, or reserved bytes are not 0",
                      Operand::address(entry.base));
     }
     const SnapshotRegion region{.base = GuestAddress(entry.base),
@@ -136,9 +134,9 @@ Result<SnapshotHead> decode_version_1(std::span<const std::byte> bytes,
   SnapshotPrefix header;
   std::memcpy(&header, bytes.data(), sizeof header);
   if (header.checksum != checksum_of_version_1(bytes))
-    return corrupt("the checksum of header and table does not match");
+    return corrupt(inspecting, "the checksum of header and table does not match");
   if (std::ranges::any_of(header.reserved, [](std::uint8_t byte) { return byte != 0; }))
-    return corrupt("reserved bytes must be 0");
+    return corrupt(inspecting, "reserved bytes must be 0");
   SnapshotHead head{.regions = {}, .file_size = header.file_size, .checksum = header.checksum};
   VMSPACE_TRY(decode_table(bytes.subspan(sizeof header), head));
   VMSPACE_TRY(check_image(head, bytes.size(), file_size));
@@ -223,21 +221,23 @@ std::vector<std::byte> encode_head(SnapshotHead& head) {
 
 Result<std::size_t> head_size(std::span<const std::byte> bytes) {
   SnapshotPrefix header;
-  if (bytes.size() < sizeof header) return corrupt("the file is too short to be a snapshot");
+  if (bytes.size() < sizeof header)
+    return corrupt(inspecting, "the file is too short to be a snapshot");
   std::memcpy(&header, bytes.data(), sizeof header);
   if (header.magic != snapshot_magic)
-    return corrupt("not a snapshot, or its saving was interrupted");
+    return corrupt(inspecting, "not a snapshot, or its saving was interrupted");
   if (header.version > snapshot_version) {
     return fail({.code = Errc::unsupported,
-                 .operation = operation,
+                 .operation = inspecting,
                  .first = Operand::number(header.version),
                  .second = Operand::number(snapshot_version),
                  .reason = "the format is newer than this library"});
   }
-  if (header.version == 0) return corrupt("version 0 does not exist");
+  if (header.version == 0) return corrupt(inspecting, "version 0 does not exist");
   if (header.regions > GuestMemory::max_regions) {
     static_assert(GuestMemory::max_regions == 512, "as the text says");
-    return corrupt("a snapshot has at most 512 regions", Operand::number(header.regions));
+    return corrupt(inspecting, "a snapshot has at most 512 regions",
+                   Operand::number(header.regions));
   }
   const std::size_t before_table =
       header.version == 1 ? sizeof(SnapshotPrefix) : sizeof(SnapshotHeader);
@@ -247,23 +247,24 @@ Result<std::size_t> head_size(std::span<const std::byte> bytes) {
 Result<SnapshotHead> decode_head(std::span<const std::byte> bytes,
                                  std::optional<std::uint64_t> file_size) {
   const std::size_t size = VMSPACE_TRY(head_size(bytes));
-  if (bytes.size() != size) return corrupt("the table is truncated");
+  if (bytes.size() != size) return corrupt(inspecting, "the table is truncated");
   SnapshotPrefix prefix;
   std::memcpy(&prefix, bytes.data(), sizeof prefix);
   if (prefix.version == 1) return decode_version_1(bytes, file_size);
   SnapshotHeader header;
   std::memcpy(&header, bytes.data(), sizeof header);
   if (header.checksum != checksum_of_head(bytes))
-    return corrupt("the checksum of header and table does not match");
+    return corrupt(inspecting, "the checksum of header and table does not match");
   const auto body = static_cast<SnapshotBody>(header.body.value());
   if (body != SnapshotBody::image && body != SnapshotBody::records)
-    return corrupt("there is no such body", Operand::number(header.body));
+    return corrupt(inspecting, "there is no such body", Operand::number(header.body));
   if (header.flags > 1 ||
       std::ranges::any_of(header.reserved, [](std::uint8_t byte) { return byte != 0; })) {
-    return corrupt("reserved bytes and unknown flags must be 0");
+    return corrupt(inspecting, "reserved bytes and unknown flags must be 0");
   }
-  if (!header.id) return corrupt("a snapshot must have an id");
-  if (header.id == header.parent) return corrupt("a snapshot must not be its own parent");
+  if (!header.id) return corrupt(inspecting, "a snapshot must have an id");
+  if (header.id == header.parent)
+    return corrupt(inspecting, "a snapshot must not be its own parent");
   SnapshotHead head{.regions = {},
                     .body = body,
                     .has_checksums = header.flags != 0,

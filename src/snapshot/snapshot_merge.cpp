@@ -23,7 +23,7 @@ namespace {
 
 using detail::snapshot_page;
 
-constexpr const char* operation = "merge_snapshots";
+constexpr const char* merge_operation = "merge_snapshots";
 
 /// Writes runs of pages that are not zeros; all of them unless `sparse`.
 Result<void> write_runs(SnapshotWriter& writer, GuestAddress base, std::span<const std::byte> pages,
@@ -49,25 +49,26 @@ Result<void> write_runs(SnapshotWriter& writer, GuestAddress base, std::span<con
 Result<SavedSnapshot> merge_snapshots(SnapshotReader snapshot, int fd, const SaveOptions& options) {
   if (options.changes) {
     return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
+                 .operation = merge_operation,
                  .reason = "a merged snapshot is a full one"});
   }
   struct stat target {};
-  if (detail::kernel().fstat(fd, &target) != 0) return detail::fail_os(operation, {}, "fstat");
+  if (detail::kernel().fstat(fd, &target) != 0)
+    return detail::fail_os(merge_operation, {}, "fstat");
   for (const detail::SnapshotFile& source : snapshot.state_->files) {
     struct stat file {};
     if (detail::kernel().fstat(source.fd(), &file) != 0)
-      return detail::fail_os(operation, {}, "fstat");
+      return detail::fail_os(merge_operation, {}, "fstat");
     if (file.st_dev == target.st_dev && file.st_ino == target.st_ino) {
       return fail(
           {.code = Errc::invalid_argument,
-           .operation = operation,
+           .operation = merge_operation,
            .reason = "the file is one of those that are merged and must not be overwritten"});
     }
   }
   const auto regions = snapshot.regions();
   SnapshotWriter writer = VMSPACE_TRY_IN(
-      operation, SnapshotWriter::create(fd, regions, {.checksums = options.checksums}));
+      merge_operation, SnapshotWriter::create(fd, regions, {.checksums = options.checksums}));
   std::uint64_t total = 0;
   for (const SnapshotRegion& region : regions)
     total += region.size;
@@ -77,21 +78,21 @@ Result<SavedSnapshot> merge_snapshots(SnapshotReader snapshot, int fd, const Sav
     const std::uint64_t base = region.base.value();
     for (std::uint64_t at = 0; at < region.size;) {
       GuestRange found{.base = GuestAddress(base + at), .size = region.size - at};
-      if (options.sparse) found = VMSPACE_TRY_IN(operation, snapshot.next_data(found));
+      if (options.sparse) found = VMSPACE_TRY_IN(merge_operation, snapshot.next_data(found));
       progress.done(found.base.value() - base - at);
       at = found.base.value() - base;
       for (const std::uint64_t end = at + found.size; at < end;) {
         const auto pages =
             std::span(buffer).first(std::min<std::uint64_t>(buffer.size(), end - at));
         const GuestAddress address(base + at);
-        VMSPACE_TRY_IN(operation, snapshot.read(address, pages));
-        VMSPACE_TRY_IN(operation, write_runs(writer, address, pages, options.sparse));
+        VMSPACE_TRY_IN(merge_operation, snapshot.read(address, pages));
+        VMSPACE_TRY_IN(merge_operation, write_runs(writer, address, pages, options.sparse));
         at += pages.size();
         progress.done(pages.size());
       }
     }
   }
-  const SnapshotId id = VMSPACE_TRY_IN(operation, writer.finish());
+  const SnapshotId id = VMSPACE_TRY_IN(merge_operation, writer.finish());
   return SavedSnapshot{.id = id, .stored = writer.stored()};
 }
 

@@ -18,7 +18,7 @@ namespace vmspace {
 
 namespace {
 
-using detail::Piece;
+using detail::RecordPiece;
 using detail::SnapshotFile;
 using detail::SnapshotHead;
 using detail::StoredRecord;
@@ -34,16 +34,16 @@ bool is_of_layout(const SnapshotHead& a, const SnapshotHead& b) {
 }
 
 /// Lays the records of file number `file` over what the files below it have. Linear.
-std::vector<Piece> lay_over(const std::vector<Piece>& below, const std::vector<StoredRecord>& above,
-                            std::uint32_t file) {
-  std::vector<Piece> pieces;
+std::vector<RecordPiece> lay_over(const std::vector<RecordPiece>& below,
+                                  const std::vector<StoredRecord>& above, std::uint32_t file) {
+  std::vector<RecordPiece> pieces;
   pieces.reserve(above.size());
   std::size_t next = 0;
   std::uint64_t from = 0;  // what lies below it is done
   // The parts of the pieces below that end at or before `last`, which is inclusive.
   const auto copy_to = [&](std::uint64_t last) {
     for (; next < below.size(); ++next) {
-      const Piece& piece = below[next];
+      const RecordPiece& piece = below[next];
       const std::uint64_t begin = std::max(piece.base, from);
       if (begin > last) return;
       const std::uint64_t end = std::min(piece.last(), last);
@@ -141,7 +141,7 @@ template <typename OnPiece, typename OnGap>
 Result<void> SnapshotReader::State::walk(GuestRange range, OnPiece on_piece, OnGap on_gap) const {
   std::uint64_t at = range.base.value();
   std::uint64_t left = range.size;
-  auto next = std::ranges::lower_bound(pieces, at, {}, &Piece::last);
+  auto next = std::ranges::lower_bound(pieces, at, {}, &RecordPiece::last);
   while (left != 0) {
     const bool in_piece = next != pieces.end() && next->base <= at;
     std::uint64_t size = left;
@@ -169,7 +169,7 @@ Result<void> SnapshotReader::read(GuestAddress at, std::span<std::byte> to) {
   };
   return state.walk(
       range,
-      [&](const Piece& piece, std::uint64_t from, std::uint64_t size) -> Result<bool> {
+      [&](const RecordPiece& piece, std::uint64_t from, std::uint64_t size) -> Result<bool> {
         if (piece.is_zeros) {
           std::memset(part(from, size).data(), 0, size);
           return true;
@@ -208,7 +208,7 @@ Result<GuestRange> SnapshotReader::next_data(GuestRange range) {
   };
   VMSPACE_TRY(state.walk(
       range,
-      [&](const Piece& piece, std::uint64_t from, std::uint64_t size) -> Result<bool> {
+      [&](const RecordPiece& piece, std::uint64_t from, std::uint64_t size) -> Result<bool> {
         if (piece.is_zeros) return found.size == 0;
         return add(from, size);
       },

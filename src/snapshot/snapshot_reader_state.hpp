@@ -16,7 +16,7 @@
 namespace vmspace::detail {
 
 /// A part of guest memory that one record of one file has.
-struct Piece {
+struct RecordPiece {
   std::uint64_t base;
   std::uint64_t size;
   std::uint64_t record;  ///< where the record is in the file
@@ -27,8 +27,8 @@ struct Piece {
 
   [[nodiscard]] std::uint64_t last() const noexcept { return base + (size - 1); }
   /// The piece from `first` to `last`, which are addresses within it.
-  [[nodiscard]] Piece part(std::uint64_t first, std::uint64_t last_one) const noexcept {
-    Piece result = *this;
+  [[nodiscard]] RecordPiece part(std::uint64_t first, std::uint64_t last_one) const noexcept {
+    RecordPiece result = *this;
     result.base = first;
     result.size = last_one - first + 1;
     result.offset += first - base;
@@ -45,7 +45,7 @@ namespace vmspace {
 /// that is an image, and zeros otherwise.
 struct SnapshotReader::State {
   std::vector<detail::SnapshotFile> files;
-  std::vector<detail::Piece> pieces;  ///< sorted; they do not overlap
+  std::vector<detail::RecordPiece> pieces;  ///< sorted; they do not overlap
 
   /// Its number in every file.
   [[nodiscard]] std::size_t number_of(const SnapshotRegion* region) const noexcept {

@@ -28,7 +28,7 @@ namespace {
 using detail::Progress;
 using detail::snapshot_page;
 
-constexpr const char* operation = "save_snapshot";
+constexpr const char* save_operation = "save_snapshot";
 
 /// How much is copied at once where a copy is needed.
 constexpr std::uint64_t copy_size = std::uint64_t{1} << 20;
@@ -89,7 +89,7 @@ class RegionSaver {
         // hugetlb file are read to find out.
         const bool is_costly = region_.backing().is_hugetlb();
         const std::uint64_t ahead = (is_costly ? end : region_.size()) - at;
-        used_ = VMSPACE_TRY_IN(operation,
+        used_ = VMSPACE_TRY_IN(save_operation,
                                scan_.next(at, at + detail::present_after(region_, at, ahead)));
       }
       const std::uint64_t begin = std::max(at, used_.offset);
@@ -122,7 +122,7 @@ class RegionSaver {
       std::uint64_t data = at;
       std::uint64_t stop = part.end();
       if (sparse_) {
-        VMSPACE_TRY(detail::touch_region(operation, region_, at, part.end() - at, [&] {
+        VMSPACE_TRY(detail::touch_region(save_operation, region_, at, part.end() - at, [&] {
           while (data < part.end() && is_zero({memory + data, snapshot_page}))
             data += snapshot_page;
           stop = data;
@@ -145,7 +145,7 @@ class RegionSaver {
     copy_.resize(copy_size);
     for (std::uint64_t at = part.offset; at < part.end();) {
       const std::uint64_t size = std::min(copy_size, part.end() - at);
-      VMSPACE_TRY(detail::touch_region(operation, region_, at, size, [&] {
+      VMSPACE_TRY(detail::touch_region(save_operation, region_, at, size, [&] {
         std::memcpy(copy_.data(), region_.host_base() + at, size);
       }));
       VMSPACE_TRY(writer_.write(address(at), std::span(copy_).first(size)));
@@ -193,7 +193,7 @@ Result<Parts> parts_of(const GuestMemory& memory, const std::optional<SnapshotCh
       const std::size_t found = region_at(memory, GuestAddress(at));
       if (found == parts.size() || !range.last()) {
         return fail({.code = Errc::out_of_bounds,
-                     .operation = operation,
+                     .operation = save_operation,
                      .first = detail::operand(range),
                      .reason = "what has changed must be memory of a region"});
       }
@@ -219,14 +219,14 @@ Result<Parts> parts_of(const GuestMemory& memory, const std::optional<SnapshotCh
 
 Result<SavedSnapshot> save_snapshot(const GuestMemory& memory, int fd, const SaveOptions& options) {
   for (const auto& region : memory.regions()) {
-    VMSPACE_TRY(detail::require_unclaimed(operation, region->mapping(),
+    VMSPACE_TRY(detail::require_unclaimed(save_operation, region->mapping(),
                                           detail::operand(region->guest_range()),
                                           "the memory has not come yet, or is being saved"));
   }
   const Parts parts = VMSPACE_TRY(parts_of(memory, options.changes));
   SnapshotWriterOptions how{.parent = {}, .checksums = options.checksums};
   if (options.changes) how.parent = options.changes->parent;
-  SnapshotWriter writer = VMSPACE_TRY_IN(operation, SnapshotWriter::create(fd, memory, how));
+  SnapshotWriter writer = VMSPACE_TRY_IN(save_operation, SnapshotWriter::create(fd, memory, how));
   std::uint64_t total = 0;
   for (const std::vector<Extent>& own : parts) {
     for (const Extent& part : own)
@@ -237,9 +237,9 @@ Result<SavedSnapshot> save_snapshot(const GuestMemory& memory, int fd, const Sav
     if (parts[i].empty()) continue;
     RegionSaver saver(*memory.regions()[i], writer, options.sparse, progress);
     for (const Extent& part : parts[i])
-      VMSPACE_TRY_IN(operation, saver.save(part));
+      VMSPACE_TRY_IN(save_operation, saver.save(part));
   }
-  const SnapshotId id = VMSPACE_TRY_IN(operation, writer.finish());
+  const SnapshotId id = VMSPACE_TRY_IN(save_operation, writer.finish());
   return SavedSnapshot{.id = id, .stored = writer.stored()};
 }
 

@@ -12,6 +12,7 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/endian.hpp"
 
+#include "base/corrupt.hpp"
 #include "memory/present_parts.hpp"
 #include "snapshot/content_checksum.hpp"
 #include "snapshot/snapshot_format.hpp"
@@ -21,14 +22,6 @@
 namespace vmspace::detail {
 
 namespace {
-
-tl::unexpected<Error> corrupt(const char* reason, Operand first = {}, Operand second = {}) {
-  return fail({.code = Errc::corrupt,
-               .operation = restoring,
-               .first = first,
-               .second = second,
-               .reason = reason});
-}
 
 /// Restores from records as they come.
 class StreamRestore {
@@ -42,9 +35,10 @@ class StreamRestore {
       const RecordHeader record = VMSPACE_TRY(read_object<RecordHeader>());
       const std::uint64_t sum = record_checksum(record, before_);
       if (record.checksum != sum)
-        return corrupt("the checksum of a record does not match", Operand::number(records_));
+        return corrupt(restoring, "the checksum of a record does not match",
+                       Operand::number(records_));
       before_ = sum;
-      if (record.reserved != 0) return corrupt("reserved bytes must be 0");
+      if (record.reserved != 0) return corrupt(restoring, "reserved bytes must be 0");
       const auto kind = static_cast<RecordKind>(record.kind.value());
       if (kind == RecordKind::end) {
         VMSPACE_TRY(read_end(record));
@@ -94,7 +88,8 @@ class StreamRestore {
 
   Result<void> read_record(RecordKind kind, std::uint64_t base, std::uint64_t size) {
     if (!is_record_of(head_.regions, kind, base, size))
-      return corrupt("a record must be whole pages of one region", Operand::span(base, size));
+      return corrupt(restoring, "a record must be whole pages of one region",
+                     Operand::span(base, size));
     ++records_;
     const SnapshotRegion* const saved = find_region(head_.regions, base, size);
     note(*saved, base, size, kind == RecordKind::data);
@@ -132,7 +127,8 @@ class StreamRestore {
     if (!head_.has_checksums) return {};
     for (std::size_t at = 0; at < pages.size(); at += snapshot_page) {
       if (sums_[first + at / snapshot_page] != page_checksum(pages.subspan(at, snapshot_page)))
-        return corrupt("the contents do not match their checksum", Operand::number(records_));
+        return corrupt(restoring, "the contents do not match their checksum",
+                       Operand::number(records_));
     }
     return {};
   }
@@ -150,7 +146,8 @@ class StreamRestore {
   /// The index says nothing new here: only that all of it has come.
   Result<void> read_end(const RecordHeader& end) {
     if (end.base != records_ || end.size != 0)
-      return corrupt("records are missing", Operand::number(end.base), Operand::number(records_));
+      return corrupt(restoring, "records are missing", Operand::number(end.base),
+                     Operand::number(records_));
     const std::uint64_t index = position_;
     std::uint64_t sum = first_index_checksum(head_.id);
     std::array<IndexEntry, 512> chunk;
@@ -165,7 +162,7 @@ class StreamRestore {
     if (trailer.magic != trailer_magic || trailer.checksum != trailer_checksum(trailer) ||
         trailer.index != index || trailer.records != records_ || trailer.index_checksum != sum ||
         trailer.id != head_.id || trailer.size != position_) {
-      return corrupt("the trailer does not match the records before it");
+      return corrupt(restoring, "the trailer does not match the records before it");
     }
     return {};
   }
@@ -175,7 +172,7 @@ class StreamRestore {
     std::ranges::sort(noted_, {}, &Noted::base);
     for (std::size_t i = 1; i < noted_.size(); ++i) {
       if (noted_[i].base <= noted_[i - 1].last)
-        return corrupt("records must not overlap", Operand::address(noted_[i].base));
+        return corrupt(restoring, "records must not overlap", Operand::address(noted_[i].base));
     }
     std::erase_if(noted_, [](const Noted& record) { return !record.is_data; });
     auto next = noted_.begin();

@@ -14,6 +14,7 @@
 #include "vmspace/base/try.hpp"
 
 #include "host/live_files.hpp"
+#include "os/argument_checks.hpp"
 #include "os/descriptor.hpp"
 #include "os/system_calls.hpp"
 #include "snapshot/content_checksum.hpp"
@@ -28,6 +29,7 @@ namespace {
 
 using detail::fail_os;
 using detail::IndexEntry;
+using detail::invalid;
 using detail::kernel;
 using detail::RecordHeader;
 using detail::RecordKind;
@@ -42,24 +44,20 @@ constexpr const char* clearing = "SnapshotWriter::write_zeros";
 constexpr const char* finishing = "SnapshotWriter::finish";
 constexpr const char* written_twice = "each page may be written once";
 
-tl::unexpected<Error> invalid(const char* reason) {
-  return fail({.code = Errc::invalid_argument, .operation = creating, .reason = reason});
-}
-
 /// What a file has to be to be written over, and what it is.
 Result<struct stat> check_target(int fd) {
   struct stat file {};
   if (kernel().fstat(fd, &file) != 0) return fail_os(creating, {}, "fstat");
   if (detail::is_stream(file)) return file;
   if (!S_ISREG(file.st_mode))
-    return invalid("the fd must refer to a regular file, a pipe or a stream socket");
+    return invalid(creating, "the fd must refer to a regular file, a pipe or a stream socket");
   const bool is_memory = VMSPACE_TRY(detail::is_live_file(creating, file));
   if (is_memory)
-    return invalid("the file backs memory of this process and must not be overwritten");
+    return invalid(creating, "the file backs memory of this process and must not be overwritten");
   const int flags = retry([&] { return kernel().fcntl(fd, F_GETFL, 0); });
   if (flags < 0) return fail_os(creating, {}, "fcntl(F_GETFL)");
   // pwrite(2), "BUGS": Linux then appends, whatever the offset.
-  if ((flags & O_APPEND) != 0) return invalid("the fd must not be open with O_APPEND");
+  if ((flags & O_APPEND) != 0) return invalid(creating, "the fd must not be open with O_APPEND");
   return file;
 }
 
@@ -335,10 +333,11 @@ Result<SnapshotWriter> SnapshotWriter::create(int fd, std::span<const SnapshotRe
                                               const SnapshotWriterOptions& options) {
   const struct stat file = VMSPACE_TRY(check_target(fd));
   if (options.parent && !*options.parent)
-    return invalid("a snapshot without an id (version 1) can't be a parent");
+    return invalid(creating, "a snapshot without an id (version 1) can't be a parent");
   if (options.parent && !detail::is_stream(file)) {
     const bool is_parent = VMSPACE_TRY(holds(fd, *options.parent));
-    if (is_parent) return invalid("the file holds the parent itself and must not be overwritten");
+    if (is_parent)
+      return invalid(creating, "the file holds the parent itself and must not be overwritten");
   }
   auto state = std::make_unique<State>();
   state->is_stream = detail::is_stream(file);

@@ -10,6 +10,7 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/memory/endian.hpp"
 
+#include "base/corrupt.hpp"
 #include "os/argument_checks.hpp"
 #include "os/system_calls.hpp"
 #include "snapshot/snapshot_format.hpp"
@@ -18,6 +19,7 @@ namespace vmspace {
 
 namespace {
 
+using detail::corrupt;
 using detail::fail_os;
 using detail::kernel;
 using detail::retry;
@@ -59,15 +61,11 @@ std::uint64_t checksum_of(Header header, std::span<const Entry> entries) {
   return checksum(std::as_bytes(entries), checksum(std::as_bytes(std::span(&header, 1))));
 }
 
-tl::unexpected<Error> corrupt(const char* reason, Operand first = {}) {
-  return fail({.code = Errc::corrupt, .operation = loading, .first = first, .reason = reason});
-}
-
 Result<void> read_all(int fd, std::span<std::byte> to) {
   while (!to.empty()) {
     const ssize_t got = retry([&] { return kernel().read(fd, to.data(), to.size()); });
     if (got < 0) return fail_os(loading, Operand::size(to.size()), "read");
-    if (got == 0) return corrupt("the file ends before the working set does");
+    if (got == 0) return corrupt(loading, "the file ends before the working set does");
     to = to.subspan(static_cast<std::size_t>(got));
   }
   return {};
@@ -137,8 +135,8 @@ Result<WorkingSet> WorkingSet::make(SnapshotId snapshot, std::vector<GuestRange>
 Result<WorkingSet> WorkingSet::load(int fd) {
   Header header{};
   VMSPACE_TRY(read_all(fd, std::as_writable_bytes(std::span(&header, 1))));
-  if (header.magic != magic) return corrupt("the file is not a working set");
-  if (header.version == 0) return corrupt("version 0 does not exist");
+  if (header.magic != magic) return corrupt(loading, "the file is not a working set");
+  if (header.version == 0) return corrupt(loading, "version 0 does not exist");
   if (header.version > known_version) {
     return fail({.code = Errc::unsupported,
                  .operation = loading,
@@ -147,7 +145,8 @@ Result<WorkingSet> WorkingSet::load(int fd) {
   }
   const std::uint32_t count = header.ranges;
   if (count > max_ranges) {
-    return corrupt("the file names more ranges than a working set has", Operand::number(count));
+    return corrupt(loading, "the file names more ranges than a working set has",
+                   Operand::number(count));
   }
   std::vector<Entry> entries;
   while (entries.size() < count) {
@@ -156,7 +155,7 @@ Result<WorkingSet> WorkingSet::load(int fd) {
     VMSPACE_TRY(read_all(fd, std::as_writable_bytes(std::span(entries).subspan(known))));
   }
   if (header.checksum != checksum_of(header, entries)) {
-    return corrupt("the checksum of the working set does not match");
+    return corrupt(loading, "the checksum of the working set does not match");
   }
   WorkingSet set;
   set.snapshot_ = header.snapshot;
@@ -164,13 +163,13 @@ Result<WorkingSet> WorkingSet::load(int fd) {
   for (const Entry& entry : entries) {
     const GuestRange range{GuestAddress(entry.base), entry.size};
     if (!check(loading, range)) {
-      return corrupt("the ranges of a working set are whole pages",
+      return corrupt(loading, "the ranges of a working set are whole pages",
                      Operand::span(entry.base, entry.size));
     }
     if (!set.ranges_.empty()) {
       const std::uint64_t end = end_of(set.ranges_.back());
       if (end == 0 || range.base.value() <= end) {
-        return corrupt("the ranges of a working set ascend, with gaps between them",
+        return corrupt(loading, "the ranges of a working set ascend, with gaps between them",
                        Operand::span(entry.base, entry.size));
       }
     }

@@ -17,6 +17,9 @@
 
 namespace vmspace::detail {
 
+/// How many descriptors a queue of either kind may have (sections 2.7 and 2.8).
+inline constexpr std::uint16_t max_queue_size = 32768;
+
 /// A driver that breaks `rule` with the number `what`, of which there may be `limit`.
 [[nodiscard, gnu::cold]] Error broken(const char* operation, std::uint64_t what,
                                       std::uint64_t limit, const char* rule);

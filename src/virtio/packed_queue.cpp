@@ -16,11 +16,11 @@ namespace vmspace {
 
 using detail::broken;
 using detail::broken_at;
+using detail::max_queue_size;
 
 namespace {
 
-constexpr std::uint16_t max_size = 32768;  // section 2.8
-constexpr const char* pop_operation = "PackedQueue::pop";
+constexpr const char* packed_pop_operation = "PackedQueue::pop";
 
 // Positions: an entry of the ring, and in bit 15 the wrap counter of this lap.
 constexpr std::uint16_t wrap_bit = 0x8000;
@@ -86,7 +86,7 @@ Result<Half> load_half(const char* operation, const GuestMemory& memory, GuestAd
 
 Result<PackedQueue> PackedQueue::make(const PackedQueueOptions& options, PackedQueueState state) {
   constexpr const char* operation = "PackedQueue::make";
-  if (options.size == 0 || options.size > max_size) {
+  if (options.size == 0 || options.size > max_queue_size) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
                  .first = Operand::number(options.size),
@@ -124,9 +124,9 @@ std::uint16_t PackedQueue::in_flight() const noexcept {
 
 Result<bool> PackedQueue::pop(const GuestMemory& memory, DescriptorChain& chain) {
   const GuestAddress at = entry_at(options_, state_.next_available);
-  const Half half = VMSPACE_TRY(load_half(pop_operation, memory, at));
+  const Half half = VMSPACE_TRY(load_half(packed_pop_operation, memory, at));
   if (!is_available(half.flags, state_.next_available)) return false;
-  const Le64 address = VMSPACE_TRY_IN(pop_operation, memory.read<Le64>(at));
+  const Le64 address = VMSPACE_TRY_IN(packed_pop_operation, memory.read<Le64>(at));
   const PackedDescriptor first{
       .address = address, .length = half.length, .id = half.id, .flags = half.flags};
   if ((first.flags & PackedDescriptor::indirect) != 0) {
@@ -140,28 +140,28 @@ Result<bool> PackedQueue::pop(const GuestMemory& memory, DescriptorChain& chain)
 
 Result<void> PackedQueue::walk(const GuestMemory& memory, PackedDescriptor descriptor,
                                DescriptorChain& chain) const {
-  detail::ChainBuilder builder(pop_operation, chain, options_.max_chain);
+  detail::ChainBuilder builder(packed_pop_operation, chain, options_.max_chain);
   // The rest of the ring is taken: what lies there was read already.
   const std::uint32_t free = std::uint32_t{options_.size} - in_flight();
   std::uint16_t position = state_.next_available;
   std::uint16_t entries = 1;
   for (;; ++entries) {
     if (entries > free) {
-      return fail(broken(pop_operation, std::uint64_t{entries} + in_flight(), options_.size,
+      return fail(broken(packed_pop_operation, std::uint64_t{entries} + in_flight(), options_.size,
                          "more descriptors are available than the queue has entries"));
     }
     VMSPACE_TRY(builder.add(entry_of(position), descriptor));
     if ((descriptor.flags & PackedDescriptor::has_next) == 0) break;
     position = advanced(position, 1, options_.size);
-    descriptor =
-        VMSPACE_TRY_IN(pop_operation, memory.read<PackedDescriptor>(entry_at(options_, position)));
+    descriptor = VMSPACE_TRY_IN(packed_pop_operation,
+                                memory.read<PackedDescriptor>(entry_at(options_, position)));
     // All of them were made available before the first (section 2.8.6).
     if (!is_available(descriptor.flags, position)) {
-      return fail(broken_at(pop_operation, entry_of(position),
+      return fail(broken_at(packed_pop_operation, entry_of(position),
                             "a chain must not lead to a descriptor that is not available"));
     }
     if ((descriptor.flags & PackedDescriptor::indirect) != 0) {
-      return fail(broken_at(pop_operation, entry_of(position),
+      return fail(broken_at(packed_pop_operation, entry_of(position),
                             "an indirect descriptor must be the only one of its chain"));
     }
   }
@@ -171,21 +171,21 @@ Result<void> PackedQueue::walk(const GuestMemory& memory, PackedDescriptor descr
 
 Result<void> PackedQueue::walk_table(const GuestMemory& memory, const PackedDescriptor& descriptor,
                                      DescriptorChain& chain) const {
-  detail::ChainBuilder builder(pop_operation, chain, options_.max_chain);
+  detail::ChainBuilder builder(packed_pop_operation, chain, options_.max_chain);
   const std::uint16_t entry = entry_of(state_.next_available);
   if (in_flight() == options_.size) {
-    return fail(broken(pop_operation, std::uint64_t{options_.size} + 1, options_.size,
+    return fail(broken(packed_pop_operation, std::uint64_t{options_.size} + 1, options_.size,
                        "more descriptors are available than the queue has entries"));
   }
   const auto table = VMSPACE_TRY(builder.table(entry, descriptor, options_.indirect));
   if (table.count > options_.max_chain) {
-    return fail(broken_at(pop_operation, entry,
+    return fail(broken_at(packed_pop_operation, entry,
                           "an indirect table with more descriptors than a chain may have"));
   }
   // All of the table, one after another. Of their flags only the direction counts, the others are to
   // be ignored (section 2.8.7): so there are no tables within tables.
   for (std::uint32_t i = 0; i < table.count; ++i) {
-    const PackedDescriptor next = VMSPACE_TRY(table.read(pop_operation, memory, i));
+    const PackedDescriptor next = VMSPACE_TRY(table.read(packed_pop_operation, memory, i));
     VMSPACE_TRY(builder.add(i, next));
   }
   builder.finish({.number = descriptor.id, .entries = 1});

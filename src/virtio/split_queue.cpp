@@ -14,6 +14,7 @@ namespace vmspace {
 
 using detail::broken;
 using detail::broken_at;
+using detail::max_queue_size;
 
 namespace {
 
@@ -22,7 +23,6 @@ constexpr std::uint64_t flags_offset = 0;
 constexpr std::uint64_t index_offset = 2;
 constexpr std::uint64_t ring_offset = 4;
 constexpr std::uint16_t no_notification = 1;  // VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY
-constexpr std::uint16_t max_size = 32768;     // section 2.7
 
 struct UsedElement {
   Le32 head;
@@ -30,13 +30,13 @@ struct UsedElement {
 };
 static_assert(sizeof(UsedElement) == 8);
 
-constexpr const char* pop_operation = "SplitQueue::pop";
+constexpr const char* split_pop_operation = "SplitQueue::pop";
 
 }  // namespace
 
 Result<SplitQueue> SplitQueue::make(const SplitQueueOptions& options, SplitQueueState state) {
   constexpr const char* operation = "SplitQueue::make";
-  if (!std::has_single_bit(options.size) || options.size > max_size) {
+  if (!std::has_single_bit(options.size) || options.size > max_queue_size) {
     return fail({.code = Errc::invalid_argument,
                  .operation = operation,
                  .first = Operand::number(options.size),
@@ -78,11 +78,11 @@ Result<std::uint16_t> SplitQueue::count_available(const char* operation, const G
 Result<bool> SplitQueue::pop(const GuestMemory& memory, DescriptorChain& chain) {
   // Acquire: what the driver wrote before it moved the index is seen (section 2.7.13.3).
   const std::uint16_t count =
-      VMSPACE_TRY(count_available(pop_operation, memory, std::memory_order_acquire));
+      VMSPACE_TRY(count_available(split_pop_operation, memory, std::memory_order_acquire));
   if (count == 0) return false;
   const std::uint64_t slot = state_.next_available % options_.size;
   const Le16 head = VMSPACE_TRY_IN(
-      pop_operation, memory.read<Le16>(available_at(ring_offset + slot * sizeof(Le16))));
+      split_pop_operation, memory.read<Le16>(available_at(ring_offset + slot * sizeof(Le16))));
   VMSPACE_TRY(walk(memory, head, chain));
   ++state_.next_available;
   return true;
@@ -90,17 +90,17 @@ Result<bool> SplitQueue::pop(const GuestMemory& memory, DescriptorChain& chain) 
 
 Result<void> SplitQueue::walk(const GuestMemory& memory, std::uint16_t head,
                               DescriptorChain& chain) const {
-  detail::ChainBuilder builder(pop_operation, chain, options_.max_chain);
+  detail::ChainBuilder builder(split_pop_operation, chain, options_.max_chain);
   detail::DescriptorTable<SplitDescriptor> table{.base = options_.descriptors,
                                                  .count = options_.size};
   bool within_table = false;
   for (std::uint32_t index = head;;) {
-    const SplitDescriptor descriptor = VMSPACE_TRY(table.read(pop_operation, memory, index));
+    const SplitDescriptor descriptor = VMSPACE_TRY(table.read(split_pop_operation, memory, index));
     if ((descriptor.flags & SplitDescriptor::indirect) != 0) {
       // Not counted as a step of the chain, and followed at most once.
       if (within_table) {
-        return fail(
-            broken_at(pop_operation, index, "an indirect descriptor within an indirect table"));
+        return fail(broken_at(split_pop_operation, index,
+                              "an indirect descriptor within an indirect table"));
       }
       table = VMSPACE_TRY(builder.table(index, descriptor, options_.indirect));
       within_table = true;

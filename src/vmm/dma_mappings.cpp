@@ -24,30 +24,25 @@ namespace vmspace {
 
 using detail::require_multiple;
 
-namespace {
-
-/// A section that add() was given.
-struct Entry {
-  MemorySection section;
-  std::optional<Error> refused = {};  // of a window: why it is not mapped
-  MemoryPin pin = {};                 // unless it was refused
-};
-
-/// Where memory is in this process, all that some targets know it by.
-struct HostRange {
-  std::uintptr_t base;
-  std::uint64_t size;
-
-  friend auto operator<=>(const HostRange&, const HostRange&) = default;
-};
-
-HostRange host_range(const MemorySection& section) noexcept {
-  return {reinterpret_cast<std::uintptr_t>(section.host_base()), section.size()};
-}
-
-}  // namespace
-
 struct VMSPACE_HIDDEN DmaMappings::State {
+  /// A section that add() was given.
+  struct Entry {
+    MemorySection section;
+    std::optional<Error> refused = {};  // of a window: why it is not mapped
+    MemoryPin pin = {};                 // unless it was refused
+  };
+
+  /// Where memory is in this process, all that some targets know it by.
+  struct HostRange {
+    std::uintptr_t base;
+    std::uint64_t size;
+
+    friend auto operator<=>(const HostRange&, const HostRange&) = default;
+  };
+  static HostRange host_range(const MemorySection& section) noexcept {
+    return {reinterpret_cast<std::uintptr_t>(section.host_base()), section.size()};
+  }
+
   std::unique_ptr<DmaTarget> target;
   IntervalTree<Entry> entries = {};  ///< by guest physical addresses
   mutable std::mutex mutex = {};     ///< guards the entries, not the target
@@ -192,7 +187,7 @@ Result<void> DmaMappings::prepare(const MemoryChange& change) {
   std::uint64_t freed = 0;
   for (const MemorySection& removed : change.removed) {
     if (!detail::has_part_of(change.added, removed.guest_range())) continue;
-    const Entry* const entry = state_->find(removed);
+    const State::Entry* const entry = state_->find(removed);
     if (entry != nullptr && !entry->refused) ++freed;
   }
   if (needed <= freed || needed - freed <= limits.available) return {};
@@ -275,7 +270,7 @@ Result<void> DmaMappings::add(const MemorySection& section) {
 Result<void> DmaMappings::remove(const MemorySection& section) {
   constexpr const char* operation = "DmaMappings::remove";
   VMSPACE_TRY(check_not_moved_from(operation));
-  const Entry* const entry = state_->find(section);
+  const State::Entry* const entry = state_->find(section);
   if (entry == nullptr) {
     return fail({.code = Errc::not_found,
                  .operation = operation,
@@ -295,7 +290,7 @@ void DmaMappings::unmap_all() noexcept {
   if (!state_) return;
   while (!state_->entries.empty()) {
     const MemorySection section = (*state_->entries.begin()).value->section;
-    Entry& entry = *state_->find(section);
+    State::Entry& entry = *state_->find(section);
     // A failure can no longer be reported. Devices keep the pages, whoever has the memory then.
     if (!entry.refused && !state_->unmap(entry)) entry.pin.abandon();
     state_->forget(section);

@@ -20,11 +20,11 @@
 namespace vmspace {
 
 using detail::BlockDifference;
-using Run = PresentBlocks::Run;
-using Turn = Published<VmMap>::Writer;
-using Clock = std::chrono::steady_clock;
 
 namespace {
+
+using Run = PresentBlocks::Run;
+using Turn = Published<VmMap>::Writer;
 
 Error name_blocks(const Error& error, const char* operation, const MemoryRegion& region) noexcept {
   Error named = error.in(operation);
@@ -239,6 +239,7 @@ Result<void> MemoryBlocks::State::discard(const BlockDifference& blocks) const n
 Result<void> MemoryBlocks::State::wait_unused(const BlockDifference& blocks,
                                               std::chrono::nanoseconds timeout,
                                               const char* operation) const {
+  using Clock = std::chrono::steady_clock;
   const auto now = Clock::now();
   const auto deadline =
       timeout < Clock::time_point::max() - now ? now + timeout : Clock::time_point::max();

@@ -6,6 +6,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "base/corrupt.hpp"
 #include "os/page_size.hpp"
 
 namespace vmspace::detail {
@@ -13,10 +14,6 @@ namespace vmspace::detail {
 namespace {
 
 using Info = vfio_iommu_type1_info;
-
-tl::unexpected<Error> corrupt(const char* operation, const char* reason) {
-  return fail({.code = Errc::corrupt, .operation = operation, .reason = reason});
-}
 
 }  // namespace
 

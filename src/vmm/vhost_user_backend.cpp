@@ -34,14 +34,6 @@ namespace {
 
 constexpr const char* serve_operation = "VhostUserBackendMemory::serve";
 
-/// A region as the front-end has described it, and as it is mapped.
-struct Slot {
-  WireRegion wire;
-  dev_t device;  ///< with the inode, which file it is
-  ino_t inode;
-  MemoryRegionPtr region;
-};
-
 GuestRange guest_range(const WireRegion& wire) noexcept {
   return {.base = GuestAddress(wire.guest_address), .size = wire.size};
 }
@@ -77,8 +69,53 @@ Result<void> check_empty(const VhostUserMessage& message) {
                 "the request must have no payload");
 }
 
-/// Whether `wire` could be a region beside those of `slots`.
-Result<void> check_place(const WireRegion& wire, std::span<const Slot> slots) {
+}  // namespace
+
+struct VMSPACE_HIDDEN VhostUserBackendMemory::State {
+  /// A region as the front-end has described it, and as it is mapped.
+  struct Slot {
+    WireRegion wire;
+    dev_t device;  ///< with the inode, which file it is
+    ino_t inode;
+    MemoryRegionPtr region;
+  };
+
+  VhostUserBackendOptions options;
+  std::vector<Slot> slots = {};
+  VhostUserLog log = {};
+  Published<VhostUserMap> map{VhostUserMap{}};
+
+  /// What is replied to a message that was served: always, or where a reply was asked for.
+  struct Reply {
+    std::uint64_t number = 0;
+    bool always = false;
+  };
+  /// Nothing for a message that is about something else.
+  [[nodiscard]] Result<std::optional<Reply>> handle(const VhostUserMessage& message);
+
+  [[nodiscard]] Result<void> set_table(const VhostUserMessage& message);
+  [[nodiscard]] Result<void> add(const VhostUserMessage& message);
+  [[nodiscard]] Result<void> remove(const VhostUserMessage& message);
+  [[nodiscard]] Result<void> set_log(const VhostUserMessage& message);
+
+  /// Whether `wire` could be a region beside those of `slots`.
+  [[nodiscard]] static Result<void> check_place(const WireRegion& wire,
+                                                std::span<const Slot> slots);
+  /// Maps a region, or takes it from `before`, where it is already.
+  [[nodiscard]] static Result<Slot> make_slot(const WireRegion& wire, int fd, Unsealed unsealed,
+                                              std::span<const Slot> before);
+  [[nodiscard]] static Result<GuestMemory> memory_of(const std::vector<Slot>& slots);
+
+  /// Replaces slots and log by these, all or nothing, and waits until nobody uses what is gone.
+  [[nodiscard]] Result<void> replace(std::vector<Slot> new_slots, VhostUserLog new_log,
+                                     const char* operation);
+  [[nodiscard]] Result<void> publish(const std::vector<Slot>& new_slots,
+                                     const VhostUserLog& new_log, const char* operation) const;
+  [[nodiscard]] bool has_region(const MemoryRegion* region) const noexcept;
+};
+
+Result<void> VhostUserBackendMemory::State::check_place(const WireRegion& wire,
+                                                        std::span<const Slot> slots) {
   const auto fails_overlap = [&](const GuestRange& one, const GuestRange& other,
                                  const char* reason) {
     return fail({.code = Errc::overlap,
@@ -111,9 +148,8 @@ Result<void> check_place(const WireRegion& wire, std::span<const Slot> slots) {
   return {};
 }
 
-/// Maps a region, or takes it from `before`, where it is already.
-Result<Slot> make_slot(const WireRegion& wire, int fd, Unsealed unsealed,
-                       std::span<const Slot> before) {
+Result<VhostUserBackendMemory::State::Slot> VhostUserBackendMemory::State::make_slot(
+    const WireRegion& wire, int fd, Unsealed unsealed, std::span<const Slot> before) {
   struct stat file {};
   if (detail::retry([&] { return kernel().fstat(fd, &file); }) != 0) {
     return fail_os(serve_operation, detail::operand(guest_range(wire)), "fstat");
@@ -134,42 +170,13 @@ Result<Slot> make_slot(const WireRegion& wire, int fd, Unsealed unsealed,
   return slot;
 }
 
-Result<GuestMemory> memory_of(const std::vector<Slot>& slots) {
+Result<GuestMemory> VhostUserBackendMemory::State::memory_of(const std::vector<Slot>& slots) {
   std::vector<MemoryRegionPtr> regions;
   regions.reserve(slots.size());
   for (const Slot& slot : slots)
     regions.push_back(slot.region);
   return GuestMemory::from_regions(std::move(regions));
 }
-
-}  // namespace
-
-struct VMSPACE_HIDDEN VhostUserBackendMemory::State {
-  VhostUserBackendOptions options;
-  std::vector<Slot> slots = {};
-  VhostUserLog log = {};
-  Published<VhostUserMap> map{VhostUserMap{}};
-
-  /// What is replied to a message that was served: always, or where a reply was asked for.
-  struct Reply {
-    std::uint64_t number = 0;
-    bool always = false;
-  };
-  /// Nothing for a message that is about something else.
-  [[nodiscard]] Result<std::optional<Reply>> handle(const VhostUserMessage& message);
-
-  [[nodiscard]] Result<void> set_table(const VhostUserMessage& message);
-  [[nodiscard]] Result<void> add(const VhostUserMessage& message);
-  [[nodiscard]] Result<void> remove(const VhostUserMessage& message);
-  [[nodiscard]] Result<void> set_log(const VhostUserMessage& message);
-
-  /// Replaces slots and log by these, all or nothing, and waits until nobody uses what is gone.
-  [[nodiscard]] Result<void> replace(std::vector<Slot> new_slots, VhostUserLog new_log,
-                                     const char* operation);
-  [[nodiscard]] Result<void> publish(const std::vector<Slot>& new_slots,
-                                     const VhostUserLog& new_log, const char* operation) const;
-  [[nodiscard]] bool has_region(const MemoryRegion* region) const noexcept;
-};
 
 Result<void> VhostUserBackendMemory::State::publish(const std::vector<Slot>& new_slots,
                                                     const VhostUserLog& new_log,
@@ -379,7 +386,7 @@ Result<GuestAddress> VhostUserBackendMemory::guest_address(std::uint64_t user_ad
                  .reason = reason});
   };
   if (!wanted.last()) return refuse_range(Errc::overflow, {}, "the user addresses pass 2^64");
-  for (const Slot& slot : state_->slots) {
+  for (const State::Slot& slot : state_->slots) {
     const GuestRange user = user_range(slot.wire);
     if (!user.contains(wanted.base)) continue;
     if (!user.contains(wanted)) {
@@ -402,13 +409,13 @@ Result<void> VhostUserBackendMemory::check_invariants() const {
                  .reason = rule});
   };
   const auto shared = state_->map.snapshot();
-  const std::span<const Slot> slots = state_->slots;
+  const std::span<const State::Slot> slots = state_->slots;
   if (shared->memory.regions().size() != slots.size()) {
     return broken("the published memory must have the regions of the slots, and no others");
   }
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const GuestRange guest = guest_range(slots[i].wire);
-    if (!check_place(slots[i].wire, slots.first(i))) {
+    if (!State::check_place(slots[i].wire, slots.first(i))) {
       return broken("regions must have valid addresses and must not overlap");
     }
     if (slots[i].region->guest_range() != guest ||

@@ -7,6 +7,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "base/corrupt.hpp"
 #include "vmm/vhost_user_wire.hpp"
 
 namespace vmspace {
@@ -14,44 +15,42 @@ namespace vmspace {
 namespace {
 
 namespace vhost_user = detail::vhost_user;
+using detail::corrupt;
 using detail::WireIotlb;
 
-constexpr const char* operation = "serve_iotlb";
+constexpr const char* iotlb_operation = "serve_iotlb";
 
 static_assert(static_cast<std::uint8_t>(Protection::read) == vhost_user::access_read &&
               static_cast<std::uint8_t>(Protection::write) == vhost_user::access_write &&
               static_cast<std::uint8_t>(Protection::read_write) == vhost_user::access_both);
 
-tl::unexpected<Error> corrupt(std::uint64_t number, const char* reason) {
-  return fail({.code = Errc::corrupt,
-               .operation = operation,
-               .first = Operand::number(number),
-               .reason = reason});
-}
-
 Result<void> update(const WireIotlb& wire, const VhostUserBackendMemory& memory, IoTlb& tlb) {
   if (wire.access < vhost_user::access_read || wire.access > vhost_user::access_both)
-    return corrupt(wire.access, "an update must allow reading, writing or both");
+    return corrupt(iotlb_operation, "an update must allow reading, writing or both",
+                   Operand::number(wire.access));
   const GuestAddress guest =
-      VMSPACE_TRY_IN(operation, memory.guest_address(wire.user_address, wire.size));
-  VMSPACE_TRY_IN(operation, tlb.update({.iova = GuestAddress(wire.iova),
-                                        .guest = {guest, wire.size},
-                                        .access = static_cast<Protection>(wire.access)}));
+      VMSPACE_TRY_IN(iotlb_operation, memory.guest_address(wire.user_address, wire.size));
+  VMSPACE_TRY_IN(iotlb_operation, tlb.update({.iova = GuestAddress(wire.iova),
+                                              .guest = {guest, wire.size},
+                                              .access = static_cast<Protection>(wire.access)}));
   return {};
 }
 
 Result<void> carry_out(const VhostUserMessage& message, const VhostUserBackendMemory& memory,
                        IoTlb& tlb, const VhostUserIotlbOptions& options) {
   if (!message.fds().empty())
-    return corrupt(message.fds().size(), "an IOTLB message must not have descriptors");
-  const WireIotlb wire = VMSPACE_TRY(detail::decode<WireIotlb>(message.payload(), operation));
+    return corrupt(iotlb_operation, "an IOTLB message must not have descriptors",
+                   Operand::number(message.fds().size()));
+  const WireIotlb wire = VMSPACE_TRY(detail::decode<WireIotlb>(message.payload(), iotlb_operation));
   switch (wire.type) {
     case vhost_user::iotlb_update: return update(wire, memory, tlb);
     case vhost_user::iotlb_invalidate:
-      VMSPACE_TRY_IN(operation,
+      VMSPACE_TRY_IN(iotlb_operation,
                      tlb.invalidate({GuestAddress(wire.iova), wire.size}, options.release_timeout));
       return {};
-    default: return corrupt(wire.type, "a front-end must send updates and invalidations only");
+    default:
+      return corrupt(iotlb_operation, "a front-end must send updates and invalidations only",
+                     Operand::number(wire.type));
   }
 }
 
@@ -69,7 +68,7 @@ Result<bool> serve_iotlb(int socket_fd, const VhostUserMessage& message,
     return fail(done.error());
   }
   if (message.needs_reply())
-    VMSPACE_TRY_IN(operation, message.reply(socket_fd, 0, options.reply_timeout));
+    VMSPACE_TRY_IN(iotlb_operation, message.reply(socket_fd, 0, options.reply_timeout));
   return true;
 }
 

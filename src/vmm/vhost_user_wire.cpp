@@ -7,27 +7,24 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/vmm/vhost_user_message.hpp"
 
+#include "base/corrupt.hpp"
 #include "os/system_calls.hpp"
 
 namespace vmspace::detail {
 
 namespace {
 
-tl::unexpected<Error> corrupt(const char* operation, Operand what, const char* reason) {
-  return fail({.code = Errc::corrupt, .operation = operation, .first = what, .reason = reason});
-}
-
 /// Fills `to`. `fds` is empty where no descriptors may come.
-Result<void> receive_all(int socket_fd, std::span<std::byte> to, std::span<Descriptor> fds,
-                         std::size_t& fd_count, bool message_began, Deadline deadline,
-                         const char* operation) {
+Result<void> receive_whole(int socket_fd, std::span<std::byte> to, std::span<Descriptor> fds,
+                           std::size_t& fd_count, bool message_began, Deadline deadline,
+                           const char* operation) {
   for (std::size_t filled = 0; filled < to.size();) {
     const auto got =
         receive_bytes(socket_fd, to.subspan(filled), fds, fd_count, deadline, operation);
     const bool began = message_began || filled != 0;
     if (!got) {
       if (!began || got.error().code != Errc::timed_out) return fail(got.error());
-      return corrupt(operation, {}, "the message did not arrive whole in time");
+      return corrupt(operation, "the message did not arrive whole in time");
     }
     if (*got == 0) {
       return fail_os(operation, {},
@@ -44,12 +41,12 @@ Result<void> receive_all(int socket_fd, std::span<std::byte> to, std::span<Descr
 
 Result<WireRegions> decode_table(std::span<const std::byte> payload, const char* operation) {
   if (payload.size() < sizeof(WireTable)) {
-    return corrupt(operation, Operand::size(payload.size()), "the table has no header");
+    return corrupt(operation, "the table has no header", Operand::size(payload.size()));
   }
   const WireTable head =
       VMSPACE_TRY(decode<WireTable>(payload.first(sizeof(WireTable)), operation));
   if (head.padding != 0) {
-    return corrupt(operation, Operand::number(head.padding), "the table's padding must be 0");
+    return corrupt(operation, "the table's padding must be 0", Operand::number(head.padding));
   }
   if (head.count > vhost_user::max_table) {
     return fail({.code = Errc::limit_exceeded,
@@ -60,8 +57,8 @@ Result<WireRegions> decode_table(std::span<const std::byte> payload, const char*
   }
   const auto rest = payload.subspan(sizeof(WireTable));
   if (rest.size() != head.count * sizeof(WireRegion)) {
-    return corrupt(operation, Operand::size(payload.size()),
-                   "the payload must be exactly as long as the number of regions says");
+    return corrupt(operation, "the payload must be exactly as long as the number of regions says",
+                   Operand::size(payload.size()));
   }
   WireRegions table{.regions = {}, .count = head.count};
   if (!rest.empty()) std::memcpy(table.regions.data(), rest.data(), rest.size());
@@ -71,7 +68,7 @@ Result<WireRegions> decode_table(std::span<const std::byte> payload, const char*
 Result<WireRegion> decode_region(std::span<const std::byte> payload, const char* operation) {
   const WireSingle single = VMSPACE_TRY(decode<WireSingle>(payload, operation));
   if (single.padding == 0) return single.region;
-  return corrupt(operation, Operand::number(single.padding), "the region's padding must be 0");
+  return corrupt(operation, "the region's padding must be 0", Operand::number(single.padding));
 }
 
 Result<void> send_message(int socket_fd, const WireHeader& header,
@@ -84,17 +81,17 @@ Result<void> send_message(int socket_fd, const WireHeader& header,
 Result<WireHeader> receive_header(int socket_fd, Deadline deadline, std::span<Descriptor> fds,
                                   std::size_t& fd_count, const char* operation) {
   WireHeader header{};
-  VMSPACE_TRY(receive_all(socket_fd, std::as_writable_bytes(std::span(&header, 1)), fds, fd_count,
-                          false, deadline, operation));
+  VMSPACE_TRY(receive_whole(socket_fd, std::as_writable_bytes(std::span(&header, 1)), fds, fd_count,
+                            false, deadline, operation));
   constexpr std::uint32_t known =
       vhost_user::version_mask | vhost_user::is_reply | vhost_user::need_reply;
   if ((header.flags & ~known) != 0 ||
       (header.flags & vhost_user::version_mask) != vhost_user::version) {
-    return corrupt(operation, Operand::number(header.flags),
-                   "the flags must have version 1 and no unknown bits");
+    return corrupt(operation, "the flags must have version 1 and no unknown bits",
+                   Operand::number(header.flags));
   }
   if (header.size > VhostUserMessage::max_payload) {
-    return corrupt(operation, Operand::size(header.size), "the payload is too long");
+    return corrupt(operation, "the payload is too long", Operand::size(header.size));
   }
   return header;
 }
@@ -102,7 +99,7 @@ Result<WireHeader> receive_header(int socket_fd, Deadline deadline, std::span<De
 Result<void> receive_payload(int socket_fd, Deadline deadline, std::span<std::byte> payload,
                              const char* operation) {
   std::size_t none = 0;
-  return receive_all(socket_fd, payload, {}, none, true, deadline, operation);
+  return receive_whole(socket_fd, payload, {}, none, true, deadline, operation);
 }
 
 }  // namespace vmspace::detail

@@ -20,7 +20,7 @@ namespace {
 
 using detail::LivePages;
 using detail::PageBuffer;
-using detail::PageRun;
+using detail::RegionPages;
 using Turn = LivePages::Turn;
 
 constexpr std::uint64_t page = 4096;
@@ -31,7 +31,7 @@ const std::byte* host(std::uint64_t more = 0) {
   return reinterpret_cast<const std::byte*>(1024 * huge + more);
 }
 
-void expect_run(PageRun run, std::uint64_t offset, std::uint64_t size) {
+void expect_run(RegionPages run, std::uint64_t offset, std::uint64_t size) {
   EXPECT_EQ(run.offset, offset);
   EXPECT_EQ(run.size, size);
 }
