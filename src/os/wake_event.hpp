@@ -7,6 +7,10 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 
+#include <chrono>
+#include <span>
+#include <thread>
+
 #include "vmspace/base/result.hpp"
 
 #include "os/descriptor.hpp"
@@ -41,6 +45,15 @@ class WakeEvent {
     eventfd_t count = 0;
     static_cast<void>(kernel().read(event_.value(), &count, sizeof count));
   }
+
+  /// For one thread, whose loop asks all that it waits for and then comes here, so that nothing is lost
+  /// where poll(2) can't wait: this pauses instead. Resets the event, whose polled() comes first.
+  void wait(std::span<pollfd> polled) const noexcept {
+    if (kernel().poll(polled.data(), polled.size(), longest_poll) < 0) return pause();
+    if (polled.front().revents != 0) reset();
+  }
+  /// Between tries of what has failed: too short for a guest to notice, and too long to cost a core.
+  static void pause() noexcept { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
  private:
   Descriptor event_;

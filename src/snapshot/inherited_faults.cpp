@@ -2,15 +2,12 @@
 
 #include "snapshot/inherited_faults.hpp"
 
-#include <poll.h>
-
 #include <algorithm>
 #include <cerrno>
 
 #include "vmspace/base/try.hpp"
 
 #include "os/page_size.hpp"
-#include "os/system_calls.hpp"
 #include "os/thread.hpp"
 
 namespace vmspace::detail {
@@ -78,8 +75,7 @@ void InheritedFaults::work() noexcept {
       if (part->is_inherited && std::ranges::find(polled_, fd, &pollfd::fd) == polled_.end())
         polled_.push_back({.fd = fd, .events = POLLIN, .revents = 0});
     }
-    if (kernel().poll(polled_.data(), polled_.size(), wake_.longest_poll) < 0) continue;
-    if (polled_.front().revents != 0) wake_.reset();
+    wake_.wait(polled_);
     for (const Part* part : parts_) {
       if (part->is_inherited) answer_next(*part->faults);
     }
@@ -89,7 +85,8 @@ void InheritedFaults::work() noexcept {
 void InheritedFaults::answer_next(const Userfault& faults) const noexcept {
   uffd_msg message;
   const auto is_there = faults.next("DirtyScan", message);
-  if (!is_there || !*is_there || message.event != UFFD_EVENT_PAGEFAULT) return;
+  if (!is_there) return WakeEvent::pause();
+  if (!*is_there || message.event != UFFD_EVENT_PAGEFAULT) return;
   const std::uint64_t address = message.arg.pagefault.address;
   const auto offset_in = [&](const Part* part) {
     return address - reinterpret_cast<std::uintptr_t>(part->mapping->data());

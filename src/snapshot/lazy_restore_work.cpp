@@ -12,13 +12,11 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/host/zero_test.hpp"
 
-#include "os/system_calls.hpp"
 #include "snapshot/lazy_restore_state.hpp"
 #include "snapshot/snapshot_format.hpp"
 
 namespace vmspace {
 
-using detail::kernel;
 using detail::PageFate;
 using detail::PageLedger;
 using detail::PageRun;
@@ -30,7 +28,7 @@ namespace {
 
 constexpr const char* restore_operation = "LazyRestore";
 /// After so many errors in a row the descriptor of the faults counts as dead.
-constexpr unsigned most_failed_waits = 100;
+constexpr unsigned most_failed_reads = 100;
 
 }  // namespace
 
@@ -53,19 +51,19 @@ void LazyRestore::State::work(Worker& worker) {
       return;
     }
     const auto answered = answer_fault(worker);
-    if (answered && *answered) continue;
-    if (answered && step(worker)) continue;
-    std::array<pollfd, 2> events{pollfd{.fd = faults_->fd(), .events = POLLIN, .revents = 0},
-                                 worker.wake.polled()};
-    const int ready = kernel().poll(events.data(), events.size(), worker.wake.longest_poll);
-    const bool has_failed = !answered || (ready < 0 && errno != EINTR);
-    failed = has_failed ? failed + 1 : 0;
-    if (failed == most_failed_waits) {
-      lose_all(answered ? detail::fail_os(restore_operation, {}, "poll").value()
-                        : answered.error());
-      failed = 0;  // where there was nothing to lose, the end is near, and may need this thread
+    if (!answered) {
+      if (++failed == most_failed_reads) {
+        lose_all(answered.error());
+        failed = 0;  // where there was nothing to lose, the end is near, and may need this thread
+      }
+      detail::WakeEvent::pause();
+      continue;
     }
-    if (ready > 0 && events[1].revents != 0) worker.wake.reset();
+    failed = 0;
+    if (*answered || step(worker)) continue;
+    std::array<pollfd, 2> events{worker.wake.polled(),
+                                 pollfd{.fd = faults_->fd(), .events = POLLIN, .revents = 0}};
+    worker.wake.wait(events);
   }
 }
 

@@ -270,6 +270,8 @@ bool PageLedger::begin_loss() noexcept {
   if (!is_open_ || remaining_ == 0) return false;
   is_open_ = false;
   std::ranges::for_each(jobs_, [&](Job& job) { revoke(job); });
+  // No job begins any more. Discards do until the last has ended: one that spans regions, as a file's
+  // may, begins in each while it goes on in those before, and could not end if it had to wait for us.
   changed_.wait(lock, [&] {
     return discards_.empty() &&
            std::ranges::none_of(jobs_, [](const Job& job) { return job.stage == Stage::filling; });

@@ -153,7 +153,31 @@ TEST_P(LazyRestoreCalls, NobodyWaitsInMemoryThatCouldNotBeUnregistered) {
   EXPECT_EQ(reads.wait_for(long_enough), std::future_status::ready);
 }
 
-/// Who discards the last pages is held up before it says that there are no more, while a thread can't poll.
+std::counting_semaphore<>* refused = nullptr;  ///< released when a thread fails to poll
+
+TEST_P(LazyRestoreCalls, AThreadThatCannotPollLosesNothing) {
+  const auto source = std::make_shared<WordSource>();
+  const GuestMemory memory = ram();
+  std::counting_semaphore<> polls{0};
+  refused = &polls;
+  Injector injector;
+  injector.table().poll = [](pollfd*, nfds_t, int) {
+    refused->release();
+    errno = ENOMEM;
+    return -1;
+  };
+  START_OR_SKIP(restore, memory, source, {.threads = 1, .background = false});
+  for (int i = 0; i < 200; ++i)
+    ASSERT_TRUE(polls.try_acquire_for(long_enough));
+  ASSERT_EQ(restore.statistics().lost, 0U);
+  EXPECT_TRUE(holds_words(memory.regions()[0]->host_base() + page, base + page));
+  restore.resume_background();
+  VMSPACE_EXPECT_OK(restore.wait(long_enough));
+  expect_restored(memory, *source);
+}
+
+/// Who discards the last pages is held up before it says that there are no more, while a thread can't
+/// read faults.
 struct LastDiscard {
   static constexpr int given_up_after = 100;
   std::atomic<int> failed{0};
@@ -161,14 +185,17 @@ struct LastDiscard {
 };
 LastDiscard* last_discard = nullptr;
 
-TEST_P(LazyRestoreCalls, AThreadThatFailsToWaitStillEndsWhatIsComplete) {
+TEST_P(LazyRestoreCalls, AThreadThatFailsToReadFaultsStillEndsWhatIsComplete) {
   const auto source = std::make_shared<WordSource>();
   const GuestMemory memory = ram();
   LastDiscard here;
   last_discard = &here;
   Injector injector;
   injector.table().poll = [](pollfd* polled, nfds_t count, int) {
-    if (!last_discard->is_held) return detail::real_system_calls.poll(polled, count, 1);
+    return detail::real_system_calls.poll(polled, count, 1);
+  };
+  injector.table().read = [](int fd, void* to, std::size_t size) -> ssize_t {
+    if (!last_discard->is_held) return detail::real_system_calls.read(fd, to, size);
     ++last_discard->failed;
     errno = EIO;
     return -1;

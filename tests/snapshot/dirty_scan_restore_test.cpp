@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <future>
 #include <memory>
 #include <optional>
 #include <ostream>
@@ -236,6 +238,20 @@ TEST_P(WatchedRestore, AfterTheEndTheMemoryIsLikeAnyOther) {
   const TempFile file;
   EXPECT_THAT(save_snapshot(memory, file.fd()), IsOk());
   EXPECT_THAT(DirtyScan::start(memory), HasError(Errc::bad_state)) << "but for a second scan";
+}
+
+TEST_P(WatchedRestore, WhoTouchesZerosAfterTheEndGoesOnWhereNobodyCanPoll) {
+  START_OR_SKIP(restore, memory, source, {.background = false});
+  SCAN(scan);
+  restore.resume_background();
+  VMSPACE_ASSERT_OK(restore.wait(long_enough));
+  Injector injector;
+  injector.fail_always("poll", ENOMEM);
+  // The first may end a poll that began before.
+  auto reads = std::async(std::launch::async, [&] { return read(6) | read(7); });
+  EXPECT_EQ(reads.wait_for(long_enough), std::future_status::ready);
+  injector.fail_none();
+  EXPECT_EQ(reads.get(), 0U);
 }
 
 TEST_P(WatchedRestore, WhicheverCallOfStartingFailsTheRestoreGoesOn) {

@@ -5,12 +5,14 @@
 
 #include "vmspace/snapshot/live_snapshot.hpp"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <future>
 #include <string>
 #include <thread>
 #include <utility>
@@ -231,6 +233,27 @@ TEST(LiveSnapshot, CanBeGivenUpAtAnyTime) {
     if (taken) VMSPACE_ASSERT_OK(snapshot.take());
   }
   EXPECT_EQ(open_descriptors(), descriptors);
+  // Nobody is there to resolve a fault.
+  ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(1_MiB, 2)));
+}
+
+TEST(LiveSnapshot, OneThatNobodyReadsIsGivenUpWhenItsOtherEndIsClosed) {
+  const GuestMemory memory = guest_of(anon, 1_MiB);
+  ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(1_MiB)));
+  for (const int flags : {0, O_NONBLOCK}) {
+    int ends[2] = {-1, -1};
+    ASSERT_EQ(pipe2(ends, O_CLOEXEC | flags), 0);
+    PREPARE_OR_SKIP(snapshot, memory, ends[1]);
+    VMSPACE_ASSERT_OK(snapshot.take());
+    while (snapshot.statistics().saved_in_background == 0)
+      std::this_thread::yield();
+    auto given_up = std::async(std::launch::async, [one = std::move(snapshot)]() mutable {
+      const LiveSnapshot ends_here = std::move(one);
+    });
+    close(ends[0]);
+    EXPECT_EQ(given_up.wait_for(std::chrono::minutes(1)), std::future_status::ready);
+    close(ends[1]);
+  }
   // Nobody is there to resolve a fault.
   ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(1_MiB, 2)));
 }

@@ -16,7 +16,8 @@
 // IoTlbOptions::on_miss gave, and `invalid_argument` where that was a wrong entry; `access_denied` where
 // the translation does not allow the access; `overflow` for a range that would pass 2^64;
 // `limit_exceeded` above 65536 pieces; those of GuestMemory for what an entry refers to. A call that
-// fails has changed nothing.
+// fails has changed nothing. What is said of costs is for translations that the table has: a miss costs
+// its answer and a copy of the table (IoTlbOptions::on_miss).
 
 #pragma once
 

@@ -130,8 +130,11 @@ class VMSPACE_EXPORT LiveSnapshot {
   LiveSnapshot(LiveSnapshot&&) noexcept;
   /// Gives up the one it was.
   LiveSnapshot& operator=(LiveSnapshot&&) noexcept;
-  /// Gives up a snapshot that is not complete: nothing is protected any more, and the file is not a
-  /// snapshot. Waits for the writer to return from the system call it is in.
+  /// Gives up a snapshot whose pages are not all saved: nothing is protected any more, the guest runs on,
+  /// and the file is not a snapshot. Then waits until the writer has written what it has begun: 2 MiB,
+  /// or one page where that is larger; or, once all pages are saved, the rest of the snapshot. A pipe or
+  /// socket that nobody reads holds it up for as long as its other end is open: close that first, or
+  /// call shutdown(2) for a socket.
   ~LiveSnapshot();
 
  private:
