@@ -55,24 +55,4 @@ RangeList intersection_of(std::span<const GuestRange> a, std::span<const GuestRa
   return both;
 }
 
-RangeList difference_of(std::span<const GuestRange> a, std::span<const GuestRange> b) {
-  RangeList rest;
-  auto other = b.begin();
-  for (const GuestRange& range : a) {
-    std::uint64_t first = first_of(range);
-    const std::uint64_t last = last_of(range);
-    while (other != b.end() && last_of(*other) < first)
-      ++other;
-    bool is_done = false;
-    for (auto cut = other; cut != b.end() && first_of(*cut) <= last; ++cut) {
-      if (first_of(*cut) > first) rest.push_back(between(first, first_of(*cut) - 1));
-      is_done = last_of(*cut) >= last;
-      if (is_done) break;
-      first = last_of(*cut) + 1;
-    }
-    if (!is_done) rest.push_back(between(first, last));
-  }
-  return rest;
-}
-
 }  // namespace vmspace::detail

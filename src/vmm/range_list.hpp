@@ -19,7 +19,5 @@ using RangeList = std::vector<GuestRange>;
 /// What is in both. O(n).
 [[nodiscard]] RangeList intersection_of(std::span<const GuestRange> a,
                                         std::span<const GuestRange> b);
-/// What is in `a` and not in `b`. O(n).
-[[nodiscard]] RangeList difference_of(std::span<const GuestRange> a, std::span<const GuestRange> b);
 
 }  // namespace vmspace::detail

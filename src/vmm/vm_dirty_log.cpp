@@ -3,7 +3,8 @@
 #include "vmspace/vmm/vm_dirty_log.hpp"
 
 #include <algorithm>
-#include <iterator>
+#include <cstdint>
+#include <limits>
 #include <optional>
 #include <utility>
 
@@ -91,16 +92,16 @@ Result<void> VmMemory::State::fan_out(const GuestMemory& memory) {
     auto fresh = VMSPACE_TRY(detail::take_dirty(memory, harvest));
     if (!outgrown.empty()) fresh = detail::union_of(fresh, take_outgrown(memory, harvest));
     if (!fresh.empty()) {
-      std::vector<std::pair<std::shared_ptr<VmDirtyLog::Pending>, detail::RangeList>> merged;
+      std::vector<std::shared_ptr<VmDirtyLog::Pending>> ready;
       for (const auto& each : logs) {
         if (auto log = each.lock()) {
-          auto ranges = detail::union_of(log->ranges, fresh);
-          merged.emplace_back(std::move(log), std::move(ranges));
+          log->pages.reserve(fresh);
+          ready.push_back(std::move(log));
         }
       }
       VMSPACE_TRY(harvest.finish());
-      for (auto& [log, ranges] : merged)
-        log->ranges = std::move(ranges);
+      for (const auto& log : ready)
+        log->pages.add(fresh);
     }
   }
   std::erase_if(outgrown, [](const OutgrownMemory& each) { return each.is_unused; });
@@ -175,16 +176,15 @@ Result<std::vector<GuestRange>> VmDirtyLog::harvest(std::optional<GuestRange> wi
   const auto turn = VMSPACE_TRY(memory_.state_->map.writer(operation));
   const GuestMemory& memory = turn.current().memory;
   VMSPACE_TRY(memory_.state_->fan_out(memory));
+  if (within && within->empty()) return std::vector<GuestRange>();
+  const std::uint64_t first = within ? within->base.value() : 0;
+  const std::uint64_t last =
+      within ? first + (within->size - 1) : std::numeric_limits<std::uint64_t>::max();
   // Of what was unplugged since, nothing is left to read.
-  detail::RangeList written = detail::intersection_of(pending_->ranges, ranges_of(memory));
-  detail::RangeList rest;
-  if (within) {
-    const std::vector<GuestRange> asked(within->empty() ? 0 : 1, *within);
-    rest = detail::difference_of(written, asked);
-    written = detail::intersection_of(written, asked);
-  }
+  detail::RangeList written =
+      detail::intersection_of(pending_->pages.ranges_in(first, last), ranges_of(memory));
   written = detail::union_of(written, {});  // adjacent regions were taken apart
-  pending_->ranges = std::move(rest);
+  pending_->pages.remove(first, last);
   return written;
 }
 

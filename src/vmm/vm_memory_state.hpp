@@ -13,14 +13,15 @@
 #include "vmspace/vmm/vm_memory.hpp"
 
 #include "vmm/listener_table.hpp"
+#include "vmm/page_set.hpp"
 #include "vmm/range_list.hpp"
 #include "vmm/vm_change.hpp"
 
 namespace vmspace {
 
-/// What was written since this log was harvested, in ranges of memory that there was.
+/// What was written since this log was harvested, of memory that there was.
 struct VMSPACE_HIDDEN VmDirtyLog::Pending {
-  detail::RangeList ranges;
+  detail::PageSet pages;
 };
 
 /// Where memory was mapped before it was resized: threads with an old map still write there, and mark

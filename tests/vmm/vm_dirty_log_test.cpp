@@ -15,6 +15,7 @@
 #include <gtest/gtest.h>
 
 #include "vm_memory_support.hpp"
+#include "vmm/page_set.hpp"
 #include "vmm/range_list.hpp"
 
 namespace vmspace::test {
@@ -76,6 +77,14 @@ TEST_F(VmDirtyLogTest, ARangeIsHarvestedByItself) {
   EXPECT_THAT(harvest(log), ElementsAre(pages(0), pages(9), pages(12)));
   EXPECT_THAT(log.harvest({GuestAddress(~std::uint64_t{0}), 2}), HasError(Errc::overflow));
   EXPECT_EQ(log.harvest({GuestAddress(page), ~std::uint64_t{0} - page}), std::vector<GuestRange>());
+}
+
+TEST_F(VmDirtyLogTest, APageThatARangeHasInPartIsNotLostToTheRest) {
+  auto log = memory.start_dirty_log().value();
+  first->wrote(pages(9, 3));
+  EXPECT_EQ(log.harvest(GuestRange{GuestAddress(9 * page + 100), 2 * page}),
+            (std::vector{GuestRange{GuestAddress(9 * page + 100), 2 * page}}));
+  EXPECT_THAT(harvest(log), ElementsAre(pages(9), pages(11)));
 }
 
 TEST_F(VmDirtyLogTest, ListenersLogWhileAnyLogLives) {
@@ -274,7 +283,6 @@ TEST_F(VmDirtyLogTest, MovesAndOutlivesTheOtherHandles) {
   EXPECT_FALSE(map->memory.regions().front()->dirty().is_enabled());
 }
 
-using detail::difference_of;
 using detail::intersection_of;
 using detail::RangeList;
 using detail::union_of;
@@ -283,21 +291,40 @@ GuestRange bytes(std::uint64_t first, std::uint64_t last) {
   return {.base = GuestAddress(first), .size = last - first + 1};
 }
 
-TEST(RangeList, JoinsCutsAndTakesAway) {
+TEST(RangeList, JoinsAndCuts) {
   const std::uint64_t top = ~std::uint64_t{0};
   const RangeList a = {bytes(0, 9), bytes(20, 29), bytes(top - 9, top)};
   const RangeList b = {bytes(5, 19), bytes(25, 26), bytes(40, 49), bytes(top, top)};
   EXPECT_EQ(union_of(a, b), (RangeList{bytes(0, 29), bytes(40, 49), bytes(top - 9, top)}));
   EXPECT_EQ(intersection_of(a, b), (RangeList{bytes(5, 9), bytes(25, 26), bytes(top, top)}));
-  EXPECT_EQ(difference_of(a, b),
-            (RangeList{bytes(0, 4), bytes(20, 24), bytes(27, 29), bytes(top - 9, top - 1)}));
-  EXPECT_EQ(difference_of(b, a), (RangeList{bytes(10, 19), bytes(40, 49)}));
   EXPECT_EQ(union_of({}, a), a);
   EXPECT_EQ(intersection_of({}, a), RangeList());
-  EXPECT_EQ(difference_of(a, {}), a);
-  EXPECT_EQ(difference_of(a, a), RangeList());
-  EXPECT_EQ(difference_of(RangeList{bytes(0, 99)}, RangeList{bytes(1, 1), bytes(3, 3)}),
-            (RangeList{bytes(0, 0), bytes(2, 2), bytes(4, 99)}));
+}
+
+TEST(PageSet, GivesWhatIsInARangeAndForgetsWholePages) {
+  const std::uint64_t top = ~std::uint64_t{0};
+  const std::uint64_t block = 128_MiB;
+  detail::PageSet set;
+  EXPECT_THAT(set.ranges_in(0, top), IsEmpty());
+  const RangeList added = {pages(0), pages(2, 3), bytes(block - 2 * page, 2 * block + page - 1),
+                           bytes(top - page + 1, top)};
+  set.reserve(added);
+  EXPECT_THAT(set.ranges_in(0, top), IsEmpty());
+  set.add(added);
+  set.add(RangeList{pages(3)});
+  EXPECT_EQ(set.ranges_in(0, top), added);
+  EXPECT_EQ(set.ranges_in(page, 3 * page + 9), (RangeList{bytes(2 * page, 3 * page + 9)}));
+
+  // Both pages at the ends are there in part, and stay.
+  set.remove(2 * page + 1, 4 * page + 7);
+  EXPECT_EQ(set.ranges_in(0, 9 * page), (RangeList{pages(0), pages(2), pages(4)}));
+  set.remove(0, 0);
+  set.remove(block, 2 * block - 1);
+  EXPECT_EQ(set.ranges_in(5 * page, top),
+            (RangeList{bytes(block - 2 * page, block - 1), bytes(2 * block, 2 * block + page - 1),
+                       bytes(top - page + 1, top)}));
+  set.remove(0, top);
+  EXPECT_THAT(set.ranges_in(0, top), IsEmpty());
 }
 
 }  // namespace

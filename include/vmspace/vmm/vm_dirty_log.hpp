@@ -48,11 +48,11 @@ class VMSPACE_EXPORT VmDirtyLog {
 
   /// What was written since the last harvest of this log, in address order and coalesced. Read the
   /// data after it returns. Errors: those of the listeners' log_sync() and log_start(); `os`. Nothing
-  /// is lost then. O(pages / 64 + ranges), those that are left to this log and to others for later
-  /// included, and what the listeners' logs cost.
+  /// is lost then. O(pages / 64 + ranges), and what the listeners' logs cost.
   [[nodiscard]] Result<std::vector<GuestRange>> harvest();
-  /// What was written of one range, such as a display's; the rest is for a later harvest. An empty
-  /// range gives nothing; `overflow` for one that passes 2^64.
+  /// What was written of one range, such as a display's; the rest is for a later harvest, and costs this
+  /// one nothing. A page that the range has in part is reported again by the next harvest. An empty range
+  /// gives nothing; `overflow` for one that passes 2^64.
   [[nodiscard]] Result<std::vector<GuestRange>> harvest(GuestRange within);
 
   /// Stops the log. With the last one, listeners stop to log. Errors: the first of their log_stop(),
