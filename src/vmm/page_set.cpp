@@ -9,18 +9,6 @@
 
 namespace vmspace::detail {
 
-namespace {
-
-std::uint64_t first_of(const GuestRange& range) noexcept {
-  return range.base.value();
-}
-
-std::uint64_t last_of(const GuestRange& range) noexcept {
-  return range.base.value() + (range.size - 1);
-}
-
-}  // namespace
-
 /// `first` and `last` are numbers of pages.
 template <typename Use>
 void PageSet::for_each_word(std::uint64_t index, Block& block, std::uint64_t first,

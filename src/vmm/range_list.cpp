@@ -9,16 +9,6 @@ namespace vmspace::detail {
 
 namespace {
 
-// Inclusive, so that a range may end with the last address.
-
-std::uint64_t first_of(const GuestRange& range) noexcept {
-  return range.base.value();
-}
-
-std::uint64_t last_of(const GuestRange& range) noexcept {
-  return range.base.value() + (range.size - 1);
-}
-
 GuestRange between(std::uint64_t first, std::uint64_t last) noexcept {
   return {.base = GuestAddress(first), .size = last - first + 1};
 }

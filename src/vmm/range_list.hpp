@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -13,6 +14,14 @@
 namespace vmspace::detail {
 
 using RangeList = std::vector<GuestRange>;
+
+// The bounds of a range that is not empty: inclusive, so that it may end with the last address.
+[[nodiscard]] inline std::uint64_t first_of(const GuestRange& range) noexcept {
+  return range.base.value();
+}
+[[nodiscard]] inline std::uint64_t last_of(const GuestRange& range) noexcept {
+  return range.base.value() + (range.size - 1);
+}
 
 /// What is in either; adjacent ranges are joined. O(n).
 [[nodiscard]] RangeList union_of(std::span<const GuestRange> a, std::span<const GuestRange> b);
