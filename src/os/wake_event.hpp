@@ -46,8 +46,9 @@ class WakeEvent {
     static_cast<void>(kernel().read(event_.value(), &count, sizeof count));
   }
 
-  /// For one thread, whose loop asks all that it waits for and then comes here, so that nothing is lost
-  /// where poll(2) can't wait: this pauses instead. Resets the event, whose polled() comes first.
+  /// Waits until one of `polled` is ready, of which this event's polled() is the first, and resets the
+  /// event. Where poll(2) fails it pauses instead. So a thread asks everything that it waits for after each
+  /// return, whatever was ready; then nothing is lost.
   void wait(std::span<pollfd> polled) const noexcept {
     if (kernel().poll(polled.data(), polled.size(), longest_poll) < 0) return pause();
     if (polled.front().revents != 0) reset();

@@ -153,16 +153,14 @@ TEST_P(LazyRestoreCalls, NobodyWaitsInMemoryThatCouldNotBeUnregistered) {
   EXPECT_EQ(reads.wait_for(long_enough), std::future_status::ready);
 }
 
-std::counting_semaphore<>* refused = nullptr;  ///< released when a thread fails to poll
-
 TEST_P(LazyRestoreCalls, AThreadThatCannotPollLosesNothing) {
   const auto source = std::make_shared<WordSource>();
   const GuestMemory memory = ram();
   std::counting_semaphore<> polls{0};
-  refused = &polls;
+  waiting = &polls;
   Injector injector;
   injector.table().poll = [](pollfd*, nfds_t, int) {
-    refused->release();
+    waiting->release();
     errno = ENOMEM;
     return -1;
   };
