@@ -84,11 +84,6 @@ bool take_fds(msghdr& message, std::span<Descriptor> fds, std::size_t& fd_count)
 
 }  // namespace
 
-Deadline deadline_after(std::chrono::nanoseconds timeout) noexcept {
-  const auto now = std::chrono::steady_clock::now();
-  return timeout < Deadline::max() - now ? now + timeout : Deadline::max();
-}
-
 Result<void> send_bytes(int socket_fd, std::span<const std::byte> head,
                         std::span<const std::byte> payload, std::span<const int> fds,
                         Deadline deadline, const char* operation) {

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <span>
 
+#include "vmspace/base/detail/deadline.hpp"
 #include "vmspace/base/result.hpp"
 
 #include "os/descriptor.hpp"
@@ -17,12 +18,6 @@ namespace vmspace::detail {
 
 /// The most descriptors that can come with one message: the kernel's SCM_MAX_FD.
 inline constexpr std::size_t max_message_fds = 253;
-
-/// When to give up.
-using Deadline = std::chrono::steady_clock::time_point;
-
-/// `timeout` from now; a timeout that is too large is never over.
-[[nodiscard]] Deadline deadline_after(std::chrono::nanoseconds timeout) noexcept;
 
 /// Sends `head`, then `payload`, and descriptors, at most max_message_fds, with the first byte.
 /// Errors: `timed_out`; `os`. After any, a part may have been sent; of a single byte, nothing.

@@ -3,6 +3,7 @@
 #include "snapshot/snapshot_format.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 
@@ -11,6 +12,7 @@
 
 #include "base/corrupt.hpp"
 #include "snapshot/content_checksum.hpp"
+#include "snapshot/fnv1a.hpp"
 
 namespace vmspace::detail {
 
@@ -21,14 +23,9 @@ constexpr std::uint64_t largest_file = std::numeric_limits<std::int64_t>::max();
 
 /// The head of version 1: FNV-1a, with the field `checksum` of the header taken as 0.
 std::uint64_t checksum_of_version_1(std::span<const std::byte> bytes) {
-  std::uint64_t sum = 0xcbf2'9ce4'8422'2325;
-  for (std::size_t i = 0; i < bytes.size(); ++i) {
-    constexpr std::size_t field = offsetof(SnapshotPrefix, checksum);
-    const bool own = i >= field && i < field + sizeof(Le64);
-    sum ^= own ? 0 : std::to_integer<std::uint64_t>(bytes[i]);
-    sum *= 0x0000'0100'0000'01b3;
-  }
-  return sum;
+  constexpr std::size_t field = offsetof(SnapshotPrefix, checksum);
+  constexpr std::array<std::byte, sizeof(Le64)> zeros{};
+  return fnv1a(bytes.subspan(field + zeros.size()), fnv1a(zeros, fnv1a(bytes.first(field))));
 }
 
 /// The head of version 2: that of its bytes before and behind the field `checksum`.

@@ -13,6 +13,7 @@
 #include "base/corrupt.hpp"
 #include "os/argument_checks.hpp"
 #include "os/system_calls.hpp"
+#include "snapshot/fnv1a.hpp"
 #include "snapshot/snapshot_format.hpp"
 
 namespace vmspace {
@@ -48,17 +49,9 @@ constexpr const char* saving = "WorkingSet::save";
 /// How many ranges are read at a time.
 constexpr std::size_t entries_at_once = 4096;
 
-/// FNV-1a, continued from `sum`.
-std::uint64_t checksum(std::span<const std::byte> bytes,
-                       std::uint64_t sum = 0xcbf2'9ce4'8422'2325) {
-  for (const std::byte byte : bytes)
-    sum = (sum ^ static_cast<std::uint64_t>(byte)) * 0x0000'0100'0000'01b3;
-  return sum;
-}
-
-std::uint64_t checksum_of(Header header, std::span<const Entry> entries) {
+std::uint64_t checksum(Header header, std::span<const Entry> entries) {
   header.checksum = 0;
-  return checksum(std::as_bytes(entries), checksum(std::as_bytes(std::span(&header, 1))));
+  return detail::fnv1a(std::as_bytes(entries), detail::fnv1a(std::as_bytes(std::span(&header, 1))));
 }
 
 Result<void> read_all(int fd, std::span<std::byte> to) {
@@ -154,7 +147,7 @@ Result<WorkingSet> WorkingSet::load(int fd) {
     entries.resize(std::min<std::size_t>(count, known + entries_at_once));
     VMSPACE_TRY(read_all(fd, std::as_writable_bytes(std::span(entries).subspan(known))));
   }
-  if (header.checksum != checksum_of(header, entries)) {
+  if (header.checksum != checksum(header, entries)) {
     return corrupt(loading, "the checksum of the working set does not match");
   }
   WorkingSet set;
@@ -188,7 +181,7 @@ Result<void> WorkingSet::save(int fd) const {
                 .ranges = static_cast<std::uint32_t>(entries.size()),
                 .snapshot = snapshot_,
                 .checksum = 0};
-  header.checksum = checksum_of(header, entries);
+  header.checksum = checksum(header, entries);
   VMSPACE_TRY(write_all(fd, std::as_bytes(std::span(&header, 1))));
   return write_all(fd, std::as_bytes(std::span(entries)));
 }

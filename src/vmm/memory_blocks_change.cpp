@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "vmspace/base/detail/deadline.hpp"
 #include "vmspace/base/try.hpp"
 #include "vmspace/host/populate.hpp"
 
@@ -239,17 +240,14 @@ Result<void> MemoryBlocks::State::discard(const BlockDifference& blocks) const n
 Result<void> MemoryBlocks::State::wait_unused(const BlockDifference& blocks,
                                               std::chrono::nanoseconds timeout,
                                               const char* operation) const {
-  using Clock = std::chrono::steady_clock;
-  const auto now = Clock::now();
-  const auto deadline =
-      timeout < Clock::time_point::max() - now ? now + timeout : Clock::time_point::max();
+  const auto deadline = detail::deadline_after(timeout);
   VMSPACE_TRY_IN(operation, vm().map.wait_released(timeout));
   const auto is_used = [&](const std::weak_ptr<const PresentBlocks>& each) {
     const PresentBlocksPtr set = each.lock();
     return set != nullptr && blocks.is_in(*set);
   };
   while (std::ranges::any_of(published_, is_used)) {
-    if (Clock::now() >= deadline) {
+    if (std::chrono::steady_clock::now() >= deadline) {
       return fail({.code = Errc::timed_out,
                    .operation = operation,
                    .reason = "a view or a copy of guest memory still has the blocks"});

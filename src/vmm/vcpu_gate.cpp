@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "vmspace/base/detail/deadline.hpp"
 #include "vmspace/base/try.hpp"
 
 namespace vmspace {
@@ -78,10 +79,7 @@ void VcpuGate::State::leave(Seat& seat) noexcept {
 
 Result<void> VcpuGate::State::pause() {
   constexpr const char* operation = "VcpuGate::pause";
-  using Clock = std::chrono::steady_clock;
-  const auto now = Clock::now();
-  const auto deadline =
-      timeout < Clock::time_point::max() - now ? now + timeout : Clock::time_point::max();
+  const auto deadline = detail::deadline_after(timeout);
   std::unique_lock lock(mutex);
   const auto is_this_thread = [](const Seat* seat) {
     return seat->is_inside && seat->thread == std::this_thread::get_id();

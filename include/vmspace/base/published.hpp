@@ -35,6 +35,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "vmspace/base/detail/deadline.hpp"
 #include "vmspace/base/detail/published_state.hpp"
 #include "vmspace/base/result.hpp"
 
@@ -289,7 +290,6 @@ std::invoke_result_t<Edit, T&> Published<T>::update(Edit&& edit, const char* ope
 template <typename T>
 Result<void> Published<T>::wait_released(std::chrono::nanoseconds timeout) const {
   constexpr const char* operation = "Published::wait_released";
-  using Clock = std::chrono::steady_clock;
   State& state = *state_;
   if (state.is_writer()) {
     return fail({.code = Errc::would_deadlock,
@@ -297,9 +297,7 @@ Result<void> Published<T>::wait_released(std::chrono::nanoseconds timeout) const
                  .first = Operand::number(generation()),
                  .reason = "must not be called from inside an edit of the same value"});
   }
-  const auto now = Clock::now();
-  const auto deadline =
-      timeout < Clock::time_point::max() - now ? now + timeout : Clock::time_point::max();
+  const auto deadline = detail::deadline_after(timeout);
   std::unique_lock lock(state.guard);
   const std::uint64_t newest = state.values.back().generation;
   for (bool in_time = true;;) {
