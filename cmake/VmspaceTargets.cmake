@@ -25,6 +25,14 @@ if(VMSPACE_COVERAGE)
   add_link_options(--coverage)
 endif()
 
+# vmspace_unity_build(<target> <number>): compiled in units of so many sources where VMSPACE_UNITY_BUILD says
+# so, otherwise as CMAKE_UNITY_BUILD says for all that a user builds.
+function(vmspace_unity_build target sources)
+  if(VMSPACE_UNITY_BUILD)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${sources})
+  endif()
+endfunction()
+
 # vmspace_own_target(<target>): the warnings that our own code is kept free of.
 function(vmspace_own_target target)
   target_compile_features(${target} PRIVATE cxx_std_20)
@@ -37,5 +45,21 @@ function(vmspace_own_target target)
   endif()
   if(VMSPACE_WARNINGS_AS_ERRORS)
     target_compile_options(${target} PRIVATE -Werror)
+  endif()
+endfunction()
+
+# vmspace_precompile(<name> LINK <target>... HEADERS <header>...)
+# Headers that many programs of ours include, parsed once for those that name it with REUSE_FROM and link the
+# same. Who edits a header and builds a program or two is better off without it:
+# -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON.
+function(vmspace_precompile name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "LINK;HEADERS")
+  file(CONFIGURE OUTPUT ${name}.cpp CONTENT "// Only to precompile headers.\n")
+  add_library(${name} OBJECT "${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp")
+  vmspace_own_target(${name})
+  target_link_libraries(${name} PRIVATE ${arg_LINK})
+  target_precompile_headers(${name} PRIVATE ${arg_HEADERS})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang") # the same again from the same headers, for ccache
+    target_compile_options(${name} PRIVATE "SHELL:-Xclang -fno-pch-timestamp")
   endif()
 endfunction()

@@ -1,4 +1,4 @@
-# The cases that QEMU's user mode can't run, though they need no KVM: without_<program>, which
+# The cases that QEMU's user mode can't run, though they need no KVM: without_<test>, which
 # vmspace_test() keeps CTest from running where programs are cross-compiled. What can tell by itself
 # that something is missing (huge pages, userfaultfd, NUMA policies) skips with its reason instead.
 

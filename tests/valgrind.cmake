@@ -1,9 +1,9 @@
 # Tests under valgrind's memcheck, which sees what the sanitizers can't: values that nobody has set, also
-# where they reach a system call. `memcheck.<program>` is each program of GoogleTest cases but those that
+# where they reach a system call. `memcheck.<test>` is each test of GoogleTest cases but those that
 # are left out below, built by the target memcheck_tests, and run by `ctest -C memcheck` (the preset
 # valgrind) alone. What can tell by itself that something is missing skips with its reason instead.
 #
-# Left out are programs (without_memcheck) and cases (without_memcheck_<program>). Of labels: `client`, which
+# Left out are tests (without_memcheck) and cases (without_memcheck_<test>). Of labels: `client`, which
 # starts other programs, and `stress`, since under valgrind only one thread runs at a time.
 
 # They read the sources, and the library does nothing in them.
@@ -46,21 +46,22 @@ find_program(VMSPACE_VALGRIND valgrind)
 mark_as_advanced(VMSPACE_VALGRIND)
 add_custom_target(memcheck_tests)
 
-# vmspace_memcheck(<program> [<label>...])
-function(vmspace_memcheck program)
-  if(NOT VMSPACE_VALGRIND OR program IN_LIST without_memcheck OR "client" IN_LIST ARGN OR "stress" IN_LIST ARGN)
+# vmspace_memcheck(<test> <program> SOURCES <source>... [LABELS <label>...])
+function(vmspace_memcheck name program)
+  cmake_parse_arguments(PARSE_ARGV 2 arg "" "" "LABELS;SOURCES")
+  if(NOT VMSPACE_VALGRIND OR name IN_LIST without_memcheck OR "client" IN_LIST arg_LABELS OR "stress" IN_LIST arg_LABELS)
     return()
   endif()
   add_dependencies(memcheck_tests ${program})
   # Programs have an operator new of their own, which valgrind would replace.
   add_test(
-    NAME memcheck.${program}
+    NAME memcheck.${name}
     COMMAND ${VMSPACE_VALGRIND} --quiet --error-exitcode=99 --leak-check=full --fair-sched=yes
             --soname-synonyms=somalloc=nouserintercepts
-            --suppressions=${PROJECT_SOURCE_DIR}/tests/valgrind.supp $<TARGET_FILE:${program}>
+            --suppressions=${PROJECT_SOURCE_DIR}/tests/valgrind.supp $<TARGET_FILE:${program}> ${arg_SOURCES}
     CONFIGURATIONS memcheck)
-  list(JOIN without_memcheck_${program} ":" cases)
+  list(JOIN without_memcheck_${name} ":" cases)
   # Models take fewer steps: a program is some thirty times slower here.
-  set_tests_properties(memcheck.${program} PROPERTIES LABELS memcheck TIMEOUT 1800 ENVIRONMENT
+  set_tests_properties(memcheck.${name} PROPERTIES LABELS memcheck TIMEOUT 1800 ENVIRONMENT
                                                       "GTEST_FILTER=-${cases};RC_PARAMS=max_success=5")
 endfunction()

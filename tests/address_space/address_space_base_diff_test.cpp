@@ -11,7 +11,7 @@
 
 #include "address_space/space_support.hpp"
 
-namespace vmspace {
+namespace vmspace::address_space_base_diff_test {
 namespace {
 
 using namespace literals;
@@ -48,4 +48,4 @@ TEST(Diff, WithAnEmptySpaceIsEverything) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::address_space_base_diff_test

@@ -16,7 +16,7 @@
 
 #include "address_space/space_support.hpp"
 
-namespace vmspace {
+namespace vmspace::address_space_base_placing_test {
 namespace {
 
 using namespace literals;
@@ -215,4 +215,4 @@ TEST(AddressSpaceBase, PlaceRegionDoesWhatFindPlaceSays) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::address_space_base_placing_test

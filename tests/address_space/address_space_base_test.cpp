@@ -19,7 +19,7 @@
 #include "address_space/space_support.hpp"
 #include "base/iterator_traits.hpp"
 
-namespace vmspace {
+namespace vmspace::address_space_base_test {
 namespace {
 
 using namespace literals;
@@ -326,4 +326,4 @@ TEST(AddressSpaceBase, EqualityComparesWhatRegionsSay) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::address_space_base_test

@@ -16,7 +16,7 @@
 #include "vmspace/testing.hpp"
 #include "vmspace/text.hpp"
 
-namespace vmspace {
+namespace vmspace::address_space_moves_test {
 namespace {
 
 using namespace literals;
@@ -364,4 +364,4 @@ TEST_F(Moves, OfASharedSpaceArePublishedOnceOrNotAtAll) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::address_space_moves_test

@@ -7,7 +7,7 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/testing.hpp"
 
-namespace vmspace {
+namespace vmspace::address_space_region_test {
 namespace {
 
 using namespace literals;
@@ -229,4 +229,4 @@ TEST(RegionType, HasANameForTheMap) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::address_space_region_test

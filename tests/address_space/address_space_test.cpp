@@ -13,7 +13,7 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/testing.hpp"
 
-namespace vmspace {
+namespace vmspace::address_space_test {
 namespace {
 
 using namespace literals;
@@ -227,4 +227,4 @@ TEST(AddressSpace, TwoThreadsThatInsertThroughCopiesOfOneHandleLoseNothing) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::address_space_test

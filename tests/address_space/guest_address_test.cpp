@@ -8,7 +8,7 @@
 
 #include <gtest/gtest.h>
 
-namespace vmspace {
+namespace vmspace::guest_address_test {
 namespace {
 
 constexpr GuestAddress last{UINT64_MAX};
@@ -82,4 +82,4 @@ TEST(GuestAddress, OrdersAndHashesAsItsNumber) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_address_test

@@ -11,7 +11,7 @@
 #include "vmspace/testing.hpp"
 #include "vmspace/text.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_range_test {
 namespace {
 
 constexpr std::uint64_t top = std::numeric_limits<std::uint64_t>::max();
@@ -90,4 +90,4 @@ TEST(GuestRange, IsPrintedAsBaseAndSizeWhateverTheyAre) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_range_test

@@ -19,7 +19,7 @@
 
 #include "address_space/golden.hpp"
 
-namespace vmspace {
+namespace vmspace::layout_planner_golden_test {
 namespace {
 
 using namespace literals;
@@ -146,4 +146,4 @@ INSTANTIATE_TEST_SUITE_P(Machines, GoldenPlan, testing::ValuesIn(machines()),
                          });
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::layout_planner_golden_test

@@ -16,7 +16,7 @@
 
 #include "vmspace/address_space/layout_planner.hpp"
 
-namespace vmspace {
+namespace vmspace::layout_planner_model_test {
 namespace {
 
 using Requests = std::vector<PlacementRequest>;
@@ -340,4 +340,4 @@ RC_GTEST_PROP(LayoutPlannerModel, ANewDeviceMovesOnlyThoseThatArePlacedAfterIt, 
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::layout_planner_model_test

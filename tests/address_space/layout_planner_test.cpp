@@ -13,7 +13,7 @@
 #include "vmspace/testing.hpp"
 #include "vmspace/text.hpp"
 
-namespace vmspace {
+namespace vmspace::layout_planner_test {
 namespace {
 
 using namespace literals;
@@ -354,4 +354,4 @@ TEST(LayoutPlannerText, OfRequestsAndPieces) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::layout_planner_test

@@ -17,7 +17,7 @@
 
 #include "address_space/golden.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_map_golden_test {
 namespace {
 
 using namespace literals;
@@ -151,4 +151,4 @@ TEST(MemoryMapGolden, OfHostileNames) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_map_golden_test

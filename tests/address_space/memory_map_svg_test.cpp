@@ -19,7 +19,7 @@
 #include "address_space/space_support.hpp"
 #include "address_space/xml_check.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_map_svg_test {
 namespace {
 
 using namespace literals;
@@ -267,4 +267,4 @@ TEST(MemoryMapSvg, LooksAsItDid) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_map_svg_test

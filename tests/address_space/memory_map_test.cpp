@@ -15,7 +15,7 @@
 #include "vmspace/fmt.hpp"
 #include "vmspace/testing.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_map_test {
 namespace {
 
 using namespace literals;
@@ -198,4 +198,4 @@ TEST(Formatters, OfTheAddressSpaceLayer) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_map_test

@@ -22,7 +22,7 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/testing.hpp"
 
-namespace vmspace {
+namespace vmspace::region_ledger_test {
 namespace {
 
 using namespace literals;
@@ -308,4 +308,4 @@ TEST_F(RegionLedgerTest, AChangeThatFailsMeanwhileHidesNoRetiredRegion) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::region_ledger_test

@@ -12,7 +12,7 @@
 
 #include <gtest/gtest.h>
 
-namespace vmspace::detail {
+namespace vmspace::detail::bplus_tree_test {
 namespace {
 
 using TestTree = BPlusTree<int>;
@@ -267,4 +267,4 @@ TEST(BPlusTree, CheckNamesTheRuleThatIsBroken) {
 }
 
 }  // namespace
-}  // namespace vmspace::detail
+}  // namespace vmspace::detail::bplus_tree_test

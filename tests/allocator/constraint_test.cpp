@@ -8,7 +8,7 @@
 
 #include "vmspace/testing.hpp"
 
-namespace vmspace {
+namespace vmspace::constraint_test {
 namespace {
 
 constexpr std::uint64_t top = UINT64_MAX;
@@ -53,4 +53,4 @@ TEST(Constraint, AWindowMayBeOneMemberAndNotInverted) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::constraint_test

@@ -17,7 +17,7 @@
 #include "vmspace/testing.hpp"
 #include "vmspace/text.hpp"
 
-namespace vmspace {
+namespace vmspace::decode_map_test {
 namespace {
 
 using testing::IsEmpty;
@@ -176,4 +176,4 @@ TEST(DecodeMap, HoldsValuesThatOnlyMove) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::decode_map_test

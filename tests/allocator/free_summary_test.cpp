@@ -12,7 +12,7 @@
 
 #include "vmspace/allocator/range.hpp"
 
-namespace vmspace::detail {
+namespace vmspace::detail::free_summary_test {
 namespace {
 
 constexpr std::uint64_t top = UINT64_MAX;
@@ -170,4 +170,4 @@ TEST(FreeSummary, APlaceNeverWrapsAroundTheDomain) {
 }
 
 }  // namespace
-}  // namespace vmspace::detail
+}  // namespace vmspace::detail::free_summary_test

@@ -13,7 +13,7 @@
 
 #include "allocator/picture.hpp"
 
-namespace vmspace {
+namespace vmspace::interval_tree_extract_test {
 namespace {
 
 using test::from_picture;
@@ -160,4 +160,4 @@ TEST(IntervalTreeExtract, ReserveChangesNoRange) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::interval_tree_extract_test

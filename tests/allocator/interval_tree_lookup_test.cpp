@@ -19,7 +19,7 @@
 #include "allocator/picture.hpp"
 #include "base/iterator_traits.hpp"
 
-namespace vmspace {
+namespace vmspace::interval_tree_lookup_test {
 namespace {
 
 using test::from_picture;
@@ -225,4 +225,4 @@ TEST(IntervalTree, SwapExchangesAndClearForgets) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::interval_tree_lookup_test

@@ -13,7 +13,7 @@
 
 #include "allocator/picture.hpp"
 
-namespace vmspace {
+namespace vmspace::interval_tree_placing_test {
 namespace {
 
 using test::from_picture;
@@ -442,4 +442,4 @@ TEST(IntervalTree, ARefusalNamesTheLowestOfTheLargestPiecesOfTheWindow) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::interval_tree_placing_test

@@ -17,7 +17,7 @@
 
 #include "allocator/picture.hpp"
 
-namespace vmspace {
+namespace vmspace::interval_tree_test {
 namespace {
 
 using test::from_picture;
@@ -378,4 +378,4 @@ TEST(IntervalTree, EveryErrorNamesTheCallThatFailed) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::interval_tree_test

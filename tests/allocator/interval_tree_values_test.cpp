@@ -16,7 +16,7 @@
 
 #include "vmspace/allocator/interval_tree.hpp"
 
-namespace vmspace {
+namespace vmspace::interval_tree_values_test {
 namespace {
 
 struct NoState {};
@@ -434,4 +434,4 @@ TEST(IntervalTreeValues, AValuedRangeIsARange) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::interval_tree_values_test

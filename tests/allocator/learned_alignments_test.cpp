@@ -14,7 +14,7 @@
 #include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/range.hpp"
 
-namespace vmspace::detail {
+namespace vmspace::detail::learned_alignments_test {
 namespace {
 
 constexpr std::uint64_t top = UINT64_MAX;
@@ -108,4 +108,4 @@ TEST(LearnedAlignments, EndTheWasteOfATreesSearches) {
 }
 
 }  // namespace
-}  // namespace vmspace::detail
+}  // namespace vmspace::detail::learned_alignments_test

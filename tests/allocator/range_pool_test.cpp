@@ -16,7 +16,7 @@
 #include "vmspace/testing.hpp"
 #include "vmspace/text.hpp"
 
-namespace vmspace {
+namespace vmspace::range_pool_test {
 namespace {
 
 using testing::ElementsAre;
@@ -251,4 +251,4 @@ TEST(RangePool, PrintsItsNameAndItsRanges) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::range_pool_test

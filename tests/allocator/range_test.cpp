@@ -11,7 +11,7 @@
 
 #include "vmspace/testing.hpp"
 
-namespace vmspace {
+namespace vmspace::range_test {
 namespace {
 
 constexpr std::uint64_t top = UINT64_MAX;
@@ -182,4 +182,4 @@ TEST(Range, HashTellsManyRangesApart) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::range_test

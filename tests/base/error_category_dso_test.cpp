@@ -10,7 +10,7 @@
 
 std::error_code vmspace_test_no_space();
 
-namespace vmspace {
+namespace vmspace::error_category_dso_test {
 namespace {
 
 TEST(ErrorCategoryDso, AnErrorCodeOfALibraryWithHiddenSymbolsIsEqualToTheProgramsOwn) {
@@ -19,4 +19,4 @@ TEST(ErrorCategoryDso, AnErrorCodeOfALibraryWithHiddenSymbolsIsEqualToTheProgram
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::error_category_dso_test

@@ -6,7 +6,7 @@
 
 #include <gtest/gtest.h>
 
-namespace vmspace {
+namespace vmspace::error_test {
 namespace {
 
 TEST(Error, MessageNamesTheOperationAndBothOperandsInHex) {
@@ -152,4 +152,4 @@ TEST(Error, EqualityComparesTextsByContent) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::error_test

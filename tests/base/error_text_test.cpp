@@ -8,7 +8,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-namespace vmspace {
+namespace vmspace::error_text_test {
 namespace {
 
 using namespace std::string_literals;
@@ -111,4 +111,4 @@ TEST(ErrorText, EqualityIsThatOfThePrintableForms) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::error_text_test

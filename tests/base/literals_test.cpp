@@ -8,7 +8,7 @@
 
 #include <gtest/gtest.h>
 
-namespace vmspace {
+namespace vmspace::literals_test {
 namespace {
 
 using namespace literals;
@@ -57,4 +57,4 @@ TEST(Literals, WorkInDefaultArgumentsAndGenericLambdas) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::literals_test

@@ -10,7 +10,7 @@
 #include "vmspace/base/published.hpp"
 #include "vmspace/testing.hpp"
 
-namespace vmspace {
+namespace vmspace::published_dso_test {
 namespace {
 
 using Change = void(const Published<int>*, Result<void>* updated, Result<void>* released);
@@ -44,4 +44,4 @@ TEST(PublishedDso, AnEditKnowsItsThreadInEverySharedObject) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::published_dso_test

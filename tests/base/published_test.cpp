@@ -14,7 +14,7 @@
 
 #include "base/published_support.hpp"
 
-namespace vmspace {
+namespace vmspace::published_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -252,4 +252,4 @@ TEST(Published, AMovedReaderGoesOn) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::published_test

@@ -16,7 +16,7 @@
 
 #include "base/published_support.hpp"
 
-namespace vmspace {
+namespace vmspace::published_wait_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -229,4 +229,4 @@ TEST(WaitReleased, HoldingTheCurrentValueIsNoHindrance) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::published_wait_test

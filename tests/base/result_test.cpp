@@ -7,7 +7,7 @@
 
 #include <gtest/gtest.h>
 
-namespace vmspace {
+namespace vmspace::result_test {
 namespace {
 
 Result<int> half(int value) {
@@ -42,4 +42,4 @@ TEST(Result, CarriesMoveOnlyValues) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::result_test

@@ -9,7 +9,7 @@
 
 #include "base/try_cases.hpp"
 
-namespace vmspace {
+namespace vmspace::try_test {
 namespace {
 
 using namespace try_cases;
@@ -103,4 +103,4 @@ TEST(Try, AValueIsAConstantExpression) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::try_test

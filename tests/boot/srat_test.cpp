@@ -13,7 +13,7 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/testing.hpp"
 
-namespace vmspace {
+namespace vmspace::srat_test {
 namespace {
 
 using namespace literals;
@@ -118,4 +118,4 @@ TEST(Srat, RefusesWhatAGuestCouldNotMakeSenseOf) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::srat_test

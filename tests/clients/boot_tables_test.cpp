@@ -33,8 +33,8 @@ using vmspace::GuestAddress;
 using vmspace::GuestMemory;
 using vmspace::Le32;
 using vmspace::Le64;
-using vmspace::testing::Buffer;
-using vmspace::testing::Driver;
+using vmspace::test::Buffer;
+using vmspace::test::Driver;
 
 std::string bytes_at(const GuestMemory& memory, std::uint64_t where, std::uint64_t size) {
   std::string bytes(size, '\0');

@@ -30,8 +30,8 @@ namespace {
 
 using namespace std::chrono_literals;
 using namespace literals;
-using vmspace::testing::Buffer;
-using vmspace::testing::Driver;
+using vmspace::test::Buffer;
+using vmspace::test::Driver;
 
 constexpr std::uint64_t sector = 512;
 

@@ -16,7 +16,7 @@
 
 #include "faults/failing_new.hpp"
 
-namespace vmspace {
+namespace vmspace::address_space_faults_test {
 namespace {
 
 using namespace literals;
@@ -193,4 +193,4 @@ TEST(AddressSpaceFaults, PlacingLearnsTheAlignmentOfRequestsThatAreHardToMeet) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::address_space_faults_test

@@ -25,16 +25,16 @@
 #include "faults/injector.hpp"
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_memory_calls_test {
 namespace {
 
+using test::contents;
 using test::fail_each_call;
+using test::guest;
 using test::Injector;
-using testing::contents;
-using testing::guest;
+using test::page;
+using test::pattern;
 using ::testing::Not;
-using testing::page;
-using testing::pattern;
 
 constexpr std::uint64_t base = 0x10000;
 
@@ -224,7 +224,7 @@ TEST(GuestMemoryCalls, DirtyPagesSurviveAHarvestThatFails) {
 TEST(GuestMemoryCalls, ARegionThatCantBeTrackedDoesNotJoin) {
   const GuestMemory memory = sample();
   ASSERT_THAT(enable_dirty_tracking(memory), IsOk());
-  const auto more = testing::region({8 * base, page});
+  const auto more = test::region({8 * base, page});
   Injector injector;
   injector.fail_always("membarrier", EPERM);
   const auto joined = memory.with_region(more);
@@ -383,4 +383,4 @@ TEST(GuestMemoryCalls, DescriptorsOfOthersAreMappedWhollyOrNotAtAll) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_memory_calls_test

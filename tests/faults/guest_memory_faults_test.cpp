@@ -13,7 +13,7 @@
 #include "faults/failing_new.hpp"
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_memory_faults_test {
 namespace {
 
 using test::fail_each_allocation;
@@ -70,9 +70,9 @@ TEST(DirtyBitmapFaults, AHarvestThatRunsOutOfMemoryForgetsNothing) {
 }
 
 TEST(GuestMemoryFaults, ARegionJoinsATrackedMemoryWhollyOrNotAtAll) {
-  const GuestMemory memory = testing::guest({{0x1'0000, page}, {0x4'0000, page, Protection::read}});
+  const GuestMemory memory = test::guest({{0x1'0000, page}, {0x4'0000, page, Protection::read}});
   ASSERT_TRUE(enable_dirty_tracking(memory));
-  const auto more = testing::region({0x8'0000, page});
+  const auto more = test::region({0x8'0000, page});
   const int failures = fail_each_allocation([&] { EXPECT_TRUE(memory.with_region(more)); },
                                             [&] {
                                               EXPECT_FALSE(more->dirty().is_enabled());
@@ -83,4 +83,4 @@ TEST(GuestMemoryFaults, ARegionJoinsATrackedMemoryWhollyOrNotAtAll) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_memory_faults_test

@@ -19,7 +19,7 @@
 #include "snapshot/handover_format.hpp"
 #include "snapshot/handover_support.hpp"
 
-namespace vmspace {
+namespace vmspace::handover_calls_test {
 namespace {
 
 using ::testing::HasSubstr;
@@ -247,4 +247,4 @@ TEST(HandoverCalls, MemoryWhosePagesAreStillToComeIsRefused) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::handover_calls_test

@@ -20,7 +20,7 @@
 #include "faults/injector.hpp"
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::host_calls_test {
 namespace {
 
 using namespace test;
@@ -444,4 +444,4 @@ TEST(SystemCallFaults, ARegionOfADescriptorThatCannotBeDuplicated) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::host_calls_test

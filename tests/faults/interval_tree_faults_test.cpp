@@ -17,7 +17,7 @@
 
 #include "faults/failing_new.hpp"
 
-namespace vmspace {
+namespace vmspace::interval_tree_faults_test {
 namespace {
 
 using test::asked;
@@ -281,4 +281,4 @@ TEST(IntervalTreeFaults, CallsThatFailOrChangeNothingAskForNoMemory) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::interval_tree_faults_test

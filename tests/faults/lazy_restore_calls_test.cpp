@@ -28,12 +28,12 @@
 #include "memory/guest_support.hpp"
 #include "snapshot/lazy_support.hpp"
 
-namespace vmspace {
+namespace vmspace::lazy_restore_calls_test {
 namespace {
 
 using namespace test;
-using testing::guest;
-using testing::page;
+using test::guest;
+using test::page;
 
 constexpr int errnos[] = {ENOMEM, EMFILE, EINTR, EAGAIN, EIO, EPERM, EINVAL, ENOSYS};
 constexpr std::uint64_t base = 0x10000;
@@ -47,7 +47,7 @@ class LazyRestoreCalls : public ::testing::TestWithParam<MemorySource> {
 
 TEST_P(LazyRestoreCalls, EachCallOfStarting) {
   const auto source = std::make_shared<WordSource>();
-  { START_OR_SKIP(works, ram(), source, {.threads = 2}); }
+  { START_RESTORE_OR_SKIP(works, ram(), source, {.threads = 2}); }
   bool has_more = true;
   for (std::size_t index = 0; has_more; ++index) {
     for (const int error : errnos) {
@@ -76,7 +76,7 @@ TEST_P(LazyRestoreCalls, EachCallOfStarting) {
 
 TEST_P(LazyRestoreCalls, EachCallWhileItRuns) {
   const auto source = std::make_shared<WordSource>();
-  { START_OR_SKIP(works, ram(), source); }
+  { START_RESTORE_OR_SKIP(works, ram(), source); }
   for (const char* const name : {"ioctl", "read", "write", "poll", "madvise", "munmap"}) {
     for (const int error : errnos) {
       for (const bool always : {false, true}) {
@@ -87,10 +87,11 @@ TEST_P(LazyRestoreCalls, EachCallWhileItRuns) {
         Injector injector;
         std::uint64_t lost = 0;
         {
-          START_OR_SKIP(restore, memory, source,
-                        {.threads = 1,
-                         .background = false,
-                         .on_error = [&](GuestRange range, const Error&) { lost += range.size; }});
+          START_RESTORE_OR_SKIP(
+              restore, memory, source,
+              {.threads = 1, .background = false, .on_error = [&](GuestRange range, const Error&) {
+                 lost += range.size;
+               }});
           if (always) {
             injector.fail_always(name, error);
           } else {
@@ -122,7 +123,7 @@ TEST_P(LazyRestoreCalls, AThreadThatCantBeWokenGoesOnByItself) {
     waiting->release();
     return detail::real_system_calls.poll(polled, count, timeout);
   };
-  START_OR_SKIP(restore, memory, source, {.threads = 1, .background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.threads = 1, .background = false});
   polls.acquire();
   // Until it sleeps, most likely: awake it would see by itself that there is work.
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -147,7 +148,7 @@ TEST_P(LazyRestoreCalls, NobodyWaitsInMemoryThatCouldNotBeUnregistered) {
     return detail::real_system_calls.ioctl(fd, request, argument);
   };
   std::future<void> reads;
-  START_OR_SKIP(restore, memory, source);
+  START_RESTORE_OR_SKIP(restore, memory, source);
   VMSPACE_ASSERT_OK(restore.wait(long_enough));
   reads = std::async(std::launch::async, [&] { expect_restored(memory, *source); });
   EXPECT_EQ(reads.wait_for(long_enough), std::future_status::ready);
@@ -164,7 +165,7 @@ TEST_P(LazyRestoreCalls, AThreadThatCannotPollLosesNothing) {
     errno = ENOMEM;
     return -1;
   };
-  START_OR_SKIP(restore, memory, source, {.threads = 1, .background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.threads = 1, .background = false});
   for (int i = 0; i < 200; ++i)
     ASSERT_TRUE(polls.try_acquire_for(long_enough));
   ASSERT_EQ(restore.statistics().lost, 0U);
@@ -205,19 +206,19 @@ TEST_P(LazyRestoreCalls, AThreadThatFailsToReadFaultsStillEndsWhatIsComplete) {
     }
     return detail::real_system_calls.ioctl(fd, request, argument);
   };
-  START_OR_SKIP(restore, memory, source, {.threads = 1, .background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.threads = 1, .background = false});
   VMSPACE_EXPECT_OK(memory.regions()[0]->mapping().discard(0, 8 * page));
   VMSPACE_EXPECT_OK(restore.wait(long_enough));
 }
 
 TEST_P(LazyRestoreCalls, AnAnswerThatFailsIsGivenAgainOrReported) {
   const auto source = std::make_shared<WordSource>();
-  { START_OR_SKIP(works, ram(), source); }
+  { START_RESTORE_OR_SKIP(works, ram(), source); }
   for (const char* const name : {"read", "poll"}) {
     for (const int error : {EINTR, EAGAIN, EIO, ENOMEM}) {
       const GuestMemory memory = ram();
       Injector injector;
-      START_OR_SKIP(restore, memory, source, {.background = false});
+      START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
       injector.fail_next(name, error);
       EXPECT_TRUE(holds_words(memory.regions()[0]->host_base() + page, base + page));
       injector.fail_none();
@@ -269,4 +270,4 @@ TEST(WorkingSetCalls, ReadAndWrite) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::lazy_restore_calls_test

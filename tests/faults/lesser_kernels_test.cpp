@@ -25,7 +25,7 @@
 #include "faults/injector.hpp"
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::lesser_kernels_test {
 namespace {
 
 using namespace test;
@@ -293,4 +293,4 @@ TEST(LesserKernels, MemfdOnAKernelWithoutMemfdIsUnsupported) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::lesser_kernels_test

@@ -28,7 +28,7 @@
 #include "host/userfault.hpp"
 #include "snapshot/live_support.hpp"
 
-namespace vmspace {
+namespace vmspace::live_snapshot_faults_test {
 namespace {
 
 using namespace test;
@@ -238,4 +238,4 @@ TEST(LiveSnapshotAllocations, MayFail) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::live_snapshot_faults_test

@@ -15,7 +15,7 @@
 #include "faults/failing_new.hpp"
 #include "vmm/memory_blocks_support.hpp"
 
-namespace vmspace::test {
+namespace vmspace::test::memory_blocks_faults_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -115,4 +115,4 @@ TEST_F(MemoryBlocksFaults, ARegionIsRestoredAtOnceHoweverManyRunsWerePlugged) {
 }
 
 }  // namespace
-}  // namespace vmspace::test
+}  // namespace vmspace::test::memory_blocks_faults_test

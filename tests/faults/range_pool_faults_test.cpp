@@ -15,7 +15,7 @@
 
 #include "faults/failing_new.hpp"
 
-namespace vmspace {
+namespace vmspace::range_pool_faults_test {
 namespace {
 
 using test::asked;
@@ -111,4 +111,4 @@ TEST(RangePoolFaults, CallsThatFailAskForNoMemory) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::range_pool_faults_test

@@ -21,7 +21,7 @@
 #include "resources/manager_state.hpp"
 #include "resources/test_ledger.hpp"
 
-namespace vmspace {
+namespace vmspace::resources_faults_test {
 namespace {
 
 using test::fail_each_allocation;
@@ -338,4 +338,4 @@ TEST(ResourceManagerFaults, AcquiringLearnsTheAlignmentOfRangesThatAreHardToPlac
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resources_faults_test

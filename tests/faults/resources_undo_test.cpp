@@ -18,7 +18,7 @@
 #include "resources/manager_state.hpp"
 #include "resources/test_ledger.hpp"
 
-namespace vmspace {
+namespace vmspace::resources_undo_test {
 namespace {
 
 using test::State;
@@ -278,4 +278,4 @@ TEST_F(ResourcesUndo, ARelocationElsewhereGoesOnWhileAnotherMayBeUndone) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resources_undo_test

@@ -24,7 +24,7 @@
 #include "faults/injector.hpp"
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::snapshot_calls_test {
 namespace {
 
 using test::contents;
@@ -190,4 +190,4 @@ TEST_F(SnapshotStreamCalls, BytesThatComeAndGoOneByOneAreASnapshot) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::snapshot_calls_test

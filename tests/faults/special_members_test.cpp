@@ -23,7 +23,7 @@
 
 #include "faults/failing_new.hpp"
 
-namespace vmspace {
+namespace vmspace::special_members_test {
 namespace {
 
 using namespace literals;
@@ -305,4 +305,4 @@ TEST(SpecialMembersOfHandles, NeedNoMemory) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::special_members_test

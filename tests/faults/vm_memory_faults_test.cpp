@@ -21,7 +21,7 @@
 
 #include "faults/failing_new.hpp"
 
-namespace vmspace {
+namespace vmspace::vm_memory_faults_test {
 namespace {
 
 using namespace literals;
@@ -213,4 +213,4 @@ TEST_F(VmMemoryFaults, RetiringTakesNoMemory) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vm_memory_faults_test

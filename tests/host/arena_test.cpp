@@ -11,7 +11,7 @@
 
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::arena_test {
 namespace {
 
 using namespace test;
@@ -208,4 +208,4 @@ TEST(HostArena, MovingCopiesTheHandle) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::arena_test

@@ -10,7 +10,7 @@
 
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::backing_test {
 namespace {
 
 using namespace test;
@@ -314,4 +314,4 @@ TEST(Backing, MovingCopiesTheHandle) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::backing_test

@@ -15,7 +15,7 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/testing.hpp"
 
-namespace vmspace {
+namespace vmspace::host_info_test {
 namespace {
 
 using namespace literals;
@@ -46,4 +46,4 @@ TEST(HostMemorySize, IsKnownInAJailWithoutProc) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::host_info_test

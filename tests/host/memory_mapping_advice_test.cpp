@@ -11,7 +11,7 @@
 
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_mapping_advice_test {
 namespace {
 
 using namespace test;
@@ -149,4 +149,4 @@ TEST(MemoryMapping, BindsToNodesOrSaysWhichOneIsMissing) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_mapping_advice_test

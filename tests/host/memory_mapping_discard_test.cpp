@@ -11,7 +11,7 @@
 
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_mapping_discard_test {
 namespace {
 
 using namespace test;
@@ -256,4 +256,4 @@ TEST(Discard, ReadOnlyMemoryIsNotChanged) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_mapping_discard_test

@@ -9,7 +9,7 @@
 
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_mapping_hugetlb_test {
 namespace {
 
 using namespace test;
@@ -84,4 +84,4 @@ TEST(MemoryMapping, ThePageSizeMissingFromTheKernelIsUnsupported) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_mapping_hugetlb_test

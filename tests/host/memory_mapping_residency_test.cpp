@@ -14,7 +14,7 @@
 
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_mapping_residency_test {
 namespace {
 
 using namespace test;
@@ -92,4 +92,4 @@ TEST(MemoryMapping, LockingAboveTheLimitIsAnErrorAndLocksNothing) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_mapping_residency_test

@@ -13,7 +13,7 @@
 
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_mapping_test {
 namespace {
 
 using namespace test;
@@ -292,4 +292,4 @@ TEST(MemoryMapping, CloseWritesASharedFileBackAndPrivateOnesStayAsTheyWere) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_mapping_test

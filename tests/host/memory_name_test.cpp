@@ -18,7 +18,7 @@
 #define PR_SET_VMA_ANON_NAME 0
 #endif
 
-namespace vmspace {
+namespace vmspace::memory_name_test {
 namespace {
 
 using namespace test;
@@ -87,4 +87,4 @@ TEST(MemoryName, CharactersThatTheKernelDoesNotTakeAreUnderscores) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_name_test

@@ -20,7 +20,7 @@
 
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_pin_test {
 namespace {
 
 using namespace test;
@@ -164,4 +164,4 @@ TEST(MemoryPin, IsOrderedWithDiscardsOfOtherThreads) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_pin_test

@@ -16,7 +16,7 @@
 #include "host/host_support.hpp"
 #include "host/page_scan_support.hpp"
 
-namespace vmspace {
+namespace vmspace::page_scan_hugetlb_test {
 namespace {
 
 using namespace test;
@@ -100,4 +100,4 @@ TEST_F(PageScanHuge, WhatOnlyTouchingCouldTellIsAnErrorAndNoSignal) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::page_scan_hugetlb_test

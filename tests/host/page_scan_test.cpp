@@ -22,7 +22,7 @@
 #include "host/host_support.hpp"
 #include "host/page_scan_support.hpp"
 
-namespace vmspace {
+namespace vmspace::page_scan_test {
 namespace {
 
 using namespace test;
@@ -404,4 +404,4 @@ TEST_F(PageScanKinds, APageThatGoesBeforeItIsReadIsAnErrorAndNoSignal) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::page_scan_test

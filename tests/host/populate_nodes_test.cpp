@@ -23,7 +23,7 @@
 #include "host/host_support.hpp"
 #include "host/node_cpus.hpp"
 
-namespace vmspace {
+namespace vmspace::populate_nodes_test {
 namespace {
 
 using namespace test;
@@ -213,4 +213,4 @@ TEST(PopulateNodes, NoPageComesBeforeTheLastThreadHasStarted) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::populate_nodes_test

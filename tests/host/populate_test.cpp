@@ -12,7 +12,7 @@
 
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::populate_test {
 namespace {
 
 using namespace test;
@@ -163,4 +163,4 @@ TEST(Populate, HugetlbIncludingAPoolThatRunsOut) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::populate_test

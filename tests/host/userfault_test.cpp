@@ -22,7 +22,7 @@
 #include "host/fault_owner.hpp"
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::userfault_test {
 namespace {
 
 using namespace test;
@@ -287,4 +287,4 @@ TEST(FaultClaim, TellsItsOwnerOfDiscardsThroughAnyMappingOfTheFile) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::userfault_test

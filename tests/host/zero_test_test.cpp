@@ -14,7 +14,7 @@
 
 #include "host/zero_test_variants.hpp"
 
-namespace vmspace {
+namespace vmspace::zero_test_test {
 namespace {
 
 using Variant = bool (*)(std::span<const std::byte>) noexcept;
@@ -84,4 +84,4 @@ TEST(IsZero, NothingPastTheEndIsRead) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::zero_test_test

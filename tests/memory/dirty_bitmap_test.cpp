@@ -15,7 +15,7 @@
 
 #include "os/system_calls.hpp"
 
-namespace vmspace {
+namespace vmspace::dirty_bitmap_test {
 namespace {
 
 constexpr std::uint64_t page = DirtyBitmap::page_size;
@@ -262,4 +262,4 @@ TEST(DirtyBitmap, EnablingThatFailsLeavesItOff) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::dirty_bitmap_test

@@ -17,17 +17,17 @@
 
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::dirty_tracking_test {
 namespace {
 
-using testing::at;
-using testing::guest;
+using test::at;
+using test::guest;
+using test::page;
+using test::pattern;
+using test::region;
+using test::top;
+using test::TrackedGuest;
 using ::testing::Not;
-using testing::page;
-using testing::pattern;
-using testing::region;
-using testing::top;
-using testing::TrackedGuest;
 
 TEST_F(TrackedGuest, EveryWayToWriteIsRecordedAndReadsAreNot) {
   const auto bytes = pattern(16);
@@ -190,4 +190,4 @@ TEST_F(TrackedGuest, ForeignLogsMerge) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::dirty_tracking_test

@@ -15,11 +15,11 @@
 
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::endian_test {
 namespace {
 
-using testing::guest;
-using testing::page;
+using test::guest;
+using test::page;
 
 template <typename T>
 constexpr auto bytes_of(T value) {
@@ -100,4 +100,4 @@ TEST(LittleEndian, IsReadFromAndWrittenToAGuest) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::endian_test

@@ -26,7 +26,7 @@
 
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::external_memory_test {
 namespace {
 
 using namespace test;
@@ -336,4 +336,4 @@ TEST(RegionsByPurpose, AreFilteredByTypeProtectionAndOwner) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::external_memory_test

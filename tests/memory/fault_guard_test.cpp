@@ -25,13 +25,13 @@
 #include "host/guarded_access.hpp"
 #include "memory/guarded_support.hpp"
 
-namespace vmspace {
+namespace vmspace::fault_guard_test {
 namespace {
 
-using testing::at;
-using testing::expect_fault;
-using testing::page;
-using testing::UnsealedFile;
+using test::at;
+using test::expect_fault;
+using test::page;
+using test::UnsealedFile;
 
 /// The process's action for a signal, put back at the end.
 class ActionFor {
@@ -155,7 +155,7 @@ TEST_F(FaultGuardTest, OnlyWhatAsksForItIsGuarded) {
   EXPECT_FALSE(accepted.regions().front()->may_fault());
   const GuestMemory guarded = VMSPACE_ASSERT_OK(map());
   EXPECT_TRUE(guarded.regions().front()->may_fault());
-  const auto sealed = testing::region({.base = 0, .size = page, .source = MemorySource::shmem});
+  const auto sealed = test::region({.base = 0, .size = page, .source = MemorySource::shmem});
   EXPECT_FALSE(sealed->may_fault());
   EXPECT_THAT(map(static_cast<Unsealed>(3)), HasError(Errc::invalid_argument));
 }
@@ -444,4 +444,4 @@ TEST_F(FaultGuardTest, HandlersRunOnTheAlternateStack) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::fault_guard_test

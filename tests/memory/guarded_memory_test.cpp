@@ -30,16 +30,16 @@
 #include "memory/guarded_support.hpp"
 #include "os/system_calls.hpp"
 
-namespace vmspace {
+namespace vmspace::guarded_memory_test {
 namespace {
 
-using testing::at;
-using testing::expect_fault;
-using testing::Guarded;
-using testing::guest;
-using testing::page;
-using testing::pattern;
-using testing::UnsealedFile;
+using test::at;
+using test::expect_fault;
+using test::Guarded;
+using test::guest;
+using test::page;
+using test::pattern;
+using test::UnsealedFile;
 using namespace literals;
 
 constexpr auto relaxed = std::memory_order_relaxed;
@@ -321,7 +321,7 @@ TEST_F(Guarded, CursorsAreSplitAndMovedAsOthers) {
 }
 
 TEST_F(Guarded, ACursorOverGuardedAndOtherMemoryFaultsWhereItIsGone) {
-  auto mixed = VMSPACE_ASSERT_OK(memory.with_region(testing::region({0, page})));
+  auto mixed = VMSPACE_ASSERT_OK(memory.with_region(test::region({0, page})));
   keep(1);
   const GuestRange ranges[] = {{at(8), 16}, pages(1, 1)};
   auto writer = VMSPACE_ASSERT_OK(GuestWriter::make(mixed, ranges));
@@ -381,4 +381,4 @@ TEST(GuardedHugePages, APageThatWasPunchedOutFaultsWhereThePoolIsEmpty) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guarded_memory_test

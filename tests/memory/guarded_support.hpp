@@ -31,7 +31,7 @@
   if (VMSPACE_DETAIL_TSAN)                      \
   GTEST_SKIP() << "ThreadSanitizer holds a lock during an atomic access that faults"
 
-namespace vmspace::testing {
+namespace vmspace::test {
 
 /// A file that is not sealed; closed at the end.
 class UnsealedFile {
@@ -107,4 +107,4 @@ void expect_fault(const R& result, std::uint64_t address, const char* operation)
   EXPECT_STREQ(result.error().operation, operation);
 }
 
-}  // namespace vmspace::testing
+}  // namespace vmspace::test

@@ -10,7 +10,7 @@
 
 #include <gtest/gtest.h>
 
-namespace vmspace::detail {
+namespace vmspace::detail::guest_access_test {
 namespace {
 
 struct Part {
@@ -105,4 +105,4 @@ TEST(GuestAccess, FillingAtomicallyIsMemset) {
 }
 
 }  // namespace
-}  // namespace vmspace::detail
+}  // namespace vmspace::detail::guest_access_test

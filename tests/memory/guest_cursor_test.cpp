@@ -20,13 +20,13 @@
 #include "faults/failing_new.hpp"
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_cursor_test {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
-using namespace testing;
+using namespace test;
 
 static_assert(!std::is_copy_constructible_v<GuestReader> &&
               !std::is_copy_constructible_v<GuestWriter>);
@@ -386,4 +386,4 @@ TEST(GuestCursor, APieceOfAStreamDoesNotMarkAllThatIsStillToCome) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_cursor_test

@@ -25,15 +25,15 @@
 #include "host/host_support.hpp"
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_io_test {
 namespace {
 
-using testing::at;
-using testing::contents;
-using testing::Guest;
-using testing::page;
-using testing::pattern;
-using testing::TrackedGuest;
+using test::at;
+using test::contents;
+using test::Guest;
+using test::page;
+using test::pattern;
+using test::TrackedGuest;
 
 TEST_F(Guest, DescriptorsFillAndDrainRangesAcrossRegions) {
   std::array<int, 2> ends{};
@@ -278,4 +278,4 @@ TEST_F(TrackedGuest, ASinkTakesRangesPieceByPiece) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_io_test

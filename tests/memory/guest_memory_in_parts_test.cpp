@@ -17,13 +17,13 @@
 
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_memory_in_parts_test {
 namespace {
 
-using testing::at;
-using testing::contents;
-using testing::page;
-using testing::pattern;
+using test::at;
+using test::contents;
+using test::page;
+using test::pattern;
 
 constexpr std::uint64_t base = 0x100000;
 
@@ -31,10 +31,10 @@ constexpr std::uint64_t base = 0x100000;
 ///
 ///   .##..#..|####
 struct InParts : ::testing::Test {
-  MemoryRegionPtr all = testing::region({.base = base, .size = 8 * page});
+  MemoryRegionPtr all = test::region({.base = base, .size = 8 * page});
   MemoryRegionPtr region = with_blocks({{1 * page, 2 * page}, {5 * page, page}});
   GuestMemory memory = *GuestMemory::from_regions(
-      {region, testing::region({.base = base + 8 * page, .size = 4 * page})});
+      {region, test::region({.base = base + 8 * page, .size = 4 * page})});
 
   [[nodiscard]] MemoryRegionPtr with_blocks(const std::vector<PresentBlocks::Run>& runs) const {
     auto blocks = *PresentBlocks::none(8 * page, page, 4 * page);
@@ -169,4 +169,4 @@ TEST_F(InParts, BlocksOfAnotherSizeAreRefused) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_memory_in_parts_test

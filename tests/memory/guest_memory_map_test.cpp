@@ -24,7 +24,7 @@
 
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_memory_map_test {
 namespace {
 
 using ::testing::Not;
@@ -427,4 +427,4 @@ TEST_F(GuestMemoryRemap, APartOfTheBackingThatARegionHasIsNotGivenToAnother) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_memory_map_test

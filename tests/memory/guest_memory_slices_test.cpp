@@ -16,14 +16,14 @@
 
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_memory_slices_test {
 namespace {
 
-using testing::at;
-using testing::contents;
-using testing::Guest;
-using testing::page;
-using testing::pattern;
+using test::at;
+using test::contents;
+using test::Guest;
+using test::page;
+using test::pattern;
 
 TEST_F(Guest, SlicesCrossRegionsWholeOrNotAtAll) {
   const auto bytes = pattern(3 * page);
@@ -133,4 +133,4 @@ TEST_F(Guest, StringsEndAtTheirZeroOrAtTheLimit) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_memory_slices_test

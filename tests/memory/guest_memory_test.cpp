@@ -19,17 +19,17 @@
 
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_memory_test {
 namespace {
 
-using testing::at;
-using testing::contents;
-using testing::Guest;
-using testing::guest;
+using test::at;
+using test::contents;
+using test::Guest;
+using test::guest;
+using test::page;
+using test::region;
+using test::top;
 using ::testing::Not;
-using testing::page;
-using testing::region;
-using testing::top;
 
 __extension__ using Int128 = __int128;  // integral in GNU dialects only
 static_assert(GuestInteger<std::uint64_t> && GuestInteger<char>);
@@ -339,4 +339,4 @@ TEST(GuestMemory, PlainRamIsMappedAsShared) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_memory_test

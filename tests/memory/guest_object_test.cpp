@@ -16,7 +16,7 @@
 #include "vmspace/memory/endian.hpp"
 #include "vmspace/memory/guest_ptr.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_object_test {
 namespace {
 
 struct Dense {
@@ -139,10 +139,12 @@ struct Header {
 };
 
 }  // namespace
+}  // namespace vmspace::guest_object_test
 
 template <>
-inline constexpr bool every_pattern_is_valid<Header> = true;
+inline constexpr bool vmspace::every_pattern_is_valid<vmspace::guest_object_test::Header> = true;
 
+namespace vmspace::guest_object_test {
 namespace {
 
 // Asked of the accessors, so that all of them are seen to ask.
@@ -266,4 +268,4 @@ TEST(GuestObject, OnlyIntegersOfOneAccessAreExchanged) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_object_test

@@ -13,22 +13,22 @@
 #include "memory/guest_support.hpp"
 #include "memory/virtqueue.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_ptr_test {
 namespace {
 
-using testing::Chain;
-using testing::Descriptor;
-using testing::guest;
+using test::Chain;
+using test::guest;
+using test::page;
+using test::RingDescriptor;
+using test::walk;
 using ::testing::Not;
-using testing::page;
-using testing::walk;
 
 constexpr std::uint64_t base = 0x10000;
 constexpr std::uint64_t top = std::numeric_limits<std::uint64_t>::max();
 
 TEST(GuestPtr, ReadsAndWritesACopy) {
   const GuestMemory memory = guest({{base, page}});
-  const GuestPtr<Descriptor> descriptor(memory, GuestAddress(base + 3));
+  const GuestPtr<RingDescriptor> descriptor(memory, GuestAddress(base + 3));
   ASSERT_THAT(descriptor.write({.address = 1, .length = 2, .flags = 3, .next = 4}), IsOk());
   const auto copy = descriptor.read();
   ASSERT_THAT(copy, IsOk());
@@ -36,7 +36,7 @@ TEST(GuestPtr, ReadsAndWritesACopy) {
   EXPECT_EQ(copy->next, 4);
   ASSERT_THAT(memory.fill({GuestAddress(base), page}, std::byte{0xff}), IsOk());
   EXPECT_EQ(copy->length, 2U);  // the guest can't reach it
-  EXPECT_THAT(GuestPtr<Descriptor>(memory, GuestAddress(base + page - 15)).read(),
+  EXPECT_THAT(GuestPtr<RingDescriptor>(memory, GuestAddress(base + page - 15)).read(),
               HasError(Errc::out_of_bounds));
 }
 
@@ -59,15 +59,15 @@ TEST(GuestPtr, ElementsAreBoundedByTheCountAndNeverWrap) {
 
 TEST(GuestPtr, MembersAreReachedByTheirOffset) {
   const GuestMemory memory = guest({{base, page}});
-  const GuestPtr<Descriptor> descriptor(memory, GuestAddress(base));
+  const GuestPtr<RingDescriptor> descriptor(memory, GuestAddress(base));
   ASSERT_THAT(descriptor.write({.address = 1, .length = 2, .flags = 3, .next = 4}), IsOk());
-  const auto next = descriptor.member(&Descriptor::next);
+  const auto next = descriptor.member(&RingDescriptor::next);
   ASSERT_THAT(next, IsOk());
   EXPECT_EQ(next->address(), GuestAddress(base + 14));
   EXPECT_EQ(*next->read(), 4);
-  EXPECT_EQ(descriptor.member(&Descriptor::address)->address(), GuestAddress(base));
-  const GuestPtr<Descriptor> end(memory, GuestAddress(top - 1));
-  EXPECT_THAT(end.member(&Descriptor::flags), HasError(Errc::overflow));
+  EXPECT_EQ(descriptor.member(&RingDescriptor::address)->address(), GuestAddress(base));
+  const GuestPtr<RingDescriptor> end(memory, GuestAddress(top - 1));
+  EXPECT_THAT(end.member(&RingDescriptor::flags), HasError(Errc::overflow));
 }
 
 TEST(GuestPtr, IntegersAreLoadedAndStoredWithAnOrder) {
@@ -84,20 +84,20 @@ class DescriptorChain : public ::testing::Test {
  protected:
   static constexpr std::uint16_t size = 8;
 
-  void describe(std::uint16_t index, Descriptor descriptor) {
+  void describe(std::uint16_t index, RingDescriptor descriptor) {
     const auto slot = table.at(index, size);
     ASSERT_THAT(slot, IsOk());
     ASSERT_THAT(slot->write(descriptor), IsOk());
   }
 
   GuestMemory memory = guest({{base, 4 * page}});
-  GuestPtr<Descriptor> table{memory, GuestAddress(base)};
+  GuestPtr<RingDescriptor> table{memory, GuestAddress(base)};
 };
 
 TEST_F(DescriptorChain, IsWalkedToItsEnd) {
-  describe(0, {.address = base + page, .length = 16, .flags = Descriptor::has_next, .next = 5});
-  describe(5,
-           {.address = base + 2 * page, .length = 100, .flags = Descriptor::writable, .next = 0});
+  describe(0, {.address = base + page, .length = 16, .flags = RingDescriptor::has_next, .next = 5});
+  describe(
+      5, {.address = base + 2 * page, .length = 100, .flags = RingDescriptor::writable, .next = 0});
   const auto chain = walk(memory, table, size, 0);
   ASSERT_TRUE(chain);
   EXPECT_EQ(chain->pieces, 2U);
@@ -105,9 +105,9 @@ TEST_F(DescriptorChain, IsWalkedToItsEnd) {
 }
 
 TEST_F(DescriptorChain, LoopsAndIndicesOutOfTheTableAreErrors) {
-  describe(0, {.address = base + page, .length = 16, .flags = Descriptor::has_next, .next = 0});
+  describe(0, {.address = base + page, .length = 16, .flags = RingDescriptor::has_next, .next = 0});
   EXPECT_THAT(walk(memory, table, size, 0), HasError(Errc::limit_exceeded));
-  describe(0, {.address = base + page, .length = 16, .flags = Descriptor::has_next, .next = 8});
+  describe(0, {.address = base + page, .length = 16, .flags = RingDescriptor::has_next, .next = 8});
   EXPECT_THAT(walk(memory, table, size, 0), HasError(Errc::out_of_bounds));
   EXPECT_THAT(walk(memory, table, size, 65535), HasError(Errc::out_of_bounds));
 }
@@ -124,4 +124,4 @@ TEST_F(DescriptorChain, BuffersOutOfMemoryAreErrors) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_ptr_test

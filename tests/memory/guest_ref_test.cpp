@@ -13,7 +13,7 @@
 
 #include "memory/guest_support.hpp"
 
-namespace vmspace::testing {
+namespace vmspace::test::guest_ref_test {
 namespace {
 
 struct Ring {
@@ -137,4 +137,4 @@ TEST(GuestRef, IsGoodForAsLongAsItsMapIsKept) {
 }
 
 }  // namespace
-}  // namespace vmspace::testing
+}  // namespace vmspace::test::guest_ref_test

@@ -19,7 +19,7 @@
 #include "vmspace/memory/guest_memory.hpp"
 #include "vmspace/testing.hpp"
 
-namespace vmspace::testing {
+namespace vmspace::test {
 
 inline constexpr std::uint64_t page = 4096;
 inline constexpr std::uint64_t top = std::numeric_limits<std::uint64_t>::max();
@@ -119,4 +119,4 @@ class TrackedGuest : public Guest {
   }
 };
 
-}  // namespace vmspace::testing
+}  // namespace vmspace::test

@@ -21,13 +21,13 @@
 
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_view_test {
 namespace {
 
-using testing::contents;
-using testing::page;
-using testing::pattern;
-using testing::region;
+using test::contents;
+using test::page;
+using test::pattern;
+using test::region;
 
 constexpr GuestAddress first{0x10000};
 constexpr GuestAddress second{0x10000 + page};  // where the next region begins
@@ -171,4 +171,4 @@ TEST_F(TrackedView, AssigningLosesNoMark) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_view_test

@@ -15,7 +15,7 @@
 
 #include "memory/guest_support.hpp"
 
-namespace vmspace::testing {
+namespace vmspace::test::iommu_view_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -402,4 +402,4 @@ TEST_F(IommuViewTest, EmptyRangesAreAcceptedAnywhere) {
 }
 
 }  // namespace
-}  // namespace vmspace::testing
+}  // namespace vmspace::test::iommu_view_test

@@ -18,15 +18,15 @@
 #include "host/host_support.hpp"
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::load_file_test {
 namespace {
 
-using testing::at;
-using testing::contents;
-using testing::guest;
+using test::at;
+using test::contents;
+using test::guest;
+using test::page;
 using ::testing::HasSubstr;
 using ::testing::Not;
-using testing::page;
 
 constexpr std::uint64_t base = 0xf'0000;
 
@@ -80,7 +80,7 @@ TEST_F(LoadFile, AFileThatDoesNotFitIsRefusedAndNothingIsWritten) {
   const GuestMemory memory = guest({{base, 2 * page}, {base + 3 * page, page}});
   EXPECT_THAT(load_file(file, memory, at(base + 1)), HasError(Errc::out_of_bounds));
   EXPECT_THAT(load_file(file, memory, at(base - 1)), HasError(Errc::not_found));
-  EXPECT_THAT(load_file(file, memory, at(testing::top)), HasError(Errc::overflow));
+  EXPECT_THAT(load_file(file, memory, at(test::top)), HasError(Errc::overflow));
   EXPECT_EQ(contents(memory, base, 2 * page), bytes(2 * page, 0));
 }
 
@@ -126,4 +126,4 @@ TEST_F(LoadFile, MemoryThatThisProcessMayNotWriteIsRefused) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::load_file_test

@@ -19,14 +19,14 @@
 #include "host/host_support.hpp"
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_region_load_image_test {
 namespace {
 
-using testing::contents;
+using test::contents;
+using test::page;
+using test::pattern;
+using test::region;
 using ::testing::Not;
-using testing::page;
-using testing::pattern;
-using testing::region;
 
 constexpr std::uint64_t base = 0xf'0000;
 
@@ -110,4 +110,4 @@ TEST(LoadImage, WhatIsLoadedIsMarkedDirty) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_region_load_image_test

@@ -18,7 +18,7 @@
 
 #include "memory/region_support.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_region_move_test {
 namespace {
 
 using namespace test;
@@ -173,4 +173,4 @@ TEST_F(ReadyMapping, OfAClosedMappingThereIsNoRegion) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_region_move_test

@@ -9,7 +9,7 @@
 
 #include "host/host_support.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_region_part_test {
 namespace {
 
 using namespace test;
@@ -199,4 +199,4 @@ TEST(MemoryRegionPart, WhatDoesNotDescribeAPartIsRefused) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_region_part_test

@@ -20,7 +20,7 @@
 #include "host/host_support.hpp"
 #include "memory/region_support.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_region_test {
 namespace {
 
 using ::testing::Not;
@@ -347,4 +347,4 @@ TEST(MemoryRegion, LastHolderUnmaps) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_region_test

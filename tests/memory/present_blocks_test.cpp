@@ -11,7 +11,7 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/testing.hpp"
 
-namespace vmspace {
+namespace vmspace::present_blocks_test {
 namespace {
 
 using Runs = std::vector<PresentBlocks::Run>;
@@ -155,4 +155,4 @@ TEST(PresentBlocks, SaysWhatAListOfBoolsSays) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::present_blocks_test

@@ -18,13 +18,13 @@
 #include "host/host_support.hpp"
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::region_descriptor_test {
 namespace {
 
 using ::testing::Not;
 using test::operator""_MiB;
-using testing::guest;
-using testing::page;
+using test::guest;
+using test::page;
 
 constexpr std::uint64_t top = std::numeric_limits<std::uint64_t>::max();
 
@@ -165,4 +165,4 @@ TEST(RegionDescriptor, NothingThatWasReceivedIsTrusted) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::region_descriptor_test

@@ -8,7 +8,7 @@
 
 #include <gtest/gtest.h>
 
-namespace vmspace::detail {
+namespace vmspace::detail::translation_table_test {
 namespace {
 
 constexpr std::uint64_t page = 4096;
@@ -134,4 +134,4 @@ TEST(TranslationTable, FindsAllOf512Irregular) {
 }
 
 }  // namespace
-}  // namespace vmspace::detail
+}  // namespace vmspace::detail::translation_table_test

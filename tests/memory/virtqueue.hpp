@@ -11,9 +11,9 @@
 #include "vmspace/memory/endian.hpp"
 #include "vmspace/memory/guest_ptr.hpp"
 
-namespace vmspace::testing {
+namespace vmspace::test {
 
-struct Descriptor {
+struct RingDescriptor {
   static constexpr std::uint16_t has_next = 1;
   static constexpr std::uint16_t writable = 2;
 
@@ -22,7 +22,7 @@ struct Descriptor {
   Le16 flags;
   Le16 next;
 };
-static_assert(sizeof(Descriptor) == 16);
+static_assert(sizeof(RingDescriptor) == 16);
 
 struct Chain {
   std::size_t pieces = 0;
@@ -31,7 +31,7 @@ struct Chain {
 
 /// Follows the chain from `head`; reads each buffer that the device reads, and fills each that it
 /// writes. At most `size` descriptors, each read once: what is used is what was checked.
-inline Result<Chain> walk(const GuestMemory& memory, const GuestPtr<Descriptor>& table,
+inline Result<Chain> walk(const GuestMemory& memory, const GuestPtr<RingDescriptor>& table,
                           std::uint16_t size, std::uint16_t head) {
   Chain chain;
   std::vector<std::byte> buffer;
@@ -45,17 +45,17 @@ inline Result<Chain> walk(const GuestMemory& memory, const GuestPtr<Descriptor>&
     // Before the buffer is made: the length is the guest's.
     const auto pieces = memory.iovecs(
         {address, length},
-        (descriptor->flags & Descriptor::writable) != 0 ? Access::write : Access::read);
+        (descriptor->flags & RingDescriptor::writable) != 0 ? Access::write : Access::read);
     if (!pieces) return fail(pieces.error());
     buffer.resize(length);
-    if ((descriptor->flags & Descriptor::writable) != 0) {
+    if ((descriptor->flags & RingDescriptor::writable) != 0) {
       if (auto ok = memory.write_slice(address, buffer); !ok) return fail(ok.error());
     } else {
       if (auto ok = memory.read_slice(address, buffer); !ok) return fail(ok.error());
     }
     ++chain.pieces;
     chain.bytes += length;
-    if ((descriptor->flags & Descriptor::has_next) == 0) return chain;
+    if ((descriptor->flags & RingDescriptor::has_next) == 0) return chain;
     index = descriptor->next;
   }
   return fail({.code = Errc::limit_exceeded,
@@ -65,4 +65,4 @@ inline Result<Chain> walk(const GuestMemory& memory, const GuestPtr<Descriptor>&
                .reason = "the chain is longer than the queue"});
 }
 
-}  // namespace vmspace::testing
+}  // namespace vmspace::test

@@ -19,7 +19,7 @@
 #include "vmspace/address_space.hpp"
 #include "vmspace/boot.hpp"
 
-namespace vmspace {
+namespace vmspace::address_space_model_test {
 namespace {
 
 // One unit of the model is a page. RAM in [4, 64), but for the window of devices at [16, 24) and
@@ -378,4 +378,4 @@ RC_GTEST_PROP(LayoutModel, APlanPlacesAllRamWhereRamMayLie, ()) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::address_space_model_test

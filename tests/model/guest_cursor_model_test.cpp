@@ -10,7 +10,7 @@
 
 #include "model/guest_cursor_oracle.hpp"
 
-namespace vmspace::test {
+namespace vmspace::test::guest_cursor_model_test {
 namespace {
 
 RC_GTEST_PROP(GuestCursorModel, ReadsAndWritesAsAListOfAddressesWould, ()) {
@@ -28,4 +28,4 @@ RC_GTEST_PROP(GuestCursorModel, ReadsAndWritesAsAListOfAddressesWould, ()) {
 }
 
 }  // namespace
-}  // namespace vmspace::test
+}  // namespace vmspace::test::guest_cursor_model_test

@@ -9,7 +9,7 @@
 
 #include "model/guest_memory_oracle.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_memory_model_test {
 namespace {
 
 using test::GuestSideBySide;
@@ -43,4 +43,4 @@ RC_GTEST_PROP(GuestMemoryModel, AgreesWithAFlatArrayOfBytes, ()) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_memory_model_test

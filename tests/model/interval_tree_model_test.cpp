@@ -16,7 +16,7 @@
 #include "model/interval_tree_oracle.hpp"
 #include "model/interval_tree_side_by_side.hpp"
 
-namespace vmspace::test {
+namespace vmspace::test::interval_tree_model_test {
 namespace {
 
 rc::Gen<Step> any_step(rc::Gen<std::uint8_t> kind) {
@@ -236,4 +236,4 @@ RC_GTEST_PROP(IntervalTreeModel, CoversWhatBoostIclSaysItCovers, ()) {
 }
 
 }  // namespace
-}  // namespace vmspace::test
+}  // namespace vmspace::test::interval_tree_model_test

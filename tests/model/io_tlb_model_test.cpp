@@ -10,7 +10,7 @@
 
 #include "model/io_tlb_oracle.hpp"
 
-namespace vmspace::test {
+namespace vmspace::test::io_tlb_model_test {
 namespace {
 
 RC_GTEST_PROP(IoTlbModel, TranslatesAsAMapOfBytesWould, ()) {
@@ -27,4 +27,4 @@ RC_GTEST_PROP(IoTlbModel, TranslatesAsAMapOfBytesWould, ()) {
 }
 
 }  // namespace
-}  // namespace vmspace::test
+}  // namespace vmspace::test::io_tlb_model_test

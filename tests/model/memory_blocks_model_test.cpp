@@ -34,7 +34,7 @@
 
 #include "vmm/fake_kvm.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_blocks_model_test {
 namespace {
 
 using namespace literals;
@@ -371,4 +371,4 @@ RC_GTEST_FIXTURE_PROP(MemoryBlocksModel, EverythingAgreesWhateverFails, ()) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_blocks_model_test

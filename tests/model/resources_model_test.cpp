@@ -16,7 +16,7 @@
 
 #include "model/resources_oracle.hpp"
 
-namespace vmspace {
+namespace vmspace::resources_model_test {
 namespace {
 
 using namespace literals;
@@ -365,4 +365,4 @@ RC_GTEST_PROP(ResourcesModel, DoesWhatListsOfWhatIsHeldDo, ()) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resources_model_test

@@ -24,7 +24,7 @@
 
 #include "resources/test_ledger.hpp"
 
-namespace vmspace {
+namespace vmspace::resources_undo_model_test {
 namespace {
 
 using namespace literals;
@@ -209,4 +209,4 @@ RC_GTEST_PROP(ResourcesUndoModel, TheInvariantHoldsWhateverComesBeforeAChangeIsU
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resources_undo_model_test

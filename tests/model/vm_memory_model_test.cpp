@@ -22,7 +22,7 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/vmm.hpp"
 
-namespace vmspace {
+namespace vmspace::vm_memory_model_test {
 namespace {
 
 using namespace literals;
@@ -296,4 +296,4 @@ RC_GTEST_PROP(VmMemoryModel, MapMemoryTablesAndLogsAgreeWhoeverRefuses, ()) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vm_memory_model_test

@@ -27,7 +27,7 @@
 
 #include "model/vm_tables_sides.hpp"
 
-namespace vmspace {
+namespace vmspace::vm_tables_model_test {
 namespace {
 
 using namespace literals;
@@ -390,4 +390,4 @@ RC_GTEST_PROP(VmTablesModel, MapMemoryAndEveryTableAgreeWhateverFails, ()) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vm_tables_model_test

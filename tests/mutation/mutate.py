@@ -30,13 +30,15 @@
 #   with = "inner.key[slot] >= request.max()"
 #   tests = ["interval_tree_test", "interval_tree_model_test"]
 #
-# `find` is exact text, with ''' ''' for several lines, and must occur once. `tests` are CMake
-# targets, built and run in this order until one fails, so the quickest come first; a filter of
+# `find` is exact text, with ''' ''' for several lines, and must occur once. `tests` are names
+# of CTest, built and run in this order until one fails, so the quickest come first; a filter of
 # GoogleTest may follow a colon: "mapping_test:Mapping.*". A table [default] gives what a break
 # leaves out: `file` or `tests`.
 
 import argparse
 import fcntl
+import functools
+import json
 import os
 import pathlib
 import shutil
@@ -97,11 +99,18 @@ def build(targets, jobs):
     return subprocess.run(command, cwd=copy, env=environment(), capture_output=True, text=True)
 
 
+@functools.cache
+def commands():
+    """What CTest runs, by the names of the tests."""
+    shown = subprocess.run(["ctest", "--preset", "test", "--show-only=json-v1"], cwd=copy, check=True,
+                           capture_output=True).stdout
+    return {test["name"]: test["command"] for test in json.loads(shown)["tests"]}
+
+
 def run(test, seconds):
-    """How the test failed, or None. The program is looked for where CMake has put it."""
+    """How the test failed, or None."""
     target, _, chosen = test.partition(":")
-    [program] = (copy / "build" / "test" / "tests").glob(f"*/{target}")
-    command = [program] + ([f"--gtest_filter={chosen}"] if chosen else [])
+    command = commands()[target] + ([f"--gtest_filter={chosen}"] if chosen else [])
     try:
         done = subprocess.run(command, cwd=copy / "build", env=environment(),
                               capture_output=True, text=True, errors="replace",

@@ -17,7 +17,7 @@
 
 #include "resources/manager_state.hpp"
 
-namespace vmspace {
+namespace vmspace::device_resources_test {
 namespace {
 
 using test::one_of_each;
@@ -232,4 +232,4 @@ TEST_F(DeviceResourcesTest, SeveralManagersMayEnterRegionsInOneSpace) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::device_resources_test

@@ -15,7 +15,7 @@
 
 #include "faults/failing_new.hpp"
 
-namespace vmspace {
+namespace vmspace::number_space_test {
 namespace {
 
 using detail::NumberSpace;
@@ -46,4 +46,4 @@ TEST(NumberSpaceTest, EverySecondNumberComesBackWithoutMemoryAlsoAfterAMove) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::number_space_test

@@ -15,7 +15,7 @@
 
 #include "resources/manager_state.hpp"
 
-namespace vmspace {
+namespace vmspace::resource_adopt_test {
 namespace {
 
 using test::one_of_each;
@@ -378,4 +378,4 @@ TEST_F(ResourceAdoptTest, AClaimThatWasChangedIsAdoptedAsItSaysOrNotAtAll) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resource_adopt_test

@@ -13,7 +13,7 @@
 
 #include "resources/manager_state.hpp"
 
-namespace vmspace {
+namespace vmspace::resource_bridge_test {
 namespace {
 
 using testing::HasSubstr;
@@ -280,4 +280,4 @@ TEST_F(ResourceBridgeTest, TheWindowsOfADestroyedBridgeAreFreeAtOnce) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resource_bridge_test

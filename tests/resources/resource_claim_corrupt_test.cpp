@@ -17,7 +17,7 @@
 
 #include "resources/claim_samples.hpp"
 
-namespace vmspace {
+namespace vmspace::resource_claim_corrupt_test {
 namespace {
 
 using namespace std::string_literals;
@@ -281,4 +281,4 @@ TEST(ResourceClaimText, LongHostileLinesAreErrorsLikeShortOnes) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resource_claim_corrupt_test

@@ -16,7 +16,7 @@
 
 #include "vmspace/resources/resource_claim.hpp"
 
-namespace vmspace {
+namespace vmspace::resource_claim_model_test {
 namespace {
 
 /// Small numbers, and those near the ends of the type.
@@ -179,4 +179,4 @@ RC_GTEST_PROP(ResourceClaimModel, AnyClaimsReadBackAsTheyAre, ()) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resource_claim_model_test

@@ -17,7 +17,7 @@
 
 #include "resources/claim_samples.hpp"
 
-namespace vmspace {
+namespace vmspace::resource_claim_test {
 namespace {
 
 using namespace std::string_literals;
@@ -184,4 +184,4 @@ TEST(ResourceClaim, LongNamesAndManyClaimsReadBackAsTheyAre) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resource_claim_test

@@ -15,7 +15,7 @@
 
 #include "resources/manager_state.hpp"
 
-namespace vmspace {
+namespace vmspace::resource_hostile_test {
 namespace {
 
 using testing::AllOf;
@@ -135,4 +135,4 @@ TEST_F(ResourceHostileTest, ThousandsOfBridgesAndRangesAreAdoptedAndCheckedAndLe
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resource_hostile_test

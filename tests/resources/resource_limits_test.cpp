@@ -14,7 +14,7 @@
 
 #include "resources/manager_state.hpp"
 
-namespace vmspace {
+namespace vmspace::resource_limits_test {
 namespace {
 
 using testing::AllOf;
@@ -191,4 +191,4 @@ TEST_F(ResourceLimitsTest, UsageCountsWhatThereIsAndWhatIsLeft) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resource_limits_test

@@ -16,7 +16,7 @@
 
 #include "resources/manager_state.hpp"
 
-namespace vmspace {
+namespace vmspace::resource_manager_test {
 namespace {
 
 using test::one_of_each;
@@ -337,4 +337,4 @@ TEST_F(ResourceManagerTest, APortRangeStaysInItsWindow) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resource_manager_test

@@ -13,7 +13,7 @@
 
 #include "resources/manager_state.hpp"
 
-namespace vmspace {
+namespace vmspace::resource_mmio_test {
 namespace {
 
 using testing::HasSubstr;
@@ -316,4 +316,4 @@ TEST_F(ResourceMmioTest, RegionsThatOthersEnterAreRespected) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resource_mmio_test

@@ -13,7 +13,7 @@
 
 #include "resources/manager_state.hpp"
 
-namespace vmspace {
+namespace vmspace::resource_numbers_test {
 namespace {
 
 using test::State;
@@ -213,4 +213,4 @@ TEST_F(ResourceNumbersTest, MacAddressesAreGivenByteByByte) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resource_numbers_test

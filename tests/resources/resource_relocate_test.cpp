@@ -14,7 +14,7 @@
 
 #include "resources/manager_state.hpp"
 
-namespace vmspace {
+namespace vmspace::resource_relocate_test {
 namespace {
 
 using testing::AllOf;
@@ -302,4 +302,4 @@ TEST_F(ResourceRelocateTest, ParkedWindowsArePlacedTogetherWithWhatIsBehindThem)
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resource_relocate_test

@@ -9,7 +9,7 @@
 
 #include <gtest/gtest.h>
 
-namespace vmspace {
+namespace vmspace::resource_request_test {
 namespace {
 
 TEST(ResourceRequest, EachRequestTypeHasItsKind) {
@@ -36,4 +36,4 @@ TEST(ResourceRequest, AValueWithoutANameIsUnknown) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resource_request_test

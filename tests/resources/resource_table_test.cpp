@@ -17,7 +17,7 @@
 
 #include "address_space/golden.hpp"
 
-namespace vmspace {
+namespace vmspace::resource_table_test {
 namespace {
 
 using namespace literals;
@@ -140,4 +140,4 @@ TEST_F(ResourceTable, GivesSizesInTheLargestUnitThatKeepsThemWhole) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resource_table_test

@@ -24,7 +24,7 @@
 #include "memory/guest_support.hpp"
 #include "snapshot/dirty_scan_support.hpp"
 
-namespace vmspace {
+namespace vmspace::dirty_scan_kinds_test {
 namespace {
 
 using namespace test;
@@ -75,7 +75,7 @@ TEST_F(DirtyScanKinds, WhatWasWrittenIsReportedOnce) {
     SCOPED_TRACE(name(spec));
     const GuestMemory memory = map(spec);
     write(memory, 0, 20);  // present when it starts
-    START_OR_SKIP(scan, memory);
+    START_SCAN_OR_SKIP(scan, memory);
     EXPECT_THAT(harvest(scan), IsEmpty());
     write(memory, 3, 2);
     write(memory, 19);
@@ -95,7 +95,7 @@ TEST_F(DirtyScanKinds, OfWhatWasPresentReadingReportsNothing) {
     SCOPED_TRACE(name(spec));
     const GuestMemory memory = map(spec);
     write(memory, 0, 20);
-    START_OR_SKIP(scan, memory);
+    START_SCAN_OR_SKIP(scan, memory);
     for (std::uint64_t i = 0; i < 20; ++i)
       EXPECT_THAT(memory.read<std::uint64_t>(GuestAddress(base + i * page)), IsOk());
     EXPECT_THAT(harvest(scan), IsEmpty());
@@ -109,7 +109,7 @@ TEST_F(DirtyScanKinds, WritesOfTheKernelAreReported) {
     SCOPED_TRACE(name(spec));
     const GuestMemory memory = map(spec);
     write(memory, 0, 20);
-    START_OR_SKIP(scan, memory);
+    START_SCAN_OR_SKIP(scan, memory);
     std::byte* const host = *memory.host_address(pages(10, 2));
     ASSERT_EQ(::pread(file.get(), host, 2 * page, 0), static_cast<ssize_t>(2 * page));
     EXPECT_THAT(harvest(scan), ElementsAre(pages(10, 2)));
@@ -121,7 +121,7 @@ TEST_F(DirtyScanKinds, DiscardedPagesAreReportedAndWatchedOn) {
     SCOPED_TRACE(name(spec));
     const GuestMemory memory = map(spec);
     write(memory, 0, 20);
-    START_OR_SKIP(scan, memory);
+    START_SCAN_OR_SKIP(scan, memory);
     const MemoryMapping& mapping = memory.regions()[0]->mapping();
     VMSPACE_ASSERT_OK(mapping.discard(5 * page, 3 * page));
     EXPECT_THAT(harvest(scan), ElementsAre(pages(5, 3)));
@@ -135,7 +135,7 @@ TEST_F(DirtyScanKinds, HarvestsGoOnWhilePagesAreDiscarded) {
   for (const BackingSpec& spec : specs_) {
     SCOPED_TRACE(name(spec));
     const GuestMemory memory = map(spec);
-    START_OR_SKIP(scan, memory);
+    START_SCAN_OR_SKIP(scan, memory);
     const std::jthread discarder([&](const std::stop_token& stop) {
       while (!stop.stop_requested()) {
         VMSPACE_EXPECT_OK(memory.regions()[0]->mapping().discard(5 * page, page));
@@ -149,7 +149,7 @@ TEST_F(DirtyScanKinds, HarvestsGoOnWhilePagesAreDiscarded) {
 
 TEST_F(DirtyScanKinds, PagesThatAreDiscardedAgainAndAgainTakeNoMoreMemory) {
   const GuestMemory memory = map(specs_.front());
-  START_OR_SKIP(scan, memory);
+  START_SCAN_OR_SKIP(scan, memory);
   const MemoryMapping& mapping = memory.regions()[0]->mapping();
   test::largest = 0;
   for (std::uint64_t i = 0; i < 10'000; ++i)
@@ -165,7 +165,7 @@ TEST_F(DirtyScanKinds, PagesThatLeaveThePageTablesAreNotLost) {
     SCOPED_TRACE(name(spec));
     const GuestMemory memory = map(spec);
     write(memory, 0, 20);
-    START_OR_SKIP(scan, memory);
+    START_SCAN_OR_SKIP(scan, memory);
     write(memory, 7);
     write(memory, 100);
     std::byte* const host = *memory.host_address({GuestAddress(base), size});
@@ -185,4 +185,4 @@ TEST_F(DirtyScanKinds, PagesThatLeaveThePageTablesAreNotLost) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::dirty_scan_kinds_test

@@ -31,7 +31,7 @@
 #include "snapshot/lazy_support.hpp"
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::dirty_scan_restore_test {
 namespace {
 
 using namespace test;
@@ -112,7 +112,7 @@ class WatchedRestore : public ::testing::TestWithParam<Kind> {
   DirtyScan name = *std::move(started_##name)
 
 TEST_P(WatchedRestore, OnlyWhatIsWrittenIsReportedDuringItAndAfterIt) {
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   EXPECT_EQ(read(0), word_at(at(0)));  // there before the scan begins
   SCAN(scan);
   EXPECT_THAT(harvest(scan), IsEmpty());
@@ -140,7 +140,7 @@ TEST_P(WatchedRestore, OnlyWhatIsWrittenIsReportedDuringItAndAfterIt) {
 }
 
 TEST_P(WatchedRestore, WhatLeavesThePageTablesAndIsReadAgainIsNotLost) {
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   SCAN(scan);
   for (const bool has_ended : {false, true}) {
     write(1);
@@ -158,7 +158,7 @@ TEST_P(WatchedRestore, WhatLeavesThePageTablesAndIsReadAgainIsNotLost) {
 TEST_P(WatchedRestore, WritesWhileItEndsAreReported) {
   std::optional<LazyRestore> restore;
   {
-    START_OR_SKIP(started, memory, source, {.background = false});
+    START_RESTORE_OR_SKIP(started, memory, source, {.background = false});
     restore = std::move(started);
   }
   SCAN(scan);
@@ -171,7 +171,7 @@ TEST_P(WatchedRestore, WritesWhileItEndsAreReported) {
 }
 
 TEST_P(WatchedRestore, AScanThatEndsFirstLeavesTheRestoreAlone) {
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   for (int round = 0; round < 2; ++round) {
     SCAN(scan);
     write(1);
@@ -186,7 +186,7 @@ TEST_P(WatchedRestore, AScanThatEndsFirstLeavesTheRestoreAlone) {
 }
 
 TEST_P(WatchedRestore, WhatWasDiscardedIsZerosAndReported) {
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   SCAN(scan);
   EXPECT_EQ(read(0), word_at(at(0)));
   VMSPACE_ASSERT_OK(mapping().discard(0, 2 * unit()));  // one that has come, and one that has not
@@ -207,7 +207,7 @@ TEST_P(WatchedRestore, WhatWasDiscardedIsZerosAndReported) {
 
 TEST_P(WatchedRestore, WhatIsLostRaisesItsErrorAllTheSame) {
   source->fails = [](std::uint64_t page) { return page >= at(1) && page < at(2); };
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   SCAN(scan);
   const auto is_lost = [&](std::uint64_t index) {
     // A system call that reads it says so without a signal.
@@ -229,7 +229,7 @@ TEST_P(WatchedRestore, WhatIsLostRaisesItsErrorAllTheSame) {
 }
 
 TEST_P(WatchedRestore, AfterTheEndTheMemoryIsLikeAnyOther) {
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   SCAN(scan);
   const TempFile early;
   EXPECT_THAT(save_snapshot(memory, early.fd()), HasError(Errc::bad_state));
@@ -241,7 +241,7 @@ TEST_P(WatchedRestore, AfterTheEndTheMemoryIsLikeAnyOther) {
 }
 
 TEST_P(WatchedRestore, WhoTouchesZerosAfterTheEndGoesOnWhereNobodyCanPoll) {
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   SCAN(scan);
   restore.resume_background();
   VMSPACE_ASSERT_OK(restore.wait(long_enough));
@@ -255,7 +255,7 @@ TEST_P(WatchedRestore, WhoTouchesZerosAfterTheEndGoesOnWhereNobodyCanPoll) {
 }
 
 TEST_P(WatchedRestore, WhicheverCallOfStartingFailsTheRestoreGoesOn) {
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   for (std::size_t index = 0;; ++index) {
     Injector injector;
     injector.fail_call(index, EIO);
@@ -279,7 +279,7 @@ TEST_P(WatchedRestore, WhicheverCallOfStartingFailsTheRestoreGoesOn) {
 
 TEST(WatchedRestoreOfMuchMemory, AllThatIsLostIsPoisonedPageByPage) {
   const GuestMemory memory = guest({{base, 512_MiB, Protection::read_write, MemorySource::shmem}});
-  START_OR_SKIP(restore, memory, std::make_shared<WordSource>(), {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, std::make_shared<WordSource>(), {.background = false});
   const auto scan = DirtyScan::start(memory);
   if (!scan && scan.error().code == Errc::unsupported) GTEST_SKIP() << scan.error().message();
   ASSERT_THAT(scan, IsOk());
@@ -300,4 +300,4 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& kind) { return kind.param.name; });
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::dirty_scan_restore_test

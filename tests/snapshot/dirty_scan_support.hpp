@@ -17,7 +17,7 @@
 #include "memory/guest_support.hpp"
 
 /// Starts a scan, or skips the test where kernel or rights are missing.
-#define START_OR_SKIP(name, memory)                                            \
+#define START_SCAN_OR_SKIP(name, memory)                                       \
   auto started_##name = DirtyScan::start(memory);                              \
   if (!started_##name && (started_##name.error().code == Errc::unsupported ||  \
                           started_##name.error().code == Errc::access_denied)) \
@@ -27,7 +27,7 @@
 
 namespace vmspace::test::scanned {
 
-using testing::page;
+using test::page;
 
 inline constexpr std::uint64_t base = 0x10'0000;
 inline constexpr std::uint64_t size = 300 * page;

@@ -26,23 +26,23 @@
 #include "memory/guest_support.hpp"
 #include "snapshot/dirty_scan_support.hpp"
 
-namespace vmspace {
+namespace vmspace::dirty_scan_test {
 namespace {
 
 using namespace test;
 using namespace test::scanned;
+using test::guest;
+using test::page;
+using test::region;
 using ::testing::ElementsAre;
-using testing::guest;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using testing::page;
-using testing::region;
 
 TEST(DirtyScan, NeighbouringRegionsGiveOneRange) {
   const GuestMemory memory =
       guest({{base, 10 * page},
              {base + 10 * page, 10 * page, Protection::read_write, MemorySource::shmem}});
-  START_OR_SKIP(scan, memory);
+  START_SCAN_OR_SKIP(scan, memory);
   write(memory, 8, 4);
   EXPECT_THAT(harvest(scan), ElementsAre(pages(8, 4)));
 }
@@ -58,7 +58,7 @@ TEST(DirtyScan, OfAnonymousHugePagesOnlyWhatWasWrittenIsReported) {
   const MemoryMapping& mapping = (*mapped)->mapping();
   if (mapping.residency()->huge.value_or(0) != 8_MiB) GTEST_SKIP() << "no huge pages to be had";
   const GuestMemory memory = *GuestMemory::from_regions({*mapped});
-  START_OR_SKIP(scan, memory);
+  START_SCAN_OR_SKIP(scan, memory);
   EXPECT_THAT(harvest(scan), IsEmpty());
   EXPECT_EQ(mapping.residency()->huge, 8_MiB) << "watching splits none";
   VMSPACE_EXPECT_OK(memory.write(GuestAddress(6_MiB + 5 * page), 1));
@@ -74,7 +74,7 @@ TEST(DirtyScan, OfHugePagesOfAMemfdWholePagesAreReported) {
   if (!collapsed) GTEST_SKIP() << collapsed.error().message();
   ASSERT_TRUE(memory.fill({GuestAddress(4_MiB), 8_MiB}, std::byte{2}));
   if (mapping.residency()->huge.value_or(0) != 8_MiB) GTEST_SKIP() << "no huge pages to be had";
-  START_OR_SKIP(scan, memory);
+  START_SCAN_OR_SKIP(scan, memory);
   for (int round = 0; round < 2; ++round) {
     EXPECT_THAT(harvest(scan), IsEmpty());
     VMSPACE_EXPECT_OK(memory.write(GuestAddress(6_MiB + 5 * page), 1));
@@ -89,7 +89,7 @@ TEST(DirtyScan, OfHugetlbMemoryWholePagesAreReported) {
   for (const auto source : {MemorySource::hugeanon, MemorySource::hugeshmem}) {
     const GuestMemory memory = guest({{4_MiB, 6_MiB, Protection::read_write, source}});
     VMSPACE_EXPECT_OK(memory.write(GuestAddress(4_MiB), 1));
-    START_OR_SKIP(scan, memory);
+    START_SCAN_OR_SKIP(scan, memory);
     EXPECT_THAT(harvest(scan), IsEmpty());
     VMSPACE_EXPECT_OK(memory.write(GuestAddress(4_MiB + 5 * page), 1));
     VMSPACE_EXPECT_OK(memory.write(GuestAddress(8_MiB + 5 * page), 1));
@@ -102,7 +102,7 @@ TEST(DirtyScan, OfHugetlbMemoryWholePagesAreReported) {
 TEST(DirtyScan, SeveralScansOfTheSameMemoryAreRefusedByName) {
   const GuestMemory memory = guest({{base, size}});
   {
-    START_OR_SKIP(scan, memory);
+    START_SCAN_OR_SKIP(scan, memory);
     const auto second = DirtyScan::start(memory);
     ASSERT_THAT(second, HasError(Errc::bad_state));
     EXPECT_THAT(second.error().message(), HasSubstr("DirtyScan"));
@@ -116,19 +116,19 @@ TEST(DirtyScan, SeveralScansOfTheSameMemoryAreRefusedByName) {
 TEST(DirtyScan, ARegionKeepsItsSizeMeanwhile) {
   const GuestMemory memory = guest({{base, size, Protection::read_write, MemorySource::shmem}});
   {
-    START_OR_SKIP(scan, memory);
-    const auto refused = testing::resized(memory.regions()[0], 16 * page);
+    START_SCAN_OR_SKIP(scan, memory);
+    const auto refused = test::resized(memory.regions()[0], 16 * page);
     ASSERT_THAT(refused, HasError(Errc::bad_state));
     EXPECT_THAT(refused.error().message(), HasSubstr("DirtyScan"));
   }
-  EXPECT_THAT(testing::resized(memory.regions()[0], 16 * page), IsOk());
+  EXPECT_THAT(test::resized(memory.regions()[0], 16 * page), IsOk());
 }
 
 // It does not stand in the way of what its harvests are for.
 TEST(DirtyScan, ADifferentialSnapshotIsMadeOfAHarvest) {
   const GuestMemory memory = guest({{base, size}});
   write(memory, 0, 50);
-  START_OR_SKIP(scan, memory);
+  START_SCAN_OR_SKIP(scan, memory);
   EXPECT_EQ(detail::FaultClaim::holder(memory.regions()[0]->mapping()), nullptr);
   const OwnedFd full(::memfd_create("full", MFD_CLOEXEC));
   const OwnedFd changes(::memfd_create("changes", MFD_CLOEXEC));
@@ -147,7 +147,7 @@ TEST(DirtyScan, ADifferentialSnapshotIsMadeOfAHarvest) {
   auto reader = SnapshotReader::open(changes.get(), parents);
   ASSERT_THAT(reader, IsOk());
   VMSPACE_ASSERT_OK(restore_snapshot(again, *reader));
-  EXPECT_EQ(testing::contents(again, base, size), testing::contents(memory, base, size));
+  EXPECT_EQ(test::contents(again, base, size), test::contents(memory, base, size));
 }
 
 TEST(DirtyScan, MemoryThatNobodyMayWriteIsLeftOut) {
@@ -160,7 +160,7 @@ TEST(DirtyScan, MemoryThatNobodyMayWriteIsLeftOut) {
                                 .protection = Protection::read});
   ASSERT_THAT(rom, IsOk());
   const GuestMemory memory = *GuestMemory::from_regions({*rom, region({base, size})});
-  START_OR_SKIP(scan, memory);
+  START_SCAN_OR_SKIP(scan, memory);
   write(memory, 1);
   EXPECT_THAT(harvest(scan), ElementsAre(pages(1, 1)));
 }
@@ -186,7 +186,7 @@ TEST(DirtyScan, MemoryOfOthersIsUnsupportedAndNothingIsWatched) {
 
 TEST(DirtyScan, OneThatWasMovedFromSaysSo) {
   const GuestMemory memory = guest({{base, size}});
-  START_OR_SKIP(first, memory);
+  START_SCAN_OR_SKIP(first, memory);
   DirtyScan second = std::move(first);
   EXPECT_THAT(first.harvest(), HasError(Errc::bad_state));  // NOLINT(bugprone-use-after-move)
   write(memory, 1);
@@ -195,7 +195,7 @@ TEST(DirtyScan, OneThatWasMovedFromSaysSo) {
 
 TEST(DirtyScan, WhatTheKernelLacksIsNamed) {
   const GuestMemory memory = guest({{base, size}});
-  { START_OR_SKIP(scan, memory); }
+  { START_SCAN_OR_SKIP(scan, memory); }
   Injector injector;
   injector.hide_proc_and_sys();
   EXPECT_THAT(DirtyScan::start(memory), HasError(Errc::unsupported));
@@ -217,7 +217,7 @@ TEST(DirtyScan, WhicheverCallFailsNothingIsWatchedAndNothingIsLost) {
   const GuestMemory memory =
       guest({{base, 10 * page},
              {base + 10 * page, 10 * page, Protection::read_write, MemorySource::shmem}});
-  { START_OR_SKIP(scan, memory); }
+  { START_SCAN_OR_SKIP(scan, memory); }
   for (std::size_t index = 0;; ++index) {
     Injector injector;
     injector.fail_call(index, EIO);
@@ -257,7 +257,7 @@ TEST(DirtyScan, ManyRangesAreAllFound) {
   constexpr std::uint64_t count = 4096;
   for (const auto source : {MemorySource::anon, MemorySource::shmem}) {
     const GuestMemory memory = guest({{base, 2 * count * page, Protection::read_write, source}});
-    START_OR_SKIP(scan, memory);
+    START_SCAN_OR_SKIP(scan, memory);
     std::vector<GuestRange> expected;
     for (std::uint64_t i = 0; i < count; ++i) {
       write(memory, 2 * i);
@@ -269,4 +269,4 @@ TEST(DirtyScan, ManyRangesAreAllFound) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::dirty_scan_test

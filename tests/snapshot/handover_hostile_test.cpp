@@ -15,7 +15,7 @@
 #include "snapshot/handover_format.hpp"
 #include "snapshot/handover_support.hpp"
 
-namespace vmspace {
+namespace vmspace::handover_hostile_test {
 namespace {
 
 using detail::HandoverFile;
@@ -387,4 +387,4 @@ TEST(HandoverCommit, APeerThatIsGoneIsAnError) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::handover_hostile_test

@@ -32,9 +32,9 @@
 
 namespace vmspace::test {
 
-using testing::contents;
-using testing::page;
-using testing::pattern;
+using test::contents;
+using test::page;
+using test::pattern;
 
 inline constexpr std::chrono::milliseconds soon{50};
 

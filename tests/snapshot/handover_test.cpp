@@ -12,7 +12,7 @@
 
 #include "snapshot/handover_support.hpp"
 
-namespace vmspace {
+namespace vmspace::handover_test {
 namespace {
 
 using ::testing::HasSubstr;
@@ -373,4 +373,4 @@ TEST(Handover, OnlyUnixStreamSocketsWillDo) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::handover_test

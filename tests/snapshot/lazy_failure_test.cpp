@@ -24,7 +24,7 @@
 #include "snapshot/lazy_support.hpp"
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::lazy_failure_test {
 namespace {
 
 using namespace test;
@@ -108,7 +108,8 @@ TEST_P(LazyRestoreFailures, APageThatCanNotBeReadIsReportedAndRaisesASignal) {
   const GuestMemory memory = ram();
   const std::byte* const data = memory.regions()[0]->host_base();
   source->fails = [](std::uint64_t at) { return at == base + 5 * page || at == base + 9 * page; };
-  START_OR_SKIP(restore, memory, source, {.background = false, .on_error = reports.callback()});
+  START_RESTORE_OR_SKIP(restore, memory, source,
+                        {.background = false, .on_error = reports.callback()});
   EXPECT_EQ(signal_of(data + 5 * page + 8), SIGBUS);
   EXPECT_THAT(reports.ranges(), ElementsAre(GuestRange{GuestAddress(base + 5 * page), page}));
   EXPECT_TRUE(holds_words(data + 6 * page, base + 6 * page));
@@ -143,7 +144,7 @@ TEST_P(LazyRestoreFailures, BeforeLinux66ThePageIsInaccessible) {
   const GuestMemory memory = ram();
   const std::byte* const data = memory.regions()[0]->host_base();
   source->fails = [](std::uint64_t at) { return at == base + 5 * page; };
-  START_OR_SKIP(restore, memory, source, {.on_error = reports.callback()});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.on_error = reports.callback()});
   EXPECT_EQ(signal_of(data + 5 * page), SIGSEGV);
   EXPECT_THAT(restore.wait(long_enough), HasError(Errc::corrupt));
   EXPECT_TRUE(holds_words(data + 4 * page, base + 4 * page));
@@ -162,7 +163,8 @@ TEST_P(LazyRestoreFailures, CancellingWakesAllAndLosesTheRest) {
       if (at.value() == base + 8 * page) gate.pass();
     };
     {
-      START_OR_SKIP(restore, memory, source, {.background = false, .on_error = told.callback()});
+      START_RESTORE_OR_SKIP(restore, memory, source,
+                            {.background = false, .on_error = told.callback()});
       ASSERT_TRUE(holds_words(data, base));
       std::atomic<int> raised{0};
       std::thread waits([&] { raised = signal_of(data + 8 * page); });
@@ -190,7 +192,7 @@ TEST_P(LazyRestoreFailures, DestructionCancels) {
   const GuestMemory memory = ram();
   const std::byte* const data = memory.regions()[0]->host_base();
   {
-    START_OR_SKIP(restore, memory, source, {.background = false});
+    START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
     ASSERT_TRUE(holds_words(data + page, base + page));
     LazyRestore moved = std::move(restore);
     ASSERT_TRUE(holds_words(data + 2 * page, base + 2 * page));
@@ -202,7 +204,8 @@ TEST_P(LazyRestoreFailures, DestructionCancels) {
 TEST_P(LazyRestoreFailures, ASourceThatFailsTooOftenIsGivenUp) {
   const GuestMemory memory = ram();
   source->fails = [](std::uint64_t) { return true; };
-  START_OR_SKIP(restore, memory, source, {.error_limit = 5, .on_error = reports.callback()});
+  START_RESTORE_OR_SKIP(restore, memory, source,
+                        {.error_limit = 5, .on_error = reports.callback()});
   EXPECT_THAT(restore.wait(long_enough), HasError(Errc::corrupt));
   EXPECT_EQ(restore.statistics().lost, 64 * page);
   EXPECT_EQ(restore.statistics().errors, 5U);
@@ -219,7 +222,7 @@ TEST_P(LazyRestoreFailures, TheReportMayCancel) {
     ++told;
     running.load()->cancel();
   };
-  START_OR_SKIP(restore, memory, source, {.background = false, .on_error = on_error});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false, .on_error = on_error});
   running = &restore;
   EXPECT_EQ(signal_of(data + 5 * page), SIGBUS);
   EXPECT_THAT(restore.wait(long_enough), HasError(Errc::corrupt)) << "what came first";
@@ -237,7 +240,7 @@ TEST_P(LazyRestoreFailures, ASourceThatNamesDataElsewhereIsNotBelieved) {
         case 1: return GuestRange{GuestAddress(at + range.size), page};
         case 2: return GuestRange{GuestAddress(at + 1), page};
         case 3: return GuestRange{GuestAddress(at), page + 1};
-        case 4: return GuestRange{GuestAddress(at), testing::top / page * page};
+        case 4: return GuestRange{GuestAddress(at), test::top / page * page};
         default: break;
       }
       return fail({.code = Errc::os, .operation = "Liar", .os_errno = EIO});
@@ -251,7 +254,7 @@ TEST_P(LazyRestoreFailures, ASourceThatNamesDataElsewhereIsNotBelieved) {
     for (std::size_t lie = 0; lie < i; ++lie)
       static_cast<void>(liar->next_data({GuestAddress(base), page}));
     const GuestMemory memory = ram();
-    START_OR_SKIP(restore, memory, liar);
+    START_RESTORE_OR_SKIP(restore, memory, liar);
     VMSPACE_EXPECT_OK(restore.wait(long_enough));
     expect_restored(memory, *liar);
   }
@@ -264,7 +267,7 @@ TEST_P(LazyRestoreFailures, ADiscardDoesNotWaitForASourceThatHangs) {
   source->before_read = [&](GuestAddress at, std::size_t) {
     if (at.value() == base + 8 * page) gate.pass();
   };
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   std::thread waits([&] {
     // What it waits for is discarded meanwhile.
     EXPECT_TRUE(holds_words(mapping.data() + 8 * page, base + 8 * page, true));
@@ -282,7 +285,7 @@ TEST_P(LazyRestoreFailures, ADiscardDoesNotWaitForASourceThatHangs) {
 TEST_P(LazyRestoreFailures, ADiscardThatFailsChangesNothing) {
   const GuestMemory memory = ram();
   const MemoryMapping& mapping = memory.regions()[0]->mapping();
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   {
     Injector injector;
     injector.fail_always(GetParam() == MemorySource::anon ? "madvise" : "fallocate", EIO);
@@ -297,7 +300,7 @@ TEST_P(LazyRestoreFailures, ADiscardThatFailsChangesNothing) {
 
 TEST_P(LazyRestoreFailures, ADiscardOfTheLastPagesCompletesIt) {
   const GuestMemory memory = ram();
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   VMSPACE_EXPECT_OK(memory.regions()[0]->mapping().discard(0, 64 * page));
   VMSPACE_EXPECT_OK(restore.wait(long_enough));
   EXPECT_EQ(restore.statistics().discarded, 64 * page);
@@ -325,7 +328,7 @@ TEST(LazyRestoreUnderAFaultGuard, ALostPageIsAnError) {
   const GuestMemory memory = *GuestMemory::from_regions({*region});
   const auto source = std::make_shared<WordSource>();
   source->fails = [](std::uint64_t at) { return at == base + 5 * page; };
-  START_OR_SKIP(restore, memory, source);
+  START_RESTORE_OR_SKIP(restore, memory, source);
   const auto lost = memory.read<std::uint64_t>(GuestAddress(base + 5 * page));
   EXPECT_THAT(lost, HasError(Errc::fault));
   EXPECT_THAT(memory.read<std::uint64_t>(GuestAddress(base + 6 * page)),
@@ -346,4 +349,4 @@ TEST(LazyRestoreWithoutRights, SaysWhatWouldAllowIt) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::lazy_failure_test

@@ -24,7 +24,7 @@
 #include "snapshot/lazy_support.hpp"
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::lazy_refusal_test {
 namespace {
 
 using namespace test;
@@ -78,7 +78,7 @@ TEST_F(LazyRestoreRefusals, AWorkingSetOfAnotherSnapshotOrOtherMemory) {
   EXPECT_THAT(LazyRestore::start(memory, source, {.working_set = outside, .snapshot = id}),
               AnyOf(HasError(Errc::out_of_bounds), HasError(Errc::unsupported),
                     HasError(Errc::access_denied)));
-  START_OR_SKIP(restore, memory, source, {.working_set = inside, .snapshot = id});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.working_set = inside, .snapshot = id});
   VMSPACE_EXPECT_OK(restore.wait(long_enough));
 }
 
@@ -93,7 +93,7 @@ TEST_F(LazyRestoreRefusals, MemoryThatWasTouched) {
     EXPECT_EQ(refused.error().code, Errc::bad_state);
     // What it holds is discarded, and it is as new.
     VMSPACE_ASSERT_OK(memory.regions()[0]->mapping().discard(0, 64 * page));
-    START_OR_SKIP(restore, memory, source);
+    START_RESTORE_OR_SKIP(restore, memory, source);
     VMSPACE_EXPECT_OK(restore.wait(long_enough));
     expect_restored(memory, *source);
   }
@@ -117,8 +117,8 @@ TEST_F(LazyRestoreRefusals, KindsOfMemoryThatTheKernelCanNotDoThisFor) {
 }
 
 TEST_F(LazyRestoreRefusals, ReadOnlyMemoryThatHoldsSomethingElse) {
-  const MemoryRegionPtr rom = testing::region({high, 4 * page, Protection::read});
-  const GuestMemory memory = *GuestMemory::from_regions({testing::region({low, 16 * page}), rom});
+  const MemoryRegionPtr rom = test::region({high, 4 * page, Protection::read});
+  const GuestMemory memory = *GuestMemory::from_regions({test::region({low, 16 * page}), rom});
   const auto refused = LazyRestore::start(memory, source);
   ASSERT_THAT(refused, HasError(Errc::access_denied));
   EXPECT_THAT(refused, HasErrorThat(says("read-only")));
@@ -126,7 +126,7 @@ TEST_F(LazyRestoreRefusals, ReadOnlyMemoryThatHoldsSomethingElse) {
     const std::uint64_t word = word_at(high + at);
     std::memcpy(rom->host_base() + at, &word, 8);
   }
-  START_OR_SKIP(restore, memory, source);
+  START_RESTORE_OR_SKIP(restore, memory, source);
   VMSPACE_EXPECT_OK(restore.wait(long_enough));
   expect_restored(memory, *source);
   EXPECT_EQ(settled(restore.statistics()), 16 * page) << "the ROM is not restored";
@@ -134,7 +134,7 @@ TEST_F(LazyRestoreRefusals, ReadOnlyMemoryThatHoldsSomethingElse) {
 
 TEST_F(LazyRestoreRefusals, WhileItRuns) {
   const GuestMemory memory = ram();
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   EXPECT_THAT(LazyRestore::start(memory, source), HasErrorThat(says("LazyRestore")));
   EXPECT_THAT(LazyRestore::start(memory, source), HasError(Errc::bad_state));
   const TempFile file;
@@ -158,7 +158,7 @@ TEST_F(LazyRestoreRefusals, WhileItRuns) {
 // The other mapping would find absent pages as zeros.
 TEST_F(LazyRestoreRefusals, AnotherSizeOfARegionWhileItRuns) {
   const GuestMemory memory = ram();
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   EXPECT_THAT(resized(memory.regions()[0], 16 * page),
               HasErrorThat(AllOf(says("LazyRestore"), says("size"))));
   EXPECT_THAT(resized(memory.regions()[0], 16 * page), HasError(Errc::bad_state));
@@ -179,7 +179,7 @@ TEST_F(LazyRestoreRefusals, AFailedStartLeavesTheMemoryUsable) {
 }
 
 TEST_F(LazyRestoreRefusals, MemoryMayBeDiscardedWhileAFailedStartIsUndone) {
-  START_OR_SKIP(possible, ram(MemorySource::anon), source);
+  START_RESTORE_OR_SKIP(possible, ram(MemorySource::anon), source);
   VMSPACE_ASSERT_OK(possible.wait(long_enough));
   const GuestMemory memory = guest({{low, 64 * page, Protection::read_write, MemorySource::anon},
                                     {high, 64 * page, Protection::read_write, MemorySource::anon}});
@@ -214,7 +214,7 @@ TEST_F(LazyRestoreRefusals, ChildrenGetTheMemoryOnlyAfterwards) {
     });
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
   };
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   EXPECT_FALSE(child_reads(data));
   restore.resume_background();
   VMSPACE_ASSERT_OK(restore.wait(long_enough));
@@ -226,7 +226,7 @@ TEST_F(LazyRestoreRefusals, ChildrenGetTheMemoryOnlyAfterwards) {
                                          .backing = {.source = MemorySource::anon}},
                                         {.dontfork = true});
   ASSERT_THAT(region, IsOk());
-  START_OR_SKIP(second, *GuestMemory::from_regions({*region}), source);
+  START_RESTORE_OR_SKIP(second, *GuestMemory::from_regions({*region}), source);
   VMSPACE_ASSERT_OK(second.wait(long_enough));
   EXPECT_FALSE(child_reads((*region)->host_base()));
 }
@@ -234,12 +234,12 @@ TEST_F(LazyRestoreRefusals, ChildrenGetTheMemoryOnlyAfterwards) {
 TEST_F(LazyRestoreRefusals, NothingIsLeftBehind) {
   const GuestMemory memory = ram(MemorySource::anon, 1_MiB);
   {
-    START_OR_SKIP(warm_up, ram(MemorySource::anon, 1_MiB), source);
+    START_RESTORE_OR_SKIP(warm_up, ram(MemorySource::anon, 1_MiB), source);
     VMSPACE_ASSERT_OK(warm_up.wait(long_enough));
   }
   const auto before = open_descriptors();
   {
-    START_OR_SKIP(restore, memory, source, {.threads = 4});
+    START_RESTORE_OR_SKIP(restore, memory, source, {.threads = 4});
     VMSPACE_ASSERT_OK(restore.wait(long_enough));
   }
   EXPECT_EQ(open_descriptors(), before);
@@ -248,7 +248,7 @@ TEST_F(LazyRestoreRefusals, NothingIsLeftBehind) {
 TEST_F(LazyRestoreRefusals, AllThatIsRestoredCountsAsWritten) {
   const GuestMemory memory = ram();
   VMSPACE_ASSERT_OK(enable_dirty_tracking(memory));
-  START_OR_SKIP(restore, memory, source);
+  START_RESTORE_OR_SKIP(restore, memory, source);
   EXPECT_THAT(harvest_dirty(memory),
               IsOkAndHolds(ElementsAre(GuestRange{GuestAddress(low), 64 * page})));
   VMSPACE_ASSERT_OK(restore.wait(long_enough));
@@ -281,7 +281,7 @@ TEST_F(LazyRestoreRefusals, BlocksThatAreAbsentAreNotBrought) {
               AnyOf(HasErrorThat(says("blocks that are not plugged")), HasError(Errc::unsupported),
                     HasError(Errc::access_denied)));
   source->is_zero = [](std::uint64_t at) { return at < high + 2_MiB || at >= high + 4_MiB; };
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   EXPECT_EQ(restore.statistics().zero, 6_MiB);
   // A block that is plugged meanwhile is new memory.
   EXPECT_TRUE(holds_words((*whole)->host_base(), high, true));
@@ -294,8 +294,8 @@ TEST_F(LazyRestoreRefusals, BlocksThatAreAbsentAreNotBrought) {
 
 TEST_F(LazyRestoreRefusals, HugeSparseMemoryTakesNoTimeAndNoMemory) {
   constexpr std::uint64_t size = 16_GiB;
-  const std::vector<MemoryRegionPtr> regions{testing::region({high, size}),
-                                             testing::region({high + size, size})};
+  const std::vector<MemoryRegionPtr> regions{test::region({high, size}),
+                                             test::region({high + size, size})};
   const GuestMemory memory = *GuestMemory::from_regions(regions);
   // A page of data here and there.
   source->is_zero = [](std::uint64_t at) { return at % 4_GiB != 123 * page; };
@@ -310,7 +310,7 @@ TEST_F(LazyRestoreRefusals, HugeSparseMemoryTakesNoTimeAndNoMemory) {
   };
   const auto sparse = std::make_shared<Sparse>();
   sparse->is_zero = source->is_zero;
-  START_OR_SKIP(restore, memory, sparse);
+  START_RESTORE_OR_SKIP(restore, memory, sparse);
   VMSPACE_ASSERT_OK(restore.wait(long_enough));
   EXPECT_EQ(restore.statistics().zero, 2 * size - 8 * page);
   EXPECT_EQ(sparse->bytes_read, 8 * page);
@@ -330,8 +330,8 @@ TEST_F(LazyRestoreRefusals, ASnapshotFileIsASource) {
   for (const MemorySource kind : {MemorySource::anon, MemorySource::shmem}) {
     const GuestMemory memory = guest({{low, 64 * page, Protection::read_write, kind},
                                       {high, 300 * page, Protection::read_write, kind}});
-    START_OR_SKIP(restore, memory, std::make_shared<SnapshotReader>(*reader),
-                  {.snapshot = reader->id()});
+    START_RESTORE_OR_SKIP(restore, memory, std::make_shared<SnapshotReader>(*reader),
+                          {.snapshot = reader->id()});
     VMSPACE_ASSERT_OK(restore.wait(long_enough));
     expect_same(memory, saved);
   }
@@ -339,7 +339,7 @@ TEST_F(LazyRestoreRefusals, ASnapshotFileIsASource) {
 
 TEST_F(LazyRestoreRefusals, FaultsBringWhatIsAround) {
   const GuestMemory memory = ram(MemorySource::anon, 1_MiB);
-  START_OR_SKIP(restore, memory, source, {.fault_size = 64_KiB, .background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.fault_size = 64_KiB, .background = false});
   const std::byte* const data = memory.regions()[0]->host_base();
   ASSERT_TRUE(holds_words(data + 300 * 1024, low + 300 * 1024));
   while (restore.statistics().demand == 0)  // counted once it is there
@@ -360,7 +360,7 @@ TEST_F(LazyRestoreRefusals, HugePagesAtTheEndIfAskedFor) {
                                          .huge_pages = true});
   ASSERT_THAT(region, IsOk());
   source->is_zero = [](std::uint64_t at) { return at % 4_MiB >= 2_MiB; };
-  START_OR_SKIP(restore, *GuestMemory::from_regions({*region}), source, {.collapse = true});
+  START_RESTORE_OR_SKIP(restore, *GuestMemory::from_regions({*region}), source, {.collapse = true});
   VMSPACE_ASSERT_OK(restore.wait(long_enough));
   const auto residency = (*region)->mapping().residency();
   ASSERT_THAT(residency, IsOk());
@@ -370,4 +370,4 @@ TEST_F(LazyRestoreRefusals, HugePagesAtTheEndIfAskedFor) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::lazy_refusal_test

@@ -22,7 +22,7 @@
 #include "os/descriptor.hpp"
 #include "snapshot/lazy_support.hpp"
 
-namespace vmspace {
+namespace vmspace::lazy_restore_kvm_test {
 namespace {
 
 using namespace test;
@@ -156,7 +156,7 @@ class LazyRestoreKvm : public ::testing::TestWithParam<MemorySource> {
 
 TEST_P(LazyRestoreKvm, TheGuestRunsWhileItsMemoryComes) {
   const auto source = std::make_shared<GuestSource>();
-  START_OR_SKIP(restore, memory_, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory_, source, {.background = false});
   start_vcpu();
   if (HasFatalFailure()) return;
   ASSERT_EQ(run(), 0);
@@ -177,10 +177,10 @@ TEST_P(LazyRestoreKvm, AVcpuThatMeetsALostPageGetsSigbus) {
   const auto source = std::make_shared<GuestSource>();
   source->fails = [](std::uint64_t at) { return at == data + 5 * source_page; };
   std::atomic<std::uint64_t> reported{0};
-  START_OR_SKIP(restore, memory_, source,
-                {.background = false, .on_error = [&](GuestRange range, const Error&) {
-                   reported = range.base.value();
-                 }});
+  START_RESTORE_OR_SKIP(restore, memory_, source,
+                        {.background = false, .on_error = [&](GuestRange range, const Error&) {
+                           reported = range.base.value();
+                         }});
   start_vcpu();
   if (HasFatalFailure()) return;
   struct sigaction action = {};
@@ -206,4 +206,4 @@ INSTANTIATE_TEST_SUITE_P(Memory, LazyRestoreKvm,
                          });
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::lazy_restore_kvm_test

@@ -19,7 +19,7 @@
 #include "snapshot/lazy_support.hpp"
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::lazy_restore_test {
 namespace {
 
 using namespace test;
@@ -72,7 +72,7 @@ TEST_P(LazyRestoreKinds, BringsWhatIsTouchedThenTheRest) {
   source->is_zero = [](std::uint64_t page) {
     return page / source_page % 5 == 3 || page / 2_MiB % 3 == 1;
   };
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   // Every third page but at the end, by reading and by writing.
   for (std::uint64_t at = 0; at < region->size() - 2_MiB; at += 3 * source_page) {
     const std::uint64_t address = base + at;
@@ -112,7 +112,7 @@ TEST_P(LazyRestoreKinds, ComesByItselfOnOneThread) {
   const auto source = std::make_shared<WordSource>();
   source->is_zero = [](std::uint64_t page) { return page / 2_MiB % 2 == 1; };
   source->finds_holes = true;
-  START_OR_SKIP(restore, memory, source, {.threads = 1});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.threads = 1});
   VMSPACE_ASSERT_OK(restore.wait(long_enough));
   EXPECT_EQ(restore.statistics().faults, 0U);
   const std::uint64_t data = restore.statistics().background;
@@ -126,7 +126,7 @@ TEST_P(LazyRestoreKinds, DiscardedPagesDoNotComeBack) {
   ASSERT_NE(region, nullptr);
   const GuestMemory memory = memory_of(region);
   const auto source = std::make_shared<WordSource>();
-  START_OR_SKIP(restore, memory, source, {.background = false});
+  START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   const std::uint64_t unit = std::max<std::uint64_t>(region->mapping().page_size(), source_page);
   // One that has come, and two that have not, of which one is read before the end.
   ASSERT_TRUE(holds_words(region->host_base(), base));
@@ -150,8 +150,8 @@ TEST_P(LazyRestoreKinds, AWorkingSetComesWithoutFaults) {
         map_or_skip({.name = "ram", .size = GetParam().size, .backing = GetParam().spec});
     ASSERT_NE(region, nullptr);
     const GuestMemory memory = memory_of(region);
-    START_OR_SKIP(restore, memory, source,
-                  {.background = false, .working_set = recorded, .snapshot = id});
+    START_RESTORE_OR_SKIP(restore, memory, source,
+                          {.background = false, .working_set = recorded, .snapshot = id});
     while (restore.statistics().working_set < recorded.total_size())
       std::this_thread::yield();
     for (std::uint64_t at = 0; at < region->size(); at += 2 * region->mapping().page_size())
@@ -185,4 +185,4 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& kind) { return kind.param.name; });
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::lazy_restore_test

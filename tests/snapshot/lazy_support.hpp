@@ -43,14 +43,14 @@ class WordSource : public PageSource {
     EXPECT_EQ(to.size() % source_page, 0U);
     if (before_read) before_read(at, to.size());
     for (std::uint64_t i = 0; i < to.size(); i += source_page) {
-      const std::uint64_t page = at.value() + i;
-      if (fails && fails(page)) {
+      const std::uint64_t address = at.value() + i;
+      if (fails && fails(address)) {
         return fail({.code = Errc::corrupt,
                      .operation = "WordSource::read",
-                     .first = Operand::address(page),
+                     .first = Operand::address(address),
                      .reason = "this page can't be read"});
       }
-      fill(page, to.subspan(i, source_page));
+      fill(address, to.subspan(i, source_page));
     }
     return {};
   }
@@ -74,13 +74,13 @@ class WordSource : public PageSource {
   std::atomic<std::uint64_t> bytes_read{0};
 
  private:
-  void fill(std::uint64_t page, std::span<std::byte> to) const {
-    if (is_zero(page)) {
+  void fill(std::uint64_t address, std::span<std::byte> to) const {
+    if (is_zero(address)) {
       std::memset(to.data(), 0, to.size());
       return;
     }
     for (std::uint64_t i = 0; i < to.size(); i += 8) {
-      const std::uint64_t word = word_at(page + i);
+      const std::uint64_t word = word_at(address + i);
       std::memcpy(to.data() + i, &word, 8);
     }
   }
@@ -114,8 +114,8 @@ class Gate {
 };
 
 /// Whether the page holds what the source has. Plain loads, one word after another.
-inline bool holds_words(const std::byte* page, std::uint64_t address, bool zero = false) {
-  const auto* const words = reinterpret_cast<const volatile std::uint64_t*>(page);
+inline bool holds_words(const std::byte* bytes, std::uint64_t address, bool zero = false) {
+  const auto* const words = reinterpret_cast<const volatile std::uint64_t*>(bytes);
   for (std::uint64_t i = 0; i < source_page / 8; ++i) {
     if (words[i] != (zero ? 0 : word_at(address + 8 * i))) return false;
   }
@@ -138,7 +138,7 @@ inline std::uint64_t settled(const LazyRestoreStatistics& s) {
 }
 
 /// A restore that has to start; skips the test where this machine can't.
-#define START_OR_SKIP(name, ...)                                                 \
+#define START_RESTORE_OR_SKIP(name, ...)                                         \
   auto started_##name = LazyRestore::start(__VA_ARGS__);                         \
   if (!started_##name && (started_##name.error().code == Errc::unsupported ||    \
                           started_##name.error().code == Errc::access_denied)) { \

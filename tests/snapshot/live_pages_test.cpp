@@ -15,7 +15,7 @@
 
 #include "snapshot/page_buffer.hpp"
 
-namespace vmspace {
+namespace vmspace::live_pages_test {
 namespace {
 
 using detail::LivePages;
@@ -156,4 +156,4 @@ TEST(PageBuffer, WaitingForRoomEndsWithRoomOrClose) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::live_pages_test

@@ -29,7 +29,7 @@
 #include "os/descriptor.hpp"
 #include "snapshot/live_support.hpp"
 
-namespace vmspace {
+namespace vmspace::live_snapshot_kvm_test {
 namespace {
 
 using namespace test;
@@ -236,4 +236,4 @@ TEST_F(RunningGuest, RunsOnWhenTheDiskIsFull) {
 #endif
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::live_snapshot_kvm_test

@@ -16,7 +16,7 @@
 #include "host/userfault.hpp"
 #include "snapshot/live_support.hpp"
 
-namespace vmspace {
+namespace vmspace::live_snapshot_refusal_test {
 namespace {
 
 using namespace test;
@@ -162,4 +162,4 @@ TEST(LiveSnapshot, NamesWhatTheKernelLacks) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::live_snapshot_refusal_test

@@ -30,7 +30,7 @@
 #include "host/userfault.hpp"
 #include "snapshot/live_support.hpp"
 
-namespace vmspace {
+namespace vmspace::live_snapshot_test {
 namespace {
 
 using namespace test;
@@ -355,4 +355,4 @@ TEST(LiveSnapshot, PagesThatAreGoneAreAFault) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::live_snapshot_test

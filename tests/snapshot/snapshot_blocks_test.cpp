@@ -13,17 +13,17 @@
 
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace::test {
+namespace vmspace::test::snapshot_blocks_test {
 namespace {
 
-using testing::at;
+using test::at;
 
 /// Eight pages that are blocks, of which three are present in `memory`; and one region behind.
 struct BlocksSnapshot : ::testing::Test {
-  MemoryRegionPtr all = testing::region({.base = low, .size = 8 * page});
+  MemoryRegionPtr all = test::region({.base = low, .size = 8 * page});
   MemoryRegionPtr region = with_blocks({{1 * page, 2 * page}, {5 * page, page}});
   GuestMemory memory =
-      *GuestMemory::from_regions({region, testing::region({.base = high, .size = 4 * page})});
+      *GuestMemory::from_regions({region, test::region({.base = high, .size = 4 * page})});
 
   [[nodiscard]] MemoryRegionPtr with_blocks(const std::vector<PresentBlocks::Run>& runs) const {
     auto blocks = *PresentBlocks::none(8 * page, page, 4 * page);
@@ -96,4 +96,4 @@ TEST_F(BlocksSnapshot, ProgressEndsAtTheSizeOfAllRegions) {
 }
 
 }  // namespace
-}  // namespace vmspace::test
+}  // namespace vmspace::test::snapshot_blocks_test

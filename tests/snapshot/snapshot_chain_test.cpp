@@ -22,7 +22,7 @@
 #include "snapshot/format_support.hpp"
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::snapshot_chain_test {
 namespace {
 
 using namespace test;
@@ -250,4 +250,4 @@ TEST_F(SnapshotChain, ChecksItsContentsWhereItHasChecksums) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::snapshot_chain_test

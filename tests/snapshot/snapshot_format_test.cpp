@@ -23,7 +23,7 @@
 #include "snapshot/format_support.hpp"
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::snapshot_format_test {
 namespace {
 
 using namespace test;
@@ -171,4 +171,4 @@ TEST(Snapshot, OfVersion1IsStillRead) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::snapshot_format_test

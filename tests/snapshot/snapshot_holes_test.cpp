@@ -18,7 +18,7 @@
 
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::snapshot_holes_test {
 namespace {
 
 using namespace test;
@@ -156,4 +156,4 @@ TEST(Snapshot, AReadOnlyRegionIsComparedWithoutTouchingWhatIsNotThere) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::snapshot_holes_test

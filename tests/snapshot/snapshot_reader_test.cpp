@@ -21,7 +21,7 @@
 #include "snapshot/format_support.hpp"
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::snapshot_reader_test {
 namespace {
 
 using namespace test;
@@ -204,4 +204,4 @@ TEST(SnapshotReader, OfHolesWithoutEndTakesLittleMemoryAndTime) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::snapshot_reader_test

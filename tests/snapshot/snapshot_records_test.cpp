@@ -18,7 +18,7 @@
 #include "snapshot/format_support.hpp"
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::snapshot_records_test {
 namespace {
 
 using namespace test;
@@ -219,4 +219,4 @@ TEST(SnapshotImage, ChecksumsMustLieWithinTheFile) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::snapshot_records_test

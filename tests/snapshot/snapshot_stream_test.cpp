@@ -23,7 +23,7 @@
 #include "snapshot/format_support.hpp"
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::snapshot_stream_test {
 namespace {
 
 using namespace test;
@@ -327,4 +327,4 @@ TEST(SnapshotStream, ProgressReachesTheTotal) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::snapshot_stream_test

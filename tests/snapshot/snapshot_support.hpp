@@ -22,12 +22,12 @@
 
 namespace vmspace::test {
 
-using testing::contents;
-using testing::guest;
-using testing::page;
-using testing::pattern;
-using testing::RegionSpec;
-using testing::resized;
+using test::contents;
+using test::guest;
+using test::page;
+using test::pattern;
+using test::RegionSpec;
+using test::resized;
 
 /// A file without a name.
 class TempFile {

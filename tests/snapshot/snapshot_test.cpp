@@ -19,7 +19,7 @@
 
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::snapshot_test {
 namespace {
 
 using namespace test;
@@ -225,4 +225,4 @@ TEST(Snapshot, OfNoMemoryIsASnapshotToo) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::snapshot_test

@@ -19,7 +19,7 @@
 
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::snapshot_writer_test {
 namespace {
 
 using namespace test;
@@ -228,4 +228,4 @@ TEST(SnapshotWriter, SplitsWhatIsLargerThanARecord) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::snapshot_writer_test

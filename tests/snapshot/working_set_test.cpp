@@ -14,7 +14,7 @@
 #include "host/host_support.hpp"
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::working_set_test {
 namespace {
 
 using namespace test;
@@ -42,11 +42,11 @@ TEST(WorkingSet, IsTheSamePagesInAnyOrder) {
 }
 
 TEST(WorkingSet, ReachesTheEndOfTheAddressSpace) {
-  const GuestRange last{GuestAddress(testing::top - page + 1), page};
-  const auto set = WorkingSet::make(id, {last, {GuestAddress(testing::top - 2 * page + 1), page}});
+  const GuestRange last{GuestAddress(test::top - page + 1), page};
+  const auto set = WorkingSet::make(id, {last, {GuestAddress(test::top - 2 * page + 1), page}});
   ASSERT_THAT(set, IsOk());
   EXPECT_THAT(set->ranges(),
-              ElementsAre(GuestRange{GuestAddress(testing::top - 2 * page + 1), 2 * page}));
+              ElementsAre(GuestRange{GuestAddress(test::top - 2 * page + 1), 2 * page}));
   const TempFile file;
   VMSPACE_ASSERT_OK(set->save(file.fd()));
   lseek(file.fd(), 0, SEEK_SET);
@@ -57,7 +57,7 @@ TEST(WorkingSet, RefusesWhatIsNotPages) {
   EXPECT_THAT(WorkingSet::make(id, {{GuestAddress(0), 0}}), HasError(Errc::zero_size));
   EXPECT_THAT(WorkingSet::make(id, {{GuestAddress(1), page}}), HasError(Errc::misaligned));
   EXPECT_THAT(WorkingSet::make(id, {{GuestAddress(0), page + 1}}), HasError(Errc::misaligned));
-  EXPECT_THAT(WorkingSet::make(id, {{GuestAddress(testing::top - page + 1), 2 * page}}),
+  EXPECT_THAT(WorkingSet::make(id, {{GuestAddress(test::top - page + 1), 2 * page}}),
               HasError(Errc::overflow));
   std::vector<GuestRange> many;
   for (std::uint64_t i = 0; i <= WorkingSet::max_ranges; ++i)
@@ -136,4 +136,4 @@ TEST(WorkingSet, DescriptorsThatCanNotBeUsed) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::working_set_test

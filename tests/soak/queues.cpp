@@ -22,24 +22,23 @@ class Queues final : public Activity {
             {must(machine.only({Machine::queues})
                       .regions()
                       .front()
-                      ->at(GuestAddress(testing::Driver::base), {.lose_huge_pages = true}))}))) {}
+                      ->at(GuestAddress(test::Driver::base), {.lose_huge_pages = true}))}))) {}
 
   void step() override {
     constexpr std::uint64_t requests = 200;
-    must(memory_.fill({GuestAddress(testing::Driver::base), testing::Driver::memory_size},
-                      std::byte{0}));
+    must(memory_.fill({GuestAddress(test::Driver::base), test::Driver::memory_size}, std::byte{0}));
     const bool event_index = random(2) == 0;
     if (random(2) == 0) {
-      testing::serve_requests(
-          testing::Driver(testing::queue_ids * testing::most_buffers, false, event_index, memory_),
+      test::serve_requests(
+          test::Driver(test::queue_ids * test::most_buffers, false, event_index, memory_),
           requests);
     } else {
-      testing::serve_requests(testing::PackedDriver(13, false, event_index, memory_), requests);
+      test::serve_requests(test::PackedDriver(13, false, event_index, memory_), requests);
     }
   }
 
  private:
-  static_assert(Machine::region_size == testing::Driver::memory_size);
+  static_assert(Machine::region_size == test::Driver::memory_size);
   GuestMemory memory_;
 };
 

@@ -15,7 +15,7 @@
 #include "vmspace/base/literals.hpp"
 #include "vmspace/testing.hpp"
 
-namespace vmspace {
+namespace vmspace::address_space_stress_test {
 namespace {
 
 using namespace literals;
@@ -133,4 +133,4 @@ TEST(AddressSpaceStress, AfterWaitReleasedNobodySeesWhatWasRemoved) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::address_space_stress_test

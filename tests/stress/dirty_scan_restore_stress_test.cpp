@@ -24,7 +24,7 @@
 
 #include "snapshot/lazy_support.hpp"
 
-namespace vmspace {
+namespace vmspace::dirty_scan_restore_stress_test {
 namespace {
 
 using namespace test;
@@ -78,7 +78,8 @@ TEST_P(WatchedRestoreStress, NoWriteIsLostAcrossTheEndOfTheRestore) {
     map();
     std::optional<LazyRestore> restore;
     {
-      START_OR_SKIP(started, memory, source, {.threads = 1 + round % 3, .background = false});
+      START_RESTORE_OR_SKIP(started, memory, source,
+                            {.threads = 1 + round % 3, .background = false});
       restore = std::move(started);
     }
     auto scan = DirtyScan::start(memory);
@@ -143,7 +144,7 @@ TEST_P(WatchedRestoreStress, EitherMayEndFirstAtAnyMoment) {
     });
     std::optional<LazyRestore> restore;
     {
-      START_OR_SKIP(started, memory, source, {.threads = 1 + round % 2});
+      START_RESTORE_OR_SKIP(started, memory, source, {.threads = 1 + round % 2});
       restore = std::move(started);
     }
     std::thread reader([&] {
@@ -181,4 +182,4 @@ INSTANTIATE_TEST_SUITE_P(Memory, WatchedRestoreStress,
                          [](const auto& kind) { return std::string(name_of(kind.param)); });
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::dirty_scan_restore_stress_test

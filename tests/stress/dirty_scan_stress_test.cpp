@@ -17,11 +17,11 @@
 
 #include "memory/guest_support.hpp"
 
-namespace vmspace {
+namespace vmspace::dirty_scan_stress_test {
 namespace {
 
-using testing::guest;
-using testing::page;
+using test::guest;
+using test::page;
 
 constexpr std::uint64_t base = 0x10'0000;
 constexpr std::uint64_t pages = 512;
@@ -122,4 +122,4 @@ INSTANTIATE_TEST_SUITE_P(Kinds, DirtyScanStress,
                          [](const auto& source) { return std::string(name_of(source.param)); });
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::dirty_scan_stress_test

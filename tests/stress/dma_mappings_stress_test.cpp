@@ -16,7 +16,7 @@
 #include "vmspace/vmm/dma_callbacks.hpp"
 #include "vmspace/vmm/dma_mappings.hpp"
 
-namespace vmspace {
+namespace vmspace::dma_mappings_stress_test {
 namespace {
 
 using namespace literals;
@@ -115,4 +115,4 @@ TEST(DmaMappingsStress, NothingIsDiscardedUnderADevice) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::dma_mappings_stress_test

@@ -20,12 +20,12 @@
 
 #include "memory/guarded_support.hpp"
 
-namespace vmspace {
+namespace vmspace::fault_guard_stress_test {
 namespace {
 
-using testing::at;
-using testing::Guarded;
-using testing::page;
+using test::at;
+using test::Guarded;
+using test::page;
 
 const GuestMemory* interrupted = nullptr;
 std::atomic<std::uint64_t> in_handlers{0};
@@ -129,4 +129,4 @@ TEST_F(GuardedStress, GuardsComeAndGoMeanwhile) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::fault_guard_stress_test

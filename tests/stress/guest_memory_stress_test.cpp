@@ -21,13 +21,13 @@
 #include "memory/virtqueue.hpp"
 #include "os/system_calls.hpp"
 
-namespace vmspace {
+namespace vmspace::guest_memory_stress_test {
 namespace {
 
-using testing::contents;
-using testing::Descriptor;
-using testing::guest;
-using testing::page;
+using test::contents;
+using test::guest;
+using test::page;
+using test::RingDescriptor;
 
 class Random {
  public:
@@ -208,13 +208,13 @@ TEST(GuestMemoryStress, AHostileGuestNeitherLeadsADeviceOutOfBoundsNorHoldsItFor
   constexpr std::uint16_t queue = 16;
   // The table is in the middle; behind the last page begins a guard.
   const GuestMemory memory = guest({{base, 4 * page}, {base + 8 * page, page}});
-  const GuestPtr<Descriptor> table(memory, GuestAddress(base + page));
+  const GuestPtr<RingDescriptor> table(memory, GuestAddress(base + page));
   std::atomic<bool> stop{false};
   std::thread hostile([&] {
     Random random(99);
     while (!stop.load()) {
       const auto slot = table.at(random.below(queue), queue);
-      Descriptor descriptor;
+      RingDescriptor descriptor;
       // Good ones and bad ones, a word at a time, as a guest would.
       const std::uint64_t places[] = {base, base + 4 * page - 8, base + 8 * page, 0,
                                       ~std::uint64_t{0} - 3};
@@ -229,7 +229,7 @@ TEST(GuestMemoryStress, AHostileGuestNeitherLeadsADeviceOutOfBoundsNorHoldsItFor
   std::uint64_t whole = 0;
   std::uint64_t refused = 0;
   for (int i = 0; i < 5000 || whole == 0 || refused == 0; ++i) {
-    const auto chain = testing::walk(memory, table, queue, static_cast<std::uint16_t>(i % queue));
+    const auto chain = test::walk(memory, table, queue, static_cast<std::uint16_t>(i % queue));
     if (chain) {
       ++whole;
       ASSERT_LE(chain->pieces, queue);
@@ -244,4 +244,4 @@ TEST(GuestMemoryStress, AHostileGuestNeitherLeadsADeviceOutOfBoundsNorHoldsItFor
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::guest_memory_stress_test

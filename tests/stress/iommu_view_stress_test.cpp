@@ -15,7 +15,7 @@
 
 #include "memory/guest_support.hpp"
 
-namespace vmspace::testing {
+namespace vmspace::test::iommu_view_stress_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -112,4 +112,4 @@ TEST(IommuViewStress, NorThroughOneThatWasAskedForMeanwhile) {
 }
 
 }  // namespace
-}  // namespace vmspace::testing
+}  // namespace vmspace::test::iommu_view_stress_test

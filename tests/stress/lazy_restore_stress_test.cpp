@@ -20,7 +20,7 @@
 
 #include "snapshot/lazy_support.hpp"
 
-namespace vmspace {
+namespace vmspace::lazy_restore_stress_test {
 namespace {
 
 using namespace test;
@@ -58,10 +58,10 @@ TEST_P(LazyRestoreStress, ReadersWritersAndDiscards) {
     const MemoryRegionPtr region = map(GetParam());
     const GuestMemory memory = *GuestMemory::from_regions({region});
     std::byte* const data = region->host_base();
-    START_OR_SKIP(restore, memory, source,
-                  {.threads = 1 + round % 4,
-                   .fault_size = round % 2 == 0 ? 4096U : 32768U,
-                   .background = round % 3 != 0});
+    START_RESTORE_OR_SKIP(restore, memory, source,
+                          {.threads = 1 + round % 4,
+                           .fault_size = round % 2 == 0 ? 4096U : 32768U,
+                           .background = round % 3 != 0});
     const auto expected = [&](std::uint64_t at) {
       return source->is_zero(base + at) ? 0 : word_at(base + at + 16);
     };
@@ -126,10 +126,11 @@ TEST_P(LazyRestoreStress, CancelledAndDestroyedAtAnyMoment) {
     const GuestMemory memory = *GuestMemory::from_regions({region});
     std::uint64_t lost_here = 0;
     {
-      START_OR_SKIP(restore, memory, source,
-                    {.threads = 1 + round % 3,
-                     .background = round != 1,  // of which something is lost, whoever runs first
-                     .on_error = [&](GuestRange range, const Error&) { lost_here += range.size; }});
+      START_RESTORE_OR_SKIP(
+          restore, memory, source,
+          {.threads = 1 + round % 3,
+           .background = round != 1,  // of which something is lost, whoever runs first
+           .on_error = [&](GuestRange range, const Error&) { lost_here += range.size; }});
       std::vector<std::thread> threads;
       for (unsigned i = 0; i < round % 4; ++i)
         threads.emplace_back([&] { restore.cancel(); });
@@ -157,7 +158,7 @@ TEST_P(LazyRestoreStress, CancelledAndDestroyedAtAnyMoment) {
                                  .backing = {.source = MemorySource::shmem}},
                                 {.backing = region->backing()});
     }
-    START_OR_SKIP(again, *GuestMemory::from_regions({next}), source, {.background = false});
+    START_RESTORE_OR_SKIP(again, *GuestMemory::from_regions({next}), source, {.background = false});
     ASSERT_EQ(load(next->host_base() + 8), word_at(base + 8));
   }
   EXPECT_GT(lost, 0U);
@@ -170,4 +171,4 @@ INSTANTIATE_TEST_SUITE_P(Memory, LazyRestoreStress,
                          });
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::lazy_restore_stress_test

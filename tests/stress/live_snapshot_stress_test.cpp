@@ -19,7 +19,7 @@
 
 #include "snapshot/live_support.hpp"
 
-namespace vmspace {
+namespace vmspace::live_snapshot_stress_test {
 namespace {
 
 using namespace test;
@@ -99,4 +99,4 @@ INSTANTIATE_TEST_SUITE_P(KindsOfMemory, LiveSnapshotStress,
                          [](const auto& tested) { return std::string(name_of(tested.param)); });
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::live_snapshot_stress_test

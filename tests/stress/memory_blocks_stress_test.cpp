@@ -16,7 +16,7 @@
 #include "vmspace/testing.hpp"
 #include "vmspace/vmm.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_blocks_stress_test {
 namespace {
 
 using namespace literals;
@@ -104,4 +104,4 @@ TEST(MemoryBlocksStress, ReadersFindABlockOrNothing) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_blocks_stress_test

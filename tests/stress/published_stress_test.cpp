@@ -13,7 +13,7 @@
 #include "vmspace/base/published.hpp"
 #include "vmspace/testing.hpp"
 
-namespace vmspace {
+namespace vmspace::published_stress_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -230,4 +230,4 @@ TEST(PublishedStress, WaitReleasedEndsBesideBusyWritersAndReaders) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::published_stress_test

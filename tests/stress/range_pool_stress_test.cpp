@@ -17,7 +17,7 @@
 
 #include "vmspace/allocator/range_pool.hpp"
 
-namespace vmspace {
+namespace vmspace::range_pool_stress_test {
 namespace {
 
 constexpr std::uint64_t numbers = 64;
@@ -96,4 +96,4 @@ TEST(RangePoolStress, TheLastLeaseOfAPoolWithoutHandlesMayGoOnAnyThread) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::range_pool_stress_test

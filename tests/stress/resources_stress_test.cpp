@@ -27,7 +27,7 @@
 
 #include "resources/test_ledger.hpp"
 
-namespace vmspace {
+namespace vmspace::resources_stress_test {
 namespace {
 
 using namespace literals;
@@ -350,4 +350,4 @@ TEST_F(ResourcesStress, ThoseWhoTakeRangesInOneOrderOrAnotherNeverWaitForEachOth
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::resources_stress_test

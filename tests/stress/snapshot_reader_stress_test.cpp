@@ -27,7 +27,7 @@
 #include "memory/guest_support.hpp"
 #include "snapshot/snapshot_support.hpp"
 
-namespace vmspace {
+namespace vmspace::snapshot_reader_stress_test {
 namespace {
 
 using namespace test;
@@ -114,4 +114,4 @@ TEST_F(SnapshotReaderStress, ThreadsReadAnImage) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::snapshot_reader_stress_test

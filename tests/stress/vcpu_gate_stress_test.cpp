@@ -16,7 +16,7 @@
 
 #include "vmspace/vmm/vcpu_gate.hpp"
 
-namespace vmspace {
+namespace vmspace::vcpu_gate_stress_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -97,4 +97,4 @@ TEST(VcpuGateStress, NoKickIsLostAndNobodyRunsDuringAPause) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vcpu_gate_stress_test

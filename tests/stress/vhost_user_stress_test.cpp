@@ -15,7 +15,7 @@
 
 #include "vmm/vhost_user_front_support.hpp"
 
-namespace vmspace {
+namespace vmspace::vhost_user_stress_test {
 namespace {
 
 using namespace test;
@@ -162,4 +162,4 @@ TEST(VhostUserStress, NoMarkOfADeviceIsLostWhileTheyAreTaken) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vhost_user_stress_test

@@ -9,10 +9,10 @@
 
 #include "virtio/queue_threads.hpp"
 
-namespace vmspace {
+namespace vmspace::virtio_queue_stress_test {
 namespace {
 
-using namespace testing;
+using namespace test;
 
 constexpr std::uint64_t requests = 20000;
 
@@ -27,4 +27,4 @@ TEST(PackedQueueStress, LosesNoRequestAndNoNotification) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::virtio_queue_stress_test

@@ -18,7 +18,7 @@
 #include "vmspace/testing.hpp"
 #include "vmspace/vmm.hpp"
 
-namespace vmspace {
+namespace vmspace::vm_memory_stress_test {
 namespace {
 
 using namespace literals;
@@ -124,4 +124,4 @@ TEST(VmMemoryStress, ReadersSeeWholeMapsAndLogsMissNoWrite) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vm_memory_stress_test

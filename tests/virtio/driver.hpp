@@ -16,7 +16,7 @@
 
 #include "memory/guest_support.hpp"
 
-namespace vmspace::testing {
+namespace vmspace::test {
 
 struct Buffer {
   std::uint64_t address;
@@ -123,4 +123,4 @@ class Driver {
   std::uint16_t taken = 0;
 };
 
-}  // namespace vmspace::testing
+}  // namespace vmspace::test

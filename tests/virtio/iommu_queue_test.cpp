@@ -13,7 +13,7 @@
 
 #include "memory/guest_support.hpp"
 
-namespace vmspace::testing {
+namespace vmspace::test::iommu_queue_test {
 namespace {
 
 constexpr std::uint64_t ram = 0x10000;
@@ -81,4 +81,4 @@ TEST(IommuQueue, TakesRequestsWhoseBuffersAreIovas) {
 }
 
 }  // namespace
-}  // namespace vmspace::testing
+}  // namespace vmspace::test::iommu_queue_test

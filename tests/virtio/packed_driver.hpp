@@ -18,7 +18,7 @@
 #include "memory/guest_support.hpp"
 #include "virtio/driver.hpp"
 
-namespace vmspace::testing {
+namespace vmspace::test {
 
 /// Memory as that of Driver, with a packed queue at its start.
 class PackedDriver {
@@ -114,4 +114,4 @@ class PackedDriver {
   std::map<std::uint16_t, std::uint16_t> entries_of;
 };
 
-}  // namespace vmspace::testing
+}  // namespace vmspace::test

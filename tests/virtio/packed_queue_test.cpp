@@ -14,13 +14,13 @@
 
 #include "virtio/packed_driver.hpp"
 
-namespace vmspace {
+namespace vmspace::packed_queue_test {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::Optional;
 using ::testing::SizeIs;
-using namespace testing;
+using namespace test;
 
 constexpr std::uint16_t next = PackedDescriptor::has_next;
 constexpr std::uint16_t writable = PackedDescriptor::writable;
@@ -400,4 +400,4 @@ TEST(PackedQueue, GoesOnWhereASavedOneWas) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::packed_queue_test

@@ -23,7 +23,7 @@
 #include "virtio/driver.hpp"
 #include "virtio/packed_driver.hpp"
 
-namespace vmspace::testing {
+namespace vmspace::test {
 
 inline constexpr std::uint16_t queue_ids = 8;
 inline constexpr unsigned most_buffers = 4;
@@ -168,4 +168,4 @@ void serve_requests(AnyDriver driver, std::uint64_t requests) {
   }
 }
 
-}  // namespace vmspace::testing
+}  // namespace vmspace::test

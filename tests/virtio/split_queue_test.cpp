@@ -12,12 +12,12 @@
 
 #include "virtio/driver.hpp"
 
-namespace vmspace {
+namespace vmspace::split_queue_test {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::SizeIs;
-using namespace testing;
+using namespace test;
 
 constexpr std::uint16_t next = SplitDescriptor::has_next;
 constexpr std::uint16_t writable = SplitDescriptor::writable;
@@ -340,4 +340,4 @@ TEST(SplitQueue, GoesOnWhereASavedOneWas) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::split_queue_test

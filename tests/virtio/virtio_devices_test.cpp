@@ -22,11 +22,11 @@
 #include "virtio_blk.hpp"
 #include "virtio_net.hpp"
 
-namespace vmspace {
+namespace vmspace::virtio_devices_test {
 namespace {
 
 using ::testing::Optional;
-using namespace testing;
+using namespace test;
 using example::BlkDevice;
 using example::BlkHeader;
 using example::NetDevice;
@@ -219,4 +219,4 @@ TYPED_TEST(HostileDriver, ChangesEverythingWhileItIsRead) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::virtio_devices_test

@@ -27,7 +27,7 @@
 #include "vmspace/testing.hpp"
 #include "vmspace/vmm/dma_mappings.hpp"
 
-namespace vmspace {
+namespace vmspace::dma_callbacks_test {
 namespace {
 
 using namespace literals;
@@ -332,4 +332,4 @@ TEST(DmaTargets, WhatThrowsWhenItMapsHasNothingMapped) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::dma_callbacks_test

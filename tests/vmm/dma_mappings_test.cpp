@@ -24,7 +24,7 @@
 
 #include "vmm/fake_vfio.hpp"
 
-namespace vmspace {
+namespace vmspace::dma_mappings_test {
 namespace {
 
 using namespace literals;
@@ -395,4 +395,4 @@ TEST_F(DmaMappingsTest, MovesWithItsSections) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::dma_mappings_test

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // KVM's slots and dirty logs as the kernel keeps and checks them, behind the library's system
-// calls; any call can be made to fail. It replaces operator new: for programs of one source.
+// calls; any call can be made to fail. For programs that are linked to failing_new.
 
 #pragma once
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A container of VFIO with an IOMMU of type 1, version 2, as the kernel's vfio_iommu_type1.c keeps
-// and checks its mappings, behind the library's system calls; any call can be made to fail. It
-// replaces operator new: for programs of one source.
+// and checks its mappings, behind the library's system calls; any call can be made to fail. For
+// programs that are linked to failing_new.
 
 #pragma once
 

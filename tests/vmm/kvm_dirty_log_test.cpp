@@ -23,7 +23,7 @@
 #include "vmm/fake_kvm.hpp"
 #include "vmm/kvm_pieces.hpp"
 
-namespace vmspace {
+namespace vmspace::kvm_dirty_log_test {
 namespace {
 
 using namespace literals;
@@ -416,4 +416,4 @@ TEST_F(KvmDirtyLogTest, WhatIsFetchedMergesIntoGuestMemory) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::kvm_dirty_log_test

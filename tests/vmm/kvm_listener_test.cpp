@@ -26,7 +26,7 @@
 #include "vmm/fake_kvm.hpp"
 #include "vmm/kvm_pieces.hpp"
 
-namespace vmspace {
+namespace vmspace::kvm_listener_test {
 namespace {
 
 using namespace literals;
@@ -402,4 +402,4 @@ TEST_F(KvmListenerTest, AResizedRegionHasAnotherSlotWhicheverCallIsRefused) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::kvm_listener_test

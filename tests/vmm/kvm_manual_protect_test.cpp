@@ -22,7 +22,7 @@
 #include "vmm/fake_kvm.hpp"
 #include "vmm/kvm_pieces.hpp"
 
-namespace vmspace {
+namespace vmspace::kvm_manual_protect_test {
 namespace {
 
 using namespace literals;
@@ -313,4 +313,4 @@ TEST_F(KvmManualProtectTest, NothingIsClearedWhenMemoryRunsOut) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::kvm_manual_protect_test

@@ -24,7 +24,7 @@
 #include "os/system_calls.hpp"
 #include "vmm/fake_kvm.hpp"
 
-namespace vmspace {
+namespace vmspace::kvm_memslots_test {
 namespace {
 
 using namespace literals;
@@ -437,4 +437,4 @@ TEST_F(KvmMemslotsTest, SetAndCreateAreAllOrNothingWhicheverAllocationFails) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::kvm_memslots_test

@@ -15,7 +15,7 @@
 
 #include "vmm/fake_kvm.hpp"
 
-namespace vmspace {
+namespace vmspace::kvm_pieces_test {
 namespace {
 
 using namespace literals;
@@ -131,4 +131,4 @@ TEST_F(KvmPiecesTest, ARangeOfNearlyAllAddressesIsCutToItsEnd) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::kvm_pieces_test

@@ -22,7 +22,7 @@
 
 #include "os/descriptor.hpp"
 
-namespace vmspace {
+namespace vmspace::kvm_real_test {
 namespace {
 
 using namespace literals;
@@ -276,4 +276,4 @@ TEST_F(RealKvmDirtyLog, KvmItselfRefusesWhatTheFakeRefuses) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::kvm_real_test

@@ -16,7 +16,7 @@
 
 #include "vmm/memory_blocks_support.hpp"
 
-namespace vmspace::test {
+namespace vmspace::test::memory_blocks_refusal_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -343,4 +343,4 @@ TEST_F(MemoryBlocksTest, FromACallOfAListenerEveryChangeWouldDeadlock) {
 }
 
 }  // namespace
-}  // namespace vmspace::test
+}  // namespace vmspace::test::memory_blocks_refusal_test

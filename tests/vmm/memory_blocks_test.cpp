@@ -19,7 +19,7 @@
 #include "host/host_support.hpp"
 #include "vmm/memory_blocks_support.hpp"
 
-namespace vmspace::test {
+namespace vmspace::test::memory_blocks_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -274,4 +274,4 @@ TEST_F(MemoryBlocksTest, TheDirtyLogHasEverySlotAndNothingThatIsAbsent) {
 }
 
 }  // namespace
-}  // namespace vmspace::test
+}  // namespace vmspace::test::memory_blocks_test

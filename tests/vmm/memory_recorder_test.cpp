@@ -20,7 +20,7 @@
 
 #include "faults/failing_new.hpp"
 
-namespace vmspace {
+namespace vmspace::memory_recorder_test {
 namespace {
 
 using test::fail_each_allocation;
@@ -225,4 +225,4 @@ TEST_F(MemoryRecorderTest, EveryCallIsAllOrNothingWhenMemoryRunsOut) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::memory_recorder_test

@@ -21,7 +21,7 @@
 #include "vmspace/vmm/memory_recorder.hpp"
 #include "vmspace/vmm/vm_memory.hpp"
 
-namespace vmspace {
+namespace vmspace::vcpu_gate_test {
 namespace {
 
 using namespace literals;
@@ -284,4 +284,4 @@ TEST_F(VcpuGateAndVmMemory, TheVmmMayChangeMemoryInsideItsOwnPause) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vcpu_gate_test

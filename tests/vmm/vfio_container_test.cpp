@@ -22,7 +22,7 @@
 
 #include "vmm/fake_vfio.hpp"
 
-namespace vmspace {
+namespace vmspace::vfio_container_test {
 namespace {
 
 using namespace literals;
@@ -292,4 +292,4 @@ TEST_F(VfioContainerTest, OnlyWholeMappingsAreUnmapped) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vfio_container_test

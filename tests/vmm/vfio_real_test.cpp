@@ -24,7 +24,7 @@
 
 #include "os/descriptor.hpp"
 
-namespace vmspace {
+namespace vmspace::vfio_real_test {
 namespace {
 
 using namespace literals;
@@ -84,4 +84,4 @@ TEST_F(RealVfio, MapsAndUnmapsMemoryForAGroup) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vfio_real_test

@@ -13,7 +13,7 @@
 #include "faults/injector.hpp"
 #include "vmm/vhost_user_support.hpp"
 
-namespace vmspace {
+namespace vmspace::vhost_kernel_memory_test {
 namespace {
 
 using namespace test;
@@ -187,4 +187,4 @@ TEST(VhostKernelDevice, TakesATableOfMemory) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vhost_kernel_memory_test

@@ -9,7 +9,7 @@
 #include "faults/injector.hpp"
 #include "vmm/vhost_user_support.hpp"
 
-namespace vmspace {
+namespace vmspace::vhost_user_backend_test {
 namespace {
 
 using namespace test;
@@ -428,4 +428,4 @@ TEST_F(VhostUserBackend, RunningOutOfMemoryLeavesWhatWasThere) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vhost_user_backend_test

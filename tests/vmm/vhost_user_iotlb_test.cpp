@@ -12,7 +12,7 @@
 
 #include "vmm/vhost_user_support.hpp"
 
-namespace vmspace {
+namespace vmspace::vhost_user_iotlb_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -187,4 +187,4 @@ TEST_F(VhostUserIotlb, AMissThatNobodyReadsIsAnError) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vhost_user_iotlb_test

@@ -11,7 +11,7 @@
 #include "faults/injector.hpp"
 #include "vmm/vhost_user_support.hpp"
 
-namespace vmspace {
+namespace vmspace::vhost_user_log_test {
 namespace {
 
 using namespace test;
@@ -169,4 +169,4 @@ TEST(VhostUserLogFaults, EveryFailingCallIsReportedAndLeavesNoMapping) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vhost_user_log_test

@@ -8,7 +8,7 @@
 #include "faults/injector.hpp"
 #include "vmm/vhost_user_front_support.hpp"
 
-namespace vmspace {
+namespace vmspace::vhost_user_memory_faults_test {
 namespace {
 
 using namespace test;
@@ -199,4 +199,4 @@ TEST(VhostUserMemoryFaults, RunningOutOfMemoryLeavesTheTableAndRemovingNeedsNone
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vhost_user_memory_faults_test

@@ -15,7 +15,7 @@
 
 #include "vmm/vhost_user_front_support.hpp"
 
-namespace vmspace {
+namespace vmspace::vhost_user_memory_log_test {
 namespace {
 
 using namespace test;
@@ -168,4 +168,4 @@ TEST_P(VhostUserDirtyLog, HasWhatADeviceWroteBeforeItDied) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vhost_user_memory_log_test

@@ -4,7 +4,7 @@
 
 #include "vmm/vhost_user_front_support.hpp"
 
-namespace vmspace {
+namespace vmspace::vhost_user_memory_test {
 namespace {
 
 using namespace test;
@@ -354,4 +354,4 @@ TEST(VhostUserMemory, TheReplyToALogMayBeEmptyOrHoldAnything) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vhost_user_memory_test

@@ -10,7 +10,7 @@
 #include "faults/injector.hpp"
 #include "vmm/vhost_user_support.hpp"
 
-namespace vmspace {
+namespace vmspace::vhost_user_message_test {
 namespace {
 
 using namespace test;
@@ -302,4 +302,4 @@ TEST(VhostUserMessageFaults, APollThatFailsIsReported) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vhost_user_message_test

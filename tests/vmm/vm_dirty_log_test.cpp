@@ -18,7 +18,7 @@
 #include "vmm/page_set.hpp"
 #include "vmm/range_list.hpp"
 
-namespace vmspace::test {
+namespace vmspace::test::vm_dirty_log_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -328,4 +328,4 @@ TEST(PageSet, GivesWhatIsInARangeAndForgetsWholePages) {
 }
 
 }  // namespace
-}  // namespace vmspace::test
+}  // namespace vmspace::test::vm_dirty_log_test

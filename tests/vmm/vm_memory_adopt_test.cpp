@@ -2,7 +2,7 @@
 
 #include "vmm/vm_memory_support.hpp"
 
-namespace vmspace {
+namespace vmspace::vm_memory_adopt_test {
 namespace {
 
 using namespace test;
@@ -48,4 +48,4 @@ TEST_F(VmMemoryAdopt, RefusesMemoryThatTheSpaceDoesNotDescribe) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vm_memory_adopt_test

@@ -83,7 +83,7 @@ mover_end:
 extern "C" const std::byte mover_begin[];
 extern "C" const std::byte mover_end[];
 
-namespace vmspace {
+namespace vmspace::vm_memory_kvm_test {
 namespace {
 
 using namespace literals;
@@ -456,4 +456,4 @@ TEST_F(VmMemoryWithGuest, UnplugReturnsWhileTheVcpusArePaused) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vm_memory_kvm_test

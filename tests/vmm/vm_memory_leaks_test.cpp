@@ -23,7 +23,7 @@
 
 #include "vmm/fake_kvm.hpp"
 
-namespace vmspace {
+namespace vmspace::vm_memory_leaks_test {
 namespace {
 
 using namespace literals;
@@ -170,4 +170,4 @@ TEST_F(VmMemoryLeaks, TheLastHandleLeavesNothingBehind) {
 }
 
 }  // namespace
-}  // namespace vmspace
+}  // namespace vmspace::vm_memory_leaks_test

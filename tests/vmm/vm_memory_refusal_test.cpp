@@ -16,7 +16,7 @@
 
 #include "vm_memory_support.hpp"
 
-namespace vmspace::test {
+namespace vmspace::test::vm_memory_refusal_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -329,4 +329,4 @@ TEST_F(VmMemoryRefusal, AChangeIsRefusedWhenARequiredPeerHasGone) {
 }
 
 }  // namespace
-}  // namespace vmspace::test
+}  // namespace vmspace::test::vm_memory_refusal_test

@@ -14,7 +14,7 @@
 
 #include "vm_memory_support.hpp"
 
-namespace vmspace::test {
+namespace vmspace::test::vm_memory_resize_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -308,4 +308,4 @@ TEST_F(VmMemoryResize, OldMappingsGoWithTheirLastUser) {
 }
 
 }  // namespace
-}  // namespace vmspace::test
+}  // namespace vmspace::test::vm_memory_resize_test

@@ -17,7 +17,7 @@
 #include "faults/injector.hpp"
 #include "vm_memory_support.hpp"
 
-namespace vmspace::test {
+namespace vmspace::test::vm_memory_staging_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -163,4 +163,4 @@ TEST_F(VmMemoryStaging, ListenersThatComeMeanwhileSeeTheChange) {
 }
 
 }  // namespace
-}  // namespace vmspace::test
+}  // namespace vmspace::test::vm_memory_staging_test

@@ -17,7 +17,7 @@
 
 #include "vm_memory_support.hpp"
 
-namespace vmspace::test {
+namespace vmspace::test::vm_memory_test {
 namespace {
 
 using namespace std::chrono_literals;
@@ -361,4 +361,4 @@ TEST_F(VmMemoryBasics, RefusesToGuessWhichOfTwoRegionsHasTheMemoryOfOne) {
 }
 
 }  // namespace
-}  // namespace vmspace::test
+}  // namespace vmspace::test::vm_memory_test
