@@ -6,4 +6,5 @@ function(run)
 endfunction()
 
 set(common -G "${generator}" -D CMAKE_CXX_COMPILER=${compiler}
-    -D CMAKE_CXX_COMPILER_LAUNCHER=${launcher} -D CMAKE_BUILD_TYPE=Debug ${defines})
+    -D CMAKE_CXX_COMPILER_LAUNCHER=${launcher} -D CMAKE_BUILD_TYPE=Debug
+    -D CMAKE_CXX_FLAGS_DEBUG=-g1 ${defines})
