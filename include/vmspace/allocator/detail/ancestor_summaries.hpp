@@ -46,7 +46,7 @@ class AncestorSummaries {
   }
 
   /// The leaf has gained the free entry [lo, hi].
-  void grow(std::uint64_t lo, std::uint64_t hi) const noexcept {
+  [[gnu::always_inline]] void grow(std::uint64_t lo, std::uint64_t hi) const noexcept {
     if (height_ == 0) return;
     if (learned_.any()) [[unlikely]]
       grow_lengths(lo, hi);
@@ -68,8 +68,8 @@ class AncestorSummaries {
   }
 
   /// Whether the cut may have lowered one of the leaf's maxima.
-  [[nodiscard]] bool may_lower(std::uint64_t lo, std::uint64_t hi,
-                               const Range& piece) const noexcept {
+  [[nodiscard, gnu::always_inline]] bool may_lower(std::uint64_t lo, std::uint64_t hi,
+                                                   const Range& piece) const noexcept {
     if (hi - lo + 1 == length_at(0, 0))
       return true;  // it was the longest, and is no longer as long
     const PathStep& above = path_.ancestors[0];

@@ -38,7 +38,8 @@ struct FreeSummary {
   std::uint8_t zeros = 0;  ///< 0 to 64
 
   /// The summary of the one free range [lo, hi].
-  static constexpr FreeSummary of(std::uint64_t lo, std::uint64_t hi) noexcept {
+  [[gnu::always_inline]] static constexpr FreeSummary of(std::uint64_t lo,
+                                                         std::uint64_t hi) noexcept {
     FreeSummary summary;
     const std::uint64_t extent = hi - lo;
     if (lo == 0) {
@@ -127,7 +128,7 @@ class FreeSummaryBuilder {
 /// A valid Constraint, made ready for comparing.
 class Request {
  public:
-  constexpr explicit Request(const Constraint& constraint) noexcept
+  [[gnu::always_inline]] constexpr explicit Request(const Constraint& constraint) noexcept
       : size_(constraint.size),
         min_(constraint.min),
         max_(constraint.max),
@@ -160,8 +161,8 @@ class Request {
   }
 
   /// The lowest place in the free range [lo, hi] that satisfies the request.
-  [[nodiscard]] constexpr std::optional<std::uint64_t> lowest_in(std::uint64_t lo,
-                                                                 std::uint64_t hi) const noexcept {
+  [[nodiscard, gnu::always_inline]] constexpr std::optional<std::uint64_t> lowest_in(
+      std::uint64_t lo, std::uint64_t hi) const noexcept {
     if (hi - lo < extent()) return std::nullopt;  // most of those in a leaf that are no place
     lo = max_of(lo, min_);
     hi = min_of(hi, max_);

@@ -354,8 +354,8 @@ struct Inner : Node {
   }
 
   /// The first child from `slot` on that may have a fit, as may_fit() has it; 32 when there is none.
-  [[nodiscard]] unsigned next_candidate(const Request& request, unsigned row,
-                                        unsigned slot) const noexcept {
+  [[nodiscard, gnu::always_inline]] unsigned next_candidate(const Request& request, unsigned row,
+                                                            unsigned slot) const noexcept {
     if (slot >= count) return node_capacity;
     unsigned group = slot / 8 * 8;
     std::uint64_t may = request.may_fit(order + group, zeros + group);

@@ -96,7 +96,7 @@ class TreeNodes {
   }
 
   /// The path to what upper_bound() finds; the tree must not be empty.
-  void upper_bound(std::uint64_t point, Path& path) const noexcept {
+  [[gnu::always_inline]] void upper_bound(std::uint64_t point, Path& path) const noexcept {
     Node* node = root_;
     for (unsigned level = height_; level-- > 0;) {
       Inner& inner = *static_cast<Inner*>(node);
