@@ -143,7 +143,7 @@ class DecodeTable {
   /// No ranges. Allocates nothing.
   DecodeTable() noexcept : decoder_(empty_decoder()) {}
   /// Builds the table. The entries are sorted, at least one and at most max_entries, and their ranges
-  /// do not overlap; the last one ends with `last`. O(64 n + slots).
+  /// do not overlap; the last one ends with `last`. O(n + slots).
   DecodeTable(std::span<const Entry> entries, std::uint64_t last);
 
   /// `other` has no ranges afterwards.
@@ -216,12 +216,18 @@ DecodeTable<Entry>::DecodeTable(std::span<const Entry> entries, std::uint64_t la
     const auto steps = std::bit_width(most_candidates(entries, shift) - 1);
     return max_of(1U, static_cast<unsigned>(steps));
   };
-  unsigned shift = 0;
-  while ((last >> shift) >= Block::slots)
-    ++shift;
+  const auto bits = static_cast<unsigned>(std::bit_width(last));
+  constexpr auto slot_bits = static_cast<unsigned>(std::countr_zero(Block::slots));
+  unsigned shift = bits > slot_bits ? bits - slot_bits : 0;
   const unsigned steps = steps_with(shift);
-  while (shift < 63 && (last >> shift) != 0 && steps_with(shift + 1) == steps)
-    ++shift;
+  // Steps never become fewer as slots grow, up to one slot that has everything.
+  for (unsigned coarsest = min_of(63U, bits); shift < coarsest;) {
+    const unsigned middle = shift + (coarsest - shift + 1) / 2;
+    if (steps_with(middle) == steps)
+      shift = middle;
+    else
+      coarsest = middle - 1;
+  }
 
   // A search reads up to 2^steps entries from its hint. A hint near the end is moved back so that
   // they exist; when all entries are fewer, copies of the last fill up: stepping onto a copy gives

@@ -65,7 +65,7 @@ struct Translator : Decoder<TranslationEntry> {
 class TranslationTable : public DecodeTable<TranslationEntry> {
  public:
   TranslationTable() = default;
-  /// The entries are sorted by address, do not overlap, and are at most max_entries. O(64 n + slots).
+  /// The entries are sorted by address, do not overlap, and are at most max_entries. O(n + slots).
   explicit TranslationTable(std::span<const TranslationEntry> entries);
 
   [[nodiscard]] Translator translator() const noexcept { return {decoder()}; }
