@@ -12,8 +12,6 @@
 
 namespace vmspace::detail {
 
-namespace {}  // namespace
-
 void resolve_settled(const Userfault& faults, const MemoryMapping& mapping, std::uint64_t offset,
                      const std::byte* zeros, bool is_watched) noexcept {
   const Backing& backing = mapping.backing();
@@ -28,7 +26,10 @@ void resolve_settled(const Userfault& faults, const MemoryMapping& mapping, std:
     done = backing.is_hugetlb() ? faults.copy(page, zeros, size, true, is_new)
                                 : faults.zero(page, size);
   }
-  if (done.error != 0) faults.wake(page, size);
+  if (done.error == 0) return;
+  // The fault is raised again at once, and the host may have memory a little later.
+  if (done.error == ENOMEM) WakeEvent::pause();
+  faults.wake(page, size);
 }
 
 Result<void> InheritedFaults::open(const char* caller) {
