@@ -9,8 +9,8 @@
 #   tests/mutation/mutate.py allocator -k align    those whose name or file contains "align"
 #   tests/mutation/mutate.py -n                    only checks that the texts are still there
 #
-# Run by hand (minutes to an hour) after a change of the code or of its tests; it is no part of
-# CTest. It works on a copy of the tree, as git knows it with what is not committed yet, under
+# No part of CTest: .ci/full runs all of it, which takes an hour, and whoever changes the code or its tests a
+# part of it. It works on a copy of the tree, as git knows it with what is not committed yet, under
 # build/mutation: the tree itself is never touched, whatever happens. The copy is built with the
 # preset `test`, first unbroken, where every test must pass.
 #
