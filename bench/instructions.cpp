@@ -99,6 +99,11 @@ class Churn {
       sum += *tree_.find_value(live_[random_.below(live_.size())].min());
     return sum;
   }
+  /// Asks for more than there is.
+  void be_refused(std::uint64_t times) {
+    for (std::uint64_t i = 0; i < times; ++i)
+      keep(tree_.allocate({.size = 64_TiB, .align = page}, i).has_value());
+  }
 
  private:
   Range allocate() {
@@ -123,6 +128,7 @@ void allocator() {
   Churn churn(churn_want);
   measure("churn/10000", pairs, [&] { churn.turn(pairs); });
   measure("lookup/10000", pairs, [&] { keep(churn.find(pairs)); });
+  measure("refused/10000", pairs, [&] { churn.be_refused(pairs); });
   Churn window(window_want);
   measure("window/10000", pairs, [&] { window.turn(pairs); });
   Churn best(best_want);
