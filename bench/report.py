@@ -75,7 +75,7 @@ def run_benchmark(program, options):
                f"--benchmark_filter={chosen}"]
     try:
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
-                              timeout=180 if options.quick else 420)
+                              timeout=180 if options.quick else 1000)
         failed = f", exit code {done.returncode}: {done.stderr}" if done.returncode else ""
     except subprocess.TimeoutExpired:
         failed = ", took too long"
