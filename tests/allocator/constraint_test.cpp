@@ -36,6 +36,8 @@ TEST(Constraint, AnAlignmentThatIsNoPowerOfTwoIsAnErrorOfItsOwn) {
     EXPECT_THAT(valid, HasError(Errc::bad_alignment));
     EXPECT_EQ(valid.error().first, Operand::size(align));
   }
+  EXPECT_THAT((Constraint{.size = 1, .min = 5, .max = 5, .align = 3}.validate()),
+              HasError(Errc::bad_alignment));
 }
 
 TEST(Constraint, SizeZeroIsAnError) {
