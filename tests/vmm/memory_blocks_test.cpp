@@ -145,6 +145,13 @@ TEST_F(MemoryBlocksTest, NoMoreThanRequestedIsPluggedAndOnlyBelowTheUsableSize) 
   VMSPACE_EXPECT_OK(few.plug(at(0, 1)));
 }
 
+TEST_F(MemoryBlocksTest, WithTheLargestSlotAllOfTheRegionIsUsable) {
+  const auto few =
+      make({.name = "few", .base = GuestAddress(8_GiB), .size = 64_MiB},
+           {.block_size = block, .slot_size = std::uint64_t{1} << 63, .requested_size = 4 * block});
+  EXPECT_EQ(few.usable_size(), 64_MiB);
+}
+
 TEST_F(MemoryBlocksTest, AWholeRegionIsReadTheShortWayAndHasAllSlots) {
   VMSPACE_ASSERT_OK(blocks.plug(all));
   EXPECT_TRUE(blocks.region()->is_whole());
