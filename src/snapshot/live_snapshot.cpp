@@ -51,7 +51,9 @@ LiveSnapshot::State::State(const GuestMemory& guest, SnapshotWriter to,
                            const LiveSnapshotOptions& options)
     : memory(guest),
       writer(std::move(to)),
-      buffer(std::max(options.buffer, largest_page(guest)), smallest_page(guest)),
+      // No page is saved twice, so that more than the memory has would never be used.
+      buffer(std::max(std::min(options.buffer, guest.total_size()), largest_page(guest)),
+             smallest_page(guest)),
       chunk(std::max(background_chunk, largest_page(guest))) {
   for (const auto& region : memory.regions()) {
     regions.emplace_back(region, regions.size(), *this);

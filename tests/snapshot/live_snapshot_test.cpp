@@ -222,6 +222,15 @@ TEST(LiveSnapshot, TheGuestGoesOnWhenTheDiskIsFull) {
   EXPECT_EQ(open_descriptors(), descriptors);
 }
 
+TEST(LiveSnapshot, TakesNoMoreOfABufferThanTheMemoryHas) {
+  const GuestMemory memory = guest_of(anon, 1_MiB);
+  ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(1_MiB)));
+  const TempFile file;
+  PREPARE_OR_SKIP(snapshot, memory, file.fd(), {.buffer = UINT64_MAX, .peers_stopped = true});
+  VMSPACE_ASSERT_OK(snapshot.take());
+  EXPECT_THAT(snapshot.wait(), IsOk());
+}
+
 TEST(LiveSnapshot, CanBeGivenUpAtAnyTime) {
   const GuestMemory memory = guest_of(anon, 1_MiB);
   ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(1_MiB)));

@@ -44,8 +44,9 @@ namespace vmspace {
 
 /// How a live snapshot is taken; an aggregate for designated initialisers.
 struct LiveSnapshotOptions {
-  /// Bytes for pages that the guest wrote to and that the disk has not taken yet; at least one page of
-  /// each size is made to fit. When they are full, writers wait for the disk.
+  /// Bytes for pages that the guest wrote to and that the disk has not taken yet; no more are taken
+  /// than the memory has, and at least one page of each size is made to fit. When they are full,
+  /// writers wait for the disk.
   std::uint64_t buffer = std::uint64_t{16} << 20;
   /// Says that no other process (vhost-user back-ends, children) writes to shared memory of this guest
   /// until wait() has returned. Only the VMM can know that.
