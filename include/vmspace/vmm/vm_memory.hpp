@@ -111,7 +111,8 @@ class VMSPACE_EXPORT VmMemory final : public RegionLedger {
   /// Memory that is mapped already, such as a Handover's. `options` are for later changes, as those of
   /// create() without regions. Errors: `invalid_argument`, naming the region, unless `map.memory` has
   /// exactly those regions of `map.space` that have an address and a backing, as they are described.
-  /// O(n log n); maps nothing.
+  /// One whose description equals the space's and is another object is replaced by one with the
+  /// space's, of the same memory. O(n log n); maps nothing.
   [[nodiscard]] static Result<VmMemory> adopt(VmMap map, const MapOptions& options = {});
 
   // Copies are handles of one memory, and moving copies: every handle can be used at any time.
