@@ -298,10 +298,10 @@ void DmaMappings::unmap_all() noexcept {
 }
 
 bool DmaMappings::is_mapped(const GuestRange& range) const noexcept {
-  const auto bounds = range.range();
-  if (!state_ || !bounds) return false;
+  if (!state_ || range.empty()) return false;
+  const Range bounds = detail::unchecked_range(range.base.value(), detail::last_within(range));
   const std::lock_guard lock(state_->mutex);
-  return std::ranges::any_of(state_->entries.overlapping(*bounds),
+  return std::ranges::any_of(state_->entries.overlapping(bounds),
                              [](const auto& entry) { return !entry.value->refused; });
 }
 

@@ -177,8 +177,7 @@ void MemoryRecorder::wrote(const GuestRange& range) {
     const GuestRange has = entry.section.guest_range();
     if (!entry.is_there || !entry.is_logged || !has.overlaps(range)) continue;
     const std::uint64_t first = std::max(range.base.value(), has.base.value());
-    const std::uint64_t last =
-        std::min(range.base.value() + (range.size - 1), has.base.value() + (has.size - 1));
+    const std::uint64_t last = std::min(detail::last_within(range), detail::last_within(has));
     entry.written.push_back({.offset = entry.section.region_offset() + (first - has.base.value()),
                              .size = last - first + 1});
   }
