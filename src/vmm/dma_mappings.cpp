@@ -110,6 +110,7 @@ Result<void> check(const MemorySection& section, const DmaLimits& limits, const 
                  .first = detail::operand(range),
                  .reason = "a device can read all that is mapped, so the region must be readable"});
   }
+  VMSPACE_TRY(detail::require_power_of_two(operation, limits.page_size));
   VMSPACE_TRY(require_multiple(operation, Operand::address(range.base.value()), limits.page_size,
                                "the guest address must be a multiple of the page size for DMA"));
   VMSPACE_TRY(require_multiple(operation, Operand::size(range.size), limits.page_size,
