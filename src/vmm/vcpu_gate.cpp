@@ -92,7 +92,7 @@ Result<void> VcpuGate::State::pause() {
   ++pauses;
   is_closed = true;
   for (const Seat* seat : seats) {
-    if (seat->is_inside) seat->kick();
+    if (seat->is_inside && seat->kick) seat->kick();
   }
   if (left.wait_until(lock, deadline, [&] { return count_inside() == 0; })) return {};
   const auto count = static_cast<std::uint64_t>(count_inside());

@@ -227,7 +227,13 @@ Result<void> VmMemory::transact(const Edit& edit) const {
 }
 
 Result<void> VmMemory::transact(const Edit& edit, const MapOptions& options) const {
-  VMSPACE_TRY(state_->change(edit, options, "VmMemory::transact"));
+  constexpr const char* operation = "VmMemory::transact";
+  if (!edit) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .reason = "the edit must not be empty"});
+  }
+  VMSPACE_TRY(state_->change(edit, options, operation));
   return {};
 }
 

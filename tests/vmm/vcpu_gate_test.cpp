@@ -101,6 +101,24 @@ TEST(VcpuGate, APauseKicksWhoIsInsideAndWaitsUntilItHasLeft) {
   EXPECT_EQ(second.kicks, 1);
 }
 
+TEST(VcpuGate, AVcpuWithoutAKickIsWaitedForAndNoMore) {
+  const VcpuGate gate(0ns);
+  const auto vcpu = gate.add_vcpu({});
+  Flag inside;
+  Flag leave;
+  std::thread other([&] {
+    const auto own = gate.add_vcpu({});
+    const auto entered = own.enter();
+    inside.set();
+    EXPECT_TRUE(leave.wait());
+  });
+  EXPECT_TRUE(inside.wait());
+  EXPECT_THAT(gate.pause_vcpus(), HasError(Errc::timed_out));
+  leave.set();
+  other.join();
+  const auto entered = vcpu.enter();  // the gate is open
+}
+
 TEST(VcpuGate, WhoIsOutsideIsNeitherKickedNorWaitedFor) {
   const VcpuGate gate(0ns);
   FakeVcpu vcpu(gate);
