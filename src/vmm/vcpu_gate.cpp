@@ -112,7 +112,7 @@ VcpuGate::Vcpu VcpuGate::add_vcpu(Kick kick) const {
 }
 
 Result<VcpuGate::Paused> VcpuGate::pause_vcpus() const {
-  VMSPACE_TRY(state_->pause());
+  VMSPACE_TRY_IN("VcpuGate::pause_vcpus", state_->pause());
   return Paused(state_);
 }
 

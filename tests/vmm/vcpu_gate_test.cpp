@@ -173,6 +173,7 @@ TEST(VcpuGate, AVcpuThatDoesNotLeaveMakesThePauseTimeOutAndTheGateOpensAgain) {
   const auto paused = gate.pause_vcpus();
   ASSERT_THAT(paused, HasError(Errc::timed_out));
   EXPECT_EQ(paused.error().first, Operand::number(2)) << paused.error().message();
+  EXPECT_STREQ(paused.error().operation, "VcpuGate::pause_vcpus");
   FakeVcpu later(gate);
   EXPECT_TRUE(later.entered.wait());
 }

@@ -107,7 +107,7 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
 
   [[nodiscard]] Result<void> answer(std::string_view line);
   template <typename Body>
-  [[nodiscard]] Result<void> log(const char* call, const MemorySection& section, Body body);
+  [[nodiscard]] Result<void> log(const char* operation, const MemorySection& section, Body body);
   template <typename Body>
   [[nodiscard]] Result<void> record(std::string line, Body body);
   [[nodiscard]] Entry* find(const MemorySection& section) noexcept;
