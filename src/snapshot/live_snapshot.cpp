@@ -51,6 +51,7 @@ LiveSnapshot::State::State(const GuestMemory& guest, SnapshotWriter to,
                            const LiveSnapshotOptions& options)
     : memory(guest),
       writer(std::move(to)),
+      is_differential(writer.has_parent()),
       // No page is saved twice, so that more than the memory has would never be used.
       buffer(std::max(std::min(options.buffer, guest.total_size()), largest_page(guest)),
              smallest_page(guest)),
@@ -160,7 +161,8 @@ Result<void> LiveSnapshot::State::protect(std::span<const GuestRange> ranges, bo
       return {};
     };
     if (all) {
-      VMSPACE_TRY(add({0, region.region().size()}, nullptr));
+      // What is absent is zeros, also where the parent has something else.
+      VMSPACE_TRY(add({0, region.region().size()}, is_differential ? &zeros : nullptr));
       continue;
     }
     // Ranges within one huge page make it wait once.
@@ -274,6 +276,11 @@ Result<void> LiveSnapshot::take() {
 
 Result<void> LiveSnapshot::take(std::span<const GuestRange> changed) {
   VMSPACE_TRY(state_->check(changed));
+  if (!state_->is_differential) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = take_operation,
+                 .reason = "without a parent, all of the memory must be taken"});
+  }
   return state_->take(changed, false);
 }
 

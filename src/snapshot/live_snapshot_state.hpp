@@ -74,6 +74,7 @@ struct LiveSnapshot::State final : detail::DiscardListener {
 
   GuestMemory memory;
   SnapshotWriter writer;
+  const bool is_differential;      ///< the writer has a parent
   std::deque<LiveRegion> regions;  ///< in order of guest addresses
   std::vector<LiveRegion*> by_host;
   detail::PageBuffer buffer;            ///< for pages that were written to or are discarded

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
@@ -335,6 +336,40 @@ TEST(LiveSnapshot, SavesWhatHasChangedSinceAnother) {
     VMSPACE_ASSERT_OK(reader->read(GuestAddress(base), read));
     EXPECT_EQ(read, instant);
   }
+}
+
+TEST(LiveSnapshot, ADifferentialOneOfAllMemoryHasWhatIsAbsentAsZeros) {
+  const GuestMemory memory = guest_of(anon, 1_MiB);
+  const GuestAddress base = base_of(memory);
+  auto expected = pattern(1_MiB);
+  ASSERT_TRUE(memory.write_slice(base, expected));
+  const TempFile full;
+  const auto parent = save_snapshot(memory, full.fd());
+  ASSERT_THAT(parent, IsOk());
+  VMSPACE_ASSERT_OK(memory.regions().front()->mapping().discard(8 * page, 4 * page));
+  std::fill_n(expected.begin() + 8 * page, 4 * page, std::byte{});
+  const TempFile difference;
+  PREPARE_OR_SKIP(snapshot, memory, difference.fd(), {}, {.parent = parent->id});
+  VMSPACE_ASSERT_OK(snapshot.take());
+  VMSPACE_ASSERT_OK(snapshot.wait());
+  auto reader = SnapshotReader::open(difference.fd(), {{full.fd()}});
+  ASSERT_THAT(reader, IsOk());
+  std::vector<std::byte> read(1_MiB);
+  VMSPACE_ASSERT_OK(reader->read(base, read));
+  EXPECT_TRUE(read == expected);
+}
+
+TEST(LiveSnapshot, ChangesAreSavedOnlyWithAParent) {
+  const GuestMemory memory = guest_of(anon, 1_MiB);
+  ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(1_MiB)));
+  const TempFile file;
+  PREPARE_OR_SKIP(snapshot, memory, file.fd());
+  const GuestRange changed{base_of(memory), page};
+  EXPECT_THAT(snapshot.take(std::span(&changed, 1)), HasError(Errc::invalid_argument));
+  VMSPACE_ASSERT_OK(snapshot.take());
+  VMSPACE_ASSERT_OK(snapshot.wait());
+  const GuestMemory again = restored(memory, file.fd());
+  EXPECT_TRUE(contents(again, base_of(memory).value(), 1_MiB) == pattern(1_MiB));
 }
 
 TEST(LiveSnapshot, PagesThatAreGoneAreAFault) {

@@ -110,7 +110,8 @@ class VMSPACE_EXPORT LiveSnapshot {
   /// Takes a differential snapshot, for a writer with a parent: only these ranges, all pages that were
   /// written since the parent, are protected and saved. The ranges are whole pages of 4096 bytes, in
   /// ascending order, each within one region; of hugetlb memory whole huge pages are saved. Errors
-  /// also: `invalid_argument` for other ranges, and then the snapshot can still be taken.
+  /// also: `invalid_argument` for other ranges, and for a writer without a parent; the snapshot can
+  /// still be taken then.
   [[nodiscard]] Result<void> take(std::span<const GuestRange> changed);
 
   /// Waits until all is written, completes the snapshot and gives its id. Afterwards the memory is as
