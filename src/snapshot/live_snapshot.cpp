@@ -13,6 +13,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "memory/present_parts.hpp"
 #include "os/system_calls.hpp"
 #include "os/thread.hpp"
 #include "snapshot/live_snapshot_state.hpp"
@@ -176,6 +177,9 @@ Result<void> LiveSnapshot::State::protect(std::span<const GuestRange> ranges, bo
       done = std::max(done, whole.end());
       ranges = ranges.subspan(1);
     }
+    detail::for_each_absent_part(region.region(), [&](std::uint64_t offset, std::uint64_t size) {
+      zeros.push_back({GuestAddress(base + offset), size});
+    });
   }
   return {};
 }

@@ -359,6 +359,35 @@ TEST(LiveSnapshot, ADifferentialOneOfAllMemoryHasWhatIsAbsentAsZeros) {
   EXPECT_TRUE(read == expected);
 }
 
+TEST(LiveSnapshot, ADifferentialOneHasZerosForWhatWasUnpluggedSince) {
+  const GuestMemory memory = guest_of(anon, 1_MiB);
+  const GuestAddress base = base_of(memory);
+  ASSERT_TRUE(memory.write_slice(base, pattern(1_MiB)));
+  const TempFile full;
+  const auto parent = save_snapshot(memory, full.fd());
+  ASSERT_THAT(parent, IsOk());
+  const MemoryRegionPtr all = memory.regions().front();
+  const auto none = *PresentBlocks::none(1_MiB, 16 * page, 64 * page);
+  const auto first_half = all->with_blocks(*none->with({0, 512_KiB}));
+  ASSERT_THAT(first_half, IsOk());
+  const auto fewer = GuestMemory::from_regions({*first_half});
+  ASSERT_THAT(fewer, IsOk());
+  const std::vector<GuestRange> written{{GuestAddress(base.value() + 512_KiB - page), 2 * page}};
+  for (const auto& changes : {std::vector<GuestRange>{}, written}) {
+    const TempFile difference;
+    PREPARE_OR_SKIP(snapshot, *fewer, difference.fd(), {}, {.parent = parent->id});
+    VMSPACE_ASSERT_OK(snapshot.take(changes));
+    VMSPACE_ASSERT_OK(snapshot.wait());
+    auto reader = SnapshotReader::open(difference.fd(), {{full.fd()}});
+    ASSERT_THAT(reader, IsOk());
+    std::vector<std::byte> read(1_MiB);
+    VMSPACE_ASSERT_OK(reader->read(base, read));
+    auto expected = pattern(1_MiB);
+    std::fill(expected.begin() + 512_KiB, expected.end(), std::byte{});
+    EXPECT_TRUE(read == expected);
+  }
+}
+
 TEST(LiveSnapshot, ChangesAreSavedOnlyWithAParent) {
   const GuestMemory memory = guest_of(anon, 1_MiB);
   ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(1_MiB)));

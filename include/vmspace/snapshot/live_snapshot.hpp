@@ -109,7 +109,8 @@ class VMSPACE_EXPORT LiveSnapshot {
   [[nodiscard]] Result<void> take();
   /// Takes a differential snapshot, for a writer with a parent: only these ranges, all pages that were
   /// written since the parent, are protected and saved. The ranges are whole pages of 4096 bytes, in
-  /// ascending order, each within one region; of hugetlb memory whole huge pages are saved. Errors
+  /// ascending order, each within one region; of hugetlb memory whole huge pages are saved. Blocks that
+  /// are not present are saved as zeros, whether or not a range names them. Errors
   /// also: `invalid_argument` for other ranges, and for a writer without a parent; the snapshot can
   /// still be taken then.
   [[nodiscard]] Result<void> take(std::span<const GuestRange> changed);
