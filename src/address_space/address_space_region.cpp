@@ -11,6 +11,7 @@
 #include "vmspace/base/try.hpp"
 
 #include "address_space/known_values.hpp"
+#include "spec/backing_rules.hpp"
 #include "spec/known_values.hpp"
 
 namespace vmspace {
@@ -55,33 +56,15 @@ Result<void> check_backing(const RegionOptions& options) {
     if (options.populate) return invalid("populate requires a backing");
     return {};
   }
-  const bool needs_path = backing.source == MemorySource::hugetlbfs;
-  const bool is_device = backing.source == MemorySource::device;
-  const bool is_file = backing.source == MemorySource::file || is_device;
-  if (needs_path && backing.path.empty())
-    return invalid("source hugetlbfs requires the path of a directory in a mounted hugetlbfs");
-  if (is_file && backing.path.empty() == !backing.fd) {
-    return invalid(is_device ? "source device requires either a path or an fd, not both"
-                             : "source file requires either a path or an fd, not both");
+  if (const char* const rule = detail::broken_rule(backing)) return invalid(rule);
+  const bool is_external =
+      backing.source == MemorySource::device || backing.source == MemorySource::external;
+  if (is_external && (options.numa_node || options.huge_pages || options.populate)) {
+    return invalid(
+        "numa_node, huge_pages and populate are not for sources device and external, "
+        "whose pages are not made here");
   }
-  if (is_device || backing.source == MemorySource::external) {
-    if (backing.sharing == Sharing::map_private)
-      return invalid("memory of sources device and external is always shared");
-    if (backing.discardable) return invalid("discardable is only for source file");
-    if (options.numa_node || options.huge_pages || options.populate) {
-      return invalid(
-          "numa_node, huge_pages and populate are not for sources device and external, "
-          "whose pages are not made here");
-    }
-  }
-  if (is_file && backing.fd && *backing.fd < 0) {
-    return invalid("fd must not be negative");
-  }
-  if (!is_file && backing.fd) return invalid("fd is only for sources file and device");
-  if (!is_file && !needs_path && !backing.path.empty())
-    return invalid("path is only for sources file, device and hugetlbfs");
-  if (!is_file && backing.offset != 0) return invalid("offset is only for sources file and device");
-  if (!is_file && backing.discardable) return invalid("discardable is only for source file");
+  if (backing.fd && *backing.fd < 0) return invalid("fd must not be negative");
 
   const std::uint64_t page = backing.effective_page_size();
   if (!std::has_single_bit(page)) {
@@ -114,6 +97,8 @@ Result<void> check_backing(const RegionOptions& options) {
   }
   constexpr auto max_file_end =
       static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+  const bool is_file =
+      backing.source == MemorySource::file || backing.source == MemorySource::device;
   if (is_file && (backing.offset > max_file_end || options.size > max_file_end - backing.offset)) {
     return fail({.code = Errc::overflow,
                  .operation = make_region_operation,

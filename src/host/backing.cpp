@@ -21,6 +21,7 @@
 #include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
 #include "os/system_calls.hpp"
+#include "spec/backing_rules.hpp"
 #include "spec/known_values.hpp"
 
 namespace vmspace {
@@ -71,12 +72,15 @@ Result<void> check_request(const Request& request) {
   VMSPACE_TRY(require_known(open_operation, spec.source, "not a value of MemorySource"));
   VMSPACE_TRY(require_known(open_operation, spec.sharing, "not a value of Sharing"));
   VMSPACE_TRY(require_known(open_operation, protection, "unknown protection bits"));
+  if (const char* const rule = detail::broken_rule(spec)) return invalid(open_operation, rule);
   VMSPACE_TRY(detail::require_nonzero(open_operation, size, {}));
   constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<off_t>::max());
   constexpr const char* rule = "offset + size must not exceed 2^63 - 1, the largest file size";
   VMSPACE_TRY(detail::require_at_most(open_operation, spec.offset, largest, rule));
   VMSPACE_TRY(detail::require_at_most(open_operation, size, largest - spec.offset, rule));
-  return detail::require_power_of_two(open_operation, spec.effective_page_size());
+  VMSPACE_TRY(detail::require_power_of_two(open_operation, spec.effective_page_size()));
+  if (spec.effective_page_size() >= base_page_size()) return {};
+  return invalid(open_operation, "page_size must be at least the machine's base page size");
 }
 
 Result<void> check_multiple(const Request& request, std::uint64_t page_size) {
@@ -250,8 +254,6 @@ Result<Opened> open_file(const Request& request) {
 
 /// Neither the size nor the seals of a device's file mean anything.
 Result<Opened> open_device(const Request& request) {
-  if (!request.spec.is_shared())
-    return invalid(open_operation, "memory of a device is always shared");
   Opened opened = VMSPACE_TRY(open_or_duplicate(request));
   const int fd = opened.file.value();
   const int mode = VMSPACE_TRY(access_mode(request, fd));

@@ -76,6 +76,8 @@ Result<void> check_options(const Backing& backing, const MappingOptions& options
   VMSPACE_TRY(require_within(operation, options.offset, options.size, backing.size(),
                              "offset + size must lie within the backing"));
   VMSPACE_TRY(require_known(operation, options.protection, "unknown protection bits"));
+  if (!options.arena && options.arena_offset != 0)
+    return detail::invalid(operation, "arena_offset is only for a mapping in an arena");
   if (allows(options.protection, Protection::write) && !backing.is_writable()) {
     return fail({.code = Errc::access_denied,
                  .operation = operation,

@@ -79,8 +79,13 @@ Result<std::vector<GuestRange>> harvest_dirty(const GuestMemory& memory) {
 Result<void> merge_dirty_log(const GuestMemory& memory, GuestAddress base,
                              std::span<const std::uint64_t> bits, std::uint64_t unit) {
   constexpr const char* operation = "merge_dirty_log";
-  VMSPACE_TRY_IN(operation, memory.check({.base = base, .size = 1}, Access::write));
   const MemoryRegionPtr region = memory.find_region(base);
+  // Not as an access: a log begins where its slot does, also where that block is absent.
+  if (region == nullptr || !allows(region->protection(), Protection::read_write)) {
+    return fail({.code = region == nullptr ? Errc::not_found : Errc::access_denied,
+                 .operation = operation,
+                 .first = Operand::address(base.value())});
+  }
   const std::uint64_t offset = base.value() - region->base().value();
   VMSPACE_TRY_IN(operation, region->dirty().merge(offset, bits, unit));
   return {};

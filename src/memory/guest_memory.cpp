@@ -89,22 +89,32 @@ Result<void> check_neighbours(std::span<const MemoryRegionPtr> sorted, const Mem
   return {};
 }
 
-/// `overlap` of a region with one of the same memory. A byte of this process has one guest address, and
-/// a dirty page is reported once.
+/// Of two regions in the order of their host addresses.
+bool share_memory(const MemoryRegion* lower, const MemoryRegion* upper) {
+  return static_cast<std::uint64_t>(upper->host_base() - lower->host_base()) < lower->size();
+}
+
+/// `overlap` of a region with one that has some of its memory. A byte of this process has one guest
+/// address, and a dirty page is reported once.
 Result<void> check_memory(std::span<const MemoryRegion* const> by_host,
                           const MemoryRegion& region) {
-  const auto first = std::ranges::lower_bound(
-      by_host, region.host_base(), std::less<const std::byte*>{}, &MemoryRegion::host_base);
-  const auto second = std::next(first);
-  if (second == by_host.end() || (*second)->host_base() != region.host_base()) return {};
-  const MemoryRegion& other = *first == &region ? **second : **first;
-  const bool is_lower = region.base() < other.base();
-  return fail({.code = Errc::overlap,
-               .operation = "GuestMemory::with_changes",
-               .first = detail::operand((is_lower ? region : other).guest_range()),
-               .second = detail::operand((is_lower ? other : region).guest_range()),
-               .reason = "both regions share one memory (see MemoryRegion::at); a map can hold "
-                         "only one of them"});
+  auto at = std::ranges::lower_bound(by_host, region.host_base(), std::less<const std::byte*>{},
+                                     &MemoryRegion::host_base);
+  while (*at != &region)
+    ++at;
+  for (auto upper = at; upper != by_host.end() && upper - at < 2; ++upper) {
+    if (upper == by_host.begin() || !share_memory(*std::prev(upper), *upper)) continue;
+    const auto [first, second] = std::minmax(
+        {(*std::prev(upper))->guest_range(), (*upper)->guest_range()},
+        [](const GuestRange& one, const GuestRange& other) { return one.base < other.base; });
+    return fail({.code = Errc::overlap,
+                 .operation = "GuestMemory::with_changes",
+                 .first = detail::operand(first),
+                 .second = detail::operand(second),
+                 .reason = "the regions share memory (see MemoryRegion::at and part); a map can "
+                           "hold only one of them"});
+  }
+  return {};
 }
 
 }  // namespace
@@ -403,6 +413,8 @@ const char* GuestMemory::broken_rule() const noexcept {
   }
   if (map_->regions.empty() || map_->regions.size() > max_regions)
     return "the number of regions must be 1 to max_regions";
+  if (std::ranges::adjacent_find(map_->by_host, share_memory) != map_->by_host.end())
+    return "regions must not share memory";
   std::size_t readable = 0;
   std::size_t flagged = 0;
   const MemoryRegion* before = nullptr;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <iterator>
-#include <limits>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
@@ -29,7 +28,6 @@ struct IoTlbState {
 
 namespace {
 
-constexpr std::uint64_t last_address = std::numeric_limits<std::uint64_t>::max();
 constexpr std::uint64_t access_bits = 3;
 constexpr unsigned age_shift = 2;
 static_assert(static_cast<std::uint64_t>(Protection::read_write) == access_bits);
@@ -166,11 +164,9 @@ Result<void> IoTlb::invalidate(GuestRange iova, std::chrono::nanoseconds timeout
       [&](IoTlbMap& map) -> Result<void> {
         state_->invalidations.fetch_add(1, std::memory_order_release);
         if (iova.empty()) return {};
-        const auto last = iova.last();
         // What loses its middle becomes two, so that there may be one too many.
-        change(map, state_->options.max_entries, [&](Slots& slots) {
-          cut(slots, iova.base.value(), last ? last->value() : last_address);
-        });
+        change(map, state_->options.max_entries,
+               [&](Slots& slots) { cut(slots, iova.base.value(), detail::last_within(iova)); });
         return {};
       },
       operation));

@@ -253,6 +253,8 @@ Result<MemoryMapping> adopt_described(const AddressSpaceRegion& description,
 
 Result<Mapped> map_described(const AddressSpaceRegion& description, const MapOptions& options) {
   VMSPACE_TRY(check_values(options));
+  if (!description.is_mapped())
+    return detail::invalid(map_operation, "the description must have a backing");
   if (description.backing().source == MemorySource::external) {
     auto adopted = VMSPACE_TRY(adopt_described(description, options));
     const auto guard = VMSPACE_TRY(guard_of(adopted.backing(), options.unsealed));

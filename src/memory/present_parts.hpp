@@ -36,4 +36,15 @@ void for_each_present_part(const MemoryRegion& region, std::uint64_t offset, std
   }
 }
 
+/// Calls `use(offset, size)` for the parts of the region that are absent.
+template <typename Use>
+void for_each_absent_part(const MemoryRegion& region, Use use) {
+  for (std::uint64_t done = 0; done < region.size();) {
+    done += present_after(region, done, region.size() - done);
+    const std::uint64_t absent = absent_after(region, done, region.size() - done);
+    if (absent != 0) use(done, absent);
+    done += absent;
+  }
+}
+
 }  // namespace vmspace::detail

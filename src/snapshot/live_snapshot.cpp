@@ -13,6 +13,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "memory/present_parts.hpp"
 #include "os/system_calls.hpp"
 #include "os/thread.hpp"
 #include "snapshot/live_snapshot_state.hpp"
@@ -51,7 +52,10 @@ LiveSnapshot::State::State(const GuestMemory& guest, SnapshotWriter to,
                            const LiveSnapshotOptions& options)
     : memory(guest),
       writer(std::move(to)),
-      buffer(std::max(options.buffer, largest_page(guest)), smallest_page(guest)),
+      is_differential(writer.has_parent()),
+      // No page is saved twice, so that more than the memory has would never be used.
+      buffer(std::max(std::min(options.buffer, guest.total_size()), largest_page(guest)),
+             smallest_page(guest)),
       chunk(std::max(background_chunk, largest_page(guest))) {
   for (const auto& region : memory.regions()) {
     regions.emplace_back(region, regions.size(), *this);
@@ -158,7 +162,8 @@ Result<void> LiveSnapshot::State::protect(std::span<const GuestRange> ranges, bo
       return {};
     };
     if (all) {
-      VMSPACE_TRY(add({0, region.region().size()}, nullptr));
+      // What is absent is zeros, also where the parent has something else.
+      VMSPACE_TRY(add({0, region.region().size()}, is_differential ? &zeros : nullptr));
       continue;
     }
     // Ranges within one huge page make it wait once.
@@ -172,6 +177,9 @@ Result<void> LiveSnapshot::State::protect(std::span<const GuestRange> ranges, bo
       done = std::max(done, whole.end());
       ranges = ranges.subspan(1);
     }
+    detail::for_each_absent_part(region.region(), [&](std::uint64_t offset, std::uint64_t size) {
+      zeros.push_back({GuestAddress(base + offset), size});
+    });
   }
   return {};
 }
@@ -272,6 +280,11 @@ Result<void> LiveSnapshot::take() {
 
 Result<void> LiveSnapshot::take(std::span<const GuestRange> changed) {
   VMSPACE_TRY(state_->check(changed));
+  if (!state_->is_differential) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = take_operation,
+                 .reason = "without a parent, all of the memory must be taken"});
+  }
   return state_->take(changed, false);
 }
 

@@ -74,6 +74,7 @@ struct LiveSnapshot::State final : detail::DiscardListener {
 
   GuestMemory memory;
   SnapshotWriter writer;
+  const bool is_differential;      ///< the writer has a parent
   std::deque<LiveRegion> regions;  ///< in order of guest addresses
   std::vector<LiveRegion*> by_host;
   detail::PageBuffer buffer;            ///< for pages that were written to or are discarded
@@ -122,6 +123,7 @@ struct LiveSnapshot::State final : detail::DiscardListener {
   bool resolve(const Userfault& userfault, std::uint64_t address) noexcept;
   bool read_faults(const Userfault& userfault) noexcept;
   [[nodiscard]] Result<void> write_all_pages();
+  [[nodiscard]] Result<void> write_zeros();
   /// The last page is saved; false when the snapshot has failed.
   [[nodiscard]] bool begin_completing();
   [[nodiscard]] Result<void> write_in_background(LiveRegion& region, RegionPages run);

@@ -165,8 +165,20 @@ Result<void> LiveSnapshot::State::write_all_pages() {
     VMSPACE_TRY(write_run(regions[slot->region], {slot->offset, slot->size}, slot->bytes));
     buffer.pop();
   }
-  for (const GuestRange& range : zeros)
+  return write_zeros();
+}
+
+/// Each page once: what is absent may lie in a range that has changed.
+Result<void> LiveSnapshot::State::write_zeros() {
+  std::ranges::sort(zeros, {}, &GuestRange::base);
+  for (std::size_t next = 0; next < zeros.size();) {
+    GuestRange range = zeros[next++];
+    for (; next < zeros.size() && range.overlaps(zeros[next]); ++next) {
+      const std::uint64_t distance = zeros[next].base.value() - range.base.value();
+      range.size = std::max(range.size, distance + zeros[next].size);
+    }
     VMSPACE_TRY_IN(wait_operation, writer.write_zeros(range));
+  }
   return {};
 }
 

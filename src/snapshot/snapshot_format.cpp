@@ -174,7 +174,10 @@ Result<void> lay_out_image(const char* named, SnapshotHead& head) {
   std::uint64_t end = head_bytes(head.regions.size());
   for (SnapshotRegion& region : head.regions) {
     region.offset = (end + snapshot_align - 1) & ~(snapshot_align - 1);
-    if (region.size > largest_file - region.offset - snapshot_align) return too_large(region);
+    if (region.offset > largest_file - snapshot_align ||
+        region.size > largest_file - snapshot_align - region.offset) {
+      return too_large(region);
+    }
     end = region.offset + region.size;
   }
   head.file_size = (end + snapshot_page - 1) & ~(snapshot_page - 1);

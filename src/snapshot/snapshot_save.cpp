@@ -174,7 +174,8 @@ std::size_t region_at(const GuestMemory& memory, GuestAddress at) {
   return static_cast<std::size_t>(after - 1 - regions.begin());
 }
 
-/// What is to be saved of each region, sorted and coalesced: pages of 4096 bytes.
+/// What is to be saved of each region, sorted and coalesced: pages of 4096 bytes. Of changes, without
+/// what is absent.
 using Parts = std::vector<std::vector<Extent>>;
 
 Result<Parts> parts_of(const GuestMemory& memory, const std::optional<SnapshotChanges>& changes) {
@@ -203,16 +204,28 @@ Result<Parts> parts_of(const GuestMemory& memory, const std::optional<SnapshotCh
       const std::uint64_t begin = offset / snapshot_page * snapshot_page;
       const std::uint64_t end = (offset + size + snapshot_page - 1) / snapshot_page * snapshot_page;
       std::vector<Extent>& own = parts[found];
-      if (!own.empty() && begin <= own.back().end()) {
-        own.back().size = std::max(own.back().end(), end) - own.back().offset;
-      } else {
-        own.push_back({begin, end - begin});
-      }
+      detail::for_each_present_part(
+          region, begin, end - begin, [&](std::uint64_t first, std::uint64_t bytes) {
+            if (!own.empty() && first <= own.back().end()) {
+              own.back().size = std::max(own.back().end(), first + bytes) - own.back().offset;
+            } else {
+              own.push_back({first, bytes});
+            }
+          });
       at += size;
       left -= size;
     }
   }
   return parts;
+}
+
+/// What is absent is zeros, also where the parent has something else.
+Result<void> save_absent(const MemoryRegion& region, SnapshotWriter& writer) {
+  Result<void> done;
+  detail::for_each_absent_part(region, [&](std::uint64_t offset, std::uint64_t size) {
+    if (done) done = writer.write_zeros({GuestAddress(region.base().value() + offset), size});
+  });
+  return done;
 }
 
 }  // namespace
@@ -234,6 +247,7 @@ Result<SavedSnapshot> save_snapshot(const GuestMemory& memory, int fd, const Sav
   }
   Progress progress(options.progress, total);
   for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (options.changes) VMSPACE_TRY_IN(save_operation, save_absent(*memory.regions()[i], writer));
     if (parts[i].empty()) continue;
     RegionSaver saver(*memory.regions()[i], writer, options.sparse, progress);
     for (const Extent& part : parts[i])

@@ -418,6 +418,10 @@ Result<SnapshotId> SnapshotWriter::finish() {
   return state.head.id;
 }
 
+bool SnapshotWriter::has_parent() const noexcept {
+  return static_cast<bool>(state_->head.parent);
+}
+
 std::uint64_t SnapshotWriter::stored() const noexcept {
   return state_->stored;
 }

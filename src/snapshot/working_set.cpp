@@ -109,7 +109,13 @@ Result<WorkingSet> WorkingSet::make(SnapshotId snapshot, std::vector<GuestRange>
       GuestRange& last = ranges[kept - 1];
       const std::uint64_t distance = range.base.value() - last.base.value();
       if (distance <= last.size) {
-        // Both end at 2^64 at most, so that the sum does not wrap.
+        // Both end at 2^64 at most, so that the sum passes it only where it is all of 2^64.
+        if (distance + range.size == 0) {
+          return fail({.code = Errc::overflow,
+                       .operation = operation,
+                       .first = Operand::address(last.base.value()),
+                       .reason = "a working set can't have all 2^64 bytes"});
+        }
         last.size = std::max(last.size, distance + range.size);
         continue;
       }

@@ -110,6 +110,7 @@ Result<void> check(const MemorySection& section, const DmaLimits& limits, const 
                  .first = detail::operand(range),
                  .reason = "a device can read all that is mapped, so the region must be readable"});
   }
+  VMSPACE_TRY(detail::require_power_of_two(operation, limits.page_size));
   VMSPACE_TRY(require_multiple(operation, Operand::address(range.base.value()), limits.page_size,
                                "the guest address must be a multiple of the page size for DMA"));
   VMSPACE_TRY(require_multiple(operation, Operand::size(range.size), limits.page_size,
@@ -298,10 +299,10 @@ void DmaMappings::unmap_all() noexcept {
 }
 
 bool DmaMappings::is_mapped(const GuestRange& range) const noexcept {
-  const auto bounds = range.range();
-  if (!state_ || !bounds) return false;
+  if (!state_ || range.empty()) return false;
+  const Range bounds = detail::unchecked_range(range.base.value(), detail::last_within(range));
   const std::lock_guard lock(state_->mutex);
-  return std::ranges::any_of(state_->entries.overlapping(*bounds),
+  return std::ranges::any_of(state_->entries.overlapping(bounds),
                              [](const auto& entry) { return !entry.value->refused; });
 }
 

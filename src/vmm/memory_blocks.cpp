@@ -97,6 +97,7 @@ Result<MemoryBlocks> MemoryBlocks::create(const VmMemory& memory, RegionOptions 
 
 Result<MemoryBlocks> MemoryBlocks::create(const VmMemory& memory, RegionOptions region,
                                           const BlockOptions& options, const MapOptions& how) {
+  region.hotplug = true;
   const auto described = VMSPACE_TRY_IN(create_name, AddressSpaceRegion::make(region));
   const auto blocks = first_blocks(*described, options);
   if (!blocks) return fail(blocks.error().in(create_name));

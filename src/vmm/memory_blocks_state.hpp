@@ -26,7 +26,9 @@ namespace detail {
 inline std::uint64_t usable_for(std::uint64_t requested, const PresentBlocks& blocks) noexcept {
   if (requested == 0) return 0;
   const std::uint64_t room = blocks.region_size() - requested;
-  return requested + std::min(room, 2 * blocks.slot_size());
+  // Twice, since two slots may be more than 2^64 bytes.
+  const std::uint64_t one = std::min(room, blocks.slot_size());
+  return requested + one + std::min(room - one, blocks.slot_size());
 }
 
 }  // namespace detail

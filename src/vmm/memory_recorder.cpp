@@ -135,14 +135,14 @@ Result<void> MemoryRecorder::remove(const MemorySection& section) {
 }
 
 Result<void> MemoryRecorder::log_start(const MemorySection& section) {
-  return log("log_start ", section, [](Entry& entry) -> Result<void> {
+  return log("MemoryRecorder::log_start", section, [](Entry& entry) -> Result<void> {
     entry.is_logged = true;
     return {};
   });
 }
 
 Result<void> MemoryRecorder::log_sync(const MemorySection& section) {
-  return log("log_sync ", section, [&](Entry& entry) -> Result<void> {
+  return log("MemoryRecorder::log_sync", section, [&](Entry& entry) -> Result<void> {
     if (!entry.is_logged) {
       return fail({.code = Errc::bad_state,
                    .operation = "MemoryRecorder::log_sync",
@@ -156,7 +156,7 @@ Result<void> MemoryRecorder::log_sync(const MemorySection& section) {
 }
 
 Result<void> MemoryRecorder::log_stop(const MemorySection& section) {
-  return log("log_stop ", section, [](Entry& entry) -> Result<void> {
+  return log("MemoryRecorder::log_stop", section, [](Entry& entry) -> Result<void> {
     mark_written(entry);
     entry.is_logged = false;
     return {};
@@ -164,10 +164,11 @@ Result<void> MemoryRecorder::log_stop(const MemorySection& section) {
 }
 
 template <typename Body>
-Result<void> MemoryRecorder::log(const char* call, const MemorySection& section, Body body) {
-  return record(call + text_of(section), [&]() -> Result<void> {
+Result<void> MemoryRecorder::log(const char* operation, const MemorySection& section, Body body) {
+  std::string line = operation + std::string_view("MemoryRecorder::").size();  // the call alone
+  return record(line.append(" ").append(text_of(section)), [&]() -> Result<void> {
     Entry* const entry = find(section);
-    if (entry == nullptr) return fail(unknown("MemoryRecorder::log_sync", section));
+    if (entry == nullptr) return fail(unknown(operation, section));
     return body(*entry);
   });
 }
@@ -177,8 +178,7 @@ void MemoryRecorder::wrote(const GuestRange& range) {
     const GuestRange has = entry.section.guest_range();
     if (!entry.is_there || !entry.is_logged || !has.overlaps(range)) continue;
     const std::uint64_t first = std::max(range.base.value(), has.base.value());
-    const std::uint64_t last =
-        std::min(range.base.value() + (range.size - 1), has.base.value() + (has.size - 1));
+    const std::uint64_t last = std::min(detail::last_within(range), detail::last_within(has));
     entry.written.push_back({.offset = entry.section.region_offset() + (first - has.base.value()),
                              .size = last - first + 1});
   }

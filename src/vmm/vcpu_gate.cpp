@@ -92,7 +92,7 @@ Result<void> VcpuGate::State::pause() {
   ++pauses;
   is_closed = true;
   for (const Seat* seat : seats) {
-    if (seat->is_inside) seat->kick();
+    if (seat->is_inside && seat->kick) seat->kick();
   }
   if (left.wait_until(lock, deadline, [&] { return count_inside() == 0; })) return {};
   const auto count = static_cast<std::uint64_t>(count_inside());
@@ -112,7 +112,7 @@ VcpuGate::Vcpu VcpuGate::add_vcpu(Kick kick) const {
 }
 
 Result<VcpuGate::Paused> VcpuGate::pause_vcpus() const {
-  VMSPACE_TRY(state_->pause());
+  VMSPACE_TRY_IN("VcpuGate::pause_vcpus", state_->pause());
   return Paused(state_);
 }
 

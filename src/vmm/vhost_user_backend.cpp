@@ -98,6 +98,8 @@ struct VMSPACE_HIDDEN VhostUserBackendMemory::State {
   [[nodiscard]] Result<void> remove(const VhostUserMessage& message);
   [[nodiscard]] Result<void> set_log(const VhostUserMessage& message);
 
+  /// Whether so many regions are allowed.
+  [[nodiscard]] Result<void> check_count(std::size_t regions) const;
   /// Whether `wire` could be a region beside those of `slots`.
   [[nodiscard]] static Result<void> check_place(const WireRegion& wire,
                                                 std::span<const Slot> slots);
@@ -113,6 +115,15 @@ struct VMSPACE_HIDDEN VhostUserBackendMemory::State {
                                      const VhostUserLog& new_log, const char* operation) const;
   [[nodiscard]] bool has_region(const MemoryRegion* region) const noexcept;
 };
+
+Result<void> VhostUserBackendMemory::State::check_count(std::size_t regions) const {
+  if (regions <= options.max_regions) return {};
+  return fail({.code = Errc::limit_exceeded,
+               .operation = serve_operation,
+               .first = Operand::number(regions),
+               .second = Operand::number(options.max_regions),
+               .reason = "the front-end has used all of its slots"});
+}
 
 Result<void> VhostUserBackendMemory::State::check_place(const WireRegion& wire,
                                                         std::span<const Slot> slots) {
@@ -243,6 +254,7 @@ Result<void> VhostUserBackendMemory::State::replace(std::vector<Slot> new_slots,
 Result<void> VhostUserBackendMemory::State::set_table(const VhostUserMessage& message) {
   const WireRegions table = VMSPACE_TRY(detail::decode_table(message.payload(), serve_operation));
   VMSPACE_TRY(check_fds(message, table.count, table.count));
+  VMSPACE_TRY(check_count(table.count));
   std::vector<Slot> next;
   next.reserve(table.count);
   for (const WireRegion& wire : table.all()) {
@@ -256,13 +268,7 @@ Result<void> VhostUserBackendMemory::State::set_table(const VhostUserMessage& me
 Result<void> VhostUserBackendMemory::State::add(const VhostUserMessage& message) {
   const WireRegion wire = VMSPACE_TRY(detail::decode_region(message.payload(), serve_operation));
   VMSPACE_TRY(check_fds(message, 1, 1));
-  if (slots.size() >= options.max_regions) {
-    return fail({.code = Errc::limit_exceeded,
-                 .operation = serve_operation,
-                 .first = Operand::number(slots.size() + 1),
-                 .second = Operand::number(options.max_regions),
-                 .reason = "the front-end has used all of its slots"});
-  }
+  VMSPACE_TRY(check_count(slots.size() + 1));
   VMSPACE_TRY(check_place(wire, slots));
   auto slot = VMSPACE_TRY(make_slot(wire, message.fds().front(), options.unsealed, {}));
   std::vector<Slot> next;

@@ -16,7 +16,6 @@
 
 #include "host/fault_owner.hpp"
 #include "os/argument_checks.hpp"
-#include "os/page_size.hpp"
 #include "os/system_calls.hpp"
 #include "vmm/vhost_user_memory_state.hpp"
 
@@ -345,26 +344,12 @@ Result<void> VhostUserMemory::share_log(const VhostUserLogArea& log) {
   if (!state_->has(VhostUserFeature::log_shmfd)) {
     return refuse(Errc::unsupported, {}, {}, "VhostUserFeature::log_shmfd is not negotiated");
   }
-  VMSPACE_TRY(
-      state_->named(detail::require_nonzero(operation, log.size, Operand::size(log.offset))));
-  VMSPACE_TRY(state_->named(
-      detail::require_multiple(operation, Operand::size(log.offset), detail::base_page_size(),
-                               "the offset of a log must be a multiple of the page size")));
-  struct stat file {};
-  if (detail::retry([&] { return kernel().fstat(log.fd, &file); }) != 0) {
-    return state_->refuse(fail_os(operation, {}, "fstat").value());
-  }
-  const auto file_size = static_cast<std::uint64_t>(file.st_size);
-  if (log.offset > file_size || log.size > file_size - log.offset) {
-    return refuse(Errc::out_of_bounds, Operand::span(log.offset, log.size),
-                  Operand::span(0, file_size), "the file ends before the log does");
-  }
+  auto mapped = VhostUserLog::map(log, Unsealed::accept);
+  if (!mapped) return state_->refuse(mapped.error().in(operation));
   if (const std::uint64_t needed = state_->needed_log(); log.size < needed) {
     return refuse(Errc::out_of_bounds, Operand::size(needed), Operand::size(log.size),
                   "the log must have a bit for every page of the device's memory");
   }
-  auto mapped = VhostUserLog::map(log, Unsealed::accept);
-  if (!mapped) return state_->refuse(mapped.error().in(operation));
   const WireLog area{.size = log.size, .offset = log.offset};
   VMSPACE_TRY(state_->or_give_up(state_->change(vhost_user::set_log_base,
                                                 std::as_bytes(std::span(&area, 1)),

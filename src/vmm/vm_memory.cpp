@@ -87,9 +87,10 @@ Result<VmMemory> VmMemory::create(const AddressSpaceBase& space, const MapOption
 }
 
 Result<VmMemory> VmMemory::adopt(VmMap map, const MapOptions& options) {
+  constexpr const char* operation = "VmMemory::adopt";
   const auto refuse = [](const AddressSpaceRegion& region, const char* reason) {
     return fail({.code = Errc::invalid_argument,
-                 .operation = "VmMemory::adopt",
+                 .operation = operation,
                  .first = detail::operand(region.guest_range()),
                  .reason = reason,
                  .text = region.name()});
@@ -104,6 +105,19 @@ Result<VmMemory> VmMemory::adopt(VmMap map, const MapOptions& options) {
     if (described == nullptr || *described != region->description())
       return refuse(region->description(), "the space does not have the mapped region as it is");
   }
+  // A change knows a region by the object that describes it: where that is another one which says the
+  // same, the region is made anew with the space's own.
+  std::vector<MemoryRegionPtr> others;
+  std::vector<MemoryRegionPtr> own;
+  for (const AddressSpaceRegionPtr& described : map.space) {
+    const MemoryRegionPtr region = map.memory.find_region(described->base());
+    if (region == nullptr || region->shared_description() == described) continue;
+    auto made = VMSPACE_TRY_IN(operation, region->at(described));
+    others.push_back(region);
+    own.push_back(std::move(made));
+  }
+  if (!own.empty())
+    map.memory = VMSPACE_TRY_IN(operation, map.memory.with_changes(others, std::move(own)));
   return VmMemory(std::make_shared<State>(std::move(map), options));
 }
 
@@ -213,7 +227,13 @@ Result<void> VmMemory::transact(const Edit& edit) const {
 }
 
 Result<void> VmMemory::transact(const Edit& edit, const MapOptions& options) const {
-  VMSPACE_TRY(state_->change(edit, options, "VmMemory::transact"));
+  constexpr const char* operation = "VmMemory::transact";
+  if (!edit) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .reason = "the edit must not be empty"});
+  }
+  VMSPACE_TRY(state_->change(edit, options, operation));
   return {};
 }
 

@@ -165,19 +165,20 @@ Result<detail::VmChange> VmMemory::State::change(const Edit& edit, const MapOpti
   AddressSpaceBase draft = taken;
   VMSPACE_TRY(edit(draft));
   auto regions = detail::RegionChange::between(taken, draft);
-  VMSPACE_TRY(check_not_changing(regions));
+  VMSPACE_TRY_IN(operation, check_not_changing(regions));
   if (regions.empty()) return change;
-  change = VMSPACE_TRY(detail::VmChange::make(std::move(regions), turn.current().memory, parked,
-                                              how.move, resized != nullptr ? *resized : nullptr));
+  change = VMSPACE_TRY_IN(
+      operation, detail::VmChange::make(std::move(regions), turn.current().memory, parked, how.move,
+                                        resized != nullptr ? *resized : nullptr));
   if (!change.has_memory()) {
-    VMSPACE_TRY(change.regions.apply_to(turn.draft().space));
+    VMSPACE_TRY_IN(operation, change.regions.apply_to(turn.draft().space));
     turn.publish();
     taken = std::move(draft);
     return change;
   }
 
   Reservation reservation(*this);
-  VMSPACE_TRY(reservation.take(change.regions));
+  VMSPACE_TRY_IN(operation, reservation.take(change.regions));
   if (change.has_to_map()) {
     const auto kept = turn.current().memory.regions();
     std::vector<MemoryRegionPtr> all(kept.begin(), kept.end());
@@ -192,19 +193,19 @@ Result<detail::VmChange> VmMemory::State::change(const Edit& edit, const MapOpti
     change.mapped.insert(change.mapped.end(), all.begin() + static_cast<std::ptrdiff_t>(count),
                          all.end());
   }
-  const auto done = commit(turn, change, reservation);
+  const auto done = commit(turn, change, reservation, operation);
   reservation.end();
   if (!done) return fail(done.error());
   return change;
 }
 
-Result<void> VmMemory::State::commit(Turn& turn, detail::VmChange& change,
-                                     Reservation& reservation) {
+Result<void> VmMemory::State::commit(Turn& turn, detail::VmChange& change, Reservation& reservation,
+                                     const char* operation) {
   // All that can fail for want of memory comes first.
   VmMap& next = turn.draft();
-  VMSPACE_TRY(change.regions.apply_to(next.space));
-  next.memory = VMSPACE_TRY(change.apply_to(next.memory));
-  if (!logs.empty()) VMSPACE_TRY(track(next.memory, change.mapped));
+  VMSPACE_TRY_IN(operation, change.regions.apply_to(next.space));
+  next.memory = VMSPACE_TRY_IN(operation, change.apply_to(next.memory));
+  if (!logs.empty()) VMSPACE_TRY_IN(operation, track(next.memory, change.mapped));
   std::vector<MemoryRegionPtr> parked_after = change.parked_after(parked);
   detail::TableChange tables = change.table_change();
 
@@ -213,14 +214,14 @@ Result<void> VmMemory::State::commit(Turn& turn, detail::VmChange& change,
   if (!reservation.is_in_place()) {
     taken_after = taken;
     for (const AddressSpaceRegionPtr& each : reservation.holds())
-      VMSPACE_TRY(taken_after->remove_region(each));
-    VMSPACE_TRY(change.regions.apply_to(*taken_after));
+      VMSPACE_TRY_IN(operation, taken_after->remove_region(each));
+    VMSPACE_TRY_IN(operation, change.regions.apply_to(*taken_after));
     // Where memory goes once the change is published, nobody may come before it has gone.
     const MemoryRegion* held = nullptr;
     for (const MemorySection& section : tables.removed_last.in(SectionUnit::slot)) {
       if (section.region().get() == held) continue;
       held = section.region().get();
-      VMSPACE_TRY(hold(*taken_after, held->description(), holds_after));
+      VMSPACE_TRY_IN(operation, hold(*taken_after, held->description(), holds_after));
     }
   }
   if (change.resized_from != nullptr) outgrown.reserve(outgrown.size() + 1);
@@ -269,7 +270,7 @@ Result<void> VmMemory::State::settle(Turn& turn) {
         VMSPACE_TRY(detail::VmChange::make(std::move(regions), turn.current().memory, parked, {}));
     Reservation reservation(*this);
     VMSPACE_TRY(reservation.take(change.regions));
-    const auto done = commit(turn, change, reservation);
+    const auto done = commit(turn, change, reservation, transact_name);
     reservation.end();
     if (!done) {
       turn.roll_back();

@@ -97,7 +97,8 @@ struct VMSPACE_HIDDEN VmMemory::State {
 
   [[nodiscard]] Result<void> check_not_changing(const detail::RegionChange& change) const;
   /// Steps 3 to 7.
-  [[nodiscard]] Result<void> commit(Turn& turn, detail::VmChange& change, Reservation& reservation);
+  [[nodiscard]] Result<void> commit(Turn& turn, detail::VmChange& change, Reservation& reservation,
+                                    const char* operation);
   /// Regions of no memory that take the parts of `range` which are free in `space`, and are in it.
   [[nodiscard]] static Result<void> hold(AddressSpaceBase& space, const AddressSpaceRegion& region,
                                          std::vector<AddressSpaceRegionPtr>& holds);

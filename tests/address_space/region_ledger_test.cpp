@@ -90,6 +90,14 @@ TEST_F(RegionLedgerTest, AChangeInsideAChangeIsRefused) {
   }));
 }
 
+TEST_F(RegionLedgerTest, AnEmptyEditIsRefusedAndPublishesNothing) {
+  const std::uint64_t generation = space.generation();
+  EXPECT_THAT(ledger.transact({}), HasError(Errc::invalid_argument));
+  const RegionLedger::Edit none;
+  EXPECT_THAT(space.transact(none), HasError(Errc::invalid_argument));
+  EXPECT_EQ(space.generation(), generation);
+}
+
 TEST_F(RegionLedgerTest, RetiredRegionsStayUntilTheNextChangeAndAreNotInItsDraft) {
   const auto first = entered(0);
   const auto second = entered(1);

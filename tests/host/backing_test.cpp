@@ -248,6 +248,38 @@ TEST(Backing, BadInputIsAnErrorThatNamesIt) {
   EXPECT_EQ(open_descriptors(), before);
 }
 
+TEST(Backing, WhatASourceLacksOrCanNotUseIsAnErrorAndNotIgnored) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("ram", 2_MiB, 'x');
+  const std::string folder = directory.path();
+  const OwnedFd fd(::open(path.c_str(), O_RDWR));
+  const auto before = open_descriptors();
+  using enum MemorySource;
+  for (const BackingSpec& spec : std::vector<BackingSpec>{
+           // The memfd would have 2 MiB, of which the memory would begin with the second page.
+           {.source = shmem, .offset = 4_KiB},
+           {.source = hugeshmem, .offset = 2_MiB},
+           {.source = anon, .offset = 4_KiB},
+           {.source = hugetlbfs, .path = folder, .offset = 2_MiB},
+           {.source = shmem, .path = path},
+           {.source = anon, .fd = fd.get()},
+           {.source = hugetlbfs, .path = folder, .fd = fd.get()},
+           {.source = hugetlbfs},
+           {.source = file},
+           {.source = file, .path = path, .fd = fd.get()},
+           {.source = device},
+           {.source = device, .path = "/dev/zero", .fd = fd.get()},
+           {.source = device, .path = "/dev/zero", .discardable = true},
+           {.source = shmem, .discardable = true},
+           {.source = hugeanon, .page_size = 1},
+           {.source = hugeshmem, .page_size = page_size() / 2},
+       }) {
+    SCOPED_TRACE(std::string(name_of(spec.source)) + " of " + spec.path);
+    EXPECT_THAT(Backing::open(spec, 2_MiB), HasError(Errc::invalid_argument));
+  }
+  EXPECT_EQ(open_descriptors(), before);
+}
+
 TEST(Backing, AFifoIsRefusedAndNotWaitedFor) {
   const TemporaryDirectory directory;
   const std::string path = directory.path() / "fifo";

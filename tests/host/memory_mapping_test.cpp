@@ -164,6 +164,7 @@ TEST(MemoryMapping, BadOptionsAreErrorsThatNameThem) {
   EXPECT_EQ(code({.size = 4_KiB, .offset = 1_MiB}), Errc::out_of_bounds);
   EXPECT_EQ(code({.size = 4_KiB, .offset = UINT64_MAX - 4_KiB + 1}), Errc::out_of_bounds);
   EXPECT_EQ(code({.size = 4_KiB, .align = std::uint64_t{1} << 63}), Errc::limit_exceeded);
+  EXPECT_EQ(code({.size = 4_KiB, .arena_offset = 4_KiB}), Errc::invalid_argument) << "no arena";
 }
 
 TEST(MemoryMapping, SizesAboveTheAddressSpaceAreErrors) {

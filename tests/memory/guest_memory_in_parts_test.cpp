@@ -168,5 +168,12 @@ TEST_F(InParts, BlocksOfAnotherSizeAreRefused) {
   EXPECT_TRUE((*whole)->shares_memory_with(*region));
 }
 
+TEST_F(InParts, ALogMayBeginWithABlockThatIsAbsent) {
+  ASSERT_THAT(enable_dirty_tracking(memory), IsOk());
+  const std::array<std::uint64_t, 1> log{0b11};  // of the first two blocks, of which one is present
+  ASSERT_THAT(merge_dirty_log(memory, in(0), log, page), IsOk());
+  EXPECT_THAT(harvest_dirty(memory), IsOkAndHolds(std::vector<GuestRange>{{in(1), page}}));
+}
+
 }  // namespace
 }  // namespace vmspace::guest_memory_in_parts_test

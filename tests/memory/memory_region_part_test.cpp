@@ -198,5 +198,24 @@ TEST(MemoryRegionPart, WhatDoesNotDescribeAPartIsRefused) {
       << "the file's offset is that of another part";
 }
 
+TEST(MemoryRegionPart, AMapHoldsNoByteOfTheMemoryTwice) {
+  const MemoryRegionPtr whole = map_ram({.source = MemorySource::shmem});
+  const auto elsewhere = [&](std::uint64_t offset, std::uint64_t bytes, std::uint64_t times) {
+    const GuestAddress at(base.value() + times * size);
+    return whole->part(part_of(*whole, offset, bytes, at), offset).value();
+  };
+  const MemoryRegionPtr end = elsewhere(cut, size - cut, 1);
+  const MemoryRegionPtr middle = elsewhere(cut - 4_KiB, 8_KiB, 2);
+  const MemoryRegionPtr begin = elsewhere(0, cut, 3);
+  EXPECT_THAT(GuestMemory::from_regions({whole, end}), HasError(Errc::overlap));
+  EXPECT_THAT(GuestMemory::from_regions({whole, middle}), HasError(Errc::overlap));
+  EXPECT_THAT(GuestMemory::from_regions({end, middle}), HasError(Errc::overlap));
+  const auto apart = GuestMemory::from_regions({begin, end});
+  ASSERT_THAT(apart, IsOk());
+  EXPECT_THAT(apart->with_region(middle), HasError(Errc::overlap));
+  EXPECT_THAT(apart->with_region(whole), HasError(Errc::overlap));
+  VMSPACE_EXPECT_OK(apart->check_invariants());
+}
+
 }  // namespace
 }  // namespace vmspace::memory_region_part_test

@@ -317,6 +317,9 @@ TEST(MemoryRegion, ErrorsOfPopulatingNameTheRegion) {
 TEST(MemoryRegion, ARegionWithoutABackingHasNoMemory) {
   const auto region = MemoryRegion::map(describe({.size = 4_KiB}));
   ASSERT_THAT(region, HasError(Errc::invalid_argument));
+  const auto backing = Backing::open({.source = MemorySource::shmem}, 4_KiB);
+  const auto given = MemoryRegion::map(describe({.size = 4_KiB}), {.backing = *backing});
+  ASSERT_THAT(given, HasError(Errc::invalid_argument));
 }
 
 TEST(MemoryRegion, IsMappedFromOptionsWithoutAnAddressSpace) {

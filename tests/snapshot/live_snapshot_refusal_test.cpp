@@ -104,8 +104,11 @@ TEST(LiveSnapshot, IsTakenOnceAndWaitedForOnce) {
 TEST(LiveSnapshot, RangesThatCantHaveChangedAreRefused) {
   const GuestMemory memory = guest_of(anon, 1_MiB);
   const std::uint64_t base = base_of(memory).value();
+  const TempFile full;
+  const auto parent = save_snapshot(memory, full.fd());
+  ASSERT_THAT(parent, IsOk());
   const TempFile file;
-  PREPARE_OR_SKIP(snapshot, memory, file.fd());
+  PREPARE_OR_SKIP(snapshot, memory, file.fd(), {}, {.parent = parent->id});
   const auto take = [&](std::vector<GuestRange> ranges) { return snapshot.take(ranges); };
   const auto range = [&](std::uint64_t offset, std::uint64_t size) {
     return GuestRange{GuestAddress(base + offset), size};

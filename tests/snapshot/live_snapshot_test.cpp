@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
@@ -222,6 +223,15 @@ TEST(LiveSnapshot, TheGuestGoesOnWhenTheDiskIsFull) {
   EXPECT_EQ(open_descriptors(), descriptors);
 }
 
+TEST(LiveSnapshot, TakesNoMoreOfABufferThanTheMemoryHas) {
+  const GuestMemory memory = guest_of(anon, 1_MiB);
+  ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(1_MiB)));
+  const TempFile file;
+  PREPARE_OR_SKIP(snapshot, memory, file.fd(), {.buffer = UINT64_MAX, .peers_stopped = true});
+  VMSPACE_ASSERT_OK(snapshot.take());
+  EXPECT_THAT(snapshot.wait(), IsOk());
+}
+
 TEST(LiveSnapshot, CanBeGivenUpAtAnyTime) {
   const GuestMemory memory = guest_of(anon, 1_MiB);
   ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(1_MiB)));
@@ -326,6 +336,69 @@ TEST(LiveSnapshot, SavesWhatHasChangedSinceAnother) {
     VMSPACE_ASSERT_OK(reader->read(GuestAddress(base), read));
     EXPECT_EQ(read, instant);
   }
+}
+
+TEST(LiveSnapshot, ADifferentialOneOfAllMemoryHasWhatIsAbsentAsZeros) {
+  const GuestMemory memory = guest_of(anon, 1_MiB);
+  const GuestAddress base = base_of(memory);
+  auto expected = pattern(1_MiB);
+  ASSERT_TRUE(memory.write_slice(base, expected));
+  const TempFile full;
+  const auto parent = save_snapshot(memory, full.fd());
+  ASSERT_THAT(parent, IsOk());
+  VMSPACE_ASSERT_OK(memory.regions().front()->mapping().discard(8 * page, 4 * page));
+  std::fill_n(expected.begin() + 8 * page, 4 * page, std::byte{});
+  const TempFile difference;
+  PREPARE_OR_SKIP(snapshot, memory, difference.fd(), {}, {.parent = parent->id});
+  VMSPACE_ASSERT_OK(snapshot.take());
+  VMSPACE_ASSERT_OK(snapshot.wait());
+  auto reader = SnapshotReader::open(difference.fd(), {{full.fd()}});
+  ASSERT_THAT(reader, IsOk());
+  std::vector<std::byte> read(1_MiB);
+  VMSPACE_ASSERT_OK(reader->read(base, read));
+  EXPECT_TRUE(read == expected);
+}
+
+TEST(LiveSnapshot, ADifferentialOneHasZerosForWhatWasUnpluggedSince) {
+  const GuestMemory memory = guest_of(anon, 1_MiB);
+  const GuestAddress base = base_of(memory);
+  ASSERT_TRUE(memory.write_slice(base, pattern(1_MiB)));
+  const TempFile full;
+  const auto parent = save_snapshot(memory, full.fd());
+  ASSERT_THAT(parent, IsOk());
+  const MemoryRegionPtr all = memory.regions().front();
+  const auto none = *PresentBlocks::none(1_MiB, 16 * page, 64 * page);
+  const auto first_half = all->with_blocks(*none->with({0, 512_KiB}));
+  ASSERT_THAT(first_half, IsOk());
+  const auto fewer = GuestMemory::from_regions({*first_half});
+  ASSERT_THAT(fewer, IsOk());
+  const std::vector<GuestRange> written{{GuestAddress(base.value() + 512_KiB - page), 2 * page}};
+  for (const auto& changes : {std::vector<GuestRange>{}, written}) {
+    const TempFile difference;
+    PREPARE_OR_SKIP(snapshot, *fewer, difference.fd(), {}, {.parent = parent->id});
+    VMSPACE_ASSERT_OK(snapshot.take(changes));
+    VMSPACE_ASSERT_OK(snapshot.wait());
+    auto reader = SnapshotReader::open(difference.fd(), {{full.fd()}});
+    ASSERT_THAT(reader, IsOk());
+    std::vector<std::byte> read(1_MiB);
+    VMSPACE_ASSERT_OK(reader->read(base, read));
+    auto expected = pattern(1_MiB);
+    std::fill(expected.begin() + 512_KiB, expected.end(), std::byte{});
+    EXPECT_TRUE(read == expected);
+  }
+}
+
+TEST(LiveSnapshot, ChangesAreSavedOnlyWithAParent) {
+  const GuestMemory memory = guest_of(anon, 1_MiB);
+  ASSERT_TRUE(memory.write_slice(base_of(memory), pattern(1_MiB)));
+  const TempFile file;
+  PREPARE_OR_SKIP(snapshot, memory, file.fd());
+  const GuestRange changed{base_of(memory), page};
+  EXPECT_THAT(snapshot.take(std::span(&changed, 1)), HasError(Errc::invalid_argument));
+  VMSPACE_ASSERT_OK(snapshot.take());
+  VMSPACE_ASSERT_OK(snapshot.wait());
+  const GuestMemory again = restored(memory, file.fd());
+  EXPECT_TRUE(contents(again, base_of(memory).value(), 1_MiB) == pattern(1_MiB));
 }
 
 TEST(LiveSnapshot, PagesThatAreGoneAreAFault) {

@@ -158,8 +158,9 @@ inline std::pair<int, int> newer_and_older(const Stampers::Stamps& snapshot,
 }
 
 inline Result<LiveSnapshot> prepare_live(const GuestMemory& memory, int fd,
-                                         LiveSnapshotOptions options = {.peers_stopped = true}) {
-  auto writer = SnapshotWriter::create(fd, memory);
+                                         LiveSnapshotOptions options = {.peers_stopped = true},
+                                         const SnapshotWriterOptions& how = {}) {
+  auto writer = SnapshotWriter::create(fd, memory, how);
   if (!writer) return fail(writer.error());
   return LiveSnapshot::prepare(memory, *std::move(writer), options);
 }

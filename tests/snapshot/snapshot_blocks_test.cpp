@@ -9,6 +9,7 @@
 #include <gtest/gtest.h>
 
 #include "vmspace/snapshot/snapshot.hpp"
+#include "vmspace/snapshot/snapshot_reader.hpp"
 #include "vmspace/testing.hpp"
 
 #include "snapshot/snapshot_support.hpp"
@@ -78,6 +79,34 @@ TEST_F(BlocksSnapshot, RefusesContentsOfBlocksThatAreNotPluggedBeforeItWrites) {
   ASSERT_THAT(memory.fill({in(1), page}, std::byte{7}), IsOk());
   EXPECT_THAT(restore_snapshot(*fewer, file.fd()), HasError(Errc::bad_state));
   EXPECT_THAT(memory.read<std::uint8_t>(in(1)), IsOkAndHolds(7));
+}
+
+TEST_F(BlocksSnapshot, ADifferentialOneHasZerosForWhatWasUnpluggedSince) {
+  const TempFile full;
+  const auto parent = save_snapshot(memory, full.fd());
+  ASSERT_THAT(parent, IsOk());
+  const auto fewer = memory.with_changes(std::vector{region}, {with_blocks({{page, 2 * page}})});
+  ASSERT_THAT(fewer, IsOk());
+  ASSERT_THAT(fewer->fill({in(2), page}, std::byte{7}), IsOk());
+  const std::vector<GuestRange> only_written{{in(2), page}};
+  const std::vector<GuestRange> all_of_it{{in(2), 5 * page}};
+  for (const auto& changes : {only_written, all_of_it}) {
+    for (const bool sparse : {true, false}) {
+      const TempFile difference;
+      const auto saved = save_snapshot(
+          *fewer, difference.fd(),
+          {.sparse = sparse, .changes = SnapshotChanges{.parent = parent->id, .ranges = changes}});
+      ASSERT_THAT(saved, IsOk());
+      EXPECT_EQ(saved->stored, page);
+      auto reader = SnapshotReader::open(difference.fd(), {{full.fd()}});
+      ASSERT_THAT(reader, IsOk());
+      std::vector<std::byte> unplugged(page, std::byte{9});
+      ASSERT_THAT(reader->read(in(5), unplugged), IsOk());
+      EXPECT_EQ(unplugged, std::vector<std::byte>(page));
+      EXPECT_THAT(restore_snapshot(*fewer, *reader), IsOk());
+      EXPECT_THAT(fewer->read<std::uint8_t>(in(2)), IsOkAndHolds(7));
+    }
+  }
 }
 
 TEST_F(BlocksSnapshot, ProgressEndsAtTheSizeOfAllRegions) {

@@ -202,6 +202,9 @@ TEST(SnapshotWriter, RefusesRegionsThatNoSnapshotHas) {
   EXPECT_THAT(SnapshotWriter::create(file.fd(), std::vector{region(0, (1ULL << 63) - 8_MiB)},
                                      {.checksums = true}),
               HasError(Errc::limit_exceeded));
+  const std::uint64_t most = (1ULL << 63) - 4_MiB - page;  // with 2 MiB before it
+  EXPECT_THAT(SnapshotWriter::create(file.fd(), std::vector{region(0, most), region(most, page)}),
+              HasError(Errc::limit_exceeded));
   EXPECT_THAT(SnapshotWriter::create(file.fd(), GuestMemory(), {.parent = SnapshotId{}}),
               HasError(Errc::invalid_argument));
   EXPECT_EQ(file.read(page), before);

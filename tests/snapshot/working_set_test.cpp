@@ -59,6 +59,10 @@ TEST(WorkingSet, RefusesWhatIsNotPages) {
   EXPECT_THAT(WorkingSet::make(id, {{GuestAddress(0), page + 1}}), HasError(Errc::misaligned));
   EXPECT_THAT(WorkingSet::make(id, {{GuestAddress(test::top - page + 1), 2 * page}}),
               HasError(Errc::overflow));
+  // Together they are 2^64 bytes, which no range has.
+  EXPECT_THAT(WorkingSet::make(id, {{GuestAddress(0), test::top - page + 1},
+                                    {GuestAddress(test::top - page + 1), page}}),
+              HasError(Errc::overflow));
   std::vector<GuestRange> many;
   for (std::uint64_t i = 0; i <= WorkingSet::max_ranges; ++i)
     many.push_back(pages(2 * i, 1));

@@ -331,5 +331,24 @@ TEST(DmaTargets, WhatThrowsWhenItMapsHasNothingMapped) {
   VMSPACE_EXPECT_OK(dma->check_invariants());
 }
 
+TEST(DmaTargets, APageSizeThatIsNoneIsAnError) {
+  struct Target final : DmaTarget {
+    explicit Target(std::uint64_t size) : page_size(size) {}
+    std::string_view name() const noexcept override { return "library"; }
+    Result<DmaLimits> limits() const override { return DmaLimits{.page_size = page_size}; }
+    Result<void> map(const DmaMapping&) override { return {}; }
+    Result<void> unmap(const DmaMapping&) noexcept override { return {}; }
+    std::uint64_t page_size;
+  };
+  const std::vector<MemorySection> added{MemorySection(ram("ram", 0, 2_MiB))};
+  for (const std::uint64_t size : {0U, 3U}) {
+    auto dma = DmaMappings::create(std::make_unique<Target>(size));
+    ASSERT_THAT(dma, IsOk());
+    EXPECT_THAT(dma->prepare({.added = added}), HasError(Errc::bad_alignment));
+    EXPECT_THAT(dma->add(added[0]), HasError(Errc::bad_alignment));
+    EXPECT_FALSE(dma->is_mapped(added[0].guest_range()));
+  }
+}
+
 }  // namespace
 }  // namespace vmspace::dma_callbacks_test

@@ -16,6 +16,8 @@
 
 #include <gtest/gtest.h>
 
+#include "vmspace/boot/e820.hpp"
+
 #include "host/host_support.hpp"
 #include "vmm/memory_blocks_support.hpp"
 
@@ -143,6 +145,22 @@ TEST_F(MemoryBlocksTest, NoMoreThanRequestedIsPluggedAndOnlyBelowTheUsableSize) 
   EXPECT_EQ(few.usable_size(), block + 2 * slot);
   VMSPACE_EXPECT_OK(few.unplug_all(1s));  // as a guest that starts again does
   VMSPACE_EXPECT_OK(few.plug(at(0, 1)));
+}
+
+TEST_F(MemoryBlocksTest, NoTableSaysThatTheRegionIsThereFromTheBeginning) {
+  const auto few = make({.name = "few", .base = GuestAddress(8_GiB), .size = 64_MiB},
+                        {.block_size = block, .slot_size = slot, .requested_size = 4 * block});
+  VMSPACE_ASSERT_OK(few.plug({GuestAddress(8_GiB), block}));
+  const auto now = memory.map();
+  for (const E820Entry& entry : e820(now->space))
+    EXPECT_NE(entry.type, E820Type::ram) << entry.base.value();
+}
+
+TEST_F(MemoryBlocksTest, WithTheLargestSlotAllOfTheRegionIsUsable) {
+  const auto few =
+      make({.name = "few", .base = GuestAddress(8_GiB), .size = 64_MiB},
+           {.block_size = block, .slot_size = std::uint64_t{1} << 63, .requested_size = 4 * block});
+  EXPECT_EQ(few.usable_size(), 64_MiB);
 }
 
 TEST_F(MemoryBlocksTest, AWholeRegionIsReadTheShortWayAndHasAllSlots) {

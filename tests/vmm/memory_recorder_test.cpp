@@ -210,6 +210,23 @@ TEST_F(MemoryRecorderTest, AnotherRegionAtTheSamePlaceIsADifference) {
   VMSPACE_EXPECT_OK(MemoryRecorder().check_equals(GuestMemory()));
 }
 
+TEST_F(MemoryRecorderTest, AGuestThatWritesUpTo2To64WritesNothingBehindASection) {
+  DirtyBitmap& dirty = low->dirty();
+  ASSERT_THAT(dirty.enable(), IsOk());
+  VMSPACE_ASSERT_OK(recorder.add(second_page));
+  VMSPACE_ASSERT_OK(recorder.log_start(second_page));
+  recorder.wrote({GuestAddress(page), UINT64_MAX});
+  VMSPACE_ASSERT_OK(recorder.log_sync(second_page));
+  EXPECT_THAT(dirty.peek(), ElementsAre(DirtyRange{.offset = page, .size = page}));
+}
+
+TEST_F(MemoryRecorderTest, ErrorsOfALogNameTheCall) {
+  const auto name = [](const Result<void>& done) { return done.error().operation; };
+  EXPECT_STREQ(name(recorder.log_start(all_of_low)), "MemoryRecorder::log_start");
+  EXPECT_STREQ(name(recorder.log_sync(all_of_low)), "MemoryRecorder::log_sync");
+  EXPECT_STREQ(name(recorder.log_stop(all_of_low)), "MemoryRecorder::log_stop");
+}
+
 TEST_F(MemoryRecorderTest, EveryCallIsAllOrNothingWhenMemoryRunsOut) {
   const auto nothing = [&] { EXPECT_THAT(recorder.table(), IsEmpty()); };
   EXPECT_GT(fail_each_allocation([&] { EXPECT_TRUE(recorder.add(all_of_low)); }, nothing), 0);

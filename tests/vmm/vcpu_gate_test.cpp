@@ -101,6 +101,24 @@ TEST(VcpuGate, APauseKicksWhoIsInsideAndWaitsUntilItHasLeft) {
   EXPECT_EQ(second.kicks, 1);
 }
 
+TEST(VcpuGate, AVcpuWithoutAKickIsWaitedForAndNoMore) {
+  const VcpuGate gate(0ns);
+  const auto vcpu = gate.add_vcpu({});
+  Flag inside;
+  Flag leave;
+  std::thread other([&] {
+    const auto own = gate.add_vcpu({});
+    const auto entered = own.enter();
+    inside.set();
+    EXPECT_TRUE(leave.wait());
+  });
+  EXPECT_TRUE(inside.wait());
+  EXPECT_THAT(gate.pause_vcpus(), HasError(Errc::timed_out));
+  leave.set();
+  other.join();
+  const auto entered = vcpu.enter();  // the gate is open
+}
+
 TEST(VcpuGate, WhoIsOutsideIsNeitherKickedNorWaitedFor) {
   const VcpuGate gate(0ns);
   FakeVcpu vcpu(gate);
@@ -155,6 +173,7 @@ TEST(VcpuGate, AVcpuThatDoesNotLeaveMakesThePauseTimeOutAndTheGateOpensAgain) {
   const auto paused = gate.pause_vcpus();
   ASSERT_THAT(paused, HasError(Errc::timed_out));
   EXPECT_EQ(paused.error().first, Operand::number(2)) << paused.error().message();
+  EXPECT_STREQ(paused.error().operation, "VcpuGate::pause_vcpus");
   FakeVcpu later(gate);
   EXPECT_TRUE(later.entered.wait());
 }

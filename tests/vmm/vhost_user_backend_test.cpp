@@ -146,6 +146,10 @@ TEST_F(VhostUserBackend, TellsHowManyRegionsItTakesAndTakesNoMore) {
   for (std::uint64_t i = 0; i < 4; ++i)
     expect_done(add(region(i * 64_KiB, 64_KiB)));
   expect_refused(Errc::limit_exceeded, [&] { return add(region(1_MiB, 64_KiB)); });
+  std::vector<WireRegion> table;
+  for (std::uint64_t i = 0; i < 5; ++i)
+    table.push_back(region(i * 64_KiB, 64_KiB));
+  expect_refused(Errc::limit_exceeded, [&] { return set_table(table); });
   EXPECT_THAT(VhostUserBackendMemory::create({.max_regions = GuestMemory::max_regions + 1}),
               HasError(Errc::invalid_argument));
   EXPECT_THAT(VhostUserBackendMemory::create({.unsealed = static_cast<Unsealed>(7)}),

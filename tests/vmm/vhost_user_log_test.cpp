@@ -81,6 +81,20 @@ TEST(VhostUserLog, RangesBeyondItMarkNothing) {
   EXPECT_THAT(made.marked(), testing::ElementsAre(23));
 }
 
+TEST(VhostUserLog, WhatIsTakenOfARangeThatPasses2To64EndsThere) {
+  const LogAndBits made(64);
+  VMSPACE_EXPECT_OK(made.log.mark({GuestAddress(8_KiB), 1}));
+  std::vector<GuestRange> taken;
+  const auto take = [&](std::uint64_t base) {
+    made.log.take({GuestAddress(base), UINT64_MAX},
+                  [&](GuestRange range) { taken.push_back(range); });
+  };
+  take(12_KiB);
+  EXPECT_THAT(taken, testing::IsEmpty());
+  take(4_KiB);
+  EXPECT_THAT(taken, testing::ElementsAre(GuestRange{GuestAddress(8_KiB), 4_KiB}));
+}
+
 TEST(VhostUserLog, NoLogTakesAnyMark) {
   const VhostUserLog none;
   EXPECT_FALSE(none.is_on());

@@ -338,6 +338,8 @@ TEST(VhostUserMemory, ALogThatCouldNotHoldTheMemoryIsNotSent) {
   EXPECT_THAT(share(8_KiB, UINT64_MAX - 4_KiB + 1), HasError(Errc::out_of_bounds));
   EXPECT_THAT(share(4_KiB, 0), HasError(Errc::out_of_bounds));  // too short for the memory
   EXPECT_THAT(memory->share_log({.fd = -1, .size = 8_KiB}), HasError(Errc::os));
+  EXPECT_THAT(memory->share_log({.fd = pair.front.value(), .size = 8_KiB}),
+              HasError(Errc::invalid_argument));
   EXPECT_FALSE(memory->is_gone());
 }
 

@@ -47,5 +47,22 @@ TEST_F(VmMemoryAdopt, RefusesMemoryThatTheSpaceDoesNotDescribe) {
               HasError(Errc::invalid_argument));
 }
 
+TEST_F(VmMemoryAdopt, TakesAnEqualDescriptionForTheSpacesOwn) {
+  const AddressSpaceBase space = planned();
+  const auto mapped = GuestMemory::map(space);
+  ASSERT_THAT(mapped, IsOk());
+  ASSERT_THAT(mapped->write(GuestAddress(0x1000), std::uint64_t{42}), IsOk());
+  AddressSpaceBase alike(space.layout());
+  for (const AddressSpaceRegionPtr& region : space)
+    ASSERT_THAT(alike.insert_region(RegionOptions(region->options())), IsOk());
+  const auto adopted = VmMemory::adopt({.space = alike, .memory = *mapped});
+  ASSERT_THAT(adopted, IsOk());
+  VMSPACE_EXPECT_OK(adopted->check_invariants());
+  EXPECT_THAT(adopted->map()->memory.read<std::uint64_t>(GuestAddress(0x1000)), IsOkAndHolds(42U));
+  const AddressSpaceRegionPtr ram = adopted->map()->memory.regions()[0]->shared_description();
+  EXPECT_THAT(adopted->unplug(ram, std::chrono::seconds(10)), IsOk());
+  EXPECT_TRUE(adopted->map()->memory.regions().empty());
+}
+
 }  // namespace
 }  // namespace vmspace::vm_memory_adopt_test

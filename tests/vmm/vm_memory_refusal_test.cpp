@@ -65,6 +65,13 @@ TEST_F(VmMemoryRefusal, TheChangeHasEveryKindOfCall) {
   expect_tables_agree();
 }
 
+TEST_F(VmMemoryRefusal, AnEmptyEditIsRefusedAndTellsNobody) {
+  const std::uint64_t generation = memory.generation();
+  EXPECT_THAT(memory.transact(RegionLedger::Edit()), HasError(Errc::invalid_argument));
+  EXPECT_EQ(memory.generation(), generation);
+  EXPECT_THAT(first->calls(), IsEmpty());
+}
+
 TEST_F(VmMemoryRefusal, ARefusalAtAnyCallUndoesEverything) {
   const auto was = before();
   for (const auto& listener : {first, second}) {

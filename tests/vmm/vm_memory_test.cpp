@@ -336,6 +336,20 @@ TEST_F(VmMemoryBasics, RefusesBadInputAndIsAsItWas) {
   expect_unchanged(was);
 }
 
+TEST_F(VmMemoryBasics, ErrorsNameTheCallThatWasMade) {
+  const auto large = memory.plug(dimm(8_GiB, 4_MiB));
+  ASSERT_THAT(large, IsOk());
+  const auto moved = memory.relocate((*large)->shared_description(), GuestAddress(8_GiB + 64_KiB));
+  ASSERT_THAT(moved, HasError(Errc::misaligned)) << "huge pages would be lost";
+  EXPECT_STREQ(moved.error().operation, "VmMemory::relocate");
+  std::uint64_t next = 16_GiB;
+  while (memory.map()->memory.regions().size() < GuestMemory::max_regions)
+    VMSPACE_ASSERT_OK(memory.plug(dimm(next += 4_KiB, 4_KiB)));
+  const auto plugged = memory.plug(dimm(next + 4_KiB, 4_KiB));
+  ASSERT_THAT(plugged, HasError(Errc::limit_exceeded));
+  EXPECT_STREQ(plugged.error().operation, "VmMemory::plug");
+}
+
 TEST_F(VmMemoryBasics, RefusesToGuessWhichRegionMoved) {
   const auto a = memory.plug(dimm(4_GiB)).value()->shared_description();
   const auto b = memory.plug(dimm(5_GiB)).value()->shared_description();

@@ -87,6 +87,12 @@ constexpr Operand operand(const GuestRange& range) noexcept {
   return Operand::span(range.base.value(), range.size);
 }
 
+/// The last address of a range that is not empty, at most 2^64-1: for calls that refuse nothing.
+constexpr std::uint64_t last_within(const GuestRange& range) noexcept {
+  const std::uint64_t last = range.base.value() + (range.size - 1);
+  return last < range.base.value() ? ~std::uint64_t{0} : last;
+}
+
 }  // namespace detail
 
 }  // namespace vmspace

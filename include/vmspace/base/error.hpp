@@ -110,8 +110,8 @@ struct Error {
   /// One rule for operations, throughout the library: an error names the public function that the
   /// user called, qualified by its class. A public function that passes on the error of another one
   /// therefore relabels it (VMSPACE_TRY_IN does both). Errors that a user's own callback returned
-  /// are passed on as they are. GuestPtr alone passes on those of GuestMemory, whose accesses it
-  /// spells, so that the inlined access stays as short.
+  /// are passed on as they are. GuestPtr and IommuView alone pass on those of GuestMemory, whose
+  /// accesses they spell, so that the inlined access stays as short.
   [[nodiscard]] constexpr Error in(const char* outer) const noexcept {
     Error relabelled = *this;
     relabelled.operation = outer;

@@ -66,15 +66,15 @@ class VMSPACE_EXPORT Backing {
   /// `\\`, `` ` ``, `$`, `[`, `]`, become underscores.
   ///
   /// Errors: `zero_size`; `limit_exceeded` when offset + size exceeds 2^63-1, the largest file
-  /// size; `invalid_argument` for sources `none` and
-  /// `external`, for a device that is to be private, for a file that is not a regular file, for a path
-  /// that is not in a hugetlbfs, for a page size that the backing does not have, and for a source,
-  /// sharing or protection that is unknown; `bad_alignment` for a page size that is not a power of
-  /// two; `misaligned` unless size and offset are multiples of the page size; `out_of_bounds` for a
-  /// file that ends before offset + size; `access_denied` for a descriptor that is not open for
-  /// reading, or, where a shared file is to be written by the guest, not open for writing or sealed
-  /// against it; `unsupported` where the kernel has no pool of this page size; `os`. The error's
-  /// text has the path. A few system calls.
+  /// size; `invalid_argument` for sources `none` and `external`, for a spec without what its source
+  /// needs or with what only others use (BackingSpec), for a device that is to be private, for a file
+  /// that is not a regular file, for a path that is not in a hugetlbfs, for a page size that the
+  /// backing does not have, and for a source, sharing or protection that is unknown; `bad_alignment`
+  /// for a page size that is not a power of two; `misaligned` unless size and offset are multiples of
+  /// the page size; `out_of_bounds` for a file that ends before offset + size; `access_denied` for a
+  /// descriptor that is not open for reading, or, where a shared file is to be written by the guest,
+  /// not open for writing or sealed against it; `unsupported` where the kernel has no pool of this
+  /// page size; `os`. The error's text has the path. A few system calls.
   [[nodiscard]] static Result<Backing> open(const BackingSpec& spec, std::uint64_t size,
                                             Protection protection = Protection::read_write,
                                             std::string_view name = {});

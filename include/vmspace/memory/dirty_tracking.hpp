@@ -48,8 +48,9 @@ VMSPACE_EXPORT void disable_dirty_tracking(const GuestMemory& memory) noexcept;
 
 /// Marks what a foreign bitmap says of the memory from `base` on, all of it in one region; each bit
 /// stands for `unit` bytes (for KVM the host's page size, for vhost 4096). For KVM, pass on what
-/// KvmMemslots::fetch_dirty_log() gives. Errors: `not_found` and `access_denied` for `base`; those
-/// of DirtyBitmap::merge, and then nothing is marked.
+/// KvmMemslots::fetch_dirty_log() gives. Errors: `not_found` unless `base` is in a region, whose
+/// block there may be absent; `access_denied` unless the guest may write that; those of
+/// DirtyBitmap::merge. Nothing is marked then.
 [[nodiscard]] VMSPACE_EXPORT Result<void> merge_dirty_log(const GuestMemory& memory,
                                                           GuestAddress base,
                                                           std::span<const std::uint64_t> bits,

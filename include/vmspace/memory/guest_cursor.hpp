@@ -282,7 +282,7 @@ class VMSPACE_EXPORT GuestReader : public GuestCursor {
 
   /// Writes up to `bytes` to a descriptor, at its own position or at `offset`, in one system call, as
   /// a packet needs; gives how many it took and passes those. Interrupted calls are repeated. Errors:
-  /// `out_of_bounds` when fewer remain; `overflow` when offset + bytes passes 2^63; `os`. O(bytes).
+  /// `out_of_bounds` when fewer remain; `overflow` when offset + bytes reaches 2^63; `os`. O(bytes).
   [[nodiscard]] Result<std::uint64_t> read_to(int fd, std::uint64_t bytes);
   /// As above, at `offset` of the file instead of its own position.
   [[nodiscard]] Result<std::uint64_t> read_to(int fd, std::uint64_t bytes, std::uint64_t offset);
@@ -352,7 +352,7 @@ class VMSPACE_EXPORT GuestWriter : public GuestCursor {
   /// Reads up to `bytes` from a descriptor, at its own position or at `offset`, in one system call, as
   /// a packet needs; gives how many there were, 0 at the end of a file, and passes those. Interrupted
   /// calls are repeated. Errors: `out_of_bounds` when fewer remain; `overflow` when offset + bytes
-  /// passes 2^63; `os`. O(bytes).
+  /// reaches 2^63; `os`. O(bytes).
   ///
   /// What the kernel may have written beyond, up to all that it was asked for, is undefined and marked
   /// dirty as well; see read_into_guest().

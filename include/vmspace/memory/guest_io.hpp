@@ -36,7 +36,7 @@ struct GuestIoOptions {
 
 /// Reads from a descriptor into the guest, until the range is full or the file ends; gives the number
 /// of bytes. A failure after some bytes gives their number, unless the transfer is exact; the next
-/// call gives the error. Errors: those of every access; `os`; `overflow` when offset + bytes passes
+/// call gives the error. Errors: those of every access; `os`; `overflow` when offset + bytes reaches
 /// 2^63. Any thread may call it. O(bytes).
 ///
 /// What the kernel may have written beyond those bytes, up to all that it was asked for, is
@@ -59,14 +59,14 @@ using GuestSource = std::function<Result<std::size_t>(std::span<std::byte> to)>;
 using GuestSink = std::function<Result<std::size_t>(std::span<const std::byte> from)>;
 
 /// Reads from a source into the guest, until the range is full or the source ends; gives the number of
-/// bytes. All that the source was given is marked dirty. Errors: those of every access; the source's
-/// own; `out_of_bounds` when it says that it gave more than it could. What came before an error stays.
-/// O(bytes).
+/// bytes. All that the source was given is marked dirty. Errors: `invalid_argument` for an empty source;
+/// those of every access; the source's own; `out_of_bounds` when it says that it gave more than it could.
+/// What came before an error stays. O(bytes).
 [[nodiscard]] VMSPACE_EXPORT Result<std::uint64_t> read_into_guest(const GuestSource& source,
                                                                    const GuestMemory& memory,
                                                                    GuestRange range);
-/// Hands the range to a sink, until it takes no more; gives the number of bytes. Errors: as for a
-/// source. O(bytes).
+/// Hands the range to a sink, until it takes no more; gives the number of bytes. Errors: as those of
+/// a source. O(bytes).
 [[nodiscard]] VMSPACE_EXPORT Result<std::uint64_t> write_from_guest(const GuestSink& sink,
                                                                     const GuestMemory& memory,
                                                                     GuestRange range);

@@ -81,8 +81,8 @@ class VMSPACE_EXPORT GuestMemory {
   ~GuestMemory() = default;
 
   /// Makes a map of these regions, given in any order. If one of them tracks dirty pages, all do
-  /// afterwards. Errors: `overlap`, of addresses, or of memory (a region and one that at() made of
-  /// it); `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
+  /// afterwards. Errors: `overlap`, of addresses, or of memory (a region and one that at() or part() made
+  /// of it); `limit_exceeded` above max_regions; `invalid_argument` for a null pointer; those of
   /// DirtyBitmap::enable. O(n log n).
   [[nodiscard]] static Result<GuestMemory> from_regions(std::vector<MemoryRegionPtr> regions);
 

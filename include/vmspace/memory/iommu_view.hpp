@@ -63,7 +63,8 @@ class VMSPACE_EXPORT IommuView {
   /// Ends: an atomic exchange. Translations that were made here must not be used afterwards.
   ~IommuView() { reader_.end_view(); }
 
-  // Objects and integers, by IOVA: what GuestMemory promises of each holds within an entry.
+  // Objects and integers, by IOVA: what GuestMemory promises of each holds within an entry. An integer
+  // that entries put in two places is `out_of_bounds`.
 
   /// A copy of the object at `iova`, read once.
   template <GuestObject T>

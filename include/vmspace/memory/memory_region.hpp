@@ -123,8 +123,8 @@ class VMSPACE_EXPORT MemoryRegion {
   ///
   /// The region holds on to `description`, the object that an AddressSpaceBase holds as well.
   ///
-  /// Errors: `invalid_argument` for a null pointer, for a region of source `external` without memory,
-  /// or with memory of another size, for a numa_mode, unsealed or populate.access that is not a named
+  /// Errors: `invalid_argument` for a null pointer, for a region without a backing, whatever `options`
+  /// has, for one of source `external` without memory, or with memory of another size, for a numa_mode, unsealed or populate.access that is not a named
   /// value, needed or not, for a region that asks for pages of another size than `options.backing`
   /// has, and for blocks of a region of another size; `unsupported` for external memory in an arena,
   /// with guard pages or in blocks; `access_denied` for memory that can lose pages, as

@@ -33,8 +33,8 @@ struct RegionDescriptor {
 /// Threads: any. The other process can do what they are open for: a memfd can be written, whatever
 /// `protection` says of the guest.
 ///
-/// Errors: `unsupported` for a region that can't be shared: anonymous memory, or a private mapping;
-/// `bad_state` while the memory is restored lazily, or saved while it runs. O(n).
+/// Errors: `unsupported` for a region that can't be shared: anonymous memory, a private mapping, or
+/// memory of a device; `bad_state` while the memory is restored lazily, or saved while it runs. O(n).
 [[nodiscard]] VMSPACE_EXPORT Result<std::vector<RegionDescriptor>> describe_regions(
     const GuestMemory& memory);
 

@@ -44,8 +44,9 @@ namespace vmspace {
 
 /// How a live snapshot is taken; an aggregate for designated initialisers.
 struct LiveSnapshotOptions {
-  /// Bytes for pages that the guest wrote to and that the disk has not taken yet; at least one page of
-  /// each size is made to fit. When they are full, writers wait for the disk.
+  /// Bytes for pages that the guest wrote to and that the disk has not taken yet; no more are taken
+  /// than the memory has, and at least one page of each size is made to fit. When they are full,
+  /// writers wait for the disk.
   std::uint64_t buffer = std::uint64_t{16} << 20;
   /// Says that no other process (vhost-user back-ends, children) writes to shared memory of this guest
   /// until wait() has returned. Only the VMM can know that.
@@ -108,8 +109,10 @@ class VMSPACE_EXPORT LiveSnapshot {
   [[nodiscard]] Result<void> take();
   /// Takes a differential snapshot, for a writer with a parent: only these ranges, all pages that were
   /// written since the parent, are protected and saved. The ranges are whole pages of 4096 bytes, in
-  /// ascending order, each within one region; of hugetlb memory whole huge pages are saved. Errors
-  /// also: `invalid_argument` for other ranges, and then the snapshot can still be taken.
+  /// ascending order, each within one region; of hugetlb memory whole huge pages are saved. Blocks that
+  /// are not present are saved as zeros, whether or not a range names them. Errors
+  /// also: `invalid_argument` for other ranges, and for a writer without a parent; the snapshot can
+  /// still be taken then.
   [[nodiscard]] Result<void> take(std::span<const GuestRange> changed);
 
   /// Waits until all is written, completes the snapshot and gives its id. Afterwards the memory is as

@@ -66,7 +66,8 @@ struct SavedSnapshot {
 // snapshot after what was written to it before, no byte more or less, and is waited for, whether or
 // not it blocks. May be called from any thread; calls on one file must not overlap.
 //
-// Of a region that is present in parts (MemoryRegion::blocks), what is not present is saved as zeros.
+// Of a region that is present in parts (MemoryRegion::blocks), what is not present is saved as zeros; in
+// a differential snapshot, too, whether or not the changes name it.
 //
 // Absent memory is not touched: neither saving nor restoring allocates a guest page only to find
 // zeros in it, or needs a free page of a hugetlb pool. The kernel is asked what is present, through

@@ -88,8 +88,10 @@ class VMSPACE_EXPORT SnapshotWriter {
   [[nodiscard]] std::uint64_t stored() const noexcept;
 
  private:
+  friend class LiveSnapshot;
   struct State;
   explicit SnapshotWriter(std::unique_ptr<State> state) noexcept;
+  [[nodiscard]] bool has_parent() const noexcept;
 
   std::unique_ptr<State> state_;
 };

@@ -45,7 +45,7 @@ class VMSPACE_EXPORT WorkingSet {
 
   /// These pages, given in any order; ranges that overlap or touch become one. Errors: `misaligned`
   /// unless bases and sizes are multiples of 4096; `zero_size`; `overflow` for a range that passes
-  /// 2^64; `limit_exceeded` above max_ranges. O(n log n).
+  /// 2^64, and for all 2^64 bytes; `limit_exceeded` above max_ranges. O(n log n).
   [[nodiscard]] static Result<WorkingSet> make(SnapshotId snapshot, std::vector<GuestRange> ranges);
 
   /// Reads what save() has written, from where the descriptor stands: a file, a pipe or a socket. No
@@ -62,8 +62,8 @@ class VMSPACE_EXPORT WorkingSet {
   [[nodiscard]] std::span<const GuestRange> ranges() const noexcept { return ranges_; }
   /// The bytes of all ranges together. O(n).
   [[nodiscard]] std::uint64_t total_size() const noexcept;
-  /// The pages of both. Errors: `invalid_argument` for sets of different snapshots; `limit_exceeded`
-  /// above max_ranges. O(n log n).
+  /// The pages of both. Errors: `invalid_argument` for sets of different snapshots; `overflow` and
+  /// `limit_exceeded` as of make(). O(n log n).
   [[nodiscard]] Result<WorkingSet> merged_with(const WorkingSet& other) const;
 
   friend bool operator==(const WorkingSet&, const WorkingSet&) = default;

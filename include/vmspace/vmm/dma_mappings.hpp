@@ -89,8 +89,8 @@ class VMSPACE_EXPORT DmaMappings final : public MemoryListener {
   /// `not_found` unless add() was given it; those of DmaTarget::unmap(): then it stays mapped.
   [[nodiscard]] Result<void> remove(const MemorySection& section) override;
 
-  /// Whether any byte of the range is mapped for DMA, or may be; false for no memory at all. O(log
-  /// n) and the windows in the range.
+  /// Whether any byte of the range, which ends at 2^64 where it passes that, is mapped for DMA, or
+  /// may be; false for no memory at all. O(log n) and the windows in the range.
   [[nodiscard]] bool is_mapped(const GuestRange& range) const noexcept;
 
   /// The windows that could not be mapped, in address order. They are not tried again unless they

@@ -73,12 +73,14 @@ enum class BlockState : std::uint8_t { plugged, unplugged, mixed };
 /// and a change that has not finished, and ERROR for all others (virtio 1.2, section 5.15.6).
 class VMSPACE_EXPORT MemoryBlocks {
  public:
-  /// Adds a region in which only `options.plugged` is present. Pages are populated as blocks are
-  /// plugged, where the region asks for it. Errors: `misaligned` unless the base is a multiple of the
-  /// block size; `access_denied` for a region that the guest may not read and write; `unsupported`
-  /// for memory that can't be given back, a private file or one that is not declared discardable;
-  /// `out_of_bounds` for a requested, usable or plugged size beyond the region; those of
-  /// PresentBlocks::none() and with(), and of VmMemory::plug(). Nothing is left of the region then.
+  /// Adds a region in which only `options.plugged` is present. It is marked hotplug, so that e820()
+  /// leaves it out: the guest learns from the device what is there. Pages are populated as blocks are
+  /// plugged, where the region asks for it. Errors: `misaligned` unless the base, and the requested
+  /// and the usable size, are multiples of the block size; `access_denied` for a region that the guest
+  /// may not read and write; `unsupported` for memory that can't be given back, a private file or one
+  /// that is not declared discardable; `out_of_bounds` for a requested, usable or plugged size beyond
+  /// the region; those of PresentBlocks::none() and with(), and of VmMemory::plug(). Nothing is left of
+  /// the region then.
   [[nodiscard]] static Result<MemoryBlocks> create(const VmMemory& memory, RegionOptions region,
                                                    const BlockOptions& options = {});
   /// Maps it by these options, whose `blocks` are not used.

@@ -64,8 +64,8 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
   [[nodiscard]] Result<void> log_start(const MemorySection& section) override;
   [[nodiscard]] Result<void> log_sync(const MemorySection& section) override;
   [[nodiscard]] Result<void> log_stop(const MemorySection& section) override;
-  /// Plays a guest that has written to every page of the range: what is in a section that is logged
-  /// will be marked. O(sections).
+  /// Plays a guest that has written to every page of the range, which ends at 2^64 where it passes
+  /// that: what is in a section that is logged will be marked. O(sections).
   void wrote(const GuestRange& range);
 
   /// Refuses the n-th call from now (0 is the next one) and those after it, `count` in all. Replaces
@@ -107,7 +107,7 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
 
   [[nodiscard]] Result<void> answer(std::string_view line);
   template <typename Body>
-  [[nodiscard]] Result<void> log(const char* call, const MemorySection& section, Body body);
+  [[nodiscard]] Result<void> log(const char* operation, const MemorySection& section, Body body);
   template <typename Body>
   [[nodiscard]] Result<void> record(std::string line, Body body);
   [[nodiscard]] Entry* find(const MemorySection& section) noexcept;

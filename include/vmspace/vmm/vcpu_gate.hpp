@@ -59,6 +59,7 @@ class VMSPACE_EXPORT VcpuGate final : public VmGate {
 
   /// Takes the vCPU out of KVM_RUN, also where it is only about to call it. Called by the thread that
   /// pauses, once a pause at most, with a lock held: must neither block, nor throw, nor call the gate.
+  /// An empty one is not called: the vCPU leaves by itself, or the pause times out.
   using Kick = std::function<void()>;
 
   /// An open gate without vCPUs. A pause waits for so long until all have left.

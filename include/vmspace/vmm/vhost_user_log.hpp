@@ -86,18 +86,18 @@ class VMSPACE_EXPORT VhostUserLog {
     return {};
   }
 
-  /// Takes out which pages of the range were written since the last call, and calls
-  /// `written(GuestRange)` for each run of them within a word of 64 pages: read the pages after this
-  /// returns. Neither pages beyond the log nor those of others in the same word are touched. An atomic
-  /// exchange for every 64 pages of which any was written. Allocates nothing.
+  /// Takes out which pages of the range, which ends at 2^64 where it passes that, were written since
+  /// the last call, and calls `written(GuestRange)` for each run of them within a word of 64 pages:
+  /// read the pages after this returns. Neither pages beyond the log nor those of others in the same
+  /// word are touched. An atomic exchange for every 64 pages of which any was written. Allocates
+  /// nothing.
   template <typename Written>
   void take(GuestRange range, Written written) const {
     if (!is_on() || range.empty()) return;
     const std::uint64_t pages = size_ * 8;
     const std::uint64_t first = range.base.value() / page_size;
     if (first >= pages) return;
-    const std::uint64_t last =
-        detail::min_of(pages - 1, (range.base.value() + (range.size - 1)) / page_size);
+    const std::uint64_t last = detail::min_of(pages - 1, detail::last_within(range) / page_size);
     for (std::uint64_t word = first / 64; word <= last / 64; ++word) {
       std::uint64_t mask = ~std::uint64_t{0};
       if (word == first / 64) mask &= ~std::uint64_t{0} << first % 64;

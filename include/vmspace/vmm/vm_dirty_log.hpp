@@ -47,8 +47,8 @@ class VMSPACE_EXPORT VmDirtyLog {
   ~VmDirtyLog();
 
   /// What was written since the last harvest of this log, in address order and coalesced. Read the
-  /// data after it returns. Errors: those of the listeners' log_sync() and log_start(); `os`. Nothing
-  /// is lost then. O(pages / 64 + ranges), and what the listeners' logs cost.
+  /// data after it returns. Errors: `bad_state` after stop(); those of the listeners' log_sync() and
+  /// log_start(); `os`. Nothing is lost then. O(pages / 64 + ranges), and what the listeners' logs cost.
   [[nodiscard]] Result<std::vector<GuestRange>> harvest();
   /// What was written of one range, such as a display's; the rest is for a later harvest, and costs this
   /// one nothing. A page that the range has in part is reported again by the next harvest. An empty range
