@@ -11,6 +11,7 @@
 #include "memory/guarded_touch.hpp"
 #include "memory/marked_read.hpp"
 #include "memory/present_parts.hpp"
+#include "os/argument_checks.hpp"
 #include "os/system_calls.hpp"
 
 namespace vmspace {
@@ -150,6 +151,7 @@ Result<std::uint64_t> write_from_guest(int fd, const GuestMemory& memory, GuestR
 
 Result<std::uint64_t> read_into_guest(const GuestSource& source, const GuestMemory& memory,
                                       GuestRange range) {
+  if (!source) return detail::invalid("read_into_guest", "the source must not be empty");
   return call_back("read_into_guest", memory, range, Access::write, [&](const RegionPart& part) {
     const MarkAtEnd mark(part);
     return source({part.host(), part.size});
@@ -158,6 +160,7 @@ Result<std::uint64_t> read_into_guest(const GuestSource& source, const GuestMemo
 
 Result<std::uint64_t> write_from_guest(const GuestSink& sink, const GuestMemory& memory,
                                        GuestRange range) {
+  if (!sink) return detail::invalid("write_from_guest", "the sink must not be empty");
   return call_back("write_from_guest", memory, range, Access::read, [&](const RegionPart& part) {
     return sink({part.host(), part.size});
   });

@@ -8,6 +8,7 @@
 
 #include "vmspace/base/try.hpp"
 
+#include "os/argument_checks.hpp"
 #include "vmm/keep_for_ever.hpp"
 #include "vmm/vm_memory_state.hpp"
 
@@ -209,7 +210,9 @@ Result<void> VmMemory::transact(const Edit& edit) const {
 }
 
 Result<void> VmMemory::transact(const Edit& edit, const MapOptions& options) const {
-  VMSPACE_TRY(state_->change(edit, options, "VmMemory::transact"));
+  constexpr const char* operation = "VmMemory::transact";
+  if (!edit) return detail::invalid(operation, "the edit must not be empty");
+  VMSPACE_TRY(state_->change(edit, options, operation));
   return {};
 }
 

@@ -160,6 +160,14 @@ TEST(AddressSpace, AChangeFromInsideATransactionIsAnErrorAndNotADeadlock) {
   EXPECT_EQ(space.snapshot()->size(), 3U);
 }
 
+TEST(AddressSpace, WithoutAnEditNothingIsDone) {
+  const AddressSpace space = example();
+  EXPECT_THAT(space.transact(RegionLedger::Edit()), HasError(Errc::invalid_argument));
+  const RegionLedger& ledger = space;
+  EXPECT_THAT(ledger.transact({}), HasError(Errc::invalid_argument));
+  EXPECT_EQ(space.generation(), 1U);
+}
+
 TEST(AddressSpace, CopiesOfAHandleAreTheSameSpace) {
   const AddressSpace space = example();
   const AddressSpace copy = space;

@@ -277,5 +277,12 @@ TEST_F(TrackedGuest, ASinkTakesRangesPieceByPiece) {
   EXPECT_TRUE(harvest().empty());
 }
 
+TEST_F(Guest, WithoutASourceOrASinkNothingIsTransferred) {
+  EXPECT_THAT(read_into_guest(GuestSource(), memory, {at(first), page}),
+              HasError(Errc::invalid_argument));
+  EXPECT_THAT(write_from_guest(GuestSink(), memory, {at(first), page}),
+              HasError(Errc::invalid_argument));
+}
+
 }  // namespace
 }  // namespace vmspace::guest_io_test

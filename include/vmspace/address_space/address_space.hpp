@@ -194,6 +194,12 @@ class VMSPACE_EXPORT AddressSpace final : public RegionLedger {
   template <typename Edit>
   [[nodiscard]] std::invoke_result_t<Edit, AddressSpaceBase&> change(Edit&& edit,
                                                                      const char* operation) const {
+    if constexpr (std::is_same_v<std::remove_cvref_t<Edit>, RegionLedger::Edit>) {
+      if (!edit)
+        return fail({.code = Errc::invalid_argument,
+                     .operation = operation,
+                     .reason = "the edit must not be empty"});
+    }
     return published_.update(
         [&](AddressSpaceBase& draft) {
           // Ends before the next change begins, which finds what this one puts back.

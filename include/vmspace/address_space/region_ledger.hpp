@@ -38,8 +38,9 @@ class VMSPACE_EXPORT RegionLedger {
   virtual ~RegionLedger() = default;
 
   /// Runs `edit` on a draft of the space and publishes it atomically, or changes nothing. The draft
-  /// no longer contains retired regions. `edit` is called at most once. Errors: those of `edit`;
-  /// `would_deadlock` from inside an edit of this ledger; those of the implementation.
+  /// no longer contains retired regions. `edit` is called at most once. Errors: `invalid_argument` for
+  /// an empty `edit`; those of `edit`; `would_deadlock` from inside an edit of this ledger; those of the
+  /// implementation.
   [[nodiscard]] virtual Result<void> transact(const Edit& edit) const = 0;
 
   /// The current space, including retired regions. It does not change while the pointer is held.

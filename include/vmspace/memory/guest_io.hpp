@@ -59,8 +59,9 @@ using GuestSource = std::function<Result<std::size_t>(std::span<std::byte> to)>;
 using GuestSink = std::function<Result<std::size_t>(std::span<const std::byte> from)>;
 
 /// Reads from a source into the guest, until the range is full or the source ends; gives the number of
-/// bytes. All that the source was given is marked dirty. Errors: those of every access; the source's
-/// own; `out_of_bounds` when it says that it gave more than it could. What came before an error stays.
+/// bytes. All that the source was given is marked dirty. Errors: `invalid_argument` for an empty source;
+/// those of every access; the source's own; `out_of_bounds` when it says that it gave more than it could.
+/// What came before an error stays.
 /// O(bytes).
 [[nodiscard]] VMSPACE_EXPORT Result<std::uint64_t> read_into_guest(const GuestSource& source,
                                                                    const GuestMemory& memory,
