@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -182,6 +183,36 @@ TEST(VcpuGate, AThreadThatIsInsideCantPause) {
   }
   const auto paused = gate.pause_vcpus();
   EXPECT_THAT(paused, IsOk());
+}
+
+TEST(VcpuGate, WithoutAKickAVcpuIsOnlyWaitedFor) {
+  const VcpuGate gate(20ms);
+  const auto vcpu = gate.add_vcpu({});
+  const auto pause = [&] {
+    Result<void> done;
+    std::thread([&] {
+      if (const auto paused = gate.pause_vcpus(); !paused) done = fail(paused.error());
+    }).join();
+    return done;
+  };
+  {
+    const auto inside = vcpu.enter();
+    EXPECT_THAT(pause(), HasError(Errc::timed_out));
+  }
+  EXPECT_THAT(pause(), IsOk());
+}
+
+TEST(VcpuGate, AKickThatThrowsEndsThePause) {
+  const VcpuGate gate(long_enough);
+  const auto vcpu = gate.add_vcpu([] { throw std::bad_alloc(); });
+  {
+    const auto inside = vcpu.enter();
+    std::thread([&] {
+      EXPECT_THROW(static_cast<void>(gate.pause_vcpus()), std::bad_alloc);
+    }).join();
+  }
+  FakeVcpu later(gate);
+  EXPECT_TRUE(later.entered.wait(1s)) << "the gate is open";
 }
 
 TEST(VcpuGate, WhoIsNoVcpuAnyMoreIsNotKicked) {
