@@ -232,7 +232,7 @@ class VMSPACE_EXPORT MemoryMapping {
   /// - a shared regular file: a hole, if the backing was declared discardable;
   /// - a private regular file: fresh anonymous memory in its place, since dropping the pages would
   ///   bring back the file's contents. It is bound, advised and counted like all of the mapping;
-  ///   what advise() said of a part is lost. Each such part is then a mapping of its own to the
+  ///   what advise() and set_accessible() said of a part is lost. Each such part is then a mapping of its own to the
   ///   kernel (vm.max_map_count).
   ///
   /// Dirty bitmaps do not notice: under dirty tracking call GuestMemory::mark_dirty() afterwards,
