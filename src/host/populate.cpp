@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <atomic>
@@ -63,6 +64,19 @@ void touch(const Chunk& chunk) {
       __atomic_compare_exchange_n(word, &value, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     }
   }
+}
+
+/// Refuses what has been cut off the file: to allocate it would make the file longer again, with zeros
+/// for what was there, and to touch it would raise SIGBUS.
+Result<void> check_length(const Chunk& chunk) {
+  const MemoryMapping& mapping = *chunk.range->mapping;
+  struct stat file {};
+  if (retry([&] { return kernel().fstat(mapping.backing().fd(), &file); }) != 0) {
+    return fail_os(populate_operation, Operand::span(chunk.offset, chunk.size), "fstat");
+  }
+  return detail::require_within(populate_operation, mapping.file_offset() + chunk.offset,
+                                chunk.size, static_cast<std::uint64_t>(file.st_size),
+                                "the file is shorter than the memory mapped from it");
 }
 
 /// Chunks of memory that is bound to the same nodes.
@@ -156,6 +170,7 @@ class Job {
     const MemoryMapping& mapping = *chunk.range->mapping;
     const Backing& backing = mapping.backing();
     const bool known = chunk.write ? can_write_ : can_read_;
+    if (backing.fd() >= 0) VMSPACE_TRY(check_length(chunk));
     // Of a memfd the pages are the space, and populating them reports a shortage by itself;
     // allocating them before would make small pages where huge ones are advised.
     const bool allocate = chunk.write && backing.is_shared() && !backing.is_anonymous() &&

@@ -41,12 +41,12 @@ Result<PresentBlocksPtr> PresentBlocks::none(std::uint64_t region_size, std::uin
   VMSPACE_TRY(
       detail::require_multiple(none_operation, Operand::size(region_size), block_size,
                                "the size of the region must be a multiple of the block size"));
-  PresentBlocks blocks;
-  blocks.region_size_ = region_size;
-  blocks.block_size_ = block_size;
-  blocks.slot_size_ = slot_size;
-  blocks.bits_.resize((region_size / block_size + 63) / 64);
-  return std::make_shared<const PresentBlocks>(std::move(blocks));
+  const auto blocks = std::make_shared<PresentBlocks>(PresentBlocks());
+  blocks->region_size_ = region_size;
+  blocks->block_size_ = block_size;
+  blocks->slot_size_ = slot_size;
+  blocks->bits_.resize((region_size / block_size + 63) / 64);
+  return blocks;
 }
 
 Result<void> PresentBlocks::check_run(Run run) const {
@@ -80,12 +80,12 @@ Result<PresentBlocksPtr> PresentBlocks::without(Run run) const {
 
 Result<PresentBlocksPtr> PresentBlocks::changed(std::span<const Run> runs, bool to_present,
                                                 const char* operation) const {
-  PresentBlocks after = *this;
+  const auto after = std::make_shared<PresentBlocks>(*this);
   for (const Run& run : runs) {
-    VMSPACE_TRY(after.check_change(run, to_present, operation));
-    after.set(run, to_present);
+    VMSPACE_TRY(after->check_change(run, to_present, operation));
+    after->set(run, to_present);
   }
-  return std::make_shared<const PresentBlocks>(std::move(after));
+  return after;
 }
 
 Result<void> PresentBlocks::check_change(Run run, bool to_present, const char* operation) const {

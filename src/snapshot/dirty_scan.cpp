@@ -2,8 +2,8 @@
 
 #include "vmspace/snapshot/dirty_scan.hpp"
 
-#include <algorithm>
 #include <mutex>
+#include <new>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
@@ -66,6 +66,7 @@ class DirtyScan::State::Watched final : public detail::FaultOwner {
   ~Watched() = default;
 
   [[nodiscard]] Result<void> start() {
+    discarded_.reserve(8);
     claim_ = VMSPACE_TRY(FaultClaim::share(starting, mapping(), *this, restored_.faults));
     if (restored_.faults != nullptr) {
       inherited_.add(restored_);
@@ -110,7 +111,10 @@ class DirtyScan::State::Watched final : public detail::FaultOwner {
       if (discarded_.size() == discarded_.capacity()) {
         // Who discards the same pages again makes it no longer, however rarely one harvests.
         detail::join_extents(discarded_);
-        discarded_.reserve(std::max<std::size_t>(8, 2 * discarded_.size()));
+        try {
+          discarded_.reserve(2 * discarded_.size());
+        } catch (const std::bad_alloc&) {  // see end_discard()
+        }
       }
     }
     if (is_mapped_anew_) registering_.lock();  // until the end
@@ -120,7 +124,12 @@ class DirtyScan::State::Watched final : public detail::FaultOwner {
     const Extent part{first - mapping().file_offset(), end - first};
     if (discarded) {
       const std::lock_guard lock(mutex_);
-      discarded_.push_back(part);
+      // Where there was no memory for more: rather too much than a discard that fails.
+      if (discarded_.size() == discarded_.capacity()) {
+        discarded_.assign(1, {0, mapping().size()});
+      } else {
+        discarded_.push_back(part);
+      }
     }
     if (!is_mapped_anew_) return;
     // Should it fail, so does every harvest. Where nothing was discarded this changes nothing.

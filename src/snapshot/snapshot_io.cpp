@@ -87,12 +87,13 @@ Result<void> receive_all(const char* operation, int fd, std::span<std::byte> to)
       VMSPACE_TRY(wait_for(operation, fd, POLLIN));
       continue;
     }
-    if (count < 0) return fail_os(operation, Operand::size(to.size()), "read of a pipe or socket");
+    if (count < 0) return fail_os(operation, Operand::size(to.size()), "read");
     if (count == 0) {
-      return fail({.code = Errc::corrupt,
-                   .operation = operation,
-                   .first = Operand::size(to.size()),
-                   .reason = "the other end closed the pipe or socket before the snapshot ended"});
+      return fail(
+          {.code = Errc::corrupt,
+           .operation = operation,
+           .first = Operand::size(to.size()),
+           .reason = "the file ends, or the other end closed the pipe or socket, too early"});
     }
     to = to.subspan(static_cast<std::size_t>(count));
   }
@@ -118,8 +119,7 @@ Result<void> send_all(const char* operation, int fd, bool is_socket,
       continue;
     }
     if (count <= 0) {
-      return fail_os(operation, Operand::size(bytes.size()), "write to a pipe or socket",
-                     count == 0 ? EIO : errno);
+      return fail_os(operation, Operand::size(bytes.size()), "write", count == 0 ? EIO : errno);
     }
     bytes = bytes.subspan(static_cast<std::size_t>(count));
   }

@@ -34,10 +34,10 @@ inline constexpr std::uint64_t snapshot_chunk = std::uint64_t{8} << 20;
 [[nodiscard]] Result<void> write_all(const char* operation, int fd,
                                      std::span<const std::byte> bytes, std::uint64_t offset);
 
-/// Reads exactly so many bytes from a pipe or a socket, and waits for them; `corrupt` where it ends
-/// before.
+/// Reads exactly so many bytes from where a descriptor stands, and waits for them where it does not
+/// block; `corrupt` where it ends before.
 [[nodiscard]] Result<void> receive_all(const char* operation, int fd, std::span<std::byte> to);
-/// Writes all of the bytes to a pipe or a socket, and waits until there is space. A socket whose
+/// Writes all of the bytes to where a descriptor stands, and waits until there is space. A socket whose
 /// peer is gone gives EPIPE without a SIGPIPE.
 [[nodiscard]] Result<void> send_all(const char* operation, int fd, bool is_socket,
                                     std::span<const std::byte> bytes);

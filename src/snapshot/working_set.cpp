@@ -2,6 +2,8 @@
 
 #include "vmspace/snapshot/working_set.hpp"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <array>
 #include <limits>
@@ -15,6 +17,7 @@
 #include "os/system_calls.hpp"
 #include "snapshot/fnv1a.hpp"
 #include "snapshot/snapshot_format.hpp"
+#include "snapshot/snapshot_io.hpp"
 
 namespace vmspace {
 
@@ -52,28 +55,6 @@ constexpr std::size_t entries_at_once = 4096;
 std::uint64_t checksum(Header header, std::span<const Entry> entries) {
   header.checksum = 0;
   return detail::fnv1a(std::as_bytes(entries), detail::fnv1a(std::as_bytes(std::span(&header, 1))));
-}
-
-Result<void> read_all(int fd, std::span<std::byte> to) {
-  while (!to.empty()) {
-    const ssize_t got = retry([&] { return kernel().read(fd, to.data(), to.size()); });
-    if (got < 0) return fail_os(loading, Operand::size(to.size()), "read");
-    if (got == 0) return corrupt(loading, "the file ends before the working set does");
-    to = to.subspan(static_cast<std::size_t>(got));
-  }
-  return {};
-}
-
-Result<void> write_all(int fd, std::span<const std::byte> from) {
-  while (!from.empty()) {
-    const ssize_t put = retry([&] { return kernel().write(fd, from.data(), from.size()); });
-    if (put <= 0) {
-      // A device that takes nothing without an error would go on like that for ever.
-      return fail_os(saving, Operand::size(from.size()), "write", put == 0 ? EIO : errno);
-    }
-    from = from.subspan(static_cast<std::size_t>(put));
-  }
-  return {};
 }
 
 /// The end of a range that does not pass 2^64; 0 stands for 2^64 itself.
@@ -133,7 +114,7 @@ Result<WorkingSet> WorkingSet::make(SnapshotId snapshot, std::vector<GuestRange>
 
 Result<WorkingSet> WorkingSet::load(int fd) {
   Header header{};
-  VMSPACE_TRY(read_all(fd, std::as_writable_bytes(std::span(&header, 1))));
+  VMSPACE_TRY(detail::receive_all(loading, fd, std::as_writable_bytes(std::span(&header, 1))));
   if (header.magic != magic) return corrupt(loading, "the file is not a working set");
   if (header.version == 0) return corrupt(loading, "version 0 does not exist");
   if (header.version > known_version) {
@@ -151,7 +132,8 @@ Result<WorkingSet> WorkingSet::load(int fd) {
   while (entries.size() < count) {
     const std::size_t known = entries.size();
     entries.resize(std::min<std::size_t>(count, known + entries_at_once));
-    VMSPACE_TRY(read_all(fd, std::as_writable_bytes(std::span(entries).subspan(known))));
+    VMSPACE_TRY(detail::receive_all(loading, fd,
+                                    std::as_writable_bytes(std::span(entries).subspan(known))));
   }
   if (header.checksum != checksum(header, entries)) {
     return corrupt(loading, "the checksum of the working set does not match");
@@ -188,8 +170,11 @@ Result<void> WorkingSet::save(int fd) const {
                 .snapshot = snapshot_,
                 .checksum = 0};
   header.checksum = checksum(header, entries);
-  VMSPACE_TRY(write_all(fd, std::as_bytes(std::span(&header, 1))));
-  return write_all(fd, std::as_bytes(std::span(entries)));
+  struct stat file {};
+  if (retry([&] { return kernel().fstat(fd, &file); }) != 0) return fail_os(saving, {}, "fstat");
+  const bool is_socket = S_ISSOCK(file.st_mode);
+  VMSPACE_TRY(detail::send_all(saving, fd, is_socket, std::as_bytes(std::span(&header, 1))));
+  return detail::send_all(saving, fd, is_socket, std::as_bytes(std::span(entries)));
 }
 
 std::uint64_t WorkingSet::total_size() const noexcept {

@@ -18,6 +18,7 @@
 #include "vmspace/host/memory_pin.hpp"
 
 #include "os/argument_checks.hpp"
+#include "vmm/keep_for_ever.hpp"
 #include "vmm/section_list.hpp"
 
 namespace vmspace {
@@ -49,6 +50,7 @@ struct VMSPACE_HIDDEN DmaMappings::State {
 
   /// How many mapped sections share one mapping, where the target goes by host addresses.
   std::map<HostRange, std::size_t> sharing = {};
+  State* before = nullptr;  ///< for keep_for_ever()
 
   /// How many sections use the mapping of this memory that a target by host addresses has; memory
   /// that moves is there at two guest addresses for a while.
@@ -289,13 +291,22 @@ Result<void> DmaMappings::remove(const MemorySection& section) {
 
 void DmaMappings::unmap_all() noexcept {
   if (!state_) return;
-  while (!state_->entries.empty()) {
-    const MemorySection section = (*state_->entries.begin()).value->section;
-    State::Entry& entry = *state_->find(section);
-    // A failure can no longer be reported. Devices keep the pages, whoever has the memory then.
-    if (!entry.refused && !state_->unmap(entry)) entry.pin.abandon();
-    state_->forget(section);
+  const auto first_from = [&](std::uint64_t address) -> const MemorySection* {
+    const auto rest = state_->entries.overlapping(
+        detail::unchecked_range(address, std::numeric_limits<std::uint64_t>::max()));
+    return rest.empty() ? nullptr : &rest.front().value->section;
+  };
+  for (const MemorySection* next = first_from(0); next != nullptr;) {
+    const MemorySection section = *next;
+    const State::Entry& entry = *state_->find(section);
+    if (entry.refused || state_->unmap(entry)) state_->forget(section);
+    const auto end = section.guest_range().end();
+    next = end ? first_from(end->value()) : nullptr;
   }
+  if (state_->entries.empty()) return state_.reset();
+  // A failure can no longer be reported. Nobody else may get what devices still access.
+  state_->target.reset();
+  detail::keep_for_ever(std::move(state_));
 }
 
 bool DmaMappings::is_mapped(const GuestRange& range) const noexcept {

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "os/system_calls.hpp"
+#include "vmm/keep_for_ever.hpp"
 
 namespace vmspace::detail {
 
@@ -35,9 +36,13 @@ Result<KvmMapping> KvmMapping::make(const KvmMemory& memory, const RangePool& nu
 }
 
 KvmMapping::~KvmMapping() {
+  bool is_shown = false;
   for (Piece& piece : pieces_) {
-    if (piece.shown != Shown::no) piece.number.abandon();
+    if (piece.shown == Shown::no) continue;
+    piece.number.abandon();
+    is_shown = true;
   }
+  if (is_shown && kept_ != nullptr) keep_for_ever(std::move(kept_));
 }
 
 std::vector<KvmSlot> KvmMapping::slots() const {

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <utility>
@@ -37,16 +38,20 @@ class KvmMapping {
     std::swap(memory_, other.memory_);
     std::swap(cut_, other.cut_);
     std::swap(pieces_, other.pieces_);
-    std::swap(region_, other.region_);
+    std::swap(kept_, other.kept_);
     std::swap(is_leftover_, other.is_leftover_);
     return *this;
   }
   ~KvmMapping();
 
-  /// Keeps a region mapped for as long as this mapping lives.
-  void keep(MemoryRegionPtr region) noexcept { region_ = std::move(region); }
+  /// Keeps a region mapped for as long as this mapping lives; for ever, if KVM has any of it then.
+  void keep(MemoryRegionPtr region) {
+    kept_ = std::make_unique<Kept>(Kept{.region = std::move(region)});
+  }
   /// The region that it keeps; null for memory that the user keeps.
-  [[nodiscard]] const MemoryRegionPtr& region() const noexcept { return region_; }
+  [[nodiscard]] const MemoryRegion* region() const noexcept {
+    return kept_ == nullptr ? nullptr : kept_->region.get();
+  }
   /// It is shown in part, and whoever asked for it was told that it is not shown at all.
   void set_leftover() noexcept { is_leftover_ = true; }
   [[nodiscard]] bool is_leftover() const noexcept { return is_leftover_; }
@@ -92,6 +97,12 @@ class KvmMapping {
     }
   };
 
+  /// Made beforehand, since a destructor must not allocate.
+  struct Kept {
+    MemoryRegionPtr region;
+    Kept* before = nullptr;  ///< for keep_for_ever()
+  };
+
   explicit KvmMapping(const KvmMemory& memory) noexcept : memory_(memory), cut_(memory) {}
 
   /// The words that the piece has in the log of the range.
@@ -109,7 +120,7 @@ class KvmMapping {
   KvmMemory memory_;
   KvmPieces cut_;
   std::vector<Piece> pieces_;
-  MemoryRegionPtr region_;
+  std::unique_ptr<Kept> kept_;
   bool is_leftover_ = false;
 };
 

@@ -147,7 +147,7 @@ Result<void> KvmMemslots::show(const KvmMemory& memory, MemoryRegionPtr region,
   VMSPACE_TRY(check(memory, operation));
   const Range range = VMSPACE_TRY(Range::from_base_size(memory.base.value(), memory.size));
   Mapping made = VMSPACE_TRY(Mapping::make(memory, state_->numbers, state_->limit, operation));
-  made.keep(std::move(region));
+  if (region != nullptr) made.keep(std::move(region));
   const auto inserted = state_->mappings.insert(range, std::move(made));
   if (!inserted) {
     Error error = inserted.error().in(operation);

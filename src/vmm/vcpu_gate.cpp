@@ -89,14 +89,22 @@ Result<void> VcpuGate::State::pause() {
                  .operation = operation,
                  .reason = "must not be called by a vCPU's thread between enter() and leaving"});
   }
+  struct Pause {
+    State& state;
+    bool lasts = false;
+    ~Pause() {
+      if (!lasts) state.end_pause();
+    }
+  };
   ++pauses;
   is_closed = true;
+  Pause pause{.state = *this};  // which ends also where a kick throws
   for (const Seat* seat : seats) {
     if (seat->is_inside && seat->kick) seat->kick();
   }
-  if (left.wait_until(lock, deadline, [&] { return count_inside() == 0; })) return {};
+  pause.lasts = left.wait_until(lock, deadline, [&] { return count_inside() == 0; });
+  if (pause.lasts) return {};
   const auto count = static_cast<std::uint64_t>(count_inside());
-  end_pause();
   return fail({.code = Errc::timed_out,
                .operation = operation,
                .first = Operand::number(count),

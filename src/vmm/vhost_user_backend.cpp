@@ -298,7 +298,7 @@ Result<void> VhostUserBackendMemory::State::set_log(const VhostUserMessage& mess
       serve_operation,
       VhostUserLog::map({.fd = message.fds().front(), .size = wire.size, .offset = wire.offset},
                         options.unsealed));
-  return replace(slots, std::move(next), serve_operation);
+  return replace(slots, next, serve_operation);
 }
 
 Result<std::optional<VhostUserBackendMemory::State::Reply>> VhostUserBackendMemory::State::handle(

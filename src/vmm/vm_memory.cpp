@@ -3,12 +3,13 @@
 #include "vmspace/vmm/vm_memory.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <iterator>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
 
+#include "os/argument_checks.hpp"
+#include "vmm/keep_for_ever.hpp"
 #include "vmm/vm_memory_state.hpp"
 
 namespace vmspace {
@@ -34,11 +35,7 @@ VmMemory::State::~State() {
   // For ever: what is unmapped now might be used later.
   kept_->memory = memory;
   kept_->tasks = listeners.take_unsettled();
-  static std::atomic<Kept*> all_kept{nullptr};  // so that it is known, and no leak
-  kept_->before = all_kept.load();
-  while (!all_kept.compare_exchange_weak(kept_->before, kept_.get())) {
-  }
-  static_cast<void>(kept_.release());
+  detail::keep_for_ever(std::move(kept_));
 }
 
 const char* VmMemory::State::broken_rule(const VmMap& now) const {
@@ -228,11 +225,7 @@ Result<void> VmMemory::transact(const Edit& edit) const {
 
 Result<void> VmMemory::transact(const Edit& edit, const MapOptions& options) const {
   constexpr const char* operation = "VmMemory::transact";
-  if (!edit) {
-    return fail({.code = Errc::invalid_argument,
-                 .operation = operation,
-                 .reason = "the edit must not be empty"});
-  }
+  if (!edit) return detail::invalid(operation, "the edit must not be empty");
   VMSPACE_TRY(state_->change(edit, options, operation));
   return {};
 }

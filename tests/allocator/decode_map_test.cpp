@@ -164,6 +164,15 @@ TEST(DecodeMap, OneThatWasMovedFromIsEmptyAndEntriesStayWhereTheyAre) {
   EXPECT_EQ(moved.find(25), nullptr);  // NOLINT(bugprone-use-after-move)
 }
 
+TEST(DecodeMap, AssigningToItselfChangesNothing) {
+  auto map = *Map::create({{Range::of(0, 9), 1}, {Range::of(20, 29), 2}});
+  Map& self = map;
+  map = std::move(self);
+  EXPECT_EQ(map.entries().size(), 2U);
+  ASSERT_NE(map.find(25), nullptr);
+  EXPECT_EQ(map.find(25), &map.entries()[1]);
+}
+
 TEST(DecodeMap, HoldsValuesThatOnlyMove) {
   using Owner = DecodeMap<std::unique_ptr<int>>;
   std::vector<Owner::Entry> entries;

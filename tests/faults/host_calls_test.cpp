@@ -262,7 +262,7 @@ TEST(SystemCallFaults, Populating) {
                        // The kernel is asked what it knows by calls that may fail; threads are
                        // welcome and not needed.
                        return call == "madvise" || call == "pthread_create" ||
-                              (call == "fallocate" && error == EINTR);
+                              ((call == "fallocate" || call == "fstat") && error == EINTR);
                      });
       EXPECT_TRUE(holds(mapping, 16_MiB - 8_KiB, 8_KiB, 0));
     }

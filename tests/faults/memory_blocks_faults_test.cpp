@@ -2,17 +2,20 @@
 //
 // Memory runs out at every allocation of a change of blocks: what is plugged is as it was.
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
 #include <new>
 #include <vector>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "vmspace/base/try.hpp"
 
 #include "faults/failing_new.hpp"
+#include "snapshot/dirty_scan_support.hpp"
 #include "vmm/memory_blocks_support.hpp"
 
 namespace vmspace::test::memory_blocks_faults_test {
@@ -78,6 +81,33 @@ TEST_F(MemoryBlocksFaults, ATimeoutIsUndoneAlsoWhenMemoryRunsOut) {
   EXPECT_THAT(expect_all_or_nothing([&] { return blocks.unplug(run(2, 6), 0s); }),
               HasError(Errc::timed_out));
   EXPECT_EQ(blocks.plugged(), std::vector{run(0, 9)});
+}
+
+// Plugging that is refused gives pages back while memory is short, and a scan notes what is discarded.
+TEST_F(MemoryBlocksFaults, AScanOfTheMemoryNeedsNoneForBlocksThatAreGivenBack) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 1)));
+  START_SCAN_OR_SKIP(scan, memory.map()->memory);
+  VMSPACE_EXPECT_OK(expect_all_or_nothing([&] { return blocks.plug(run(4, 2)); }));
+  VMSPACE_EXPECT_OK(expect_all_or_nothing([&] { return blocks.unplug(run(4, 2), 1s); }));
+}
+
+TEST_F(MemoryBlocksFaults, AScanReportsWhatWasDiscardedWithoutMemory) {
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 32)));
+  START_SCAN_OR_SKIP(scan, memory.map()->memory);
+  const MemoryRegionPtr region = blocks.region();
+  for (std::uint64_t i = 0; i < 32; i += 2) {
+    granted = 0;
+    const auto discarded = region->mapping().discard(i * block, block);
+    granted = -1;
+    VMSPACE_EXPECT_OK(discarded);
+  }
+  const auto written = VMSPACE_ASSERT_OK(scan.harvest());
+  for (std::uint64_t i = 0; i < 32; i += 2) {
+    EXPECT_TRUE(std::ranges::any_of(written, [&](const GuestRange& range) {
+      return range.contains(run(i, 1));
+    })) << i;
+  }
+  EXPECT_THAT(scan.harvest(), IsOkAndHolds(testing::IsEmpty()));
 }
 
 TEST_F(MemoryBlocksFaults, ARegionIsMadeOrNot) {

@@ -3,8 +3,11 @@
 #include "vmspace/host/populate.hpp"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <array>
+#include <filesystem>
+#include <string>
 
 #include <gtest/gtest.h>
 
@@ -124,6 +127,16 @@ TEST(Populate, AllocatesTheSpaceOfASharedFile) {
   VMSPACE_ASSERT_OK(populate(mapping, {.threads = 2}));
   EXPECT_GE(allocated_bytes(mapping.backing().fd()), size);
   EXPECT_TRUE(holds(mapping, 0, size, 0));
+}
+
+TEST(Populate, AFileThatWasCutOffIsNotMadeLonger) {
+  const TemporaryDirectory directory;
+  const std::string path = directory.file("ram", 1_MiB, ' ');
+  const auto mapping = map_or_die({.source = MemorySource::file, .path = path}, {.size = 1_MiB});
+  ASSERT_EQ(::truncate(path.c_str(), 4096), 0);
+  const auto done = populate(mapping);
+  ASSERT_THAT(done, HasError(Errc::out_of_bounds));
+  EXPECT_EQ(std::filesystem::file_size(path), 4096U);
 }
 
 TEST(Populate, KeepsHugePagesWhole) {

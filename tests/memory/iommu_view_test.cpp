@@ -64,6 +64,12 @@ TEST_F(IommuViewTest, TranslatesEveryKindOfAccess) {
   EXPECT_EQ(back, bytes);
 }
 
+TEST_F(IommuViewTest, AMovedHandleIsStillAHandle) {
+  IoTlb moved = std::move(tlb_);
+  add(entry(0x5000, ram, page));  // to the one that was moved from
+  EXPECT_EQ(moved.entries(), std::vector{entry(0x5000, ram, page)});
+}
+
 TEST_F(IommuViewTest, WithoutATranslationNothingIsFound) {
   IommuView view(reader_, memory_);
   EXPECT_THAT(view.read<std::uint8_t>(at(ram)), HasError(Errc::not_found));

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -62,6 +63,13 @@ TEST(PresentBlocks, ChangesMakeNewSetsAndRefuseWhatIsSoAlready) {
   ASSERT_THAT(less, IsOk());
   EXPECT_EQ((*less)->runs(), (Runs{{63 * block, block}, {128 * block, block}}));
   EXPECT_EQ((*less)->present_size(), 2 * block);
+}
+
+TEST(PresentBlocks, NeverChangeNotEvenWhenTheyAreMoved) {
+  PresentBlocks blocks = *with(none(130), 63, 66);
+  const PresentBlocks moved = std::move(blocks);
+  EXPECT_EQ(blocks, moved);  // NOLINT(bugprone-use-after-move): defined, and shown here
+  EXPECT_EQ(blocks.runs(), (Runs{{63 * block, 66 * block}}));
 }
 
 TEST(PresentBlocks, ManyRunsAreAddedAsOneAfterTheOther) {

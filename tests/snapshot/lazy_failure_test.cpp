@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -137,6 +138,21 @@ TEST_P(LazyRestoreFailures, APageThatCanNotBeReadIsReportedAndRaisesASignal) {
       EXPECT_TRUE(holds_words(data + i * page, base + i * page)) << i;
     }
   }
+}
+
+TEST_P(LazyRestoreFailures, ASourceThatThrowsHasFailed) {
+  const GuestMemory memory = ram();
+  const std::byte* const data = memory.regions()[0]->host_base();
+  source->before_read = [](GuestAddress at, std::size_t bytes) {
+    const GuestRange read{at, bytes};
+    if (read.contains(GuestAddress(base + 5 * page))) throw std::bad_alloc();
+    if (read.contains(GuestAddress(base + 9 * page))) throw 9;
+  };
+  START_RESTORE_OR_SKIP(restore, memory, source, {.on_error = reports.callback()});
+  EXPECT_FALSE(restore.wait(long_enough));
+  EXPECT_TRUE(restore.is_done());
+  EXPECT_EQ(reports.bytes(), 2 * memory.regions()[0]->mapping().page_size());
+  EXPECT_TRUE(holds_words(data + 6 * page, base + 6 * page));
 }
 
 TEST_P(LazyRestoreFailures, BeforeLinux66ThePageIsInaccessible) {

@@ -8,8 +8,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "host/host_support.hpp"
 #include "snapshot/snapshot_support.hpp"
@@ -98,6 +101,32 @@ TEST(WorkingSet, ComesBackFromAFileAndFromASocket) {
   writer.join();
   close(pair[0]);
   close(pair[1]);
+}
+
+TEST(WorkingSet, WaitsForADescriptorThatDoesNotBlock) {
+  std::vector<GuestRange> many;
+  for (std::uint64_t i = 0; i < 200'000; ++i)  // more than the socket takes at a time
+    many.push_back(pages(2 * i, 1));
+  const WorkingSet set = *WorkingSet::make(id, std::move(many));
+  int pair[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair), 0);
+  std::thread writer([&] {
+    VMSPACE_EXPECT_OK(set.save(pair[0]));
+    close(pair[0]);
+  });
+  EXPECT_THAT(WorkingSet::load(pair[1]), IsOkAndHolds(set));
+  close(pair[1]);
+  writer.join();
+}
+
+TEST(WorkingSet, ASocketWithoutAPeerIsAnErrorAndNoSignal) {
+  int pair[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+  close(pair[1]);
+  const auto saved = sample_set().save(pair[0]);
+  close(pair[0]);
+  ASSERT_THAT(saved, HasError(Errc::os));
+  EXPECT_EQ(saved.error().os_errno, EPIPE);
 }
 
 TEST(WorkingSet, IsLittleEndian) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <utility>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -69,6 +70,25 @@ TEST(SplitQueue, KeepsTheBuffersThatItHasReadWhateverTheDriverWritesAfterwards) 
   EXPECT_EQ(chain.id(), (RequestId{.number = 1, .entries = 1}));
   EXPECT_THAT(chain.readable(), ElementsAre(GuestRange{at(data), 16}));
   EXPECT_THAT(chain.writable(), ElementsAre(GuestRange{at(data + 64), 32}));
+}
+
+TEST(SplitQueue, AChainThatWasMovedFromHasNoRequest) {
+  Driver driver(4);
+  SplitQueue queue = driver.queue();
+  DescriptorChain chain;
+  driver.describe(1, data, 16, next, 2);
+  driver.describe(2, data + 64, 32, writable);
+  driver.offer(1);
+  ASSERT_THAT(queue.pop(driver.memory, chain), IsOkAndHolds(true));
+  DescriptorChain kept = std::move(chain);
+  EXPECT_THAT(kept.readable(), SizeIs(1));
+  EXPECT_THAT(kept.writable(), SizeIs(1));
+  EXPECT_THAT(chain.readable(), SizeIs(0));  // NOLINT(bugprone-use-after-move): defined
+  EXPECT_THAT(chain.writable(), SizeIs(0));
+  EXPECT_EQ(chain.id(), RequestId{});
+  chain = std::move(kept);
+  EXPECT_THAT(chain.writable(), ElementsAre(GuestRange{at(data + 64), 32}));
+  EXPECT_THAT(kept.writable(), SizeIs(0));  // NOLINT(bugprone-use-after-move)
 }
 
 TEST(SplitQueue, GoesRoundAndRoundPast16Bits) {

@@ -378,6 +378,21 @@ TEST_F(DmaMappingsTest, DestructionUnmapsWhatItCanWhateverIsRefused) {
   EXPECT_EQ(open_descriptors, 0);
 }
 
+TEST_F(DmaMappingsTest, WhatDevicesKeepStaysMappedAndPinnedForGood) {
+  auto kept = map_region({.name = "kept", .base = GuestAddress(16_GiB)});
+  auto gone = map_region({.name = "gone", .base = GuestAddress(32_GiB)});
+  const std::weak_ptr<const MemoryRegion> watched[] = {kept, gone};
+  {
+    DmaMappings dma = make();
+    VMSPACE_ASSERT_OK(dma.add(MemorySection(std::move(kept))));
+    VMSPACE_ASSERT_OK(dma.add(MemorySection(std::move(gone))));
+    fail_next(0, EINVAL);
+  }
+  EXPECT_TRUE(watched[1].expired());
+  ASSERT_FALSE(watched[0].expired());
+  EXPECT_THAT(watched[0].lock()->mapping().discard(0, 4_KiB), HasError(Errc::bad_state));
+}
+
 TEST_F(DmaMappingsTest, MovesWithItsSections) {
   DmaMappings first = make();
   VMSPACE_ASSERT_OK(first.add(ram));

@@ -256,6 +256,29 @@ TEST_F(KvmListenerTest, APieceThatKvmDoesNotLetGoKeepsItsMemoryUntilItDoes) {
   EXPECT_EQ(kvm.used(), 1u);
 }
 
+TEST_F(KvmListenerTest, MemoryOfASlotThatKvmKeepsStaysMappedForGood) {
+  std::vector<std::weak_ptr<const MemoryRegion>> watched;
+  const auto add_one = [&](KvmMemslots& kvm, std::uint64_t at) {
+    auto region = named("dimm", at, 1_MiB);
+    watched.push_back(region);
+    VMSPACE_ASSERT_OK(kvm.add(MemorySection(std::move(region))));
+  };
+  KvmMemslots kvm = make();
+  add_one(kvm, 8_GiB);
+  add_one(kvm, 9_GiB);
+  fail_next(1);
+  kvm = make();  // as destruction
+  EXPECT_TRUE(watched[0].expired());
+  EXPECT_FALSE(watched[1].expired()) << "the guest still has it";
+  {
+    KvmMemslots other = make();
+    add_one(other, 10_GiB);
+    fail_next(0);
+  }
+  EXPECT_FALSE(watched[2].expired());
+  EXPECT_THAT(slots, SizeIs(2));
+}
+
 TEST_F(KvmListenerTest, MovesWithItsSections) {
   KvmMemslots first = make();
   VMSPACE_ASSERT_OK(first.add(all));

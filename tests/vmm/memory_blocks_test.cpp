@@ -237,6 +237,15 @@ TEST_F(MemoryBlocksTest, TheRegionKeepsItsSize) {
   expect_unchanged(before);
 }
 
+TEST_F(MemoryBlocksTest, AMovedHandleIsStillAHandle) {
+  MemoryBlocks first = blocks;
+  MemoryBlocks second = std::move(first);
+  VMSPACE_EXPECT_OK(first.plug(run(0, 1)));  // NOLINT(bugprone-use-after-move): shown here
+  EXPECT_EQ(second.plugged_size(), block);
+  second = std::move(first);
+  EXPECT_EQ(first.plugged_size(), block);  // NOLINT(bugprone-use-after-move)
+}
+
 TEST_F(MemoryBlocksTest, TheRegionCanMoveAndGo) {
   VMSPACE_ASSERT_OK(blocks.plug(run(3, 2)));
   const auto moved = memory.relocate(blocks.region()->shared_description(), GuestAddress(8_GiB));

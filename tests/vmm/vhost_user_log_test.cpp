@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <numeric>
+#include <utility>
 
 #include "faults/injector.hpp"
 #include "vmm/vhost_user_support.hpp"
@@ -116,6 +117,13 @@ TEST(VhostUserLog, CopiesAreOneLogAndTheLastUnmapsIt) {
     EXPECT_GE(address_space_bytes(), before + 256_MiB);
   }
   EXPECT_LT(address_space_bytes(), before + 128_MiB);
+}
+
+TEST(VhostUserLog, AMovedHandleIsStillAHandle) {
+  LogAndBits made(64);
+  { const VhostUserLog moved = std::move(made.log); }
+  VMSPACE_EXPECT_OK(made.log.mark({GuestAddress(4_KiB), 1}));  // NOLINT(bugprone-use-after-move)
+  EXPECT_THAT(made.marked(), testing::ElementsAre(1));
 }
 
 TEST(VhostUserLog, BeginsWhereTheAreaDoes) {

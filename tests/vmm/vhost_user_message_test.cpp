@@ -166,6 +166,8 @@ TEST(VhostUserMessage, APeerThatClosesIsToldFromOneThatIsSilent) {
     const SocketPair pair;
     EXPECT_THAT(VhostUserMessage::receive(pair.back.value(), milliseconds(1)),
                 HasError(Errc::timed_out));
+    EXPECT_THAT(VhostUserMessage::receive(pair.back.value(), std::chrono::nanoseconds::min()),
+                HasError(Errc::timed_out));
     send_request(pair.front.value(), 1, {});  // nothing was lost
     EXPECT_THAT(receive(pair), IsOk());
   }

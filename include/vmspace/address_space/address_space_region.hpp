@@ -82,8 +82,7 @@ class VMSPACE_EXPORT AddressSpaceRegion {
   /// smaller than the machine's pages, when the backing lacks what its source needs (a path or a
   /// descriptor) or has what its source can't use, when an enumeration holds an unnamed value, or
   /// when numa_node, huge_pages or populate is set without a backing or for source device or
-  /// external. Opens nothing and asks
-  /// nothing of the host but its page size. O(1).
+  /// external. Opens nothing and asks nothing of the host but its page size. O(1).
   [[nodiscard]] static Result<AddressSpaceRegionPtr> make(RegionOptions options);
 
   /// For make(): public so that a region and its reference count are one allocation.

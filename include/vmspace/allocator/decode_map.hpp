@@ -58,6 +58,17 @@ class DecodeMap {
 
   /// No ranges: nothing is found. Allocates nothing.
   DecodeMap() = default;
+  /// `other` is empty afterwards.
+  DecodeMap(DecodeMap&& other) noexcept = default;
+  /// As moving; assigning a map to itself changes nothing.
+  DecodeMap& operator=(DecodeMap&& other) noexcept {
+    DecodeMap moved(std::move(other));
+    std::swap(entries_, moved.entries_);
+    std::swap(origin_, moved.origin_);
+    std::swap(table_, moved.table_);
+    return *this;
+  }
+  ~DecodeMap() = default;
 
   /// Makes a map of these ranges, given in any order. Errors: `overlap`, naming two that do;
   /// `limit_exceeded` above max_ranges. O(n log n).

@@ -114,13 +114,13 @@ class VMSPACE_EXPORT MemoryMapping {
   /// Errors: `zero_size`; `limit_exceeded` for a size or an alignment above 2^62; `misaligned`
   /// unless size, offset and congruent_to are multiples of the backing's page size and the place in
   /// the arena meets the alignment; `unsupported` for a backing of source `external`, and for a
-  /// device that maps nothing, or not this part; `out_of_bounds` past the end of the backing or of the arena;
-  /// `overlap` with a part of the arena that is taken, naming its holder; `bad_alignment` unless
-  /// align is 0 or a power of two; `invalid_argument` for unknown protection bits, and for an
-  /// arena_offset without an arena; `access_denied` for writing to a backing that is not writable, and
-  /// where mmap(2) says so; `unsupported` for a
-  /// hugetlb page size that the kernel lacks; `os`: ENOMEM where the address space is full, or a
-  /// hugetlb pool has too few free pages, which are reserved here. A few system calls.
+  /// device that maps nothing, or not this part; `out_of_bounds` past the end of the backing or of
+  /// the arena; `overlap` with a part of the arena that is taken, naming its holder;
+  /// `bad_alignment` unless align is 0 or a power of two; `invalid_argument` for unknown protection
+  /// bits, and for an arena_offset without an arena; `access_denied` for writing to a backing that
+  /// is not writable, and where mmap(2) says so; `unsupported` for a hugetlb page size that the
+  /// kernel lacks; `os`: ENOMEM where the address space is full, or a hugetlb pool has too few free
+  /// pages, which are reserved here. A few system calls.
   [[nodiscard]] static Result<MemoryMapping> map(const Backing& backing,
                                                  const MappingOptions& options);
 
@@ -233,8 +233,8 @@ class VMSPACE_EXPORT MemoryMapping {
   /// - a shared regular file: a hole, if the backing was declared discardable;
   /// - a private regular file: fresh anonymous memory in its place, since dropping the pages would
   ///   bring back the file's contents. It is bound, advised and counted like all of the mapping;
-  ///   what advise() and set_accessible() said of a part is lost. Each such part is then a mapping of its own to the
-  ///   kernel (vm.max_map_count).
+  ///   what advise() and set_accessible() said of a part is lost. Each such part is then a mapping of
+  ///   its own to the kernel (vm.max_map_count).
   ///
   /// Dirty bitmaps do not notice: under dirty tracking call GuestMemory::mark_dirty() afterwards,
   /// so that a copy of the memory loses the old contents too.

@@ -57,11 +57,11 @@ struct PopulateRange {
 ///
 /// Errors: `invalid_argument` for a null mapping or an unknown access; those of
 /// MemoryMapping::check_part(); `unsupported` for external memory (Backing::is_external());
-/// `access_denied` for what may not be read or written; these are
-/// found before any page is allocated. `unsupported` where an old kernel can't do it safely; `os`:
-/// ENOMEM, EFAULT when pool, file system or memory cgroup have no page left, EHWPOISON: the first
-/// that any thread meets is returned, and pages allocated so far stay. The error's text is that of
-/// its range.
+/// `access_denied` for what may not be read or written; these are found before any page is
+/// allocated. `out_of_bounds` for memory that has been cut off its file; `unsupported` where an old
+/// kernel can't do it safely; `os`: ENOMEM, EFAULT when pool, file system or memory cgroup have no
+/// page left, EHWPOISON: the first that any thread meets is returned, and pages allocated so far
+/// stay. The error's text is that of its range.
 ///
 /// Threads: any; the ranges must stay mapped, and must not be discarded, meanwhile. New threads
 /// have all signals blocked; when none can be started, the calling thread does all the work.

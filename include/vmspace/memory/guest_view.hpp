@@ -30,6 +30,19 @@ namespace vmspace {
 /// time; its bytes may be read from any.
 class GuestView {
  public:
+  GuestView(const GuestView&) noexcept = default;
+  GuestView& operator=(const GuestView&) noexcept = default;
+  /// Takes over the bytes of `other`, which is then empty.
+  GuestView(GuestView&& other) noexcept
+      : map_(std::move(other.map_)), bytes_(std::exchange(other.bytes_, {})) {}
+  /// As moving; what was here is let go.
+  GuestView& operator=(GuestView&& other) noexcept {
+    map_ = std::move(other.map_);
+    bytes_ = std::exchange(other.bytes_, {});
+    return *this;
+  }
+  ~GuestView() = default;
+
   /// The first byte; all size() bytes are contiguous and stay mapped while the view lives. Null
   /// when empty.
   [[nodiscard]] const std::byte* data() const noexcept { return bytes_.data(); }

@@ -120,12 +120,18 @@ class IoTlbReader;
 
 /// The translations of one device, or of all devices in one domain.
 ///
-/// A handle: copies of it are the same table. Threads: every call is safe from any thread; changes are
-/// made one after the other. Each copies the table, so that many entries should come in one call.
+/// A handle: copies of it are the same table, and moving one copies it. Threads: every call is safe from
+/// any thread; changes are made one after the other. Each copies the table, so that many entries should
+/// come in one call.
 ///
 /// Invariant: the entries don't overlap, and there are no more than max_entries.
 class VMSPACE_EXPORT IoTlb {
  public:
+  // No move operations: moving copies the handle, and both stay usable.
+  IoTlb(const IoTlb&) noexcept = default;
+  IoTlb& operator=(const IoTlb&) noexcept = default;
+  ~IoTlb() = default;
+
   /// A table without entries. Errors: `invalid_argument` for max_entries that are not 1 to
   /// 15871.
   [[nodiscard]] static Result<IoTlb> make(IoTlbOptions options = {});
@@ -171,6 +177,7 @@ class VMSPACE_EXPORT IoTlb {
 /// Threads: used by one thread at a time. It must outlive its views, and not be moved while one lives.
 class VMSPACE_EXPORT IoTlbReader {
  public:
+  /// Moves leave a reader that may only be assigned to or destroyed.
   IoTlbReader(IoTlbReader&&) noexcept = default;
   IoTlbReader& operator=(IoTlbReader&&) noexcept = default;
   ~IoTlbReader() = default;

@@ -123,16 +123,17 @@ class VMSPACE_EXPORT MemoryRegion {
   ///
   /// The region holds on to `description`, the object that an AddressSpaceBase holds as well.
   ///
-  /// Errors: `invalid_argument` for a null pointer, for a region without a backing, whatever `options`
-  /// has, for one of source `external` without memory, or with memory of another size, for a numa_mode, unsealed or populate.access that is not a named
-  /// value, needed or not, for a region that asks for pages of another size than `options.backing`
-  /// has, and for blocks of a region of another size; `unsupported` for external memory in an arena,
-  /// with guard pages or in blocks; `access_denied` for memory that can lose pages, as
-  /// `options.unsealed` says; `misaligned` when these are
-  /// not multiples of the page size; those of Backing::open, MemoryMapping::map (`out_of_bounds` also for a
-  /// region that is not inside the arena), bind_to_nodes, use_hugepages and populate. Nothing is
-  /// left of the region then, and the error's text names the region, its guest range and its file.
-  /// A few system calls, and the cost of populate where the region asks for it.
+  /// Errors: `invalid_argument` for a null pointer, for a region without a backing, whatever
+  /// `options` has, for one of source `external` without memory, or with memory of another size,
+  /// for a numa_mode, unsealed or populate.access that is not a named value, needed or not, for a
+  /// region that asks for pages of another size than `options.backing` has, and for blocks of a
+  /// region of another size; `unsupported` for external memory in an arena, with guard pages or in
+  /// blocks; `access_denied` for memory that can lose pages, as `options.unsealed` says;
+  /// `misaligned` when these are not multiples of the page size; those of Backing::open,
+  /// MemoryMapping::map (`out_of_bounds` also for a region that is not inside the arena),
+  /// bind_to_nodes, use_hugepages and populate. Nothing is left of the region then, and the error's
+  /// text names the region, its guest range and its file. A few system calls, and the cost of
+  /// populate where the region asks for it.
   [[nodiscard]] static Result<MemoryRegionPtr> map(AddressSpaceRegionPtr description,
                                                    const MapOptions& options = {});
   /// Maps memory for which no address space has a description. Errors also: those of

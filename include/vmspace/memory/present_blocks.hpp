@@ -22,8 +22,8 @@ using PresentBlocksPtr = std::shared_ptr<const PresentBlocks>;
 
 /// A set of blocks of one region, by their offsets in it.
 ///
-/// Immutable: a change makes a new set. Invariant: the size of a block is a power of two; the sizes
-/// of a slot and of the region are multiples of it.
+/// Immutable: a change makes a new set, and moving copies. Invariant: the size of a block is a power of
+/// two; the sizes of a slot and of the region are multiples of it.
 ///
 /// Threads: every call is const, and may be made from any thread.
 class VMSPACE_EXPORT PresentBlocks {
@@ -35,6 +35,11 @@ class VMSPACE_EXPORT PresentBlocks {
 
     friend bool operator==(const Run&, const Run&) = default;
   };
+
+  // No move operations, which would change what was moved from.
+  PresentBlocks(const PresentBlocks&) = default;
+  PresentBlocks& operator=(const PresentBlocks&) = default;
+  ~PresentBlocks() = default;
 
   /// No block of a region of `region_size` bytes. A table of guest memory elsewhere that can't follow
   /// blocks one by one has the region in slots of `slot_size` bytes (the last one may be smaller).

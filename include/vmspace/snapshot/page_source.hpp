@@ -17,7 +17,8 @@ namespace vmspace {
 
 /// Contents of guest memory, read by guest address.
 ///
-/// Threads: whoever restores may call any of these from several threads at once.
+/// Threads: whoever restores may call any of these from several threads at once. What is thrown there is
+/// an error of the call.
 class VMSPACE_EXPORT PageSource {
  public:
   virtual ~PageSource() = default;

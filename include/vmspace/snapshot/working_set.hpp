@@ -48,12 +48,14 @@ class VMSPACE_EXPORT WorkingSet {
   /// 2^64, and for all 2^64 bytes; `limit_exceeded` above max_ranges. O(n log n).
   [[nodiscard]] static Result<WorkingSet> make(SnapshotId snapshot, std::vector<GuestRange> ranges);
 
-  /// Reads what save() has written, from where the descriptor stands: a file, a pipe or a socket. No
-  /// byte behind it is read. Errors: `corrupt` for anything that save() does not write, also when it
-  /// ends too early; `unsupported` for a version that is not known; `os`. Memory grows with what was
-  /// read, not with what the first bytes promise.
+  /// Reads what save() has written, from where the descriptor stands: a file, a pipe or a stream socket,
+  /// which is waited for, whether or not it blocks. No byte behind it is read. Errors: `corrupt` for
+  /// anything that save() does not write, also when it ends too early; `unsupported` for a version that
+  /// is not known; `os`. Memory grows with what was read, not with what the first bytes promise.
   [[nodiscard]] static Result<WorkingSet> load(int fd);
-  /// Writes it to where the descriptor stands. Errors: `os`, after a part may have been written.
+  /// Writes it to where the descriptor stands, waiting as load() does. Errors: `os`, after a part may have
+  /// been written; EPIPE for a peer that is gone, for which a pipe raises SIGPIPE first unless the process
+  /// ignores it, and a socket doesn't.
   [[nodiscard]] Result<void> save(int fd) const;
 
   /// The snapshot whose pages these are; without one when it has no id.

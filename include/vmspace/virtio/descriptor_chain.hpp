@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 
 #include "vmspace/address_space/guest_range.hpp"
 #include "vmspace/memory/detail/inline_vector.hpp"
@@ -38,8 +39,18 @@ class DescriptorChain {
  public:
   /// No request.
   DescriptorChain() = default;
-  DescriptorChain(DescriptorChain&&) noexcept = default;
-  DescriptorChain& operator=(DescriptorChain&&) noexcept = default;
+  /// Takes over the request of `other`, which then has none.
+  DescriptorChain(DescriptorChain&& other) noexcept
+      : ranges_(std::move(other.ranges_)),
+        readable_(std::exchange(other.readable_, 0)),
+        id_(std::exchange(other.id_, {})) {}
+  /// As moving; the request that was here is dropped.
+  DescriptorChain& operator=(DescriptorChain&& other) noexcept {
+    ranges_ = std::move(other.ranges_);
+    readable_ = std::exchange(other.readable_, 0);
+    id_ = std::exchange(other.id_, {});
+    return *this;
+  }
   ~DescriptorChain() = default;
 
   /// What push_used() takes to give the request back.

@@ -61,8 +61,8 @@ class VMSPACE_EXPORT DmaMappings final : public MemoryListener {
   DmaMappings(DmaMappings&&) noexcept;
   /// What was mapped before is unmapped, as on destruction.
   DmaMappings& operator=(DmaMappings&&) noexcept;
-  /// Unmaps every section. Where the target refuses, devices keep their access, with VFIO to pages
-  /// that nobody else can get; the memory stays pinned for good.
+  /// Unmaps every section. Where the target refuses, devices keep their access: the section stays mapped
+  /// in this process, and pinned, for good.
   ~DmaMappings() override;
 
   /// The target's name; "dma" after a move.

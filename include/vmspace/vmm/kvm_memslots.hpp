@@ -107,7 +107,8 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
   /// The slots held before are cleared, as on destruction.
   KvmMemslots& operator=(KvmMemslots&&) noexcept;
   /// Clears every slot, so that the guest keeps no memory that the host is about to unmap. Their
-  /// dirty logs are gone. The number of a slot that KVM refuses to delete stays taken in the pool.
+  /// dirty logs are gone. The number of a slot that KVM refuses to delete stays taken in the pool, and a
+  /// section in it stays mapped, for good.
   ~KvmMemslots() override;
 
   /// Shows `memory` to the guest, in as many slots as it needs; all of it or nothing.

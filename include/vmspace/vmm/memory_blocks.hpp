@@ -73,6 +73,11 @@ enum class BlockState : std::uint8_t { plugged, unplugged, mixed };
 /// and a change that has not finished, and ERROR for all others (virtio 1.2, section 5.15.6).
 class VMSPACE_EXPORT MemoryBlocks {
  public:
+  // No move operations: moving copies the handle, and both stay usable.
+  MemoryBlocks(const MemoryBlocks&) noexcept = default;
+  MemoryBlocks& operator=(const MemoryBlocks&) noexcept = default;
+  ~MemoryBlocks() = default;
+
   /// Adds a region in which only `options.plugged` is present. It is marked hotplug, so that e820()
   /// leaves it out: the guest learns from the device what is there. Pages are populated as blocks are
   /// plugged, where the region asks for it. Errors: `misaligned` unless the base, and the requested

@@ -25,7 +25,7 @@
 namespace vmspace {
 
 /// A stretch of mapped guest memory, as listeners see it: a region, or a part of one. It keeps the
-/// region mapped.
+/// region mapped. One that was moved from may only be assigned to or destroyed.
 class MemorySection {
  public:
   /// All of a region, which is not null.

@@ -75,7 +75,8 @@ class VMSPACE_EXPORT MemoryRecorder final : public MemoryListener {
   /// when it is a remove(), which may not throw. Replaces what refuse() and this said before.
   void run_out_of_memory(std::size_t n) noexcept;
   /// Calls `hook` with the line of each call before anything is done. An error that it returns, or
-  /// an exception that it throws, is the outcome of the call. An empty one takes the hook away.
+  /// an exception that it throws, is the outcome of the call. An empty one takes the hook away. A hook
+  /// must not be replaced while it runs.
   void on_call(std::function<Result<void>(std::string_view line)> hook) noexcept;
 
   /// The calls so far, a line each: `prepare -rom [0xf0000-0xfffff] +ram0 [0x0-0x9ffff]`, with

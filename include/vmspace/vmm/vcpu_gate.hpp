@@ -58,8 +58,8 @@ class VMSPACE_EXPORT VcpuGate final : public VmGate {
   class Vcpu;
 
   /// Takes the vCPU out of KVM_RUN, also where it is only about to call it. Called by the thread that
-  /// pauses, once a pause at most, with a lock held: must neither block, nor throw, nor call the gate.
-  /// An empty one is not called: the vCPU leaves by itself, or the pause times out.
+  /// pauses, once a pause at most, with a lock held: must neither block nor call the gate. What it
+  /// throws ends the pause, and is thrown on. An empty one kicks nobody: the vCPU is only waited for.
   using Kick = std::function<void()>;
 
   /// An open gate without vCPUs. A pause waits for so long until all have left.

@@ -33,7 +33,8 @@ struct VhostUserLogArea {
   friend bool operator==(const VhostUserLogArea&, const VhostUserLogArea&) = default;
 };
 
-/// A mapped log, or none. A handle: copies are one log, which the last of them unmaps.
+/// A mapped log, or none. A handle: copies are one log, which the last of them unmaps, and moving one
+/// copies it.
 ///
 /// Threads: any.
 class VMSPACE_EXPORT VhostUserLog {
@@ -43,6 +44,10 @@ class VMSPACE_EXPORT VhostUserLog {
 
   /// No log: marking does nothing.
   VhostUserLog() noexcept = default;
+  // No move operations: what was moved from would mark nothing, or what is unmapped.
+  VhostUserLog(const VhostUserLog&) noexcept = default;
+  VhostUserLog& operator=(const VhostUserLog&) noexcept = default;
+  ~VhostUserLog() = default;
 
   /// Maps a log that another process has described, trusting none of it. The descriptor can be
   /// closed afterwards.

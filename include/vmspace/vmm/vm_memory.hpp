@@ -175,13 +175,13 @@ class VMSPACE_EXPORT VmMemory final : public RegionLedger {
   /// Several changes at once, wholly or not at all. Memory of regions that leave goes when nobody
   /// uses the old map any more: see wait_released().
   ///
-  /// A region that differs in its base only has moved, and keeps its memory. Errors: those of `edit`,
-  /// and `invalid_argument` for an empty one; `bad_state` when which region moved is ambiguous, since
-  /// several differ in their base alone, when another change of one of the regions has not finished,
-  /// and when a range that has memory changes what it is in one step (`disruptive`, see MemoryChange)
-  /// and there is no gate; `would_deadlock`; those of mapping and of the listeners. What a listener throws is thrown on, after everything was
-  /// undone. `inconsistent` when undoing failed as well: unsettled() then lists what is left, which
-  /// collect() and every later change try to put right.
+  /// A region that differs in its base only has moved, and keeps its memory. Errors: `invalid_argument`
+  /// for an empty `edit`; those of `edit`; `bad_state` when which region moved is ambiguous, since several
+  /// differ in their base alone, when another change of one of the regions has not finished, and when a
+  /// range that has memory changes what it is in one step (`disruptive`, see MemoryChange) and there is no
+  /// gate; `would_deadlock`; those of mapping and of the listeners. What a listener throws is thrown on,
+  /// after everything was undone. `inconsistent` when undoing failed as well: unsettled() then lists
+  /// what is left, which collect() and every later change try to put right.
   [[nodiscard]] Result<void> transact(const Edit& edit) const override;
   /// As above; new regions are mapped as the options say.
   [[nodiscard]] Result<void> transact(const Edit& edit, const MapOptions& options) const;
