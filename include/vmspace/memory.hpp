@@ -8,6 +8,7 @@
 #include "vmspace/host.hpp"
 #include "vmspace/memory/dirty_bitmap.hpp"
 #include "vmspace/memory/dirty_tracking.hpp"
+#include "vmspace/memory/discard_memory.hpp"
 #include "vmspace/memory/endian.hpp"
 #include "vmspace/memory/guest_cursor.hpp"
 #include "vmspace/memory/guest_io.hpp"

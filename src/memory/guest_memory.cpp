@@ -91,7 +91,8 @@ Result<void> check_neighbours(std::span<const MemoryRegionPtr> sorted, const Mem
 
 /// Of two regions in the order of their host addresses.
 bool share_memory(const MemoryRegion* lower, const MemoryRegion* upper) {
-  return static_cast<std::uint64_t>(upper->host_base() - lower->host_base()) < lower->size();
+  const auto first = reinterpret_cast<std::uintptr_t>(lower->host_base());
+  return reinterpret_cast<std::uintptr_t>(upper->host_base()) - first < lower->size();
 }
 
 /// `overlap` of a region with one that has some of its memory. A byte of this process has one guest

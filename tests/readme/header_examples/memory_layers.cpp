@@ -40,6 +40,7 @@ struct Ring {
 };
 Result<IoTlbEntry> ask_the_iommu(GuestAddress iova, Access access);
 void interrupt();
+void refuse(const Error& error);
 
 Result<void> memory_map_picture(const GuestMemory& memory, const AddressSpace& space) {
   // from vmspace/address_space/memory_map_svg.hpp
@@ -72,6 +73,14 @@ Result<void> page_scan(MemoryMapping& mapping) {
   }
   // end
   return {};
+}
+
+void discarding(const GuestMemory& memory, std::span<const GuestRange> reported) {
+  // from vmspace/memory/discard_memory.hpp
+  for (const GuestRange& range : reported) {
+    if (const auto done = discard_memory(memory, range); !done) refuse(done.error());
+  }
+  // end
 }
 
 Result<void> dirty_tracking(const GuestMemory& memory, const std::vector<KvmDirtyLog>& logs) {
