@@ -256,12 +256,17 @@ def draw_restore(figures):
     ticks = [64, 256, 1024]
     axes.set_xticks(ticks, ["64 MiB", "256 MiB", "1 GiB"])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    for line in axes.get_lines():
-        name = {"lazy_set": "lazy, working set"}.get(line.get_label(), line.get_label())
-        axes.annotate(f"{name}: {time_text(line.get_ydata()[-1])}", (line.get_xdata()[-1], line.get_ydata()[-1]),
-                      xytext=(8, 0), textcoords="offset points", va="center", color=line.get_color())
     figure.tight_layout(rect=(0, 0, 0.98, 1))
     figure.subplots_adjust(right=0.7)
+    below = float("-inf")  # where the label below is, in points
+    for line in sorted(axes.get_lines(), key=lambda line: line.get_ydata()[-1]):
+        end = (line.get_xdata()[-1], line.get_ydata()[-1])
+        height = axes.transData.transform(end)[1] * 72 / figure.dpi
+        lift = max(0, below + 13 - height)
+        below = height + lift
+        name = {"lazy_set": "lazy, working set"}.get(line.get_label(), line.get_label())
+        axes.annotate(f"{name}: {time_text(end[1])}", end, xytext=(8, lift), textcoords="offset points", va="center",
+                      color=line.get_color())
     save(figure, "restore_time.svg")
 
 
