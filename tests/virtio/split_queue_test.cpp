@@ -58,14 +58,20 @@ TEST(SplitQueue, GivesTheBuffersOfARequestAndTakesItBack) {
   EXPECT_THAT(queue.push_used(driver.memory, {5, 1}, 513), HasError(Errc::bad_state));
 }
 
-TEST(SplitQueue, KeepsTheBuffersThatItHasReadWhateverTheDriverWritesAfterwards) {
-  Driver driver(4);
-  SplitQueue queue = driver.queue();
+/// A request, number 1, of 16 bytes to read and 32 to write.
+DescriptorChain pop_read_and_write(Driver& driver, SplitQueue& queue) {
   DescriptorChain chain;
   driver.describe(1, data, 16, next, 2);
   driver.describe(2, data + 64, 32, writable);
   driver.offer(1);
-  ASSERT_THAT(queue.pop(driver.memory, chain), IsOkAndHolds(true));
+  EXPECT_THAT(queue.pop(driver.memory, chain), IsOkAndHolds(true));
+  return chain;
+}
+
+TEST(SplitQueue, KeepsTheBuffersThatItHasReadWhateverTheDriverWritesAfterwards) {
+  Driver driver(4);
+  SplitQueue queue = driver.queue();
+  const DescriptorChain chain = pop_read_and_write(driver, queue);
   ASSERT_THAT(driver.memory.fill({driver.options.descriptors, 4 * 16}, std::byte{0xff}), IsOk());
   EXPECT_EQ(chain.id(), (RequestId{.number = 1, .entries = 1}));
   EXPECT_THAT(chain.readable(), ElementsAre(GuestRange{at(data), 16}));
@@ -75,11 +81,7 @@ TEST(SplitQueue, KeepsTheBuffersThatItHasReadWhateverTheDriverWritesAfterwards) 
 TEST(SplitQueue, AChainThatWasMovedFromHasNoRequest) {
   Driver driver(4);
   SplitQueue queue = driver.queue();
-  DescriptorChain chain;
-  driver.describe(1, data, 16, next, 2);
-  driver.describe(2, data + 64, 32, writable);
-  driver.offer(1);
-  ASSERT_THAT(queue.pop(driver.memory, chain), IsOkAndHolds(true));
+  DescriptorChain chain = pop_read_and_write(driver, queue);
   DescriptorChain kept = std::move(chain);
   EXPECT_THAT(kept.readable(), SizeIs(1));
   EXPECT_THAT(kept.writable(), SizeIs(1));

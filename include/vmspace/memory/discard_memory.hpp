@@ -25,9 +25,9 @@ namespace vmspace {
 ///
 /// Errors, naming the region: `misaligned` unless the range is whole pages of each region; those of
 /// every write access; those of MemoryMapping::discard, such as `bad_state` where a device has the
-/// memory pinned for DMA. Nothing is given back when the range is not as it must be; after an error in
-/// a later region, what lies below that is. An empty range is none. Any thread may call it. O(pages
-/// given back).
+/// memory pinned for DMA. Nothing is given back when the range is not as it must be; after an error
+/// in a later region, what lies below that is. An empty range gives back nothing. Any thread may
+/// call it. O(pages given back).
 [[nodiscard]] VMSPACE_EXPORT Result<void> discard_memory(const GuestMemory& memory,
                                                          GuestRange range);
 
