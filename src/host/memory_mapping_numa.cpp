@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <climits>
 #include <utility>
 
@@ -33,12 +34,25 @@ bool has_bit(std::span<const unsigned long> mask, std::uint32_t node) {
   return (mask[node / mask_word_bits] >> (node % mask_word_bits) & 1) != 0;
 }
 
+/// The error of a call that has just failed.
+tl::unexpected<Error> refused(Operand what, const char* call) {
+  const int error = errno;
+  if (error != EPERM) return fail_os(bind_operation, what, call, error);
+  return fail({.code = Errc::access_denied,
+               .operation = bind_operation,
+               .first = what,
+               .reason =
+                   "this process may not ask for NUMA nodes: container engines allow get_mempolicy "
+                   "and mbind with CAP_SYS_NICE",
+               .os_errno = error});
+}
+
 /// mbind itself silently ignores nodes that do not exist, as long as one of the mask does.
 Result<void> check_nodes(std::span<const std::uint32_t> nodes) {
   std::array<unsigned long, node_limit / mask_word_bits> allowed{};
   if (kernel().get_mempolicy(nullptr, allowed.data(), node_limit, nullptr, MPOL_F_MEMS_ALLOWED) !=
       0) {
-    return fail_os(bind_operation, Operand::number(nodes.front()), "get_mempolicy");
+    return refused(Operand::number(nodes.front()), "get_mempolicy");
   }
   for (const std::uint32_t node : nodes) {
     if (node >= node_limit || !has_bit(allowed, node)) {
@@ -84,7 +98,7 @@ Result<void> MemoryMapping::bind_to_nodes(NumaPolicy policy) {
   // The kernel reads one bit fewer than it is told.
   const unsigned long bits = mask.empty() ? 0 : mask.size() * mask_word_bits + 1;
   if (kernel().mbind(data_, size_, mode, mask.empty() ? nullptr : mask.data(), bits, 0) != 0) {
-    return fail_os(bind_operation, Operand::span(0, size_), "mbind");
+    return refused(Operand::span(0, size_), "mbind");
   }
   numa_policy_ = std::move(policy);
   return {};

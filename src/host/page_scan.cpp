@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstddef>
 #include <optional>
 #include <span>
@@ -17,6 +18,7 @@
 #include "host/guarded_access.hpp"
 #include "host/present_pages.hpp"
 #include "host/written_pages.hpp"
+#include "os/kernel_values.hpp"
 #include "os/page_size.hpp"
 #include "os/system_calls.hpp"
 
@@ -213,6 +215,14 @@ Result<Extent> PageScan::State::populate(Extent part) const {
   const std::uint64_t begin = part.offset / page * page;
   if (retry([&] { return kernel().madvise(mapping_.data() + begin, page, MADV_POPULATE_READ); }) !=
       0) {
+    if (errno == EINVAL) {
+      return fail({.code = Errc::unsupported,
+                   .operation = next_operation,
+                   .first = Operand::span(begin, page),
+                   .reason = "this kernel can't read memory that may be absent without a signal "
+                             "(Linux 5.14 and later can)",
+                   .os_errno = errno});
+    }
     return fail_os(next_operation, Operand::span(begin, page),
                    "reading memory that may be absent needs a free page of the hugetlb pool: "
                    "enlarge the pool or populate the memory first");

@@ -14,6 +14,7 @@
 #include "vmspace/base/try.hpp"
 
 #include "memory/present_parts.hpp"
+#include "os/kernel_values.hpp"
 #include "os/system_calls.hpp"
 #include "os/thread.hpp"
 #include "snapshot/live_snapshot_state.hpp"
@@ -88,6 +89,14 @@ Result<void> LiveSnapshot::State::open(const LiveSnapshotOptions& options) {
   const std::uint64_t available = VMSPACE_TRY(Userfault::available(prepare_operation));
   features |= available & feature::write_protect_absent;
   populate = (available & feature::write_protect_absent) == 0;
+  if (populate && !detail::kernel_knows_advice(MADV_POPULATE_READ)) {
+    return fail(
+        {.code = Errc::unsupported,
+         .operation = prepare_operation,
+         .reason =
+             "this kernel can neither protect absent pages (Linux 6.4 and later can) nor bring "
+             "them in first (5.14 and later)"});
+  }
   Userfault opened = VMSPACE_TRY(Userfault::open(prepare_operation, features));
   const auto shared = std::make_shared<const Userfault>(std::move(opened));
   {

@@ -143,6 +143,12 @@ Result<void> RestoredRegion::require_untouched(const char* operation) const {
 }
 
 Result<void> RestoredRegion::map_alias(const char* operation) {
+  if (!kernel_knows_advice(MADV_POPULATE_WRITE)) {
+    return fail(
+        {.code = Errc::unsupported,
+         .operation = operation,
+         .reason = "this kernel can't fill shared memory page by page (Linux 5.14 and later can)"});
+  }
   const Backing& backing = region_->backing();
   const std::uint64_t size = region_->size();
   // Shared anonymous memory has no descriptor; an old size of 0 maps its pages a second time.

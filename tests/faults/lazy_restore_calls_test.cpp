@@ -228,6 +228,7 @@ TEST_P(LazyRestoreCalls, AnAnswerThatFailsIsGivenAgainOrReported) {
 
 TEST_P(LazyRestoreCalls, WithoutPagemapAndSys) {
   const auto source = std::make_shared<WordSource>();
+  { START_RESTORE_OR_SKIP(works, ram(), source); }
   const GuestMemory memory = ram();
   Injector injector;
   injector.hide_proc_and_sys();
@@ -238,6 +239,27 @@ TEST_P(LazyRestoreCalls, WithoutPagemapAndSys) {
     return;
   }
   VMSPACE_ASSERT_OK(restore->wait(long_enough));
+  expect_restored(memory, *source);
+}
+
+TEST_P(LazyRestoreCalls, WhereSharedMemoryCantBeFilledItIsUnsupportedAndNothingIsLost) {
+  const auto source = std::make_shared<WordSource>();
+  { START_RESTORE_OR_SKIP(works, ram(), source); }
+  const GuestMemory memory = ram();
+  {
+    Injector injector;
+    injector.forget_populating();
+    const auto restore = LazyRestore::start(memory, source);
+    if (!memory.regions()[0]->backing().is_shared()) {
+      ASSERT_THAT(restore, IsOk());
+      VMSPACE_ASSERT_OK(restore->wait(long_enough));
+      return;
+    }
+    ASSERT_THAT(restore, HasError(Errc::unsupported));
+    EXPECT_THAT(restore.error().message(), ::testing::HasSubstr("5.14"));
+  }
+  START_RESTORE_OR_SKIP(restore, memory, source);
+  VMSPACE_ASSERT_OK(restore.wait(long_enough));
   expect_restored(memory, *source);
 }
 

@@ -97,6 +97,10 @@ TEST_F(PageScanHuge, WhatOnlyTouchingCouldTellIsAnErrorAndNoSignal) {
     EXPECT_NE(found.error().message().find("pool"), std::string::npos);
   }
   EXPECT_EQ(scan_or_die(mapping), (std::vector<Extent>{{0, 3 * huge}}));
+  Injector injector;
+  injector.forget_populating();
+  EXPECT_THAT(scan(with_a_hole({.source = MemorySource::hugeanon, .sharing = Sharing::map_shared})),
+              HasError(Errc::unsupported));
 }
 
 }  // namespace

@@ -291,6 +291,11 @@ TEST(LiveSnapshot, HoldsTheInstantWhereAbsentPagesCantBeProtectedAndNobodyKnowsW
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
     return detail::real_system_calls.pwrite(fd, from, size, offset);
   };
+  const auto populate = injector.table().madvise;
+  injector.forget_populating();
+  EXPECT_THAT(prepare_live(memory, file.fd()),
+              AnyOf(HasError(Errc::unsupported), HasError(Errc::access_denied)));
+  injector.table().madvise = populate;
   PREPARE_OR_SKIP(snapshot, memory, file.fd());
   VMSPACE_ASSERT_OK(snapshot.take());
   VMSPACE_ASSERT_OK(memory.write(far, std::uint64_t{2}));

@@ -177,7 +177,8 @@ class VMSPACE_EXPORT MemoryMapping {
   /// Binds pages yet to be allocated to host nodes (mbind(2)): call it before anything touches the
   /// memory. Errors: `bad_state` after close(); `invalid_argument` for an unknown mode, or when
   /// mode and number of nodes do not match; `not_found` for a node that does not exist, has no
-  /// memory, or is not allowed to this process; `unsupported`; `os`. Two system calls.
+  /// memory, or is not allowed to this process; `access_denied` in a container that refuses the calls;
+  /// `unsupported` where the kernel has no NUMA; `os`. Two system calls.
   [[nodiscard]] Result<void> bind_to_nodes(NumaPolicy policy);
   /// The policy of the last bind_to_nodes() that succeeded.
   [[nodiscard]] const NumaPolicy& numa_policy() const noexcept { return numa_policy_; }

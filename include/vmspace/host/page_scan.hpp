@@ -94,11 +94,11 @@ class VMSPACE_EXPORT PageScan {
   /// no DirtyScan watches; `out_of_bounds` past the end of the mapping, for from > end, and for a file
   /// that was truncated; `access_denied` for PageQuery::zero of memory that may not be read;
   /// `unsupported` for memory that something else has mapped, but for PageQuery::data, which then
-  /// reports all of it, and for PageQuery::written before Linux 6.7 or without /proc; `fault` where
-  /// reading finds that a page is gone, under a FaultGuard; `invalid_argument` for an unknown query;
-  /// `os`: EFAULT or ENOMEM for a hugetlb page that could only be examined by touching it, while the
-  /// pool is empty; EIO for one that is broken. A few system calls for every few thousand pages and for
-  /// every extent; for PageQuery::zero also reads what is present.
+  /// reports all of it, for PageQuery::written before Linux 6.7 or without /proc, and before 5.14 for
+  /// a hugetlb page that could only be examined by touching it; `fault` where reading finds that a
+  /// page is gone, under a FaultGuard; `invalid_argument` for an unknown query; `os`: EFAULT or ENOMEM
+  /// for such a hugetlb page while the pool is empty; EIO for one that is broken. A few system calls
+  /// for every few thousand pages and for every extent; for PageQuery::zero also reads what is present.
   [[nodiscard]] Result<Extent> next(std::uint64_t from, std::uint64_t end);
 
  private:
