@@ -15,22 +15,36 @@ list(APPEND without_memcheck dirty_scan_kvm_test handover_kvm_test tiny_vm_test 
 # userfaultfd(2): a thread that waits for a page keeps valgrind from running the one that would bring it.
 list(APPEND without_memcheck lazy_restore_calls_test lazy_restore_test live_snapshot_faults_test
      live_snapshot_test userfault_test)
+list(APPEND without_memcheck_dirty_scan_test *WatchedRestore*)
 
-# It repeats its changes so often that it takes many minutes here.
+# They repeat their changes so often that they take many minutes here.
 list(APPEND without_memcheck vm_memory_leaks_test)
+list(APPEND without_memcheck_resource_claim_test
+     ResourceClaimText.AChangedByteIsAnErrorOrReadsAsClaimsThatReadBackAsTheyAre
+     ResourceClaimText.LongHostileLinesAreErrorsLikeShortOnes)
+list(APPEND without_memcheck_resource_manager_test
+     ResourceHostileTest.ThousandsOfBridgesAndRangesAreAdoptedAndCheckedAndLetGo
+     ResourceManagerTest.AListOfManyRequestsIsGivenBackWhenItsLastFails)
 
 # What faults on purpose is an invalid access.
 list(APPEND without_memcheck fault_guard_test)
 list(APPEND without_memcheck_page_scan_test PageScanKinds.APageThatGoesBeforeItIsReadIsAnErrorAndNoSignal)
 
-# Memory is valgrind's, of which mallinfo2(3) knows nothing.
+# Memory is valgrind's, of which mallinfo2(3) knows nothing, and which it maps as it likes.
 list(APPEND without_memcheck_growth_test GrowthCheck.FindsMemoryThatIsNeverFreed)
+list(APPEND without_memcheck_guest_memory_map_test GuestMemoryMap.ABackingTooShortForAllRegionsIsRefused)
+list(APPEND without_memcheck_handover_hostile_test HostileHandover.IsRefusedWhereverItEnds
+     HostileHandover.AlteredAnywhereItIsRefusedOrAGuest)
+
+# It has descriptors of its own above the limit, and closes what lies there.
+list(APPEND without_memcheck_handover_hostile_test HostileHandover.WithoutRoomForDescriptorsItIsRefused)
 
 # mmap(2): 64 GiB and more are refused, with EINVAL, and MAP_FIXED_NOREPLACE is ignored.
 list(APPEND without_memcheck_arena_test HostArena.BadOptionsAreErrors
      HostArena.HugetlbMemoryHasItsPlaceOrLeavesItReserved)
 list(APPEND without_memcheck_memory_blocks_test
      MemoryBlocksTest.NoPatternOfBlocksTakesMoreMappingsThanThereAreSlots)
+list(APPEND without_memcheck_memory_blocks_model_test MemoryBlocksModel_RapidCheck.EverythingAgreesWhateverFails)
 list(APPEND without_memcheck_memory_mapping_test MemoryMapping.SizesAboveTheAddressSpaceAreErrors)
 list(APPEND without_memcheck_host_calls_test SystemCallFaults.MappingADevice
      SystemCallFaults.MappingEachBacking SystemCallFaults.MappingInAnArena

@@ -7,6 +7,7 @@
 
 #include <cinttypes>
 #include <cstdio>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,8 @@ struct Machine {
   const char* what;
   AddressSpaceLayout frame;
   Requests requests;
+
+  friend void PrintTo(const Machine& machine, std::ostream* out) { *out << machine.file; }
 };
 
 AddressSpaceLayout pc(const X86LayoutOptions& options = {.phys_bits = 46}) {
