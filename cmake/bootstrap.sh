@@ -16,7 +16,7 @@
 set -eu
 
 usage() {
-  echo "usage: sh cmake/bootstrap.sh demo|test|docs|clients|valgrind|shared|release|report|asan|tsan|clang|coverage|fuzz|soak|package|aarch64|s390x ..." >&2
+  echo "usage: sh cmake/bootstrap.sh demo|test|docs|clients|lesser|valgrind|shared|release|report|asan|tsan|clang|coverage|fuzz|soak|package|aarch64|s390x ..." >&2
   exit 2
 }
 
@@ -27,7 +27,7 @@ packages_for() {
   case $1 in
     demo) echo "$library" ;;
     docs) echo "$library doxygen doxygen-awesome-css" ;;
-    test | shared) echo "$library $tests" ;;
+    test | shared | lesser) echo "$library $tests" ;;
     valgrind) echo "$library $tests valgrind" ;;
     clients) echo "$library $tests libcli11-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev qemu-system-x86 qemu-utils busybox-static" ;;
     asan | tsan | soak) echo "$library $tests ccache" ;;

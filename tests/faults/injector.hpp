@@ -9,6 +9,8 @@
 
 #pragma once
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -18,9 +20,11 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
+#include "os/kernel_values.hpp"
 #include "os/system_calls.hpp"
 
 namespace vmspace::test {
@@ -115,6 +119,17 @@ class Injector {
     };
   }
 
+  /// From now on no advice makes pages present, as before Linux 5.14. Lasts as long as the injector; the
+  /// calls to madvise are not counted any more.
+  void forget_populating() {
+    calls_.madvise = [](void* start, std::size_t size, int advice) {
+      if (advice != MADV_POPULATE_READ && advice != MADV_POPULATE_WRITE)
+        return detail::real_system_calls.madvise(start, size, advice);
+      errno = EINVAL;
+      return -1;
+    };
+  }
+
   /// The table in force, for a test that needs a call to do something else.
   [[nodiscard]] detail::SystemCalls& table() { return calls_; }
 
@@ -158,6 +173,15 @@ class Injector {
     return now.error;
   }
 
+  /// Whether a descriptor is of /proc/self/pagemap.
+  static bool is_pagemap(int fd) {
+    std::array<char, 64> path{};
+    const auto size =
+        ::readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), path.data(), path.size());
+    return size > 0 &&
+           std::string_view(path.data(), static_cast<std::size_t>(size)).ends_with("/pagemap");
+  }
+
   template <auto member>
   struct Route;
 
@@ -165,13 +189,24 @@ class Injector {
   struct Route<member> {
     static inline const char* name = "";
 
+    /// Before Linux 6.7 page tables are read where they are scanned later, and other calls stand in for
+    /// both; for a pread of a file none does.
+    static const char* name_of(A... arguments) {
+      if constexpr (std::is_same_v<decltype(member), decltype(&detail::SystemCalls::pread)>) {
+        if (is_pagemap(std::get<0>(std::tie(arguments...)))) return "pread of pagemap";
+      }
+      return name;
+    }
+
     static R call(A... arguments) {
-      const int error = error_for(name);
+      const int error = error_for(name_of(arguments...));
       if (error == 0) return (detail::real_system_calls.*member)(arguments...);
       // What the errors of these two mean: the descriptor is closed all the same (close(2)), and
       // there is no errno (pthread_create(3)).
-      if constexpr (std::is_same_v<decltype(member), int (*detail::SystemCalls::*)(int)>) {
-        (detail::real_system_calls.*member)(arguments...);
+      if constexpr (std::is_same_v<decltype(member), decltype(&detail::SystemCalls::close)>) {
+        // userfaultfd(2) has the same type, and opens.
+        if (member == &detail::SystemCalls::close)
+          (detail::real_system_calls.*member)(arguments...);
       }
       if constexpr (sizeof...(A) == 4 && (std::is_same_v<A, pthread_t*> || ...)) return error;
       errno = error;

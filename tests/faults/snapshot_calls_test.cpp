@@ -77,7 +77,7 @@ struct SnapshotChangesCalls : ::testing::Test {
 TEST_F(SnapshotChangesCalls, ASaveThatFailsSaysSoAndLeavesNoSnapshot) {
   bool complete = false;
   fail_each_call(
-      {"lseek", "open", "ioctl", "mincore"},
+      {"lseek", "open", "ioctl", "pread of pagemap", "mincore"},
       [&] {
         EXPECT_EQ(ftruncate(changes.fd(), 0), 0);
         const auto saved = save_changes();
@@ -154,7 +154,7 @@ TEST_F(SnapshotStreamCalls, ASaveOrARestoreThatFailsSaysSo) {
   const GuestMemory target = guest({{base, 4 * page, Protection::read_write, MemorySource::shmem}});
   ASSERT_TRUE(target.fill({GuestAddress(base), 4 * page}, std::byte{1}));
   fail_each_call(
-      {"lseek", "open", "ioctl", "mincore"},
+      {"lseek", "open", "ioctl", "pread of pagemap", "mincore"},
       [&]() -> Result<void> {
         const auto saved = save_snapshot(memory, ends[1], {.checksums = true});
         if (!saved) return fail(saved.error());

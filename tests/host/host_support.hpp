@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -15,6 +16,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -196,6 +199,26 @@ inline std::uint64_t address_space_bytes() {
   std::uint64_t pages = 0;
   std::ifstream("/proc/self/statm") >> pages;
   return pages * page_size();
+}
+
+/// Whether memory can't be bound to nodes here: mbind(2) is ENOSYS without CONFIG_NUMA, and EPERM under the
+/// seccomp filters of containers.
+template <typename T>
+bool may_not_bind(const Result<T>& bound) {
+  return !bound &&
+         (bound.error().code == Errc::unsupported || bound.error().code == Errc::access_denied);
+}
+
+/// Whether page tables can be scanned (PAGEMAP_SCAN, since Linux 6.7).
+inline bool can_scan_page_tables() {
+  const int pagemap = ::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  if (pagemap < 0) return false;
+  std::array<std::uint64_t, 12> nothing{};
+  const int result =
+      ::ioctl(pagemap, _IOC(_IOC_READ | _IOC_WRITE, 'f', 16, sizeof(nothing)), nothing.data());
+  const bool is_known = result == 0 || errno != ENOTTY;
+  ::close(pagemap);
+  return is_known;
 }
 
 /// The kernel's area that contains `address`, as /proc/self/maps writes its permissions (`rw-p`);

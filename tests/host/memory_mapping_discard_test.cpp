@@ -206,13 +206,16 @@ TEST(Discard, HugetlbfsFile) {
 
 TEST(Discard, LockedMemoryIsGivenBackAndStaysLocked) {
   for (const BackingSpec& spec :
-       {BackingSpec{.source = MemorySource::anon}, BackingSpec{.source = MemorySource::shmem},
+       {BackingSpec{.source = MemorySource::shmem}, BackingSpec{.source = MemorySource::anon},
         BackingSpec{.source = MemorySource::shmem, .sharing = Sharing::map_private}}) {
     const auto mapping = map_or_die(spec, {.size = 64_KiB});
     fill(mapping, 0xa5);
     // A part, so that locked and other pages are discarded together.
     VMSPACE_ASSERT_OK(mapping.lock(16_KiB, 32_KiB));
-    VMSPACE_ASSERT_OK(mapping.discard(8_KiB, 16_KiB));
+    const auto done = mapping.discard(8_KiB, 16_KiB);
+    // Private pages, before Linux 5.18.
+    if (!done && done.error().code == Errc::unsupported) GTEST_SKIP() << done.error().message();
+    VMSPACE_ASSERT_OK(done);
     EXPECT_EQ(mapping.residency(8_KiB, 16_KiB)->resident, 0U);
     EXPECT_TRUE(holds(mapping, 0, 8_KiB, 0xa5));
     EXPECT_TRUE(holds(mapping, 24_KiB, 40_KiB, 0xa5));

@@ -58,6 +58,8 @@ TEST(MemoryMapping, ResidencyOfAMemfdCountsPagesThatOthersBroughtIn) {
 }
 
 TEST(MemoryMapping, ReadingUntouchedAnonymousMemoryMakesNothingResident) {
+  if (!can_scan_page_tables())
+    GTEST_SKIP() << "this kernel has no PAGEMAP_SCAN";  // before Linux 6.7
   const auto mapping = map_or_die(anon, {.size = 1_MiB});
   EXPECT_TRUE(holds(mapping, 0, 1_MiB, 0));
   const auto residency = mapping.residency();

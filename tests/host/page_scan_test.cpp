@@ -383,7 +383,7 @@ TEST_F(PageScanKinds, WhereTheTablesMayNotBeReadTheKernelIsAskedPageByPage) {
   const auto written = write_some(mapping);
   Injector injector;
   take_away(injector, {"PAGEMAP_SCAN", true, false, false, false});
-  injector.fail_always("pread", EPERM);
+  injector.fail_always("pread of pagemap", EPERM);
   EXPECT_EQ(scan_or_die(mapping, PageQuery::present), written);
   EXPECT_TRUE(injector.has_failed());
 }

@@ -175,12 +175,11 @@ TEST(DirtyScan, MemoryOfOthersIsUnsupportedAndNothingIsWatched) {
                         {.external = ExternalMemory{.data = outside.data(), .size = size}});
   ASSERT_THAT(external, IsOk());
   const MemoryRegionPtr own = region({0x80'0000, size});
+  { START_SCAN_OR_SKIP(works, *GuestMemory::from_regions({own})); }
   const GuestMemory memory = *GuestMemory::from_regions({*external, own});
   const auto scan = DirtyScan::start(memory);
-  if (!scan && scan.error().code == Errc::access_denied) GTEST_SKIP() << scan.error().message();
   ASSERT_THAT(scan, HasError(Errc::unsupported));
-  if (scan.error().message().find("bar") == std::string::npos)
-    GTEST_SKIP() << scan.error().message();
+  EXPECT_THAT(scan.error().message(), HasSubstr("bar"));
   EXPECT_THAT(DirtyScan::start(*GuestMemory::from_regions({own})), IsOk());
 }
 

@@ -296,7 +296,8 @@ TEST(Handover, MemoryThatWasGuardedStaysGuarded) {
 TEST(Handover, MemoryIsBoundToItsNodeThereToo) {
   const RegionOptions ram{
       .size = 8 * page, .backing = {.source = MemorySource::shmem}, .numa_node = 0};
-  if (!MemoryRegion::map(ram)) GTEST_SKIP() << "mbind is not allowed here";
+  if (const auto here = MemoryRegion::map(ram); may_not_bind(here))
+    GTEST_SKIP() << here.error().message();
   const Outcome bound = hand_over(guest_of(ram));
   ASSERT_THAT(bound.received, IsOk());
   EXPECT_EQ(bound.received->memory.regions()[0]->mapping().numa_policy(),
