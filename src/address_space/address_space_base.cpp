@@ -235,6 +235,15 @@ Result<AddressSpaceRegionPtr> AddressSpaceBase::place_region(RegionOptions optio
   return region;
 }
 
+IntervalView<AddressSpaceBase::Iterator> AddressSpaceBase::overlapping(
+    GuestRange range) const noexcept {
+  if (range.empty()) return {end(), end()};
+  const auto entries =
+      regions_.overlapping(detail::unchecked_range(range.base.value(), detail::last_within(range)));
+  // The end of the entries may be a free one: both iterators go on to the same region behind it.
+  return {{entries.begin(), regions_.end()}, {entries.end(), regions_.end()}};
+}
+
 Result<const AddressSpaceRegion*> AddressSpaceBase::region_at(GuestAddress address,
                                                               const char* operation) const {
   const AddressSpaceRegion* region = find_region(address);

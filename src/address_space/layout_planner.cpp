@@ -142,8 +142,8 @@ class Planner {
         error.reason = "already there";
         return failed(i, error, *given.overlapping(*range).front().value);
       }
-      take_away(ram_, *range);
-      take_away(mmio_, *range);
+      ram_.subtract(*range);
+      mmio_.subtract(*range);
       place(i, *range);
     }
     return {};
@@ -241,27 +241,14 @@ class Planner {
     static_cast<void>(inserted);
   }
 
-  /// Takes what is free of `range`.
-  static void take_away(Areas& areas, const Range& range) {
-    std::vector<Range> free;
-    for (const auto& entry : areas.overlapping(range)) {
-      if (entry.state == NodeState::free) free.push_back(*entry.range.intersection(range));
-    }
-    for (const Range& part : free) {
-      const auto taken = areas.allocate_at(part);
-      assert(taken);
-      static_cast<void>(taken);
-    }
-  }
-
   void find_ram_areas() {
     if (!frame_.ram_range()) return;
     add(ram_, *frame_.ram_range());
     for (const Aperture& aperture : frame_.apertures()) {
-      if (aperture.use != ApertureUse::ram) take_away(ram_, aperture.range);
+      if (aperture.use != ApertureUse::ram) ram_.subtract(aperture.range);
     }
     for (const Hole& hole : frame_.holes())
-      take_away(ram_, hole.range);
+      ram_.subtract(hole.range);
   }
 
   void find_mmio_areas() {
@@ -269,7 +256,7 @@ class Planner {
       if (aperture.use == ApertureUse::mmio) add(mmio_, aperture.range);
     }
     for (const Hole& hole : frame_.holes())
-      take_away(mmio_, hole.range);
+      mmio_.subtract(hole.range);
   }
 
   /// Places RAM in what is left for it. Of an area in which a request does not end, less than

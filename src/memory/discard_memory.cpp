@@ -2,7 +2,6 @@
 
 #include "vmspace/memory/discard_memory.hpp"
 
-#include <algorithm>
 #include <cstdint>
 
 #include "vmspace/base/try.hpp"
@@ -18,15 +17,12 @@ constexpr const char* discard_operation = "discard_memory";
 /// Calls `use(region, offset, size)` for the part of a checked range in each region. Errors name that.
 template <typename Use>
 Result<void> for_each_region(const GuestMemory& memory, GuestRange range, Use use) {
-  for (std::uint64_t done = 0; done < range.size;) {
-    const GuestAddress at(range.base.value() + done);
-    const MemoryRegion& region = *memory.region_at(at);
-    const std::uint64_t offset = at.value() - region.base().value();
-    const std::uint64_t size = std::min(range.size - done, region.size() - offset);
-    if (const Result<void> used = use(region, offset, size); !used) {
-      return fail(detail::name_region(used.error().in(discard_operation), region.description()));
+  for (const MemoryRegionPtr& region : memory.overlapping(range)) {
+    const GuestRange part = *region->guest_range().intersection(range);
+    const std::uint64_t offset = *part.base.offset_from(region->base());
+    if (const Result<void> used = use(*region, offset, part.size); !used) {
+      return fail(detail::name_region(used.error().in(discard_operation), region->description()));
     }
-    done += size;
   }
   return {};
 }

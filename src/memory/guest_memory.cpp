@@ -16,13 +16,6 @@ namespace vmspace {
 
 namespace {
 
-/// The first region that ends at or above `address`.
-std::vector<MemoryRegionPtr>::const_iterator first_reaching(
-    const std::vector<MemoryRegionPtr>& regions, GuestAddress address) {
-  return std::ranges::lower_bound(
-      regions, address, {}, [](const MemoryRegionPtr& region) { return region->last_addr(); });
-}
-
 bool is_readable(const MemoryRegion& region) {
   return allows(region.protection(), Protection::read);
 }
@@ -223,14 +216,22 @@ std::span<const MemoryRegionPtr> GuestMemory::regions() const noexcept {
   return map_->regions;
 }
 
+std::span<const MemoryRegionPtr> GuestMemory::overlapping(GuestRange range) const noexcept {
+  if (range.empty()) return {};
+  const auto all = regions();
+  const auto first = std::ranges::lower_bound(
+      all, range.base, {}, [](const MemoryRegionPtr& region) { return region->last_addr(); });
+  return {first, std::find_if(first, all.end(), [&](const MemoryRegionPtr& region) {
+            return region->base().value() > detail::last_within(range);
+          })};
+}
+
 const MemoryRegionPtr* GuestMemory::place_of(GuestAddress address) const noexcept {
-  if (map_ == nullptr) return nullptr;
   if (const auto* entry = translator_.find(address.value(), 1)) {
     return &map_->regions[map_->region_of[map_->table.index_of(*entry)]];
   }
-  const auto found = first_reaching(map_->regions, address);
-  if (found == map_->regions.end() || address < (*found)->base()) return nullptr;
-  return &*found;
+  const auto found = overlapping({address, 1});
+  return found.empty() ? nullptr : found.data();
 }
 
 MemoryRegionPtr GuestMemory::find_region(GuestAddress address) const {

@@ -14,15 +14,15 @@
 
 namespace vmspace::detail {
 
-Result<KvmMapping> KvmMapping::make(const KvmMemory& memory, const RangePool& numbers,
-                                    std::uint32_t limit, const char* operation) {
-  KvmMapping mapping(memory);
+Result<KvmMapping> KvmMapping::make(const KvmMemory& memory, const KvmSlotNumbers& numbers,
+                                    const char* operation) {
+  KvmMapping mapping(memory, numbers.address_space);
   const std::uint64_t count = mapping.cut_.count();
   const std::string owner =
       "guest memory " + operand_text(Operand::span(memory.base.value(), memory.size));
-  mapping.pieces_.reserve(std::min<std::uint64_t>(count, limit));
+  mapping.pieces_.reserve(std::min<std::uint64_t>(count, numbers.limit));
   while (mapping.pieces_.size() < count) {
-    auto number = numbers.acquire({.size = 1, .max = limit - 1}, owner);
+    auto number = numbers.pool.acquire({.size = 1, .max = numbers.limit - 1}, owner);
     if (!number) {
       return fail({.code = Errc::limit_exceeded,
                    .operation = operation,
@@ -51,7 +51,7 @@ std::vector<KvmSlot> KvmMapping::slots() const {
   for (std::size_t i = 0; i < pieces_.size(); ++i) {
     if (pieces_[i].shown == Shown::no) continue;
     const KvmMemory part = cut_[i];
-    found.push_back({.number = pieces_[i].slot(), .range = {part.base, part.size}});
+    found.push_back({.number = slot_of(pieces_[i]), .range = {part.base, part.size}});
   }
   return found;
 }
@@ -80,7 +80,7 @@ tl::unexpected<Error> KvmMapping::refused(std::size_t index, int error, const ch
                .first = Operand::span(part.base.value(), part.size),
                .reason = reason,
                .os_errno = error,
-               .text = "slot " + std::to_string(pieces_[index].slot())});
+               .text = "slot " + std::to_string(slot_of(pieces_[index]))});
 }
 
 Result<void> KvmMapping::show(int vm_fd, Shown to, const char* operation) noexcept {
@@ -115,7 +115,7 @@ bool KvmMapping::show_piece(int vm_fd, std::size_t index, Shown to, bool log_los
   if (piece.shown == to) return true;
   const KvmMemory part = cut_[index];
   kvm_userspace_memory_region region{};
-  region.slot = piece.slot();
+  region.slot = slot_of(piece);
   region.flags = (part.read_only ? KVM_MEM_READONLY : 0u) |
                  (to == Shown::logged ? KVM_MEM_LOG_DIRTY_PAGES : 0u);
   region.guest_phys_addr = part.base.value();

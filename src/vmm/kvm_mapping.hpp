@@ -21,6 +21,13 @@
 
 namespace vmspace::detail {
 
+/// The numbers that slots may have.
+struct KvmSlotNumbers {
+  RangePool pool;
+  std::uint32_t limit;  ///< KVM has those below
+  KvmAddressSpace address_space;
+};
+
 /// The pieces of a known range. Each leases its slot number for as long as KVM may have the slot:
 /// of a slot that KVM still has when the mapping is destroyed, the number stays taken.
 class KvmMapping {
@@ -28,10 +35,11 @@ class KvmMapping {
   /// What KVM has of a piece.
   enum class Shown : std::uint8_t { no, yes, logged };
 
-  /// Leases as many numbers below `limit` as the memory has pieces; nothing is shown yet.
-  /// `limit_exceeded` when the pool has too few.
-  [[nodiscard]] static Result<KvmMapping> make(const KvmMemory& memory, const RangePool& numbers,
-                                               std::uint32_t limit, const char* operation);
+  /// Leases as many numbers as the memory has pieces; nothing is shown yet. `limit_exceeded` when
+  /// there are too few.
+  [[nodiscard]] static Result<KvmMapping> make(const KvmMemory& memory,
+                                               const KvmSlotNumbers& numbers,
+                                               const char* operation);
 
   KvmMapping(KvmMapping&&) noexcept = default;
   KvmMapping& operator=(KvmMapping&& other) noexcept {
@@ -40,6 +48,7 @@ class KvmMapping {
     std::swap(pieces_, other.pieces_);
     std::swap(kept_, other.kept_);
     std::swap(is_leftover_, other.is_leftover_);
+    std::swap(address_space_, other.address_space_);
     return *this;
   }
   ~KvmMapping();
@@ -91,10 +100,6 @@ class KvmMapping {
     Lease number;
     Shown shown = Shown::no;
     bool log_lost = false;  ///< KVM forgot what it had logged: all of it counts as dirty
-
-    [[nodiscard]] std::uint32_t slot() const noexcept {
-      return static_cast<std::uint32_t>(number.range().min());
-    }
   };
 
   /// Made beforehand, since a destructor must not allocate.
@@ -103,7 +108,14 @@ class KvmMapping {
     Kept* before = nullptr;  ///< for keep_for_ever()
   };
 
-  explicit KvmMapping(const KvmMemory& memory) noexcept : memory_(memory), cut_(memory) {}
+  KvmMapping(const KvmMemory& memory, KvmAddressSpace address_space) noexcept
+      : memory_(memory), cut_(memory), address_space_(address_space) {}
+
+  /// What KVM calls the slot of a piece.
+  [[nodiscard]] std::uint32_t slot_of(const Piece& piece) const noexcept {
+    return static_cast<std::uint32_t>(address_space_) << 16 |
+           static_cast<std::uint32_t>(piece.number.range().min());
+  }
 
   /// The words that the piece has in the log of the range.
   struct Words {
@@ -122,6 +134,7 @@ class KvmMapping {
   std::vector<Piece> pieces_;
   std::unique_ptr<Kept> kept_;
   bool is_leftover_ = false;
+  KvmAddressSpace address_space_;
 };
 
 }  // namespace vmspace::detail

@@ -59,7 +59,7 @@ Result<KvmDirtyLog> KvmMapping::read_log(int vm_fd, bool manual, const char* ope
   };
   for (std::size_t i = 0; i < pieces_.size(); ++i) {
     kvm_dirty_log request{};
-    request.slot = pieces_[i].slot();
+    request.slot = slot_of(pieces_[i]);
     request.dirty_bitmap = words(i).data();
     if (kernel().ioctl(vm_fd, KVM_GET_DIRTY_LOG, &request) >= 0) continue;
     const int error = errno;
@@ -117,7 +117,7 @@ bool KvmMapping::clear_piece(int vm_fd, std::size_t index, std::uint64_t first,
   const std::uint64_t pages = size / base_page_size();
   const std::uint64_t first_page = (begin - own_first) * 64;
   kvm_clear_dirty_log request{};
-  request.slot = pieces_[index].slot();
+  request.slot = slot_of(pieces_[index]);
   request.first_page = first_page;
   request.num_pages = static_cast<std::uint32_t>(std::min(part.size() * 64, pages - first_page));
   // KVM only reads it.

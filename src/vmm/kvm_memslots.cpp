@@ -56,8 +56,15 @@ KvmMemslots::~KvmMemslots() {
   clear_all();
 }
 
-Result<KvmMemslots> KvmMemslots::create(int vm_fd, std::optional<RangePool> slot_numbers) {
+Result<KvmMemslots> KvmMemslots::create(int vm_fd, std::optional<RangePool> slot_numbers,
+                                        KvmAddressSpace address_space) {
   constexpr const char* operation = "KvmMemslots::create";
+  if (address_space > KvmAddressSpace::smm) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = operation,
+                 .first = Operand::number(static_cast<std::uint64_t>(address_space)),
+                 .reason = "the address space must be one of the named values"});
+  }
   const Operand which = vm_fd < 0 ? Operand{} : Operand::number(static_cast<std::uint64_t>(vm_fd));
   detail::Descriptor vm(kernel().fcntl(vm_fd, F_DUPFD_CLOEXEC, 0));
   if (vm.value() < 0) return fail_os(operation, which, "duplicating vm_fd");
@@ -70,6 +77,14 @@ Result<KvmMemslots> KvmMemslots::create(int vm_fd, std::optional<RangePool> slot
                  .first = which,
                  .reason = "vm_fd must come from KVM_CREATE_VM, not from opening a device"});
   }
+  if (address_space != KvmAddressSpace::normal) {
+    const int spaces = VMSPACE_TRY(ask(vm, KVM_CAP_MULTI_ADDRESS_SPACE, which));
+    if (spaces <= static_cast<int>(address_space)) {
+      return fail({.code = Errc::unsupported,
+                   .operation = operation,
+                   .reason = "this KVM has no address space for system management mode"});
+    }
+  }
   const int reported = VMSPACE_TRY(ask(vm, KVM_CAP_NR_MEMSLOTS, which));
   // A kernel that does not know the extension answers 0 and holds 32.
   const std::uint32_t limit = reported == 0 ? 32 : static_cast<std::uint32_t>(reported);
@@ -78,10 +93,10 @@ Result<KvmMemslots> KvmMemslots::create(int vm_fd, std::optional<RangePool> slot
     slot_numbers = VMSPACE_TRY_IN(
         operation, RangePool::create("KVM slots", {*Range::from_base_size(0, limit)}));
   }
-  return KvmMemslots(std::unique_ptr<State>(new State{.vm = std::move(vm),
-                                                      .limit = limit,
-                                                      .can_read_only = read_only > 0,
-                                                      .numbers = *std::move(slot_numbers)}));
+  return KvmMemslots(std::unique_ptr<State>(
+      new State{.vm = std::move(vm),
+                .can_read_only = read_only > 0,
+                .numbers = {*std::move(slot_numbers), limit, address_space}}));
 }
 
 Result<void> KvmMemslots::check_not_moved_from(const char* operation) const {
@@ -146,7 +161,7 @@ Result<void> KvmMemslots::show(const KvmMemory& memory, MemoryRegionPtr region,
   VMSPACE_TRY(check_not_moved_from(operation));
   VMSPACE_TRY(check(memory, operation));
   const Range range = VMSPACE_TRY(Range::from_base_size(memory.base.value(), memory.size));
-  Mapping made = VMSPACE_TRY(Mapping::make(memory, state_->numbers, state_->limit, operation));
+  Mapping made = VMSPACE_TRY(Mapping::make(memory, state_->numbers, operation));
   if (region != nullptr) made.keep(std::move(region));
   const auto inserted = state_->mappings.insert(range, std::move(made));
   if (!inserted) {
@@ -219,7 +234,7 @@ Result<std::vector<KvmSlot>> KvmMemslots::slots(const GuestRange& range) const {
 }
 
 std::uint32_t KvmMemslots::limit() const noexcept {
-  return state_ ? state_->limit : 0;
+  return state_ ? state_->numbers.limit : 0;
 }
 
 std::uint32_t KvmMemslots::used() const noexcept {

@@ -41,12 +41,12 @@ Result<void> named(Result<void> result, const MemorySection& section) noexcept {
   return result;
 }
 
-/// How many numbers below `limit` are free.
-std::uint64_t count_free(const RangePool& numbers, std::uint32_t limit) {
+/// How many numbers are free that KVM has.
+std::uint64_t count_free(const detail::KvmSlotNumbers& numbers) {
   std::uint64_t count = 0;
-  for (const Range& free : numbers.free_ranges()) {
-    if (free.min() < limit)
-      count += std::min<std::uint64_t>(free.max(), limit - 1) - free.min() + 1;
+  for (const Range& free : numbers.pool.free_ranges()) {
+    if (free.min() < numbers.limit)
+      count += std::min<std::uint64_t>(free.max(), numbers.limit - 1) - free.min() + 1;
   }
   return count;
 }
@@ -70,7 +70,7 @@ void keep_log(Mapping& mapping, int vm_fd, bool manual, const MemorySection& sec
 }  // namespace
 
 std::string_view KvmMemslots::name() const noexcept {
-  return "kvm";
+  return state_ && state_->numbers.address_space == KvmAddressSpace::smm ? "kvm smm" : "kvm";
 }
 
 Result<void> KvmMemslots::prepare(const MemoryChange& change) {
@@ -84,7 +84,7 @@ Result<void> KvmMemslots::prepare(const MemoryChange& change) {
     VMSPACE_TRY(named(check(memory, operation), section));
     needed += detail::KvmPieces(memory).count();
   }
-  std::uint64_t available = count_free(state_->numbers, state_->limit);
+  std::uint64_t available = count_free(state_->numbers);
   for (const MemorySection& removed : change.removed) {
     if (!detail::has_part_of(change.added, removed.guest_range())) continue;
     if (const auto mapping = find(removed.guest_range(), operation))

@@ -24,9 +24,8 @@ namespace vmspace {
 
 struct VMSPACE_HIDDEN KvmMemslots::State {
   detail::Descriptor vm;
-  std::uint32_t limit;
   bool can_read_only;
-  RangePool numbers;
+  detail::KvmSlotNumbers numbers;
   std::uint32_t used = 0;
   bool manual_protect = false;                     ///< KVM clears logs only when it is told to
   IntervalTree<detail::KvmMapping> mappings = {};  ///< by guest physical addresses

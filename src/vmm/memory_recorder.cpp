@@ -176,11 +176,11 @@ Result<void> MemoryRecorder::log(const char* operation, const MemorySection& sec
 void MemoryRecorder::wrote(const GuestRange& range) {
   for (Entry& entry : entries_) {
     const GuestRange has = entry.section.guest_range();
-    if (!entry.is_there || !entry.is_logged || !has.overlaps(range)) continue;
-    const std::uint64_t first = std::max(range.base.value(), has.base.value());
-    const std::uint64_t last = std::min(detail::last_within(range), detail::last_within(has));
-    entry.written.push_back({.offset = entry.section.region_offset() + (first - has.base.value()),
-                             .size = last - first + 1});
+    const auto part = has.intersection(range);
+    if (!entry.is_there || !entry.is_logged || !part) continue;
+    entry.written.push_back(
+        {.offset = entry.section.region_offset() + *part->base.offset_from(has.base),
+         .size = part->size});
   }
 }
 

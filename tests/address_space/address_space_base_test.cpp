@@ -25,6 +25,7 @@ namespace {
 using namespace literals;
 using namespace test;
 using ::testing::ElementsAre;
+using ::testing::IsEmpty;
 
 static_assert(std::ranges::bidirectional_range<AddressSpaceBase>);
 static_assert(test::is_bidirectional<AddressSpaceBase::Iterator>);
@@ -79,6 +80,40 @@ TEST(AddressSpaceBase, FindsTheRegionOfEachOfItsBytes) {
   EXPECT_EQ(base_of(0xc001'0000), UINT64_MAX);
   EXPECT_EQ(base_of(0xfd'0000'0000), UINT64_MAX);
   EXPECT_EQ(base_of(UINT64_MAX), UINT64_MAX);
+}
+
+TEST(AddressSpaceBase, OverlappingGivesTheRegionsThatHaveAByteOfTheRange) {
+  const AddressSpaceBase space = example();
+  const auto within = [&](std::uint64_t base, std::uint64_t size) {
+    std::vector<std::uint64_t> found;
+    for (const AddressSpaceRegionPtr& region : space.overlapping({GuestAddress{base}, size}))
+      found.push_back(region->base().value());
+    return found;
+  };
+  EXPECT_THAT(within(0, UINT64_MAX), ElementsAre(0, 0xc000'0000, 4_GiB));
+  EXPECT_THAT(within(1_GiB - 1, 1), ElementsAre(0));
+  EXPECT_THAT(within(1_GiB - 1, 0xc000'0000 - 1_GiB + 1), ElementsAre(0)) << "adjacent";
+  EXPECT_THAT(within(1_GiB - 1, 0xc000'0000 - 1_GiB + 2), ElementsAre(0, 0xc000'0000));
+  EXPECT_THAT(within(0xc000'8000, 4_GiB), ElementsAre(0xc000'0000, 4_GiB));
+  EXPECT_THAT(within(1_GiB, 1_GiB), IsEmpty()) << "between two";
+  EXPECT_THAT(within(0xfd'0000'0000, 4096), IsEmpty()) << "in a hole of the layout";
+  EXPECT_THAT(within(5_GiB, UINT64_MAX - 5_GiB), IsEmpty()) << "above all";
+}
+
+TEST(AddressSpaceBase, OverlappingTakesWhateverRangeAGuestChose) {
+  const AddressSpaceBase space = example();
+  EXPECT_TRUE(space.overlapping({GuestAddress{0}, 0}).empty()) << "an empty range has no byte";
+  EXPECT_TRUE(space.overlapping({GuestAddress{UINT64_MAX}, UINT64_MAX}).empty()) << "no wrapping";
+  EXPECT_EQ(space.overlapping({GuestAddress{4_GiB}, UINT64_MAX}).front()->base(),
+            GuestAddress{4_GiB});
+  EXPECT_TRUE(AddressSpaceBase(pc()).overlapping({GuestAddress{0}, UINT64_MAX}).empty());
+}
+
+TEST(AddressSpaceBase, OverlappingLeavesOutWhatIsParked) {
+  AddressSpaceBase space = example();
+  const AddressSpaceRegionPtr device = *std::next(space.begin());
+  VMSPACE_ASSERT_OK(space.move_regions({{.region = device}}));
+  EXPECT_TRUE(space.overlapping(device->guest_range()).empty());
 }
 
 TEST(AddressSpaceBase, AMissAndAnUnsetValueAreDifferentAnswers) {

@@ -72,6 +72,27 @@ TEST(GuestRange, OverlapNeedsAByteInCommon) {
   EXPECT_FALSE(bytes(top, 2).overlaps(bytes(0, 1))) << "it must not wrap";
 }
 
+TEST(GuestRange, IntersectionIsWhatBothContain) {
+  const GuestRange range = bytes(0x1000, 0x200);
+  const auto with = [&](const GuestRange& other) {
+    EXPECT_EQ(range.intersection(other), other.intersection(range));
+    return range.intersection(other);
+  };
+  EXPECT_EQ(with(range), range);
+  EXPECT_EQ(with(bytes(0x1080, 0x10)), bytes(0x1080, 0x10));
+  EXPECT_EQ(with(bytes(0xff0, 0x20)), bytes(0x1000, 0x10));
+  EXPECT_EQ(with(bytes(0x11f0, 0x20)), bytes(0x11f0, 0x10));
+  EXPECT_EQ(with(bytes(0, top)), range);
+  EXPECT_EQ(with(bytes(0x1200, 1)), std::nullopt) << "adjacent";
+  EXPECT_EQ(with(bytes(0x1100, 0)), std::nullopt) << "an empty range has no byte";
+}
+
+TEST(GuestRange, IntersectionDoesNotWrapAroundTheEndOfTheDomain) {
+  EXPECT_EQ(bytes(top - 1, 2).intersection(bytes(1, top)), bytes(top - 1, 2));
+  EXPECT_EQ(bytes(top, 2).intersection(bytes(0, 1)), std::nullopt);
+  EXPECT_EQ(bytes(top, 4).intersection(bytes(top - 1, 2)), bytes(top, 1));
+}
+
 TEST(GuestRange, ConvertsToInclusiveBoundsAndBack) {
   EXPECT_THAT(bytes(0x1000, 0x200).range(), IsOkAndHolds(Range::of(0x1000, 0x11ff)));
   EXPECT_THAT(bytes(1, top).range(), IsOkAndHolds(Range::of(1, top)));

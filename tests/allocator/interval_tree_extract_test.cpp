@@ -4,8 +4,11 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "vmspace/allocator/interval_tree.hpp"
@@ -19,6 +22,7 @@ namespace {
 using test::from_picture;
 using test::Letters;
 using test::to_picture;
+using ::testing::ElementsAre;
 
 constexpr std::uint64_t top = UINT64_MAX;
 
@@ -132,6 +136,69 @@ TEST(IntervalTreeExtract, TheEndsOfTheDomainDoNotMergeAroundIt) {
   EXPECT_TRUE(tree.empty());
   VMSPACE_EXPECT_OK(tree.restore(Range::whole_domain()));
   EXPECT_EQ(tree.extract_at(Range::whole_domain()), Range::whole_domain());
+}
+
+TEST(IntervalTreeExtract, SubtractTakesOutWhatIsFreeOfARangeAndNothingElse) {
+  const auto without = [](std::string_view picture, std::uint64_t min, std::uint64_t max) {
+    Letters tree = from_picture(picture);
+    tree.subtract(*Range::make(min, max));
+    VMSPACE_EXPECT_OK(tree.check_invariants());
+    return to_picture(tree);
+  };
+  EXPECT_EQ(without("..........", 3, 4), "...  .....");
+  EXPECT_EQ(without("....|.....", 3, 4), "...  ....");
+  EXPECT_EQ(without("....|.....", 0, 9), "");
+  EXPECT_EQ(without("..x..A. ..", 1, 8), ". x  A   .") << "what is taken stays";
+  EXPECT_EQ(without("..x..A. ..", 2, 2), "..x..A. ..");
+  EXPECT_EQ(without("  ..", 0, 1), "  ..") << "what is not there is no error";
+  EXPECT_EQ(without("", 0, top), "");
+}
+
+TEST(IntervalTreeExtract, SubtractOfAnyRangeIsThatOfEachOfItsMembers) {
+  const Letters tree = from_picture(" ..|.xA .|...x.B..|");
+  for (std::uint64_t min = 0; min < 18; ++min) {
+    for (std::uint64_t max = min; max < 20; ++max) {
+      Letters at_once(tree);
+      at_once.subtract(*Range::make(min, max));
+      Letters one_by_one(tree);
+      for (std::uint64_t member = min; member <= max; ++member)
+        one_by_one.subtract(Range::point(member));
+      EXPECT_EQ(at_once, one_by_one) << min << " " << max;
+      VMSPACE_EXPECT_OK(at_once.check_invariants());
+    }
+  }
+}
+
+// What is left of a window when others have reserved parts of it, which may overlap and reach out.
+TEST(IntervalTreeExtract, SubtractingGivesWhatReservedRangesLeave) {
+  IntervalTree<> usable;
+  VMSPACE_ASSERT_OK(usable.insert(Range::of(0x1000, 0xffff'ffff'ffff)));
+  for (const Range& reserved : {Range::of(0, 0x1fff), Range::of(0xfee0'0000, 0xfeef'ffff),
+                                Range::of(0xfee0'0000, 0xfeef'ffff),
+                                Range::of(0xfeef'f000, 0xfef0'0fff), Range::of(1ULL << 40, top)})
+    usable.subtract(reserved);
+  const auto left = usable.free_ranges();
+  EXPECT_THAT(
+      std::vector<Range>(left.begin(), left.end()),
+      ElementsAre(Range::of(0x2000, 0xfedf'ffff), Range::of(0xfef0'1000, (1ULL << 40) - 1)));
+}
+
+TEST(IntervalTreeExtract, SubtractReachesOverLeaves) {
+  IntervalTree<int> tree;
+  constexpr std::uint64_t count = 2000;
+  for (std::uint64_t i = 0; i < count; ++i) {  // two free, a taken one, a gap
+    VMSPACE_ASSERT_OK(tree.insert(*Range::make(4 * i, 4 * i + 1)));
+    VMSPACE_ASSERT_OK(tree.insert(Range::point(4 * i + 2), 1));
+  }
+  tree.subtract(Range::of(5, 4 * count - 4));
+  VMSPACE_EXPECT_OK(tree.check_invariants());
+  const auto left = tree.free_ranges();
+  EXPECT_THAT(std::vector<Range>(left.begin(), left.end()),
+              ElementsAre(Range::of(0, 1), Range::point(4), Range::point(4 * count - 3)));
+  EXPECT_EQ(tree.stats().valued_ranges, count);
+  tree.subtract(Range::whole_domain());
+  EXPECT_TRUE(tree.free_ranges().empty());
+  EXPECT_EQ(tree.size(), count);
 }
 
 TEST(IntervalTreeExtract, MergesAcrossLeaves) {

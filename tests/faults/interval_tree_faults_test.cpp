@@ -95,6 +95,8 @@ TEST(IntervalTreeFaults, AFailedInsertOrAllocateLeavesTheTreeAsItWas) {
                       ASSERT_TRUE(t.extract_at(Range::of(50'000, 50'001)));
                     }));
     most = std::max(
+        most, fail_each_allocation(tree, [](Tree& t) { t.subtract(Range::of(50'000, 50'001)); }));
+    most = std::max(
         most, fail_each_allocation(tree, [](Tree& t) { ASSERT_TRUE(t.restore(Range::point(1))); }));
     most = std::max(most, fail_each_allocation(tree, [](Tree& t) {
                       ASSERT_TRUE(t.restore(Range::of(5001, 5002)));
@@ -248,6 +250,19 @@ TEST(IntervalTreeFaults, ATreeThatCanNotLearnAnAlignmentAllocatesAllTheSame) {
 
 TEST(IntervalTreeFaults, AFailedReserveLeavesTheTreeAsItWas) {
   EXPECT_GT(fail_each_allocation(tree_of(40), [](Tree& t) { t.reserve(1000); }), 80);
+}
+
+TEST(IntervalTreeFaults, SubtractThatCutsNoRangeInTwoAsksForNoMemory) {
+  Tree tree;
+  for (std::uint64_t i = 0; i < 2000; ++i)
+    ASSERT_TRUE(tree.insert(*Range::make(4 * i, 4 * i + 2)));
+  asked = 0;
+  granted = 0;
+  tree.subtract(Range::of(1, 5000));
+  tree.subtract(Range::whole_domain());
+  granted = -1;
+  EXPECT_EQ(asked, 0);
+  EXPECT_TRUE(tree.empty());
 }
 
 TEST(IntervalTreeFaults, RestoreThatMergesAsksForNoMemory) {

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "vmspace/memory/dirty_tracking.hpp"
@@ -29,6 +30,8 @@ using test::guest;
 using test::page;
 using test::region;
 using test::top;
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
 using ::testing::Not;
 
 __extension__ using Int128 = __int128;  // integral in GNU dialects only
@@ -212,6 +215,27 @@ TEST_F(Guest, IntegersAreAtomicAtTheirAlignmentOnly) {
   // A memory order that makes no sense is the strongest.
   EXPECT_THAT(memory.load<std::uint32_t>(at(first), Order::release), IsOkAndHolds(15U));
   VMSPACE_EXPECT_OK(memory.store(at(first), 1U, Order::acquire));
+}
+
+TEST_F(Guest, OverlappingGivesTheRegionsThatHaveAByteOfTheRange) {
+  const auto within = [&](std::uint64_t base, std::uint64_t size) {
+    std::vector<std::uint64_t> found;
+    for (const MemoryRegionPtr& one : memory.overlapping({at(base), size}))
+      found.push_back(one->base().value());
+    return found;
+  };
+  EXPECT_THAT(within(first, 2 * page), ElementsAre(first));
+  EXPECT_THAT(within(second - 1, 2), ElementsAre(first, second));
+  EXPECT_THAT(within(gap - 1, 2 * page + 1), ElementsAre(second)) << "adjacent";
+  EXPECT_THAT(within(gap - 1, 2 * page + 2), ElementsAre(second, rom));
+  EXPECT_THAT(within(gap, 2 * page), IsEmpty());
+  EXPECT_THAT(within(closed, 1), ElementsAre(closed)) << "also where nothing may be accessed";
+  EXPECT_THAT(within(first + 8, 0), IsEmpty()) << "an empty range has no byte";
+  EXPECT_THAT(within(0, first), IsEmpty());
+  EXPECT_THAT(within(top, 1), ElementsAre(last));
+  EXPECT_THAT(within(top, top), ElementsAre(last)) << "it must not wrap";
+  EXPECT_THAT(within(0, top), ElementsAre(first, second, rom, closed, last));
+  EXPECT_TRUE(GuestMemory().overlapping({at(0), top}).empty());
 }
 
 TEST_F(Guest, HostAddressesAreContiguousAndTranslateBack) {

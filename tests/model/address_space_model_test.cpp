@@ -191,6 +191,21 @@ std::vector<Model::Move> any_moves(const Model& model) {
   return moves;
 }
 
+/// Of any range: the regions that a walk over all of them finds.
+void check_overlapping(const AddressSpaceBase& space, const Model& model) {
+  const GuestRange range{GuestAddress(*rc::gen::inRange<std::uint64_t>(0, units * unit)),
+                         *rc::gen::inRange<std::uint64_t>(0, 40 * unit)};
+  auto expected = model.sorted();
+  std::erase_if(expected, [&](const RegionOptions& region) {
+    return !range.overlaps({region.base, region.size});
+  });
+  const auto found = space.overlapping(range);
+  RC_ASSERT(found.empty() == expected.empty());
+  RC_ASSERT(
+      std::equal(found.begin(), found.end(), expected.begin(), expected.end(),
+                 [](const auto& region, const auto& said) { return region->options() == said; }));
+}
+
 void check_same(const AddressSpaceBase& space, const Model& model) {
   const auto expected = model.sorted();
   RC_ASSERT(space.size() == expected.size());
@@ -209,6 +224,7 @@ void check_same(const AddressSpaceBase& space, const Model& model) {
   }
   const auto sound = space.check_invariants();
   if (!sound) RC_FAIL(sound.error().message());
+  check_overlapping(space, model);
 }
 
 RC_GTEST_PROP(AddressSpaceModel, DoesWhatAVectorOfRegionsDoes, ()) {

@@ -65,6 +65,21 @@ class Oracle {
   Result<Range> extract(const Constraint& constraint) { return without(allocate(constraint, {})); }
   Result<Range> extract_at(const Range& range) { return without(allocate_at(range, {})); }
 
+  void subtract(const Range& range) {
+    std::vector<Item> rest;
+    for (const Item& item : items_) {
+      if (item.state != NodeState::free || !item.range.overlaps(range)) {
+        rest.push_back(item);
+        continue;
+      }
+      if (item.range.min() < range.min())
+        rest.push_back({*Range::make(item.range.min(), range.min() - 1), NodeState::free, 0});
+      if (item.range.max() > range.max())
+        rest.push_back({*Range::make(range.max() + 1, item.range.max()), NodeState::free, 0});
+    }
+    items_ = rest;
+  }
+
   Result<void> restore(const Range& range) {
     if (auto added = insert(range, 0); !added) return added;
     return free(range).map([](const Taken&) {});

@@ -222,7 +222,16 @@ class SideBySide {
         const Range range = gap(step);
         return same(tree_.restore(range), oracle_.restore(range));
       }
-      default: tree_.reserve(step.a % 256U); return {};
+      default: {
+        if (step.shape % 2 == 0) {
+          tree_.reserve(step.a % 256U);
+          return {};
+        }
+        const Range range = some_range(step);
+        tree_.subtract(range);
+        oracle_.subtract(range);
+        return {};
+      }
     }
   }
 

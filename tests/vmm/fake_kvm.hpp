@@ -78,6 +78,7 @@ class FakeKvm : public testing::Test {
   std::map<std::uint32_t, Slot> slots;
   int slot_limit = 509;
   int read_only_slots = 1;  // what KVM answers to whether it has them; below 0, an error
+  int address_spaces = 2;   // what KVM answers to how many there are; below 0, an error
   int open_descriptors = 0;
   int changes = 0;                 // calls that set, change or delete a slot
   std::optional<int> fail_change;  // the index of the one that fails with ENOMEM
@@ -105,9 +106,10 @@ class FakeKvm : public testing::Test {
     fail_from = index;
   }
 
-  /// A processor writes to this address.
-  void guest_writes(std::uint64_t address) {
+  /// A processor writes to this address, in this address space.
+  void guest_writes(std::uint64_t address, std::uint32_t address_space = 0) {
     for (const auto& [number, slot] : slots) {
+      if (number >> 16 != address_space) continue;
       if (!slot.range.contains(address) || (slot.flags & KVM_MEM_LOG_DIRTY_PAGES) == 0) continue;
       dirty_[number].insert((address - slot.range.min()) / page_size);
     }
@@ -134,6 +136,9 @@ class FakeKvm : public testing::Test {
         if (extension == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) {
           return manual_flags < 0 ? refuse(EPERM) : manual_flags;
         }
+        if (extension == KVM_CAP_MULTI_ADDRESS_SPACE) {
+          return address_spaces < 0 ? refuse(EPERM) : address_spaces;
+        }
         EXPECT_EQ(extension, static_cast<std::uintptr_t>(KVM_CAP_READONLY_MEM));
         return read_only_slots < 0 ? refuse(EPERM) : read_only_slots;
       }
@@ -153,7 +158,9 @@ class FakeKvm : public testing::Test {
   // The checks of kvm_set_memory_region() in the kernel.
   int set_region(const kvm_userspace_memory_region& region) {
     const int limit = slot_limit == 0 ? 32 : slot_limit;
-    if (region.slot >= static_cast<std::uint32_t>(limit)) return refuse(EINVAL);
+    if ((region.slot & 0xffff) >= static_cast<std::uint32_t>(limit)) return refuse(EINVAL);
+    const auto spaces = static_cast<std::uint32_t>(address_spaces < 1 ? 1 : address_spaces);
+    if (region.slot >> 16 >= spaces) return refuse(EINVAL);
     if ((region.guest_phys_addr | region.memory_size | region.userspace_addr) % page_size != 0) {
       return refuse(EINVAL);
     }
@@ -173,6 +180,7 @@ class FakeKvm : public testing::Test {
                       region.userspace_addr};
     if (old != slots.end()) return change(*old, wanted);
     for (const auto& [number, slot] : slots) {
+      if (number >> 16 != region.slot >> 16) continue;
       if (slot.range.overlaps(wanted.range)) return refuse(EEXIST);
     }
     slots.emplace(region.slot, wanted);

@@ -74,6 +74,22 @@ TEST_F(RealKvm, DestructionLeavesTheMachineWithoutSlots) {
   }
 }
 
+// Without a vCPU in that mode there is no more to see.
+TEST_F(RealKvm, TheAddressSpaceOfSystemManagementModeHasItsOwnSlots) {
+  auto smm = KvmMemslots::create(vm_.value(), {}, KvmAddressSpace::smm);
+  if (!smm && smm.error().code == Errc::unsupported) GTEST_SKIP() << smm.error().message();
+  ASSERT_THAT(smm, IsOk());
+  auto normal = KvmMemslots::create(vm_.value());
+  ASSERT_THAT(normal, IsOk());
+  const KvmMemory memory{
+      .base = GuestAddress(0), .size = size, .host_address = memory_, .log_dirty = true};
+  VMSPACE_ASSERT_OK(normal->set(memory));
+  VMSPACE_ASSERT_OK(smm->set(memory));
+  EXPECT_THAT(smm->fetch_dirty_log({GuestAddress(0), size}), IsOk());
+  VMSPACE_EXPECT_OK(normal->clear({GuestAddress(0), size}));
+  VMSPACE_EXPECT_OK(smm->clear({GuestAddress(0), size}));
+}
+
 TEST_F(RealKvm, TheCallersDescriptorMayBeClosed) {
   auto memslots = KvmMemslots::create(vm_.value());
   ASSERT_THAT(memslots, IsOk());

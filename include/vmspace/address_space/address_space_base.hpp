@@ -31,8 +31,10 @@
 
 #include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/guest_address.hpp"
+#include "vmspace/address_space/guest_range.hpp"
 #include "vmspace/address_space/layout.hpp"
 #include "vmspace/allocator/constraint.hpp"
+#include "vmspace/allocator/interval_iterator.hpp"
 #include "vmspace/allocator/interval_tree.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/base/export.hpp"
@@ -216,6 +218,11 @@ class VMSPACE_EXPORT AddressSpaceBase {
     const AddressSpaceRegionPtr* found = find_pointer(address);
     return found == nullptr ? nullptr : found->get();
   }
+
+  /// The placed regions that have a byte of the range, in address order, as a view that is good until
+  /// the next call that changes the space. An empty range has no byte, and one that passes 2^64 ends
+  /// there. O(log n).
+  [[nodiscard]] IntervalView<Iterator> overlapping(GuestRange range) const noexcept;
 
   /// Whether the region that contains the address is dax_memory. `not_found` when none does. O(log
   /// n).

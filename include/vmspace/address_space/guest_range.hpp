@@ -15,6 +15,7 @@
 
 #include "vmspace/address_space/guest_address.hpp"
 #include "vmspace/allocator/range.hpp"
+#include "vmspace/base/detail/min_max.hpp"
 #include "vmspace/base/result.hpp"
 
 namespace vmspace {
@@ -76,6 +77,17 @@ struct GuestRange {
   [[nodiscard]] constexpr bool overlaps(const GuestRange& other) const noexcept {
     if (empty() || other.empty()) return false;
     return contains(other.base) || other.contains(base);
+  }
+
+  /// The bytes that both have; nothing when they have none in common.
+  [[nodiscard]] constexpr std::optional<GuestRange> intersection(
+      const GuestRange& other) const noexcept {
+    if (!overlaps(other)) return std::nullopt;
+    const GuestAddress first = detail::max_of(base, other.base);
+    const auto left = [first](const GuestRange& range) {
+      return range.size - (first.value() - range.base.value());
+    };
+    return GuestRange{first, detail::min_of(left(*this), left(other))};
   }
 
   friend constexpr bool operator==(const GuestRange&, const GuestRange&) = default;

@@ -324,6 +324,23 @@ class IntervalTree {
     return range;
   }
 
+  /// Takes all that is free of a range out of the tree, in however many pieces that is: what an IOMMU
+  /// or a boot table reserves, for example. What is taken of the range stays, and what is not in the
+  /// tree is no error. O(log n) for each entry that it overlaps; allocates only where it cuts one free
+  /// range in two.
+  void subtract(Range range) {
+    typename Tree::Path at;
+    if (locate_free(range, at)) return take_out(at, range);
+    // Of every free range that it meets now it has an end or all: that one shrinks or goes, and
+    // nothing can fail halfway.
+    while (const std::optional<Range> part = first_free_part(range)) {
+      static_cast<void>(locate_free(*part, at));
+      take_out(at, *part);
+      if (part->max() == range.max()) return;
+      range = detail::unchecked_range(part->max() + 1, range.max());
+    }
+  }
+
   /// Adds a free range and merges it with the free ranges that end right before it and begin right
   /// after it. `overlap`, naming the lowest range in the way, when any part of it is in the tree.
   /// O(log n); allocates nothing while there are fewer ranges than reserve() was given.
@@ -463,6 +480,14 @@ class IntervalTree {
     if (at.pos == 0) return false;
     --at.pos;
     return at.leaf->free.test(at.pos) && at.leaf->max[at.pos] >= range.max();
+  }
+
+  /// The lowest part of the range that lies in one free entry; nothing when none is free.
+  [[nodiscard]] std::optional<Range> first_free_part(Range range) const noexcept {
+    for (const Entry& entry : overlapping(range)) {
+      if (entry.state == NodeState::free) return entry.range.intersection(range);
+    }
+    return std::nullopt;
   }
 
   /// Whether an entry overlaps the range, given the path that upper_bound() finds for its first member.

@@ -144,6 +144,11 @@ class VMSPACE_EXPORT GuestMemory {
   [[nodiscard]] MemoryRegionPtr find_region(GuestAddress address) const;
   /// As find_region(), without a reference: valid while this map or a copy of it lives.
   [[nodiscard]] const MemoryRegion* region_at(GuestAddress address) const noexcept;
+  /// The regions that have a byte of the range, in address order, also where that may not be accessed
+  /// or its block is absent; valid while this map or a copy of it lives. GuestRange::intersection tells
+  /// how much of each. An empty range has no byte, and one that passes 2^64 ends there. O(log n), and
+  /// O(regions found).
+  [[nodiscard]] std::span<const MemoryRegionPtr> overlapping(GuestRange range) const noexcept;
   /// Whether every byte of the range can be accessed; an empty range always. O(regions crossed).
   [[nodiscard]] bool contains(GuestRange range, Access access = Access::read) const noexcept;
   /// Checks that every byte of the range can be accessed. Errors: those of every access. O(regions

@@ -51,9 +51,15 @@ struct KvmMemory {
   friend bool operator==(const KvmMemory&, const KvmMemory&) = default;
 };
 
+/// Which of a machine's address spaces slots are in. Each has slots of its own.
+enum class KvmAddressSpace : std::uint8_t {
+  normal,  ///< what vCPUs see, and the only one where there is no `smm`
+  smm,     ///< what an x86 vCPU in system management mode sees instead
+};
+
 /// One slot as KVM knows it, for the calls of KVM that name it.
 struct KvmSlot {
-  std::uint32_t number;  ///< what KVM calls it
+  std::uint32_t number;  ///< what KVM calls it: in bits 16 and above, the address space
   GuestRange range;      ///< the guest memory it covers
 
   friend bool operator==(const KvmSlot&, const KvmSlot&) = default;
@@ -78,9 +84,9 @@ struct KvmDirtyLog {
 /// Invariant: every slot that it has set in KVM belongs to exactly one known range, slot numbers
 /// are leased exactly as long as their range is known, and ranges do not overlap.
 ///
-/// Slot numbers (of KVM's address space 0) come from a pool. By default that is a pool of its own
-/// with all numbers of the machine, and nobody else may set slots; others that do must share a pool
-/// with it and lease their numbers there. The memory behind a range that was set() is not owned: it
+/// Slot numbers come from a pool. By default that is a pool of its own with all numbers of its
+/// address space, and nobody else may set slots there; others that do must share a pool with it and
+/// lease their numbers there. The memory behind a range that was set() is not owned: it
 /// must stay mapped until the range is cleared or this object is destroyed. A section stays mapped
 /// by itself for as long as KVM may have a slot of it.
 ///
@@ -97,10 +103,17 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
   /// used. The descriptor is duplicated, so the caller may close its own at any time; the machine
   /// lives on in the kernel at least as long as this object.
   ///
-  /// Errors: `invalid_argument` for a device's descriptor, such as that of /dev/kvm; `os` when the
-  /// descriptor can't be duplicated or does not answer KVM_CHECK_EXTENSION. A few system calls.
-  [[nodiscard]] static Result<KvmMemslots> create(int vm_fd,
-                                                  std::optional<RangePool> slot_numbers = {});
+  /// An x86 vCPU in system management mode sees the slots of `smm` and no others. A second KvmMemslots,
+  /// for these, is a listener beside the first: it shows there what the guest has, and brings what is
+  /// written in that mode to the same dirty logs. set() adds what that mode alone sees (SMRAM).
+  ///
+  /// Errors: `invalid_argument` for a device's descriptor, such as that of /dev/kvm, and for an
+  /// address space that is not a named value; `unsupported` when this KVM has no such address space
+  /// (KVM_CAP_MULTI_ADDRESS_SPACE); `os` when the descriptor can't be duplicated or does not answer
+  /// KVM_CHECK_EXTENSION. A few system calls.
+  [[nodiscard]] static Result<KvmMemslots> create(
+      int vm_fd, std::optional<RangePool> slot_numbers = {},
+      KvmAddressSpace address_space = KvmAddressSpace::normal);
 
   /// Moves leave an object that may only be assigned to or destroyed.
   KvmMemslots(KvmMemslots&&) noexcept;
@@ -176,6 +189,9 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
   /// page which the guest writes again meanwhile is sent once; and KVM write-protects a piece at a
   /// time. Does nothing when it is on; destruction switches it off. Nobody else switches it.
   ///
+  /// The switch is the machine's: with a KvmMemslots for each of its address spaces, call this on
+  /// both, and destroy neither while the other has logs to read.
+  ///
   /// Errors: `unsupported` when this KVM can't; `os` when it refuses. Two system calls.
   [[nodiscard]] Result<void> enable_manual_protect();
 
@@ -202,7 +218,7 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
   /// range. O(slots).
   [[nodiscard]] Result<std::vector<KvmSlot>> slots(const GuestRange& range) const;
 
-  /// "kvm".
+  /// "kvm"; "kvm smm" for the address space of that mode.
   [[nodiscard]] std::string_view name() const noexcept override;
 
   /// Says whether KVM could show the sections that are added: errors, each naming the section, are
@@ -237,7 +253,7 @@ class VMSPACE_EXPORT KvmMemslots final : public MemoryListener {
   /// of stop_dirty_log(), each naming the section.
   [[nodiscard]] Result<void> log_stop(const MemorySection& section) override;
 
-  /// How many slots KVM has for this machine. O(1).
+  /// How many slots KVM has for this address space. O(1).
   [[nodiscard]] std::uint32_t limit() const noexcept;
   /// How many of them this object uses. O(1).
   [[nodiscard]] std::uint32_t used() const noexcept;
