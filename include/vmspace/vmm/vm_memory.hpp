@@ -134,8 +134,9 @@ class VMSPACE_EXPORT VmMemory final : public RegionLedger {
   [[nodiscard]] std::uint64_t generation() const noexcept;
 
   /// Adds a region with a backing, and gives it mapped. Errors: `invalid_argument` without a backing
-  /// (insert it by transact()); those of AddressSpaceBase::insert_region, MemoryRegion::map and
-  /// GuestMemory::from_regions; those of the listeners.
+  /// (insert it by transact()); `overlap` also for a part of a backing that another region has, parked
+  /// or not; those of AddressSpaceBase::insert_region, MemoryRegion::map and GuestMemory::from_regions;
+  /// those of the listeners.
   [[nodiscard]] Result<MemoryRegionPtr> plug(RegionOptions region) const;
   /// As above, mapped as the options say.
   [[nodiscard]] Result<MemoryRegionPtr> plug(RegionOptions region, const MapOptions& options) const;
