@@ -2,6 +2,7 @@
 //
 // What others can do, and can't, while the memory of a change is being made.
 
+#include <linux/membarrier.h>
 #include <sys/mman.h>
 
 #include <chrono>
@@ -149,6 +150,27 @@ TEST_F(VmMemoryStaging, ARegionDoesNotGrowIntoWhatIsMappedMeanwhile) {
   EXPECT_THAT(memory.plug(dimm(4_GiB), second_half), HasError(Errc::overlap));
   EXPECT_EQ(memory.map()->memory.regions().size(), 2u);
   expect_tables_agree();
+}
+
+TEST_F(VmMemoryStaging, WhenTheLastLogStopsARegionThatIsBeingResizedIsNotTrackedEither) {
+  VMSPACE_ASSERT_OK(memory.set_gate(gate));
+  const Backing backing = Backing::open({.source = MemorySource::shmem}, 2_MiB).value();
+  VMSPACE_ASSERT_OK(memory.plug(dimm(8_GiB), {.backing = backing}));
+  auto log = memory.start_dirty_log();
+  ASSERT_THAT(log, IsOk());
+  // When it begins to be tracked, as the region is that it comes from.
+  injector.table().mmap = detail::real_system_calls.mmap;
+  injector.table().membarrier = [](int command, unsigned flags) {
+    if (command == MEMBARRIER_CMD_PRIVATE_EXPEDITED) {
+      if (const auto body = std::exchange(while_staging, nullptr)) body();
+    }
+    return detail::real_system_calls.membarrier(command, flags);
+  };
+  meanwhile([&] { VMSPACE_EXPECT_OK(log->stop()); });
+  VMSPACE_EXPECT_OK(memory.resize(described(8_GiB), 1_MiB));
+  const auto now = memory.map();
+  for (const MemoryRegionPtr& region : now->memory.regions())
+    EXPECT_FALSE(region->dirty().is_enabled()) << region->description().name();
 }
 
 TEST_F(VmMemoryStaging, AFailureAtAnySystemCallGivesThePlaceBack) {
