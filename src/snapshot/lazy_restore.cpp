@@ -107,7 +107,7 @@ Result<void> LazyRestore::State::add_regions(const GuestMemory& memory) {
            host_page % pages_per_extent;
     areas.push_back({next, next + region->size() / snapshot_page});
     next = areas.back().end;
-    restored.push_back(region);
+    restored.push_back(detail::kept_apart(region));
     buffer_size_ = std::max({buffer_size_, extent_size, region->mapping().page_size()});
   }
   if (restored.empty()) return {};

@@ -102,9 +102,10 @@ class VMSPACE_EXPORT MemoryBlocks {
   /// listeners.
   [[nodiscard]] Result<void> plug(GuestRange range) const;
   /// Unplugs all blocks of a range, all of which are plugged: all of them, or an error and none. Waits
-  /// for who still uses a map, view or copy in which they are present. Errors: `timed_out`, and they
-  /// stay plugged; those of plug() but for `limit_exceeded`; `inconsistent` when undoing failed as
-  /// well. When giving the pages back fails, they are plugged again, and what they held may be lost.
+  /// for who still uses a map, view or copy in which they are present; a LazyRestore, LiveSnapshot or
+  /// DirtyScan of the memory goes on without them. Errors: `timed_out`, and they stay plugged; those of
+  /// plug() but for `limit_exceeded`; `inconsistent` when undoing failed as well. When giving the pages
+  /// back fails, they are plugged again, and what they held may be lost.
   [[nodiscard]] Result<void> unplug(GuestRange range, std::chrono::nanoseconds timeout) const;
   /// Unplugs all that is plugged, and shrinks the usable size to what requested_size() gives. Errors:
   /// those of unplug().
