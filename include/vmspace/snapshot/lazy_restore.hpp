@@ -60,7 +60,7 @@ namespace vmspace {
 /// How to restore; an aggregate for designated initialisers.
 struct LazyRestoreOptions {
   /// The threads that bring pages, 1 to 64. With two or more the first one only answers faults, so
-  /// that nobody waits for an extent of the background; with one, a fault may.
+  /// that nobody waits for an extent of the background that has other pages; with one, a fault may.
   unsigned threads = 2;
   /// How much one fault brings, in bytes: a power of two from 4096 to 2 MiB, at a multiple of itself.
   /// One page is right for most sources; more pays where each read has a price of its own.
