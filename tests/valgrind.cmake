@@ -14,7 +14,7 @@ list(APPEND without_memcheck dirty_scan_kvm_test handover_kvm_test tiny_vm_test 
 
 # userfaultfd(2): a thread that waits for a page keeps valgrind from running the one that would bring it.
 list(APPEND without_memcheck lazy_restore_calls_test lazy_restore_test live_snapshot_faults_test
-     live_snapshot_test userfault_test)
+     live_snapshot_test unplugged_blocks_test userfault_test)
 list(APPEND without_memcheck_dirty_scan_test *WatchedRestore*)
 
 # They repeat their changes so often that they take many minutes here.

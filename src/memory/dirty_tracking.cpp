@@ -24,9 +24,10 @@ Result<std::vector<DirtyBitmap*>> detail::start_tracking(std::span<const MemoryR
   started.bitmaps.reserve(regions.size());
   for (const MemoryRegionPtr& region : regions) {
     DirtyBitmap& bitmap = region->dirty();
-    if (bitmap.is_enabled()) continue;
+    const bool was_on = bitmap.is_enabled();
+    // Also where it is on: another thread may have just switched it on, and has yet to fence.
     VMSPACE_TRY(bitmap.enable());
-    started.bitmaps.push_back(&bitmap);
+    if (!was_on) started.bitmaps.push_back(&bitmap);
   }
   return std::exchange(started.bitmaps, {});
 }

@@ -27,41 +27,6 @@ bool takes_part(const AddressSpaceRegion& description, const MapOptions& options
 
 using Descriptions = std::vector<AddressSpaceRegionPtr>;
 
-/// Whether the backing has a part for each region that takes one, which no region in `kept` has
-/// already; asked before anything is mapped.
-Result<void> check_parts(std::span<const AddressSpaceRegionPtr> descriptions,
-                         std::span<const MemoryRegionPtr> kept, const MapOptions& options) {
-  if (!options.backing) return {};
-  const std::uint64_t size = options.backing->size();
-  std::uint64_t left = size - std::min(options.backing_offset, size);
-  for (const AddressSpaceRegionPtr& region : descriptions) {
-    const AddressSpaceRegion& description = *region;
-    if (!takes_part(description, options)) continue;
-    if (description.size() > left) {
-      return fail(
-          {.code = Errc::out_of_bounds,
-           .operation = "GuestMemory::remap",
-           .first = detail::operand(description.guest_range()),
-           .second = Operand::size(size),
-           .reason =
-               "the backing must hold all new regions, one after another, from backing_offset",
-           .text = description.name()});
-    }
-    if (const MemoryRegion* alias =
-            detail::find_alias(*options.backing, size - left, description.size(), kept)) {
-      return fail({.code = Errc::overlap,
-                   .operation = "GuestMemory::remap",
-                   .first = detail::operand(description.guest_range()),
-                   .second = detail::operand(alias->guest_range()),
-                   .reason = "both would be the same part of the backing: set backing_offset past "
-                             "the parts in use",
-                   .text = description.name()});
-    }
-    left -= description.size();
-  }
-  return {};
-}
-
 /// There is one piece of external memory to give.
 Result<void> check_external(std::span<const AddressSpaceRegionPtr> descriptions) {
   const auto is_external = [](const AddressSpaceRegionPtr& region) {
@@ -167,6 +132,40 @@ const MemoryRegion* detail::find_alias(const Backing& backing, std::uint64_t off
     }
   }
   return nullptr;
+}
+
+Result<void> detail::check_parts(std::span<const AddressSpaceRegionPtr> descriptions,
+                                 std::span<const MemoryRegionPtr> others,
+                                 const MapOptions& options) {
+  if (!options.backing) return {};
+  const std::uint64_t size = options.backing->size();
+  std::uint64_t left = size - std::min(options.backing_offset, size);
+  for (const AddressSpaceRegionPtr& region : descriptions) {
+    const AddressSpaceRegion& description = *region;
+    if (!takes_part(description, options)) continue;
+    if (description.size() > left) {
+      return fail(
+          {.code = Errc::out_of_bounds,
+           .operation = "GuestMemory::remap",
+           .first = operand(description.guest_range()),
+           .second = Operand::size(size),
+           .reason =
+               "the backing must hold all new regions, one after another, from backing_offset",
+           .text = description.name()});
+    }
+    if (const MemoryRegion* alias =
+            find_alias(*options.backing, size - left, description.size(), others)) {
+      return fail({.code = Errc::overlap,
+                   .operation = "GuestMemory::remap",
+                   .first = operand(description.guest_range()),
+                   .second = operand(alias->guest_range()),
+                   .reason = "both would be the same part of the backing: set backing_offset past "
+                             "the parts in use",
+                   .text = description.name()});
+    }
+    left -= description.size();
+  }
+  return {};
 }
 
 Result<void> detail::map_descriptions(std::span<const AddressSpaceRegionPtr> descriptions,

@@ -21,6 +21,12 @@ namespace vmspace::detail {
                                             const MapOptions& options,
                                             std::vector<MemoryRegionPtr>& regions);
 
+/// Whether `options.backing`, if given, has a part for each region that takes one, which no region in
+/// `others` has. Errors: `out_of_bounds`; `overlap`.
+[[nodiscard]] Result<void> check_parts(std::span<const AddressSpaceRegionPtr> descriptions,
+                                       std::span<const MemoryRegionPtr> others,
+                                       const MapOptions& options);
+
 /// A region among `regions` that shares memory with these bytes of the backing, counted from its
 /// offset(); null when none does.
 [[nodiscard]] const MemoryRegion* find_alias(const Backing& backing, std::uint64_t offset,

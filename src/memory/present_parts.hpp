@@ -5,10 +5,19 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "vmspace/memory/memory_region.hpp"
 
 namespace vmspace::detail {
+
+/// The region for who keeps it for long and is told of what is discarded (host/fault_owner.hpp): with a
+/// set of blocks of its own, since MemoryBlocks waits for all who have one that was published.
+[[nodiscard]] inline MemoryRegionPtr kept_apart(const MemoryRegionPtr& region) {
+  if (region->blocks() == nullptr) return region;
+  // Of the right size, so that it can't fail.
+  return *region->with_blocks(std::make_shared<const PresentBlocks>(*region->blocks()));
+}
 
 /// How many of the `size` bytes from `offset`, which lie within the region, are present, up to the
 /// first that is not.

@@ -13,6 +13,8 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/resources/resource_manager.hpp"
 
+#include "os/full_fence.hpp"
+
 namespace vmspace::detail {
 
 namespace {
@@ -203,10 +205,11 @@ DeviceRecord* ResourceState::admit_returned() noexcept {
 }
 
 void ResourceState::look_for_returned() noexcept {
-  // On weakly ordered processors, the thread that queues a record and the one that unlocks may miss
-  // each other. The record then stays queued until the next lock, which is visible only to an
-  // observer of the slot pool.
-  while (returned_.load(std::memory_order_relaxed) != nullptr && mutex_.try_lock()) {
+  for (;;) {
+    // Who queues a record and then finds the mutex locked, and who unlocks it and then looks at the
+    // queue: without a fence, both may miss what the other did, and the record stays where it is.
+    full_fence();
+    if (returned_.load(std::memory_order_relaxed) == nullptr || !mutex_.try_lock()) return;
     DeviceRecord* const gone = admit_returned();
     mutex_.unlock();
     destroy_all(gone);

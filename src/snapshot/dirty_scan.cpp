@@ -173,7 +173,8 @@ DirtyScan::State::~State() {
 
 Result<void> DirtyScan::State::watch(const MemoryRegionPtr& region) {
   WrittenPages pages = VMSPACE_TRY(WrittenPages::open(starting, region->mapping()));
-  regions_.push_back(std::make_unique<Watched>(region, std::move(pages), faults_, inherited_));
+  regions_.push_back(
+      std::make_unique<Watched>(detail::kept_apart(region), std::move(pages), faults_, inherited_));
   return regions_.back()->start();
 }
 

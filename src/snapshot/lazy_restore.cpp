@@ -58,7 +58,12 @@ Result<void> check_options(const LazyRestoreOptions& options) {
 LazyRestore::State::State(std::shared_ptr<PageSource> source, const LazyRestoreOptions& options)
     : source_(std::move(source)), options_(options), is_paused_(!options.background) {
   events_.on_complete = [this] {
-    is_complete_ = true;
+    {
+      // Not to be missed by who waits for the end and finds the threads in the source.
+      const std::lock_guard lock(mutex_);
+      is_complete_ = true;
+    }
+    changed_.notify_all();
     wake_threads();
   };
   events_.on_returned = [this] { wake_threads(); };
@@ -102,7 +107,7 @@ Result<void> LazyRestore::State::add_regions(const GuestMemory& memory) {
            host_page % pages_per_extent;
     areas.push_back({next, next + region->size() / snapshot_page});
     next = areas.back().end;
-    restored.push_back(region);
+    restored.push_back(detail::kept_apart(region));
     buffer_size_ = std::max({buffer_size_, extent_size, region->mapping().page_size()});
   }
   if (restored.empty()) return {};

@@ -46,9 +46,19 @@ void LazyRestore::State::cancel(const Error& cause) noexcept {
   lose_all(cause);
   // Called from on_error, in the middle of that.
   if (loser_.load() == std::this_thread::get_id()) return;
-  if (is_complete_) finish();
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return has_ended_.load(); });
+  static_cast<void>(await_end(lock, detail::Deadline::max()));
+}
+
+bool LazyRestore::State::await_end(std::unique_lock<std::mutex>& lock, detail::Deadline deadline) {
+  if (!changed_.wait_until(lock, deadline, [&] { return has_ended_ || is_complete_; }))
+    return false;
+  if (!has_ended_) {
+    lock.unlock();
+    finish();
+    lock.lock();
+  }
+  return changed_.wait_until(lock, deadline, [&] { return has_ended_.load(); });
 }
 
 void LazyRestore::State::lose_all(const Error& cause) noexcept {
@@ -104,11 +114,10 @@ void LazyRestore::State::collapse() const noexcept {
   }
 }
 
-Result<void> LazyRestore::State::wait(std::chrono::nanoseconds timeout) const {
-  // The clock's arithmetic must not wrap.
-  constexpr std::chrono::nanoseconds longest = std::chrono::hours(24 * 365);
+Result<void> LazyRestore::State::wait(std::chrono::nanoseconds timeout) {
+  const auto deadline = detail::deadline_after(timeout);
   std::unique_lock lock(mutex_);
-  if (!changed_.wait_for(lock, std::min(timeout, longest), [&] { return has_ended_.load(); })) {
+  if (!await_end(lock, deadline)) {
     return fail({.code = Errc::timed_out,
                  .operation = "LazyRestore::wait",
                  .first = Operand::size(ledger_.statistics().remaining),

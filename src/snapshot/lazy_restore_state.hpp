@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "vmspace/base/detail/deadline.hpp"
 #include "vmspace/snapshot/lazy_restore.hpp"
 
 #include "host/userfault.hpp"
@@ -38,7 +39,7 @@ class VMSPACE_HIDDEN LazyRestore::State {
   /// the memory as it was.
   [[nodiscard]] Result<void> start(const GuestMemory& memory);
 
-  [[nodiscard]] Result<void> wait(std::chrono::nanoseconds timeout) const;
+  [[nodiscard]] Result<void> wait(std::chrono::nanoseconds timeout);
   [[nodiscard]] bool is_done() const noexcept { return has_ended_.load(); }
   void pause(bool paused) noexcept;
   /// `cause` is what wait() says from then on.
@@ -102,6 +103,9 @@ class VMSPACE_HIDDEN LazyRestore::State {
   void note(const Error& error) noexcept;
   void lose_all(const Error& cause) noexcept;
   void finish() noexcept;
+  /// Waits for the end, with the lock; false when it has not come in time. What is complete is finished
+  /// here, since all threads may be in calls of the source.
+  [[nodiscard]] bool await_end(std::unique_lock<std::mutex>& lock, detail::Deadline deadline);
   /// Called by each thread and by finish(): the last one closes the userfaultfd, which unregisters what
   /// the regions could not.
   void leave() noexcept;

@@ -51,15 +51,14 @@ std::uint64_t largest_page(const GuestMemory& memory) {
 
 LiveSnapshot::State::State(const GuestMemory& guest, SnapshotWriter to,
                            const LiveSnapshotOptions& options)
-    : memory(guest),
-      writer(std::move(to)),
+    : writer(std::move(to)),
       is_differential(writer.has_parent()),
       // No page is saved twice, so that more than the memory has would never be used.
       buffer(std::max(std::min(options.buffer, guest.total_size()), largest_page(guest)),
              smallest_page(guest)),
       chunk(std::max(background_chunk, largest_page(guest))) {
-  for (const auto& region : memory.regions()) {
-    regions.emplace_back(region, regions.size(), *this);
+  for (const auto& region : guest.regions()) {
+    regions.emplace_back(detail::kept_apart(region), regions.size(), *this);
     by_host.push_back(&regions.back());
   }
   std::ranges::sort(by_host, std::less<>{},
@@ -149,7 +148,7 @@ Result<void> LiveSnapshot::State::check(std::span<const GuestRange> ranges) cons
         (base < before->base.value() || base - before->base.value() < before->size)) {
       return refuse(range, "the ranges must be in ascending order and must not overlap");
     }
-    const MemoryRegionPtr region = memory.find_region(range.base);
+    const MemoryRegion* const region = region_at(range.base);
     if (region == nullptr || range.size > region->size() - (base - region->base().value())) {
       return refuse(range, "a range must lie within one region");
     }
@@ -206,6 +205,14 @@ LiveSnapshot::State::LiveRegion* LiveSnapshot::State::find_region(std::uint64_t 
   if (next == by_host.begin()) return nullptr;
   LiveRegion* const region = *std::prev(next);
   return region->offset_of(address) < region->region().size() ? region : nullptr;
+}
+
+const MemoryRegion* LiveSnapshot::State::region_at(GuestAddress address) const {
+  const auto next = std::ranges::lower_bound(
+      regions, address, std::less<>{},
+      [](const LiveRegion& region) { return region.region().last_addr(); });
+  if (next == regions.end() || address < next->region().base()) return nullptr;
+  return &next->region();
 }
 
 void LiveSnapshot::State::end_faults() noexcept {

@@ -72,7 +72,6 @@ struct LiveSnapshot::State final : detail::DiscardListener {
   void handle_faults() noexcept;
   void write_pages() noexcept;
 
-  GuestMemory memory;
   SnapshotWriter writer;
   const bool is_differential;      ///< the writer has a parent
   std::deque<LiveRegion> regions;  ///< in order of guest addresses
@@ -108,6 +107,8 @@ struct LiveSnapshot::State final : detail::DiscardListener {
   /// What handles the faults now; null when that has ended.
   [[nodiscard]] std::shared_ptr<const Userfault> current_faults() const;
   [[nodiscard]] LiveRegion* find_region(std::uint64_t host_address) const;
+  /// The region that has this guest address, or null.
+  [[nodiscard]] const MemoryRegion* region_at(GuestAddress address) const;
   /// Makes the memory stand still.
   [[nodiscard]] Result<void> protect(std::span<const GuestRange> ranges, bool all);
   /// Nothing is protected any more, and nobody waits.

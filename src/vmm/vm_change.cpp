@@ -66,8 +66,6 @@ Result<VmChange> VmChange::make(RegionChange regions, const GuestMemory& memory,
   for (const AddressSpaceRegionPtr& region : others) {
     if (region == resized) {
       const auto from = std::ranges::find(change.sources, region->base(), &MemoryRegion::base);
-      VMSPACE_TRY(check_growth(**from, *resized, memory.regions()));
-      VMSPACE_TRY(check_growth(**from, *resized, parked));
       change.resized_from = *from;
       change.resized_to = resized;
       continue;
@@ -83,6 +81,15 @@ Result<VmChange> VmChange::make(RegionChange regions, const GuestMemory& memory,
     change.mapped.push_back(std::move(moved));
   }
   return change;
+}
+
+Result<void> VmChange::check_parts(const MapOptions& options, const GuestMemory& memory,
+                                   std::span<const MemoryRegionPtr> parked) const {
+  for (const std::span<const MemoryRegionPtr> others : {memory.regions(), parked}) {
+    VMSPACE_TRY(detail::check_parts(to_map, others, options));
+    if (resized_from != nullptr) VMSPACE_TRY(check_growth(*resized_from, *resized_to, others));
+  }
+  return {};
 }
 
 Result<void> VmChange::map(const MapOptions& options, std::vector<MemoryRegionPtr>& all) const {

@@ -26,8 +26,7 @@ struct VmChange {
 
   /// Finds the memory of the regions that change: in `memory`, or in `parked`, that of parked
   /// regions. That of `resized`, if any, is what the removed region with its base has. Errors:
-  /// `bad_state` where it is ambiguous which of several regions has moved; `overlap` when what a region
-  /// grows by is another's memory; those of MemoryRegion::at.
+  /// `bad_state` where it is ambiguous which of several regions has moved; those of MemoryRegion::at.
   [[nodiscard]] static Result<VmChange> make(RegionChange regions, const GuestMemory& memory,
                                              std::span<const MemoryRegionPtr> parked,
                                              const MoveOptions& options,
@@ -42,6 +41,11 @@ struct VmChange {
   [[nodiscard]] bool has_to_map() const noexcept {
     return !to_map.empty() || resized_from != nullptr;
   }
+
+  /// Whether what has to be mapped is no memory that other regions have. Errors: those of
+  /// detail::check_parts; `overlap` when what a region grows by is another's.
+  [[nodiscard]] Result<void> check_parts(const MapOptions& options, const GuestMemory& memory,
+                                         std::span<const MemoryRegionPtr> parked) const;
 
   /// Maps it, and appends it to `all`, which are the regions of the present memory.
   [[nodiscard]] Result<void> map(const MapOptions& options,

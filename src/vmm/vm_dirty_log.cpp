@@ -35,15 +35,23 @@ detail::RangeList ranges_of(const GuestMemory& memory) {
 }  // namespace
 
 Result<void> VmMemory::State::start_log(const GuestMemory& memory) {
-  // These need not be undone: without a log, they only mark what nobody asks for.
+  // Also where a listener throws.
+  struct Undo {
+    State& state;
+    std::vector<DirtyBitmap*> started = {};
+    bool is_needed = true;
+    ~Undo() {
+      if (!is_needed) return;
+      for (DirtyBitmap* bitmap : started)
+        bitmap->disable();
+      state.let_go_of_outgrown();
+    }
+  } undo{.state = *this};
   VMSPACE_TRY(track_outgrown());
-  const auto started = VMSPACE_TRY(detail::start_tracking(memory.regions()));
-  const auto done = listeners.start_log(memory);
-  if (!done) {
-    for (DirtyBitmap* bitmap : started)
-      bitmap->disable();
-  }
-  return done;
+  undo.started = VMSPACE_TRY(detail::start_tracking(memory.regions()));
+  VMSPACE_TRY(listeners.start_log(memory));
+  undo.is_needed = false;
+  return {};
 }
 
 Result<void> VmMemory::State::track(const GuestMemory& memory,
@@ -60,6 +68,13 @@ Result<void> VmMemory::State::track_outgrown() {
     if (each.kept != nullptr) VMSPACE_TRY(each.kept->enable());
   }
   return {};
+}
+
+void VmMemory::State::let_go_of_outgrown() noexcept {
+  for (OutgrownMemory& each : outgrown) {
+    if (each.kept != nullptr) each.kept->disable();
+    each.kept.reset();
+  }
 }
 
 detail::RangeList VmMemory::State::take_outgrown(const GuestMemory& memory, DirtyHarvest& harvest) {
@@ -112,10 +127,7 @@ Result<void> VmMemory::State::drop_stopped_logs(const GuestMemory& memory) noexc
   if (logs.empty()) return {};
   std::erase_if(logs, [](const auto& log) { return log.expired(); });
   if (!logs.empty()) return {};
-  for (OutgrownMemory& each : outgrown) {
-    if (each.kept != nullptr) each.kept->disable();
-    each.kept.reset();
-  }
+  let_go_of_outgrown();
   const auto done = listeners.stop_log(memory);
   disable_dirty_tracking(memory);
   for (const MemoryRegionPtr& region : parked)

@@ -180,6 +180,7 @@ Result<detail::VmChange> VmMemory::State::change(const Edit& edit, const MapOpti
   Reservation reservation(*this);
   VMSPACE_TRY_IN(operation, reservation.take(change.regions));
   if (change.has_to_map()) {
+    VMSPACE_TRY_IN(operation, change.check_parts(how, turn.current().memory, parked));
     const auto kept = turn.current().memory.regions();
     std::vector<MemoryRegionPtr> all(kept.begin(), kept.end());
     const std::size_t count = all.size();
@@ -192,6 +193,11 @@ Result<detail::VmChange> VmMemory::State::change(const Edit& edit, const MapOpti
     }
     change.mapped.insert(change.mapped.end(), all.begin() + static_cast<std::ptrdiff_t>(count),
                          all.end());
+    // Others have had their turns meanwhile, and may have mapped the same memory,
+    VMSPACE_TRY_IN(operation, change.check_parts(how, turn.current().memory, parked));
+    // or stopped the last log: a region that tracks would make all others do so.
+    if (change.resized_from != nullptr && !change.resized_from->dirty().is_enabled())
+      change.mapped.back()->dirty().disable();
   }
   const auto done = commit(turn, change, reservation, operation);
   reservation.end();

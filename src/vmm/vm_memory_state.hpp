@@ -62,6 +62,8 @@ struct VMSPACE_HIDDEN VmMemory::State {
                                           std::span<const MemoryRegionPtr> joined);
   /// Has outgrown mappings track what is still written through them.
   [[nodiscard]] Result<void> track_outgrown();
+  /// Undoes that.
+  void let_go_of_outgrown() noexcept;
   /// Takes what was written through outgrown mappings, and finds those that nobody uses any more.
   [[nodiscard]] detail::RangeList take_outgrown(const GuestMemory& memory, DirtyHarvest& harvest);
   /// Hands what was written to every log.

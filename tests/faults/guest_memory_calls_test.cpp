@@ -6,7 +6,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <functional>
+#include <future>
 #include <optional>
 #include <string>
 #include <utility>
@@ -222,6 +226,31 @@ TEST(GuestMemoryCalls, DirtyPagesSurviveAHarvestThatFails) {
   EXPECT_EQ(harvest_dirty(memory).error().os_errno, ENOMEM);
   injector.fail_none();
   EXPECT_EQ(harvest_dirty(memory)->size(), 2U);
+}
+
+/// Called by the next membarrier, which then fails.
+std::function<void()> before_barrier_fails;
+
+TEST(GuestMemoryCalls, TrackingThatAnotherThreadIsStillStartingIsWaitedFor) {
+  const GuestMemory memory = sample();
+  Injector injector;
+  injector.table().membarrier = [](int command, unsigned flags) {
+    const auto body = std::exchange(before_barrier_fails, nullptr);
+    if (body == nullptr) return detail::real_system_calls.membarrier(command, flags);
+    body();
+    errno = EPERM;
+    return -1;
+  };
+  std::future<Result<void>> other;
+  before_barrier_fails = [&] {
+    other = std::async(std::launch::async, [&] { return enable_dirty_tracking(memory); });
+    // Time to be told too early that all is tracked.
+    static_cast<void>(other.wait_for(std::chrono::milliseconds(50)));
+  };
+  EXPECT_THAT(enable_dirty_tracking(memory), Not(IsOk()));
+  EXPECT_THAT(other.get(), IsOk());
+  for (const auto& region : memory.regions())
+    EXPECT_TRUE(region->dirty().is_enabled()) << region->base().value();
 }
 
 TEST(GuestMemoryCalls, ARegionThatCantBeTrackedDoesNotJoin) {

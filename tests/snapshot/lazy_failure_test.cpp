@@ -322,6 +322,20 @@ TEST_P(LazyRestoreFailures, ADiscardOfTheLastPagesCompletesIt) {
   EXPECT_EQ(restore.statistics().discarded, 64 * page);
 }
 
+TEST_P(LazyRestoreFailures, ADiscardOfTheLastPagesCompletesItWhileTheSourceHangs) {
+  const GuestMemory memory = ram();
+  Gate gate;
+  source->before_read = [&](GuestAddress, std::size_t) { gate.pass(); };
+  START_RESTORE_OR_SKIP(restore, memory, source, {.threads = 1});
+  gate.wait_for(1);
+  VMSPACE_EXPECT_OK(memory.regions()[0]->mapping().discard(0, 64 * page));
+  VMSPACE_EXPECT_OK(restore.wait(long_enough));
+  EXPECT_TRUE(restore.is_done());
+  gate.open();
+  EXPECT_EQ(restore.statistics().discarded, 64 * page);
+  EXPECT_TRUE(holds_words(memory.regions()[0]->host_base(), base, true)) << "came too late";
+}
+
 INSTANTIATE_TEST_SUITE_P(Memory, LazyRestoreFailures,
                          ::testing::Values(MemorySource::anon, MemorySource::shmem),
                          [](const auto& kind) {

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <new>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -221,6 +222,14 @@ TEST_F(VmDirtyLogTest, AListenerThatCannotLogRefusesTheLog) {
   });
   EXPECT_THAT(memory.plug(dimm()), HasError(Errc::os));
   expect_tables_agree();
+}
+
+TEST_F(VmDirtyLogTest, AfterAListenerThatThrowsNothingIsTracked) {
+  second->run_out_of_memory(0);
+  EXPECT_THROW(static_cast<void>(memory.start_dirty_log()), std::bad_alloc);
+  EXPECT_FALSE(memory.map()->memory.regions().front()->dirty().is_enabled());
+  auto log = memory.start_dirty_log().value();
+  EXPECT_THAT(harvest(log), IsEmpty());
 }
 
 TEST_F(VmDirtyLogTest, AHarvestThatFailsLosesNothing) {

@@ -235,6 +235,19 @@ TEST_F(VmMemoryRefusal, MemoryThatGivesWayToMmioNeedsTheGate) {
   expect_tables_agree();
 }
 
+TEST_F(VmMemoryRefusal, TheMemoryOfAParkedRegionIsNotMappedAgain) {
+  const Backing backing = Backing::open({.source = MemorySource::shmem}, 2_MiB).value();
+  const auto parked = memory.plug(dimm(32_GiB), {.backing = backing});
+  ASSERT_THAT(parked, IsOk());
+  const auto park = [&](AddressSpaceBase& draft) {
+    return draft.move_regions({{.region = (*parked)->shared_description(), .to = {}}});
+  };
+  VMSPACE_ASSERT_OK(edit(park));
+  const Before now = before();
+  EXPECT_THAT(memory.plug(dimm(64_GiB), {.backing = backing}), HasError(Errc::overlap));
+  expect_unchanged(now);
+}
+
 TEST_F(VmMemoryRefusal, ACallBackIntoTheMemoryIsAnErrorAndNoDeadlock) {
   std::vector<Errc> errors;
   first->on_call([&](std::string_view) -> Result<void> {

@@ -281,6 +281,19 @@ TEST_F(VmMemoryResize, TheLogHasWhatIsWrittenThroughOldMaps) {
   EXPECT_THAT(*log.harvest(), IsEmpty());
 }
 
+TEST_F(VmMemoryResize, ALogThatDoesNotStartKeepsNoOldMapping) {
+  auto old = memory.map();
+  const std::weak_ptr<DirtyBitmap> watched =
+      old->memory.find_region(GuestAddress(base))->shared_dirty();
+  resize(4_MiB);
+  second->refuse(0);
+  EXPECT_THAT(memory.start_dirty_log(), HasError(Errc::bad_state));
+  EXPECT_FALSE(watched.lock()->is_enabled());
+  old.reset();
+  VMSPACE_ASSERT_OK(memory.wait_released(1s));
+  EXPECT_TRUE(watched.expired());
+}
+
 TEST_F(VmMemoryResize, OldMappingsGoWithTheirLastUser) {
   const auto watch = [&] {
     return std::weak_ptr<DirtyBitmap>(

@@ -2,9 +2,11 @@
 //
 // What others can do, and can't, while the memory of a change is being made.
 
+#include <linux/membarrier.h>
 #include <sys/mman.h>
 
 #include <chrono>
+#include <cstddef>
 #include <functional>
 #include <future>
 #include <memory>
@@ -31,6 +33,11 @@ class VmMemoryStaging : public VmMemoryTest {
     injector.table().memfd_create = [](const char* name, unsigned flags) {
       if (const auto body = std::exchange(while_staging, nullptr)) body();
       return detail::real_system_calls.memfd_create(name, flags);
+    };
+    injector.table().mmap = [](void* at, std::size_t size, int protection, int flags, int fd,
+                               off_t offset) {
+      if (const auto body = std::exchange(while_staging, nullptr)) body();
+      return detail::real_system_calls.mmap(at, size, protection, flags, fd, offset);
     };
   }
 
@@ -119,6 +126,51 @@ TEST_F(VmMemoryStaging, WhatIsPartlyReplacedIsTakenWhole) {
     return draft.insert_region(dimm(5_GiB - 1_MiB, 4_MiB));
   }));
   expect_tables_agree();
+}
+
+TEST_F(VmMemoryStaging, APartOfABackingIsMappedByOneChangeOnly) {
+  const Backing backing = Backing::open({.source = MemorySource::shmem}, 4_MiB).value();
+  meanwhile([&] { VMSPACE_EXPECT_OK(memory.plug(dimm(8_GiB), {.backing = backing})); });
+  EXPECT_THAT(memory.plug(dimm(4_GiB), {.backing = backing}), HasError(Errc::overlap));
+  EXPECT_EQ(memory.map()->memory.regions().size(), 2u);
+  expect_tables_agree();
+  VMSPACE_EXPECT_OK(memory.plug(dimm(4_GiB), {.backing = backing, .backing_offset = 2_MiB}));
+}
+
+TEST_F(VmMemoryStaging, ARegionDoesNotGrowIntoWhatIsMappedMeanwhile) {
+  VMSPACE_ASSERT_OK(memory.set_gate(gate));
+  const Backing backing = Backing::open({.source = MemorySource::shmem}, 4_MiB).value();
+  const MapOptions second_half{.backing = backing, .backing_offset = 2_MiB};
+  VMSPACE_ASSERT_OK(memory.plug(dimm(8_GiB), {.backing = backing}));
+  meanwhile([&] { VMSPACE_EXPECT_OK(memory.plug(dimm(4_GiB), second_half)); });
+  EXPECT_THAT(memory.resize(described(8_GiB), 4_MiB), HasError(Errc::overlap));
+  VMSPACE_ASSERT_OK(memory.unplug(described(4_GiB), 1s));
+  // Nor is mapped what it grows into.
+  meanwhile([&] { VMSPACE_EXPECT_OK(memory.resize(described(8_GiB), 4_MiB)); });
+  EXPECT_THAT(memory.plug(dimm(4_GiB), second_half), HasError(Errc::overlap));
+  EXPECT_EQ(memory.map()->memory.regions().size(), 2u);
+  expect_tables_agree();
+}
+
+TEST_F(VmMemoryStaging, WhenTheLastLogStopsARegionThatIsBeingResizedIsNotTrackedEither) {
+  VMSPACE_ASSERT_OK(memory.set_gate(gate));
+  const Backing backing = Backing::open({.source = MemorySource::shmem}, 2_MiB).value();
+  VMSPACE_ASSERT_OK(memory.plug(dimm(8_GiB), {.backing = backing}));
+  auto log = memory.start_dirty_log();
+  ASSERT_THAT(log, IsOk());
+  // When it begins to be tracked, as the region is that it comes from.
+  injector.table().mmap = detail::real_system_calls.mmap;
+  injector.table().membarrier = [](int command, unsigned flags) {
+    if (command == MEMBARRIER_CMD_PRIVATE_EXPEDITED) {
+      if (const auto body = std::exchange(while_staging, nullptr)) body();
+    }
+    return detail::real_system_calls.membarrier(command, flags);
+  };
+  meanwhile([&] { VMSPACE_EXPECT_OK(log->stop()); });
+  VMSPACE_EXPECT_OK(memory.resize(described(8_GiB), 1_MiB));
+  const auto now = memory.map();
+  for (const MemoryRegionPtr& region : now->memory.regions())
+    EXPECT_FALSE(region->dirty().is_enabled()) << region->description().name();
 }
 
 TEST_F(VmMemoryStaging, AFailureAtAnySystemCallGivesThePlaceBack) {

@@ -42,10 +42,10 @@ namespace vmspace {
 /// copy of the regions and published at once: a reader sees the space before it or after it, and
 /// nothing between.
 ///
-/// Threads: every call is safe from any thread. Changes happen one after the other, none is lost;
-/// `would_deadlock` for a change from inside a transaction on the same space. Each costs O(n) for
-/// the copy, a pointer a region. See Published for readers, for who destroys what, and for the order
-/// in which to change two spaces at once.
+/// Threads: every call is safe from any thread, but for assigning to a handle that another thread
+/// uses. Changes happen one after the other, none is lost; `would_deadlock` for a change from inside a
+/// transaction on the same space. Each costs O(n) for the copy, a pointer a region. See Published for
+/// readers, for who destroys what, and for the order in which to change two spaces at once.
 class VMSPACE_EXPORT AddressSpace final : public RegionLedger {
  public:
   /// One thread's view of the space, for threads that look at it often; see reader().

@@ -46,12 +46,12 @@ namespace vmspace {
 /// A handle: copies of it are the same value, which lives as long as a handle, Reader or snapshot.
 /// T is copyable; it is copied once an update.
 ///
-/// Threads: every call is safe from any thread, on one handle or on several. Updates happen one
-/// after the other, none is lost. A value is destroyed by a writer's call, never by a reader; only
-/// once no handle is left does the last Reader or snapshot destroy what there is. An update holds a
-/// lock for as long as it runs: code that edits one published value inside an edit of another must
-/// take them in one order everywhere, as with mutexes, since two threads that take them in opposite
-/// orders wait for each other, undetected.
+/// Threads: every call is safe from any thread, on one handle or on several, but for assigning to a
+/// handle that another thread uses. Updates happen one after the other, none is lost. A value is
+/// destroyed by a writer's call, never by a reader; only once no handle is left does the last Reader or
+/// snapshot destroy what there is. An update holds a lock for as long as it runs: code that edits one
+/// published value inside an edit of another must take them in one order everywhere, as with mutexes,
+/// since two threads that take them in opposite orders wait for each other, undetected.
 template <typename T>
 class Published {
   using State = detail::PublishedState<T>;

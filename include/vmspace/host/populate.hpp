@@ -64,7 +64,7 @@ struct PopulateRange {
 /// stay. The error's text is that of its range.
 ///
 /// Threads: any; the ranges must stay mapped, and must not be discarded, meanwhile. New threads
-/// have all signals blocked; when none can be started, the calling thread does all the work.
+/// have all signals but SIGBUS blocked; when none can be started, the calling thread does all the work.
 /// O(bytes).
 [[nodiscard]] VMSPACE_EXPORT Result<void> populate(std::span<const PopulateRange> ranges,
                                                    PopulateOptions options = {});

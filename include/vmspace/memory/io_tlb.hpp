@@ -121,8 +121,8 @@ class IoTlbReader;
 /// The translations of one device, or of all devices in one domain.
 ///
 /// A handle: copies of it are the same table, and moving one copies it. Threads: every call is safe from
-/// any thread; changes are made one after the other. Each copies the table, so that many entries should
-/// come in one call.
+/// any thread, but for assigning to a handle that another thread uses; changes are made one after the
+/// other. Each copies the table, so that many entries should come in one call.
 ///
 /// Invariant: the entries don't overlap, and there are no more than max_entries.
 class VMSPACE_EXPORT IoTlb {

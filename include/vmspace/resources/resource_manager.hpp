@@ -162,9 +162,9 @@ struct ResourceUsage {
 /// until they are parked or destroyed. See check_invariants(). Regions that other code inserts into
 /// the ledger are respected, but keeping them out of bridge windows is up to that code.
 ///
-/// Threads: all calls may run at the same time, but relocate() counts as a non-const call on each
-/// DeviceResources that it names. Calls that change addresses fail with `would_deadlock` from
-/// inside a change of the ledger.
+/// Threads: all calls may run at the same time, but for assigning to a handle that another thread uses,
+/// and relocate() counts as a non-const call on each DeviceResources that it names. Calls that change
+/// addresses fail with `would_deadlock` from inside a change of the ledger.
 ///
 /// Until a call returns, the ledger may still refuse its change, so other calls are given only what
 /// is right in either case. While a bridge window moves, both of its places are taken (`overlap`)

@@ -45,8 +45,9 @@ namespace vmspace {
 /// Invariant: a page that was written in this process since it was last reported (or since start())
 /// is reported by the next harvest() that begins after the write. A page may be reported although it
 /// has not changed: shared pages that were only read for the first time, what was discarded, what a
-/// restore was bringing just when start() ran, and what it has lost. What a harvest that fails has found
-/// already, the next one reports.
+/// restore was bringing just when start() ran, and what it has lost. Blocks that were unplugged count as
+/// discarded, though they are memory no more. What a harvest that fails has found already, the next one
+/// reports.
 ///
 /// It owns the memory's page faults: a LiveSnapshot of the same memory is `bad_state` meanwhile, and the
 /// other way round; so is a LazyRestore that starts later, while one that runs already shares them. The

@@ -60,7 +60,7 @@ namespace vmspace {
 /// How to restore; an aggregate for designated initialisers.
 struct LazyRestoreOptions {
   /// The threads that bring pages, 1 to 64. With two or more the first one only answers faults, so
-  /// that nobody waits for an extent of the background; with one, a fault may.
+  /// that nobody waits for an extent of the background that has other pages; with one, a fault may.
   unsigned threads = 2;
   /// How much one fault brings, in bytes: a power of two from 4096 to 2 MiB, at a multiple of itself.
   /// One page is right for most sources; more pays where each read has a price of its own.
@@ -76,8 +76,9 @@ struct LazyRestoreOptions {
   /// After so many pages that could not be brought the source counts as dead, and the restore as
   /// cancelled. At least 1.
   std::uint64_t error_limit = 1024;
-  /// Told of lost pages, from a thread of the restore, before anybody gets a signal for them. It may
-  /// cancel() the restore, but not destroy it, throw, or touch, discard, pin or watch the memory.
+  /// Told of lost pages before anybody gets a signal for them: by threads of the restore, several at a
+  /// time, and by one that cancels or destroys it. It may cancel() the restore, but not destroy it or
+  /// wait() for it, throw, or touch, discard, pin or watch the memory.
   std::function<void(GuestRange, const Error&)> on_error = {};
 };
 

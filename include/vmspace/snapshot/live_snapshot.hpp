@@ -73,13 +73,14 @@ struct LiveSnapshotStatistics {
 /// another LiveSnapshot are `bad_state` meanwhile, as is pinning the memory for DMA. Discarding
 /// (MemoryMapping::discard, unplugged blocks) works: pages that are not saved yet are saved first, so
 /// that it waits for the disk where the buffer is full. Pages must not be discarded, remapped or
-/// truncated in other ways, and regions not be resized, which maps them a second time. Transparent
-/// huge pages that are written to before they are saved are split.
+/// truncated in other ways, and regions not be resized, which maps them a second time. Blocks that are
+/// plugged after prepare() are not in the snapshot. Transparent huge pages that are written to before
+/// they are saved are split.
 ///
-/// Two threads of its own resolve the faults and write; signals are blocked on both. Neither takes
-/// locks that callers of this library hold while they touch guest memory, so that any thread may write
-/// to it at any time, also between take() and wait(). What takes the file's bytes must not need the guest
-/// to make progress, as a network disk does that the guest itself serves.
+/// Two threads of its own resolve the faults and write; all signals but SIGBUS are blocked on both.
+/// Neither takes locks that callers of this library hold while they touch guest memory, so that any
+/// thread may write to it at any time, also between take() and wait(). What takes the file's bytes must
+/// not need the guest to make progress, as a network disk does that the guest itself serves.
 ///
 /// Threads: one at a time, but for statistics() and is_done(), which are safe from any thread. Moved
 /// from, it can only be assigned to or destroyed.

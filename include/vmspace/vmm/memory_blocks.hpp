@@ -65,9 +65,9 @@ enum class BlockState : std::uint8_t { plugged, unplugged, mixed };
 /// Invariant: what is plugged is what the published map has of the region, and what the tables of all
 /// listeners have of it, in their units.
 ///
-/// Threads: every call is safe from any thread. Changes of one region come one after the other: a
-/// change while another one has not finished is `bad_state`. A thread that changes blocks must not
-/// hold on to the map: park its Reader, end its views.
+/// Threads: every call is safe from any thread, but for assigning to a handle that another thread uses.
+/// Changes of one region come one after the other: a change while another one has not finished is
+/// `bad_state`. A thread that changes blocks must not hold on to the map: park its Reader, end its views.
 ///
 /// A device answers VIRTIO_MEM_RESP_ACK for success, NACK for `limit_exceeded`, BUSY for `timed_out`
 /// and a change that has not finished, and ERROR for all others (virtio 1.2, section 5.15.6).
@@ -102,9 +102,10 @@ class VMSPACE_EXPORT MemoryBlocks {
   /// listeners.
   [[nodiscard]] Result<void> plug(GuestRange range) const;
   /// Unplugs all blocks of a range, all of which are plugged: all of them, or an error and none. Waits
-  /// for who still uses a map, view or copy in which they are present. Errors: `timed_out`, and they
-  /// stay plugged; those of plug() but for `limit_exceeded`; `inconsistent` when undoing failed as
-  /// well. When giving the pages back fails, they are plugged again, and what they held may be lost.
+  /// for who still uses a map, view or copy in which they are present; a LazyRestore, LiveSnapshot or
+  /// DirtyScan of the memory goes on without them. Errors: `timed_out`, and they stay plugged; those of
+  /// plug() but for `limit_exceeded`; `inconsistent` when undoing failed as well. When giving the pages
+  /// back fails, they are plugged again, and what they held may be lost.
   [[nodiscard]] Result<void> unplug(GuestRange range, std::chrono::nanoseconds timeout) const;
   /// Unplugs all that is plugged, and shrinks the usable size to what requested_size() gives. Errors:
   /// those of unplug().

@@ -90,11 +90,11 @@ struct UnsettledSection {
 /// Invariant: every placed region with a backing is mapped, and every listener has exactly these
 /// sections, but for what unsettled() lists.
 ///
-/// Threads: every call is safe from any thread. Changes happen one after the other, except that many
-/// can be staged at the same time; a change of a region that another one is just changing is
-/// `bad_state`. From inside an edit, and from inside a call of a listener or the gate, every change
-/// is `would_deadlock`. See Published for readers, and park a Reader before a change on its thread
-/// when that one is to be waited for.
+/// Threads: every call is safe from any thread, but for assigning to a handle that another thread
+/// uses. Changes happen one after the other, except that many can be staged at the same time; a change
+/// of a region that another one is just changing is `bad_state`. From inside an edit, and from inside a
+/// call of a listener or the gate, every change is `would_deadlock`. See Published for readers, and park
+/// a Reader before a change on its thread when that one is to be waited for.
 class VMSPACE_EXPORT VmMemory final : public RegionLedger {
  public:
   /// One thread's view of space and memory, for threads that look at them often; see reader().
@@ -134,16 +134,17 @@ class VMSPACE_EXPORT VmMemory final : public RegionLedger {
   [[nodiscard]] std::uint64_t generation() const noexcept;
 
   /// Adds a region with a backing, and gives it mapped. Errors: `invalid_argument` without a backing
-  /// (insert it by transact()); those of AddressSpaceBase::insert_region, MemoryRegion::map and
-  /// GuestMemory::from_regions; those of the listeners.
+  /// (insert it by transact()); `overlap` also for a part of a backing that another region has, parked
+  /// or not; those of AddressSpaceBase::insert_region, MemoryRegion::map and GuestMemory::from_regions;
+  /// those of the listeners.
   [[nodiscard]] Result<MemoryRegionPtr> plug(RegionOptions region) const;
   /// As above, mapped as the options say.
   [[nodiscard]] Result<MemoryRegionPtr> plug(RegionOptions region, const MapOptions& options) const;
 
   /// Removes a region, then waits for who still uses the old map, so that the memory is unmapped when
-  /// it returns. Errors: those of AddressSpaceBase::remove_region; those of the listeners in
-  /// prepare(). After these nothing has changed. `timed_out`: the region is gone, and its memory goes
-  /// when the last user of the old map does.
+  /// it returns, unless a view, or a copy of the map's memory, is left. Errors: those of
+  /// AddressSpaceBase::remove_region; those of the listeners in prepare(). After these nothing has
+  /// changed. `timed_out`: the region is gone, and its memory goes when the last user of the old map does.
   [[nodiscard]] Result<void> unplug(const AddressSpaceRegionPtr& region,
                                     std::chrono::nanoseconds timeout) const;
 
