@@ -12,6 +12,7 @@
 #include "host/userfault.hpp"
 #include "host/written_pages.hpp"
 #include "memory/present_parts.hpp"
+#include "snapshot/file_aliases.hpp"
 #include "snapshot/inherited_faults.hpp"
 
 namespace vmspace {
@@ -211,6 +212,7 @@ Result<DirtyScan> DirtyScan::start(const GuestMemory& memory) {
   Userfault faults = VMSPACE_TRY(Userfault::open(starting, feature::write_protect_async |
                                                                feature::write_protect_absent |
                                                                feature::write_protect_files));
+  VMSPACE_TRY(detail::refuse_file_aliases(starting, memory));
   auto state = std::make_unique<State>(std::move(faults));
   VMSPACE_TRY(state->open());
   for (const MemoryRegionPtr& region : memory.regions()) {

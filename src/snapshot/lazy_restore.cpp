@@ -17,6 +17,7 @@
 #include "memory/region_error.hpp"
 #include "os/argument_checks.hpp"
 #include "os/thread.hpp"
+#include "snapshot/file_aliases.hpp"
 #include "snapshot/lazy_restore_state.hpp"
 #include "snapshot/snapshot_format.hpp"
 
@@ -70,6 +71,7 @@ LazyRestore::State::State(std::shared_ptr<PageSource> source, const LazyRestoreO
 }
 
 Result<void> LazyRestore::State::start(const GuestMemory& memory) {
+  VMSPACE_TRY(detail::refuse_file_aliases(start_operation, memory));
   VMSPACE_TRY(add_regions(memory));
   if (!regions_.empty()) {
     for (const RestoredRegion& region : regions_)

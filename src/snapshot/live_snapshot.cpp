@@ -17,6 +17,7 @@
 #include "os/kernel_values.hpp"
 #include "os/system_calls.hpp"
 #include "os/thread.hpp"
+#include "snapshot/file_aliases.hpp"
 #include "snapshot/live_snapshot_state.hpp"
 #include "snapshot/snapshot_format.hpp"
 
@@ -284,6 +285,7 @@ LiveSnapshot::~LiveSnapshot() = default;
 
 Result<LiveSnapshot> LiveSnapshot::prepare(const GuestMemory& memory, SnapshotWriter writer,
                                            const LiveSnapshotOptions& options) {
+  VMSPACE_TRY(detail::refuse_file_aliases(prepare_operation, memory));
   auto state = std::make_unique<State>(memory, std::move(writer), options);
   VMSPACE_TRY(state->open(options));
   VMSPACE_TRY(state->start_threads());

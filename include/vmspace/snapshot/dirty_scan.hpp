@@ -63,8 +63,9 @@ class VMSPACE_EXPORT DirtyScan {
   /// Errors: `unsupported` before Linux 6.7 and without /proc, naming what is missing, and for memory
   /// that something else has mapped, such as a device's; `access_denied` where this process may not use
   /// userfaultfd; `bad_state` while another owns the page faults of a region, whom the error names: a
-  /// LazyRestore only where it restores another mapping of the same memory, or a part of it; `os`.
-  /// Nothing is watched then. Linear in what is present: about 15 to 20 ms a GiB of small pages, 1 of
+  /// LazyRestore only where it restores another mapping of the same memory, or a part of it; `overlap`,
+  /// naming both, for regions that are the same part of a file, since writes by one address are not
+  /// seen by the other; `os`. Nothing is watched then. Linear in what is present: about 15 to 20 ms a GiB of small pages, 1 of
   /// huge ones. For shared memory that is not hugetlb the kernel makes page tables for all of a
   /// region, which take 1/512 of its size.
   [[nodiscard]] static Result<DirtyScan> start(const GuestMemory& memory);

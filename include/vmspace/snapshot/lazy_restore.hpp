@@ -115,13 +115,14 @@ class VMSPACE_EXPORT LazyRestore {
   /// Errors: `invalid_argument` for a null source, a number of threads or an error_limit out of
   /// bounds, a `fault_size` below 4096, or a working set of another snapshot; `bad_alignment` and
   /// `limit_exceeded` for other sizes; `out_of_bounds` for a working set with pages outside of the
-  /// memory; `bad_state`, with the region's range, for memory that was touched, or whose faults somebody
-  /// handles already (the error names whom), and for a source with contents in absent blocks;
-  /// `access_denied` for a region that may not be written and holds something else, or may not be
-  /// read, and `fault` for a page of it that is gone; `unsupported` for memory of a kind that can't be
-  /// restored like this, or a kernel that can't; `access_denied` where this process may not handle
-  /// faults of the kernel, with what would allow it; those of the source; `os`. The memory is as it was
-  /// then. A few system calls a region and thread, whatever the size.
+  /// memory; `overlap`, naming both, for regions that are the same part of a file; `bad_state`,
+  /// with the region's range, for memory that was touched, or whose faults somebody handles already
+  /// (the error names whom), and for a source with contents in absent blocks; `access_denied` for a
+  /// region that may not be written and holds something else, or may not be read, and `fault` for a
+  /// page of it that is gone; `unsupported` for memory of a kind that can't be restored like this,
+  /// or a kernel that can't; `access_denied` where this process may not handle faults of the
+  /// kernel, with what would allow it; those of the source; `os`. The memory is as it was then. A
+  /// few system calls a region and thread, whatever the size.
   [[nodiscard]] static Result<LazyRestore> start(const GuestMemory& memory,
                                                  std::shared_ptr<PageSource> source,
                                                  const LazyRestoreOptions& options = {});

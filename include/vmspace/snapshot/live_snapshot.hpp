@@ -93,8 +93,9 @@ class VMSPACE_EXPORT LiveSnapshot {
   /// memory that is pinned for DMA, and for shared memory unless `peers_stopped`; `unsupported` for
   /// private regular files and other memory that userfaultfd can't write-protect, and on kernels that
   /// lack what is needed, which the error names: write-protection (Linux 5.7), of shared and hugetlb
-  /// memory 5.19; `access_denied` where this process may not use userfaultfd; `os`. Allocates the
-  /// buffer, and two bits a page. Two threads, a few system calls a region.
+  /// memory 5.19; `access_denied` where this process may not use userfaultfd; `overlap`, naming both,
+  /// for regions that are the same part of a file, since writes by one address are not seen by the
+  /// other; `os`. Allocates the buffer, and two bits a page. Two threads, a few system calls a region.
   [[nodiscard]] static Result<LiveSnapshot> prepare(const GuestMemory& memory,
                                                     SnapshotWriter writer,
                                                     const LiveSnapshotOptions& options = {});
