@@ -24,9 +24,7 @@ struct FilePart {
   std::uint64_t end;
   const MemoryRegion* region;
 
-  [[nodiscard]] bool is_written() const {
-    return allows(region->mapping().protection(), Protection::write);
-  }
+  [[nodiscard]] bool is_written() const { return allows(region->protection(), Protection::write); }
   [[nodiscard]] bool meets(const FilePart& next) const {
     return device == next.device && inode == next.inode && next.begin < end;
   }
@@ -51,14 +49,17 @@ Result<void> refuse_file_aliases(const char* operation, const GuestMemory& memor
   for (std::size_t i = 0; i < parts.size(); ++i) {
     for (std::size_t j = i + 1; j < parts.size() && parts[i].meets(parts[j]); ++j) {
       if (!parts[i].is_written() && !parts[j].is_written()) continue;
+      const auto [low, high] =
+          std::minmax(parts[i].region, parts[j].region,
+                      [](const auto* a, const auto* b) { return a->base() < b->base(); });
       return fail({.code = Errc::overlap,
                    .operation = operation,
-                   .first = operand(parts[i].region->guest_range()),
-                   .second = operand(parts[j].region->guest_range()),
+                   .first = operand(low->guest_range()),
+                   .second = operand(high->guest_range()),
                    .reason =
                        "both are the same part of a file, and what is written by one address can't "
                        "be seen by the other: leave one of them out",
-                   .text = parts[j].region->description().name()});
+                   .text = high->description().name()});
     }
   }
   return {};

@@ -79,7 +79,7 @@ TEST_F(FileAliases, AreNotWatchedForWrites) {
   expect_alias(DirtyScan::start(memory(0, 0)));
 }
 
-TEST_F(FileAliases, ThatNobodyWritesAreNoMatter) {
+TEST_F(FileAliases, ThatTheGuestOnlyReadsAreNoMatter) {
   START_SCAN_OR_SKIP(scan, memory(0, 0, Protection::read));
   EXPECT_THAT(scan.harvest(), IsOkAndHolds(std::vector<GuestRange>{}));
 }
