@@ -78,12 +78,22 @@ Result<void> Acquisition::take_numbers(const Numbers& wanted, DeviceRecord& reco
 
 Result<void> Acquisition::take(const PioRange& request, DeviceRecord& record) {
   VMSPACE_TRY(check_alignment(request.align));
-  // By default, a fixed range has no alignment and any other is naturally aligned, as PCI requires.
-  constexpr std::uint64_t all_ports = 0x1'0000;
-  std::uint64_t align = request.align;
-  if (align == 0) align = request.fixed ? 1 : std::bit_ceil(std::min(request.size, all_ports));
-  return take_numbers({ResourceKind::pio, request.size, align, request.window, request.fixed},
-                      record);
+  const std::uint64_t align = port_alignment(request.size, request.align);
+  const bool unaligned = request.align == 0 && request.fixed && *request.fixed % align != 0;
+  if (request.parked) {
+    const Range last = VMSPACE_TRY(Range::from_base_size(request.fixed.value_or(0), request.size));
+    record.numbers.push_back({.kind = ResourceKind::pio, .range = last, .parked = true});
+  } else {
+    VMSPACE_TRY(take_numbers({.kind = ResourceKind::pio,
+                              .size = request.size,
+                              .align = unaligned ? 1 : align,
+                              .window = request.window,
+                              .fixed = request.fixed},
+                             record));
+  }
+  record.numbers.back().unaligned = unaligned;
+  record.numbers.back().align = request.align;
+  return {};
 }
 
 Result<void> Acquisition::take(const GenericIrq& request, DeviceRecord& record) {

@@ -46,7 +46,8 @@ constexpr auto fields_of(const ResourceClaim&) {
 }
 constexpr auto fields_of(const PioRange&) {
   return std::tuple(optional("first", &PioRange::fixed), required("size", &PioRange::size),
-                    optional("align", &PioRange::align), optional("window", &PioRange::window));
+                    optional("align", &PioRange::align), optional("window", &PioRange::window),
+                    optional("parked", &PioRange::parked));
 }
 constexpr auto fields_of(const MmioRange&) {
   return std::tuple(optional("base", &MmioRange::fixed), required("size", &MmioRange::size),

@@ -28,6 +28,11 @@ struct HeldNumber {
   ResourceKind kind;
   Range range;
   bool shared = false;  ///< an interrupt line that others may hold too
+  // Of ports:
+  bool parked = false;     ///< `range` is where they have been
+  bool unaligned = false;  ///< they were fixed where no BAR can be, and may move anywhere
+  std::optional<Range> leaving = {};  ///< while a change that moves them away may still fail
+  std::uint64_t align = 0;            ///< as requested; 0: default
 };
 
 /// A region in the ledger and the constraints it was requested with.
@@ -77,6 +82,12 @@ struct VMSPACE_HIDDEN DeviceRecord {
   DeviceRecord* before = nullptr;  ///< the owner that acquired before this one
   DeviceRecord* after = nullptr;
 };
+
+/// The effective alignment of a request for ports.
+constexpr std::uint64_t port_alignment(std::uint64_t size, std::uint64_t align) noexcept {
+  constexpr std::uint64_t all_ports = 0x1'0000;
+  return align != 0 ? align : std::bit_ceil(std::min(size, all_ports));
+}
 
 /// The effective alignment of an MMIO request.
 constexpr std::uint64_t mmio_alignment(std::uint64_t size, std::uint64_t align) noexcept {

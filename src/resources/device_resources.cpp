@@ -131,6 +131,8 @@ AddressSpaceRegionPtr DeviceResources::mmio(std::size_t index) const noexcept {
 bool DeviceResources::is_parked(ResourceKind kind, std::size_t index) const noexcept {
   if (index >= count(kind)) no_such_index();
   if (kind == ResourceKind::bridge_window) return held_window(record_.get(), index).parked;
+  if (kind == ResourceKind::pio)
+    return nth(record_.get(), &detail::DeviceRecord::numbers, kind, index).parked;
   return kind == ResourceKind::mmio && region(record_.get(), kind, index).parked;
 }
 

@@ -3,8 +3,11 @@
 #include "resources/number_space.hpp"
 
 #include <algorithm>
+#include <cassert>
 #include <cstdint>
 #include <optional>
+#include <span>
+#include <vector>
 
 #include "vmspace/base/try.hpp"
 
@@ -34,6 +37,51 @@ Result<void> NumberSpace::take_at(Range range) {
   error.code = is_held ? Errc::overlap : Errc::out_of_bounds;
   error.reason = is_held ? "held by" : "not within any configured range";
   return fail(error);
+}
+
+namespace {
+
+/// What the first ranges have and the others do not. The first ones are apart.
+std::vector<Range> without(std::span<const Range> ranges, std::span<const Range> others) {
+  IntervalTree<> rest;
+  for (const Range& range : ranges)
+    static_cast<void>(rest.insert(range));
+  for (const Range& other : others)
+    rest.subtract(other);
+  std::vector<Range> parts;
+  for (const auto& entry : rest)
+    parts.push_back(entry.range);
+  return parts;
+}
+
+}  // namespace
+
+Result<NumberSpace::Move> NumberSpace::begin_move(std::span<const Range> from,
+                                                  std::span<const Range> to) {
+  Move move{.left = without(from, to), .from = from.size(), .to = to.size()};
+  const std::vector<Range> needed = without(to, from);
+  move.taken.reserve(needed.size());
+  free_.reserve(windows_.size() + held_ + needed.size() + to.size());
+  for (const Range& part : needed) {
+    if (const auto taken = take_at(part); !taken) {
+      for (const Range& each : move.taken)
+        give_back(each);
+      return fail(taken.error());
+    }
+    move.taken.push_back(part);
+  }
+  return move;
+}
+
+void NumberSpace::end_move(const Move& move, bool is_undone) noexcept {
+  // Parts are not what is counted: places are, of which a move that is undone changes none.
+  held_ -= move.taken.size();
+  if (!is_undone) held_ = held_ + move.to - move.from;
+  for (const Range& part : is_undone ? move.taken : move.left) {
+    const auto freed = free_.restore(part);
+    assert(freed && "what was held is not free");
+    static_cast<void>(freed);
+  }
 }
 
 bool NumberSpace::is_any_held(Range range) const noexcept {

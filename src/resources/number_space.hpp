@@ -57,6 +57,19 @@ class NumberSpace {
     if (freed) --held_;
   }
 
+  /// Numbers that change places. Until it ends, old and new places are taken.
+  struct Move {
+    std::vector<Range> taken = {};  ///< what only the new places have
+    std::vector<Range> left = {};   ///< what only the old ones had
+    std::size_t from = 0;           ///< how many old places there are
+    std::size_t to = 0;             ///< and new ones
+  };
+  /// Takes what the new places have and the old ones, which are taken, do not; the ranges of a list are
+  /// apart. Errors: those of take_at(), for a part of a new place. O(m log n); allocates.
+  [[nodiscard]] Result<Move> begin_move(std::span<const Range> from, std::span<const Range> to);
+  /// Frees what the move has left or, to undo it, what it took. Never allocates.
+  void end_move(const Move& move, bool is_undone) noexcept;
+
   /// The numbers that exist, in ascending order and apart.
   [[nodiscard]] std::span<const Range> windows() const noexcept { return windows_; }
   /// Whether any number in the range exists. O(windows).

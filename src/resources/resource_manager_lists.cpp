@@ -32,6 +32,12 @@ constexpr ResourceKind number_kinds[] = {ResourceKind::pio,         ResourceKind
                                          ResourceKind::generic_irq, ResourceKind::msi,
                                          ResourceKind::pci_device,  ResourceKind::mac_address};
 
+/// The alignment that a claim names. What may be anywhere, but is where a BAR can be, has to say so.
+std::uint64_t align_of_claim(const Range& range, std::uint64_t align, bool unaligned,
+                             std::uint64_t bar_alignment) {
+  return unaligned && range.min() % bar_alignment == 0 ? 1 : align;
+}
+
 ResourceRequest request_of(const HeldNumber& held) {
   const std::uint64_t first = held.range.min();
   const auto number = static_cast<std::uint32_t>(first);
@@ -52,7 +58,11 @@ ResourceRequest request_of(const HeldNumber& held) {
     case ResourceKind::memory:
     case ResourceKind::bridge_window: break;  // not numbers
   }
-  return PioRange{.size = held.range.size(), .fixed = first};
+  return PioRange{.size = held.range.size(),
+                  .align = align_of_claim(held.range, held.align, held.unaligned,
+                                          detail::port_alignment(held.range.size(), 0)),
+                  .fixed = first,
+                  .parked = held.parked};
 }
 
 ResourceRequest request_of(const HeldRegion& held, const std::string& owner) {
@@ -67,11 +77,9 @@ ResourceRequest request_of(const HeldRegion& held, const std::string& owner) {
     if (memory.region.name == owner) memory.region.name.clear();
     return memory;
   }
-  // One that may be anywhere, but is where a BAR can be, has to say so.
-  const std::uint64_t bar_alignment = detail::mmio_alignment(region.size(), 0);
-  const bool looks_aligned = held.unaligned && region.base().value() % bar_alignment == 0;
   return MmioRange{.size = region.size(),
-                   .align = looks_aligned ? 1 : held.align,
+                   .align = align_of_claim(region.range(), held.align, held.unaligned,
+                                           detail::mmio_alignment(region.size(), 0)),
                    .reach = held.reach,
                    .prefetchable = held.prefetchable,
                    .bridge = held.bridge,
@@ -149,7 +157,7 @@ std::vector<ResourceHolder> ResourceManager::holders() const {
     const ResourceState::Lock lock(*state_);
     for (const DeviceRecord* record : state_->owners()) {
       for (const HeldNumber& held : record->numbers)
-        holders.push_back({held.kind, held.range, record->owner, held.shared});
+        holders.push_back({held.kind, held.range, record->owner, held.shared, held.parked});
       for (const HeldWindow& held : record->windows) {
         holders.push_back({.kind = ResourceKind::bridge_window,
                            .range = held.range,
@@ -213,7 +221,8 @@ Result<void> ResourceManager::check_invariants() const {
     std::vector<Range> held_ranges;
     for (const DeviceRecord* record : state_->owners()) {
       for (const HeldNumber& held : record->numbers) {
-        if (state_->numbers(held.kind) == &numbers) held_ranges.push_back(held.range);
+        if (state_->numbers(held.kind) == &numbers && !held.parked)
+          held_ranges.push_back(held.range);
       }
     }
     std::sort(held_ranges.begin(), held_ranges.end());

@@ -20,10 +20,12 @@ namespace vmspace {
 namespace {
 
 using detail::DeviceRecord;
+using detail::HeldNumber;
 using detail::HeldRegion;
 using detail::HeldWindow;
 using detail::MmioPlace;
 using detail::MmioWindows;
+using detail::NumberSpace;
 using detail::ResourceState;
 using detail::WindowOf;
 
@@ -40,6 +42,13 @@ struct PendingRegionMove {
   DeviceRecord* record;
   HeldRegion* held;
   std::optional<GuestAddress> to;
+};
+
+/// A pending move of ports.
+struct PendingPortMove {
+  DeviceRecord* record;
+  HeldNumber* held;
+  HeldNumber after;
 };
 
 /// A pending move of a window.
@@ -60,14 +69,23 @@ class Relocation {
 
   [[nodiscard]] Result<void> add(DeviceRecord& record, const ResourceMove& move);
 
-  /// Makes the moves in the draft and in the records, with the state's mutex held. If it fails or
-  /// throws, no record has changed.
-  [[nodiscard]] Result<void> apply(AddressSpaceBase& draft);
+  /// Whether no address changes, so that the ledger need not.
+  [[nodiscard]] bool is_of_ports_alone() const noexcept {
+    return !ports_.empty() && regions_.empty() && windows_.empty();
+  }
 
-  /// The ledger has published the moves.
+  /// Makes the moves in the draft, which only ports alone can do without, and in the records, with the
+  /// state's mutex held. If it fails or throws, no record has changed.
+  [[nodiscard]] Result<void> apply(AddressSpaceBase* draft);
+
+  /// The moves are final: what they change of the ledger is published.
   void keep() noexcept { kept_ = true; }
 
  private:
+  [[nodiscard]] Result<void> move_addresses(AddressSpaceBase& draft);
+  [[nodiscard]] Result<void> check_ports() const;
+  /// Takes the new ports, beside the old ones.
+  [[nodiscard]] Result<void> take_ports();
   /// All windows as they will be afterwards.
   [[nodiscard]] std::vector<WindowOf> windows_after();
   [[nodiscard]] Result<void> check_windows();
@@ -81,6 +99,8 @@ class Relocation {
   ResourceState& state_;
   std::vector<PendingRegionMove> regions_;
   std::vector<PendingWindowMove> windows_;
+  std::vector<PendingPortMove> ports_;
+  NumberSpace::Move port_move_;
   /// In the order of regions_. The new regions until apply() has swapped them in; the old ones
   /// afterwards.
   std::vector<AddressSpaceRegionPtr> moved_;
@@ -88,50 +108,109 @@ class Relocation {
   bool kept_ = false;
 };
 
+/// The index-th of a kind; null when there are fewer.
+template <typename Held>
+Held* nth(std::vector<Held>& list, ResourceKind kind, std::size_t index) noexcept {
+  for (Held& held : list) {
+    if (held.kind == kind && index-- == 0) return &held;
+  }
+  return nullptr;
+}
+
 Result<void> Relocation::add(DeviceRecord& record, const ResourceMove& move) {
-  const auto refuse = [&](Errc code, Operand operand, const char* reason) {
-    return fail(about(record, {.code = code, .first = operand, .reason = reason}));
+  const auto refuse = [&](Errc code, const char* reason) {
+    return fail(
+        about(record, {.code = code, .first = Operand::number(move.index), .reason = reason}));
   };
-  const Operand index = Operand::number(move.index);
+  const auto is_in = [](const auto& moves, const auto* held) {
+    return std::ranges::any_of(moves, [&](const auto& other) { return other.held == held; });
+  };
+  // Numbers and windows: `held` as it will be.
+  const auto moved = [&](auto held) -> Result<decltype(held)> {
+    held.parked = !move.to;
+    if (!move.to) return held;
+    const auto range = Range::from_base_size(move.to->value(), held.range.size());
+    if (!range) return fail(about(record, range.error()));
+    held.range = *range;
+    return held;
+  };
   switch (move.kind) {
     case ResourceKind::mmio: {
-      std::size_t left = move.index;
-      for (HeldRegion& held : record.regions) {
-        if (held.kind != ResourceKind::mmio || left-- != 0) continue;
-        for (const PendingRegionMove& other : regions_) {
-          if (other.held == &held) {
-            return refuse(Errc::invalid_argument, index, "the set moves this range twice");
-          }
-        }
-        regions_.push_back({&record, &held, move.to});
-        return {};
-      }
-      return refuse(Errc::out_of_bounds, index, "the device has no MMIO range with this index");
+      HeldRegion* const held = nth(record.regions, move.kind, move.index);
+      if (held == nullptr)
+        return refuse(Errc::out_of_bounds, "the device has no MMIO range with this index");
+      if (is_in(regions_, held))
+        return refuse(Errc::invalid_argument, "the set moves this range twice");
+      regions_.push_back({&record, held, move.to});
+      return {};
     }
     case ResourceKind::bridge_window: {
-      if (move.index >= record.windows.size()) {
-        return refuse(Errc::out_of_bounds, index,
-                      "the device has no bridge window with this index");
-      }
+      if (move.index >= record.windows.size())
+        return refuse(Errc::out_of_bounds, "the device has no bridge window with this index");
       HeldWindow& held = record.windows[move.index];
-      for (const PendingWindowMove& other : windows_) {
-        if (other.held == &held) {
-          return refuse(Errc::invalid_argument, index, "the set moves this window twice");
-        }
-      }
-      HeldWindow after = held;
-      after.parked = !move.to;
-      if (move.to) {
-        const auto range = Range::from_base_size(move.to->value(), held.range.size());
-        if (!range) return fail(about(record, range.error()));
-        after.range = *range;
-      }
-      windows_.push_back({&record, &held, std::move(after)});
+      if (is_in(windows_, &held))
+        return refuse(Errc::invalid_argument, "the set moves this window twice");
+      windows_.push_back({&record, &held, VMSPACE_TRY(moved(held))});
+      return {};
+    }
+    case ResourceKind::pio: {
+      HeldNumber* const held = nth(record.numbers, move.kind, move.index);
+      if (held == nullptr)
+        return refuse(Errc::out_of_bounds, "the device has no range of ports with this index");
+      if (is_in(ports_, held))
+        return refuse(Errc::invalid_argument, "the set moves these ports twice");
+      ports_.push_back({&record, held, VMSPACE_TRY(moved(*held))});
       return {};
     }
     default: break;
   }
-  return refuse(Errc::invalid_argument, index, "only MMIO ranges and bridge windows can be moved");
+  return refuse(Errc::invalid_argument, "only ports, MMIO ranges and bridge windows can be moved");
+}
+
+Result<void> Relocation::check_ports() const {
+  for (const PendingPortMove& move : ports_) {
+    const HeldNumber& after = move.after;
+    if (after.parked) continue;
+    const std::uint64_t align =
+        after.unaligned ? 1 : detail::port_alignment(after.range.size(), after.align);
+    const auto checked = detail::check_multiple(Operand::address(after.range.min()), align);
+    if (!checked) return fail(about(*move.record, checked.error()));
+    for (const PendingPortMove& other : ports_) {
+      if (&other == &move) break;
+      if (other.after.parked || !other.after.range.overlaps(after.range)) continue;
+      return fail(about(*move.record, {.code = Errc::overlap,
+                                       .first = detail::operand(after.range),
+                                       .second = detail::operand(other.after.range),
+                                       .reason = "in the same set, to be moved there for",
+                                       .text = {{}, other.record->owner}}));
+    }
+  }
+  return {};
+}
+
+Result<void> Relocation::take_ports() {
+  std::vector<Range> from;
+  std::vector<Range> to;
+  for (const PendingPortMove& move : ports_) {
+    if (!move.held->parked) from.push_back(move.held->range);
+    if (!move.after.parked) to.push_back(move.after.range);
+  }
+  auto begun = state_.pio.begin_move(from, to);
+  if (begun) {
+    port_move_ = *std::move(begun);
+    return {};
+  }
+  Error error = begun.error();
+  const Range part = detail::unchecked_range(error.first.first, error.first.second);
+  const auto move = std::ranges::find_if(ports_, [&](const PendingPortMove& it) {
+    return !it.after.parked && it.after.range.overlaps(part);
+  });
+  error.first = detail::operand(move->after.range);
+  if (const auto holding = state_.holding(ResourceKind::pio, part)) {
+    error.second = detail::operand(holding->range);
+    error.text = {{}, holding->record->owner};
+  }
+  return fail(about(*move->record, error));
 }
 
 std::vector<WindowOf> Relocation::windows_after() {
@@ -213,7 +292,7 @@ Result<void> Relocation::check_arrangement(const AddressSpaceBase& draft) {
   return {};
 }
 
-Result<void> Relocation::apply(AddressSpaceBase& draft) {
+Result<void> Relocation::move_addresses(AddressSpaceBase& draft) {
   VMSPACE_TRY(check_windows());
   VMSPACE_TRY(check_regions(draft));
   std::vector<RegionMove> moves;
@@ -225,7 +304,18 @@ Result<void> Relocation::apply(AddressSpaceBase& draft) {
     VMSPACE_TRY(check_settled(draft));
     VMSPACE_TRY(check_arrangement(draft));
   }
+  return {};
+}
+
+Result<void> Relocation::apply(AddressSpaceBase* draft) {
+  VMSPACE_TRY(check_ports());
+  if (draft != nullptr) VMSPACE_TRY(move_addresses(*draft));
+  VMSPACE_TRY(take_ports());
+  // Nothing fails from here on.
   swap_records();
+  for (const PendingPortMove& move : ports_) {
+    if (!move.after.parked) move.held->leaving = move.after.range;
+  }
   for (std::size_t i = 0; i < regions_.size(); ++i) {
     if (regions_[i].to) regions_[i].held->leaving = moved_[i]->range();
   }
@@ -246,12 +336,17 @@ void Relocation::swap_records() noexcept {
   }
   for (PendingWindowMove& move : windows_)
     std::swap(*move.held, move.after);
+  for (PendingPortMove& move : ports_)
+    std::swap(*move.held, move.after);
 }
 
 Relocation::~Relocation() {
   if (!applied_) return;
   const ResourceState::Lock lock(state_);
   if (!kept_) swap_records();
+  state_.pio.end_move(port_move_, !kept_);
+  for (const PendingPortMove& move : ports_)
+    move.held->leaving.reset();
   for (const PendingRegionMove& move : regions_)
     move.held->leaving.reset();
   for (const PendingWindowMove& move : windows_) {
@@ -280,9 +375,15 @@ Result<void> ResourceManager::relocate(std::span<const ResourceMove> moves) cons
     }
     VMSPACE_TRY(relocation.add(*move.device->record_, move));
   }
+  if (relocation.is_of_ports_alone()) {
+    const ResourceState::Lock lock(state);
+    VMSPACE_TRY(relocation.apply(nullptr));
+    relocation.keep();
+    return {};
+  }
   const RegionLedger::Edit edit = [&](AddressSpaceBase& draft) {
     const ResourceState::Lock lock(state);
-    return relocation.apply(draft);
+    return relocation.apply(&draft);
   };
   if (const auto changed = state.ledger->transact(edit); !changed) {
     return fail(changed.error().in(relocating));

@@ -142,6 +142,7 @@ void ResourceState::leave(DeviceRecord& record) noexcept {
   }
   for (; !record.numbers.empty(); record.numbers.pop_back()) {
     const HeldNumber& held = record.numbers.back();
+    if (held.parked) continue;
     if (held.shared) {
       SharedLine* const line = find_line(held.range.min());
       assert(line != nullptr);
@@ -253,9 +254,14 @@ std::optional<Holding> ResourceState::holding(ResourceKind kind, Range range) no
   std::optional<Holding> lowest;
   for (const DeviceRecord* record : owners_) {
     for (const HeldNumber& held : record->numbers) {
-      if (numbers(held.kind) != numbers(kind) || !held.range.overlaps(range)) continue;
-      // Of those who share a line, the first to come.
-      if (!lowest || held.range.min() < lowest->range.min()) lowest = {record, held.range};
+      if (numbers(held.kind) != numbers(kind)) continue;
+      const auto consider = [&](const Range& own) {
+        if (!own.overlaps(range)) return;
+        // Of those who share a line, the first to come.
+        if (!lowest || own.min() < lowest->range.min()) lowest = {record, own};
+      };
+      if (!held.parked) consider(held.range);
+      if (held.leaving) consider(*held.leaving);
     }
   }
   return lowest;

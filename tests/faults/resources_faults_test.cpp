@@ -202,6 +202,21 @@ TEST_F(ResourcesFaults, RelocatingBarsAndWindowsHappensWhollyOrNotAtAll) {
   EXPECT_TRUE(device.is_parked(ResourceKind::mmio, 1));
 }
 
+TEST_F(ResourcesFaults, RelocatingPortsHappensWhollyOrNotAtAll) {
+  DeviceResources more =
+      observed
+          .acquire({PioRange{.size = 8, .fixed = 0xd000}, PioRange{.size = 8, .fixed = 0xd010},
+                    PioRange{.size = 8, .parked = true}},
+                   name)
+          .value();
+  expect_strong_guarantee([&] {
+    return observed.relocate({ResourceMove::place_ports(more, 0xd010),
+                              ResourceMove::place_ports(more, 0xd080, 1),
+                              ResourceMove::place_ports(more, 0xd100, 2)});
+  });
+  EXPECT_EQ(more.pio().min(), 0xd010U);
+}
+
 TEST_F(ResourcesFaults, ReleasingHappensWhollyOrNotAtAll) {
   expect_strong_guarantee([&] { return device.release(); });
   EXPECT_FALSE(device.is_held());
@@ -247,6 +262,21 @@ TEST_F(ResourcesFaults, ALedgerThatRefusesAChangeHasAllOfAnAdoptionUndone) {
     adopted = VMSPACE_TRY(observed.adopt(claims));
     return {};
   });
+}
+
+TEST_F(ResourcesFaults, ALedgerThatRefusesAChangeHasAllPortsUndone) {
+  DeviceResources more =
+      observed
+          .acquire({PioRange{.size = 8, .fixed = 0xd000}, PioRange{.size = 8, .fixed = 0xd008},
+                    PioRange{.size = 8, .parked = true}, MmioRange{.size = 4_KiB}},
+                   name)
+          .value();
+  expect_undone([&] {
+    return observed.relocate(
+        {ResourceMove::place_ports(more, 0xd008), ResourceMove::place_ports(more, 0xd010, 1),
+         ResourceMove::place_ports(more, 0xd000, 2), ResourceMove::park(more)});
+  });
+  EXPECT_EQ(more.pio(2).min(), 0xd000U);
 }
 
 TEST_F(ResourcesFaults, ALedgerThatRefusesAChangeHasAllOfARelocationUndone) {

@@ -102,6 +102,23 @@ TEST_F(ResourcesUndo, NothingComesIntoAWindowThatMayNotStay) {
   VMSPACE_EXPECT_OK(observed.acquire({bar("bridge")}, "behind"));
 }
 
+TEST_F(ResourcesUndo, NobodyGetsThePortsOfARangeThatMayGoBackToThem) {
+  auto device = get({PioRange{.size = 8, .fixed = 0xd000}, MmioRange{.size = 64_KiB}}, "device");
+  change_while(
+      [&] {
+        return observed.relocate(
+            {ResourceMove::place_ports(device, 0xd008), ResourceMove::park(device)});
+      },
+      [&] {
+        for (const std::uint64_t first : {0xd000U, 0xd008U}) {
+          const auto refused = observed.acquire({PioRange{.size = 8, .fixed = first}}, "other");
+          ASSERT_THAT(refused, HasError(Errc::overlap));
+          EXPECT_EQ(refused.error().text.detail(), "device");
+        }
+      });
+  VMSPACE_EXPECT_OK(observed.acquire({PioRange{.size = 8, .fixed = 0xd000}}, "other"));
+}
+
 TEST_F(ResourcesUndo, AParkedRangeDoesNotComeIntoAWindowThatMayNotStay) {
   auto device = get({MmioRange{.size = 64_KiB, .bridge = "bridge", .parked = true}}, "device");
   std::optional<DeviceResources> bridge;

@@ -46,6 +46,7 @@ struct OracleNumber {
   ResourceKind kind;
   Range range;
   bool shared = false;
+  std::uint64_t align = 0;  ///< of ports, as it was asked
 };
 
 /// A region or a window.
@@ -221,8 +222,12 @@ class ResourcesOracle {
     const std::uint64_t natural = it.fixed ? 1 : std::bit_ceil(it.size);
     const auto window = ports.intersection(it.fixed ? ports : it.window.value_or(any_port));
     if (!window) return false;
-    return take_numbers(owner, ResourceKind::pio, *window, it.size,
-                        it.align == 0 ? natural : it.align, it.fixed);
+    if (!take_numbers(owner, ResourceKind::pio, *window, it.size,
+                      it.align == 0 ? natural : it.align, it.fixed)) {
+      return false;
+    }
+    numbers.back().align = it.align;
+    return true;
   }
   bool take(const std::string& owner, const LegacyIrq& it) {
     if (take_numbers(owner, ResourceKind::legacy_irq, it.fixed ? lines : any_line, 1, 1,
@@ -426,7 +431,7 @@ class ResourcesOracle {
       case ResourceKind::pci_device:
         return PciDevice{.bus = 0, .device = static_cast<std::uint8_t>(first)};
       case ResourceKind::mac_address: return MacAddress{.fixed = first};
-      default: return PioRange{.size = it.range.size(), .fixed = first};
+      default: return PioRange{.size = it.range.size(), .align = it.align, .fixed = first};
     }
   }
   static ResourceRequest claim_of(const OraclePlace& it) {

@@ -249,6 +249,7 @@ std::vector<ResourceRequest> neighbours(const ResourceRequest& original) {
       VMSPACE_FIELD(PioRange, align);
       VMSPACE_FIELD(PioRange, window);
       VMSPACE_FIELD(PioRange, fixed);
+      VMSPACE_FIELD(PioRange, parked);
       break;
     case ResourceKind::mmio:
       VMSPACE_FIELD(MmioRange, size);
@@ -317,7 +318,6 @@ std::vector<ResourceRequest> neighbours(const ResourceRequest& original) {
 /// and without a name equal to the owner's.
 ResourceClaim as_held(ResourceClaim claim) {
   if (auto* pio = std::get_if<PioRange>(&claim.request)) {
-    pio->align = 0;
     pio->window.reset();
   }
   if (auto* mmio = std::get_if<MmioRange>(&claim.request); mmio && mmio->name == claim.owner) {

@@ -98,8 +98,8 @@ ResourceRequest any_request() {
   switch (*rc::gen::inRange(0, 11)) {
     case 0: {
       PioRange request{};
-      auto& [size, align, window, fixed] = request;
-      fill_all(size, align, window, fixed);
+      auto& [size, align, window, fixed, parked] = request;
+      fill_all(size, align, window, fixed, parked);
       return request;
     }
     case 1: {

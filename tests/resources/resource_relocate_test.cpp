@@ -155,7 +155,7 @@ TEST_F(ResourceRelocateTest, AnInvalidMoveIsRefusedAtEveryPositionOfTheSet) {
       {Errc::out_of_bounds, {&low_only, 1, free}},
       {Errc::out_of_bounds, {&low_only, SIZE_MAX, std::nullopt}},
       {Errc::out_of_bounds, {&low_only, 0, free, ResourceKind::bridge_window}},
-      {Errc::invalid_argument, {&b, 0, free, ResourceKind::pio}},
+      {Errc::invalid_argument, {&b, 0, free, ResourceKind::legacy_irq}},
       {Errc::invalid_argument, {&b, 0, free, ResourceKind::memory}},
       {Errc::invalid_argument, {&b, 0, free, static_cast<ResourceKind>(200)}},
       {Errc::invalid_argument, {&a, 0, free}},  // named by the rest of the set

@@ -76,12 +76,12 @@ class VMSPACE_EXPORT DeviceResources {
   /// The number of resources of this kind. O(n) in the resources held, like every accessor below.
   [[nodiscard]] std::size_t count(ResourceKind kind) const noexcept;
 
-  /// The I/O ports of a PioRange request.
+  /// The I/O ports of a PioRange request; its last ones if it is parked.
   [[nodiscard]] Range pio(std::size_t index = 0) const noexcept;
   /// The region of an MmioRange request; if it is parked, base() is its last address. A later
   /// relocation gives the device another region, and leaves this one as it is.
   [[nodiscard]] AddressSpaceRegionPtr mmio(std::size_t index = 0) const noexcept;
-  /// Whether a range is parked. `kind` is `mmio` or `bridge_window`; false for every other.
+  /// Whether a range is parked. `kind` is `pio`, `mmio` or `bridge_window`; false for every other.
   [[nodiscard]] bool is_parked(ResourceKind kind, std::size_t index = 0) const noexcept;
   /// The region of a MemoryRange request.
   [[nodiscard]] AddressSpaceRegionPtr memory(std::size_t index = 0) const noexcept;

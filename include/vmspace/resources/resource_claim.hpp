@@ -24,7 +24,7 @@
 //
 //   kind                         fields
 //   (all)                        owner
-//   pio                          first size align window
+//   pio                          first size align window parked
 //   mmio                         base size align reach prefetchable bridge aperture parked name
 //   memory                       base size align aperture type protection numa_node huge_pages
 //                                hotplug populate name

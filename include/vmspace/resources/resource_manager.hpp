@@ -96,8 +96,8 @@ struct ResourceLimits {
 struct ResourceMove {
   DeviceResources* device = nullptr;       ///< whose range moves; not null
   std::size_t index = 0;                   ///< among the device's ranges of this kind
-  std::optional<GuestAddress> to = {};     ///< the new base; unset: park the range
-  ResourceKind kind = ResourceKind::mmio;  ///< or `bridge_window`
+  std::optional<GuestAddress> to = {};     ///< the new base or first port; unset: park the range
+  ResourceKind kind = ResourceKind::mmio;  ///< or `pio` or `bridge_window`
 
   /// Moves an MMIO range to this base, or maps it there if it is parked.
   [[nodiscard]] static ResourceMove place(DeviceResources& device, GuestAddress to,
@@ -107,6 +107,16 @@ struct ResourceMove {
   /// Unmaps an MMIO range, which keeps its size and its last address.
   [[nodiscard]] static ResourceMove park(DeviceResources& device, std::size_t index = 0) noexcept {
     return {&device, index, std::nullopt, ResourceKind::mmio};
+  }
+  /// Moves a range of ports to this first one, or gives it ports if it is parked.
+  [[nodiscard]] static ResourceMove place_ports(DeviceResources& device, std::uint64_t first,
+                                                std::size_t index = 0) noexcept {
+    return {&device, index, GuestAddress(first), ResourceKind::pio};
+  }
+  /// Frees the ports of a range, which keeps its size.
+  [[nodiscard]] static ResourceMove park_ports(DeviceResources& device,
+                                               std::size_t index = 0) noexcept {
+    return {&device, index, std::nullopt, ResourceKind::pio};
   }
   /// Moves a bridge window to this base, or opens it there if it is parked.
   [[nodiscard]] static ResourceMove place_window(DeviceResources& bridge, GuestAddress to,
@@ -229,19 +239,21 @@ class VMSPACE_EXPORT ResourceManager {
       std::span<const ResourceClaim> claims) const;
 
   /// Moves, parks and places ranges of devices, all or none. Only the final state must be valid, so
-  /// ranges may swap, or take a place that another move of the set vacates.
+  /// ranges may swap, or take a place that another move of the set vacates. Until the call returns, old
+  /// and new ports are both taken.
   ///
   /// Errors, naming the owner: `invalid_argument` when a device is null, a kind cannot be moved, or
   /// the set moves a range twice; `bad_state` when a device holds nothing or belongs to another
   /// manager, or when a bridge window moves while another call moves a range behind that bridge;
-  /// `out_of_bounds` when the device has no such range, or when the new place is outside every
-  /// aperture, out of reach (MmioReach), not in its own aperture, or not in a window of its bridge;
+  /// `out_of_bounds` when the device has no such range, when the machine has no such ports, or when the
+  /// new place is outside every aperture, out of reach (MmioReach), not in its own aperture, or not in
+  /// a window of its bridge;
   /// `overflow` when it passes 2^64-1; `not_found` when all windows of its bridge are parked;
   /// `misaligned` when it is not a multiple of the range's alignment; `overlap` when it overlaps a
-  /// region that does not move or another new place, naming both, a bridge window, or a hole of the
-  /// layout; those of RegionLedger::transact.
+  /// region that does not move or another new place, naming both, ports that are held, naming the
+  /// holder, a bridge window, or a hole of the layout; those of RegionLedger::transact.
   ///
-  /// Costs one change of the ledger, and O(m (m + w)) in the moves and the bridge windows; when bridge
+  /// Costs one change of the ledger, unless only ports move, and O(m (m + w)) in the moves and the bridge windows; when bridge
   /// windows move, also O(n) in all ranges for each window that there is.
   [[nodiscard]] Result<void> relocate(std::span<const ResourceMove> moves) const;
   /// As above, for moves that are written in braces.

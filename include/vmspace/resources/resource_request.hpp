@@ -46,12 +46,16 @@ enum class ResourceKind : std::uint8_t {
 /// A range of I/O ports.
 struct PioRange {
   std::uint64_t size;  ///< the number of ports; at least 1
-  /// A power of two. 0: the size rounded up to a power of two, as PCI requires of a BAR; with
-  /// `fixed`, no alignment.
+  /// A power of two. 0: the size rounded up to a power of two, as PCI requires of a BAR. If `fixed` is
+  /// not a multiple of that, the range cannot be a BAR and has no alignment, now or when it moves.
   std::uint64_t align = 0;
-  /// The range must be within it; unset: ResourceLimits::pio.any, or anywhere with `fixed`.
+  /// The range must be within it, until it moves; unset: ResourceLimits::pio.any, or anywhere with
+  /// `fixed`.
   std::optional<Range> window = {};
   std::optional<std::uint64_t> fixed = {};  ///< the first port
+  /// Acquired without any ports until relocate() places it, like a BAR whose decoding is disabled.
+  /// `fixed` then records its last first port.
+  bool parked = false;
 
   friend bool operator==(const PioRange&, const PioRange&) = default;
 };
