@@ -150,7 +150,8 @@ Result<void> Relocation::add(DeviceRecord& record, const ResourceMove& move) {
       HeldWindow& held = record.windows[move.index];
       if (is_in(windows_, &held))
         return refuse(Errc::invalid_argument, "the set moves this window twice");
-      windows_.push_back({&record, &held, VMSPACE_TRY(moved(held))});
+      auto after = VMSPACE_TRY(moved(held));
+      windows_.push_back({&record, &held, std::move(after)});
       return {};
     }
     case ResourceKind::pio: {
@@ -159,7 +160,8 @@ Result<void> Relocation::add(DeviceRecord& record, const ResourceMove& move) {
         return refuse(Errc::out_of_bounds, "the device has no range of ports with this index");
       if (is_in(ports_, held))
         return refuse(Errc::invalid_argument, "the set moves these ports twice");
-      ports_.push_back({&record, held, VMSPACE_TRY(moved(*held))});
+      const auto after = VMSPACE_TRY(moved(*held));
+      ports_.push_back({&record, held, after});
       return {};
     }
     default: break;

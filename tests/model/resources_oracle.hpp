@@ -193,7 +193,6 @@ class ResourcesOracle {
 
  private:
   // -- numbers
-
   static bool same_space(ResourceKind a, ResourceKind b) {
     const auto space = [](ResourceKind kind) {
       return kind == ResourceKind::msix ? ResourceKind::msi : kind;
@@ -221,13 +220,10 @@ class ResourcesOracle {
   bool take(const std::string& owner, const PioRange& it) {
     const std::uint64_t natural = it.fixed ? 1 : std::bit_ceil(it.size);
     const auto window = ports.intersection(it.fixed ? ports : it.window.value_or(any_port));
-    if (!window) return false;
-    if (!take_numbers(owner, ResourceKind::pio, *window, it.size,
-                      it.align == 0 ? natural : it.align, it.fixed)) {
-      return false;
-    }
-    numbers.back().align = it.align;
-    return true;
+    const bool taken = window && take_numbers(owner, ResourceKind::pio, *window, it.size,
+                                              it.align == 0 ? natural : it.align, it.fixed);
+    if (taken) numbers.back().align = it.align;
+    return taken;
   }
   bool take(const std::string& owner, const LegacyIrq& it) {
     if (take_numbers(owner, ResourceKind::legacy_irq, it.fixed ? lines : any_line, 1, 1,
@@ -272,7 +268,6 @@ class ResourcesOracle {
   }
 
   // -- addresses
-
   [[nodiscard]] const OraclePlace* window_of(const std::string& bridge) const {
     for (const OraclePlace& it : places) {
       if (it.is_window && it.owner == bridge) return &it;
@@ -417,7 +412,6 @@ class ResourcesOracle {
   }
 
   // -- claims
-
   static ResourceRequest claim_of(const OracleNumber& it) {
     const std::uint64_t first = it.range.min();
     const auto number = static_cast<std::uint32_t>(first);
