@@ -233,6 +233,8 @@ std::function<void()> before_barrier_fails;
 
 TEST(GuestMemoryCalls, TrackingThatAnotherThreadIsStillStartingIsWaitedFor) {
   const GuestMemory memory = sample();
+  if (memory.regions()[0]->dirty().writers_fence())
+    GTEST_SKIP() << "this kernel has no membarrier(2)";
   Injector injector;
   injector.table().membarrier = [](int command, unsigned flags) {
     const auto body = std::exchange(before_barrier_fails, nullptr);
