@@ -54,7 +54,7 @@ struct PioRange {
   std::optional<Range> window = {};
   std::optional<std::uint64_t> fixed = {};  ///< the first port
   /// Acquired without any ports until relocate() places it, like a BAR whose decoding is disabled.
-  /// `fixed` then records its last first port.
+  /// `fixed` then records the first port that it had last.
   bool parked = false;
 
   friend bool operator==(const PioRange&, const PioRange&) = default;
