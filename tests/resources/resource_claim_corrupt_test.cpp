@@ -21,6 +21,7 @@ namespace vmspace::resource_claim_corrupt_test {
 namespace {
 
 using namespace std::string_literals;
+using namespace std::string_view_literals;
 using namespace test;
 using testing::HasSubstr;
 
@@ -251,13 +252,15 @@ TEST(ResourceClaimText, ATextThatIsCutOffIsAnErrorAtEveryLength) {
 }
 
 TEST(ResourceClaimText, AChangedByteIsAnErrorOrReadsAsClaimsThatReadBackAsTheyAre) {
+  // One of each kind that the format tells apart: what takes part in it, and what is like it.
+  constexpr std::string_view bytes = "0179afxzAZ_-+=\"\\ \n\t.,#\x7f\x80\xff\0"sv;
   // Line by line, so that what is read again and again is short.
   for (const ResourceClaim& claim : sample_claims()) {
     const std::string good = format_claims(std::span(&claim, 1));
     for (std::size_t at = 0; at < good.size(); ++at) {
       std::string text = good;
-      for (int change = 1; change < 256; ++change) {
-        text[at] = static_cast<char>(good[at] ^ change);
+      for (const char byte : bytes) {
+        text[at] = byte;
         const auto parsed = parse_claims(text);
         if (!parsed) {
           ASSERT_THAT(parsed, HasError(testing::AnyOf(Errc::corrupt, Errc::unsupported))) << text;
@@ -270,7 +273,7 @@ TEST(ResourceClaimText, AChangedByteIsAnErrorOrReadsAsClaimsThatReadBackAsTheyAr
 }
 
 TEST(ResourceClaimText, LongHostileLinesAreErrorsLikeShortOnes) {
-  constexpr std::size_t size = 1 << 20;
+  constexpr std::size_t size = 1 << 16;
   for (const char byte : {'"', '\\', ' ', '=', '0', 'x', 'a', '\0', '\xff'}) {
     const std::string many(size, byte);
     EXPECT_EQ(error_of(many).code, Errc::corrupt);

@@ -108,8 +108,8 @@ TEST_F(ResourceHostileTest, WhatBridgesHaveLeftIsAdoptedOutermostFirstInWhatever
   EXPECT_EQ(other.claims(), manager.claims());
 }
 
-TEST_F(ResourceHostileTest, ThousandsOfBridgesAndRangesAreAdoptedAndCheckedAndLetGo) {
-  constexpr std::size_t chains = 8;
+TEST_F(ResourceHostileTest, HundredsOfBridgesAndRangesAreAdoptedAndCheckedAndLetGo) {
+  constexpr std::size_t chains = 3;
   Claims claims;
   for (std::size_t chain = 0; chain < chains; ++chain) {
     const std::uint64_t base = low + chain * 1_MiB;
