@@ -73,10 +73,12 @@ class GuestSource : public WordSource {
   };
 };
 
+#if defined(__x86_64__)
 std::atomic<int> bus_errors{0};
 void count_bus_error(int) {
   ++bus_errors;
 }
+#endif
 
 class LazyRestoreKvm : public ::testing::TestWithParam<MemorySource> {
  protected:

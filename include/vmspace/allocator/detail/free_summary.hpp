@@ -134,8 +134,9 @@ class Request {
         max_(constraint.max),
         low_bits_(constraint.align == 0 ? 0 : constraint.align - 1),
         // Whatever starts at a multiple of `align` begins with an aligned block of 2^order.
-        order_(static_cast<std::uint8_t>(
-            min_of<std::uint64_t>(std::bit_width(low_bits_), std::bit_width(size_) - 1))),
+        // The casts are for std::bit_width(), which is an int in newer libraries (LWG 3656).
+        order_(static_cast<std::uint8_t>(min_of(static_cast<unsigned>(std::bit_width(low_bits_)),
+                                                static_cast<unsigned>(std::bit_width(size_)) - 1))),
         zeros_(static_cast<std::uint8_t>(std::bit_width(low_bits_))),
         add_to_orders_(to_reach_high_bits(order_)),
         add_to_zeros_(to_reach_high_bits(zeros_)) {}

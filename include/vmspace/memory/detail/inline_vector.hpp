@@ -59,7 +59,8 @@ requires(std::is_trivially_copyable_v<T>&& std::is_trivially_destructible_v<T>) 
  private:
   [[gnu::noinline]] void grow() {
     assert(capacity_ != 0);
-    auto larger = std::make_unique_for_overwrite<T[]>(2 * capacity_);
+    // Not make_unique_for_overwrite, which libc++ has only from version 16 on.
+    std::unique_ptr<T[]> larger(new T[2 * capacity_]);
     for (std::size_t i = 0; i < size_; ++i)
       larger[i] = data_[i];
     heap_ = std::move(larger);
