@@ -16,7 +16,7 @@
 set -eu
 
 usage() {
-  echo "usage: sh cmake/bootstrap.sh demo|test|docs|clients|lesser|valgrind|shared|release|report|asan|tsan|clang|coverage|fuzz|soak|package|aarch64|s390x ..." >&2
+  echo "usage: sh cmake/bootstrap.sh demo|test|docs|clients|lesser|valgrind|shared|release|report|asan|tsan|clang|libcxx|coverage|fuzz|soak|package|aarch64|s390x ..." >&2
   exit 2
 }
 
@@ -33,6 +33,7 @@ packages_for() {
     asan | tsan | soak) echo "$library $tests ccache" ;;
     coverage) echo "$library $tests ccache gcovr" ;;
     clang) echo "$library $tests ccache clang libclang-rt-dev clang-format clang-tidy" ;;
+    libcxx) echo "$library ccache clang-19 libc++-19-dev libc++abi-19-dev" ;;
     fuzz) echo "$library $tests ccache clang libclang-rt-dev" ;;
     release) echo "$library libbenchmark-dev valgrind" ;;
     report) echo "$library libbenchmark-dev libabsl-dev llvm-dev python3-matplotlib" ;;

@@ -308,7 +308,8 @@ Result<void> check_nesting(const MmioWindows& every, const MmioWindows& offered,
                          every.is_left(it.window->bridge)});
   }
   for (std::size_t i = 0; i < all.size(); ++i) {
-    const auto [window, bridge] = all[i];
+    const HeldWindow* const window = all[i].window;
+    const DeviceRecord* const bridge = all[i].bridge;
     if (window->parked) continue;
     const Standing& own = standings[i];
     const MmioPlace wanted = place_of(*window);
@@ -316,7 +317,7 @@ Result<void> check_nesting(const MmioWindows& every, const MmioWindows& offered,
     if (!checked) return fail(about(bridge->owner, checked.error()));
 
     const std::vector<const DeviceRecord*> around = every.bridges_around(window->bridge);
-    const auto may_meet = [&, bridge = bridge](const WindowOf& it) {
+    const auto may_meet = [&](const WindowOf& it) {
       const auto other = static_cast<std::size_t>(&it - all.data());
       const Standing& its = standings[other];
       if (other == i) return true;
