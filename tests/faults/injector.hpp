@@ -101,7 +101,10 @@ class Injector {
     return static_cast<std::size_t>(std::count(all.begin(), all.end(), name));
   }
   /// Whether the failure that was asked for has happened.
-  [[nodiscard]] bool has_failed() const {
+  [[nodiscard]] bool has_failed() const { return !failed_call().empty(); }
+  /// The name of the call that failed: where threads call the kernel, that of a number differs from
+  /// one run to the next.
+  [[nodiscard]] std::string failed_call() const {
     const std::lock_guard lock(mutex());
     return state().failed;
   }
@@ -139,7 +142,7 @@ class Injector {
     std::string name = {};
     int error = 0;
     bool always = false;
-    bool failed = false;
+    std::string failed = {};
     std::vector<std::string> calls = {};
   };
 
@@ -168,8 +171,8 @@ class Injector {
     State& now = state();
     const bool picked = now.name.empty() ? now.calls.size() == now.index : now.name == name;
     now.calls.emplace_back(name);
-    if (now.error == 0 || !picked || (now.failed && !now.always)) return 0;
-    now.failed = true;
+    if (now.error == 0 || !picked || (!now.failed.empty() && !now.always)) return 0;
+    now.failed = name;
     return now.error;
   }
 
