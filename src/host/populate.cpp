@@ -133,6 +133,7 @@ class Job {
 
   static void* thread_body(void* self) {
     Job& job = *static_cast<Job*>(self);
+    detail::name_this_thread("vmspace-fill");
     job.start_.wait();
     job.work(job.started_.fetch_add(1, std::memory_order_relaxed), job.is_near_);
     return nullptr;

@@ -20,4 +20,10 @@ int start_thread(pthread_t& thread, void* (*body)(void*), void* argument) noexce
   return error;
 }
 
+void name_this_thread(const char* name) noexcept {
+  // Where that is not allowed, the thread is merely harder to find. Not by kernel(): what it does is
+  // counted by tests, and when a thread comes to its first line is anybody's guess.
+  pthread_setname_np(pthread_self(), name);
+}
+
 }  // namespace vmspace::detail

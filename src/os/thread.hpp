@@ -12,4 +12,8 @@ namespace vmspace::detail {
 /// handles it, since FaultGuard does. Gives an errno, or 0.
 [[nodiscard]] int start_thread(pthread_t& thread, void* (*body)(void*), void* argument) noexcept;
 
+/// What debuggers and `top -H` call the thread that calls this: pthread_setname_np(3), of at most 15
+/// characters. Without it that is the name of the thread that started it, often a vCPU's.
+void name_this_thread(const char* name) noexcept;
+
 }  // namespace vmspace::detail

@@ -69,6 +69,7 @@ void InheritedFaults::stop() noexcept {
 }
 
 void InheritedFaults::work() noexcept {
+  name_this_thread("vmspace-faults");
   while (!is_stopping_) {
     polled_.assign(1, wake_.polled());
     for (const Part* part : parts_) {

@@ -15,6 +15,7 @@
 #include "vmspace/base/try.hpp"
 #include "vmspace/host/zero_test.hpp"
 
+#include "os/thread.hpp"
 #include "snapshot/lazy_restore_state.hpp"
 #include "snapshot/snapshot_format.hpp"
 
@@ -52,6 +53,7 @@ constexpr unsigned most_failed_reads = 100;
 
 void* LazyRestore::State::thread_body(void* worker) {
   Worker& self = *static_cast<Worker*>(worker);
+  detail::name_this_thread("vmspace-restore");
   self.state->work(self);
   self.state->leave();
   return nullptr;

@@ -14,6 +14,7 @@
 #include "vmspace/host/zero_test.hpp"
 
 #include "os/system_calls.hpp"
+#include "os/thread.hpp"
 #include "snapshot/live_snapshot_state.hpp"
 #include "snapshot/snapshot_format.hpp"
 
@@ -102,6 +103,7 @@ bool LiveSnapshot::State::read_faults(const Userfault& userfault) noexcept {
 }
 
 void LiveSnapshot::State::handle_faults() noexcept {
+  detail::name_this_thread("vmspace-faults");
   const auto userfault = current_faults();
   if (userfault == nullptr) return;
   std::array<pollfd, 2> ready{
@@ -190,6 +192,7 @@ bool LiveSnapshot::State::begin_completing() {
 }
 
 void LiveSnapshot::State::write_pages() noexcept {
+  detail::name_this_thread("vmspace-save");
   {
     std::unique_lock lock(mutex);
     changed.wait(lock, [&] { return phase != Phase::ready; });
