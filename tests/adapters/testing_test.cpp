@@ -53,7 +53,10 @@ std::string failure_of(const Statement& statement) {
     statement();
   }
   EXPECT_EQ(results.size(), 1);
-  return results.size() == 1 ? results.GetTestPartResult(0).message() : "";
+  std::string message = results.size() == 1 ? results.GetTestPartResult(0).message() : "";
+  // Some versions of GoogleTest end a message with a newline.
+  if (message.ends_with('\n')) message.pop_back();
+  return message;
 }
 
 TEST(Matchers, IsOkMatchesValuesOnly) {
