@@ -83,9 +83,6 @@ class Zeros final : public PageSource {
 
 // The device would find pages missing that have not come yet.
 TEST(VhostUserMemory, MemoryIsNotSharedWhileItIsRestored) {
-  SocketPair pair;
-  Backend device(std::move(pair.back));
-  auto memory = memory_for(pair, with(slots | acks));
   const MemorySection ram(shared_ram(0, 64_KiB));
   auto restore = LazyRestore::start(*GuestMemory::from_regions({ram.region()}),
                                     std::make_shared<Zeros>(), {.background = false});
@@ -93,6 +90,9 @@ TEST(VhostUserMemory, MemoryIsNotSharedWhileItIsRestored) {
       (restore.error().code == Errc::unsupported || restore.error().code == Errc::access_denied))
     GTEST_SKIP() << restore.error().message();
   ASSERT_TRUE(restore) << restore.error().message();
+  SocketPair pair;
+  Backend device(std::move(pair.back));
+  auto memory = memory_for(pair, with(slots | acks));
   for (const auto& refused : {memory->prepare({.added = std::span(&ram, 1)}), memory->add(ram)}) {
     ASSERT_THAT(refused, HasError(Errc::bad_state));
     EXPECT_THAT(refused.error().message(), HasSubstr("LazyRestore"));
