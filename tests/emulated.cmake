@@ -9,7 +9,8 @@ list(APPEND without_memory_mapping_test Discard.LockedMemoryIsGivenBackAndStaysL
      MemoryMapping.AdviceReachesTheKernel MemoryMapping.CollapsesPagesIntoHugeOnesWhateverTheSettingsSay
      MemoryMapping.ForkedChildrenDoNotGetDontforkMemory
      MemoryMapping.MemoryAdvisedAgainstHugePagesIsNotCollapsed
-     MemoryMapping.ReadingUntouchedAnonymousMemoryMakesNothingResident)
+     MemoryMapping.ReadingUntouchedAnonymousMemoryMakesNothingResident
+     MemoryMapping.ResidencyTellsPagesAndHowManyAreHuge)
 list(APPEND without_memory_blocks_test MemoryBlocksTest.AWholeRegionIsReadTheShortWayAndHasAllSlots
      MemoryBlocksTest.MemoryOfEveryKindComesInBlocks
      MemoryBlocksTest.PagesAreThereWhenThePlugReturnsIfTheRegionAsksForIt

@@ -28,6 +28,8 @@ namespace {
 using namespace test;
 using namespace literals;
 
+#if defined(__x86_64__)  // so is the guest
+
 constexpr std::uint64_t size = 32_MiB;
 constexpr std::uint64_t code = 0x1000;
 constexpr std::uint64_t tables = 0x10000;  // three pages: levels 4, 3 and 2
@@ -73,19 +75,14 @@ class GuestSource : public WordSource {
   };
 };
 
-#if defined(__x86_64__)
 std::atomic<int> bus_errors{0};
 void count_bus_error(int) {
   ++bus_errors;
 }
-#endif
 
 class LazyRestoreKvm : public ::testing::TestWithParam<MemorySource> {
  protected:
   void SetUp() override {
-#if !defined(__x86_64__)
-    GTEST_SKIP() << "the guest's code is for x86-64";
-#endif
     kvm_ = detail::Descriptor(::open("/dev/kvm", O_RDWR | O_CLOEXEC));
     if (kvm_.value() < 0) GTEST_SKIP() << "can't open /dev/kvm: " << std::strerror(errno);
     vm_ = detail::Descriptor(::ioctl(kvm_.value(), KVM_CREATE_VM, 0));
@@ -98,7 +95,6 @@ class LazyRestoreKvm : public ::testing::TestWithParam<MemorySource> {
     if (run_ != nullptr) ::munmap(run_, run_size_);
   }
 
-#if defined(__x86_64__)
   void start_vcpu() {
     kvm_userspace_memory_region slot{};
     slot.memory_size = size;
@@ -145,7 +141,6 @@ class LazyRestoreKvm : public ::testing::TestWithParam<MemorySource> {
       if (errno != EINTR || bus_errors != 0) return errno;
     }
   }
-#endif
 
   MemoryRegionPtr region_;
   GuestMemory memory_;
@@ -153,8 +148,6 @@ class LazyRestoreKvm : public ::testing::TestWithParam<MemorySource> {
   kvm_run* run_ = nullptr;
   std::size_t run_size_ = 0;
 };
-
-#if defined(__x86_64__)
 
 TEST_P(LazyRestoreKvm, TheGuestRunsWhileItsMemoryComes) {
   const auto source = std::make_shared<GuestSource>();
@@ -199,13 +192,13 @@ TEST_P(LazyRestoreKvm, AVcpuThatMeetsALostPageGetsSigbus) {
       << "error " << error << ", exit " << run_->exit_reason;
 }
 
-#endif
-
 INSTANTIATE_TEST_SUITE_P(Memory, LazyRestoreKvm,
                          ::testing::Values(MemorySource::anon, MemorySource::shmem),
                          [](const auto& kind) {
                            return kind.param == MemorySource::anon ? "anonymous" : "memfd";
                          });
+
+#endif
 
 }  // namespace
 }  // namespace vmspace::lazy_restore_kvm_test
