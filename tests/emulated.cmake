@@ -11,6 +11,8 @@ list(APPEND without_memory_mapping_test Discard.LockedMemoryIsGivenBackAndStaysL
      MemoryMapping.MemoryAdvisedAgainstHugePagesIsNotCollapsed
      MemoryMapping.ReadingUntouchedAnonymousMemoryMakesNothingResident
      MemoryMapping.ResidencyTellsPagesAndHowManyAreHuge)
+list(APPEND without_host_calls_test LesserKernels.OlderKernelsStillTellWhatIsHuge
+     LesserKernels.WithoutSysTheKernelIsAskedForHugePages)
 list(APPEND without_memory_blocks_test MemoryBlocksTest.AWholeRegionIsReadTheShortWayAndHasAllSlots
      MemoryBlocksTest.MemoryOfEveryKindComesInBlocks
      MemoryBlocksTest.PagesAreThereWhenThePlugReturnsIfTheRegionAsksForIt
@@ -38,8 +40,14 @@ list(APPEND without_fault_guard_test FaultGuardTest.HandlersRunOnTheAlternateSta
 list(APPEND without_lazy_restore_calls_test Memory/LazyRestoreCalls.WithoutPagemapAndSys/*)
 
 # /proc/self: what QEMU itself maps and opens is counted, too.
+list(APPEND without_host_calls_test SystemCallFaults.MappingADevice SystemCallFaults.MappingEachBacking
+     SystemCallFaults.MappingInAnArena)
 list(APPEND without_memory_region_test
      MemoryRegion.OptionsThatAreNoEnumeratorsAreRefusedEvenWhereTheyDoNotMatter)
 list(APPEND without_guest_memory_map_test GuestMemoryMap.ABackingTooShortForAllRegionsIsRefused)
 list(APPEND without_handover_hostile_test HostileHandover.AlteredAnywhereItIsRefusedOrAGuest
      HostileHandover.DescriptorsThatAreNotAsAnnouncedAreRefused)
+
+# QEMU keeps something for each mapping that has come and gone: more than 20 GB for all of these.
+list(APPEND without_memory_blocks_model_test MemoryBlocksModel_RapidCheck.*)
+list(APPEND without_vm_memory_leaks_test VmMemoryLeaks.CyclesOfChangesLeaveNothingBehind)
