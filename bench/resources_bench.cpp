@@ -213,7 +213,7 @@ int main(int argc, char** argv) {
   int count = static_cast<int>(args.size());
   args.push_back(nullptr);
 
-  for (const std::size_t n : {32, 1000}) {
+  for (const std::size_t n : {32U, 1000U}) {
     add_all<Vmspace>(n);
     add_all<StdMap>(n);
   }
