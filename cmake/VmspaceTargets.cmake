@@ -59,9 +59,9 @@ function(vmspace_precompile name)
   vmspace_own_target(${name})
   target_link_libraries(${name} PRIVATE ${arg_LINK})
   target_precompile_headers(${name} PRIVATE ${arg_HEADERS})
-  # CMake names what it makes as what is to be included, and ccache would take the old one for an input, and the new
-  # one for what follows from it, whatever the headers hold: build trees with a cache in common got each other's. By
-  # the compiler's own list of dependencies it remembers the headers.
+  # The command that precompiles a header also includes it. Where an older result lies there, ccache takes that for the
+  # input, and does not look at the headers: build trees with a cache in common would get each other's. In this mode it
+  # goes by the dependencies that the compiler lists, which are the headers.
   if(VMSPACE_CCACHE AND CMAKE_CXX_COMPILER_LAUNCHER STREQUAL VMSPACE_CCACHE)
     set_target_properties(${name} PROPERTIES CXX_COMPILER_LAUNCHER
                                              "${CMAKE_COMMAND};-E;env;CCACHE_DEPEND=1;${VMSPACE_CCACHE}")

@@ -200,6 +200,7 @@ INSTANTIATE_TEST_SUITE_P(Memory, LazyRestoreKvm,
 
 #else
 
+// Shows that the guest is missing, and why.
 TEST(LazyRestoreKvm, TheGuestRunsWhileItsMemoryComes) {
   GTEST_SKIP() << "the guest's code is for x86-64";
 }

@@ -235,6 +235,7 @@ TEST_F(RunningGuest, RunsOnWhenTheDiskIsFull) {
 
 #else
 
+// Shows that the guest is missing, and why.
 TEST(RunningGuest, RunsOnWhileItsInstantIsSaved) {
   GTEST_SKIP() << "the guest's code is for x86-64";
 }

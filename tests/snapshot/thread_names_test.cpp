@@ -53,6 +53,7 @@ bool has_thread(const std::string& name) {
 class ThreadNames : public testing::Test {
  protected:
   void SetUp() override {
+    // Nothing else tells the names of other threads.
     if (!std::filesystem::exists("/proc/self/task")) GTEST_SKIP() << "/proc is not mounted here";
   }
   const GuestMemory memory =
@@ -73,6 +74,7 @@ TEST_F(ThreadNames, OfARestoreAndOfAScanOfItsMemory) {
   }
   may_read.set_value();
   VMSPACE_EXPECT_OK(restore.wait(long_enough));
+  // Some kernels and users can restore lazily, but not scan.
   if (!scan) GTEST_SKIP() << scan.error().message();
 }
 
