@@ -55,7 +55,9 @@ class AncestorSummaries {
       Inner& node = *path_.ancestors[level].node;
       const unsigned slot = path_.ancestors[level].slot;
       FreeSummary summary = node.summary_of(slot);
-      if (summary.covers(added)) return;
+      // Whether it makes a difference to the leaf's parent can't be predicted, so that to ask would cost more
+      // than to write.
+      if (level != 0 && summary.covers(added)) return;
       summary.merge(added);
       node.set_summary(slot, summary);
     }
@@ -76,7 +78,7 @@ class AncestorSummaries {
     const FreeSummary known = above.node->summary_of(above.slot);
     const FreeSummary before = FreeSummary::of(lo, hi);
     // As most are: neither the largest nor the best aligned.
-    if (before.order < known.order && before.zeros < known.zeros) return false;
+    if ((before.order < known.order) & (before.zeros < known.zeros)) return false;
     FreeSummary rest;
     if (piece.min() != lo) rest.merge(FreeSummary::of(lo, piece.min() - 1));
     if (piece.max() != hi) rest.merge(FreeSummary::of(piece.max() + 1, hi));
@@ -90,7 +92,6 @@ class AncestorSummaries {
       Inner& node = *path_.ancestors[level].node;
       const unsigned slot = path_.ancestors[level].slot;
       const FreeSummary before = node.summary_of(slot);
-      if (before == summary) return;
       node.set_summary(slot, summary);
       if (level + 1 == height_) return;
       const PathStep& above = path_.ancestors[level + 1];

@@ -72,7 +72,7 @@ class BPlusTree : private TreeNodes<T> {
     Nodes::swap(other);
     std::swap(size_, other.size_);
     std::swap(behind_, other.behind_);
-    std::swap(repeated_, other.repeated_);
+    may_repeat_ = other.may_repeat_ = false;
   }
 
   /// Destroys all entries, and what is reserved.
@@ -177,7 +177,7 @@ class BPlusTree : private TreeNodes<T> {
     const std::uint64_t hi = leaf.max[pos];
     const unsigned head = piece.min() != lo;
     const unsigned tail = piece.max() != hi;
-    leaf.open_gap(pos + 1, head + tail);
+    if (head + tail != 0) leaf.open_gap(pos + 1, head + tail);
     size_ += head + tail;
     leaf.free.reset(pos);
     if (head != 0) {
@@ -320,7 +320,9 @@ class BPlusTree : private TreeNodes<T> {
 
   /// Notes that a piece for the constraint was split off at the path, which was the first place for it.
   void note_first_match(const Constraint& constraint, const Path& path) noexcept {
-    if (path.leaf == behind_) repeated_ = constraint;
+    if (path.leaf != behind_) return;
+    repeated_ = constraint;
+    may_repeat_ = true;
   }
 
   /// The first place for the constraint, if it is the one that was noted, and the leaf has both the place
@@ -328,7 +330,7 @@ class BPlusTree : private TreeNodes<T> {
   [[nodiscard]] std::optional<Range> find_again(const Constraint& constraint,
                                                 Path& path) const noexcept {
     // In this order: after a free entry has grown, nothing is noted, whatever is behind.
-    if (!repeated_ || behind_ == nullptr || *repeated_ != constraint) return std::nullopt;
+    if (!may_repeat_ || behind_ == nullptr || repeated_ != constraint) return std::nullopt;
     const Leaf<T>& leaf = *behind_;
     const Request request(constraint);
     for (Bits left = leaf.free; left.any(); left.reset_lowest()) {
@@ -346,16 +348,15 @@ class BPlusTree : private TreeNodes<T> {
 
   // -- learning --------------------------------------------------------------------------------
 
-  /// Learns the alignment of a search that has tried `wasted` leaves in vain, if it is worth it. O(n)
-  /// where it is, which searches have cost already. Paths stay good. Without the memory that the first
-  /// one takes, nothing is learned.
+  /// As in TreeNodes, which does not know how many entries there are.
   void learn(const Constraint& constraint, std::size_t wasted) noexcept {
     Nodes::learn(constraint, wasted, size_);
   }
 
   /// The first rule that the structure breaks, as text; null when it breaks none. O(n).
   [[nodiscard]] const char* check() const noexcept {
-    return Checker<T>{root(), first(), last(), behind_, repeated_, size_, height(), learned()}
+    return Checker<T>(root(), first(), last(), behind_, may_repeat_ ? &repeated_ : nullptr, size_,
+                      height(), learned())
         .first_broken_rule();
   }
 
@@ -414,7 +415,7 @@ class BPlusTree : private TreeNodes<T> {
   /// Tells the ancestors that the leaf has gained the free entry [lo, hi].
   [[gnu::always_inline]] void tell_of_gain(const Path& path, std::uint64_t lo,
                                            std::uint64_t hi) noexcept {
-    repeated_.reset();
+    may_repeat_ = false;
     above(path).grow(lo, hi);
   }
 
@@ -431,7 +432,7 @@ class BPlusTree : private TreeNodes<T> {
     } else if (height() == 0 || above(path).is_affected_by_cut(lo, hi, piece)) {
       settle();
       behind_ = path.leaf;
-      repeated_.reset();
+      may_repeat_ = false;
     }
   }
 
@@ -442,7 +443,8 @@ class BPlusTree : private TreeNodes<T> {
 
   std::size_t size_ = 0;
   Leaf<T>* behind_ = nullptr;  ///< whose ancestors believe that more is free in it than there is
-  std::optional<Constraint> repeated_;  ///< has no place before the leaf that is behind
+  Constraint repeated_ = {};   ///< has no place before the leaf that is behind
+  bool may_repeat_ = false;    ///< and no std::optional, whose reset is an unpredictable branch
 };
 
 }  // namespace vmspace::detail

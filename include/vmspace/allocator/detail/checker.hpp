@@ -23,7 +23,7 @@ template <typename T>
 class Checker {
  public:
   Checker(const Node* root, const Leaf<T>* first, const Leaf<T>* last, const Leaf<T>* behind,
-          const std::optional<Constraint>& repeated, std::size_t size, unsigned height,
+          const Constraint* repeated, std::size_t size, unsigned height,
           const LearnedAlignments& learned) noexcept
       : root_(root),
         first_(first),
@@ -144,7 +144,7 @@ class Checker {
   const Leaf<T>* first_;
   const Leaf<T>* last_;
   const Leaf<T>* behind_;
-  const std::optional<Constraint>& repeated_;
+  const Constraint* repeated_;  ///< null when nothing is noted
   std::size_t size_;
   unsigned height_;
   const LearnedAlignments& learned_;

@@ -120,8 +120,8 @@ class FreeSearch {
   [[nodiscard]] unsigned candidate_from(const Inner& inner, unsigned slot) const noexcept {
     if constexpr (ascending) {
       slot = inner.next_candidate(request_, row_, slot);
-      if (slot == 0 || slot == node_capacity) return slot;
-      return inner.key[slot] > request_.max() ? node_capacity : slot;
+      if (slot == node_capacity || inner.key[slot] > request_.max()) return node_capacity;
+      return slot;
     }
     while (slot != node_capacity && !inner.may_fit(request_, row_, slot))
       slot = slot_after(inner, slot);

@@ -84,9 +84,10 @@ struct FreeSummary {
   /// `before` to `after`: in each of the three, the part was not the maximum, or still reaches it.
   [[nodiscard]] constexpr bool is_unchanged_by(const FreeSummary& before,
                                                const FreeSummary& after) const noexcept {
-    return (before.longest < longest || after.longest == longest) &&
-           (before.order < order || after.order == order) &&
-           (before.zeros < zeros || after.zeros == zeros);
+    // Not && and ||: the answer can't be predicted, so it is to be one branch, not six.
+    return ((before.longest < longest) | (after.longest == longest)) &
+           ((before.order < order) | (after.order == order)) &
+           ((before.zeros < zeros) | (after.zeros == zeros));
   }
 
   friend constexpr bool operator==(const FreeSummary&, const FreeSummary&) = default;

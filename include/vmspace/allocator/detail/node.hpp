@@ -23,7 +23,6 @@
 
 #include "vmspace/allocator/detail/free_summary.hpp"
 #include "vmspace/allocator/detail/learned_alignments.hpp"
-#include "vmspace/base/detail/address_of.hpp"
 #include "vmspace/base/detail/min_max.hpp"
 
 namespace vmspace::detail {
@@ -205,7 +204,7 @@ struct Leaf : Node {
     return longest;
   }
 
-  /// Makes space for `n` entries at `pos`, in state allocated, for the caller to fill in.
+  /// Makes space for `n` entries at `pos`, at least one, in state allocated, for the caller to fill in.
   void open_gap(unsigned pos, unsigned n) noexcept {
     move_entries(*this, pos, pos + n, count - pos);
     free = free.below(pos) | free.from(pos).up(n);
@@ -213,7 +212,7 @@ struct Leaf : Node {
     count += n;
   }
 
-  /// Removes the `n` entries at `pos`, whose values have been destroyed.
+  /// Removes the `n` entries at `pos`, at least one, whose values have been destroyed.
   void close_gap(unsigned pos, unsigned n) noexcept {
     move_entries(*this, pos + n, pos, count - pos - n);
     free = free.below(pos) | free.from(pos + n).down(n);
@@ -222,7 +221,7 @@ struct Leaf : Node {
     count -= n;
   }
 
-  /// Moves entries between two siblings until `left` has `n`.
+  /// Moves entries between two siblings until `left` has `n`, which it has not yet.
   static void redistribute(Leaf& left, Leaf& right, unsigned n) noexcept {
     if (n < left.count) {
       const unsigned moved = left.count - n;
@@ -248,7 +247,6 @@ struct Leaf : Node {
   /// Moves the bounds and values, but not the states, of `n` entries from position `from` here to
   /// position `to` in a leaf that may be this one.
   void move_entries(Leaf& target, unsigned from, unsigned to, unsigned n) noexcept {
-    if (address_of(target) == this && from == to) return;
     if (n == 0) return;
     if (n == 1) {  // as often in a tree of a few ranges, which two calls would cost more than this
       target.min.at[to] = min.at[from];
