@@ -34,7 +34,8 @@ const char* what_is_left(TableTask failed) noexcept {
 
 }  // namespace
 
-Result<void> ListenerTable::apply(TableChange& change, VmGate* gate) {
+Result<void> ListenerTable::apply(TableChange& change, VmGate* gate, const char* operation) {
+  operation_ = operation;
   SectionList removed = change.removed_first;
   removed.add(change.removed_last);
   if (removed.empty() && change.added.empty()) return {};
@@ -47,7 +48,7 @@ Result<void> ListenerTable::apply(TableChange& change, VmGate* gate) {
   if (change.disruptive && gate == nullptr) {
     const MemorySection& section = change.removed_first.in(SectionUnit::slot).front();
     return fail({.code = Errc::bad_state,
-                 .operation = "VmMemory::transact",
+                 .operation = operation_,
                  .first = operand(section.guest_range()),
                  .reason = "the range would change what it is in one step, and there is no gate to "
                            "pause the vCPUs meanwhile: set_gate(), or remove it first",
@@ -107,10 +108,24 @@ void ListenerTable::finish(TableChange& change) noexcept {
   thrown_ = nullptr;
 }
 
-Result<void> ListenerTable::settle() noexcept {
+Result<void> ListenerTable::settle(const char* operation) noexcept {
+  operation_ = operation;
+  return settle_those([](const UnsettledTask&) { return true; });
+}
+
+/// Of one listener, what it has not let go of. Nothing, where it has gone.
+Result<void> ListenerTable::settle_removals(const MemoryListener& listener) noexcept {
+  return settle_those([&](const UnsettledTask& task) {
+    return task.listener.get() == &listener && task.task == TableTask::remove;
+  });
+}
+
+template <typename Which>
+Result<void> ListenerTable::settle_those(Which which) noexcept {
   Result<void> first;
   for (auto next = unsettled_.begin(); next != unsettled_.end();) {
     const auto task = next++;
+    if (!which(*task)) continue;
     auto done = tell(*task->listener, task->task, task->section);
     if (done && task->task != TableTask::log) done = commit(*task->listener);
     // A commit that failed meanwhile may have taken back the addition that was to be undone.
@@ -137,14 +152,16 @@ bool ListenerTable::has_retired(GuestRange range) const noexcept {
 
 Result<void> ListenerTable::add(std::shared_ptr<MemoryListener> listener, bool required,
                                 const GuestMemory& memory) {
+  operation_ = "VmMemory::add_listener";
   const auto same = [&](const Entry& entry) { return entry.listener == listener; };
   if (std::ranges::any_of(entries_, same)) {
     return fail({.code = Errc::bad_state,
-                 .operation = "VmMemory::add_listener",
+                 .operation = operation_,
                  .reason = "the listener was added before",
                  .text = listener->name()});
   }
   entries_.reserve(entries_.size() + 1);
+  VMSPACE_TRY(settle_removals(*listener));  // of an attempt to add it that could not be undone
   const TableChange change{.added = kept_.sections_of(memory)};
   // A listener that goes while it is being added is not added.
   Entry entry{.listener = std::move(listener), .required = true};
@@ -161,20 +178,23 @@ Result<void> ListenerTable::add(std::shared_ptr<MemoryListener> listener, bool r
 }
 
 Result<void> ListenerTable::remove(const MemoryListener& listener, const GuestMemory& memory) {
+  operation_ = "VmMemory::remove_listener";
   const auto entry = std::ranges::find_if(
       entries_, [&](const Entry& each) { return each.listener.get() == &listener; });
   if (entry == entries_.end()) {
     return fail({.code = Errc::not_found,
-                 .operation = "VmMemory::remove_listener",
+                 .operation = operation_,
                  .reason = "the listener was not added, or has gone",
                  .text = listener.name()});
   }
+  VMSPACE_TRY(settle_removals(listener));
   const TableChange change{.removed_first = kept_.sections_of(memory)};
   UnsettledTasks spare = spare_for({&*entry, 1}, change);
   thrown_ = nullptr;
   const std::size_t unsettled_before = unsettled_.size();
   const auto done = attempt(*entry, TableTask::remove, entry->of(change.removed_first), spare);
   if (!done && !entry->is_gone) return refused(done.error(), unsettled_before);
+  std::erase_if(unsettled_, [&](const auto& task) { return task.listener == entry->listener; });
   entries_.erase(entry);
   return {};
 }
@@ -187,68 +207,8 @@ std::vector<std::shared_ptr<MemoryListener>> ListenerTable::list() const {
   return all;
 }
 
-Result<void> ListenerTable::start_log(const GuestMemory& memory) {
-  thrown_ = nullptr;
-  Result<void> done;
-  for (Entry& entry : entries_) {
-    if (entry.is_gone) continue;
-    kept_.for_each_section(memory, entry.listener->unit(), [&](const MemorySection& section) {
-      if (done) done = guarded([&] { return entry.listener->log_start(section); });
-    });
-    if (!done && is_lost(entry) && !entry.required) done = {};
-    if (!done) break;
-  }
-  if (!done) {
-    static_cast<void>(stop_log(memory));
-    return refused(done.error(), unsettled_.size());
-  }
-  is_logging_ = true;
-  return {};
-}
-
-Result<void> ListenerTable::sync_log(const GuestMemory& memory) noexcept {
-  Result<void> first;
-  for (auto next = unsettled_.begin(); next != unsettled_.end();) {
-    const auto task = next++;
-    if (task->task != TableTask::log) continue;
-    const auto done = tell(*task->listener, TableTask::log, task->section);
-    if (done) {
-      unsettled_.erase(task);
-    } else if (first) {
-      first = done;
-    }
-  }
-  for (Entry& entry : entries_) {
-    kept_.for_each_section(memory, entry.listener->unit(), [&](const MemorySection& section) {
-      if (entry.is_gone) return;
-      const auto is_unsettled = [&](const UnsettledTask& task) {
-        return task.listener == entry.listener && task.section == section;
-      };
-      if (std::ranges::any_of(unsettled_, is_unsettled)) return;
-      const auto done = guarded([&] { return entry.listener->log_sync(section); });
-      if (!done && !is_lost(entry) && first) first = done;
-    });
-  }
-  thrown_ = nullptr;
-  return first;
-}
-
-Result<void> ListenerTable::stop_log(const GuestMemory& memory) noexcept {
-  is_logging_ = false;
-  Result<void> first;
-  for (Entry& entry : entries_) {
-    kept_.for_each_section(memory, entry.listener->unit(), [&](const MemorySection& section) {
-      if (entry.is_gone) return;
-      const auto done = guarded([&] { return entry.listener->log_stop(section); });
-      if (!done && !is_lost(entry) && first) first = done;
-    });
-  }
-  std::erase_if(unsettled_, [](const UnsettledTask& task) { return task.task == TableTask::log; });
-  return first;
-}
-
 bool ListenerTable::remove_all(const GuestMemory& memory) noexcept {
-  bool all = settle().has_value();
+  bool all = settle("VmMemory::~VmMemory").has_value();  // nobody is told of errors
   const auto regions = memory.regions();
   for (auto entry = entries_.rbegin(); entry != entries_.rend(); ++entry) {
     MemoryListener& listener = *entry->listener;
@@ -270,7 +230,7 @@ Result<void> ListenerTable::prepare(Entry& entry, const MemoryChange& change) {
   if (entry.is_gone) {
     return fail(
         {.code = Errc::bad_state,
-         .operation = "VmMemory::transact",
+         .operation = operation_,
          .reason = "a listener that is required has gone: remove_listener(), and add it anew",
          .text = entry.listener->name()});
   }
@@ -361,19 +321,6 @@ void ListenerTable::note(const Entry& entry, TableTask task, const MemorySection
   unsettled_.splice(unsettled_.end(), spare, spare.begin());
 }
 
-/// A call of a listener; what it throws is kept for the end of the change.
-template <typename Call>
-Result<void> ListenerTable::guarded(Call call) noexcept {
-  try {
-    return call();
-  } catch (...) {
-    if (thrown_ == nullptr) thrown_ = std::current_exception();
-    return fail({.code = Errc::bad_state,
-                 .operation = "VmMemory::transact",
-                 .reason = "the listener threw an exception"});
-  }
-}
-
 Result<void> ListenerTable::tell(MemoryListener& listener, TableTask task,
                                  const MemorySection& section) noexcept {
   return guarded([&] {
@@ -434,7 +381,7 @@ Result<void> ListenerTable::refused(Error error, std::size_t unsettled_before) {
     const UnsettledTask& left = unsettled_.back();
     thrown_ = nullptr;
     return fail({.code = Errc::inconsistent,
-                 .operation = "VmMemory::transact",
+                 .operation = operation_,
                  .first = operand(left.section.guest_range()),
                  .reason = what_is_left(left.task),
                  .text = {left.section.name(), left.listener->name()}});

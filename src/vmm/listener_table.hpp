@@ -49,17 +49,19 @@ struct TableChange {
   std::unique_ptr<VmGate, void (*)(VmGate*)> paused{nullptr, [](VmGate* gate) { gate->resume(); }};
 };
 
+/// Errors are those of the listeners, or the table's own for the public call `operation`.
+///
 /// Threads: one at a time.
 class ListenerTable {
  public:
   /// Steps 3 to 5 of a change: all of it in all tables but for `removed_last`, or an error (or what a
   /// listener has thrown) and nothing, but for what is unsettled then.
-  [[nodiscard]] Result<void> apply(TableChange& change, VmGate* gate);
+  [[nodiscard]] Result<void> apply(TableChange& change, VmGate* gate, const char* operation);
   /// Step 7. What a listener refuses is unsettled.
   void finish(TableChange& change) noexcept;
 
   /// Tries all that is unsettled again; gives the first error.
-  [[nodiscard]] Result<void> settle() noexcept;
+  [[nodiscard]] Result<void> settle(const char* operation) noexcept;
   [[nodiscard]] const UnsettledTasks& unsettled() const noexcept { return unsettled_; }
   /// Whether a listener may still have memory of this range that it should have let go.
   [[nodiscard]] bool has_retired(GuestRange range) const noexcept;
@@ -77,12 +79,12 @@ class ListenerTable {
   // what is added is logged as well.
 
   /// All tables log, or none and the first error.
-  [[nodiscard]] Result<void> start_log(const GuestMemory& memory);
+  [[nodiscard]] Result<void> start_log(const GuestMemory& memory, const char* operation);
   /// Has everybody mark what was written; the first error of a listener that does not, or does not
   /// log at all.
-  [[nodiscard]] Result<void> sync_log(const GuestMemory& memory) noexcept;
+  [[nodiscard]] Result<void> sync_log(const GuestMemory& memory, const char* operation) noexcept;
   /// Ends the log in all tables; the first error.
-  [[nodiscard]] Result<void> stop_log(const GuestMemory& memory) noexcept;
+  [[nodiscard]] Result<void> stop_log(const GuestMemory& memory, const char* operation) noexcept;
 
   /// Takes all memory out of all tables, for good; whether every listener has let go of everything.
   [[nodiscard]] bool remove_all(const GuestMemory& memory) noexcept;
@@ -101,6 +103,9 @@ class ListenerTable {
     }
   };
 
+  template <typename Which>
+  [[nodiscard]] Result<void> settle_those(Which which) noexcept;
+  [[nodiscard]] Result<void> settle_removals(const MemoryListener& listener) noexcept;
   [[nodiscard]] Result<void> prepare(Entry& entry, const MemoryChange& change);
   [[nodiscard]] Result<void> attempt(Entry& entry, TableTask task, Sections sections,
                                      UnsettledTasks& spare);
@@ -112,8 +117,18 @@ class ListenerTable {
   [[nodiscard]] Result<void> tell(MemoryListener& listener, TableTask task,
                                   const MemorySection& section) noexcept;
   [[nodiscard]] Result<void> commit(MemoryListener& listener) noexcept;
+  /// A call of a listener; what it throws is kept for the end of the change.
   template <typename Call>
-  [[nodiscard]] Result<void> guarded(Call call) noexcept;
+  [[nodiscard]] Result<void> guarded(Call call) noexcept {
+    try {
+      return call();
+    } catch (...) {
+      if (thrown_ == nullptr) thrown_ = std::current_exception();
+      return fail({.code = Errc::bad_state,
+                   .operation = operation_,
+                   .reason = "the listener threw an exception"});
+    }
+  }
   [[nodiscard]] bool is_lost(Entry& entry) noexcept;
   [[nodiscard]] bool forget(const MemoryListener& listener, TableTask task,
                             const MemorySection& section) noexcept;
@@ -125,6 +140,7 @@ class ListenerTable {
   std::vector<Entry> entries_;
   UnsettledTasks unsettled_;
   KeptBlocks kept_;
+  const char* operation_ = nullptr;  ///< the public call that is running
   bool is_logging_ = false;
   std::exception_ptr thrown_;  ///< what a listener has thrown during the change
 };

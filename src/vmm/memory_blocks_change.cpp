@@ -107,7 +107,8 @@ Result<Run> MemoryBlocks::State::run_of(const MemoryRegion& region, GuestRange r
 
 Result<MemoryBlocks::State::Begun> MemoryBlocks::State::begin(const char* operation) {
   Turn turn = VMSPACE_TRY(vm().map.writer(operation));
-  static_cast<void>(vm().settle(turn));  // unsettled() and collect() say what could not be
+  static_cast<void>(
+      vm().settle(turn, operation));  // unsettled() and collect() say what could not be
   if (lost_ != nullptr) VMSPACE_TRY_IN(operation, give_back_to_readers(turn));
   MemoryRegionPtr region = VMSPACE_TRY(find(turn.current().memory, operation));
   const auto& changing = vm().changing;
@@ -150,7 +151,7 @@ Result<void> MemoryBlocks::State::add(Turn& turn, const MemoryRegionPtr& from,
                                       const MemoryRegionPtr& to, const BlockDifference& blocks) {
   VMSPACE_TRY(draft(turn, from, to));
   detail::TableChange tables{.added = blocks.sections_of(*to)};
-  VMSPACE_TRY(vm().listeners.apply(tables, nullptr));
+  VMSPACE_TRY(vm().listeners.apply(tables, nullptr, "MemoryBlocks::plug"));
   publish_more(turn, to, blocks.runs());
   vm().listeners.finish(tables);
   return {};
@@ -208,10 +209,13 @@ Result<void> MemoryBlocks::State::check_not_retired(const MemoryRegion& region,
   return {};
 }
 
-/// Makes new slots accessible, and populates what is added where the region asks for it.
+/// Makes new slots accessible, and what is added zeros: the backing may have held something there before,
+/// and a guest can write to absent blocks of a slot that it has. Populates it where the region asks for it.
 Result<void> MemoryBlocks::State::stage(const BlockDifference& blocks) const {
   for (const Run& slot : blocks.slots())
     VMSPACE_TRY(whole->mapping().set_accessible(slot.offset, slot.size, true));
+  for (const Run& run : blocks.runs())
+    VMSPACE_TRY(whole->mapping().discard(run.offset, run.size));
   if (!whole->description().wants_populate()) return {};
   std::vector<PopulateRange> ranges;
   ranges.reserve(blocks.runs().size());
@@ -324,7 +328,7 @@ Result<void> MemoryBlocks::State::unplug(const std::optional<GuestRange>& range,
   Turn turn = VMSPACE_TRY(vm().map.writer(operation));
   std::exception_ptr thrown;
   try {
-    if (done) done = vm().listeners.apply(tables, nullptr);
+    if (done) done = vm().listeners.apply(tables, nullptr, operation);
   } catch (...) {
     thrown = std::current_exception();
   }

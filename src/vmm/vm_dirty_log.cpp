@@ -34,7 +34,7 @@ detail::RangeList ranges_of(const GuestMemory& memory) {
 
 }  // namespace
 
-Result<void> VmMemory::State::start_log(const GuestMemory& memory) {
+Result<void> VmMemory::State::start_log(const GuestMemory& memory, const char* operation) {
   // Also where a listener throws.
   struct Undo {
     State& state;
@@ -47,9 +47,9 @@ Result<void> VmMemory::State::start_log(const GuestMemory& memory) {
       state.let_go_of_outgrown();
     }
   } undo{.state = *this};
-  VMSPACE_TRY(track_outgrown());
-  undo.started = VMSPACE_TRY(detail::start_tracking(memory.regions()));
-  VMSPACE_TRY(listeners.start_log(memory));
+  VMSPACE_TRY_IN(operation, track_outgrown());
+  undo.started = VMSPACE_TRY_IN(operation, detail::start_tracking(memory.regions()));
+  VMSPACE_TRY(listeners.start_log(memory, operation));
   undo.is_needed = false;
   return {};
 }
@@ -100,11 +100,11 @@ detail::RangeList VmMemory::State::take_outgrown(const GuestMemory& memory, Dirt
   return ranges;
 }
 
-Result<void> VmMemory::State::fan_out(const GuestMemory& memory) {
-  VMSPACE_TRY(listeners.sync_log(memory));
+Result<void> VmMemory::State::fan_out(const GuestMemory& memory, const char* operation) {
+  VMSPACE_TRY(listeners.sync_log(memory, operation));
   {
     DirtyHarvest harvest;
-    auto fresh = VMSPACE_TRY(detail::take_dirty(memory, harvest));
+    auto fresh = VMSPACE_TRY_IN(operation, detail::take_dirty(memory, harvest));
     if (!outgrown.empty()) fresh = detail::union_of(fresh, take_outgrown(memory, harvest));
     if (!fresh.empty()) {
       std::vector<std::shared_ptr<VmDirtyLog::Pending>> ready;
@@ -114,7 +114,7 @@ Result<void> VmMemory::State::fan_out(const GuestMemory& memory) {
           ready.push_back(std::move(log));
         }
       }
-      VMSPACE_TRY(harvest.finish());
+      VMSPACE_TRY_IN(operation, harvest.finish());
       for (const auto& log : ready)
         log->pages.add(fresh);
     }
@@ -123,12 +123,13 @@ Result<void> VmMemory::State::fan_out(const GuestMemory& memory) {
   return {};
 }
 
-Result<void> VmMemory::State::drop_stopped_logs(const GuestMemory& memory) noexcept {
+Result<void> VmMemory::State::drop_stopped_logs(const GuestMemory& memory,
+                                                const char* operation) noexcept {
   if (logs.empty()) return {};
   std::erase_if(logs, [](const auto& log) { return log.expired(); });
   if (!logs.empty()) return {};
   let_go_of_outgrown();
-  const auto done = listeners.stop_log(memory);
+  const auto done = listeners.stop_log(memory, operation);
   disable_dirty_tracking(memory);
   for (const MemoryRegionPtr& region : parked)
     region->dirty().disable();
@@ -140,12 +141,12 @@ Result<VmDirtyLog> VmMemory::start_dirty_log() const {
   const auto turn = VMSPACE_TRY(state_->map.writer(operation));
   const GuestMemory& memory = turn.current().memory;
   auto pending = std::make_shared<VmDirtyLog::Pending>();
-  static_cast<void>(state_->drop_stopped_logs(memory));
+  static_cast<void>(state_->drop_stopped_logs(memory, operation));
   state_->logs.reserve(state_->logs.size() + 1);
   if (state_->logs.empty()) {
-    VMSPACE_TRY(state_->start_log(memory));
+    VMSPACE_TRY(state_->start_log(memory, operation));
   } else {
-    VMSPACE_TRY(state_->fan_out(memory));  // what was written before is not for the new log
+    VMSPACE_TRY(state_->fan_out(memory, operation));  // what was written before is not for it
   }
   state_->logs.push_back(pending);
   return VmDirtyLog(*this, std::move(pending));
@@ -185,9 +186,10 @@ Result<std::vector<GuestRange>> VmDirtyLog::harvest(std::optional<GuestRange> wi
                  .reason = "the log was stopped: start_dirty_log() begins another"});
   }
   if (within && !within->empty()) VMSPACE_TRY_IN(operation, within->range());
-  const auto turn = VMSPACE_TRY(memory_.state_->map.writer(operation));
+  VmMemory::State& state = *memory_->state_;
+  const auto turn = VMSPACE_TRY(state.map.writer(operation));
   const GuestMemory& memory = turn.current().memory;
-  VMSPACE_TRY(memory_.state_->fan_out(memory));
+  VMSPACE_TRY(state.fan_out(memory, operation));
   if (within && within->empty()) return std::vector<GuestRange>();
   const std::uint64_t first = within ? within->base.value() : 0;
   const std::uint64_t last =
@@ -203,9 +205,11 @@ Result<std::vector<GuestRange>> VmDirtyLog::harvest(std::optional<GuestRange> wi
 Result<void> VmDirtyLog::stop() {
   if (pending_ == nullptr) return {};
   pending_.reset();
-  VmMemory::State& state = *memory_.state_;
-  const auto turn = VMSPACE_TRY(state.map.writer("VmDirtyLog::stop"));
-  return state.drop_stopped_logs(turn.current().memory);
+  constexpr const char* operation = "VmDirtyLog::stop";
+  const VmMemory memory = *std::exchange(memory_, std::nullopt);  // what has stopped keeps nothing
+  VmMemory::State& state = *memory.state_;
+  const auto turn = VMSPACE_TRY(state.map.writer(operation));
+  return state.drop_stopped_logs(turn.current().memory, operation);
 }
 
 }  // namespace vmspace

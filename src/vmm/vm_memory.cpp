@@ -241,7 +241,7 @@ std::vector<AddressSpaceRegionPtr> VmMemory::retired() const {
 Result<void> VmMemory::collect() const {
   constexpr const char* operation = "VmMemory::collect";
   auto turn = VMSPACE_TRY(state_->map.writer(operation));
-  return state_->settle(turn);
+  return state_->settle(turn, operation);
 }
 
 Result<std::vector<UnsettledSection>> VmMemory::unsettled() const {
@@ -269,7 +269,9 @@ Result<void> VmMemory::add_listener(std::shared_ptr<MemoryListener> listener,
 
 Result<void> VmMemory::remove_listener(const MemoryListener& listener) const {
   const auto turn = VMSPACE_TRY(state_->map.writer("VmMemory::remove_listener"));
-  return state_->listeners.remove(listener, turn.current().memory);
+  VMSPACE_TRY(state_->listeners.remove(listener, turn.current().memory));
+  state_->release_retired_holds();
+  return {};
 }
 
 Result<std::vector<std::shared_ptr<MemoryListener>>> VmMemory::listeners() const {

@@ -15,8 +15,6 @@ namespace vmspace {
 
 namespace {
 
-constexpr const char* transact_name = "VmMemory::transact";
-
 void erase(std::vector<AddressSpaceRegionPtr>& from, const AddressSpaceRegionPtr& region) noexcept {
   const auto at = std::ranges::find(from, region);
   if (at != from.end()) from.erase(at);
@@ -34,7 +32,7 @@ class VmMemory::State::Reservation {
   /// Gives up what is still held, in a turn of its own.
   ~Reservation() {
     if (holds_.empty() && leaving_.empty()) return;
-    const auto turn = state_.map.writer(transact_name);  // fails when this thread has it already
+    const auto turn = state_.map.writer();  // fails when this thread has it already
     end();
   }
 
@@ -139,13 +137,14 @@ Result<void> VmMemory::State::hold(AddressSpaceBase& space, const AddressSpaceRe
   return {};
 }
 
-Result<void> VmMemory::State::check_not_changing(const detail::RegionChange& change) const {
+Result<void> VmMemory::State::check_not_changing(const detail::RegionChange& change,
+                                                 const char* operation) const {
   for (const auto* regions : {&change.removed, &change.unparked}) {
     for (const AddressSpaceRegionPtr& region : *regions) {
       const bool is_changing = std::ranges::find(changing, region) != changing.end();
       if (!is_changing && std::ranges::find(retired_holds, region) == retired_holds.end()) continue;
       return fail({.code = Errc::bad_state,
-                   .operation = transact_name,
+                   .operation = operation,
                    .first = detail::operand(region->guest_range()),
                    .reason = is_changing ? "another change of this region has not finished"
                                          : "the range is retired: collect() may free it",
@@ -160,12 +159,12 @@ Result<detail::VmChange> VmMemory::State::change(const Edit& edit, const MapOpti
                                                  const AddressSpaceRegionPtr* resized) {
   detail::VmChange change;  // so that memory that goes is unmapped after the turn
   auto turn = VMSPACE_TRY(map.writer(operation));
-  static_cast<void>(settle(turn));  // unsettled() and collect() say what could not be
+  static_cast<void>(settle(turn, operation));  // unsettled() and collect() say what could not be
 
   AddressSpaceBase draft = taken;
   VMSPACE_TRY(edit(draft));
   auto regions = detail::RegionChange::between(taken, draft);
-  VMSPACE_TRY_IN(operation, check_not_changing(regions));
+  VMSPACE_TRY(check_not_changing(regions, operation));
   if (regions.empty()) return change;
   change = VMSPACE_TRY_IN(
       operation, detail::VmChange::make(std::move(regions), turn.current().memory, parked, how.move,
@@ -234,7 +233,7 @@ Result<void> VmMemory::State::commit(Turn& turn, detail::VmChange& change, Reser
   retired_holds.reserve(retired_holds.size() + reservation.holds().size() +
                         change.regions.removed.size() + holds_after.size());
 
-  VMSPACE_TRY(listeners.apply(tables, gate.get()));
+  VMSPACE_TRY(listeners.apply(tables, gate.get(), operation));
   turn.publish();
   if (change.resized_from != nullptr) outgrow(*change.resized_from, change.mapped.back());
   parked = std::move(parked_after);
@@ -258,33 +257,50 @@ void VmMemory::State::outgrow(const MemoryRegion& from, const MemoryRegionPtr& t
   if (!logs.empty()) outgrown.back().kept = from.shared_dirty();
 }
 
-Result<void> VmMemory::State::settle(Turn& turn) {
-  Result<void> settled = drop_stopped_logs(turn.current().memory);
+Result<void> VmMemory::State::settle(Turn& turn, const char* operation) {
+  Result<void> settled = drop_stopped_logs(turn.current().memory, operation);
   if (!listeners.unsettled().empty()) {
-    const auto told = listeners.settle();
+    const auto told = listeners.settle(operation);
     if (settled) settled = told;
     release_retired_holds();
   }
   if (retired.empty()) return settled;
   detail::RetiredRegions::Removal removal(retired);
-  AddressSpaceBase draft = taken;
-  removal.remove_from(draft);
-  auto regions = detail::RegionChange::between(taken, draft);
-  VMSPACE_TRY(check_not_changing(regions));
-  if (!regions.empty()) {
-    auto change =
-        VMSPACE_TRY(detail::VmChange::make(std::move(regions), turn.current().memory, parked, {}));
-    Reservation reservation(*this);
-    VMSPACE_TRY(reservation.take(change.regions));
-    const auto done = commit(turn, change, reservation, transact_name);
-    reservation.end();
-    if (!done) {
-      turn.roll_back();
-      return done;
+  const std::vector<AddressSpaceRegionPtr> all = removal.list();
+  Result<void> taken_out = take_out(turn, all, operation);
+  if (taken_out) {
+    removal.done();
+  } else if (all.size() > 1) {  // one that can't go does not keep the others
+    taken_out = {};
+    for (const AddressSpaceRegionPtr& region : all) {
+      const auto one = take_out(turn, {&region, 1}, operation);
+      if (one) {
+        removal.done(region);
+      } else if (taken_out) {
+        taken_out = one;
+      }
     }
   }
-  removal.done();
-  return settled;
+  return settled ? taken_out : settled;
+}
+
+/// Removes regions, but for those that somebody else has removed meanwhile: all, or an error and none.
+Result<void> VmMemory::State::take_out(Turn& turn, std::span<const AddressSpaceRegionPtr> regions,
+                                       const char* operation) {
+  AddressSpaceBase draft = taken;
+  for (const AddressSpaceRegionPtr& region : regions)
+    static_cast<void>(draft.remove_region(region));
+  auto removed = detail::RegionChange::between(taken, draft);
+  VMSPACE_TRY(check_not_changing(removed, operation));
+  if (removed.empty()) return {};
+  auto change = VMSPACE_TRY_IN(
+      operation, detail::VmChange::make(std::move(removed), turn.current().memory, parked, {}));
+  Reservation reservation(*this);
+  VMSPACE_TRY_IN(operation, reservation.take(change.regions));
+  const auto done = commit(turn, change, reservation, operation);
+  reservation.end();
+  if (!done) turn.roll_back();
+  return done;
 }
 
 void VmMemory::State::release_retired_holds() noexcept {

@@ -53,9 +53,13 @@ struct VMSPACE_HIDDEN VmMemory::State {
                                                 const char* operation,
                                                 const AddressSpaceRegionPtr* resized = nullptr);
   /// Takes retired regions out, and has listeners told what they have refused before.
-  [[nodiscard]] Result<void> settle(Turn& turn);
+  [[nodiscard]] Result<void> settle(Turn& turn, const char* operation);
+  [[nodiscard]] Result<void> take_out(Turn& turn, std::span<const AddressSpaceRegionPtr> regions,
+                                      const char* operation);
+  /// Lets others have the places of what every listener has let go of by now.
+  void release_retired_holds() noexcept;
   /// Begins to track all writes, or nothing and an error.
-  [[nodiscard]] Result<void> start_log(const GuestMemory& memory);
+  [[nodiscard]] Result<void> start_log(const GuestMemory& memory, const char* operation);
   /// Has every region track its writes. What has joined counts as written, also a region that was
   /// tracked before it was parked.
   [[nodiscard]] static Result<void> track(const GuestMemory& memory,
@@ -67,9 +71,10 @@ struct VMSPACE_HIDDEN VmMemory::State {
   /// Takes what was written through outgrown mappings, and finds those that nobody uses any more.
   [[nodiscard]] detail::RangeList take_outgrown(const GuestMemory& memory, DirtyHarvest& harvest);
   /// Hands what was written to every log.
-  [[nodiscard]] Result<void> fan_out(const GuestMemory& memory);
+  [[nodiscard]] Result<void> fan_out(const GuestMemory& memory, const char* operation);
   /// Forgets logs that nobody has any more; without any, tracking ends.
-  [[nodiscard]] Result<void> drop_stopped_logs(const GuestMemory& memory) noexcept;
+  [[nodiscard]] Result<void> drop_stopped_logs(const GuestMemory& memory,
+                                               const char* operation) noexcept;
   /// The first broken rule, or null.
   [[nodiscard]] const char* broken_rule(const VmMap& now) const;
 
@@ -97,14 +102,14 @@ struct VMSPACE_HIDDEN VmMemory::State {
     Kept* before = nullptr;  ///< what another one has kept
   };
 
-  [[nodiscard]] Result<void> check_not_changing(const detail::RegionChange& change) const;
+  [[nodiscard]] Result<void> check_not_changing(const detail::RegionChange& change,
+                                                const char* operation) const;
   /// Steps 3 to 7.
   [[nodiscard]] Result<void> commit(Turn& turn, detail::VmChange& change, Reservation& reservation,
                                     const char* operation);
   /// Regions of no memory that take the parts of `range` which are free in `space`, and are in it.
   [[nodiscard]] static Result<void> hold(AddressSpaceBase& space, const AddressSpaceRegion& region,
                                          std::vector<AddressSpaceRegionPtr>& holds);
-  void release_retired_holds() noexcept;
   void outgrow(const MemoryRegion& from, const MemoryRegionPtr& to) noexcept;
 
   std::unique_ptr<Kept> kept_ = std::make_unique<Kept>();

@@ -2,6 +2,8 @@
 
 #include "vmspace/vmm/memory_blocks.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -90,6 +92,30 @@ TEST_F(MemoryBlocksTest, WhatIsUnpluggedIsGivenBackAndComesBackAsZeros) {
   VMSPACE_ASSERT_OK(blocks.plug(run(1, 1)));
   EXPECT_THAT(memory.map()->memory.read<std::uint8_t>(run(1, 1).base), IsOkAndHolds(0));
   EXPECT_THAT(memory.map()->memory.read<std::uint8_t>(run(0, 1).base), IsOkAndHolds(7));
+}
+
+TEST_F(MemoryBlocksTest, PluggedBlocksAreZerosWhateverWasThereBefore) {
+  // A guest that writes to a block that it was not given, in a slot that it has.
+  VMSPACE_ASSERT_OK(blocks.plug(run(0, 1)));
+  blocks.region()->host_base()[2 * block] = std::byte{1};
+  VMSPACE_ASSERT_OK(blocks.plug(run(2, 1)));
+  EXPECT_THAT(memory.map()->memory.read<std::uint8_t>(run(2, 1).base), IsOkAndHolds(0));
+
+  // A backing that held something.
+  const auto old =
+      Backing::open({.source = MemorySource::shmem}, 4 * block, Protection::read_write);
+  ASSERT_THAT(old, IsOk());
+  ASSERT_EQ(::pwrite(old->fd(), "secret", 6, block), 6);
+  const auto others = MemoryBlocks::create(memory,
+                                           {.name = "mem1",
+                                            .base = GuestAddress{8_GiB},
+                                            .size = 4 * block,
+                                            .backing = {.source = MemorySource::shmem}},
+                                           {.requested_size = 4 * block}, {.backing = *old});
+  ASSERT_THAT(others, IsOk());
+  VMSPACE_ASSERT_OK(others->plug({GuestAddress{8_GiB + block}, block}));
+  EXPECT_THAT(memory.map()->memory.read<std::uint8_t>(GuestAddress{8_GiB + block}),
+              IsOkAndHolds(0));
 }
 
 TEST_F(MemoryBlocksTest, MemoryOfEveryKindComesInBlocks) {

@@ -7,7 +7,9 @@
 #include <cstddef>
 #include <memory>
 #include <new>
+#include <optional>
 #include <stdexcept>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -291,6 +293,22 @@ TEST_F(VmMemoryRefusal, AListenerThatDoesNotLetGoStays) {
   VMSPACE_EXPECT_OK(memory.remove_listener(*second));
 }
 
+TEST_F(VmMemoryRefusal, AListenerIsRemovedWithWhatItDidNotLetGoBefore) {
+  second->refuse(1, MemoryRecorder::all);
+  VMSPACE_ASSERT_OK(memory.unplug(gone, 1s));
+  EXPECT_THAT(memory.unsettled().value(), SizeIs(1));
+  EXPECT_THAT(memory.remove_listener(*second), HasError(Errc::bad_state));
+  EXPECT_THAT(memory.listeners().value(), SizeIs(2));
+  EXPECT_THAT(memory.unsettled().value(), SizeIs(1));
+  second->refuse(0, 0);
+  VMSPACE_ASSERT_OK(memory.remove_listener(*second));
+  EXPECT_THAT(second->table(), IsEmpty());
+  EXPECT_THAT(memory.unsettled().value(), IsEmpty());
+  second->forget_calls();
+  VMSPACE_EXPECT_OK(memory.plug(dimm(8_GiB)));  // the place is free
+  EXPECT_THAT(second->calls(), IsEmpty()) << "it is told nothing any more";
+}
+
 /// A peer that may go at any call.
 class Peer final : public MemoryListener {
  public:
@@ -345,6 +363,48 @@ TEST_F(VmMemoryRefusal, AChangeIsRefusedWhenARequiredPeerHasGone) {
     expect_unchanged(was);
     VMSPACE_EXPECT_OK(memory.remove_listener(*peer));
   }
+}
+
+TEST_F(VmMemoryRefusal, ARetiredRegionThatCantGoDoesNotKeepOthers) {
+  const auto peer = std::make_shared<Peer>();
+  VMSPACE_ASSERT_OK(memory.add_listener(peer));
+  RegionOptions window = bar("window", 0xf000'0000);
+  window.backing = {};
+  std::optional<AddressSpaceRegionPtr> mmio;
+  VMSPACE_ASSERT_OK(edit([&](AddressSpaceBase& draft) {
+    auto inserted = draft.insert_region(window);
+    if (inserted) mmio = *inserted;
+    return inserted;
+  }));
+  memory.retire({gone, *mmio});
+  peer->calls_left = 1;
+  EXPECT_THAT(memory.collect(), HasError(Errc::bad_state)) << "the memory can't go";
+  EXPECT_THAT(memory.retired(), ElementsAre(gone));
+  VMSPACE_EXPECT_OK(edit([&](AddressSpaceBase& draft) { return draft.insert_region(window); }));
+  VMSPACE_EXPECT_OK(memory.remove_listener(*peer));
+  VMSPACE_EXPECT_OK(memory.collect());
+  EXPECT_THAT(memory.retired(), IsEmpty());
+}
+
+TEST_F(VmMemoryRefusal, AnErrorNamesTheCallThatWasMade) {
+  const auto there = memory.plug(dimm(16_GiB));
+  ASSERT_THAT(there, IsOk());
+  const auto region = (*there)->shared_description();
+  const auto peer = std::make_shared<Peer>();
+  VMSPACE_ASSERT_OK(memory.add_listener(peer));
+  peer->calls_left = 1;
+  EXPECT_THAT(memory.plug(dimm(20_GiB)), HasError(Errc::timed_out)) << "the peer's own error";
+  const auto operation = [](const auto& refused) { return std::string(refused.error().operation); };
+  EXPECT_EQ(operation(memory.plug(dimm(20_GiB))), "VmMemory::plug");
+  EXPECT_EQ(operation(memory.unplug(region, 1s)), "VmMemory::unplug");
+  EXPECT_EQ(operation(memory.relocate(region, GuestAddress(24_GiB))), "VmMemory::relocate");
+  EXPECT_EQ(operation(change()), "VmMemory::transact");
+  VMSPACE_EXPECT_OK(memory.remove_listener(*peer));
+
+  auto log = memory.start_dirty_log();
+  ASSERT_THAT(log, IsOk());
+  disable_dirty_tracking(memory.map()->memory);
+  EXPECT_EQ(operation(log->harvest()), "VmDirtyLog::harvest");
 }
 
 }  // namespace

@@ -196,6 +196,7 @@ TEST_F(VmMemoryResize, NeedsAGate) {
     const auto refused = memory.resize(region, size);
     ASSERT_THAT(refused, HasError(Errc::bad_state));
     EXPECT_THAT(refused.error().message(), HasSubstr("set_gate()"));
+    EXPECT_STREQ(refused.error().operation, "VmMemory::resize");
   }
   expect_unchanged(now);
   VMSPACE_ASSERT_OK(memory.set_gate(gate));

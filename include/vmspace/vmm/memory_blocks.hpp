@@ -15,9 +15,10 @@
 //   - tables of listeners have nothing, or the slot that it lies in while another block of that is
 //     plugged (MemoryListener::unit). KVM and vhost have slots, so that they need few; a guest that
 //     uses what it was not given reaches memory of its own VM, which is neither saved nor reported
-//     dirty, and is gone when the block is plugged;
+//     dirty;
 //   - no dirty log, and no snapshot, has anything;
-//   - the host has no page.
+//   - the host has no page, but for what the backing held before, or such a guest has written: it is gone
+//     when the block is plugged.
 //
 // Unplugging: readers lose the blocks first, and are waited for; then the tables lose them; then
 // the pages are given back. Where a step fails, those before it are undone. Blocks that readers get, or
@@ -60,7 +61,8 @@ enum class BlockState : std::uint8_t { plugged, unplugged, mixed };
 /// A region of VmMemory in blocks that come and go.
 ///
 /// A handle: copies are the same blocks, and moving one copies it. Unplug the region itself by
-/// VmMemory::unplug(); every call here is `not_found` afterwards, and while it is parked.
+/// VmMemory::unplug(); every call here is `not_found` afterwards, and while it is parked. Until the last
+/// handle goes, the memory of the region stays mapped.
 ///
 /// Invariant: what is plugged is what the published map has of the region, and what the tables of all
 /// listeners have of it, in their units.
@@ -98,7 +100,7 @@ class VMSPACE_EXPORT MemoryBlocks {
   /// `out_of_bounds` above usable_size(), or outside of the region; `misaligned` for what is not whole
   /// blocks; `zero_size`; `bad_state` when a block is plugged already, when a listener has not let go
   /// of it yet, and while another change has not finished; `not_found`; `would_deadlock`; those of
-  /// populating and of the listeners. O(blocks), a system call for each new slot and those of the
+  /// populating and of the listeners. O(blocks), a system call, one for each new slot, and those of the
   /// listeners.
   [[nodiscard]] Result<void> plug(GuestRange range) const;
   /// Unplugs all blocks of a range, all of which are plugged: all of them, or an error and none. Waits

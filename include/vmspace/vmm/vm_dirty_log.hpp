@@ -29,7 +29,7 @@ namespace vmspace {
 ///
 /// What is plugged while it runs counts as written, wholly, and so do a region that was moved, at its
 /// new address, and blocks that could not be unplugged. What is unplugged is in it no more. Ranges are
-/// whole pages; they may be too much, never too little. While any log lives, tracking of the memory is
+/// whole pages, but for the ends of a range that was asked for; they may be too much, never too little. While any log lives, tracking of the memory is
 /// its business: nobody else disables it or harvests it.
 ///
 /// A moved-from log may only be assigned to or destroyed.
@@ -65,7 +65,7 @@ class VMSPACE_EXPORT VmDirtyLog {
   VmDirtyLog(const VmMemory& memory, std::shared_ptr<Pending> pending) noexcept;
   [[nodiscard]] Result<std::vector<GuestRange>> harvest(std::optional<GuestRange> within);
 
-  VmMemory memory_;
+  std::optional<VmMemory> memory_;    ///< none once stopped
   std::shared_ptr<Pending> pending_;  ///< null once stopped
 };
 

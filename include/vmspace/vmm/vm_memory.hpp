@@ -203,8 +203,9 @@ class VMSPACE_EXPORT VmMemory final : public RegionLedger {
   /// `would_deadlock`; its own, and then it is not added.
   [[nodiscard]] Result<void> add_listener(std::shared_ptr<MemoryListener> listener,
                                           ListenerOptions options = {}) const;
-  /// Takes all sections from a listener, and tells it nothing any more. Errors: `not_found`;
-  /// `would_deadlock`; its own, and then it stays and has what it had.
+  /// Takes all sections from a listener, also those that it has refused to let go before, and tells it
+  /// nothing any more. Errors: `not_found`; `would_deadlock`; its own, and then it stays and has what it
+  /// had.
   [[nodiscard]] Result<void> remove_listener(const MemoryListener& listener) const;
   /// The listeners in their order; those that have gone are not among them. Waits for a change that
   /// runs. `would_deadlock`.

@@ -36,14 +36,27 @@ class RetiredRegions {
       for (const AddressSpaceRegionPtr& region : regions_)
         static_cast<void>(draft.remove_region(region));
     }
+    [[nodiscard]] std::vector<AddressSpaceRegionPtr> list() const {
+      return {regions_.begin(), regions_.end()};
+    }
+    /// All of them are out.
     void done() noexcept {
       if (regions_.empty()) return;
       regions_.clear();
+      none_left();
+    }
+    /// This one is.
+    void done(const AddressSpaceRegionPtr& region) noexcept {
+      regions_.remove(region);
+      if (regions_.empty()) none_left();
+    }
+
+   private:
+    void none_left() noexcept {
       const std::lock_guard lock(retired_.mutex_);
       retired_.any_.store(!retired_.regions_.empty(), std::memory_order_release);
     }
 
-   private:
     RetiredRegions& retired_;
     RegionList regions_;
   };
