@@ -114,6 +114,7 @@ Result<void> KernelImage::parse() {
     return corrupt("not a kernel: an ELF executable for x86-64, at fixed addresses, is one");
   }
   entry_ = GuestAddress(header.e_entry);
+  std::uint64_t notes_left = std::uint64_t{1} << 20;
   for (unsigned i = 0; i < header.e_phnum; ++i) {
     if (header.e_phoff > file.size()) return corrupt("the program headers are truncated");
     const auto part = VMSPACE_TRY(structure_at<Elf64_Phdr>(
@@ -125,6 +126,9 @@ Result<void> KernelImage::parse() {
     }
     const auto bytes = file.subspan(part.p_offset, part.p_filesz);
     if (part.p_type == PT_NOTE) {
+      // Each of many headers may name the same, large notes.
+      if (bytes.size() > notes_left) return corrupt("the kernel has more notes than any has");
+      notes_left -= bytes.size();
       const auto found = VMSPACE_TRY(find_pvh_entry(bytes));
       if (found) pvh_entry_ = found;
       continue;

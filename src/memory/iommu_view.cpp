@@ -24,6 +24,8 @@ bool continues(Ranges& ranges, const GuestRange& next) {
 
 Result<void> IommuView::append(const char* operation, std::span<const GuestRange> iovas,
                                Access access, Ranges& ranges) {
+  // Each may be a miss, also where they give one piece together.
+  std::size_t translations = 0;
   for (const GuestRange& range : iovas) {
     if (range.empty()) continue;
     VMSPACE_TRY_IN(operation, range.range());
@@ -38,12 +40,12 @@ Result<void> IommuView::append(const char* operation, std::span<const GuestRange
       } else {
         ranges.push_back(part);
       }
-      if (ranges.size() > detail::GuestPieces::max_count) {
+      if (++translations > detail::GuestPieces::max_count) {
         return fail({.code = Errc::limit_exceeded,
                      .operation = operation,
-                     .first = Operand::number(ranges.size()),
+                     .first = Operand::number(translations),
                      .second = Operand::number(detail::GuestPieces::max_count),
-                     .reason = "more pieces of memory than one request may have"});
+                     .reason = "more translations than one request may need"});
       }
       done += part.size;
     }

@@ -136,18 +136,19 @@ Result<void> check_blocks(const PresentBlocksPtr& blocks, const MemoryMapping& m
                                   "the block size must be a multiple of the page size");
 }
 
-/// Makes the slots without any block inaccessible.
+/// Makes the slots without any block inaccessible. O(runs), however many slots there are.
 Result<void> protect_absent_slots(const PresentBlocks& blocks, const MemoryMapping& mapping) {
-  std::uint64_t done = 0;
-  const auto protect_up_to = [&](std::uint64_t offset) -> Result<void> {
-    if (offset == done) return {};
-    return mapping.set_accessible(done, offset - done, false);
-  };
-  for (const PresentBlocks::Run& slot : blocks.slots()) {
-    VMSPACE_TRY(protect_up_to(slot.offset));
-    done = slot.offset + slot.size;
+  const std::uint64_t size = mapping.size();
+  const std::uint64_t slot = blocks.slot_size();
+  std::uint64_t done = 0;  // the end of a slot
+  for (std::uint64_t at = 0; at < size; at = done) {
+    at += blocks.absent_after(at, size - at);
+    const std::uint64_t begin = at == size ? size : at - at % slot;
+    if (begin != done) VMSPACE_TRY(mapping.set_accessible(done, begin - done, false));
+    at += blocks.present_after(at, size - at);
+    done = at % slot == 0 ? at : at + std::min(slot - at % slot, size - at);
   }
-  return protect_up_to(mapping.size());
+  return {};
 }
 
 /// What must be set before the first page exists.

@@ -228,13 +228,13 @@ Result<HandoverMap> decode_handover(std::span<const std::byte> bytes, std::uint3
   std::vector<bool> used(files);
   std::uint32_t parked_regions = 0;
   std::uint32_t mapped_regions = 0;
-  std::uint64_t block_work = handover_max_block_work;
+  BlockBudget blocks;
   for (std::uint32_t i = 0; i < regions && in.ok(); ++i) {
     HandoverRegion region = read_region(in, files);
     if (!in.ok()) break;
     if (region.parked && ++parked_regions > handover_max_parked) in.refuse(too_many_parked);
     if (!region.parked && parked_regions != 0) in.refuse("parked regions must come last");
-    if (!take_block_work(region, block_work)) in.refuse(too_many_blocks);
+    if (!blocks.take(region)) in.refuse(too_many_blocks);
     if (region.place) {
       used[region.place->file] = true;
       if (++mapped_regions > GuestMemory::max_regions) {

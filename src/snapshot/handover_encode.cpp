@@ -174,10 +174,10 @@ Result<std::vector<std::byte>> encode_handover(const HandoverMap& map) {
     return exceeds(send_operation, parked_regions, handover_max_parked, too_many_parked);
   }
   out.count(map.regions.size());
-  std::uint64_t block_work = handover_max_block_work;
+  BlockBudget blocks;
   for (const HandoverRegion& region : map.regions) {
     VMSPACE_TRY(write_region(out, region));
-    if (!take_block_work(region, block_work)) {
+    if (!blocks.take(region)) {
       return exceeds(send_operation, region.place->present.size(), handover_max_runs,
                      too_many_blocks, region.options.name);
     }

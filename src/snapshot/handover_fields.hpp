@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string_view>
 
@@ -57,14 +58,24 @@ inline tl::unexpected<Error> exceeds(const char* operation, std::uint64_t count,
                .text = name});
 }
 
-/// Takes what it costs to make the region's blocks out of `left`; false when that is not enough.
-inline bool take_block_work(const HandoverRegion& region, std::uint64_t& left) {
-  if (!region.place || region.place->block_size == 0) return true;
-  const std::uint64_t blocks = region.options.size / region.place->block_size;
-  const std::uint64_t runs = region.place->present.size() + 1;
-  if (blocks > left / runs) return false;
-  left -= blocks * runs;
-  return true;
-}
+/// What the blocks of all regions may cost.
+struct BlockBudget {
+  std::uint64_t work = handover_max_block_work;
+  std::uint64_t slots = handover_max_slots;
+
+  /// Takes what a region's blocks cost; false when that is more than is left.
+  bool take(const HandoverRegion& region) noexcept {
+    if (!region.place || region.place->block_size == 0) return true;
+    const std::uint64_t blocks = region.options.size / region.place->block_size;
+    const std::uint64_t runs = region.place->present.size() + 1;
+    // No slot is smaller than a block, which is checked later.
+    const std::uint64_t slots_here =
+        region.options.size / std::max(region.place->slot_size, region.place->block_size);
+    if (blocks > work / runs || slots_here > slots) return false;
+    work -= blocks * runs;
+    slots -= slots_here;
+    return true;
+  }
+};
 
 }  // namespace vmspace::detail

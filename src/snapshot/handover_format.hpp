@@ -72,6 +72,8 @@ inline constexpr std::uint32_t handover_max_runs = 4096;
 /// Blocks times runs, of all regions together, since each run makes a new set of blocks: 4 GiB of
 /// bits.
 inline constexpr std::uint64_t handover_max_block_work = std::uint64_t{1} << 35;
+/// Slots, of all regions together, each of which may become a mapping and an entry of tables.
+inline constexpr std::uint64_t handover_max_slots = std::uint64_t{1} << 20;
 inline constexpr std::uint32_t handover_max_name = 1024;
 inline constexpr std::uint32_t handover_max_path = 4095;
 

@@ -27,7 +27,7 @@ namespace {
 class StreamRestore {
  public:
   StreamRestore(const GuestMemory& memory, int fd, const SnapshotProgress& report)
-      : memory_(memory), fd_(fd), progress_(report, memory.total_size()) {}
+      : memory_(memory), fd_(fd), progress_(report, whole_size(memory)) {}
 
   Result<void> run() {
     VMSPACE_TRY(read_head());
@@ -91,6 +91,11 @@ class StreamRestore {
       return corrupt(restoring, "a record must be whole pages of one region",
                      Operand::span(base, size));
     ++records_;
+    // More than there is: some overlap, which is found at the end, if the sender lets it come to that.
+    named_ += size;
+    if (named_ > whole_size(memory_))
+      return corrupt(restoring, "the records have more pages than the memory",
+                     Operand::number(records_));
     const SnapshotRegion* const saved = find_region(head_.regions, base, size);
     note(*saved, base, size, kind == RecordKind::data);
     if (kind == RecordKind::zeros) return {};
@@ -209,6 +214,7 @@ class StreamRestore {
   std::uint64_t position_ = 0;  ///< bytes read
   std::uint64_t before_ = 0;    ///< the checksum of the last record's header
   std::uint64_t records_ = 0;
+  std::uint64_t named_ = 0;  ///< bytes of guest memory that the records are for
   std::vector<Noted> noted_;
   std::vector<Le64> sums_;
   std::vector<std::byte> buffer_;

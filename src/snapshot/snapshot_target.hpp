@@ -25,6 +25,14 @@ inline constexpr std::uint64_t restore_buffer = std::uint64_t{1} << 20;
 [[nodiscard]] Result<void> check_layout(const GuestMemory& memory,
                                         std::span<const SnapshotRegion> regions);
 
+/// The bytes of all regions, absent blocks included: GuestMemory::total_size() has what is present.
+[[nodiscard]] inline std::uint64_t whole_size(const GuestMemory& memory) noexcept {
+  std::uint64_t size = 0;
+  for (const MemoryRegionPtr& region : memory.regions())
+    size += region->size();
+  return size;
+}
+
 /// One region that a snapshot is restored to. Parts of it are whole pages, given by their offset.
 /// Errors: those of restore_snapshot().
 class RestoreTarget {

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <span>
 #include <utility>
 
@@ -350,6 +351,11 @@ Result<void> VhostUserMemory::share_log(const VhostUserLogArea& log) {
     return refuse(Errc::out_of_bounds, Operand::size(needed), Operand::size(log.size),
                   "the log must have a bit for every page of the device's memory");
   }
+  // The device could truncate it. One that can't be sealed is the caller's risk, as documented.
+  const int sealed =
+      detail::retry([&] { return detail::kernel().fcntl(log.fd, F_ADD_SEALS, F_SEAL_SHRINK); });
+  if (sealed != 0 && errno != EPERM && errno != EINVAL)
+    return state_->refuse(fail_os(operation, {}, "fcntl(F_ADD_SEALS)").value());
   const WireLog area{.size = log.size, .offset = log.offset};
   VMSPACE_TRY(state_->or_give_up(state_->change(vhost_user::set_log_base,
                                                 std::as_bytes(std::span(&area, 1)),

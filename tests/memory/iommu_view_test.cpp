@@ -400,6 +400,16 @@ TEST_F(IommuViewTest, PiecesOfOneRequestAreBounded) {
   VMSPACE_EXPECT_OK(view.reader(std::span(hostile).first(32768)));
 }
 
+TEST_F(IommuViewTest, TranslationsOfOneRequestAreBounded) {
+  // Sixteen entries that follow each other make one piece, of sixteen look-ups that may all miss.
+  for (std::uint64_t i = 0; i < 16; ++i)
+    add(entry(i, ram + i, 1));
+  IommuView view(reader_, memory_);
+  const std::vector<GuestRange> hostile(4097, GuestRange{at(0), 16});
+  EXPECT_THAT(view.reader(hostile), HasError(Errc::limit_exceeded));
+  VMSPACE_EXPECT_OK(view.reader(std::span(hostile).first(4096)));
+}
+
 TEST_F(IommuViewTest, EmptyRangesAreAcceptedAnywhere) {
   IommuView view(reader_, memory_);
   VMSPACE_EXPECT_OK(view.read_slice(at(0x1234), {}));

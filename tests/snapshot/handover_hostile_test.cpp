@@ -229,12 +229,18 @@ TEST(HostileHandover, BlocksThatCostTooMuchAreRefusedOnBothSides) {
   made.map.layout = {.phys_max = top, .ram = Range::of(0, top)};
   HandoverRegion region = made.map.regions[0];
   region.options.size = std::uint64_t{1} << 43;
-  region.place->block_size = region.place->slot_size = 2_MiB;
+  region.place->block_size = 2_MiB;
+  region.place->slot_size = 1_GiB;
   region.place->present = {{0, page}};
   made.map.regions.assign(20, region);
   std::vector<std::byte> bytes = made.bytes();
   for (HandoverRegion& many : made.map.regions)
+    many.place->slot_size = 2_MiB;
+  EXPECT_THAT(detail::encode_handover(made.map), HasError(Errc::limit_exceeded)) << "slots";
+  for (HandoverRegion& many : made.map.regions) {
     many.place->block_size = page;
+    many.place->slot_size = 1_GiB;
+  }
   EXPECT_THAT(detail::encode_handover(made.map), HasError(Errc::limit_exceeded));
   // As a sender without that limit would send it.
   const std::array<std::byte, 8> large{std::byte{0}, std::byte{0}, std::byte{0x20}};

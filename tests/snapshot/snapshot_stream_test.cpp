@@ -203,6 +203,24 @@ TEST(SnapshotStream, WithRecordsOfAnotherSaveIsCorrupt) {
   VMSPACE_EXPECT_OK(restore_bytes(target, splice(one, record)));
 }
 
+TEST(SnapshotStream, ThatNamesMorePagesThanThereAreIsCorruptAtOnce) {
+  constexpr std::uint64_t size = 16 * page;  // more is not gathered
+  const GuestMemory memory = guest({{low, size}});
+  int ends[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+  std::thread sender([&] {
+    auto writer = SnapshotWriter::create(ends[1], memory);
+    while (writer && writer->write(GuestAddress(low), pattern(size))) {
+    }
+  });
+  const auto restored = restore_snapshot(memory, ends[0]);
+  ::close(ends[0]);
+  sender.join();
+  ::close(ends[1]);
+  ASSERT_THAT(restored, HasError(Errc::corrupt));
+  EXPECT_THAT(restored.error().message(), ::testing::HasSubstr("more pages"));
+}
+
 TEST(SnapshotStream, WhosePlacesMakeNoSenseIsCorrupt) {
   const GuestMemory memory = guest({{low, 4 * page}, {high, page}});
   ASSERT_TRUE(memory.write_slice(GuestAddress(low + page), pattern(page)));

@@ -343,6 +343,21 @@ TEST(VhostUserMemory, ALogThatCouldNotHoldTheMemoryIsNotSent) {
   EXPECT_FALSE(memory->is_gone());
 }
 
+TEST(VhostUserMemory, ALogThatCanBeIsSealed) {
+  for (const unsigned flags : {MFD_CLOEXEC | MFD_ALLOW_SEALING, MFD_CLOEXEC | 0U}) {
+    const SocketPair pair;
+    const detail::Descriptor log(::memfd_create("log", flags));
+    ASSERT_EQ(::ftruncate(log.value(), 4_KiB), 0);
+    auto memory = memory_for(pair, with(logs));
+    EXPECT_FALSE(memory->share_log({.fd = log.value(), .size = 8_KiB}));
+    EXPECT_EQ(::fcntl(log.value(), F_GET_SEALS) & F_SEAL_SHRINK, 0) << "it was refused";
+    send_request(pair.back.value(), vhost_user::set_log_base, {}, {}, vhost_user::is_reply);
+    VMSPACE_EXPECT_OK(memory->share_log({.fd = log.value(), .size = 4_KiB}));
+    const bool is_sealed = (::fcntl(log.value(), F_GET_SEALS) & F_SEAL_SHRINK) != 0;
+    EXPECT_EQ(is_sealed, (flags & MFD_ALLOW_SEALING) != 0);
+  }
+}
+
 TEST(VhostUserMemory, TheReplyToALogMayBeEmptyOrHoldAnything) {
   for (const bool empty : {true, false}) {
     const SocketPair pair;

@@ -15,7 +15,7 @@
 // it is touched. Errors of every access: `not_found` for an address without a translation; what
 // IoTlbOptions::on_miss gave, and `invalid_argument` where that was a wrong entry; `access_denied` where
 // the translation does not allow the access; `overflow` for a range that would pass 2^64;
-// `limit_exceeded` above 65536 pieces; those of GuestMemory for what an entry refers to. A call that
+// `limit_exceeded` above 65536 translations; those of GuestMemory for what an entry refers to. A call that
 // fails has changed nothing. What is said of costs is for translations that the table has: a miss costs
 // its answer and a copy of the table (IoTlbOptions::on_miss).
 

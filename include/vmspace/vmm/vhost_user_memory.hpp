@@ -132,7 +132,8 @@ class VMSPACE_EXPORT VhostUserMemory final : public MemoryListener {
   /// changed by two processes at once: log_sync() takes bits out of it, atomically, wherever a region
   /// tracks what is written, and nobody else need. From now on prepare() refuses memory beyond its
   /// end: share a larger log first, also while a dirty log runs. Not while a change of the VmMemory
-  /// runs.
+  /// runs. A memfd that allows it (MFD_ALLOW_SEALING) is sealed against shrinking, since a device that
+  /// removes pages of the log raises SIGBUS here: of any other file it is trusted not to.
   ///
   /// Errors: `unsupported` unless `log_shmfd` is negotiated; `zero_size`; `misaligned`;
   /// `out_of_bounds` when the file ends before the log does, or the log before the device's memory;
