@@ -30,7 +30,8 @@ Result<PinnedPlace> pin_object(const char* operation, const GuestMemory& memory,
   VMSPACE_TRY(GuestPieces::append(operation, memory, std::span(&range, 1),
                                   is_written ? Access::write : Access::read, pieces,
                                   is_written ? &written : nullptr));
-  if (pieces.size() != 1 || written.size() > 1) {
+  // Regions that touch, also in this process, give one piece.
+  if (pieces.size() != 1 || memory.region_at(range.base) != memory.region_at(*range.last())) {
     return fail({.code = Errc::out_of_bounds,
                  .operation = operation,
                  .first = operand(range),

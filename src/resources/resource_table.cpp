@@ -56,7 +56,8 @@ std::string held_numbers(const std::vector<ResourceHolder>& holders) {
   std::vector<TextRow> rows;
   for (const ResourceHolder& holder : holders) {
     if (needs_addresses(holder.kind)) continue;
-    rows.push_back({std::string(name_of(holder.kind)), range_text(holder.kind, holder.range),
+    rows.push_back({std::string(name_of(holder.kind)),
+                    holder.parked ? "parked" : range_text(holder.kind, holder.range),
                     grouped(holder.range.size()), printable(holder.owner),
                     holder.shared ? "shared" : ""});
   }

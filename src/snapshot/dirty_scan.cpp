@@ -12,6 +12,7 @@
 #include "host/userfault.hpp"
 #include "host/written_pages.hpp"
 #include "memory/present_parts.hpp"
+#include "os/forked_child.hpp"
 #include "snapshot/file_aliases.hpp"
 #include "snapshot/inherited_faults.hpp"
 
@@ -36,6 +37,8 @@ class DirtyScan::State {
   State(const State&) = delete;
   State& operator=(const State&) = delete;
   ~State();
+
+  const detail::Maker maker;
 
   [[nodiscard]] Result<void> open() { return inherited_.open(starting); }
   [[nodiscard]] Result<void> watch(const MemoryRegionPtr& region);
@@ -205,7 +208,9 @@ Result<std::vector<GuestRange>> DirtyScan::State::harvest() {
 DirtyScan::DirtyScan(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
 DirtyScan::DirtyScan(DirtyScan&& other) noexcept = default;
 DirtyScan& DirtyScan::operator=(DirtyScan&& other) noexcept = default;
-DirtyScan::~DirtyScan() = default;
+DirtyScan::~DirtyScan() {
+  detail::leave_to_maker(state_);
+}
 
 Result<DirtyScan> DirtyScan::start(const GuestMemory& memory) {
   namespace feature = detail::userfault_feature;

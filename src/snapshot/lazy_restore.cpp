@@ -20,6 +20,7 @@
 #include "snapshot/file_aliases.hpp"
 #include "snapshot/lazy_restore_state.hpp"
 #include "snapshot/snapshot_format.hpp"
+#include "snapshot/thin_out.hpp"
 
 namespace vmspace {
 
@@ -254,21 +255,10 @@ Result<WorkingSet> LazyRestore::State::working_set() const {
   constexpr const char* recording = "LazyRestore::working_set";
   std::vector<PageRun> runs;
   std::uint64_t gap = 0;
-  // Fills gaps of up to so many pages within a region, until the runs fit.
   const auto thin_out = [&] {
-    while (runs.size() > WorkingSet::max_ranges) {
-      gap = std::max<std::uint64_t>(1, gap * 2);
-      std::size_t kept = 0;
-      for (const PageRun& run : runs) {
-        if (kept != 0 && run.first - runs[kept - 1].end <= gap &&
-            region_of(run.first).pages().contains(runs[kept - 1].first)) {
-          runs[kept - 1].end = run.end;
-        } else {
-          runs[kept++] = run;
-        }
-      }
-      runs.resize(kept);
-    }
+    detail::thin_out(runs, WorkingSet::max_ranges, gap, [&](const PageRun& a, const PageRun& b) {
+      return region_of(b.first).pages().contains(a.first);
+    });
   };
   for (PageRun run = ledger_.next_demanded(0); !run.empty(); run = ledger_.next_demanded(run.end)) {
     // A run may cross into the next region of the numbering.
@@ -306,7 +296,9 @@ Result<LazyRestore> LazyRestore::start(const GuestMemory& memory,
 LazyRestore::LazyRestore(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
 LazyRestore::LazyRestore(LazyRestore&& other) noexcept = default;
 LazyRestore& LazyRestore::operator=(LazyRestore&& other) noexcept = default;
-LazyRestore::~LazyRestore() = default;
+LazyRestore::~LazyRestore() {
+  detail::leave_to_maker(state_);
+}
 
 Result<void> LazyRestore::wait(std::chrono::nanoseconds timeout) const {
   return state_->wait(timeout);

@@ -21,6 +21,7 @@
 #include "vmspace/snapshot/lazy_restore.hpp"
 
 #include "host/userfault.hpp"
+#include "os/forked_child.hpp"
 #include "os/wake_event.hpp"
 #include "snapshot/page_ledger.hpp"
 #include "snapshot/restored_region.hpp"
@@ -34,6 +35,8 @@ class VMSPACE_HIDDEN LazyRestore::State {
   State& operator=(const State&) = delete;
   /// Cancels, and joins the threads.
   ~State();
+
+  const detail::Maker maker;
 
   /// All of LazyRestore::start() but the checks of its options. After an error the destructor leaves
   /// the memory as it was.

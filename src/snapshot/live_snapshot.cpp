@@ -131,13 +131,17 @@ Result<void> LiveSnapshot::State::start_threads() {
   return {};
 }
 
-Result<void> LiveSnapshot::State::check(std::span<const GuestRange> ranges) const {
+/// The ranges, each within one region: harvests join what touches.
+Result<std::vector<GuestRange>> LiveSnapshot::State::split(
+    std::span<const GuestRange> ranges) const {
   const auto refuse = [](const GuestRange& range, const char* reason) {
     return fail({.code = Errc::invalid_argument,
                  .operation = take_operation,
                  .first = detail::operand(range),
                  .reason = reason});
   };
+  std::vector<GuestRange> pieces;
+  pieces.reserve(ranges.size());
   const GuestRange* before = nullptr;
   for (const GuestRange& range : ranges) {
     const std::uint64_t base = range.base.value();
@@ -149,13 +153,19 @@ Result<void> LiveSnapshot::State::check(std::span<const GuestRange> ranges) cons
         (base < before->base.value() || base - before->base.value() < before->size)) {
       return refuse(range, "the ranges must be in ascending order and must not overlap");
     }
-    const MemoryRegion* const region = region_at(range.base);
-    if (region == nullptr || range.size > region->size() - (base - region->base().value())) {
-      return refuse(range, "a range must lie within one region");
+    std::optional<GuestAddress> at = range.base;
+    for (std::uint64_t rest = range.size; rest != 0;) {
+      const MemoryRegion* const region = at ? region_at(*at) : nullptr;
+      if (region == nullptr) return refuse(range, "a range must lie within the memory");
+      const std::uint64_t size =
+          std::min(rest, region->size() - (at->value() - region->base().value()));
+      pieces.push_back({.base = *at, .size = size});
+      rest -= size;
+      at = at->checked_add(size);
     }
     before = &range;
   }
-  return {};
+  return pieces;
 }
 
 Result<void> LiveSnapshot::State::protect(std::span<const GuestRange> ranges, bool all) {
@@ -281,7 +291,9 @@ void LiveSnapshot::State::close() noexcept {
 LiveSnapshot::LiveSnapshot(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
 LiveSnapshot::LiveSnapshot(LiveSnapshot&&) noexcept = default;
 LiveSnapshot& LiveSnapshot::operator=(LiveSnapshot&&) noexcept = default;
-LiveSnapshot::~LiveSnapshot() = default;
+LiveSnapshot::~LiveSnapshot() {
+  detail::leave_to_maker(state_);
+}
 
 Result<LiveSnapshot> LiveSnapshot::prepare(const GuestMemory& memory, SnapshotWriter writer,
                                            const LiveSnapshotOptions& options) {
@@ -297,13 +309,13 @@ Result<void> LiveSnapshot::take() {
 }
 
 Result<void> LiveSnapshot::take(std::span<const GuestRange> changed) {
-  VMSPACE_TRY(state_->check(changed));
+  const std::vector<GuestRange> pieces = VMSPACE_TRY(state_->split(changed));
   if (!state_->is_differential) {
     return fail({.code = Errc::invalid_argument,
                  .operation = take_operation,
                  .reason = "without a parent, all of the memory must be taken"});
   }
-  return state_->take(changed, false);
+  return state_->take(pieces, false);
 }
 
 Result<void> LiveSnapshot::State::take(std::span<const GuestRange> ranges, bool all) {
@@ -356,7 +368,7 @@ Result<SnapshotId> LiveSnapshot::wait() {
   state.close();
   const std::lock_guard lock(state.mutex);
   state.phase = State::Phase::over;
-  if (state.error) return fail(*state.error);
+  if (state.error) return fail(state.error->in(State::wait_operation));
   return state.id;
 }
 

@@ -27,6 +27,7 @@
 #include "vmspace/snapshot/live_snapshot.hpp"
 
 #include "host/userfault.hpp"
+#include "os/forked_child.hpp"
 #include "os/wake_event.hpp"
 #include "snapshot/live_region.hpp"
 #include "snapshot/page_buffer.hpp"
@@ -54,12 +55,14 @@ struct LiveSnapshot::State final : detail::DiscardListener {
   State(const State&) = delete;
   State& operator=(const State&) = delete;
 
+  const detail::Maker maker;
+
   /// The parts of prepare().
   [[nodiscard]] Result<void> open(const LiveSnapshotOptions& options);
   [[nodiscard]] Result<void> start_threads();
   /// take(), of these ranges or of all.
   [[nodiscard]] Result<void> take(std::span<const GuestRange> ranges, bool all);
-  [[nodiscard]] Result<void> check(std::span<const GuestRange> ranges) const;
+  [[nodiscard]] Result<std::vector<GuestRange>> split(std::span<const GuestRange> ranges) const;
   /// Nothing runs and nothing is claimed any more; gives up what is not complete.
   void close() noexcept;
 

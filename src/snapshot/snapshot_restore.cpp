@@ -136,7 +136,7 @@ Result<void> restore_snapshot(const GuestMemory& memory, SnapshotReader snapshot
     RestoreTarget target(*memory.regions()[i]);
     VMSPACE_TRY(check(target, {snapshot, regions[i]}));
   }
-  Progress progress(report, memory.total_size());
+  Progress progress(report, detail::whole_size(memory));
   for (std::size_t i = 0; i < regions.size(); ++i) {
     RestoreTarget target(*memory.regions()[i]);
     if (target.is_writable()) {

@@ -92,10 +92,10 @@ class StreamRestore {
                      Operand::span(base, size));
     ++records_;
     // More than there is: some overlap, which is found at the end, if the sender lets it come to that.
-    named_ += size;
-    if (named_ > whole_size(memory_))
+    if (size > unnamed_)
       return corrupt(restoring, "the records have more pages than the memory",
                      Operand::number(records_));
+    unnamed_ -= size;
     const SnapshotRegion* const saved = find_region(head_.regions, base, size);
     note(*saved, base, size, kind == RecordKind::data);
     if (kind == RecordKind::zeros) return {};
@@ -214,7 +214,7 @@ class StreamRestore {
   std::uint64_t position_ = 0;  ///< bytes read
   std::uint64_t before_ = 0;    ///< the checksum of the last record's header
   std::uint64_t records_ = 0;
-  std::uint64_t named_ = 0;  ///< bytes of guest memory that the records are for
+  std::uint64_t unnamed_ = whole_size(memory_);  ///< bytes that no record was for
   std::vector<Noted> noted_;
   std::vector<Le64> sums_;
   std::vector<std::byte> buffer_;

@@ -101,8 +101,8 @@ Result<std::vector<SnapshotRegion>> describe(const GuestMemory& memory) {
 
 }  // namespace
 
-/// Invariant: the file is empty or begins with zeros until finish() writes the head. A stream has its
-/// head from the beginning.
+/// Invariant: from the first write on, the file is empty or begins with zeros until finish() writes the
+/// head. A stream has its head from there on. Before, it is as it was: who was given the writer may refuse.
 struct SnapshotWriter::State {
   enum class Phase : std::uint8_t { open, finished, failed };
 
@@ -110,6 +110,7 @@ struct SnapshotWriter::State {
   bool is_stream = false;
   bool is_socket = false;
   Phase phase = Phase::open;
+  bool has_begun = false;
   detail::SnapshotHead head;
   std::uint64_t stored = 0;
 
@@ -138,9 +139,11 @@ struct SnapshotWriter::State {
     return done;
   }
 
-  [[nodiscard]] Result<void> begin();
+  [[nodiscard]] Result<void> begin(const char* operation);
   [[nodiscard]] std::uint64_t number_of(const SnapshotRegion& region,
                                         GuestAddress page) const noexcept;
+  [[nodiscard]] Result<void> check_new(const char* operation, const SnapshotRegion& region,
+                                       GuestRange range);
   [[nodiscard]] Result<void> take_pages(const SnapshotRegion& region, GuestRange range);
   [[nodiscard]] Result<void> write_image(const SnapshotRegion& region, GuestAddress at,
                                          std::span<const std::byte> pages) const;
@@ -162,22 +165,19 @@ constexpr std::size_t gather_below = std::size_t{64} << 10;
 
 }  // namespace
 
-Result<void> SnapshotWriter::State::begin() {
-  if (is_stream) {
-    const std::vector<std::byte> bytes = detail::encode_head(head);
-    before = head.checksum;
-    return output(creating, bytes);
-  }
+/// Before the first write.
+Result<void> SnapshotWriter::State::begin(const char* operation) {
+  if (has_begun) return {};
+  const std::vector<std::byte> bytes = detail::encode_head(head);
+  has_begun = true;
+  before = head.checksum;
+  if (is_stream) return output(operation, bytes);
   // Truncated and extended again, the file is one hole, without its old contents.
   for (const std::uint64_t size : {std::uint64_t{0}, head.file_size}) {
     if (retry([&] { return kernel().ftruncate(fd.value(), static_cast<off_t>(size)); }) != 0)
-      return fail_os(creating, Operand::size(size), "ftruncate");
+      return fail_os(operation, Operand::size(size), "ftruncate");
   }
-  if (head.body == SnapshotBody::records) {
-    static_cast<void>(detail::encode_head(head));  // its checksum
-    before = head.checksum;
-    position = detail::head_bytes(head.regions.size());
-  }
+  if (head.body == SnapshotBody::records) position = detail::head_bytes(head.regions.size());
   return {};
 }
 
@@ -212,21 +212,29 @@ std::uint64_t SnapshotWriter::State::number_of(const SnapshotRegion& region,
          (page.value() - region.base.value()) / snapshot_page;
 }
 
+/// `overlap` where one of the pages was written before.
+Result<void> SnapshotWriter::State::check_new(const char* operation, const SnapshotRegion& region,
+                                              GuestRange range) {
+  const auto* const words = written.as<std::uint64_t>();
+  const std::uint64_t first = number_of(region, range.base);
+  bool is_new = true;
+  detail::for_each_bit_word(first, first + range.size / snapshot_page,
+                            [&](std::uint64_t word, std::uint64_t bits) {
+                              is_new = is_new && (words[word] & bits) == 0;
+                            });
+  if (is_new) return {};
+  return fail({.code = Errc::overlap,
+               .operation = operation,
+               .first = detail::operand(range),
+               .reason = written_twice});
+}
+
 /// Notes that pages are written, unless one was before.
 Result<void> SnapshotWriter::State::take_pages(const SnapshotRegion& region, GuestRange range) {
+  VMSPACE_TRY(check_new(writing, region, range));
   auto* const words = written.as<std::uint64_t>();
   const std::uint64_t first = number_of(region, range.base);
   const std::uint64_t end = first + range.size / snapshot_page;
-  bool is_new = true;
-  detail::for_each_bit_word(first, end, [&](std::uint64_t word, std::uint64_t bits) {
-    is_new = is_new && (words[word] & bits) == 0;
-  });
-  if (!is_new) {
-    return fail({.code = Errc::overlap,
-                 .operation = writing,
-                 .first = detail::operand(range),
-                 .reason = written_twice});
-  }
   detail::for_each_bit_word(first, end,
                             [&](std::uint64_t word, std::uint64_t bits) { words[word] |= bits; });
   return {};
@@ -281,6 +289,10 @@ Result<void> SnapshotWriter::State::write_record(RecordKind kind, std::uint64_t 
 
 Result<void> SnapshotWriter::State::write_records(GuestAddress at,
                                                   std::span<const std::byte> pages) {
+  // First, since it allocates: not after some of the records.
+  const std::size_t records = (pages.size() + detail::largest_record - 1) / detail::largest_record;
+  if (index.capacity() - index.size() < records)
+    index.reserve(std::max(index.size() + records, index.capacity() * 2));
   std::uint64_t base = at.value();
   while (!pages.empty()) {
     const std::size_t size = std::min<std::size_t>(pages.size(), detail::largest_record);
@@ -364,7 +376,6 @@ Result<SnapshotWriter> SnapshotWriter::create(int fd, std::span<const SnapshotRe
     return fail_os(creating, {}, "getentropy");
   state->fd = detail::Descriptor(retry([&] { return kernel().fcntl(fd, F_DUPFD_CLOEXEC, 0); }));
   if (state->fd.value() < 0) return fail_os(creating, {}, "fcntl(F_DUPFD_CLOEXEC)");
-  VMSPACE_TRY(state->begin());
   return SnapshotWriter(std::move(state));
 }
 
@@ -379,6 +390,7 @@ Result<void> SnapshotWriter::write(GuestAddress at, std::span<const std::byte> p
   const SnapshotRegion* const region = VMSPACE_TRY(
       detail::region_of_pages(writing, state_->head.regions, {.base = at, .size = pages.size()}));
   const bool is_image = state_->head.body == SnapshotBody::image;
+  VMSPACE_TRY(state_->noting_failure(state_->begin(writing)));
   if (is_image) VMSPACE_TRY(state_->take_pages(*region, {.base = at, .size = pages.size()}));
   VMSPACE_TRY(state_->noting_failure(is_image ? state_->write_image(*region, at, pages)
                                               : state_->write_records(at, pages)));
@@ -388,8 +400,12 @@ Result<void> SnapshotWriter::write(GuestAddress at, std::span<const std::byte> p
 
 Result<void> SnapshotWriter::write_zeros(GuestRange range) {
   VMSPACE_TRY(state_->check_open(clearing));
-  VMSPACE_TRY(detail::region_of_pages(clearing, state_->head.regions, range));
-  if (!state_->head.parent || range.empty()) return {};
+  const SnapshotRegion* const region =
+      VMSPACE_TRY(detail::region_of_pages(clearing, state_->head.regions, range));
+  if (range.empty()) return {};
+  if (state_->head.body == SnapshotBody::image) return state_->check_new(clearing, *region, range);
+  if (!state_->head.parent) return {};
+  VMSPACE_TRY(state_->noting_failure(state_->begin(clearing)));
   return state_->noting_failure(
       state_->write_record(RecordKind::zeros, range.base.value(), range.size, {}));
 }
@@ -397,6 +413,7 @@ Result<void> SnapshotWriter::write_zeros(GuestRange range) {
 Result<SnapshotId> SnapshotWriter::finish() {
   VMSPACE_TRY(state_->check_open(finishing));
   State& state = *state_;
+  VMSPACE_TRY(state.noting_failure(state.begin(finishing)));
   if (state.head.body == SnapshotBody::records) {
     const auto base = [](const IndexEntry& entry) { return entry.base.value(); };
     std::ranges::sort(state.index, {}, base);

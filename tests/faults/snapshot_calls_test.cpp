@@ -21,6 +21,7 @@
 #include "vmspace/testing.hpp"
 
 #include "faults/fail_each_call.hpp"
+#include "faults/failing_new.hpp"
 #include "faults/injector.hpp"
 #include "snapshot/snapshot_support.hpp"
 
@@ -137,6 +138,31 @@ TEST_F(SnapshotChangesCalls, AWriterThatHasFailedWritesNoMore) {
     EXPECT_THAT(writer->write(GuestAddress(base), many), HasError(Errc::bad_state));
     EXPECT_THAT(writer->finish(), HasError(Errc::bad_state));
     EXPECT_FALSE(inspect_snapshot(changes.fd()));
+  }
+}
+
+TEST(SnapshotWriterMemory, RunsOutAndWhatWasNotWrittenCanBeWrittenAgain) {
+  constexpr std::uint64_t size = std::uint64_t{20} << 20;  // three records
+  const GuestMemory memory = guest({{base, size}});
+  const TempFile full;
+  const auto parent = save_snapshot(memory, full.fd());
+  ASSERT_THAT(parent, IsOk());
+  const std::vector<std::byte> pages = pattern(size);
+  for (const auto& id : {std::optional<SnapshotId>{}, std::optional{parent->id}}) {
+    const TempFile file;
+    auto writer = SnapshotWriter::create(file.fd(), memory, {.parent = id});
+    ASSERT_THAT(writer, IsOk());
+    const int failures = test::fail_each_allocation(
+        [&] { VMSPACE_ASSERT_OK(writer->write(GuestAddress(base), pages)); },
+        [&] { EXPECT_EQ(writer->stored(), 0U); });
+    EXPECT_GT(failures, 0);
+    EXPECT_EQ(writer->stored(), size);
+    ASSERT_THAT(writer->finish(), IsOk());
+    auto reader = SnapshotReader::open(file.fd(), {{full.fd()}});
+    ASSERT_THAT(reader, IsOk());
+    std::vector<std::byte> read(size);
+    VMSPACE_ASSERT_OK(reader->read(GuestAddress(base), read));
+    EXPECT_TRUE(read == pages);
   }
 }
 

@@ -90,6 +90,8 @@ TEST(GuestRef, WhereTheObjectLiesIsCheckedOnce) {
   EXPECT_THAT(GuestPtr<Ring>(memory, at(base - 4)).pin(), HasError(Errc::not_found));
   EXPECT_THAT(GuestPtr<Ring>(memory, at(base + 2 * page - 4)).pin(), HasError(Errc::out_of_bounds));
   EXPECT_THAT(GuestPtr<Ring>(memory, at(base + page - 4)).pin(), HasError(Errc::out_of_bounds));
+  EXPECT_THAT(GuestPtr<Ring>(memory, at(base + page - 4)).pin_const(),
+              HasError(Errc::out_of_bounds));
   EXPECT_THAT(GuestPtr<Ring>(memory, at(top - 3)).pin(), HasError(Errc::overflow));
 }
 

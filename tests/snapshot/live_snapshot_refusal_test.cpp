@@ -2,6 +2,9 @@
 //
 // LiveSnapshot: what it refuses, what it excludes, and what a kernel may lack.
 
+#include <algorithm>
+#include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -9,7 +12,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "vmspace/memory/dirty_tracking.hpp"
 #include "vmspace/snapshot/live_snapshot.hpp"
+#include "vmspace/snapshot/snapshot_reader.hpp"
 #include "vmspace/testing.hpp"
 
 #include "faults/injector.hpp"
@@ -60,6 +65,7 @@ TEST(LiveSnapshot, ARegionKeepsItsSizeMeanwhile) {
 TEST(LiveSnapshot, IsRefusedWhereWritesWouldBeMissed) {
   const TempFile file;
   const GuestMemory memory = guest_of(anon, 1_MiB);
+  VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd()));
   const auto pin = memory.regions().front()->mapping().pin(page, page, "nic0");
   ASSERT_THAT(pin, IsOk());
   const auto pinned = prepare_live(memory, file.fd());
@@ -71,6 +77,7 @@ TEST(LiveSnapshot, IsRefusedWhereWritesWouldBeMissed) {
   const auto refused = prepare_live(shared, file.fd(), {});
   ASSERT_THAT(refused, HasError(Errc::bad_state));
   EXPECT_THAT(refused.error().message(), HasSubstr("peers_stopped"));
+  VMSPACE_EXPECT_OK(restore_snapshot(memory, file.fd())) << "what the file held is still there";
 }
 
 TEST(LiveSnapshot, PrivateFilesAreUnsupported) {
@@ -122,6 +129,30 @@ TEST(LiveSnapshot, RangesThatCantHaveChangedAreRefused) {
   EXPECT_THAT(take({range(0, 2 * page), range(page, page)}), HasError(Errc::invalid_argument));
   VMSPACE_EXPECT_OK(take({range(0, 1_MiB)}));
   VMSPACE_EXPECT_OK(snapshot.wait());
+}
+
+TEST(LiveSnapshot, ARangeOfChangesMayLieInRegionsThatTouch) {
+  const GuestMemory memory = guest({{low, 4 * page}, {low + 4 * page, 4 * page}});
+  const TempFile full;
+  const auto parent = save_snapshot(memory, full.fd());
+  ASSERT_THAT(parent, IsOk());
+  ASSERT_THAT(enable_dirty_tracking(memory), IsOk());
+  ASSERT_TRUE(memory.write_slice(GuestAddress(low + 3 * page), pattern(2 * page)));
+  const auto changed = harvest_dirty(memory);
+  ASSERT_THAT(changed, IsOk());
+  ASSERT_EQ(changed->size(), 1U) << "a harvest joins them";
+  const TempFile difference;
+  PREPARE_OR_SKIP(snapshot, memory, difference.fd(), {}, {.parent = parent->id});
+  VMSPACE_ASSERT_OK(snapshot.take(*changed));
+  VMSPACE_ASSERT_OK(snapshot.wait());
+  auto reader = SnapshotReader::open(difference.fd(), {{full.fd()}});
+  ASSERT_THAT(reader, IsOk());
+  const auto expected = pattern(2 * page);
+  std::vector<std::byte> read(page);
+  for (const std::uint64_t i : {0U, 1U}) {
+    VMSPACE_ASSERT_OK(reader->read(GuestAddress(low + (3 + i) * page), read));
+    EXPECT_TRUE(std::ranges::equal(read, std::span(expected).subspan(i * page, page))) << i;
+  }
 }
 
 /// A kernel whose userfaultfd lacks some features.

@@ -120,7 +120,9 @@ TEST_F(BlocksSnapshot, ProgressEndsAtTheSizeOfAllRegions) {
   ASSERT_THAT(save_snapshot(memory, file.fd(), {.progress = report}), IsOk());
   EXPECT_EQ(total, 12 * page);
   EXPECT_EQ(done, total);
+  done = total = 0;
   ASSERT_THAT(restore_snapshot(memory, file.fd(), report), IsOk());
+  EXPECT_EQ(total, 12 * page);
   EXPECT_EQ(done, total);
 }
 

@@ -79,11 +79,11 @@ TEST(SnapshotWriter, LeavesNoSnapshotUntilItIsFinished) {
   ASSERT_THAT(full, IsOk());
   for (const auto& parent : {std::optional<SnapshotId>{}, std::optional{full->id}}) {
     const TempFile file;
-    VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd()));  // what was there before is gone at once
+    VMSPACE_ASSERT_OK(save_snapshot(memory, file.fd()));
     {
       auto writer = SnapshotWriter::create(file.fd(), memory, {.parent = parent});
       ASSERT_THAT(writer, IsOk());
-      EXPECT_THAT(inspect_snapshot(file.fd()), HasError(Errc::corrupt));
+      EXPECT_THAT(inspect_snapshot(file.fd()), IsOk()) << "nothing was written yet";
       VMSPACE_ASSERT_OK(writer->write(GuestAddress(low), pattern(32 * page)));
       EXPECT_THAT(inspect_snapshot(file.fd()), HasError(Errc::corrupt));
     }
@@ -126,6 +126,8 @@ TEST(SnapshotWriter, RefusesPagesOfAnImageThatWereWrittenAlready) {
   EXPECT_THAT(write(high, 4, 2), HasError(Errc::overlap));
   VMSPACE_EXPECT_OK(write(low, 60, 1));
   VMSPACE_EXPECT_OK(write(low + 70 * page, 130, 1));
+  EXPECT_THAT(writer->write_zeros({GuestAddress(low + 199 * page), page}), HasError(Errc::overlap));
+  VMSPACE_EXPECT_OK(writer->write_zeros({GuestAddress(high + page), 3 * page}));
   EXPECT_EQ(writer->stored(), 201 * page) << "what is refused changes nothing";
   ASSERT_THAT(writer->finish(), IsOk());
   auto reader = SnapshotReader::open(file.fd());

@@ -307,7 +307,7 @@ struct RegionDiff {
   std::vector<AddressSpaceRegionPtr> removed;  ///< in address order
   std::vector<AddressSpaceRegionPtr> added;    ///< in address order
 
-  /// Whether the two spaces hold the very same regions.
+  /// Whether the two spaces have equal regions at the same addresses. What is parked is not looked at.
   [[nodiscard]] bool empty() const noexcept { return removed.empty() && added.empty(); }
 };
 

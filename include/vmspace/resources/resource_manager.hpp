@@ -267,8 +267,8 @@ class VMSPACE_EXPORT ResourceManager {
   /// O(n); allocates.
   [[nodiscard]] std::vector<ResourceClaim> claims() const;
 
-  /// Everything that is held, with its owner, sorted by kind and then by range. O(n log n);
-  /// allocates.
+  /// Everything that is held, with its owner, sorted by kind and then by range; what is parked comes
+  /// last in its kind. O(n log n); allocates.
   [[nodiscard]] std::vector<ResourceHolder> holders() const;
 
   /// Totals and free amounts of each kind that the VM has and of each aperture of the layout.

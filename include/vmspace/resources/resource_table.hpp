@@ -14,7 +14,7 @@ namespace vmspace {
 class ResourceManager;
 
 /// Four tables: the numbers that are held, the address ranges that are held, and the total and used
-/// amounts of each kind of number and of each aperture.
+/// amounts of each kind of number and of each aperture. What is parked has no range, and is not used.
 ///
 ///   kind        range          count  owner  remarks
 ///   pio         0x1000-0x101f     32  nic0

@@ -18,7 +18,8 @@
 // left alone, but compared with the source when the restore starts.
 //
 // While it runs, the memory belongs to this process alone:
-// - Children that fork do not get it (MADV_DONTFORK).
+// - Children that fork do not get it (MADV_DONTFORK). One that destroys its copy of the LazyRestore, as
+//   std::exit() does when that is static, leaves the restore alone.
 // - Sharing it (describe_regions(), a vhost-user table), saving it (save_snapshot()), and a second
 //   restore are `bad_state`. Other processes that have its file already must leave it alone: they
 //   would see absent pages as zeros, and a hole punched by one of them is not noticed.

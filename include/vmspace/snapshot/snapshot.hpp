@@ -28,12 +28,13 @@
 namespace vmspace {
 
 /// Called on the thread that saves or restores, every few MiB and at the end, with the bytes of
-/// guest memory done so far and in total.
+/// guest memory done so far and in total, absent blocks included. Not at all where there is nothing to do.
 using SnapshotProgress = std::function<void(std::uint64_t done, std::uint64_t total)>;
 
 /// What a differential snapshot is made of: pages that were written since another snapshot.
 struct SnapshotChanges {
-  /// The snapshot that the memory was saved to, or restored from, when tracking began.
+  /// The snapshot that the memory was saved to, or restored from, when tracking began. It must have the
+  /// same regions, or SnapshotReader refuses the two: after memory was plugged or unplugged, save all.
   SnapshotId parent;
   /// In any order, as harvest_dirty() gives them; each counts as whole pages of 4096 bytes.
   std::span<const GuestRange> ranges;

@@ -31,8 +31,8 @@ struct SavedSnapshot;
 class VMSPACE_EXPORT SnapshotReader : public PageSource {
  public:
   /// Opens a snapshot in a regular file, of any version. A differential one needs those that it is
-  /// based on: they are found among `parents` by their ids, in any order; others are not used. The
-  /// descriptors are duplicated, and their positions neither used nor changed.
+  /// based on: they are found among `parents` by their ids, in any order; other snapshots are not
+  /// used. The descriptors are duplicated, and their positions neither used nor changed.
   ///
   /// Errors: `invalid_argument` for a file that is not a regular one, and for a parent of another
   /// layout; `not_found` naming the id of a parent that is not among `parents`; `corrupt` for a file

@@ -42,8 +42,8 @@ struct SnapshotWriterOptions {
 /// nothing. One thread at a time. Moved from, it can only be assigned to or destroyed.
 class VMSPACE_EXPORT SnapshotWriter {
  public:
-  /// Begins a snapshot of memory of this layout in a regular file, whose contents are lost at once,
-  /// or behind what was written to a pipe or a stream socket. The descriptor is duplicated until
+  /// Begins a snapshot of memory of this layout in a regular file, whose contents are lost with the first
+  /// write, or behind what was written to a pipe or a stream socket. The descriptor is duplicated until
   /// the writer is destroyed; the position of a regular file is neither used nor changed.
   ///
   /// Errors: `invalid_argument` for another kind of file, one that is open with O_APPEND or is
@@ -76,7 +76,9 @@ class VMSPACE_EXPORT SnapshotWriter {
   /// records of less than 64 KiB are gathered.
   [[nodiscard]] Result<void> write(GuestAddress at, std::span<const std::byte> pages);
 
-  /// Writes pages of zeros, which a full snapshot need not be told of. Errors: those of write(). O(1).
+  /// Writes pages of zeros. A full snapshot need not be told of them, and takes no note: in an image it is
+  /// `overlap` where one was written before, in a stream such a page stays as it was written. Errors: those
+  /// of write(). O(1); in an image O(pages / 64).
   [[nodiscard]] Result<void> write_zeros(GuestRange range);
 
   /// Completes the snapshot and gives its id. The head of a file is written last. Does not flush to

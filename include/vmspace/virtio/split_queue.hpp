@@ -93,8 +93,8 @@ class VMSPACE_EXPORT SplitQueue {
                                        std::uint32_t written);
 
   /// Whether the driver wants to be told of what was given back since it was last asked (section
-  /// 2.7.7): always, the first time. Ask after a batch of push_used(). Errors: those of GuestMemory.
-  /// O(1), with a full memory barrier.
+  /// 2.7.7): unless it has disabled it, always, the first time. Ask after a batch of push_used().
+  /// Errors: those of GuestMemory. O(1), with a full memory barrier.
   [[nodiscard]] Result<bool> needs_notification(const GuestMemory& memory);
 
   /// Tells the driver that it need not notify of requests, while the device polls (section 2.7.10). A
