@@ -3,9 +3,9 @@
 #
 # sh tests/fuzz/keep.sh [<target>...]
 #
-# Adds to the seeds of each target, in tests/fuzz/corpus/, what run.sh has found and that reaches a branch
-# which no seed reaches: for each the shortest input. libFuzzer itself would keep one also for each number
-# of times that a branch is taken, some hundreds a target.
+# Adds to the seeds of each target, in tests/fuzz/corpus/, inputs that run.sh has found and that together
+# reach every branch which it has reached and no seed does: few, each for many. libFuzzer itself would keep
+# one also for each number of times that a branch is taken, some hundreds a target.
 
 set -eu
 cd "$(dirname "$0")/../.."
@@ -15,7 +15,7 @@ folder=build/clang/tests/fuzz
 for target; do
   seeds=tests/fuzz/corpus/$target
   before=$(ls "$seeds" | wc -l)
-  "$folder/$target" -merge=1 -use_counters=0 "$seeds" "$folder/found/$target" >"$folder/found/$target.log" 2>&1 || {
+  "$folder/$target" -set_cover_merge=1 -use_counters=0 "$seeds" "$folder/found/$target" >"$folder/found/$target.log" 2>&1 || {
     cat "$folder/found/$target.log"
     exit 1
   }
