@@ -107,8 +107,8 @@ Result<Run> MemoryBlocks::State::run_of(const MemoryRegion& region, GuestRange r
 
 Result<MemoryBlocks::State::Begun> MemoryBlocks::State::begin(const char* operation) {
   Turn turn = VMSPACE_TRY(vm().map.writer(operation));
-  static_cast<void>(
-      vm().settle(turn, operation));  // unsettled() and collect() say what could not be
+  // unsettled() and collect() say what could not be.
+  static_cast<void>(vm().settle(turn, operation));
   if (lost_ != nullptr) VMSPACE_TRY_IN(operation, give_back_to_readers(turn));
   MemoryRegionPtr region = VMSPACE_TRY(find(turn.current().memory, operation));
   const auto& changing = vm().changing;

@@ -159,7 +159,8 @@ Result<detail::VmChange> VmMemory::State::change(const Edit& edit, const MapOpti
                                                  const AddressSpaceRegionPtr* resized) {
   detail::VmChange change;  // so that memory that goes is unmapped after the turn
   auto turn = VMSPACE_TRY(map.writer(operation));
-  static_cast<void>(settle(turn, operation));  // unsettled() and collect() say what could not be
+  // unsettled() and collect() say what could not be.
+  static_cast<void>(settle(turn, operation));
 
   AddressSpaceBase draft = taken;
   VMSPACE_TRY(edit(draft));

@@ -94,7 +94,8 @@ struct Aarch64LayoutOptions {
   unsigned ipa_bits;
   /// Buses of PCI configuration space (ECAM), 1 MiB each, from 0x1000'0000; at most 256; 0: none.
   unsigned ecam_buses = 0;
-  /// Where RAM must end, exclusive; at least a page above 1 GiB. Unset: half of the space; the rest is for devices.
+  /// Where RAM must end, exclusive; at least a page above 1 GiB. Unset: half of the space; the rest
+  /// is for devices.
   std::optional<std::uint64_t> mem_end = {};
 };
 

@@ -109,10 +109,10 @@ class VMSPACE_EXPORT LiveSnapshot {
   /// the memory that is present, about 15 ms a GiB of small pages and less than 1 of huge ones;
   /// independent of the target.
   [[nodiscard]] Result<void> take();
-  /// Takes a differential snapshot, for a writer with a parent: only these ranges, all pages that were
-  /// written since the parent, are protected and saved. The ranges are whole pages of 4096 bytes, in
-  /// ascending order, within the memory; of hugetlb memory whole huge pages are saved. Blocks that
-  /// are not present are saved as zeros, whether or not a range names them. Errors
+  /// Takes a differential snapshot, for a writer with a parent: only these ranges, all pages that
+  /// were written since the parent, are protected and saved. The ranges are whole pages of 4096
+  /// bytes, in ascending order, within the memory; of hugetlb memory whole huge pages are saved.
+  /// Blocks that are not present are saved as zeros, whether or not a range names them. Errors
   /// also: `invalid_argument` for other ranges, and for a writer without a parent; the snapshot can
   /// still be taken then.
   [[nodiscard]] Result<void> take(std::span<const GuestRange> changed);
@@ -120,10 +120,10 @@ class VMSPACE_EXPORT LiveSnapshot {
   /// Waits until all is written, completes the snapshot and gives its id. Afterwards the memory is as
   /// it was before prepare(), and may be claimed by others.
   ///
-  /// Errors: `bad_state` before take(), and when it was called before; what ended the snapshot, if take()
-  /// did not succeed; what the writer has reported, such as `os` with ENOSPC; `fault` for memory whose file was truncated; `os`. As soon
-  /// as an error occurs no page is protected any more and the guest runs on as if nothing had happened;
-  /// the file is not a snapshot.
+  /// Errors: `bad_state` before take(), and when it was called before; what ended the snapshot, if
+  /// take() did not succeed; what the writer has reported, such as `os` with ENOSPC; `fault` for
+  /// memory whose file was truncated; `os`. As soon as an error occurs no page is protected any
+  /// more and the guest runs on as if nothing had happened; the file is not a snapshot.
   [[nodiscard]] Result<SnapshotId> wait();
   /// Whether wait() would return at once.
   [[nodiscard]] bool is_done() const noexcept;

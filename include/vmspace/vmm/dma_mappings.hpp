@@ -47,8 +47,8 @@ struct UnmappedWindow {
 /// Invariant: the target has a mapping for exactly those sections that add() was given and remove()
 /// was not, but for unmapped windows. These sections stay mapped in this process, and pinned.
 ///
-/// A moved-from object holds nothing: its calls are `bad_state`, but for check_invariants(), and it can be
-/// assigned to.
+/// A moved-from object holds nothing: its calls are `bad_state`, but for check_invariants(), and it
+/// can be assigned to.
 ///
 /// Threads: is_mapped() and unmapped_windows() may be called from any thread at any time, but while
 /// the object is moved or destroyed; all else one at a time.

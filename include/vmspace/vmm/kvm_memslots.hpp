@@ -90,8 +90,8 @@ struct KvmDirtyLog {
 /// must stay mapped until the range is cleared or this object is destroyed. A section stays mapped
 /// by itself for as long as KVM may have a slot of it.
 ///
-/// A moved-from object holds nothing: its calls are `bad_state`, but for check_invariants(), its limit is
-/// 0, and it can be assigned to.
+/// A moved-from object holds nothing: its calls are `bad_state`, but for check_invariants(), its
+/// limit is 0, and it can be assigned to.
 ///
 /// Threads: one at a time. vCPUs may run meanwhile; they see a range of several slots come and go
 /// slot by slot.

@@ -17,8 +17,8 @@
 //     uses what it was not given reaches memory of its own VM, which is neither saved nor reported
 //     dirty;
 //   - no dirty log, and no snapshot, has anything;
-//   - the host has no page, but for what the backing held before, or such a guest has written: it is gone
-//     when the block is plugged.
+//   - the host has no page, but for what the backing held before, or such a guest has written: that is
+//     gone when the block is plugged.
 //
 // Unplugging: readers lose the blocks first, and are waited for; then the tables lose them; then
 // the pages are given back. Where a step fails, those before it are undone. Blocks that readers get, or

@@ -27,10 +27,11 @@ namespace vmspace {
 
 /// One log of the written memory of a VmMemory, from start_dirty_log() until it is destroyed.
 ///
-/// What is plugged while it runs counts as written, wholly, and so do a region that was moved, at its
-/// new address, and blocks that could not be unplugged. What is unplugged is in it no more. Ranges are
-/// whole pages, but for the ends of a range that was asked for; they may be too much, never too little. While any log lives, tracking of the memory is
-/// its business: nobody else disables it or harvests it.
+/// What is plugged while it runs counts as written, wholly, and so do a region that was moved, at
+/// its new address, and blocks that could not be unplugged. What is unplugged is in it no more.
+/// Ranges are whole pages, but for the ends of a range that was asked for; they may be too much,
+/// never too little. While any log lives, tracking of the memory is its business: nobody else
+/// disables it or harvests it.
 ///
 /// A moved-from log may only be assigned to or destroyed.
 ///
