@@ -146,7 +146,7 @@ void MemoryBlocks::State::publish_more(Turn& turn, const MemoryRegionPtr& region
     region->dirty().mark(run.offset, run.size);
 }
 
-/// Adds to the tables what `to` has more, and publishes it.
+/// Adds to the tables what `to` has more, and publishes it. Who calls it says for which call of the user.
 Result<void> MemoryBlocks::State::add(Turn& turn, const MemoryRegionPtr& from,
                                       const MemoryRegionPtr& to, const BlockDifference& blocks) {
   VMSPACE_TRY(draft(turn, from, to));

@@ -42,7 +42,7 @@ void destroy_in_a_child(std::optional<T>& object) {
   EXPECT_EQ(status, 0);
 }
 
-/// What such a machine lacks.
+/// Whether this kernel has no userfaultfd for it, or this process may not use it: then a test skips.
 template <typename T>
 bool is_missing(const Result<T>& made) {
   return !made &&

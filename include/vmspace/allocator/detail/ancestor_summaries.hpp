@@ -77,7 +77,7 @@ class AncestorSummaries {
     const PathStep& above = path_.ancestors[0];
     const FreeSummary known = above.node->summary_of(above.slot);
     const FreeSummary before = FreeSummary::of(lo, hi);
-    // As most are: neither the largest nor the best aligned.
+    // As most are: neither the largest nor the best aligned. One branch, since which is can't be predicted.
     if ((before.order < known.order) & (before.zeros < known.zeros)) return false;
     FreeSummary rest;
     if (piece.min() != lo) rest.merge(FreeSummary::of(lo, piece.min() - 1));
