@@ -39,7 +39,9 @@ Result<void> check_multiple(Operand value, std::uint64_t unit) {
   return fail({.code = Errc::misaligned, .first = value, .second = Operand::size(unit)});
 }
 
-Result<void> Acquisition::take(const ResourceRequest& request, DeviceRecord& record) {
+Result<void> Acquisition::take(const ResourceRequest& request, DeviceRecord& record,
+                               AddressSpaceRegionPtr lifted) {
+  lifted_ = std::move(lifted);
   return std::visit([&](const auto& alternative) { return take(alternative, record); }, request);
 }
 

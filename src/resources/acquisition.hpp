@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "vmspace/address_space/address_space_base.hpp"
+#include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/allocator/range.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/resources/resource_request.hpp"
@@ -32,8 +33,15 @@ class Acquisition {
               const void* caller) noexcept
       : state_(state), draft_(draft), adopts_(adopts), caller_(caller) {}
 
-  /// Meets a request. Errors: those of ResourceManager::acquire, without operation and request.
-  [[nodiscard]] Result<void> take(const ResourceRequest& request, DeviceRecord& record);
+  /// Takes the region that a claim describes out of the draft, so that its place is free for take() to
+  /// check and to fill with this very region. Null when the draft does not have it.
+  [[nodiscard]] AddressSpaceRegionPtr lift(const ResourceRequest& claim,
+                                           const DeviceRecord& record) const;
+
+  /// Meets a request; with the region that lift() gave for it, if any. Errors: those of
+  /// ResourceManager::acquire, without operation and request.
+  [[nodiscard]] Result<void> take(const ResourceRequest& request, DeviceRecord& record,
+                                  AddressSpaceRegionPtr lifted = nullptr);
 
  private:
   [[nodiscard]] Result<void> take(const PioRange& request, DeviceRecord& record);
@@ -67,7 +75,7 @@ class Acquisition {
   /// Finds a place for a range: its fixed one, checked, or a free one.
   [[nodiscard]] Result<Range> place(const MmioPlace& wanted,
                                     std::optional<GuestAddress> fixed) const;
-  /// Inserts a region into the draft and the record.
+  /// Inserts a region into the draft and the record: the one that was lifted, or a new one.
   [[nodiscard]] Result<void> enter(RegionOptions options, HeldRegion held, DeviceRecord& record);
 
   /// Checks what does not depend on where the window goes: its parent bridge and leftovers of
@@ -79,6 +87,7 @@ class Acquisition {
   AddressSpaceBase* draft_;
   bool adopts_;
   const void* caller_;
+  AddressSpaceRegionPtr lifted_ = nullptr;  ///< for the request that is being met
 };
 
 /// Whether a request asks for guest physical addresses.

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cassert>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 
 #include "vmspace/base/literals.hpp"
 #include "vmspace/base/try.hpp"
@@ -55,6 +57,35 @@ Result<void> check_aperture(const AddressSpaceLayout& layout, std::string_view n
                .text = {{}, name}});
 }
 
+/// The options with what every region of an owner has.
+RegionOptions of_owner(RegionOptions options, const std::string& owner) {
+  if (options.name.empty()) options.name = owner;
+  options.owner = owner;
+  return options;
+}
+
+/// The region that a claim is for; empty for a claim of another kind.
+std::optional<RegionOptions> region_of(const ResourceRequest& claim, const std::string& owner) {
+  RegionOptions options;
+  if (const auto* const mmio = std::get_if<MmioRange>(&claim)) {
+    options = {.name = mmio->name,
+               .type = RegionType::device_memory,
+               .base = mmio->fixed.value_or(GuestAddress{}),
+               .size = mmio->size};
+  } else if (const auto* const memory = std::get_if<MemoryRange>(&claim)) {
+    options = memory->region;
+    options.base = memory->fixed.value_or(GuestAddress{});
+  } else {
+    return {};
+  }
+  return of_owner(std::move(options), owner);
+}
+
+bool is_parked(const ResourceRequest& claim) {
+  const auto* const mmio = std::get_if<MmioRange>(&claim);
+  return mmio != nullptr && mmio->parked;
+}
+
 /// Adds the owner of the conflicting region to an error of the ledger.
 Error with_holder(Error error, const AddressSpaceBase& space) {
   if (error.code == Errc::overlap && error.second.kind == Operand::Kind::range) {
@@ -100,10 +131,32 @@ Result<Range> Acquisition::place(const MmioPlace& wanted, std::optional<GuestAdd
   return range;
 }
 
+AddressSpaceRegionPtr Acquisition::lift(const ResourceRequest& claim,
+                                        const DeviceRecord& record) const {
+  std::optional<RegionOptions> claimed = region_of(claim, record.owner);
+  if (!claimed) return nullptr;
+  // What memory is mapped from is the VMM's business: a claim that was text has nothing to say of it.
+  const auto is_claimed = [&](const AddressSpaceRegion& region) {
+    if (region.owner() != record.owner) return false;
+    claimed->backing = region.backing();
+    return region.options() == *claimed;
+  };
+  if (!is_parked(claim)) {
+    const AddressSpaceRegion* const region = draft_->find_region(claimed->base);
+    if (region == nullptr || !is_claimed(*region)) return nullptr;
+    return draft_->remove_region(region->base()).value();
+  }
+  for (const AddressSpaceRegionPtr& region : draft_->parked()) {
+    // A copy: taking it out moves the others.
+    if (is_claimed(*region)) return draft_->remove_region(AddressSpaceRegionPtr(region)).value();
+  }
+  return nullptr;
+}
+
 Result<void> Acquisition::enter(RegionOptions options, HeldRegion held, DeviceRecord& record) {
-  if (options.name.empty()) options.name = record.owner;
-  options.owner = record.owner;
-  auto region = VMSPACE_TRY(AddressSpaceRegion::make(std::move(options)));
+  AddressSpaceRegionPtr region = std::move(lifted_);
+  if (region == nullptr)
+    region = VMSPACE_TRY(AddressSpaceRegion::make(of_owner(std::move(options), record.owner)));
   // Moved, so that the draft need not look whether it has the region already.
   auto entered = held.parked ? draft_->insert_parked_region(std::move(region))
                              : draft_->insert_region(std::move(region));

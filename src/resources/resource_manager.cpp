@@ -174,10 +174,17 @@ class Taken {
       ++entered_;
     }
     Acquisition acquisition(state_, draft, List::adopts, this);
+    // All of them first: a bridge window must be empty, and its claim comes before theirs.
+    std::vector<AddressSpaceRegionPtr> lifted;
+    if (List::adopts && draft != nullptr) {
+      lifted.reserve(list_.size());
+      for (std::size_t i = 0; i < list_.size(); ++i)
+        lifted.push_back(acquisition.lift(list_.request(i), list_.record_of(i)));
+    }
     for (std::size_t i = 0; i < list_.size(); ++i) {
-      if (const auto met = acquisition.take(list_.request(i), list_.record_of(i)); !met) {
-        return fail(about(list_, i, met.error()));
-      }
+      const auto met = acquisition.take(list_.request(i), list_.record_of(i),
+                                        lifted.empty() ? nullptr : std::move(lifted[i]));
+      if (!met) return fail(about(list_, i, met.error()));
     }
     return {};
   }

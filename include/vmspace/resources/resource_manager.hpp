@@ -233,8 +233,15 @@ class VMSPACE_EXPORT ResourceManager {
   /// A claim is a fixed request. Errors are those of acquire(), naming the index of the claim; a
   /// claim that conflicts names both owners; `invalid_argument` for one that is not fixed. Bridge
   /// windows are adopted before the ranges in them, whatever the order of the list. A range whose
-  /// bridge no longer exists may be within any other window. Costs what acquire() does for each claim,
-  /// and one change of the ledger.
+  /// bridge no longer exists may be within any other window.
+  ///
+  /// A region that the ledger has already is taken over, with the memory behind it, if it says what the
+  /// claim does: the same owner, place, size, name and so on, whatever it is mapped from. So the map of
+  /// a guest that was handed over (receive_handover()) already has its devices' regions. Of two managers
+  /// with one ledger, only one may be given an owner's claims.
+  ///
+  /// Costs what acquire() does for each claim, O(p) for a parked one in the parked regions that the ledger
+  /// had before, and one change of the ledger.
   [[nodiscard]] Result<std::vector<DeviceResources>> adopt(
       std::span<const ResourceClaim> claims) const;
 
