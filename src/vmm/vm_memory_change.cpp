@@ -267,7 +267,7 @@ Result<void> VmMemory::State::settle(Turn& turn, const char* operation) {
   }
   if (retired.empty()) return settled;
   detail::RetiredRegions::Removal removal(retired);
-  const std::vector<AddressSpaceRegionPtr> all = removal.list();
+  const std::vector<AddressSpaceRegionPtr> all(removal.regions().begin(), removal.regions().end());
   Result<void> taken_out = take_out(turn, all, operation);
   if (taken_out) {
     removal.done();

@@ -111,6 +111,14 @@ TEST_F(ResourceTable, LeavesOutWindowsThatAreParkedAndWhatIsGone) {
   expect_golden(memory_map(manager), "map_pc_parked.txt");
 }
 
+TEST_F(ResourceTable, ShowsParkedPortsAsHeldAndAsNowhere) {
+  attach("nic0", {PioRange{.size = 32, .fixed = 0x1000}});
+  const std::string placed = resource_table(manager);
+  EXPECT_THAT(placed, HasSubstr("\npio   0x1000-0x101f     32  nic0\n"));
+  VMSPACE_EXPECT_OK(manager.relocate({ResourceMove::park_ports(devices[0])}));
+  EXPECT_THAT(resource_table(manager), HasSubstr("\npio   parked     32  nic0\n"));
+}
+
 TEST_F(ResourceTable, ShowsTotalsAloneWhenNothingIsHeld) {
   expect_golden(resource_table(manager), "table_nothing_held.txt");
 }

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <new>
 #include <optional>
 #include <string_view>
@@ -290,6 +291,16 @@ TEST_F(VmDirtyLogTest, MovesAndOutlivesTheOtherHandles) {
   EXPECT_THAT(harvest(moved), ElementsAre(pages(0)));
   moved = memory.start_dirty_log().value();
   EXPECT_FALSE(map->memory.regions().front()->dirty().is_enabled());
+}
+
+TEST_F(VmDirtyLogTest, AStoppedLogKeepsNoMemoryMapped) {
+  auto own = std::optional(VmMemory::create(planned()).value());
+  auto log = own->start_dirty_log().value();
+  const std::weak_ptr<const MemoryRegion> region = own->map()->memory.regions().front();
+  own.reset();
+  EXPECT_FALSE(region.expired()) << "a log that runs does";
+  VMSPACE_ASSERT_OK(log.stop());
+  EXPECT_TRUE(region.expired());
 }
 
 using detail::intersection_of;

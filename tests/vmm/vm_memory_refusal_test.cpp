@@ -282,6 +282,21 @@ TEST_F(VmMemoryRefusal, AListenerThatRefusesWhatThereIsIsNotAdded) {
   VMSPACE_EXPECT_OK(memory.add_listener(late));
 }
 
+TEST_F(VmMemoryRefusal, AListenerIsAddedAnewOnceItLetsGoOfTheAttemptBefore) {
+  const auto late = std::make_shared<MemoryRecorder>("late");
+  // It takes two regions, refuses the third, and then lets none of the two go.
+  late->refuse(3, MemoryRecorder::all);
+  EXPECT_THAT(memory.add_listener(late), HasError(Errc::inconsistent));
+  EXPECT_THAT(late->table(), SizeIs(2));
+  EXPECT_THAT(memory.add_listener(late), HasError(Errc::bad_state));
+  late->refuse(0, 0);
+  late->forget_calls();
+  VMSPACE_ASSERT_OK(memory.add_listener(late));
+  EXPECT_THAT(memory.unsettled().value(), IsEmpty());
+  EXPECT_EQ(late->table().size(), first->table().size());
+  VMSPACE_EXPECT_OK(memory.check_invariants());
+}
+
 TEST_F(VmMemoryRefusal, AListenerThatDoesNotLetGoStays) {
   for (std::size_t call = 0; call < 5; ++call) {
     second->refuse(call);

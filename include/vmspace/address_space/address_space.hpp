@@ -205,7 +205,8 @@ class VMSPACE_EXPORT AddressSpace final : public RegionLedger {
         [&](AddressSpaceBase& draft) {
           // Ends before the next change begins, which finds what this one puts back.
           detail::RetiredRegions::Removal removal(*retired_);
-          removal.remove_from(draft);
+          for (const AddressSpaceRegionPtr& region : removal.regions())
+            static_cast<void>(draft.remove_region(region));
           auto result = std::forward<Edit>(edit)(draft);
           if (result) removal.done();  // publishing can't fail
           return result;

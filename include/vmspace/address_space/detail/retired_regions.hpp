@@ -9,7 +9,6 @@
 #include <utility>
 #include <vector>
 
-#include "vmspace/address_space/address_space_base.hpp"
 #include "vmspace/address_space/address_space_region.hpp"
 #include "vmspace/address_space/region_ledger.hpp"
 
@@ -18,8 +17,8 @@ namespace vmspace::detail {
 /// Threads: any call at any time.
 class RetiredRegions {
  public:
-  /// Takes the regions out of a draft, while no other change runs. Destroyed before done() was called,
-  /// because the change failed, it puts them back for the next one.
+  /// The regions that a change takes out, while no other change runs. Destroyed before done() was
+  /// called, because the change failed, it puts them back for the next one.
   class Removal {
    public:
     explicit Removal(RetiredRegions& retired) noexcept : retired_(retired) {
@@ -31,14 +30,9 @@ class RetiredRegions {
     Removal& operator=(const Removal&) = delete;
     ~Removal() { retired_.add(std::move(regions_)); }
 
-    void remove_from(AddressSpaceBase& draft) const {
-      // What somebody else has removed meanwhile is gone already, as it should be.
-      for (const AddressSpaceRegionPtr& region : regions_)
-        static_cast<void>(draft.remove_region(region));
-    }
-    [[nodiscard]] std::vector<AddressSpaceRegionPtr> list() const {
-      return {regions_.begin(), regions_.end()};
-    }
+    /// What to take out; what somebody else has removed meanwhile is gone already, as it should be.
+    [[nodiscard]] const RegionList& regions() const noexcept { return regions_; }
+
     /// All of them are out.
     void done() noexcept {
       if (regions_.empty()) return;
