@@ -37,6 +37,7 @@ struct RequestsOfOne {
   static constexpr const char* operation = "ResourceManager::acquire";
   static constexpr std::string_view item = "request";  ///< what errors call an element
   static constexpr bool adopts = false;
+  static constexpr bool takes_over = false;
 
   std::span<const ResourceRequest> requests;
   DeviceRecord* record;
@@ -62,6 +63,7 @@ struct Claims {
   static constexpr std::string_view item = "claim";
   static constexpr bool adopts = true;
 
+  bool takes_over = false;                 ///< regions that the ledger has already
   std::vector<DeviceRecord*> owners = {};  ///< each once
   std::vector<Item> items = {};            ///< in the order in which they are acquired
 
@@ -176,7 +178,7 @@ class Taken {
     Acquisition acquisition(state_, draft, List::adopts, this);
     // All of them first: a bridge window must be empty, and its claim comes before theirs.
     std::vector<AddressSpaceRegionPtr> lifted;
-    if (List::adopts && draft != nullptr) {
+    if (list_.takes_over && draft != nullptr) {
       lifted.reserve(list_.size());
       for (std::size_t i = 0; i < list_.size(); ++i)
         lifted.push_back(acquisition.lift(list_.request(i), list_.record_of(i)));
@@ -250,15 +252,21 @@ Result<DeviceResources> ResourceManager::acquire(std::span<const ResourceRequest
   return DeviceResources(state_, std::move(record));
 }
 
-Result<std::vector<DeviceResources>> ResourceManager::adopt(
-    std::span<const ResourceClaim> claims) const {
+Result<std::vector<DeviceResources>> ResourceManager::adopt(std::span<const ResourceClaim> claims,
+                                                            FoundRegions found) const {
+  if (found != FoundRegions::refuse && found != FoundRegions::take_over) {
+    return fail({.code = Errc::invalid_argument,
+                 .operation = Claims::operation,
+                 .first = Operand::number(static_cast<std::uint64_t>(found)),
+                 .reason = "not a value of FoundRegions"});
+  }
   struct Owner {
     std::unique_ptr<DeviceRecord> record;
     RecordSize size = {};
   };
   std::vector<Owner> owners;
   std::unordered_map<std::string_view, std::size_t> indices;
-  Claims list;
+  Claims list{.takes_over = found == FoundRegions::take_over};
   bool needs_draft = false;
   list.items.reserve(claims.size());
   for (const ResourceClaim& claim : claims) {

@@ -48,7 +48,7 @@ void check_adoption(const std::vector<ResourceClaim>& claims) {
     return;
   }
   const ResourceManager second = manager_of(*map);
-  const auto taken_over = second.adopt(first.claims());
+  const auto taken_over = second.adopt(first.claims(), FoundRegions::take_over);
   check(taken_over.has_value(), "what was adopted can't be taken over");
   check(second.check_invariants().has_value(), "the second manager is broken");
   check(second.claims() == first.claims(), "something else was taken over");

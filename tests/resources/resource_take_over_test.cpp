@@ -34,6 +34,10 @@ class ResourceTakeOverTest : public test::ManagerTest {
     return ResourceManager::create(AddressSpace(map), test::limits_with(test::pool_of_slots()))
         .value();
   }
+  [[nodiscard]] static Result<std::vector<DeviceResources>> take_over(const ResourceManager& other,
+                                                                      const Claims& claims) {
+    return other.adopt(claims, FoundRegions::take_over);
+  }
   [[nodiscard]] static Claims as_text_and_back(const Claims& claims) {
     return parse_claims(format_claims(claims)).value();
   }
@@ -51,7 +55,7 @@ TEST_F(ResourceTakeOverTest, RegionsThatTheLedgerHasAlreadyAreTheOnesThatAreHeld
   const auto map = space.snapshot();
   for (const Claims& claims : {manager.claims(), as_text_and_back(manager.claims())}) {
     const ResourceManager other = with_map(*map);
-    auto adopted = VMSPACE_ASSERT_OK(other.adopt(claims));
+    auto adopted = VMSPACE_ASSERT_OK(take_over(other, claims));
     VMSPACE_EXPECT_OK(other.check_invariants());
     EXPECT_EQ(other.claims(), manager.claims());
     EXPECT_EQ(other.holders(), manager.holders());
@@ -78,7 +82,7 @@ TEST_F(ResourceTakeOverTest, MemoryIsTakenOverWhateverItIsMappedFrom) {
   sent.backing = {.source = MemorySource::shmem};
   VMSPACE_ASSERT_OK(map.insert_region(std::move(sent)));
   const ResourceManager other = with_map(map);
-  const auto adopted = VMSPACE_ASSERT_OK(other.adopt(as_text_and_back(manager.claims())));
+  const auto adopted = VMSPACE_ASSERT_OK(take_over(other, as_text_and_back(manager.claims())));
   ASSERT_THAT(adopted, SizeIs(1));
   EXPECT_EQ((*other.ledger().snapshot()->begin())->backing().source, MemorySource::shmem);
   EXPECT_EQ(*other.ledger().snapshot(), map);
@@ -99,12 +103,12 @@ TEST_F(ResourceTakeOverTest, ARegionThatSaysSomethingElseIsInTheWay) {
     VMSPACE_ASSERT_OK(map.insert_region(RegionOptions(other_region)));
     const ResourceManager other = with_map(map);
     // The window would not be empty.
-    test::refusal(other, Errc::overlap, [&] { return other.adopt(manager.claims()); });
+    test::refusal(other, Errc::overlap, [&] { return take_over(other, manager.claims()); });
     // Nor is there space for the region alone.
     Claims alone{manager.claims().back()};
     std::get<MmioRange>(alone[0].request).bridge.clear();
     const std::string message =
-        test::refusal(other, Errc::overlap, [&] { return other.adopt(alone); });
+        test::refusal(other, Errc::overlap, [&] { return take_over(other, alone); });
     EXPECT_THAT(message, HasSubstr("held by: \"" + other_region.owner));
   }
 }
@@ -114,19 +118,23 @@ TEST_F(ResourceTakeOverTest, OneRegionIsTakenOverOnce) {
   const ResourceManager other = with_map(*space.snapshot());
   Claims twice = manager.claims();
   twice.push_back(twice[0]);
-  test::refusal(other, Errc::overlap, [&] { return other.adopt(twice); });
+  test::refusal(other, Errc::overlap, [&] { return take_over(other, twice); });
   // Of parked ones there may be two, and the second is new.
   twice.back() = twice[1];
-  const auto adopted = VMSPACE_ASSERT_OK(other.adopt(twice));
+  const auto adopted = VMSPACE_ASSERT_OK(take_over(other, twice));
   EXPECT_THAT(other.ledger().snapshot()->parked(), SizeIs(2));
   VMSPACE_EXPECT_OK(other.check_invariants());
 }
 
-TEST_F(ResourceTakeOverTest, AcquiringTakesNothingOver) {
+TEST_F(ResourceTakeOverTest, NothingIsTakenOverUnasked) {
   const auto a = take({MmioRange{.size = 64_KiB}}, "a");
   const ResourceManager other = with_map(*space.snapshot());
-  const std::vector<ResourceRequest> requests{manager.claims()[0].request};
+  const Claims claims = manager.claims();
+  const std::vector<ResourceRequest> requests{claims[0].request};
   test::refusal(other, Errc::overlap, [&] { return other.acquire(requests, "a"); });
+  test::refusal(other, Errc::overlap, [&] { return other.adopt(claims); });
+  test::refusal(other, Errc::invalid_argument,
+                [&] { return other.adopt(claims, static_cast<FoundRegions>(2)); });
 }
 
 TEST_F(ResourceTakeOverTest, ARetiredRegionIsNotTakenOver) {
@@ -136,7 +144,7 @@ TEST_F(ResourceTakeOverTest, ARetiredRegionIsNotTakenOver) {
   const AddressSpaceRegionPtr old = *first.ledger().snapshot()->begin();
   a.reset();
   ASSERT_THAT(first.retired(), SizeIs(1));
-  const auto again = VMSPACE_ASSERT_OK(first.adopt(claims));
+  const auto again = VMSPACE_ASSERT_OK(take_over(first, claims));
   EXPECT_THAT(first.retired(), IsEmpty());
   EXPECT_NE(*first.ledger().snapshot()->begin(), old);
 }

@@ -70,7 +70,7 @@ TEST(HandoverDevices, TheReceiversManagerTakesOverTheRegionsOfTheDevices) {
   VMSPACE_ASSERT_OK(receiver.memory.add_listener(listener));
   listener->forget_calls();
   const auto claims = VMSPACE_ASSERT_OK(parse_claims(as_text(taken.state)));
-  auto adopted = VMSPACE_ASSERT_OK(receiver.manager.adopt(claims));
+  auto adopted = VMSPACE_ASSERT_OK(receiver.manager.adopt(claims, FoundRegions::take_over));
 
   EXPECT_EQ(receiver.manager.holders(), sender.manager.holders());
   VMSPACE_EXPECT_OK(receiver.manager.check_invariants());

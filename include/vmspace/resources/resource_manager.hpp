@@ -130,6 +130,15 @@ struct ResourceMove {
   }
 };
 
+/// What ResourceManager::adopt() does with a region that the ledger has where a claim needs it.
+enum class FoundRegions : std::uint8_t {
+  refuse,  ///< the claim fails with `overlap`
+  /// It is taken over, with the memory behind it, if it says what the claim does: the owner, the
+  /// place, the size, the name and so on, whatever it is mapped from. Otherwise as `refuse`. This is
+  /// for a guest that was handed over: its devices' regions come with the map (receive_handover()).
+  take_over,
+};
+
 /// One resource that is held, and its owner.
 struct ResourceHolder {
   ResourceKind kind;  ///< what it is
@@ -231,19 +240,17 @@ class VMSPACE_EXPORT ResourceManager {
   /// returns one DeviceResources per owner, in the order of the owners' first claims.
   ///
   /// A claim is a fixed request. Errors are those of acquire(), naming the index of the claim; a
-  /// claim that conflicts names both owners; `invalid_argument` for one that is not fixed. Bridge
-  /// windows are adopted before the ranges in them, whatever the order of the list. A range whose
-  /// bridge no longer exists may be within any other window.
+  /// claim that conflicts names both owners; `invalid_argument` for one that is not fixed, and for
+  /// an unnamed value of `found`. Bridge windows are adopted before the ranges in them, whatever
+  /// the order of the list. A range whose bridge no longer exists may be within any other window.
   ///
-  /// A region that the ledger has already is taken over, with the memory behind it, if it says what the
-  /// claim does: the same owner, place, size, name and so on, whatever it is mapped from. So the map of
-  /// a guest that was handed over (receive_handover()) already has its devices' regions. Of two managers
-  /// with one ledger, only one may be given an owner's claims.
+  /// `found` says what becomes of a region that the ledger has already. Of two managers with one
+  /// ledger, one alone may take over an owner's.
   ///
-  /// Costs what acquire() does for each claim, O(p) for a parked one in the parked regions that the ledger
-  /// had before, and one change of the ledger.
+  /// Costs what acquire() does for each claim, and one change of the ledger. To take over a parked
+  /// region is O(p) in the parked ones that the ledger had before.
   [[nodiscard]] Result<std::vector<DeviceResources>> adopt(
-      std::span<const ResourceClaim> claims) const;
+      std::span<const ResourceClaim> claims, FoundRegions found = FoundRegions::refuse) const;
 
   /// Moves, parks and places ranges of devices, all or none. Only the final state must be valid, so
   /// ranges may swap, or take a place that another move of the set vacates. Until the call returns, old

@@ -9,8 +9,8 @@
 //   const Handover taken = VMSPACE_TRY(receive_handover(socket));
 //   const auto vm_memory = VMSPACE_TRY(VmMemory::adopt({taken.space, taken.memory}));  // if one is used
 //
-// A ResourceManager's claims travel as text, in the state; the receiver's manager adopts them, and takes
-// over the regions that came with the map. Regions that are retired travel too: collect() first.
+// A ResourceManager's claims travel as text, in the state; the receiver's manager adopts them with
+// FoundRegions::take_over, since the regions come with the map. Retired ones come too: collect() first.
 //
 // What travels is the address space (layout, all regions, also those of devices and parked ones), for
 // each mapped region the descriptor of its memory and how it is mapped, which pages are dirty where
