@@ -18,32 +18,62 @@ namespace vmspace {
 
 namespace {
 
-using detail::RecordPiece;
 using detail::SnapshotFile;
-using detail::SnapshotHead;
+using detail::SnapshotPiece;
 using detail::StoredRecord;
 
 constexpr const char* opening = "SnapshotReader::open";
 constexpr const char* reading = "SnapshotReader::read";
 constexpr const char* looking = "SnapshotReader::next_data";
 
-bool is_of_layout(const SnapshotHead& a, const SnapshotHead& b) {
-  return std::ranges::equal(a.regions, b.regions, [](const auto& x, const auto& y) {
-    return x.base == y.base && x.size == y.size;
-  });
+/// What a full image has: each of its regions.
+std::vector<SnapshotPiece> pieces_of_image(std::span<const SnapshotRegion> regions,
+                                           std::uint32_t file) {
+  std::vector<SnapshotPiece> pieces;
+  pieces.reserve(regions.size());
+  for (const SnapshotRegion& region : regions) {
+    pieces.push_back({.base = region.base.value(),
+                      .size = region.size,
+                      .record = pieces.size(),
+                      .pages = 0,
+                      .offset = 0,
+                      .file = file,
+                      .is_zeros = false});
+  }
+  return pieces;
+}
+
+/// What of the pieces is in these regions: memory that was unplugged does not come back with memory
+/// that is plugged in its place later. Linear.
+std::vector<SnapshotPiece> within(std::span<const SnapshotRegion> regions,
+                                  const std::vector<SnapshotPiece>& pieces) {
+  std::vector<SnapshotPiece> parts;
+  parts.reserve(pieces.size());
+  auto piece = pieces.begin();
+  for (const SnapshotRegion& region : regions) {
+    const std::uint64_t first = region.base.value();
+    const std::uint64_t last = first + (region.size - 1);
+    while (piece != pieces.end() && piece->last() < first)
+      ++piece;
+    for (; piece != pieces.end() && piece->base <= last; ++piece) {
+      parts.push_back(piece->part(std::max(piece->base, first), std::min(piece->last(), last)));
+      if (piece->last() > last) break;  // the next region may have more of it
+    }
+  }
+  return parts;
 }
 
 /// Lays the records of file number `file` over what the files below it have. Linear.
-std::vector<RecordPiece> lay_over(const std::vector<RecordPiece>& below,
-                                  const std::vector<StoredRecord>& above, std::uint32_t file) {
-  std::vector<RecordPiece> pieces;
+std::vector<SnapshotPiece> lay_over(const std::vector<SnapshotPiece>& below,
+                                    const std::vector<StoredRecord>& above, std::uint32_t file) {
+  std::vector<SnapshotPiece> pieces;
   pieces.reserve(above.size());
   std::size_t next = 0;
   std::uint64_t from = 0;  // what lies below it is done
   // The parts of the pieces below that end at or before `last`, which is inclusive.
   const auto copy_to = [&](std::uint64_t last) {
     for (; next < below.size(); ++next) {
-      const RecordPiece& piece = below[next];
+      const SnapshotPiece& piece = below[next];
       const std::uint64_t begin = std::max(piece.base, from);
       if (begin > last) return;
       const std::uint64_t end = std::min(piece.last(), last);
@@ -103,20 +133,19 @@ Result<SnapshotReader> SnapshotReader::open(int fd, std::span<const int> parents
                    .reason = "the snapshot's parent must be among those given; its id is",
                    .text = {{}, detail::hex(wanted)}});
     }
-    if (!is_of_layout(found->head(), files.front().head())) {
-      return fail({.code = Errc::invalid_argument,
-                   .operation = opening,
-                   .reason = "a parent must have the same regions; this one has others",
-                   .text = {{}, detail::hex(wanted)}});
-    }
     files.push_back(std::move(*found));
     candidates.erase(found);
   }
   // From the full one up.
   for (std::size_t i = files.size(); i-- != 0;) {
-    if (files[i].is_image()) continue;
+    const std::span<const SnapshotRegion> regions = files[i].head().regions;
+    const auto file = static_cast<std::uint32_t>(i);
+    if (files[i].is_image()) {
+      state->pieces = pieces_of_image(regions, file);
+      continue;
+    }
     const std::vector<StoredRecord> records = VMSPACE_TRY(files[i].read_index(opening));
-    state->pieces = lay_over(state->pieces, records, static_cast<std::uint32_t>(i));
+    state->pieces = lay_over(within(regions, state->pieces), records, file);
   }
   return SnapshotReader(std::move(state));
 }
@@ -141,7 +170,7 @@ template <typename OnPiece, typename OnGap>
 Result<void> SnapshotReader::State::walk(GuestRange range, OnPiece on_piece, OnGap on_gap) const {
   std::uint64_t at = range.base.value();
   std::uint64_t left = range.size;
-  auto next = std::ranges::lower_bound(pieces, at, {}, &RecordPiece::last);
+  auto next = std::ranges::lower_bound(pieces, at, {}, &SnapshotPiece::last);
   while (left != 0) {
     const bool in_piece = next != pieces.end() && next->base <= at;
     std::uint64_t size = left;
@@ -159,69 +188,63 @@ Result<void> SnapshotReader::State::walk(GuestRange range, OnPiece on_piece, OnG
   return {};
 }
 
+Result<void> SnapshotReader::State::read(const SnapshotPiece& piece, std::uint64_t from,
+                                         std::span<std::byte> to) const {
+  if (piece.is_zeros) {
+    std::memset(to.data(), 0, to.size());
+    return {};
+  }
+  const SnapshotFile& file = files[piece.file];
+  const std::uint64_t offset = piece.offset + (from - piece.base);
+  if (file.is_image()) return file.read_image(reading, piece.record, offset, to);
+  return file.read_record(reading, {.record = piece.record, .pages = piece.pages, .offset = offset},
+                          to);
+}
+
+Result<Extent> SnapshotReader::State::next_data(const SnapshotPiece& piece, std::uint64_t from,
+                                                std::uint64_t size) const {
+  if (piece.is_zeros) return Extent{from, 0};
+  const SnapshotFile& file = files[piece.file];
+  if (!file.is_image()) return Extent{from, size};
+  const std::uint64_t offset = piece.offset + (from - piece.base);
+  const Extent data = VMSPACE_TRY(file.next_in_image(looking, piece.record, offset, offset + size));
+  return Extent{from + (data.offset - offset), data.size};
+}
+
 Result<void> SnapshotReader::read(GuestAddress at, std::span<std::byte> to) {
   const GuestRange range{.base = at, .size = to.size()};
-  const SnapshotRegion* const region =
-      VMSPACE_TRY(detail::region_of_pages(reading, regions(), range));
-  const State& state = *state_;
+  VMSPACE_TRY(detail::region_of_pages(reading, regions(), range));
   const auto part = [&](std::uint64_t from, std::uint64_t size) {
     return to.subspan(from - at.value(), size);
   };
-  return state.walk(
+  return state_->walk(
       range,
-      [&](const RecordPiece& piece, std::uint64_t from, std::uint64_t size) -> Result<bool> {
-        if (piece.is_zeros) {
-          std::memset(part(from, size).data(), 0, size);
-          return true;
-        }
-        VMSPACE_TRY(
-            state.files[piece.file].read_record(reading,
-                                                {.record = piece.record,
-                                                 .pages = piece.pages,
-                                                 .offset = piece.offset + (from - piece.base)},
-                                                part(from, size)));
+      [&](const SnapshotPiece& piece, std::uint64_t from, std::uint64_t size) -> Result<bool> {
+        VMSPACE_TRY(state_->read(piece, from, part(from, size)));
         return true;
       },
       [&](std::uint64_t from, std::uint64_t size) -> Result<bool> {
-        const SnapshotFile& bottom = state.files.back();
-        if (bottom.is_image()) {
-          VMSPACE_TRY(bottom.read_image(reading, state.number_of(region),
-                                        from - region->base.value(), part(from, size)));
-        } else {
-          std::memset(part(from, size).data(), 0, size);
-        }
+        std::memset(part(from, size).data(), 0, size);
         return true;
       });
 }
 
 Result<GuestRange> SnapshotReader::next_data(GuestRange range) {
-  const SnapshotRegion* const region =
-      VMSPACE_TRY(detail::region_of_pages(looking, regions(), range));
-  const State& state = *state_;
+  VMSPACE_TRY(detail::region_of_pages(looking, regions(), range));
   GuestRange found{.base = GuestAddress(range.base.value() + range.size), .size = 0};
-  // Data next to data found before belong to it, up to what is worth reading at once: a caller that
-  // comes again for the rest does not look twice at what lies far ahead.
-  const auto add = [&](std::uint64_t from, std::uint64_t size) {
-    if (found.size == 0) found.base = GuestAddress(from);
-    found.size += size;
-    return found.size < detail::snapshot_chunk;
-  };
-  VMSPACE_TRY(state.walk(
+  VMSPACE_TRY(state_->walk(
       range,
-      [&](const RecordPiece& piece, std::uint64_t from, std::uint64_t size) -> Result<bool> {
-        if (piece.is_zeros) return found.size == 0;
-        return add(from, size);
-      },
-      [&](std::uint64_t from, std::uint64_t size) -> Result<bool> {
-        const SnapshotFile& bottom = state.files.back();
-        if (!bottom.is_image()) return found.size == 0;
-        const std::uint64_t offset = from - region->base.value();
-        const Extent data = VMSPACE_TRY(
-            bottom.next_in_image(looking, state.number_of(region), offset, offset + size));
+      [&](const SnapshotPiece& piece, std::uint64_t from, std::uint64_t size) -> Result<bool> {
+        const Extent data = VMSPACE_TRY(state_->next_data(piece, from, size));
         if (data.size == 0) return found.size == 0;
-        if (found.size != 0 && data.offset != offset) return false;
-        return add(region->base.value() + data.offset, data.size) && data.end() == offset + size;
-      }));
+        // Data next to data found before belong to it, up to what is worth reading at once: a caller
+        // that comes again for the rest does not look twice at what lies far ahead.
+        if (found.size != 0 && data.offset != from) return false;
+        if (found.size == 0) found.base = GuestAddress(data.offset);
+        found.size += data.size;
+        return found.size < detail::snapshot_chunk && data.end() == from + size;
+      },
+      [&](std::uint64_t, std::uint64_t) -> Result<bool> { return found.size == 0; }));
   return found;
 }
 

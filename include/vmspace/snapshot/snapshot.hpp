@@ -33,10 +33,11 @@ using SnapshotProgress = std::function<void(std::uint64_t done, std::uint64_t to
 
 /// What a differential snapshot is made of: pages that were written since another snapshot.
 struct SnapshotChanges {
-  /// The snapshot that the memory was saved to, or restored from, when tracking began. It must have the
-  /// same regions, or SnapshotReader refuses the two: after memory was plugged or unplugged, save all.
+  /// The snapshot that the memory was saved to, or restored from, when tracking began.
   SnapshotId parent;
-  /// In any order, as harvest_dirty() gives them; each counts as whole pages of 4096 bytes.
+  /// In any order, as harvest_dirty() gives them; each counts as whole pages of 4096 bytes. Memory that
+  /// has come since counts as changed where it holds anything, or lies where other memory was in the
+  /// parent: a VmDirtyLog reports all of it.
   std::span<const GuestRange> ranges;
 };
 

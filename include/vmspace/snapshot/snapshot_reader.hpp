@@ -34,10 +34,13 @@ class VMSPACE_EXPORT SnapshotReader : public PageSource {
   /// based on: they are found among `parents` by their ids, in any order; other snapshots are not
   /// used. The descriptors are duplicated, and their positions neither used nor changed.
   ///
-  /// Errors: `invalid_argument` for a file that is not a regular one, and for a parent of another
-  /// layout; `not_found` naming the id of a parent that is not among `parents`; `corrupt` for a file
-  /// that is not a snapshot, is truncated, fails its checksum, or contradicts itself, and for a
-  /// chain that leads back to itself; `unsupported` for a newer version; `os`.
+  /// A parent may have other regions, where memory came, went or changed its size in between. What is
+  /// not among the changes is as in the parent at the same address; zeros where that has no memory.
+  ///
+  /// Errors: `invalid_argument` for a file that is not a regular one; `not_found` naming the id of a
+  /// parent that is not among `parents`; `corrupt` for a file that is not a snapshot, is truncated,
+  /// fails its checksum, or contradicts itself, and for a chain that leads back to itself;
+  /// `unsupported` for a newer version; `os`.
   ///
   /// O(regions + extents of the differential snapshots) memory, however large the guest, and that time
   /// once for each snapshot of the chain.

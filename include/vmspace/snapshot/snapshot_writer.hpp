@@ -30,7 +30,8 @@ namespace vmspace {
 
 /// How a snapshot is written; an aggregate for designated initialisers.
 struct SnapshotWriterOptions {
-  /// Makes a differential snapshot: what is not written is as it was in the snapshot of this id.
+  /// Makes a differential snapshot: what is not written is as it was in the snapshot of this id, at
+  /// the same address.
   std::optional<SnapshotId> parent = {};
   /// Stores a checksum of each page written, which is checked when the page is read: 8 bytes a page.
   bool checksums = false;
