@@ -3,13 +3,14 @@
 // The input is a snapshot: an image or records, a file or a stream, of either version. Whatever it
 // holds, reading it gives an error or a guest that can be read and saved again. An input whose first
 // byte is odd gets the checksums that belong to it, so that what lies behind those checks is
-// reached.
+// reached; one that has a parent gets ours, which has other regions and a parent of its own.
 
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -60,6 +61,49 @@ const GuestMemory& target() {
   return memory;
 }
 
+/// A full snapshot, and changes to it after memory has come, gone and grown.
+struct Chain {
+  int full = memfd_create("full", MFD_CLOEXEC);
+  int changes = memfd_create("changes", MFD_CLOEXEC);
+  SnapshotId id = {};
+
+  static const Chain& instance() {
+    static const Chain chain;
+    return chain;
+  }
+
+ private:
+  Chain() {
+    const GuestMemory before = *GuestMemory::create(
+        std::vector<GuestRange>{{GuestAddress(0x1000), 0x2000}, {GuestAddress(0x10000), 0x3000}});
+    if (!before.write(GuestAddress(0x1008), std::uint64_t{1})) std::abort();
+    if (!before.write(GuestAddress(0x11008), std::uint64_t{2})) std::abort();
+    const GuestMemory after =
+        *GuestMemory::create(std::vector<GuestRange>{{GuestAddress(0x1000), 0x4000},
+                                                     {GuestAddress(0x8000), 0x1000},
+                                                     {GuestAddress(0x11000), 0x1000}});
+    const std::vector<GuestRange> written{{GuestAddress(0x2000), 0x3000},
+                                          {GuestAddress(0x8000), 0x1000}};
+    if (!after.write(GuestAddress(0x4008), std::uint64_t{3})) std::abort();
+    const auto parent = save_snapshot(before, full);
+    if (!parent) std::abort();
+    const auto saved = save_snapshot(
+        after, changes, {.changes = SnapshotChanges{.parent = parent->id, .ranges = written}});
+    if (!saved) std::abort();
+    id = saved->id;
+  }
+};
+
+/// Names our chain where the input names a parent, which is no snapshot that there is.
+void name_parent(std::vector<std::byte>& file) {
+  constexpr std::ptrdiff_t at = 48;
+  const auto& id = Chain::instance().id.bytes;
+  if (file.size() < at + id.size()) return;
+  const auto parent = std::span(file).subspan(at, id.size());
+  if (std::ranges::all_of(parent, [](std::byte byte) { return byte == std::byte{0}; })) return;
+  std::ranges::copy(std::as_bytes(std::span(id)), parent.begin());
+}
+
 /// Reads all that a reader says is there, within reason.
 void read_all(SnapshotReader reader) {
   std::vector<std::byte> bytes(0x10000);
@@ -84,7 +128,8 @@ void read_file(int file) {
   touch(target());
   const auto regions = inspect_snapshot(file);
   // It may be its own parent, if it likes.
-  const auto reader = SnapshotReader::open(file, {&file, 1});
+  const Chain& chain = Chain::instance();
+  const auto reader = SnapshotReader::open(file, std::array{file, chain.changes, chain.full});
   if (reader) read_all(*reader);
   const auto mapped = map_snapshot(file);
   if (!mapped) return;
@@ -122,6 +167,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const auto place = std::find(bytes.begin() + 68, bytes.end(), std::byte{0xa5});
     if (place != bytes.end()) bytes.insert(bytes.erase(place), 4096, std::byte{0x5a});
   }
+  if (!is_image) name_parent(bytes);
   if (data[0] % 2 == 1) mend(bytes);
   static const int file = memfd_create("snapshot", MFD_CLOEXEC);
   if (ftruncate(file, 0) != 0) std::abort();
