@@ -142,7 +142,7 @@ Result<void> LazyRestore::State::add_regions(const GuestMemory& memory) {
 }
 
 /// A region that may not be written must hold what the source has for it.
-Result<void> LazyRestore::State::compare(const MemoryRegion& region) const {
+Result<void> LazyRestore::State::compare(const MemoryRegion& region) {
   const auto refuse = [&](const char* reason) {
     return fail(detail::name_region(
         {.code = Errc::access_denied, .operation = start_operation, .reason = reason},
@@ -153,11 +153,11 @@ Result<void> LazyRestore::State::compare(const MemoryRegion& region) const {
   for (std::uint64_t at = 0; at < region.size(); at += buffer.size()) {
     const std::span bytes(buffer.data(), std::min(buffer.size(), region.size() - at));
     const GuestRange range{GuestAddress(region.base().value() + at), bytes.size()};
-    const GuestRange data = VMSPACE_TRY(source_->next_data(range));
+    const GuestRange data = VMSPACE_TRY(source_.next_data(range));
     if (data.empty()) {
       std::ranges::fill(bytes, std::byte{});
     } else {
-      VMSPACE_TRY(source_->read(range.base, bytes));
+      VMSPACE_TRY(source_.read(range.base, bytes));
     }
     bool is_equal = false;
     VMSPACE_TRY(detail::touch_region(start_operation, region, at, bytes.size(), [&] {
@@ -180,7 +180,7 @@ Result<void> LazyRestore::State::settle_absent_blocks(const RestoredRegion& rest
                                            restored.pages().first + end / snapshot_page}));
     while (at < end) {
       const GuestRange absent{GuestAddress(region.base().value() + at), end - at};
-      const GuestRange data = VMSPACE_TRY(source_->next_data(absent));
+      const GuestRange data = VMSPACE_TRY(source_.next_data(absent));
       if (data.empty()) break;
       if (!absent.contains(data)) {
         return fail({.code = Errc::corrupt,
@@ -190,7 +190,7 @@ Result<void> LazyRestore::State::settle_absent_blocks(const RestoredRegion& rest
                      .reason = "the source has named data outside of what it was asked for"});
       }
       buffer.resize(std::min(data.size, extent_size));
-      VMSPACE_TRY(source_->read(data.base, buffer));
+      VMSPACE_TRY(source_.read(data.base, buffer));
       if (!is_zero(buffer)) {
         return fail({.code = Errc::bad_state,
                      .operation = start_operation,

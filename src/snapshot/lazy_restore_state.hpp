@@ -23,6 +23,7 @@
 #include "host/userfault.hpp"
 #include "os/forked_child.hpp"
 #include "os/wake_event.hpp"
+#include "snapshot/careful_source.hpp"
 #include "snapshot/page_ledger.hpp"
 #include "snapshot/restored_region.hpp"
 
@@ -70,7 +71,7 @@ class VMSPACE_HIDDEN LazyRestore::State {
 
   // Starting.
   [[nodiscard]] Result<void> add_regions(const GuestMemory& memory);
-  [[nodiscard]] Result<void> compare(const MemoryRegion& region) const;
+  [[nodiscard]] Result<void> compare(const MemoryRegion& region);
   [[nodiscard]] Result<void> settle_absent_blocks(const detail::RestoredRegion& region);
   [[nodiscard]] Result<void> plan_working_set();
   [[nodiscard]] Result<void> add_workers();
@@ -119,7 +120,7 @@ class VMSPACE_HIDDEN LazyRestore::State {
   /// Null where there is none.
   [[nodiscard]] detail::RestoredRegion* region_at(std::uint64_t host_address) const noexcept;
 
-  const std::shared_ptr<PageSource> source_;
+  detail::CarefulSource source_;  // asked by any thread at any time
   const LazyRestoreOptions options_;
   std::shared_ptr<const detail::Userfault> faults_;
   detail::PageLedger ledger_;

@@ -7,9 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <new>
 #include <span>
-#include <type_traits>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
@@ -31,20 +29,6 @@ using detail::snapshot_page;
 namespace {
 
 constexpr const char* restore_operation = "LazyRestore";
-
-/// A call of the source. What it throws is an error: above it is nobody who could catch that.
-template <typename Call>
-std::invoke_result_t<Call> ask_source(Call call) noexcept {
-  try {
-    return call();
-  } catch (const std::bad_alloc&) {
-    return detail::fail_os(restore_operation, {}, "the source has run out of memory", ENOMEM);
-  } catch (...) {
-    return fail({.code = Errc::bad_state,
-                 .operation = restore_operation,
-                 .reason = "the source threw an exception"});
-  }
-}
 
 /// After so many errors in a row the descriptor of the faults counts as dead.
 constexpr unsigned most_failed_reads = 100;
@@ -181,7 +165,7 @@ void LazyRestore::State::look_for_data(Worker& worker) {
   const RestoredRegion& region = region_of(stripe.first);
   const PageRun rest{stripe.first, region.pages().end};
   const GuestRange asked = region.guest_range(rest);
-  const auto data = ask_source([&] { return source_->next_data(asked); });
+  const auto data = source_.next_data(asked);
   const bool is_valid = data && data->base >= asked.base &&
                         data->base.value() - asked.base.value() <= asked.size &&
                         data->size <= asked.size - (data->base.value() - asked.base.value()) &&
@@ -209,9 +193,7 @@ void LazyRestore::State::bring(Worker& worker, const RestoredRegion& region, Pag
   const std::uint64_t size = job.size() * snapshot_page;
   const std::uint64_t offset = region.offset_of(job.first);
   auto* const buffer = worker.buffer.as<std::byte>();
-  const auto read = ask_source([&] {
-    return source_->read(region.guest_range(job).base, {buffer, size});
-  });
+  const auto read = source_.read(region.guest_range(job).base, {buffer, size});
   if (!read) return bring_apart(worker, region, job, fate, read.error());
   if (!ledger_.begin_filling(worker.slot)) return region.wake(offset, size);
   // Pages of zeros stay absent, which reads as zeros once the memory is unregistered; but for one

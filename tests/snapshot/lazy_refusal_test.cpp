@@ -133,6 +133,18 @@ TEST_F(LazyRestoreRefusals, ReadOnlyMemoryThatHoldsSomethingElse) {
   EXPECT_EQ(settled(restore.statistics()), 16 * page) << "the ROM is not restored";
 }
 
+TEST_F(LazyRestoreRefusals, ASourceThatThrowsWhenReadOnlyMemoryIsCompared) {
+  const MemoryRegionPtr rom = test::region({high, 4 * page, Protection::read});
+  const GuestMemory memory = *GuestMemory::from_regions({test::region({low, 16 * page}), rom});
+  source->before_read = [](GuestAddress, std::size_t) { throw 9; };
+  EXPECT_THAT(LazyRestore::start(memory, source), HasErrorThat(says("threw")));
+  source->before_read = [](GuestAddress, std::size_t) { throw std::bad_alloc(); };
+  EXPECT_THAT(LazyRestore::start(memory, source), HasErrorThat(says("out of memory")));
+  // Nothing was begun.
+  const TempFile file;
+  VMSPACE_EXPECT_OK(save_snapshot(memory, file.fd()));
+}
+
 TEST_F(LazyRestoreRefusals, WhileItRuns) {
   const GuestMemory memory = ram();
   START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
