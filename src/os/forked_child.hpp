@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a child that has forked must not destroy: an object with threads, which only the parent has, and
-// with a userfaultfd, by which the child would change the parent's memory.
+// What a child that has forked must not destroy: an object with threads, which only the parent has, or
+// with a descriptor by which the child would change what the parent has: a userfaultfd, a container of
+// VFIO, a device's connection.
 
 #pragma once
 

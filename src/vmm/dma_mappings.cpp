@@ -18,6 +18,7 @@
 #include "vmspace/host/memory_pin.hpp"
 
 #include "os/argument_checks.hpp"
+#include "os/forked_child.hpp"
 #include "vmm/keep_for_ever.hpp"
 #include "vmm/section_list.hpp"
 
@@ -51,6 +52,7 @@ struct VMSPACE_HIDDEN DmaMappings::State {
   /// How many mapped sections share one mapping, where the target goes by host addresses.
   std::map<HostRange, std::size_t> sharing = {};
   State* before = nullptr;  ///< for keep_for_ever()
+  detail::Maker maker = {};
 
   /// How many sections use the mapping of this memory that a target by host addresses has; memory
   /// that moves is there at two guest addresses for a while.
@@ -290,6 +292,7 @@ Result<void> DmaMappings::remove(const MemorySection& section) {
 }
 
 void DmaMappings::unmap_all() noexcept {
+  detail::leave_to_maker(state_);
   if (!state_) return;
   const auto first_from = [&](std::uint64_t address) -> const MemorySection* {
     const auto rest = state_->entries.overlapping(

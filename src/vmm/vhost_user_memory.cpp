@@ -212,7 +212,7 @@ Result<void> VhostUserMemory::State::change_one(std::uint32_t request, const Mem
 VhostUserMemory::VhostUserMemory(std::unique_ptr<State> state) noexcept
     : state_(std::move(state)) {}
 VhostUserMemory::~VhostUserMemory() {
-  state_->take_all();
+  if (state_->maker.is_this_process()) state_->take_all();  // not out of a log that a child shares
 }
 
 Result<std::unique_ptr<VhostUserMemory>> VhostUserMemory::create(int socket_fd,

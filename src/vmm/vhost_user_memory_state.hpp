@@ -12,6 +12,7 @@
 #include "vmspace/vmm/vhost_user_message.hpp"
 
 #include "os/descriptor.hpp"
+#include "os/forked_child.hpp"
 #include "vmm/vhost_sections.hpp"
 #include "vmm/vhost_user_wire.hpp"
 
@@ -24,6 +25,7 @@ struct VMSPACE_HIDDEN VhostUserMemory::State {
   std::uint64_t limit = detail::vhost_user::max_table;
   VhostUserLog log = {};  ///< of what the device writes
   detail::VhostSections sections = {};
+  detail::Maker maker = {};
 
   [[nodiscard]] bool has(std::uint64_t feature) const noexcept {
     return (options.protocol_features & feature) != 0;

@@ -208,6 +208,7 @@ Result<void> VmDirtyLog::stop() {
   constexpr const char* operation = "VmDirtyLog::stop";
   const VmMemory memory = *std::exchange(memory_, std::nullopt);  // what has stopped keeps nothing
   VmMemory::State& state = *memory.state_;
+  if (!state.maker.is_this_process()) return {};  // in the parent it goes on
   const auto turn = VMSPACE_TRY(state.map.writer(operation));
   return state.drop_stopped_logs(turn.current().memory, operation);
 }

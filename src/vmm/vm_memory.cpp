@@ -28,6 +28,8 @@ Unsettled unsettled_as(detail::TableTask task) noexcept {
 }  // namespace
 
 VmMemory::State::~State() {
+  // A child's listeners have the devices of its parent.
+  if (!maker.is_this_process()) return;
   // Nobody else has a handle, so this is nobody's turn.
   const auto turn = map.writer();
   const GuestMemory& memory = turn->current().memory;

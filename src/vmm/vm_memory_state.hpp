@@ -12,6 +12,7 @@
 #include "vmspace/vmm/vm_dirty_log.hpp"
 #include "vmspace/vmm/vm_memory.hpp"
 
+#include "os/forked_child.hpp"
 #include "vmm/listener_table.hpp"
 #include "vmm/page_set.hpp"
 #include "vmm/range_list.hpp"
@@ -46,6 +47,8 @@ struct VMSPACE_HIDDEN VmMemory::State {
   State(const State&) = delete;
   State& operator=(const State&) = delete;
   ~State();
+
+  const detail::Maker maker;
 
   /// Changes all, or nothing; says what was changed.
   /// `resized`, if any, is where the edit puts the region that has the memory of the one it replaces.

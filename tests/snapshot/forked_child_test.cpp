@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A child that has forked, to start a helper, and can't: it ends by std::exit(), which destroys what is
-// static. What it has copies of must go on in the parent.
+// What watches or fills memory goes on in the parent when a child that has forked destroys its copy.
 
-#include <sys/wait.h>
-#include <unistd.h>
+#include "host/forked_child.hpp"
 
 #include <memory>
 #include <optional>
@@ -26,21 +24,6 @@ namespace vmspace::forked_child_test {
 namespace {
 
 using namespace test;
-
-/// Destroys a copy of the object in a child, and waits for that.
-template <typename T>
-void destroy_in_a_child(std::optional<T>& object) {
-  const pid_t child = ::fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    ::alarm(20);  // instead of waiting for threads that it does not have
-    object.reset();
-    ::_exit(0);
-  }
-  int status = 0;
-  ASSERT_EQ(::waitpid(child, &status, 0), child);
-  EXPECT_EQ(status, 0);
-}
 
 /// Whether this kernel has no userfaultfd for it, or this process may not use it: then a test skips.
 template <typename T>

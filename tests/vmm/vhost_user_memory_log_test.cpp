@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "vmspace/vmm/vm_dirty_log.hpp"
 #include "vmspace/vmm/vm_memory.hpp"
 
+#include "host/forked_child.hpp"
 #include "vmm/vhost_user_front_support.hpp"
 
 namespace vmspace::vhost_user_memory_log_test {
@@ -116,6 +118,20 @@ TEST_P(VhostUserDirtyLog, IncludesWhatTheDeviceHasWritten) {
   VMSPACE_ASSERT_OK(log.stop());
   auto next = memory.start_dirty_log().value();
   EXPECT_THAT(*next.harvest(), IsEmpty()) << "that was for the log before";
+}
+
+TEST_P(VhostUserDirtyLog, IsNotTakenByAForkedChild) {
+  VMSPACE_ASSERT_OK(share(small));
+  std::optional<VmDirtyLog> log = memory.start_dirty_log().value();
+  device_writes(3 * page);
+  in_a_child([&] {
+    log.reset();
+    memory = VmMemory::create(memory.map()->space.layout()).value();  // the old one goes
+    front.reset();
+  });
+  EXPECT_FALSE(front->is_gone());
+  EXPECT_THAT(*log->harvest(), ElementsAre(pages(3 * page)));
+  VMSPACE_EXPECT_OK(memory.plug(ram("more", 2_MiB, 1_MiB)));
 }
 
 TEST_P(VhostUserDirtyLog, NeedsALogThatTheDeviceShares) {

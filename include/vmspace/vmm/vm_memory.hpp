@@ -90,6 +90,9 @@ struct UnsettledSection {
 /// Invariant: every placed region with a backing is mapped, and every listener has exactly these
 /// sections, but for what unsettled() lists.
 ///
+/// A child that forks and destroys its copies of this, of its dirty logs and of the library's
+/// listeners, as std::exit() does when they are static, tells nobody: the devices are its parent's.
+///
 /// Threads: every call is safe from any thread, but for assigning to a handle that another thread
 /// uses. Changes happen one after the other, except that many can be staged at the same time; a change
 /// of a region that another one is just changing is `bad_state`. From inside an edit, and from inside a
