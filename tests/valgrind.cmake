@@ -34,7 +34,11 @@ list(APPEND without_memcheck_page_scan_test PageScanKinds.APageThatGoesBeforeItI
 list(APPEND without_memcheck_growth_test GrowthCheck.FindsMemoryThatIsNeverFreed)
 list(APPEND without_memcheck_guest_memory_map_test GuestMemoryMap.ABackingTooShortForAllRegionsIsRefused)
 list(APPEND without_memcheck_handover_hostile_test HostileHandover.IsRefusedWhereverItEnds
-     HostileHandover.AlteredAnywhereItIsRefusedOrAGuest)
+     HostileHandover.AlteredAnywhereItIsRefusedOrAGuest HostileHandover.NumbersThatMakeNoSenseAreRefused)
+
+# A child that has forked leaks what is its parent's on purpose.
+list(APPEND without_memcheck forked_child_test vm_forked_child_test)
+list(APPEND without_memcheck_vhost_user_memory_log_test *IsNotTakenByAForkedChild*)
 
 # It has descriptors of its own above the limit, and closes what lies there.
 list(APPEND without_memcheck_handover_hostile_test HostileHandover.WithoutRoomForDescriptorsItIsRefused)
