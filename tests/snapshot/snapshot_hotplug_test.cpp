@@ -104,9 +104,10 @@ class SnapshotHotplug : public ::testing::TestWithParam<Full> {
   }
   void save(const std::vector<GuestRange>& changes) {
     const TempFile& file = add_file();
-    last = VMSPACE_ASSERT_OK(
-               save_snapshot(memory(), file.fd(), {.changes = SnapshotChanges{last, changes}}))
-               .id;
+    const auto saved =
+        save_snapshot(memory(), file.fd(), {.changes = SnapshotChanges{last, changes}});
+    ASSERT_THAT(saved, IsOk());
+    last = saved->id;
   }
   /// Checks that the chain up to here is the memory as it is.
   void expect_restored() const {
@@ -121,7 +122,8 @@ class SnapshotHotplug : public ::testing::TestWithParam<Full> {
     expect_same(memory(), restored);
     const TempFile merged;
     VMSPACE_ASSERT_OK(merge_snapshots(reader, merged.fd()));
-    expect_same(memory(), VMSPACE_ASSERT_OK(map_snapshot(merged.fd())));
+    const auto mapped = VMSPACE_ASSERT_OK(map_snapshot(merged.fd()));
+    expect_same(memory(), mapped);
   }
 };
 
@@ -173,7 +175,8 @@ TEST_P(SnapshotHotplug, MemoryThatGrowsAndShrinksKeepsWhatItHad) {
   auto dimm = plug(slot, 16);
   VMSPACE_EXPECT_OK(fill(slot, 16, 2));
   save();
-  dimm = VMSPACE_ASSERT_OK(vm.resize(dimm, 32 * page))->shared_description();
+  const auto grown = VMSPACE_ASSERT_OK(vm.resize(dimm, 32 * page));
+  dimm = grown->shared_description();
   VMSPACE_EXPECT_OK(fill(GuestAddress(slot.value() + 20 * page), 1, 3));
   save();
   expect_restored();
