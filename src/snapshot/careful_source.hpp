@@ -11,7 +11,6 @@
 #include <type_traits>
 #include <utility>
 
-#include "vmspace/base/error_text.hpp"
 #include "vmspace/base/result.hpp"
 #include "vmspace/snapshot/page_source.hpp"
 

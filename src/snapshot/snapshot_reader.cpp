@@ -164,10 +164,8 @@ bool SnapshotReader::has_checksums() const noexcept {
                              [](const SnapshotFile& file) { return file.head().has_checksums; });
 }
 
-/// Calls `piece(piece, from, size)` for what records have of a range within one region, and
-/// `gap(from, size)` for the rest, in address order, until one of them returns false or fails.
-template <typename OnPiece, typename OnGap>
-Result<void> SnapshotReader::State::walk(GuestRange range, OnPiece on_piece, OnGap on_gap) const {
+template <typename Part>
+Result<void> SnapshotReader::State::walk(GuestRange range, Part part) const {
   std::uint64_t at = range.base.value();
   std::uint64_t left = range.size;
   auto next = std::ranges::lower_bound(pieces, at, {}, &SnapshotPiece::last);
@@ -179,7 +177,14 @@ Result<void> SnapshotReader::State::walk(GuestRange range, OnPiece on_piece, OnG
     } else if (next != pieces.end()) {
       size = std::min(left, next->base - at);
     }
-    const bool goes_on = VMSPACE_TRY(in_piece ? on_piece(*next, at, size) : on_gap(at, size));
+    const SnapshotPiece zeros{.base = at,
+                              .size = size,
+                              .record = 0,
+                              .pages = 0,
+                              .offset = 0,
+                              .file = 0,
+                              .is_zeros = true};
+    const bool goes_on = VMSPACE_TRY(part(in_piece ? *next : zeros, at, size));
     if (!goes_on) break;
     if (in_piece) ++next;
     at += size;
@@ -214,17 +219,10 @@ Result<Extent> SnapshotReader::State::next_data(const SnapshotPiece& piece, std:
 Result<void> SnapshotReader::read(GuestAddress at, std::span<std::byte> to) {
   const GuestRange range{.base = at, .size = to.size()};
   VMSPACE_TRY(detail::region_of_pages(reading, regions(), range));
-  const auto part = [&](std::uint64_t from, std::uint64_t size) {
-    return to.subspan(from - at.value(), size);
-  };
   return state_->walk(
       range,
       [&](const SnapshotPiece& piece, std::uint64_t from, std::uint64_t size) -> Result<bool> {
-        VMSPACE_TRY(state_->read(piece, from, part(from, size)));
-        return true;
-      },
-      [&](std::uint64_t from, std::uint64_t size) -> Result<bool> {
-        std::memset(part(from, size).data(), 0, size);
+        VMSPACE_TRY(state_->read(piece, from, to.subspan(from - at.value(), size)));
         return true;
       });
 }
@@ -243,8 +241,7 @@ Result<GuestRange> SnapshotReader::next_data(GuestRange range) {
         if (found.size == 0) found.base = GuestAddress(data.offset);
         found.size += data.size;
         return found.size < detail::snapshot_chunk && data.end() == from + size;
-      },
-      [&](std::uint64_t, std::uint64_t) -> Result<bool> { return found.size == 0; }));
+      }));
   return found;
 }
 

@@ -17,7 +17,8 @@
 
 namespace vmspace::detail {
 
-/// A part of guest memory that is in one place of one file: in a record, or in a region of an image.
+/// A part of guest memory that is in one place of one file: in a record, or in a region of an
+/// image.
 struct SnapshotPiece {
   std::uint64_t base;
   std::uint64_t size;
@@ -56,8 +57,10 @@ struct SnapshotReader::State {
   [[nodiscard]] Result<Extent> next_data(const detail::SnapshotPiece& piece, std::uint64_t from,
                                          std::uint64_t size) const;
 
-  template <typename OnPiece, typename OnGap>
-  [[nodiscard]] Result<void> walk(GuestRange range, OnPiece on_piece, OnGap on_gap) const;
+  /// Calls `part(piece, from, size)` for each part of a range within one region, in address order,
+  /// until it returns false or fails. What no piece has is given as a piece of zeros.
+  template <typename Part>
+  [[nodiscard]] Result<void> walk(GuestRange range, Part part) const;
 };
 
 }  // namespace vmspace

@@ -109,6 +109,13 @@ class SnapshotHotplug : public ::testing::TestWithParam<Full> {
     ASSERT_THAT(saved, IsOk());
     last = saved->id;
   }
+  /// Plugs a DIMM that is in the next snapshot as it is.
+  AddressSpaceRegionPtr save_with_dimm() {
+    const AddressSpaceRegionPtr dimm = plug(slot, 16);
+    VMSPACE_EXPECT_OK(fill(slot, 16, 2));
+    save();
+    return dimm;
+  }
   /// Checks that the chain up to here is the memory as it is.
   void expect_restored() const {
     std::vector<int> parents;
@@ -138,9 +145,7 @@ TEST_P(SnapshotHotplug, MemoryThatWasPluggedIsInTheNext) {
 }
 
 TEST_P(SnapshotHotplug, MemoryThatWasUnpluggedIsNot) {
-  const auto dimm = plug(slot, 16);
-  VMSPACE_EXPECT_OK(fill(slot, 16, 2));
-  save();
+  const auto dimm = save_with_dimm();
   VMSPACE_EXPECT_OK(vm.unplug(dimm, 10s));
   VMSPACE_EXPECT_OK(fill(GuestAddress(5 * page), 1, 3));
   save();
@@ -148,9 +153,7 @@ TEST_P(SnapshotHotplug, MemoryThatWasUnpluggedIsNot) {
 }
 
 TEST_P(SnapshotHotplug, WhatWasUnpluggedDoesNotComeBackWithOtherMemory) {
-  const auto dimm = plug(slot, 16);
-  VMSPACE_EXPECT_OK(fill(slot, 16, 2));
-  save();
+  const auto dimm = save_with_dimm();
   VMSPACE_EXPECT_OK(vm.unplug(dimm, 10s));
   save();
   plug(slot, 24);
@@ -160,9 +163,7 @@ TEST_P(SnapshotHotplug, WhatWasUnpluggedDoesNotComeBackWithOtherMemory) {
 }
 
 TEST_P(SnapshotHotplug, MemoryThatReplacedOtherIsReportedWhole) {
-  const auto dimm = plug(slot, 16);
-  VMSPACE_EXPECT_OK(fill(slot, 16, 2));
-  save();
+  const auto dimm = save_with_dimm();
   VMSPACE_EXPECT_OK(vm.unplug(dimm, 10s));
   plug(slot, 8);
   plug(GuestAddress(slot.value() + 8 * page), 8);
@@ -172,9 +173,7 @@ TEST_P(SnapshotHotplug, MemoryThatReplacedOtherIsReportedWhole) {
 }
 
 TEST_P(SnapshotHotplug, MemoryThatGrowsAndShrinksKeepsWhatItHad) {
-  auto dimm = plug(slot, 16);
-  VMSPACE_EXPECT_OK(fill(slot, 16, 2));
-  save();
+  auto dimm = save_with_dimm();
   const auto grown = VMSPACE_ASSERT_OK(vm.resize(dimm, 32 * page));
   dimm = grown->shared_description();
   VMSPACE_EXPECT_OK(fill(GuestAddress(slot.value() + 20 * page), 1, 3));
@@ -187,9 +186,7 @@ TEST_P(SnapshotHotplug, MemoryThatGrowsAndShrinksKeepsWhatItHad) {
 }
 
 TEST_P(SnapshotHotplug, MemoryThatMovedIsAtItsNewPlace) {
-  const auto dimm = plug(slot, 16);
-  VMSPACE_EXPECT_OK(fill(slot, 16, 2));
-  save();
+  const auto dimm = save_with_dimm();
   VMSPACE_EXPECT_OK(vm.relocate(dimm, GuestAddress(slot.value() + 8 * page)));
   save();
   expect_restored();
