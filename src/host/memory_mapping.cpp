@@ -3,6 +3,7 @@
 #include "vmspace/host/memory_mapping.hpp"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -262,6 +263,7 @@ MemoryMapping::MemoryMapping(MemoryMapping&& other) noexcept
       protection_(other.protection_),
       reserve_(other.reserve_),
       numa_policy_(std::move(other.numa_policy_)),
+      dontfork_process_(std::exchange(other.dontfork_process_, 0)),
       advice_(std::move(other.advice_)) {}
 
 MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
@@ -280,6 +282,7 @@ MemoryMapping& MemoryMapping::operator=(MemoryMapping&& other) noexcept {
   protection_ = other.protection_;
   reserve_ = other.reserve_;
   numa_policy_ = std::move(other.numa_policy_);
+  dontfork_process_ = std::exchange(other.dontfork_process_, 0);
   advice_ = std::move(other.advice_);
   return *this;
 }
@@ -292,11 +295,20 @@ void MemoryMapping::unmap_or_abandon() noexcept {
   if (!unmap() && part_) part_->abandon();
 }
 
+bool MemoryMapping::is_kept_from_this_process() const noexcept {
+  return dontfork_process_ != 0 && dontfork_process_ != ::getpid();
+}
+
 /// False, with errno, when the kernel refuses; all is as it was then.
 bool MemoryMapping::unmap() noexcept {
-  if (reserved_ == nullptr) {  // something else unmaps it
+  if (is_kept_from_this_process()) {
+    if (part_) part_->abandon();  // nor are the addresses the arena's any more
+    reserved_ = nullptr;
+  }
+  if (reserved_ == nullptr) {  // something else unmaps it, or has
     data_ = nullptr;
-    size_ = 0;
+    size_ = reserved_size_ = 0;
+    part_.reset();
     arena_.reset();
     owner_.reset();
     return true;

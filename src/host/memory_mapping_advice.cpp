@@ -3,6 +3,7 @@
 // MemoryMapping: whatever madvise(2) changes without changing contents.
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -134,7 +135,9 @@ Result<Applied> MemoryMapping::collapse(std::uint64_t offset, std::uint64_t size
 }
 
 Result<void> MemoryMapping::use_dontfork() {
-  return give_advice("MemoryMapping::use_dontfork", MADV_DONTFORK);
+  VMSPACE_TRY(give_advice("MemoryMapping::use_dontfork", MADV_DONTFORK));
+  dontfork_process_ = ::getpid();
+  return {};
 }
 
 Result<void> MemoryMapping::use_dontdump() {

@@ -3,12 +3,16 @@
 // MemoryMapping: what the kernel is told about memory.
 
 #include <sys/mman.h>
+#include <unistd.h>
+
+#include <optional>
 
 #include <gtest/gtest.h>
 
 #include "vmspace/host/memory_mapping.hpp"
 #include "vmspace/testing.hpp"
 
+#include "host/forked_child.hpp"
 #include "host/host_support.hpp"
 
 namespace vmspace::memory_mapping_advice_test {
@@ -50,6 +54,28 @@ TEST(MemoryMapping, ForkedChildrenDoNotGetDontforkMemory) {
     *static_cast<volatile std::byte*>(mapping.data());
   });
   EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV) << status;
+}
+
+TEST(MemoryMapping, AChildThatDestroysDontforkMemoryUnmapsNothingElse) {
+  const auto arena = HostArena::reserve({.size = 1_MiB});
+  ASSERT_THAT(arena, IsOk());
+  for (const bool in_arena : {false, true}) {
+    MappingOptions options{.size = 64_KiB};
+    if (in_arena) options.arena = *arena;
+    std::optional<MemoryMapping> mapping = map_or_die(anon, options);
+    VMSPACE_ASSERT_OK(mapping->use_dontfork());
+    in_a_child([&] {
+      // There is room: the memory has not come along.
+      void* const place = mapping->data();
+      void* const own = ::mmap(place, 64_KiB, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+      if (own != place) ::_exit(1);
+      *static_cast<volatile char*>(own) = 1;
+      mapping.reset();
+      if (*static_cast<volatile char*>(own) != 1) ::_exit(2);
+    });
+    VMSPACE_EXPECT_OK(mapping->close());  // the parent's is unmapped as ever
+  }
 }
 
 TEST(MemoryMapping, HugePagesAreAppliedOnlyWhereTheyCanBe) {

@@ -8,6 +8,8 @@
 
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -199,8 +201,9 @@ class VMSPACE_EXPORT MemoryMapping {
   /// after Advice::no_huge_pages; `os`: ENOMEM where no huge page is free, EBUSY or EAGAIN where pages
   /// are in use for the moment: what could be collapsed is, and the call may be made again. O(bytes).
   [[nodiscard]] Result<Applied> collapse(std::uint64_t offset, std::uint64_t size) const;
-  /// Keeps all of it from forked children (MADV_DONTFORK). Errors: `bad_state` after close(); `os`.
-  /// One system call.
+  /// Keeps all of it from forked children (MADV_DONTFORK). A child that destroys its copy of this object
+  /// unmaps nothing: what it has at these addresses is something else. Errors: `bad_state` after close();
+  /// `os`. One system call.
   [[nodiscard]] Result<void> use_dontfork();
   /// Keeps all of it out of core dumps (MADV_DONTDUMP). Errors: `bad_state` after close(); `os`.
   /// One system call.
@@ -287,6 +290,7 @@ class VMSPACE_EXPORT MemoryMapping {
   [[nodiscard]] Result<void> map_over(std::byte* place, const MappingOptions& options);
   [[nodiscard]] bool unmap() noexcept;
   void unmap_or_abandon() noexcept;
+  [[nodiscard]] bool is_kept_from_this_process() const noexcept;
 
   Backing backing_;
   // By offsets in the file, or where there is none, in this mapping and its parts. Null only after a
@@ -307,6 +311,7 @@ class VMSPACE_EXPORT MemoryMapping {
   Protection protection_ = Protection::none;
   bool reserve_ = false;
   NumaPolicy numa_policy_;
+  pid_t dontfork_process_ = 0;  // the one whose children do not get the memory; 0 when they do
   // The advice given to all of it (MADV_*), for memory that takes the place of a part.
   std::vector<int> advice_;
 };
