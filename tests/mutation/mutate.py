@@ -42,8 +42,10 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 
@@ -112,17 +114,29 @@ def run(test, seconds):
     """How the test failed, or None."""
     target, _, chosen = test.partition(":")
     command = commands()[target] + ([f"--gtest_filter={chosen}"] if chosen else [])
-    try:
-        done = subprocess.run(command, cwd=copy / "build", env=environment(),
-                              capture_output=True, text=True, errors="replace",
-                              timeout=seconds)
-    except subprocess.TimeoutExpired:
+    # Read as it comes, and only the names kept: a test that hangs may print without end.
+    with subprocess.Popen(command, cwd=copy / "build", env=environment(), text=True, errors="replace",
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          start_new_session=True) as process:
+        hung = threading.Event()
+
+        def end():
+            hung.set()
+            os.killpg(process.pid, signal.SIGKILL)
+
+        timer = threading.Timer(seconds, end)
+        timer.start()
+        first = None
+        for line in process.stdout:
+            if first is None and line.startswith("[  FAILED  ] "):
+                first = line.split("]")[1].split(" (")[0].strip()
+        status = process.wait()
+        timer.cancel()
+    if hung.is_set():
         return f"{target} hangs"
-    if done.returncode == 0:
+    if status == 0:
         return None
-    failed = [line.split("]")[1].split(" (")[0].strip()
-              for line in done.stdout.splitlines() if line.startswith("[  FAILED  ] ")]
-    return f"{target}: {failed[0] if failed else f'ended with {done.returncode}'}"
+    return f"{target}: {first or f'ended with {status}'}"
 
 
 def caught_by(tests, limits, jobs):
