@@ -52,7 +52,9 @@ namespace vmspace {
 /// It owns the memory's page faults: a LiveSnapshot of the same memory is `bad_state` meanwhile, and the
 /// other way round; so is a LazyRestore that starts later, while one that runs already shares them. The
 /// regions are kept mapped. Forked children are not watched. Regions that are plugged later are not
-/// either: start another one. Resizing one (MemoryRegion::with_size) is `bad_state` meanwhile.
+/// either: start another one. One that is moved in the guest (VmMemory::relocate) is still watched, and
+/// reported at the addresses that it had at start(). Resizing one (MemoryRegion::with_size) is
+/// `bad_state` meanwhile.
 ///
 /// Threads: harvest() may be called from any thread, one after the other; moving and destroying
 /// exclude it. Everybody may use the memory, and discard it, at any time.
