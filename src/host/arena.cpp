@@ -4,6 +4,7 @@
 
 #include <sys/mman.h>
 
+#include <atomic>
 #include <utility>
 
 #include "vmspace/base/try.hpp"
@@ -27,7 +28,7 @@ struct VMSPACE_HIDDEN HostArena::State {
   State(const State&) = delete;
   State& operator=(const State&) = delete;
   ~State() {
-    if (reserved != nullptr) kernel().munmap(reserved, reserved_size);
+    if (reserved != nullptr && !are_addresses_left) kernel().munmap(reserved, reserved_size);
   }
 
   std::byte* data = nullptr;
@@ -35,6 +36,7 @@ struct VMSPACE_HIDDEN HostArena::State {
   std::uint64_t guest_base = 0;
   void* reserved = nullptr;
   std::uint64_t reserved_size = 0;
+  std::atomic<bool> are_addresses_left = false;
   RangePool parts;
 };
 
@@ -77,6 +79,10 @@ std::uint64_t HostArena::guest_base() const noexcept {
 
 const RangePool& HostArena::parts() const noexcept {
   return state_->parts;
+}
+
+void HostArena::leave_addresses() const noexcept {
+  state_->are_addresses_left = true;
 }
 
 }  // namespace vmspace

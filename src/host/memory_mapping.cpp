@@ -302,7 +302,8 @@ bool MemoryMapping::is_kept_from_this_process() const noexcept {
 /// False, with errno, when the kernel refuses; all is as it was then.
 bool MemoryMapping::unmap() noexcept {
   if (is_kept_from_this_process()) {
-    if (part_) part_->abandon();  // nor are the addresses the arena's any more
+    if (part_) part_->abandon();
+    if (arena_) arena_->leave_addresses();
     reserved_ = nullptr;
   }
   if (reserved_ == nullptr) {  // something else unmaps it, or has

@@ -57,12 +57,10 @@ TEST(MemoryMapping, ForkedChildrenDoNotGetDontforkMemory) {
 }
 
 TEST(MemoryMapping, AChildThatDestroysDontforkMemoryUnmapsNothingElse) {
-  const auto arena = HostArena::reserve({.size = 1_MiB});
-  ASSERT_THAT(arena, IsOk());
   for (const bool in_arena : {false, true}) {
-    MappingOptions options{.size = 64_KiB};
-    if (in_arena) options.arena = *arena;
-    std::optional<MemoryMapping> mapping = map_or_die(anon, options);
+    std::optional<HostArena> arena;
+    if (in_arena) arena = VMSPACE_ASSERT_OK(HostArena::reserve({.size = 1_MiB}));
+    std::optional<MemoryMapping> mapping = map_or_die(anon, {.size = 64_KiB, .arena = arena});
     VMSPACE_ASSERT_OK(mapping->use_dontfork());
     in_a_child([&] {
       // There is room: the memory has not come along.
@@ -72,6 +70,7 @@ TEST(MemoryMapping, AChildThatDestroysDontforkMemoryUnmapsNothingElse) {
       if (own != place) ::_exit(1);
       *static_cast<volatile char*>(own) = 1;
       mapping.reset();
+      arena.reset();
       if (*static_cast<volatile char*>(own) != 1) ::_exit(2);
     });
     VMSPACE_EXPECT_OK(mapping->close());  // the parent's is unmapped as ever

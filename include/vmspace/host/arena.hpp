@@ -63,7 +63,11 @@ class VMSPACE_EXPORT HostArena {
   friend bool operator==(const HostArena&, const HostArena&) = default;
 
  private:
+  friend class MemoryMapping;
   struct State;
+
+  /// The addresses are not given back: in a forked child, where something else is at some of them.
+  void leave_addresses() const noexcept;
 
   explicit HostArena(std::shared_ptr<State> state) noexcept : state_(std::move(state)) {}
 
