@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string_view>
 
 #include "vmspace/address_space/address_space_base.hpp"
@@ -34,9 +35,11 @@ class Acquisition {
       : state_(state), draft_(draft), adopts_(adopts), caller_(caller) {}
 
   /// Takes the region that a claim describes out of the draft, so that its place is free for take() to
-  /// check and to fill with this very region. Null when the draft does not have it.
-  [[nodiscard]] AddressSpaceRegionPtr lift(const ResourceRequest& claim,
-                                           const DeviceRecord& record) const;
+  /// check and to fill with this very region. Null when the draft does not have it, or when it is one of
+  /// `retired`, which is sorted: the next change would take it out.
+  [[nodiscard]] AddressSpaceRegionPtr lift(
+      const ResourceRequest& claim, const DeviceRecord& record,
+      std::span<const AddressSpaceRegion* const> retired) const;
 
   /// Meets a request; with the region that lift() gave for it, if any. Errors: those of
   /// ResourceManager::acquire, without operation and request.

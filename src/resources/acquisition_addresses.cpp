@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <functional>
 #include <limits>
 #include <optional>
 #include <string>
@@ -131,15 +132,16 @@ Result<Range> Acquisition::place(const MmioPlace& wanted, std::optional<GuestAdd
   return range;
 }
 
-AddressSpaceRegionPtr Acquisition::lift(const ResourceRequest& claim,
-                                        const DeviceRecord& record) const {
+AddressSpaceRegionPtr Acquisition::lift(const ResourceRequest& claim, const DeviceRecord& record,
+                                        std::span<const AddressSpaceRegion* const> retired) const {
   std::optional<RegionOptions> claimed = region_of(claim, record.owner);
   if (!claimed) return nullptr;
   // What memory is mapped from is the VMM's business: a claim that was text has nothing to say of it.
   const auto is_claimed = [&](const AddressSpaceRegion& region) {
     if (region.owner() != record.owner) return false;
     claimed->backing = region.backing();
-    return region.options() == *claimed;
+    return region.options() == *claimed &&
+           !std::ranges::binary_search(retired, &region, std::less<>());
   };
   if (!is_parked(claim)) {
     const AddressSpaceRegion* const region = draft_->find_region(claimed->base);

@@ -179,9 +179,14 @@ class Taken {
     // All of them first: a bridge window must be empty, and its claim comes before theirs.
     std::vector<AddressSpaceRegionPtr> lifted;
     if (list_.takes_over && draft != nullptr) {
+      // Asked after the owners have entered: who gives a name back has retired its regions before.
+      std::vector<const AddressSpaceRegion*> retired;
+      for (const AddressSpaceRegionPtr& region : state_.ledger->retired())
+        retired.push_back(region.get());
+      std::ranges::sort(retired, std::less<>());
       lifted.reserve(list_.size());
       for (std::size_t i = 0; i < list_.size(); ++i)
-        lifted.push_back(acquisition.lift(list_.request(i), list_.record_of(i)));
+        lifted.push_back(acquisition.lift(list_.request(i), list_.record_of(i), retired));
     }
     for (std::size_t i = 0; i < list_.size(); ++i) {
       const auto met = acquisition.take(list_.request(i), list_.record_of(i),

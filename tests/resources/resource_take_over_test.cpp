@@ -13,6 +13,7 @@
 #include <gtest/gtest.h>
 
 #include "resources/manager_state.hpp"
+#include "resources/test_ledger.hpp"
 
 namespace vmspace::resource_take_over_test {
 namespace {
@@ -147,6 +148,38 @@ TEST_F(ResourceTakeOverTest, ARetiredRegionIsNotTakenOver) {
   const auto again = VMSPACE_ASSERT_OK(take_over(first, claims));
   EXPECT_THAT(first.retired(), IsEmpty());
   EXPECT_NE(*first.ledger().snapshot()->begin(), old);
+}
+
+/// Retires regions as a change begins: what that change finds, and the next one takes out.
+class RetiringLedger final : public test::TestLedger {
+ public:
+  using TestLedger::TestLedger;
+  Result<void> transact(const Edit& edit) const override {
+    return space().transact([&](AddressSpaceBase& draft) {
+      retire({next.begin(), next.end()});
+      return edit(draft);
+    });
+  }
+
+  mutable std::vector<AddressSpaceRegionPtr> next;
+};
+
+TEST_F(ResourceTakeOverTest, ARegionThatGoesWithTheNextChangeIsNotTakenOver) {
+  const auto a = take({MmioRange{.size = 64_KiB}}, "a");
+  const auto b = take({MmioRange{.size = 4_KiB, .parked = true}}, "b");
+  const AddressSpaceBase map = *space.snapshot();
+  const auto ledger = std::make_shared<RetiringLedger>(AddressSpace(map));
+  const ResourceManager other =
+      ResourceManager::create(ledger, test::limits_with(test::pool_of_slots())).value();
+  ledger->next = {*map.begin(), map.parked()[0]};
+  const Claims claims = manager.claims();
+  EXPECT_THAT(take_over(other, claims), HasError(Errc::overlap));
+  EXPECT_THAT(other.holders(), IsEmpty());
+  ledger->next = {map.parked()[0]};
+  const auto parked = VMSPACE_ASSERT_OK(take_over(other, {claims[1]}));
+  ledger->next = {};
+  VMSPACE_EXPECT_OK(other.collect());
+  VMSPACE_EXPECT_OK(other.check_invariants());
 }
 
 }  // namespace

@@ -132,10 +132,14 @@ struct ResourceMove {
 
 /// What ResourceManager::adopt() does with a region that the ledger has where a claim needs it.
 enum class FoundRegions : std::uint8_t {
-  refuse,  ///< the claim fails with `overlap`
+  /// The claim fails with `overlap`. What is parked is in nobody's way: its claim is given a region of
+  /// its own, beside those that the ledger has.
+  refuse,
   /// It is taken over, with the memory behind it, if it says what the claim does: the owner, the
-  /// place, the size, the name and so on, whatever it is mapped from. Otherwise as `refuse`. This is
-  /// for a guest that was handed over: its devices' regions come with the map (receive_handover()).
+  /// place, the size, the name and so on, whatever it is mapped from, and is not retired. Otherwise as
+  /// `refuse`: look at the ledger's parked regions afterwards if the claims may say something else than
+  /// the map does. This is for a guest that was handed over: its devices' regions come with the map
+  /// (receive_handover()).
   take_over,
 };
 
@@ -247,8 +251,8 @@ class VMSPACE_EXPORT ResourceManager {
   /// `found` says what becomes of a region that the ledger has already. Of two managers with one
   /// ledger, one alone may take over an owner's.
   ///
-  /// Costs what acquire() does for each claim, and one change of the ledger. To take over a parked
-  /// region is O(p) in the parked ones that the ledger had before.
+  /// Costs what acquire() does for each claim, and one change of the ledger. To take over a
+  /// region is also O(p) in the parked ones that there are by then, of the ledger and of the list.
   [[nodiscard]] Result<std::vector<DeviceResources>> adopt(
       std::span<const ResourceClaim> claims, FoundRegions found = FoundRegions::refuse) const;
 
