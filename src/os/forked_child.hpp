@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <memory>
+#include <utility>
 
 namespace vmspace::detail {
 
@@ -21,10 +22,18 @@ class Maker {
   pid_t process_ = ::getpid();
 };
 
-/// In a destructor: in a child that has forked, leaves the state as it is; it goes with the child.
+/// Before a state is destroyed: in a child that has forked, leaves it as it is, to go with the child.
 template <typename State>
 void leave_to_maker(std::unique_ptr<State>& state) noexcept {
   if (state != nullptr && !state->maker.is_this_process()) static_cast<void>(state.release());
+}
+
+/// Moves a state; what was in its place is left as it is in a child that has forked.
+template <typename State>
+void move_or_leave(std::unique_ptr<State>& to, std::unique_ptr<State>&& from) noexcept {
+  if (&to == &from) return;
+  leave_to_maker(to);
+  to = std::move(from);
 }
 
 }  // namespace vmspace::detail

@@ -207,7 +207,10 @@ Result<std::vector<GuestRange>> DirtyScan::State::harvest() {
 
 DirtyScan::DirtyScan(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
 DirtyScan::DirtyScan(DirtyScan&& other) noexcept = default;
-DirtyScan& DirtyScan::operator=(DirtyScan&& other) noexcept = default;
+DirtyScan& DirtyScan::operator=(DirtyScan&& other) noexcept {
+  detail::move_or_leave(state_, std::move(other.state_));
+  return *this;
+}
 DirtyScan::~DirtyScan() {
   detail::leave_to_maker(state_);
 }

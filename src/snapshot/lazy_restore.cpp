@@ -295,7 +295,10 @@ Result<LazyRestore> LazyRestore::start(const GuestMemory& memory,
 
 LazyRestore::LazyRestore(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
 LazyRestore::LazyRestore(LazyRestore&& other) noexcept = default;
-LazyRestore& LazyRestore::operator=(LazyRestore&& other) noexcept = default;
+LazyRestore& LazyRestore::operator=(LazyRestore&& other) noexcept {
+  detail::move_or_leave(state_, std::move(other.state_));
+  return *this;
+}
 LazyRestore::~LazyRestore() {
   detail::leave_to_maker(state_);
 }

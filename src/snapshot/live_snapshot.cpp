@@ -290,7 +290,10 @@ void LiveSnapshot::State::close() noexcept {
 
 LiveSnapshot::LiveSnapshot(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
 LiveSnapshot::LiveSnapshot(LiveSnapshot&&) noexcept = default;
-LiveSnapshot& LiveSnapshot::operator=(LiveSnapshot&&) noexcept = default;
+LiveSnapshot& LiveSnapshot::operator=(LiveSnapshot&& other) noexcept {
+  detail::move_or_leave(state_, std::move(other.state_));
+  return *this;
+}
 LiveSnapshot::~LiveSnapshot() {
   detail::leave_to_maker(state_);
 }

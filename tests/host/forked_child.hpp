@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <optional>
+#include <utility>
 
 #include <gtest/gtest.h>
 
@@ -29,10 +30,15 @@ void in_a_child(Body body) {
   EXPECT_EQ(status, 0);
 }
 
-/// Destroys a copy of the object in a child.
+/// Destroys a copy of the object in a child, and in another one by assigning to it.
 template <typename T>
 void destroy_in_a_child(std::optional<T>& object) {
   in_a_child([&] { object.reset(); });
+  in_a_child([&] {
+    T from(*std::move(object));
+    T to(std::move(from));
+    to = std::move(from);
+  });
 }
 
 }  // namespace vmspace::test
