@@ -36,8 +36,9 @@ struct SnapshotChanges {
   /// The snapshot that the memory was saved to, or restored from, when tracking began.
   SnapshotId parent;
   /// In any order, as harvest_dirty() gives them; each counts as whole pages of 4096 bytes. Memory that
-  /// has come since counts as changed where it holds anything, or lies where other memory was in the
-  /// parent: a VmDirtyLog reports all of it.
+  /// has come to its place since, plugged or moved, counts as changed where it holds anything, or lies
+  /// where other memory was in the parent. A VmDirtyLog reports all of it; to what a DirtyScan reports
+  /// add it, since that knows the regions of its start only.
   std::span<const GuestRange> ranges;
 };
 
