@@ -253,6 +253,15 @@ TEST(MemoryMapSvg, EndsWithWhatIsParked) {
   EXPECT_THAT(drawn(space), HasSubstr("<title>device\nparked\ndevice, 4 KiB</title>"));
 }
 
+TEST(MemoryMapSvg, CountsWhatIsParkedWithoutABlockOfItsOwn) {
+  AddressSpaceBase space = plain_space();
+  // 64 entries are drawn: of 150, the 63 larger ones and one of the others.
+  for (std::uint64_t i = 0; i < 150; ++i)
+    VMSPACE_EXPECT_OK(
+        space.insert_parked_region(test::made(test::device(0, i < 87 ? 4_KiB : 8_KiB))));
+  EXPECT_THAT(drawn(space), HasSubstr("<title>86 entries, device\nparked\n344 KiB</title>"));
+}
+
 TEST(MemoryMapSvg, LooksAsItDid) {
   AddressSpaceBase space(test::pc());
   VMSPACE_EXPECT_OK(space.insert_region(

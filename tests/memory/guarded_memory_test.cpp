@@ -340,6 +340,10 @@ TEST_F(Guarded, RegionsMadeOfItAreGuardedToo) {
   const auto resized =
       VMSPACE_ASSERT_OK(region->with_size(VMSPACE_ASSERT_OK(AddressSpaceRegion::make(smaller))));
   EXPECT_TRUE(resized->may_fault());
+  EXPECT_THAT(region->with_size(nullptr), HasError(Errc::invalid_argument));
+  smaller.name = "another";
+  const auto another = VMSPACE_ASSERT_OK(AddressSpaceRegion::make(smaller));
+  EXPECT_THAT(region->with_size(another), HasError(Errc::invalid_argument));
   keep(1);
   const auto elsewhere = VMSPACE_ASSERT_OK(GuestMemory::from_regions({moved}));
   expect_fault(elsewhere.read<std::uint8_t>(at(0x101000)), 0x101000, "GuestMemory::read");

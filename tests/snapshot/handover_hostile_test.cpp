@@ -255,6 +255,43 @@ TEST(HostileHandover, BlocksThatCostTooMuchAreRefusedOnBothSides) {
               HasErrorThat(::testing::Field(&Error::reason, ::testing::HasSubstr("blocks"))));
 }
 
+TEST(HostileHandover, WhatNoReceiverWouldTakeIsNotSent) {
+  const auto encoded = [](const std::function<void(HandoverMap&)>& alter) {
+    Made made;
+    alter(made.map);
+    return detail::encode_handover(made.map);
+  };
+  const auto add = [](HandoverMap& map, std::size_t count, const HandoverRegion& region) {
+    map.regions.insert(map.regions.end(), count, region);
+  };
+  const HandoverRegion parked{.options = {.size = page}, .parked = true};
+  VMSPACE_EXPECT_OK(encoded([&](HandoverMap& map) { add(map, 1024, parked); }));
+  EXPECT_THAT(encoded([&](HandoverMap& map) { add(map, 1025, parked); }),
+              HasError(Errc::limit_exceeded));
+  EXPECT_THAT(encoded([&](HandoverMap& map) { add(map, 65'536, map.regions[0]); }),
+              HasError(Errc::limit_exceeded));
+  HandoverRegion named = parked;
+  named.parked = false;
+  named.options.name = std::string(1024, 'n');
+  EXPECT_THAT(encoded([&](HandoverMap& map) { add(map, 16'384, named); }),
+              HasError(Errc::limit_exceeded))
+      << "more than 16 MiB";
+  EXPECT_THAT(encoded([](HandoverMap& map) {
+                map.layout.holes.assign(257, {"hole", Range::point(0)});
+              }),
+              HasError(Errc::limit_exceeded));
+  EXPECT_THAT(encoded([](HandoverMap& map) {
+                map.regions[0].place->present.assign(4097, {0, page});
+              }),
+              HasError(Errc::limit_exceeded));
+  const auto with_path = [&](const std::string& path) {
+    return encoded([&](HandoverMap& map) { map.regions[0].options.backing.path = path; });
+  };
+  VMSPACE_EXPECT_OK(with_path(std::string(4095, 'p')));
+  EXPECT_THAT(with_path(std::string(4096, 'p')), HasError(Errc::limit_exceeded));
+  EXPECT_THAT(with_path(std::string("a\0b", 3)), HasError(Errc::invalid_argument));
+}
+
 TEST(HostileHandover, TextsThatCantBePrintedAreRefused) {
   std::vector<std::byte> bytes = Made{}.bytes();
   const std::string name = "ram";

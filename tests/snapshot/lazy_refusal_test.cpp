@@ -293,6 +293,15 @@ TEST_F(LazyRestoreRefusals, BlocksThatAreAbsentAreNotBrought) {
   EXPECT_THAT(LazyRestore::start(memory, source),
               AnyOf(HasErrorThat(says("blocks that are not plugged")), HasError(Errc::unsupported),
                     HasError(Errc::access_denied)));
+  class Liar : public WordSource {
+   public:
+    Result<GuestRange> next_data(GuestRange range) override {
+      return GuestRange{range.base, range.size + page};
+    }
+  };
+  EXPECT_THAT(LazyRestore::start(memory, std::make_shared<Liar>()),
+              AnyOf(HasErrorThat(says("outside of what it was asked for")),
+                    HasError(Errc::unsupported), HasError(Errc::access_denied)));
   source->is_zero = [](std::uint64_t at) { return at < high + 2_MiB || at >= high + 4_MiB; };
   START_RESTORE_OR_SKIP(restore, memory, source, {.background = false});
   EXPECT_EQ(restore.statistics().zero, 6_MiB);

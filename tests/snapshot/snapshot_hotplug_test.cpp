@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <future>
 #include <memory>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -46,10 +47,11 @@ struct NoVcpus final : VmGate {
 /// What the first snapshot is made of.
 enum class Full { image, records };
 
-/// A VM that is saved again and again.
-class SnapshotHotplug : public ::testing::TestWithParam<Full> {
+/// A VM that is saved again and again, with checksums or without.
+class SnapshotHotplug : public ::testing::TestWithParam<std::tuple<Full, bool>> {
  protected:
   const VmMemory vm = VmMemory::create(planned()).value();
+  const bool has_checksums = std::get<bool>(GetParam());
   VmDirtyLog log = vm.start_dirty_log().value();
   std::vector<std::unique_ptr<TempFile>> files;
   SnapshotId last;
@@ -58,15 +60,15 @@ class SnapshotHotplug : public ::testing::TestWithParam<Full> {
     VMSPACE_EXPECT_OK(vm.set_gate(std::make_shared<NoVcpus>()));
     VMSPACE_EXPECT_OK(fill(GuestAddress(0), 64, 1));
     const TempFile& file = add_file();
-    if (GetParam() == Full::image) {
-      last = save_snapshot(memory(), file.fd()).value().id;
+    if (std::get<Full>(GetParam()) == Full::image) {
+      last = save_snapshot(memory(), file.fd(), {.checksums = has_checksums}).value().id;
     } else {
       int pipe[2] = {-1, -1};
       ASSERT_EQ(::pipe(pipe), 0);
       const OwnedFd from(pipe[0]);
       auto saved = std::async(std::launch::async, [&] {
         const OwnedFd to(pipe[1]);
-        return save_snapshot(memory(), to.get()).value().id;
+        return save_snapshot(memory(), to.get(), {.checksums = has_checksums}).value().id;
       });
       std::vector<std::byte> bytes(page);
       for (off_t at = 0; !bytes.empty(); at += static_cast<off_t>(bytes.size())) {
@@ -105,7 +107,8 @@ class SnapshotHotplug : public ::testing::TestWithParam<Full> {
   void save(const std::vector<GuestRange>& changes) {
     const TempFile& file = add_file();
     const auto saved =
-        save_snapshot(memory(), file.fd(), {.changes = SnapshotChanges{last, changes}});
+        save_snapshot(memory(), file.fd(),
+                      {.changes = SnapshotChanges{last, changes}, .checksums = has_checksums});
     ASSERT_THAT(saved, IsOk());
     last = saved->id;
   }
@@ -185,6 +188,22 @@ TEST_P(SnapshotHotplug, MemoryThatGrowsAndShrinksKeepsWhatItHad) {
   expect_restored();
 }
 
+TEST_P(SnapshotHotplug, MemoryThatNobodyTouchedIsThatOfSeveralRegionsBefore) {
+  const auto low_half = plug(slot, 8);
+  const auto high_half = plug(GuestAddress(slot.value() + 8 * page), 8);
+  VMSPACE_EXPECT_OK(fill(slot, 16, 2));
+  save();
+  VMSPACE_EXPECT_OK(vm.unplug(low_half, 10s));
+  VMSPACE_EXPECT_OK(vm.unplug(high_half, 10s));
+  plug(slot, 16);
+  VMSPACE_EXPECT_OK(fill(slot, 16, 2));
+  VMSPACE_EXPECT_OK(fill(GuestAddress(slot.value() + 7 * page), 2, 3));
+  VMSPACE_EXPECT_OK(log.harvest());
+  // Of the sixteen pages only those two are not what the parent's regions had.
+  save({{GuestAddress(slot.value() + 7 * page), 2 * page}});
+  expect_restored();
+}
+
 TEST_P(SnapshotHotplug, MemoryThatMovedIsAtItsNewPlace) {
   const auto dimm = save_with_dimm();
   VMSPACE_EXPECT_OK(vm.relocate(dimm, GuestAddress(slot.value() + 8 * page)));
@@ -192,8 +211,10 @@ TEST_P(SnapshotHotplug, MemoryThatMovedIsAtItsNewPlace) {
   expect_restored();
 }
 
-INSTANTIATE_TEST_SUITE_P(OverAnImage, SnapshotHotplug, ::testing::Values(Full::image));
-INSTANTIATE_TEST_SUITE_P(OverRecords, SnapshotHotplug, ::testing::Values(Full::records));
+INSTANTIATE_TEST_SUITE_P(OverAnImage, SnapshotHotplug,
+                         ::testing::Combine(::testing::Values(Full::image), ::testing::Bool()));
+INSTANTIATE_TEST_SUITE_P(OverRecords, SnapshotHotplug,
+                         ::testing::Combine(::testing::Values(Full::records), ::testing::Bool()));
 
 }  // namespace
 }  // namespace vmspace::snapshot_hotplug_test

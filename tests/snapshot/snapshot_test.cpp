@@ -115,6 +115,9 @@ TEST(Snapshot, ReadOnlyRegionsMustBeWhatTheyWere) {
   const auto before = file.status().st_size;
   EXPECT_THAT(save_snapshot(closed, file.fd()), HasError(Errc::access_denied));
   EXPECT_EQ(file.status().st_size, before);
+  const GuestMemory like_it =
+      guest({{low, page, Protection::none}, {high, memory.regions()[1]->size()}});
+  EXPECT_THAT(restore_snapshot(like_it, file.fd()), HasError(Errc::access_denied));
 }
 
 TEST(Snapshot, FilesThatCantHoldOneAreErrors) {

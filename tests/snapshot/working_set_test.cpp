@@ -161,6 +161,35 @@ TEST(WorkingSet, NoAlteredOrMissingByteIsBelieved) {
   }
 }
 
+TEST(WorkingSet, RangesThatMakeNoSenseAreRefusedWhateverTheChecksum) {
+  const TempFile file;
+  VMSPACE_ASSERT_OK(sample_set().save(file.fd()));
+  const std::vector<std::byte> good = file.read(40 + 3 * 16);
+  const auto with = [&](std::size_t at, std::uint64_t value) {
+    std::vector<std::byte> bytes = good;
+    const auto put = [&](std::size_t offset, std::uint64_t number) {
+      for (std::size_t i = 0; i < 8; ++i)
+        bytes[offset + i] = static_cast<std::byte>(number >> (8 * i));
+    };
+    put(40 + at, value);
+    put(32, 0);
+    std::uint64_t checksum = 0xcbf2'9ce4'8422'2325;  // FNV-1a
+    for (const std::byte byte : bytes)
+      checksum = (checksum ^ std::to_integer<std::uint64_t>(byte)) * 0x100'0000'01b3;
+    put(32, checksum);
+    const TempFile other;
+    other.write(bytes);
+    return WorkingSet::load(other.fd());
+  };
+  ASSERT_THAT(with(0, page), IsOkAndHolds(sample_set())) << "as it was";
+  EXPECT_THAT(with(0, page + 1), HasError(Errc::corrupt)) << "a part of a page";
+  EXPECT_THAT(with(8, 0), HasError(Errc::corrupt)) << "no page";
+  EXPECT_THAT(with(40, 0 - 49 * page), HasError(Errc::corrupt)) << "more than there are";
+  EXPECT_THAT(with(32, 11 * page), HasError(Errc::corrupt)) << "in one before";
+  EXPECT_THAT(with(32, 12 * page), HasError(Errc::corrupt)) << "adjacent to one before";
+  EXPECT_THAT(with(0, 200 * page), HasError(Errc::corrupt)) << "not in order";
+}
+
 TEST(WorkingSet, DescriptorsThatCanNotBeUsed) {
   EXPECT_THAT(WorkingSet::load(-1), HasError(Errc::os));
   EXPECT_THAT(sample_set().save(-1), HasError(Errc::os));
