@@ -29,8 +29,10 @@ namespace boot_linux {
 namespace {
 
 using vmspace::Errc;
+using vmspace::Error;
 using vmspace::GuestAddress;
 using vmspace::HasError;
+using vmspace::HasErrorThat;
 using vmspace::IsOk;
 
 template <typename T>
@@ -202,6 +204,24 @@ TEST(KernelImage, SurvivesEveryByteAltered) {
       }
     }
   }
+}
+
+TEST(KernelImage, RefusesMoreNotesThanAnyKernelHas) {
+  Elf elf;
+  const std::string note = bytes_of(Elf64_Nhdr{4, 0, 1}) + std::string("GNU\0", 4);
+  elf.note_bytes.clear();
+  for (int i = 0; i < 1 << 15; ++i)  // half of what is allowed
+    elf.note_bytes += note;
+  elf.note.p_filesz = elf.note_bytes.size();
+  VMSPACE_EXPECT_OK(read(elf.file()));
+  // Two headers more that name the same notes.
+  elf.header.e_phnum = 4;
+  elf.code.p_offset += 2 * sizeof(Elf64_Phdr);
+  elf.note.p_offset += 2 * sizeof(Elf64_Phdr);
+  const std::string twice = bytes_of(elf.note) + bytes_of(elf.note);
+  EXPECT_THAT(
+      read(elf.file().insert(elf.header.e_phoff + sizeof(Elf64_Phdr), twice)),
+      HasErrorThat(::testing::Property(&Error::message, ::testing::HasSubstr("more notes"))));
 }
 
 TEST(KernelImage, RefusesWhatItCannotBe) {
