@@ -166,6 +166,10 @@ TEST(LiveSnapshotTaking, TellsOfTheErrorThatCameFirst) {
   ASSERT_THAT(taken, HasError(Errc::os));
   EXPECT_EQ(taken.error().os_errno, EIO) << taken.error().message();
   EXPECT_STREQ(taken.error().operation, "LiveSnapshot::take");
+  const auto ended = snapshot.wait();
+  ASSERT_THAT(ended, HasError(Errc::os));
+  EXPECT_EQ(ended.error().os_errno, EIO) << ended.error().message();
+  EXPECT_STREQ(ended.error().operation, "LiveSnapshot::wait");
 }
 
 /// A page that was absent, and a disk that waits until somebody has written to it.
