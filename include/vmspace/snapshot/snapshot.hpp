@@ -37,8 +37,8 @@ struct SnapshotChanges {
   SnapshotId parent;
   /// In any order, as harvest_dirty() gives them; each counts as whole pages of 4096 bytes. Memory that
   /// has come to its place since, plugged or moved, counts as changed where it holds anything, or lies
-  /// where other memory was in the parent. A VmDirtyLog reports all of it; to what a DirtyScan reports
-  /// add it, since that knows the regions of its start only.
+  /// where other memory was in the parent. A VmDirtyLog reports all of it. A DirtyScan knows only the
+  /// regions that there were at its start: add the rest to what it reports.
   std::span<const GuestRange> ranges;
 };
 
